@@ -1,0 +1,72 @@
+"""Flax modules as constructors of pure functions.
+
+Modules own shapes and parameters. Everything outside `models/` sees a plain nested dict of arrays with string keys:
+`init` makes one, `bind` turns one back into a callable module inside a traced function, `scan_blocks` runs a stack
+of identical blocks whose parameters are stacked along a leading axis.
+"""
+
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+Params = dict[str, Any]
+
+
+def _string_keys(tree: Any) -> Any:
+    return {str(k): _string_keys(v) for k, v in tree.items()} if isinstance(tree, dict) else tree
+
+
+def _integer_keys(tree: Any) -> Any:
+    if not isinstance(tree, dict):
+        return tree
+    return {int(k) if k.isdigit() else k: _integer_keys(v) for k, v in tree.items()}
+
+
+def init(cls: Callable[..., nnx.Module], *args: Any, key: jax.Array) -> Params:
+    """Parameters of `cls(*args, rngs=...)` as a nested dict of float32 arrays. `args` must be hashable configs."""
+    module = cls(*args, rngs=nnx.Rngs(key))
+    return _string_keys(nnx.to_pure_dict(nnx.state(module, nnx.Param)))
+
+
+def init_stack(cls: Callable[..., nnx.Module], *args: Any, key: jax.Array, depth: int) -> Params:
+    """Parameters of `depth` identical modules, each leaf stacked along a new first axis."""
+    return jax.vmap(lambda k: init(cls, *args, key=k))(jax.random.split(key, depth))
+
+
+@lru_cache(maxsize=256)
+def _abstract(cls: Callable[..., nnx.Module], args: tuple[Any, ...]) -> tuple[Any, Any]:
+    return nnx.split(nnx.eval_shape(lambda: cls(*args, rngs=nnx.Rngs(0))))
+
+
+def bind(cls: Callable[..., nnx.Module], *args: Any, params: Params) -> Any:
+    """The module `cls(*args)` holding `params`. Call it inside the traced function only."""
+    graph, state = _abstract(cls, args)
+    state = jax.tree.map(lambda leaf: leaf, state)  # a copy: the cached one must stay abstract
+    nnx.replace_by_pure_dict(state, _integer_keys(params))
+    return nnx.merge(graph, state)
+
+
+def unstack(stacked: Params, depth: int) -> list[Params]:
+    """The `depth` parameter dicts that `init_stack` stacked."""
+    return [jax.tree.map(lambda leaf: leaf[i], stacked) for i in range(depth)]
+
+
+def scan_blocks(
+    cls: Callable[..., nnx.Module], *args: Any, params: Params, x: jax.Array, inputs: tuple[Any, ...] = (),
+    remat: bool = False,
+) -> jax.Array:
+    """Applies the stack: x = block(x, *inputs) for each of the stacked parameter sets, with `lax.scan`."""
+
+    def body(carry: jax.Array, block_params: Params) -> tuple[jax.Array, None]:
+        return bind(cls, *args, params=block_params)(carry, *inputs), None
+
+    return jax.lax.scan(jax.checkpoint(body) if remat else body, x, params)[0]
+
+
+def count(params: Params) -> int:
+    """How many numbers the tree holds; works on `jax.eval_shape` results too."""
+    return sum(int(jnp.size(leaf)) if hasattr(leaf, "ndim") else 0 for leaf in jax.tree.leaves(params))

@@ -1,0 +1,1 @@
+"""Prompt -> prefix tokens -> semantic tokens -> latents -> waveform."""

@@ -1,0 +1,126 @@
+"""The public face of the cascade: `load("mini").generate(prompts, seconds=10, seed=0)`."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+
+from melody_jax import audio, diffusion, release
+from melody_jax.data import text
+from melody_jax.errors import UserError
+from melody_jax.models.functional import Params
+from melody_jax.sampling import generate
+
+WEIGHTS = Path(__file__).parents[1] / "weights"
+NETWORKS = ("mulan", "lm", "dpd", "vae")
+
+
+class Melody:
+    """A loaded cascade. Attributes: `sample_rate` in Hz, `max_seconds` one window holds, `params`, `configs`."""
+
+    sample_rate = audio.SAMPLE_RATE
+
+    def __init__(self, params: dict[str, Params], configs: dict) -> None:
+        self.params = params
+        self.configs = configs
+
+    @property
+    def max_seconds(self) -> float:
+        """How long one window is, in seconds: the longest clip that `generate` makes."""
+        return self.configs["dpd"].frames * self.configs["vae"].hop / self.sample_rate
+
+    def generate(
+        self, prompts: str | Sequence[str], *, seconds: float = 10.0, steps: int = 5, guidance_scale: float = 2.5,
+        seed: int | Sequence[int] = 0, temperature: float = 1.0, lm_guidance_scale: float = 1.0, top_k: int = 250,
+        schedule: str = "paper",
+    ) -> np.ndarray:
+        """Music for each prompt: float32 (B, samples) in [-1, 1] at `sample_rate`, trimmed to `seconds`.
+
+        prompts: one text or a list of B texts, each at most 62 word pieces.
+        seconds: 0 < seconds <= `max_seconds`. steps: diffusion steps, 1 to 1000.
+        guidance_scale: of the diffusion, finite, 1 is none (2.5 in the paper, section 3.5).
+        seed: one integer (item i gets seed + i) or one per prompt, in [0, 2**31). An item's clip depends on its own
+        prompt and seed only.
+        temperature, top_k, lm_guidance_scale: of the language model; temperature >= 0, 0 is greedy.
+        schedule: angle schedule, "paper" or "uniform" (section 3.4).
+        Raises UserError, one line, for anything outside these ranges.
+        """
+        texts = [prompts] if isinstance(prompts, str) else list(prompts)
+        seeds = _seeds(seed, len(texts))
+        ids, mask = _tokenise(texts, self.configs["mulan"].text.max_length)
+        _check_number("seconds", seconds, 0.0, self.max_seconds, hint="continuation is not built yet")
+        _check_integer("steps", steps, 1, 1000)
+        _check_integer("top_k", top_k, 1, self.configs["lm"].semantic_vocab)
+        for name, value in (("guidance_scale", guidance_scale), ("lm_guidance_scale", lm_guidance_scale)):
+            _check_number(name, value, -100.0, 100.0)
+        _check_number("temperature", temperature, -1e-9, 100.0)
+        if schedule not in diffusion.SCHEDULES:
+            raise UserError(f"schedule {schedule!r} is unknown; choose one of {', '.join(diffusion.SCHEDULES)}")
+        config = generate.SamplerConfig(
+            mulan=self.configs["mulan"], lm=self.configs["lm"], dpd=self.configs["dpd"], steps=steps,
+            schedule=schedule, top_k=top_k,
+        )
+        sampler_params = {name: self.params[name] for name in ("mulan", "lm", "dpd")}
+        scales = (jnp.float32(temperature), jnp.float32(lm_guidance_scale), jnp.float32(guidance_scale))
+        latents = generate.prompt_to_latents(sampler_params, config, ids, mask, seeds, *scales)
+        wave = generate.latents_to_wave(self.params["vae"], self.configs["vae"], latents)
+        samples = round(seconds * self.sample_rate)
+        return np.stack([audio.peak_limit(item) for item in np.asarray(wave)[:, :samples]])
+
+
+def load(name: str = "mini", *, folder: str | Path | None = None) -> Melody:
+    """The released cascade `name`, from the package or from `folder/name`; no network is touched.
+
+    Raises UserError if there is no such release, a file of it is missing or damaged, or its networks were not made
+    for each other (the hashes in each JSON name the networks it was trained with).
+    """
+    root = Path(folder) if folder is not None else WEIGHTS
+    path = root / name
+    if not path.is_dir():
+        there = sorted(p.name for p in root.iterdir() if p.is_dir()) if root.is_dir() else []
+        raise UserError(f"no released model {name!r} in {root}; there are: {', '.join(there) or 'none'}")
+    loaded = {network: release.load_network(path, network) for network in NETWORKS}
+    own = {network: release.network_hash(path, network) for network in NETWORKS}
+    for network, (_, _, needs) in loaded.items():
+        for other, digest in needs.items():
+            if other in own and own[other] != digest:
+                raise UserError(
+                    f"{path}: {network} was trained with {other} {digest[:12]}, but {other} here is {own[other][:12]}; "
+                    "take all files from one release"
+                )
+    return Melody({k: v[0] for k, v in loaded.items()}, {k: v[1] for k, v in loaded.items()})
+
+
+def _seeds(seed: int | Sequence[int], count: int) -> np.ndarray:
+    seeds = [int(seed) + i for i in range(count)] if isinstance(seed, int | np.integer) else [int(s) for s in seed]
+    if len(seeds) != count:
+        raise UserError(f"{len(seeds)} seeds for {count} prompts; give one integer or one seed per prompt")
+    for value in seeds:
+        if not 0 <= value < 2**31:
+            raise UserError(f"seed {value} is outside 0 to {2**31 - 1}")
+    return np.asarray(seeds, np.int32)
+
+
+def _tokenise(texts: list[str], length: int) -> tuple[np.ndarray, np.ndarray]:
+    if not texts:
+        raise UserError("no prompts; give at least one")
+    for item in texts:
+        if not isinstance(item, str) or not item.strip():
+            raise UserError(f"prompt {item!r} is empty; describe the music in a few words")
+        pieces = text.count_tokens(item)
+        if pieces > length:
+            raise UserError(f"prompt {item[:40]!r}... has {pieces} word pieces; at most {length} fit, shorten it")
+    return text.tokenize(texts, length)
+
+
+def _check_number(name: str, value: float, above: float, most: float, hint: str = "") -> None:
+    number = isinstance(value, int | float | np.number) and not isinstance(value, bool)
+    if not number or not above < value <= most:
+        raise UserError(f"{name} is {value}; it must be above {max(above, 0) if above > -1 else above:g} and at most "
+                        f"{most:g}{f' ({hint})' if hint else ''}")
+
+
+def _check_integer(name: str, value: int, least: int, most: int) -> None:
+    if not isinstance(value, int | np.integer) or isinstance(value, bool) or not least <= value <= most:
+        raise UserError(f"{name} is {value}; it must be a whole number from {least} to {most}")

@@ -1,0 +1,124 @@
+"""Short-time spectra in JAX: STFT, its inverse, mel filters. Always float32, differentiable. B batch, T samples.
+
+Framing: frame i is centred on sample i * hop + (hop - 1) / 2, so T // hop frames cover T samples without overlap of
+their centres and without a frame too many; the ends are padded with zeros. Frames are cut by reshape and concatenation
+of shifted pieces rather than by a gather: its gradient is then a sum of shifted pieces and not a scatter.
+"""
+
+from functools import lru_cache
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from melody_jax.errors import UserError
+
+
+@lru_cache(maxsize=64)
+def hann(n_fft: int, win: int | None = None) -> np.ndarray:
+    """The periodic Hann window of `win` samples (default n_fft) in the middle of n_fft samples, float32 (n_fft,)."""
+    win = n_fft if win is None else win
+    if not 0 < win <= n_fft:
+        raise UserError(f"window of {win} samples: it must lie between 1 and n_fft = {n_fft}")
+    window = np.zeros(n_fft, np.float32)
+    start = (n_fft - win) // 2
+    window[start : start + win] = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(win) / win)
+    return window
+
+
+def frame(audio: jax.Array, length: int, hop: int, center: bool = True) -> jax.Array:
+    """Overlapping frames: (B, T) -> (B, frames, length).
+
+    center: T // hop frames, (length - hop) // 2 zeros in front and the rest behind; otherwise no padding and only the
+    1 + (T - length) // hop frames that lie inside. Raises `UserError` where not one frame fits.
+    """
+    samples = audio.shape[-1]
+    frames = samples // hop if center else 1 + (samples - length) // hop
+    if frames < 1 or hop > length:
+        raise UserError(f"{samples} samples do not hold one frame of {length} at hop {hop} (hop must not exceed it)")
+    pieces = -(-length // hop)
+    left = (length - hop) // 2 if center else 0
+    right = (frames + pieces - 1) * hop - left - samples
+    padded = jnp.pad(audio, ((0, 0), (left, max(right, 0))))[:, : (frames + pieces - 1) * hop]
+    grid = padded.reshape(audio.shape[0], frames + pieces - 1, hop)
+    return jnp.concatenate([grid[:, i : i + frames] for i in range(pieces)], axis=-1)[..., :length]
+
+
+def overlap_add(frames: jax.Array, hop: int) -> jax.Array:
+    """The transpose of `frame` with center: (B, frames, length) -> (B, frames * hop), pieces outside dropped."""
+    batch, count, length = frames.shape
+    pieces = -(-length // hop)
+    padded = jnp.pad(frames, ((0, 0), (0, 0), (0, pieces * hop - length))).reshape(batch, count, pieces, hop)
+    total = sum(jnp.pad(padded[:, :, i], ((0, 0), (i, pieces - 1 - i), (0, 0))) for i in range(pieces))
+    left = (length - hop) // 2
+    return jnp.reshape(total, (batch, -1))[:, left : left + count * hop]
+
+
+def stft(audio: jax.Array, n_fft: int, hop: int, win: int | None = None, center: bool = True) -> jax.Array:
+    """Short-time Fourier transform with a Hann window, unnormalised: (B, T) -> complex64 (B, frames, n_fft // 2 + 1).
+
+    `win` is the window's length (default n_fft), `center` as in `frame`.
+    """
+    return jnp.fft.rfft(frame(audio.astype(jnp.float32), n_fft, hop, center) * hann(n_fft, win), axis=-1)
+
+
+@lru_cache(maxsize=64)
+def _synthesis_gain(frames: int, n_fft: int, hop: int, win: int | None) -> np.ndarray:
+    """1 / (sum of squared windows) at each of the frames * hop samples."""
+    left = (n_fft - hop) // 2
+    total = np.zeros((frames - 1) * hop + n_fft)
+    for i in range(frames):
+        total[i * hop : i * hop + n_fft] += hann(n_fft, win) ** 2
+    total = np.pad(total, (0, hop))[left : left + frames * hop]
+    if total.min() < 1e-4:
+        raise UserError(f"a window of {win or n_fft} samples at hop {hop} leaves gaps: no inverse STFT (use a smaller hop)")
+    return (1 / total).astype(np.float32)
+
+
+def istft(spectrum: jax.Array, n_fft: int, hop: int, win: int | None = None) -> jax.Array:
+    """Least-squares inverse of the centred `stft`: (B, frames, n_fft // 2 + 1) -> float32 (B, frames * hop).
+
+    Exact on spectra that `stft` made. Raises `UserError` where windows do not overlap enough.
+    """
+    frames = jnp.fft.irfft(spectrum, n=n_fft, axis=-1) * hann(n_fft, win)
+    return overlap_add(frames, hop) * _synthesis_gain(spectrum.shape[1], n_fft, hop, win)
+
+
+def _hz_to_mel(hz: np.ndarray) -> np.ndarray:
+    """Slaney's scale: linear (3 mel per 200 Hz) below 1 kHz, logarithmic (27 mel per factor 6.4) above."""
+    return np.where(hz < 1000, hz * 3 / 200, 15 + 27 * np.log(np.maximum(hz, 1e-9) / 1000) / np.log(6.4))
+
+
+def _mel_to_hz(mel: np.ndarray) -> np.ndarray:
+    return np.where(mel < 15, mel * 200 / 3, 1000 * np.exp((mel - 15) * np.log(6.4) / 27))
+
+
+@lru_cache(maxsize=16)
+def mel_filterbank(
+    n_mels: int = 80, n_fft: int = 1024, sample_rate: int = 24_000, fmin: float = 0.0, fmax: float | None = None
+) -> np.ndarray:
+    """Triangular filters on Slaney's mel scale, each of unit area in Hz: float32 (n_fft // 2 + 1, n_mels).
+
+    `fmax` defaults to half the sample rate. Multiply magnitudes by it from the right.
+    """
+    fmax = sample_rate / 2 if fmax is None else fmax
+    if not 0 <= fmin < fmax <= sample_rate / 2:
+        raise UserError(f"mel range {fmin}-{fmax} Hz: it must rise and stay within 0-{sample_rate / 2} Hz")
+    edges = _mel_to_hz(np.linspace(_hz_to_mel(np.array(fmin)), _hz_to_mel(np.array(fmax)), n_mels + 2))
+    bins = np.arange(n_fft // 2 + 1)[:, None] * sample_rate / n_fft
+    rising = (bins - edges[:-2]) / (edges[1:-1] - edges[:-2])
+    falling = (edges[2:] - bins) / (edges[2:] - edges[1:-1])
+    triangles = np.maximum(0, np.minimum(rising, falling))
+    return (triangles * 2 / (edges[2:] - edges[:-2])).astype(np.float32)
+
+
+def magnitude(spectrum: jax.Array) -> jax.Array:
+    """|spectrum| with a gradient that stays finite at zero (an offset of 1e-5 in quadrature)."""
+    real, imag = spectrum.real, spectrum.imag
+    return jnp.sqrt(real * real + imag * imag + 1e-10)
+
+
+def log_mel(audio: jax.Array, n_fft: int = 1024, hop: int = 240, n_mels: int = 80) -> jax.Array:
+    """Natural logarithm of the mel magnitudes, floored at 1e-5: (B, T) at 24 kHz -> float32 (B, T // hop, n_mels)."""
+    filters = mel_filterbank(n_mels, n_fft)
+    return jnp.log(jnp.maximum(magnitude(stft(audio, n_fft, hop)) @ filters, 1e-5))
