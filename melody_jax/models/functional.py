@@ -56,17 +56,28 @@ def unstack(stacked: Params, depth: int) -> list[Params]:
 
 
 def scan_blocks(
-    cls: Callable[..., nnx.Module], *args: Any, params: Params, x: jax.Array, inputs: tuple[Any, ...] = (),
+    cls: Callable[..., nnx.Module],
+    *args: Any,
+    params: Params,
+    x: jax.Array,
+    inputs: tuple[Any, ...] = (),
+    keys: jax.Array | None = None,
     remat: bool = False,
+    unroll: int | bool = 1,
 ) -> jax.Array:
-    """Applies the stack: x = block(x, *inputs) for each of the stacked parameter sets, with `lax.scan`."""
+    """Applies the stack: x = block(x, *inputs) for each of the stacked parameter sets, with `lax.scan`.
 
-    def body(carry: jax.Array, block_params: Params) -> tuple[jax.Array, None]:
-        return bind(cls, *args, params=block_params)(carry, *inputs), None
+    `keys` (depth,) gives each block its own PRNG key as the keyword argument `key`.
+    """
 
-    return jax.lax.scan(jax.checkpoint(body) if remat else body, x, params)[0]
+    def body(carry: jax.Array, block: tuple[Params, jax.Array | None]) -> tuple[jax.Array, None]:
+        block_params, key = block
+        keyword = {} if key is None else {"key": key}
+        return bind(cls, *args, params=block_params)(carry, *inputs, **keyword), None
+
+    return jax.lax.scan(jax.checkpoint(body) if remat else body, x, (params, keys), unroll=unroll)[0]
 
 
 def count(params: Params) -> int:
     """How many numbers the tree holds; works on `jax.eval_shape` results too."""
-    return sum(int(jnp.size(leaf)) if hasattr(leaf, "ndim") else 0 for leaf in jax.tree.leaves(params))
+    return sum(int(leaf.size) for leaf in jax.tree.leaves(params))

@@ -7,13 +7,13 @@ N vectors, C centroids, D width.
 import jax
 import jax.numpy as jnp
 
-CHUNK = 4096
+CHUNK = 2048
 
 
 def distances(x: jax.Array, centroids: jax.Array) -> jax.Array:
     """Squared Euclidean distances up to a term constant in the centroid: (N, D), (C, D) -> (N, C) float32."""
     x, centroids = x.astype(jnp.float32), centroids.astype(jnp.float32)
-    return jnp.sum(centroids * centroids, axis=-1) - 2.0 * (x @ centroids.T)
+    return x @ (-2.0 * centroids.T) + jnp.sum(centroids * centroids, axis=-1)
 
 
 def assign(x: jax.Array, centroids: jax.Array) -> jax.Array:

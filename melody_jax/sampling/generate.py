@@ -29,9 +29,18 @@ class SamplerConfig:
     steps: int = 5
     """Diffusion steps, >= 1."""
     schedule: str = "paper"
-    """Angle schedule, a name of `diffusion.SCHEDULES`."""
+    """Angle schedule, see `diffusion.omegas`."""
+    guided: bool = True
+    """Whether the diffusion is guided; if not, its null branch is left out, which halves the cost."""
+    lm_guided: bool = False
+    """The same for the LM."""
     top_k: int = 250
     """Semantic tokens kept at each step of the LM, the most likely ones; 1 is greedy."""
+
+    @property
+    def tokens(self) -> int:
+        """Semantic tokens in a window, U."""
+        return self.dpd.frames // self.dpd.frames_per_token
 
 
 def item_keys(seeds: jax.Array) -> jax.Array:
@@ -51,8 +60,8 @@ def prefix_to_tokens(
     """Prefix tokens (B, P) -> semantic tokens int32 (B, U), U = one window of the DPD, sampled by the LM."""
     keys = jax.vmap(lambda key: jax.random.fold_in(key, 0))(keys)
     return lm.generate(
-        params, config.lm, prefix_tokens, keys, config.dpd.tokens, temperature=temperature, top_k=config.top_k,
-        guidance_scale=guidance_scale,
+        params, config.lm, prefix_tokens, keys, config.tokens, temperature=temperature, top_k=config.top_k,
+        guidance_scale=guidance_scale if config.lm_guided else None,
     )
 
 
@@ -70,19 +79,17 @@ def tokens_to_latents(
     Both branches run in one doubled batch: the first half sees the tokens, the second half is the null branch.
     """
     batch = semantic_tokens.shape[0]
-    tokens = jnp.concatenate([semantic_tokens, semantic_tokens])
-    prefix = jnp.concatenate([prefix_tokens, prefix_tokens])
-    conditioned = jnp.arange(2 * batch) < batch
+    branches = 2 if config.guided else 1
+    tokens, prefix = (jnp.tile(each, (branches, 1)) for each in (semantic_tokens, prefix_tokens))
+    conditioned = jnp.arange(branches * batch) < batch
 
     def velocity(noisy: jax.Array, angle: jax.Array) -> jax.Array:
-        doubled = dpd.velocity(
-            params, config.dpd, jnp.concatenate([noisy, noisy]), jnp.concatenate([angle, angle]), tokens, conditioned,
-            prefix_tokens=prefix,
-        )
-        return diffusion.guide(doubled[:batch], doubled[batch:], guidance_scale)
+        noisy, angle = jnp.tile(noisy, (branches, 1, 1)), jnp.tile(angle, (branches, 1))
+        predicted = dpd.velocity(params, config.dpd, noisy, angle, tokens, conditioned, prefix_tokens=prefix)
+        return diffusion.guide(predicted[:batch], predicted[batch:], guidance_scale) if config.guided else predicted
 
     noise = initial_noise(keys, config.dpd.frames, config.dpd.latent_dim)
-    return diffusion.sample(velocity, noise, diffusion.SCHEDULES[config.schedule](config.steps))
+    return diffusion.sample(velocity, noise, diffusion.omegas(config.schedule, config.steps))
 
 
 @partial(jax.jit, static_argnames="config")

@@ -37,7 +37,7 @@ class Melody:
     ) -> np.ndarray:
         """Music for each prompt: float32 (B, samples) in [-1, 1] at `sample_rate`, trimmed to `seconds`.
 
-        prompts: one text or a list of B texts, each at most 62 word pieces.
+        prompts: one text or a list of B texts, each at most as many word pieces as the text encoder takes (62).
         seconds: 0 < seconds <= `max_seconds`. steps: diffusion steps, 1 to 1000.
         guidance_scale: of the diffusion, finite, 1 is none (2.5 in the paper, section 3.5).
         seed: one integer (item i gets seed + i) or one per prompt, in [0, 2**31). An item's clip depends on its own
@@ -55,11 +55,10 @@ class Melody:
         for name, value in (("guidance_scale", guidance_scale), ("lm_guidance_scale", lm_guidance_scale)):
             _check_number(name, value, -100.0, 100.0)
         _check_number("temperature", temperature, -1e-9, 100.0)
-        if schedule not in diffusion.SCHEDULES:
-            raise UserError(f"schedule {schedule!r} is unknown; choose one of {', '.join(diffusion.SCHEDULES)}")
+        diffusion.omegas(schedule, steps)  # names an unknown schedule
         config = generate.SamplerConfig(
             mulan=self.configs["mulan"], lm=self.configs["lm"], dpd=self.configs["dpd"], steps=steps,
-            schedule=schedule, top_k=top_k,
+            schedule=schedule, guided=guidance_scale != 1, lm_guided=lm_guidance_scale != 1, top_k=top_k,
         )
         sampler_params = {name: self.params[name] for name in ("mulan", "lm", "dpd")}
         scales = (jnp.float32(temperature), jnp.float32(lm_guidance_scale), jnp.float32(guidance_scale))
@@ -69,8 +68,10 @@ class Melody:
         return np.stack([audio.peak_limit(item) for item in np.asarray(wave)[:, :samples]])
 
 
-def load(name: str = "mini", *, folder: str | Path | None = None) -> Melody:
-    """The released cascade `name`, from the package or from `folder/name`; no network is touched.
+def load(name: str = "mini", *, folder: str | Path | None = None, networks: Sequence[str] = NETWORKS) -> Melody:
+    """The released cascade `name`, from the package or from `folder/name`; nothing is downloaded.
+
+    networks: those to load; generating needs the default, measuring stages also "tokenizer".
 
     Raises UserError if there is no such release, a file of it is missing or damaged, or its networks were not made
     for each other (the hashes in each JSON name the networks it was trained with).
@@ -80,8 +81,8 @@ def load(name: str = "mini", *, folder: str | Path | None = None) -> Melody:
     if not path.is_dir():
         there = sorted(p.name for p in root.iterdir() if p.is_dir()) if root.is_dir() else []
         raise UserError(f"no released model {name!r} in {root}; there are: {', '.join(there) or 'none'}")
-    loaded = {network: release.load_network(path, network) for network in NETWORKS}
-    own = {network: release.network_hash(path, network) for network in NETWORKS}
+    loaded = {network: release.load_network(path, network) for network in networks}
+    own = {network: release.network_hash(path, network) for network in networks}
     for network, (_, _, needs) in loaded.items():
         for other, digest in needs.items():
             if other in own and own[other] != digest:
@@ -108,9 +109,9 @@ def _tokenise(texts: list[str], length: int) -> tuple[np.ndarray, np.ndarray]:
     for item in texts:
         if not isinstance(item, str) or not item.strip():
             raise UserError(f"prompt {item!r} is empty; describe the music in a few words")
-        pieces = text.count_tokens(item)
+        pieces = text.token_count(item)
         if pieces > length:
-            raise UserError(f"prompt {item[:40]!r}... has {pieces} word pieces; at most {length} fit, shorten it")
+            raise UserError(f"prompt {item[:40]!r}... has {pieces - 2} word pieces; at most {length - 2} fit, shorten it")
     return text.tokenize(texts, length)
 
 

@@ -25,23 +25,21 @@ def _seed(x: jax.Array, clusters: int, key: jax.Array) -> jax.Array:
         chosen = x[jax.random.categorical(jax.random.fold_in(key, i), jnp.log(nearest + 1e-30))]
         return centroids.at[i].set(chosen), jnp.minimum(nearest, jnp.sum((x - chosen) ** 2, axis=-1))
 
-    start = (jnp.zeros((clusters, x.shape[1])), jnp.full(x.shape[0], 1.0))
-    first, nearest = body(jnp.int32(0), start)
-    nearest = jnp.sum((x - first[0]) ** 2, axis=-1)
-    return jax.lax.fori_loop(1, clusters, body, (first, nearest))[0]
+    first = x[jax.random.randint(key, (), 0, x.shape[0])]
+    start = (jnp.zeros((clusters, x.shape[1])).at[0].set(first), jnp.sum((x - first) ** 2, axis=-1))
+    return jax.lax.fori_loop(1, clusters, body, start)[0]
 
 
-def _assign_and_sum(
-    x: jax.Array, weight: jax.Array, centroids: jax.Array
-) -> tuple[jax.Array, jax.Array, jax.Array]:
+def _assign_and_sum(x: jax.Array, weight: jax.Array, centroids: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Sums (C, D) and counts (C,) by nearest centroid, and each point's squared distance (N,), chunk by chunk."""
     clusters, width = centroids.shape
 
     def chunk(carry: tuple[jax.Array, jax.Array], rows: tuple[jax.Array, jax.Array]):
         points, weights = rows
-        partial_distance = kmeans.distances(points, centroids)
-        member = jax.nn.one_hot(jnp.argmin(partial_distance, axis=-1), clusters) * weights[:, None]
-        squared = jnp.min(partial_distance, axis=-1) + jnp.sum(points * points, axis=-1)
+        table = kmeans.distances(points, centroids)
+        # one member each, even between equal centroids: otherwise a copy would never come up empty
+        member = jax.nn.one_hot(jnp.argmin(table, axis=-1), clusters) * weights[:, None]
+        squared = jnp.min(table, axis=-1) + jnp.sum(points * points, axis=-1)
         return (carry[0] + member.T @ points, carry[1] + member.sum(0)), jnp.maximum(squared, 0.0) * weights
 
     zero = (jnp.zeros((clusters, width)), jnp.zeros(clusters))

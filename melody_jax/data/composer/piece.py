@@ -1,10 +1,11 @@
 """A composed piece: notes, tracks, facts and production, shared by the composer, the renderer and the captions.
 
-All times are in beats, and a beat is always a quarter note, whatever the metre: seconds = beats * 60 / `Facts.tempo_bpm`
-(in 6/8 and 12/8, `tempo_bpm` counts the felt dotted quarter: see `Piece.seconds_per_beat`).
+All times are in felt beats, so that in every metre seconds = beats * 60 / `Facts.tempo_bpm`: a beat is a quarter note in
+3/4, 4/4, 5/4 and 7/8 (whose bar has 3.5 beats) and a dotted quarter in 6/8 and 12/8 (whose bars have 2 and 4 beats).
 """
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 ROLES = ("melody", "bass", "chords", "pad", "arp", "counter", "drums")
 ROOMS = ("dry", "studio", "room", "hall", "plate")
@@ -26,8 +27,7 @@ EFFECTS = (
 )
 
 
-@dataclass(frozen=True)
-class Note:
+class Note(NamedTuple):
     """One note. `start` and `duration` in beats, `pitch` a MIDI number (drums: a GM percussion key), `velocity` 1..127."""
 
     start: float
@@ -98,7 +98,10 @@ class Production:
 
 @dataclass(frozen=True)
 class Piece:
-    """A whole piece of `seconds` seconds: everything the renderer and the captions need."""
+    """A whole piece of `seconds` seconds: everything the renderer and the captions need.
+
+    `progression_hashes` and `melody_hashes` fingerprint the chord progressions and motifs it was made from: splits share none.
+    """
 
     seed: int
     seconds: float
@@ -106,9 +109,10 @@ class Piece:
     tracks: tuple[Track, ...]
     sections: tuple[Section, ...]
     production: Production
+    progression_hashes: tuple[int, ...] = ()
+    melody_hashes: tuple[int, ...] = ()
 
     @property
     def seconds_per_beat(self) -> float:
-        """Seconds a quarter note lasts: in compound metres the felt beat of `tempo_bpm` is a dotted quarter."""
-        felt = 1.5 if self.facts.metre in ("6/8", "12/8", "9/8") else 1.0
-        return 60.0 / (self.facts.tempo_bpm * felt)
+        """Seconds a felt beat lasts."""
+        return 60.0 / self.facts.tempo_bpm

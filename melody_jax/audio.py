@@ -1,0 +1,274 @@
+"""Audio files, FLAC bytes, loudness and peaks. NumPy only (plus soundfile and soxr).
+
+Audio everywhere in the package is mono float32 in [-1, 1], shape (T,), at `SAMPLE_RATE` = 24 kHz (paper, section 5).
+Files and FLAC bytes hold 16-bit samples, scaled by 32768, so that encoding what was decoded changes nothing.
+Loudness is the integrated loudness of ITU-R BS.1770-4 for one channel: K-weighting, 400 ms blocks every 100 ms, an
+absolute gate at -70 LUFS and a relative gate 10 LU below the mean of what is left.
+"""
+
+import functools
+import io
+import os
+import struct
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import soundfile
+import soxr
+
+from melody_jax.errors import UserError
+
+SAMPLE_RATE = 24_000
+FORMATS = {".wav": "WAV", ".flac": "FLAC", ".ogg": "OGG"}
+
+
+def read(path: str | os.PathLike, sample_rate: int = SAMPLE_RATE) -> np.ndarray:
+    """Reads any format libsndfile knows, mixes to mono by the mean and resamples. Returns float32 (T,).
+
+    Raises `UserError` for a file that is missing, no audio, cut short, empty or not finite.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"{path}: no such audio file")
+    _refuse_cut_riff(path)
+    try:
+        with soundfile.SoundFile(path) as file:
+            declared, source_rate = file.frames, file.samplerate
+            samples = file.read(dtype="float32", always_2d=True)
+    except (soundfile.SoundFileError, OSError, RuntimeError) as error:
+        raise UserError(f"{path}: not an audio file that can be read, or damaged ({error})") from error
+    if len(samples) == 0:
+        raise UserError(f"{path}: the file holds no audio")
+    if declared < 1 << 40 and len(samples) < declared:
+        raise UserError(f"{path}: cut short, {len(samples)} of {declared} samples can be read")
+    mono = samples.mean(axis=1, dtype=np.float32)
+    if not np.isfinite(mono).all():
+        raise UserError(f"{path}: holds samples that are not finite (NaN or infinity)")
+    return resample(mono, source_rate, sample_rate)
+
+
+def resample(audio: np.ndarray, source_rate: int, sample_rate: int = SAMPLE_RATE) -> np.ndarray:
+    """Resamples float32 (T,) from `source_rate` to `sample_rate` Hz with soxr at its high quality."""
+    if source_rate <= 0 or sample_rate <= 0:
+        raise UserError(f"sample rates must be positive, got {source_rate} and {sample_rate} Hz")
+    if source_rate == sample_rate:
+        return np.asarray(audio, np.float32)
+    return np.asarray(soxr.resample(np.asarray(audio, np.float32), source_rate, sample_rate, quality="HQ"), np.float32)
+
+
+def write(path: str | os.PathLike, audio: np.ndarray, sample_rate: int = SAMPLE_RATE) -> None:
+    """Writes float32 (T,) as a 16-bit .wav or .flac, or as .ogg (Vorbis); samples beyond [-1, 1] are clipped.
+
+    The file appears whole or not at all: it is written beside its place under another name, then renamed.
+    Raises `UserError` for audio that is empty, not one-dimensional or not finite, for another suffix, and for a
+    folder that is missing or cannot be written.
+    """
+    path = Path(path)
+    file_format = FORMATS.get(path.suffix.lower())
+    if file_format is None:
+        raise UserError(f"{path}: the name must end in one of {', '.join(FORMATS)}")
+    samples = _to_int16(audio, str(path))
+    if path.is_dir() or not path.parent.is_dir():
+        raise UserError(f"{path}: {'is a folder' if path.is_dir() else f'the folder {path.parent} does not exist'}")
+    temporary = None
+    try:
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+        with os.fdopen(handle, "wb") as file:
+            soundfile.write(file, samples, sample_rate, format=file_format)
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except (OSError, soundfile.SoundFileError, RuntimeError) as error:
+        if temporary is not None:
+            Path(temporary).unlink(missing_ok=True)
+        raise UserError(f"{path}: cannot be written ({getattr(error, 'strerror', None) or error})") from error
+
+
+def encode_flac(audio: np.ndarray, sample_rate: int = SAMPLE_RATE) -> bytes:
+    """Encodes float32 (T,) as 16-bit FLAC; the same audio always gives the same bytes."""
+    buffer = io.BytesIO()
+    soundfile.write(buffer, _to_int16(audio, "FLAC encoder"), sample_rate, format="FLAC", subtype="PCM_16")
+    return buffer.getvalue()
+
+
+def decode_flac(data: bytes, start: int = 0, frames: int = -1) -> np.ndarray:
+    """Decodes samples `start` to `start + frames` (to the end for -1) of FLAC bytes. Returns float32 (T,).
+
+    Only the part asked for is decoded. Raises `UserError` for damaged bytes and for a part beyond the end.
+    """
+    try:
+        with soundfile.SoundFile(io.BytesIO(data)) as file:
+            wanted = file.frames - start if frames < 0 else frames
+            if start < 0 or start + wanted > file.frames:
+                raise UserError(f"FLAC bytes hold {file.frames} samples; {start} to {start + wanted} was asked for")
+            file.seek(start)
+            samples = file.read(wanted, dtype="float32")
+    except (soundfile.SoundFileError, OSError, RuntimeError) as error:
+        raise UserError(f"FLAC bytes cannot be decoded ({error})") from error
+    if len(samples) != wanted:
+        raise UserError(f"FLAC bytes are cut short: {len(samples)} of {wanted} samples could be decoded")
+    return samples
+
+
+def flac_length(data: bytes) -> int:
+    """The number of samples in FLAC bytes, from the header alone."""
+    try:
+        return soundfile.info(io.BytesIO(data)).frames
+    except (soundfile.SoundFileError, OSError, RuntimeError) as error:
+        raise UserError(f"FLAC bytes cannot be decoded ({error})") from error
+
+
+def loudness(audio: np.ndarray, sample_rate: int = SAMPLE_RATE) -> float:
+    """Integrated loudness of float32 (T,) in LUFS; -inf for silence. Audio under 400 ms counts as one block."""
+    step_means, overall = _step_energies(np.asarray(audio, np.float32), sample_rate)
+    if len(step_means) < 4:
+        blocks = np.array([overall])
+    else:
+        blocks = np.lib.stride_tricks.sliding_window_view(step_means, 4).mean(axis=1)
+    kept = blocks[blocks > _energy_at(-70.0)]
+    if len(kept) == 0:
+        return -np.inf
+    kept = kept[kept > kept.mean() * 0.1]
+    return float(-0.691 + 10 * np.log10(kept.mean()))
+
+
+def loudness_normalise(
+    audio: np.ndarray, target_lufs: float = -16.0, max_gain_db: float = 40.0, sample_rate: int = SAMPLE_RATE
+) -> np.ndarray:
+    """Scales float32 (T,) to an integrated loudness of `target_lufs`, by at most `max_gain_db`; silence stays silence.
+
+    The result may exceed [-1, 1]: `peak_limit` comes after.
+    """
+    measured = loudness(audio, sample_rate)
+    if not np.isfinite(measured):
+        return np.asarray(audio, np.float32)
+    gain_db = min(target_lufs - measured, max_gain_db)
+    return np.asarray(audio, np.float32) * np.float32(10 ** (gain_db / 20))
+
+
+def peak_limit(
+    audio: np.ndarray, ceiling: float = 0.98, lookahead: float = 0.004, sample_rate: int = SAMPLE_RATE
+) -> np.ndarray:
+    """Turns the gain down around peaks of float32 (T,) so that no sample exceeds `ceiling`; untouched if none does.
+
+    The gain is the running minimum of what each sample needs over `lookahead` seconds to both sides, averaged over the
+    same span: every value averaged is low enough for the sample in the middle, so the ceiling holds exactly and
+    the gain has no corners.
+    """
+    audio = np.asarray(audio, np.float32)
+    magnitude = np.abs(audio)
+    if len(audio) == 0 or magnitude.max() <= ceiling:
+        return audio
+    span = max(1, round(lookahead * sample_rate))
+    needed = np.minimum(1.0, ceiling / np.maximum(magnitude, ceiling))
+    lowest = _running_minimum(np.pad(needed, 2 * span, constant_values=1.0), 2 * span + 1)
+    total = np.cumsum(np.concatenate(([0.0], lowest)), dtype=np.float64)
+    gain = (total[2 * span + 1 :] - total[: -2 * span - 1]) / (2 * span + 1)
+    return np.clip(audio * gain, -ceiling, ceiling).astype(np.float32)
+
+
+def _running_minimum(values: np.ndarray, width: int) -> np.ndarray:
+    """Minimum over every `width` neighbours, (N,) -> (N - width + 1,), by doubling the width covered."""
+    covered = 1
+    while covered * 2 <= width:
+        values = np.minimum(values[:-covered], values[covered:])
+        covered *= 2
+    rest = width - covered
+    return np.minimum(values[: len(values) - rest], values[rest:])
+
+
+def _to_int16(audio: np.ndarray, name: str) -> np.ndarray:
+    audio = np.asarray(audio)
+    if audio.ndim != 1 or len(audio) == 0:
+        raise UserError(f"{name}: audio must be mono with at least one sample, got shape {audio.shape}")
+    if not np.isfinite(audio).all():
+        raise UserError(f"{name}: audio holds samples that are not finite (NaN or infinity)")
+    return np.clip(np.rint(audio.astype(np.float32) * 32768.0), -32768, 32767).astype(np.int16)
+
+
+def _refuse_cut_riff(path: Path) -> None:
+    """libsndfile reads a cut .wav without complaint; its header says how long it was meant to be."""
+    try:
+        with path.open("rb") as file:
+            header = file.read(12)
+        size = path.stat().st_size
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
+    if size == 0:
+        raise UserError(f"{path}: the file is empty")
+    if len(header) == 12 and header[:4] == b"RIFF" and header[8:] == b"WAVE":
+        declared = struct.unpack("<I", header[4:8])[0]
+        # Writers that stream leave the largest value, and some count a padding byte that they never write.
+        if declared < 0xFFFFFF00 and declared + 8 > size + 1:
+            raise UserError(f"{path}: cut short, {size} of {declared + 8} bytes are there")
+
+
+def _energy_at(lufs: float) -> float:
+    return 10 ** ((lufs + 0.691) / 10)
+
+
+def _step_energies(audio: np.ndarray, sample_rate: int) -> tuple[np.ndarray, float]:
+    """Mean square of K-weighted (T,) in every full 100 ms, and over all of it.
+
+    The filters' impulse response is applied by overlap-save, a few segments at a time: more would leave the cache.
+    """
+    response, taps = _k_response(sample_rate)
+    step, size = round(0.1 * sample_rate), 2 * (len(response) - 1)
+    hop = size - taps
+    if len(audio) == 0:
+        return np.zeros(0), 0.0
+    padded = np.zeros(taps + -(-len(audio) // hop) * hop, np.float32)
+    padded[taps : taps + len(audio)] = audio
+    segments = np.lib.stride_tricks.sliding_window_view(padded, size)[::hop]
+    sums = []
+    for first in range(0, len(segments), 8):
+        spectrum = np.fft.rfft(segments[first : first + 8], axis=1)
+        spectrum *= response
+        filtered = np.ascontiguousarray(np.fft.irfft(spectrum, axis=1)[:, taps:]).reshape(-1, step)
+        sums.append(np.einsum("ij,ij->i", filtered, filtered))
+    energy = np.concatenate(sums).astype(np.float64)
+    return energy[: len(audio) // step] / step, float(energy.sum() / len(audio))
+
+
+@functools.lru_cache(maxsize=8)
+def _k_response(sample_rate: int) -> tuple[np.ndarray, int]:
+    """Spectrum (complex64) and length of the K-weighting's impulse response, which is over after 0.1 s (below 1e-8).
+
+    The shelf and the high-pass of BS.1770 are given as coefficients at 48 kHz; the analogue prototypes behind them
+    (centre frequency, gain, quality) give the same coefficients at 48 kHz and right ones at every other rate.
+    """
+    shelf = _shelf(1681.974450955533, 3.999843853973347, 0.7071752369554196, sample_rate)
+    high_pass = _high_pass(38.13547087602444, 0.5003270373238773, sample_rate)
+    taps = round(0.1 * sample_rate)
+    impulse = np.zeros(taps)
+    impulse[0] = 1.0
+    for numerator, denominator in (shelf, high_pass):
+        impulse = _biquad(impulse, numerator, denominator)
+    return np.fft.rfft(impulse, 4 * taps).astype(np.complex64), taps
+
+
+def _shelf(frequency: float, gain_db: float, quality: float, sample_rate: int) -> tuple[np.ndarray, np.ndarray]:
+    warped = np.tan(np.pi * frequency / sample_rate)
+    high = 10 ** (gain_db / 20)
+    middle = high**0.4996667741545416
+    scale = 1 + warped / quality + warped**2
+    numerator = np.array([high + middle * warped / quality + warped**2, 2 * (warped**2 - high), 0.0])
+    numerator[2] = high - middle * warped / quality + warped**2
+    return numerator / scale, np.array([1.0, 2 * (warped**2 - 1) / scale, (1 - warped / quality + warped**2) / scale])
+
+
+def _high_pass(frequency: float, quality: float, sample_rate: int) -> tuple[np.ndarray, np.ndarray]:
+    warped = np.tan(np.pi * frequency / sample_rate)
+    scale = 1 + warped / quality + warped**2
+    denominator = np.array([1.0, 2 * (warped**2 - 1) / scale, (1 - warped / quality + warped**2) / scale])
+    return np.array([1.0, -2.0, 1.0]), denominator
+
+
+def _biquad(signal: np.ndarray, numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
+    output = np.zeros_like(signal)
+    first = second = 0.0
+    for index, value in enumerate(signal):
+        output[index] = numerator[0] * value + first
+        first = numerator[1] * value - denominator[1] * output[index] + second
+        second = numerator[2] * value - denominator[2] * output[index]
+    return output

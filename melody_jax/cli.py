@@ -1,0 +1,52 @@
+"""The `melody` command: a subcommand is a configuration and the function that takes it, imported when asked for."""
+
+import difflib
+import importlib
+import sys
+from typing import Any, NamedTuple
+
+from melody_jax import config
+from melody_jax.errors import UserError, exits_cleanly
+
+
+class Command(NamedTuple):
+    """A subcommand: where it lives, the names of its configuration dataclass and of its function, what it does."""
+
+    module: str
+    config: str
+    function: str
+    summary: str
+
+
+COMMANDS: dict[str, Command] = {
+    "compose": Command(
+        "melody_jax.data.composer.generate", "ComposeConfig", "compose_corpus", "compose a captioned corpus into shards"
+    ),
+    "prepare": Command(
+        "melody_jax.data.prepare", "PrepareConfig", "prepare", "compute the features that the LM and DPD train on"
+    ),
+    "export": Command("melody_jax.training.export", "ExportConfig", "export", "release a trained network"),
+}
+
+
+@exits_cleanly
+def main() -> None:
+    """Runs the subcommand that the command line names; every field of its configuration is an option."""
+    run(sys.argv[1:])
+
+
+def run(arguments: list[str]) -> None:
+    """Runs `arguments`, such as ["compose", "--out", "corpus"]. Raises `UserError` on an unknown command or option."""
+    name, options = (arguments[0], arguments[1:]) if arguments else ("--help", [])
+    if name in ("-h", "--help"):
+        print("usage: melody COMMAND [--option value ...]   (melody COMMAND --help lists the options)\n")
+        for command, entry in COMMANDS.items():
+            print(f"  {command:<12}{entry.summary}")
+        return
+    if name not in COMMANDS:
+        close = difflib.get_close_matches(name, COMMANDS, n=1)
+        hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(COMMANDS)}"
+        raise UserError(f"unknown command {name!r}; {hint}")
+    module: Any = importlib.import_module(COMMANDS[name].module)
+    settings = config.override(getattr(module, COMMANDS[name].config)(), options)
+    getattr(module, COMMANDS[name].function)(settings)

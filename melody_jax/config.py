@@ -1,0 +1,297 @@
+"""What a training run is made of: frozen dataclasses, every field with its unit, and how a file becomes one.
+
+A config file is Python with `config() -> TrainConfig`; the command line overrides any field by its dotted name:
+`python train.py configs/vae_tiny.py --steps 50 --data.batch_size 4 --stage.model.width 64`.
+"""
+
+import contextlib
+import dataclasses
+import difflib
+import importlib.util
+import io
+import json
+import sys
+import types
+import typing
+from pathlib import Path
+from typing import Any, TypeVar
+
+import tyro
+
+from melody_jax.errors import UserError
+
+T = TypeVar("T")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    """AdamW with warm-up and cosine decay; matrices are decayed, vectors and scalars are not."""
+
+    learning_rate: float = 5e-4
+    """Peak learning rate, reached at the end of the warm-up."""
+    warmup_steps: int = 200
+    """Steps of linear warm-up from zero."""
+    final_fraction: float = 0.05
+    """The cosine ends at this fraction of the peak."""
+    beta1: float = 0.9
+    """Decay of the first moment, per step."""
+    beta2: float = 0.99
+    """Decay of the second moment, per step."""
+    weight_decay: float = 0.01
+    """Decoupled weight decay on leaves of two or more axes."""
+    clip_norm: float = 1.0
+    """Global gradient norm above which gradients are scaled down."""
+    discriminator_learning_rate: float = 2e-4
+    """Peak learning rate of params["discriminator"], with its own moments, clip, and the same schedule shape."""
+    discriminator_beta1: float = 0.8
+    """First-moment decay of the discriminator (HiFi-GAN's value)."""
+    rate_scales: tuple[tuple[str, float], ...] = ()
+    """(path prefix, multiplier) pairs: leaves of `params` whose path ("model/text/...") starts so learn at a scaled
+    rate; 0 freezes them, decay included."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Where batches come from. Fields that a stage's kind of batch does not use are ignored."""
+
+    folder: tuple[str, ...] = ()
+    """Folders of shards to train on: audio shards, or feature shards for the LM and DPD."""
+    validation_folder: tuple[str, ...] = ()
+    """Folders of held-out shards; empty: the last `holdout` of the records of `folder`, kept out of training."""
+    holdout: float = 0.02
+    """Fraction of the records (at least one) held out when there is no validation folder."""
+    networks: str = ""
+    """Folder of the released networks the features were made with, for the provenance check; empty: unchecked."""
+    batch_size: int = 8
+    """Items a step, over all devices."""
+    crop_samples: int = 245_760
+    """Length of an audio crop, samples at 24 kHz."""
+    window_tokens: int = 256
+    """Length of a feature window, semantic tokens at 25 Hz."""
+    text_length: int = 48
+    """Length captions are cut or padded to, word pieces."""
+    hard_negative_group: int = 1
+    """Consecutive items of a batch that share a genre (harder negatives for MuLan); 1: no grouping."""
+    text_prefix_probability: float = 0.0
+    """How often a feature window's prefix is made from a caption instead of from the audio, 0 to 1."""
+    jitter_probability: float = 0.5
+    """How often an audio prefix is one of its jittered variants instead of the clean one, 0 to 1."""
+    seed: int = 0
+    """Seed of the order, crops, captions and prefixes."""
+    threads: int = 2
+    """Threads that read and decode."""
+    prefetch: int = 4
+    """Batches kept ready."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """One training run. `stage` is a frozen dataclass of `melody_jax/training/stages/` (see training/stage.py)."""
+
+    stage: Any
+    """Which network, loss and kind of batch; on the command line its fields are `--stage.*`."""
+    data: DataConfig = dataclasses.field(default_factory=DataConfig)
+    """Where batches come from."""
+    optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
+    """How parameters are updated."""
+    steps: int = 1000
+    """Optimiser steps in all."""
+    seed: int = 0
+    """Seed of initialisation and of every step's noise."""
+    ema_decay: float = 0.999
+    """Ceiling of the weight average's decay; the decay at step t is min(ema_decay, (1 + t) / (10 + t))."""
+    log_every: int = 10
+    """Steps between fetching and writing metrics."""
+    eval_every: int = 200
+    """Steps between evaluations on held-out batches; 0: only after the last step."""
+    eval_batches: int = 8
+    """Held-out batches an evaluation."""
+    save_every: int = 1000
+    """Steps between checkpoints; 0: by `save_minutes` alone. The last step is always saved."""
+    save_minutes: float = 10.0
+    """Wall minutes after which a checkpoint is written whatever the step; 0: by `save_every` alone."""
+    stop_minutes: float = 0.0
+    """Wall minutes after which this process saves and exits, to be resumed later; 0: runs to the end."""
+    keep_last: int = 2
+    """Latest checkpoints kept."""
+    keep_every: int = 0
+    """Checkpoints at multiples of this many steps are kept for good; 0: none."""
+    mesh: tuple[int, int, int] = (-1, 1, 1)
+    """Devices on the axes (data, fsdp, tensor); one may be -1: what is left."""
+    workdir: str = "runs/default"
+    """Folder of checkpoints, metrics.jsonl and config.json; training resumes if it holds a checkpoint."""
+    init_from: str = ""
+    """Run folder whose averaged weights a fresh run starts from; empty: random initialisation."""
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "log_every", "eval_batches", "keep_last"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        if self.data.batch_size < 1:
+            raise UserError(f"data.batch_size is {self.data.batch_size}; it must be at least 1")
+        if not 0 <= self.ema_decay < 1:
+            raise UserError(f"ema_decay is {self.ema_decay}; it must be at least 0 and below 1")
+
+
+def load_config(path: str | Path, overrides: list[str] | None = None) -> TrainConfig:
+    """The `TrainConfig` that the file's `config()` returns, with `["--dotted.name", "value", ...]` applied.
+
+    Raises:
+        UserError: the file is unknown or not a config, a field is unknown, or a value does not fit its field.
+    """
+    config = _config_function(Path(path))()
+    if not isinstance(config, TrainConfig):
+        raise UserError(f"{path}: config() returned {type(config).__name__}; it must return a TrainConfig")
+    return override(config, overrides or [])
+
+
+def override(config: T, arguments: list[str]) -> T:
+    """A copy of a dataclass instance with `--dotted.name value` arguments applied; `--help` prints the fields.
+
+    Raises:
+        UserError: an unknown field (with a suggestion), or a value that does not fit.
+    """
+    if any(argument in ("-h", "--help") for argument in arguments):
+        options = (tyro.conf.AvoidSubcommands, tyro.conf.FlagConversionOff)
+        return tyro.cli(type(config), default=config, args=["--help"], use_underscores=True, config=options)
+    groups = _groups(arguments)
+    fields = dotted_fields(config)
+    for name, *_ in groups:
+        if name not in fields:
+            close = difflib.get_close_matches(name, fields, n=1, cutoff=0.5)
+            hint = f"did you mean --{close[0]}?" if close else f"--{name.rsplit('.', 1)[0]}... : see --help"
+            raise UserError(f"unknown field --{name}; {hint}")
+    return _replace(config, {name: _parse_value(name, fields[name], values) for name, *values in groups})
+
+
+def dotted_fields(config: Any, prefix: str = "") -> dict[str, Any]:
+    """Dotted name -> type of every leaf field of a dataclass instance, nested dataclasses opened by value."""
+    hints = typing.get_type_hints(type(config))
+    found: dict[str, Any] = {}
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if dataclasses.is_dataclass(value):
+            found |= dotted_fields(value, f"{prefix}{field.name}.")
+        else:
+            found[prefix + field.name] = hints[field.name]
+    return found
+
+
+def to_dict(config: Any) -> Any:
+    """The resolved config as plain JSON values; the stage also says its class."""
+    if dataclasses.is_dataclass(config):
+        named = {"class": type(config).__name__} if hasattr(config, "gradients") else {}
+        return named | {field.name: to_dict(getattr(config, field.name)) for field in dataclasses.fields(config)}
+    if isinstance(config, (tuple, list)):
+        return [to_dict(value) for value in config]
+    if isinstance(config, dict):
+        return {str(key): to_dict(value) for key, value in config.items()}
+    return config
+
+
+def to_json(config: Any) -> str:
+    """`to_dict` as indented JSON text."""
+    return json.dumps(to_dict(config), indent=2) + "\n"
+
+
+def from_dict(cls: type[T], values: dict[str, Any]) -> T:
+    """The dataclass that `to_dict` wrote; lists become tuples, nested dicts the dataclasses their types name.
+
+    Raises:
+        UserError: a field that `cls` does not have, or a value its checks refuse.
+    """
+    values = {name: value for name, value in values.items() if name != "class"}
+    hints = typing.get_type_hints(cls)
+    unknown = sorted(set(values) - {field.name for field in dataclasses.fields(cls)})  # type: ignore[arg-type]
+    if unknown:
+        raise UserError(f"{cls.__name__} has no field {unknown[0]!r}: the file was written by another version")
+    return cls(**{name: _from_plain(hints[name], value) for name, value in values.items()})
+
+
+def difference(a: Any, b: Any) -> list[str]:
+    """Dotted names whose values differ between two configs (dataclasses or the dicts of `to_dict`)."""
+    flat_a, flat_b = _flatten(to_dict(a)), _flatten(to_dict(b))
+    missing = object()
+    return sorted(k for k in flat_a.keys() | flat_b.keys() if flat_a.get(k, missing) != flat_b.get(k, missing))
+
+
+def _config_function(path: Path) -> Any:
+    if path.suffix != ".py":
+        raise UserError(f"{path} is not a config: it must be a .py file, such as {_known_configs(path)}")
+    if not path.is_file():
+        raise UserError(f"no config {path}; there are {_known_configs(path)}")
+    spec = importlib.util.spec_from_file_location(f"melody_config_{path.stem}", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses and tyro look classes up by their module
+    try:
+        spec.loader.exec_module(module)
+    except SyntaxError as error:
+        raise UserError(f"{path}, line {error.lineno}: {error.msg}") from None
+    if not callable(getattr(module, "config", None)):
+        raise UserError(f"{path} has no function config(); a config file defines one that returns a TrainConfig")
+    return module.config
+
+
+def _known_configs(path: Path) -> str:
+    folder = path.parent if path.parent.name == "configs" or list(path.parent.glob("*.py")) else Path("configs")
+    known = sorted(file.name for file in folder.glob("*.py"))
+    return f"{', '.join(known)} in {folder}" if known else f"no configs in {folder} either"
+
+
+def _parse_value(name: str, wanted: Any, values: list[str]) -> Any:
+    try:
+        with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
+            return tyro.cli(wanted, args=values, config=(tyro.conf.FlagConversionOff,))
+    except SystemExit:
+        said = " ".join(values) or "nothing"
+        kind = wanted.__name__ if isinstance(wanted, type) and not typing.get_args(wanted) else str(wanted)
+        raise UserError(f"--{name} got {said!r}; it takes {kind}") from None
+
+
+def _replace(config: T, values: dict[str, Any]) -> T:
+    """All values at once, innermost first, so that checks across fields see the final state only."""
+    changed: dict[str, Any] = {name: value for name, value in values.items() if "." not in name}
+    for head in {name.split(".")[0] for name in values if "." in name}:
+        inner = {name.split(".", 1)[1]: value for name, value in values.items() if name.startswith(f"{head}.")}
+        changed[head] = _replace(getattr(config, head), inner)
+    return dataclasses.replace(config, **changed)  # type: ignore[type-var]
+
+
+def _groups(arguments: list[str]) -> list[list[str]]:
+    """["--a", "1", "2", "--b=3"] -> [["a", "1", "2"], ["b", "3"]]."""
+    groups: list[list[str]] = []
+    for argument in arguments:
+        if argument.startswith("--"):
+            name, equals, value = argument[2:].partition("=")
+            groups.append([name.replace("-", "_"), *([value] if equals else [])])
+        elif groups:
+            groups[-1].append(argument)
+        else:
+            raise UserError(f"unexpected argument {argument!r}; fields are set as --name value")
+    return groups
+
+
+def _from_plain(hint: Any, value: Any) -> Any:
+    if value is None:
+        return None
+    if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union:
+        options = [option for option in typing.get_args(hint) if option is not type(None)]
+        return _from_plain(options[0], value) if len(options) == 1 else value
+    if dataclasses.is_dataclass(hint):
+        return from_dict(typing.cast(type, hint), value)
+    if isinstance(value, list):
+        arguments = typing.get_args(hint)
+        inner = arguments[0] if arguments else Any
+        return tuple(_from_plain(inner, element) for element in value)
+    return value
+
+
+def _flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(tree, dict):
+        return {prefix.rstrip("."): tree}
+    flat: dict[str, Any] = {}
+    for name, value in tree.items():
+        flat |= _flatten(value, f"{prefix}{name}.")
+    return flat

@@ -1,0 +1,133 @@
+"""Does generated music follow its prompt? 16 groups, prompts from the test split, a judge trained on composed audio.
+
+The stages of the cascade are swapped for ground truth one after the other, so that a loss has an address:
+
+    truth    the composed piece itself, rendered
+    vae      its latents, decoded
+    dpd      its semantic tokens (and prefix), through the diffusion and the decoder
+    lm       its MuLan music prefix, through the language model and all after it
+    text     the prompt, through everything: what a user hears
+    shuffled the same clips as `text`, each judged against another group's prompt
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from melody_jax.data.composer.captions import captions
+from melody_jax.data.composer.compose import compose
+from melody_jax.data.composer.phrases.genres import GENRES
+from melody_jax.data.composer.phrases.instruments import NAMES
+from melody_jax.data.composer.piece import Piece
+from melody_jax.models import mulan, tokenizer, vae
+from melody_jax.sampling import generate
+from melody_jax.sampling.melody import Melody
+
+
+@dataclass(frozen=True)
+class Group:
+    """Music that shares a genre or a lead instrument; exactly one of the two is set."""
+
+    genre: str | None = None
+    lead: str | None = None
+
+    @property
+    def name(self) -> str:
+        """What the group is called in tables."""
+        return self.genre or str(self.lead)
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """Any of these in a prompt asks for the group."""
+        if self.genre:
+            return (self.genre, *GENRES[self.genre].mass)
+        return NAMES[self.name][:3]  # the later ones are shared with other instruments
+
+
+GROUPS = (
+    *(Group(genre=name) for name in ("solo piano", "jazz", "metal", "techno", "ambient", "orchestral", "reggae",
+                                     "chiptune", "drum and bass", "baroque")),
+    *(Group(lead=name) for name in ("acoustic guitar", "violin", "flute", "saxophone", "accordion", "music box")),
+)  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prompt:
+    """One line of the committed list: the text, the group it asks for, and the test piece whose caption it is."""
+
+    group: str
+    text: str
+    seed: int
+    tempo_bpm: float
+    rhythmic: bool
+
+
+def pieces(group: Group, split: str, seed: int, seconds: float) -> Iterator[Piece]:
+    """Endless pieces of the group from a split. A lead's pieces are of genres that are no groups themselves."""
+    taken = {other.genre for other in GROUPS if other.genre}
+    while True:
+        piece = compose(seed, seconds, genre=group.genre, lead=group.lead, split=split)
+        seed += 1
+        if group.genre or piece.facts.genre not in taken:
+            yield piece
+
+
+def prompts(group: Group, count: int, seed: int, seconds: float) -> list[Prompt]:
+    """Prompts of the test split: of each piece the first caption that names the group's genre or instrument."""
+    chosen: list[Prompt] = []
+    for piece in pieces(group, "test", seed, seconds):
+        named = [c for c in captions(piece.facts, piece.seed, 12) if any(word in c.lower() for word in group.words)]
+        if named and len(named[0].split()) <= 40:
+            facts = piece.facts
+            chosen.append(Prompt(group=group.name, text=named[0], seed=piece.seed, tempo_bpm=facts.tempo_bpm,
+                                 rhythmic=facts.rhythmic))  # fmt: skip
+        if len(chosen) == count:
+            return chosen
+    raise AssertionError("unreachable: pieces() never ends")
+
+
+def swap_stages(
+    melody: Melody, waves: np.ndarray, texts: Sequence[str], seed: int = 0, steps: int = 5, guidance_scale: float = 2.5,
+    lm_guidance_scale: float = 1.0,
+) -> dict[str, np.ndarray]:
+    """Clips (B, T) for "vae", "dpd", "lm" and "text", given true clips (B, T) of one window and their prompts.
+
+    `melody` must hold the "tokenizer" too, see `sampling.melody.load(..., networks=...)`.
+    """
+    params, configs = melody.params, melody.configs
+    config = generate.SamplerConfig(
+        mulan=configs["mulan"], lm=configs["lm"], dpd=configs["dpd"], steps=steps, guided=guidance_scale != 1,
+        lm_guided=lm_guidance_scale != 1,
+    )  # fmt: skip
+    keys = generate.item_keys(np.arange(seed, seed + len(waves), dtype=np.int32))
+    decode = partial(generate.latents_to_wave, params["vae"], configs["vae"])
+
+    @jax.jit
+    def features(audio: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        prefix = mulan.quantise(
+            params["mulan"], configs["mulan"], mulan.embed_music(params["mulan"], configs["mulan"], audio)
+        )
+        latents = vae.encode(params["vae"], configs["vae"], audio)
+        return prefix, tokenizer.tokenize(params["tokenizer"], configs["tokenizer"], audio), latents
+
+    @jax.jit
+    def diffuse(prefix: jax.Array, tokens: jax.Array) -> jax.Array:
+        return generate.tokens_to_latents(params["dpd"], config, prefix, tokens, keys, jnp.float32(guidance_scale))
+
+    prefix, tokens, latents = features(jnp.asarray(waves))
+    drawn = generate.prefix_to_tokens(
+        params["lm"], config, prefix, keys, jnp.float32(1.0), jnp.float32(lm_guidance_scale)
+    )
+    return {
+        "vae": np.asarray(decode(latents)),
+        "dpd": np.asarray(decode(diffuse(prefix, tokens))),
+        "lm": np.asarray(decode(diffuse(prefix, drawn))),
+        "text": melody.generate(
+            texts, seconds=melody.max_seconds, steps=steps, seed=seed, guidance_scale=guidance_scale,
+            lm_guidance_scale=lm_guidance_scale,
+        ),
+    }  # fmt: skip

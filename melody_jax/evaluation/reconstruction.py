@@ -1,0 +1,41 @@
+"""How close decoded audio is to its original: plain NumPy figures for reports. Audio is (T,) or (B, T) in [-1, 1]."""
+
+import numpy as np
+
+from melody_jax import spectral
+from melody_jax.errors import UserError
+
+
+def si_sdr(estimate: np.ndarray, reference: np.ndarray) -> float:
+    """Scale-invariant signal-to-distortion ratio in dB (arXiv 1811.02508), mean over the batch; means are kept.
+
+    Sensitive to phase. Raises `UserError` where the shapes differ.
+    """
+    estimate, reference = _pair(estimate, reference)
+    gain = np.sum(estimate * reference, -1, keepdims=True) / (np.sum(reference**2, -1, keepdims=True) + 1e-12)
+    signal, error = gain * reference, estimate - gain * reference
+    return float(np.mean(10 * np.log10((np.sum(signal**2, -1) + 1e-12) / (np.sum(error**2, -1) + 1e-12))))
+
+
+def log_mel(audio: np.ndarray, n_fft: int = 1024, hop: int = 240, n_mels: int = 80) -> np.ndarray:
+    """`spectral.log_mel` in NumPy: (B, T) at 24 kHz -> (B, T // hop, n_mels) nepers, floored at 1e-5."""
+    frames = audio.shape[-1] // hop
+    padded = np.pad(audio, ((0, 0), ((n_fft - hop) // 2, n_fft)))
+    windows = np.lib.stride_tricks.sliding_window_view(padded, n_fft, axis=-1)[:, ::hop][:, :frames]
+    magnitudes = np.abs(np.fft.rfft(windows * spectral.hann(n_fft), axis=-1))
+    return np.log(np.maximum(magnitudes @ spectral.mel_filterbank(n_mels, n_fft), 1e-5))
+
+
+def log_mel_l1(estimate: np.ndarray, reference: np.ndarray) -> float:
+    """Mean absolute difference of log mel magnitudes (80 bands, n_fft 1024, hop 240), nepers. Blind to phase.
+
+    Raises `UserError` where the shapes differ.
+    """
+    estimate, reference = _pair(estimate, reference)
+    return float(np.mean(np.abs(log_mel(estimate) - log_mel(reference))))
+
+
+def _pair(estimate: np.ndarray, reference: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    if estimate.shape != reference.shape or estimate.ndim not in (1, 2):
+        raise UserError(f"audio of shapes {estimate.shape} and {reference.shape}: both must be (T,) or (B, T), alike")
+    return np.atleast_2d(estimate).astype(np.float64), np.atleast_2d(reference).astype(np.float64)

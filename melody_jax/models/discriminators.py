@@ -1,0 +1,150 @@
+"""Judges of real against decoded audio for the VAE's adversarial half (paper section 2.5): multi-period (HiFi-GAN,
+arXiv 2010.05646) and multi-resolution spectrogram (UnivNet, arXiv 2106.07889) discriminators, in any width.
+
+Audio is (B, T). Every discriminator returns its logits and the list of its hidden layers' outputs. First layers, which
+see one channel, are frames times a matrix: a convolution with one input channel is several times slower on XLA:CPU.
+"""
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from melody_jax import spectral
+from melody_jax.errors import UserError
+from melody_jax.models.functional import Params, bind
+from melody_jax.models.functional import init as init_module
+
+PERIOD_KERNEL = 5  # taps of the multi-period convolutions
+PERIOD_STRIDE = 3  # stride of all of them but the last
+PATCH = 16  # bins in a patch of the spectrogram discriminators' first layer, which moves by half of it
+LEAK = 0.1  # slope of the leaky rectifier below zero
+
+Judgement = tuple[jax.Array, list[jax.Array]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiscriminatorConfig:
+    """Shapes of the discriminators. Defaults are `mini`: an eighth of HiFi-GAN's widths, a quarter of UnivNet's."""
+
+    periods: tuple[int, ...] = (2, 3, 5, 7, 11)
+    """Samples between neighbours in the columns that the multi-period discriminators see."""
+    period_widths: tuple[int, ...] = (8, 32, 64, 128, 128)
+    """Channels of the multi-period layers; each but the last shortens time by 3."""
+    resolutions: tuple[tuple[int, int], ...] = ((2048, 480), (1024, 240), (512, 120))
+    """(n_fft, hop) in samples of the spectrogram discriminators."""
+    resolution_widths: tuple[int, ...] = (16, 32, 32)
+    """Channels of the spectrogram layers; the first shortens frequency by 8, the others by 2."""
+
+    def __post_init__(self) -> None:
+        if len(self.period_widths) < 2 or len(self.resolution_widths) < 2:
+            raise UserError("discriminator widths: at least two layers are needed")
+
+
+TINY = DiscriminatorConfig(
+    periods=(2, 3), period_widths=(4, 8, 8), resolutions=((512, 120),), resolution_widths=(4, 8)
+)
+
+
+def _conv1d(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
+    """'Same' convolution, x (B, T, C), kernel (W, C, C')."""
+    pad = kernel.shape[0] // 2
+    dimensions = ("NWC", "WIO", "NWC")
+    return jax.lax.conv_general_dilated(x, kernel, (stride,), [(pad, pad)], dimension_numbers=dimensions)
+
+
+def _conv2d(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
+    """'Same' convolution, x (B, frames, bins, C), kernel (H, W, C, C'), the stride along bins."""
+    padding = [(size // 2, size // 2) for size in kernel.shape[:2]]
+    dimensions = ("NHWC", "HWIO", "NHWC")
+    return jax.lax.conv_general_dilated(x, kernel, (1, stride), padding, dimension_numbers=dimensions)
+
+
+class Layer(nnx.Module):
+    """Kernel and bias of one convolution."""
+
+    def __init__(self, shape: tuple[int, ...], *, rngs: nnx.Rngs) -> None:
+        self.kernel = nnx.Param(nnx.initializers.he_normal()(rngs.params(), shape))
+        self.bias = nnx.Param(jnp.zeros(shape[-1]))
+
+
+class PeriodDiscriminator(nnx.Module):
+    """Looks at every `period`-th sample: (B, T) -> logits (B * period, T') and hidden layers."""
+
+    def __init__(self, period: int, widths: tuple[int, ...], *, rngs: nnx.Rngs) -> None:
+        self.period = period
+        pairs = zip(widths[:-1], widths[1:], strict=True)
+        self.first = Layer((PERIOD_KERNEL, widths[0]), rngs=rngs)
+        self.layers = nnx.List([Layer((PERIOD_KERNEL, *pair), rngs=rngs) for pair in pairs])
+        self.out = Layer((3, widths[-1], 1), rngs=rngs)
+
+    def __call__(self, audio: jax.Array) -> Judgement:
+        usable = audio.shape[1] // (self.period * PERIOD_STRIDE) * self.period * PERIOD_STRIDE
+        columns = audio[:, :usable].reshape(audio.shape[0], -1, self.period).swapaxes(1, 2)
+        columns = columns.reshape(-1, columns.shape[-1])
+        frames = spectral.frame(columns, PERIOD_KERNEL, PERIOD_STRIDE)
+        x = jax.nn.leaky_relu(frames @ self.first.kernel[...] + self.first.bias[...], LEAK)
+        hidden = [x]
+        for i, layer in enumerate(self.layers):
+            stride = PERIOD_STRIDE if i + 1 < len(self.layers) else 1
+            x = jax.nn.leaky_relu(_conv1d(x, layer.kernel[...], stride) + layer.bias[...], LEAK)
+            hidden.append(x)
+        return (_conv1d(x, self.out.kernel[...], 1) + self.out.bias[...])[..., 0], hidden
+
+
+class SpectrogramDiscriminator(nnx.Module):
+    """Looks at log magnitudes: (B, T) -> logits (B, frames, bins') and hidden layers.
+
+    The logarithm makes the quiet upper octaves, where a decoder blurs first, as visible as the loud ones.
+    """
+
+    def __init__(self, n_fft: int, hop: int, widths: tuple[int, ...], *, rngs: nnx.Rngs) -> None:
+        self.n_fft, self.hop = n_fft, hop
+        pairs = zip(widths[:-1], widths[1:], strict=True)
+        self.first = Layer((3 * PATCH, widths[0]), rngs=rngs)
+        self.layers = nnx.List([Layer((3, 3, *pair), rngs=rngs) for pair in pairs])
+        self.out = Layer((3, 3, widths[-1], 1), rngs=rngs)
+
+    def __call__(self, audio: jax.Array) -> Judgement:
+        size = spectral.magnitude(spectral.stft(audio, self.n_fft, self.hop)) * self.n_fft**-0.5
+        x = jnp.log(size + 1e-3) / 3 + 1
+        x = jax.nn.leaky_relu(self._patches(x) @ self.first.kernel[...] + self.first.bias[...], LEAK)
+        hidden = [x]
+        for layer in self.layers:
+            x = jax.nn.leaky_relu(_conv2d(x, layer.kernel[...], 2) + layer.bias[...], LEAK)
+            hidden.append(x)
+        return (_conv2d(x, self.out.kernel[...], 1) + self.out.bias[...])[..., 0], hidden
+
+    def _patches(self, x: jax.Array) -> jax.Array:
+        """Patches of 3 frames x `PATCH` bins, the highest bin left out: (B, F, bins) -> (B, F, N, 3 * PATCH)."""
+        batch, count, bins = x.shape
+        bands = x[..., :-1].reshape(batch * count, bins - 1)
+        bands = spectral.frame(bands, PATCH, PATCH // 2).reshape(batch, count, -1, PATCH)
+        padded = jnp.pad(bands, ((0, 0), (1, 1), (0, 0), (0, 0)))
+        return jnp.concatenate([padded[:, i : i + count] for i in range(3)], axis=-1)
+
+
+def init(config: DiscriminatorConfig, key: jax.Array) -> Params:
+    """Fresh parameters: {"period_2": ..., "resolution_1024": ...}."""
+    keys = iter(jax.random.split(key, len(config.periods) + len(config.resolutions)))
+    periods = {
+        f"period_{p}": init_module(PeriodDiscriminator, p, config.period_widths, key=next(keys)) for p in config.periods
+    }
+    resolutions = {
+        f"resolution_{r[0]}": init_module(SpectrogramDiscriminator, *r, config.resolution_widths, key=next(keys))
+        for r in config.resolutions
+    }
+    return periods | resolutions
+
+
+def judge(params: Params, config: DiscriminatorConfig, audio: jax.Array) -> list[Judgement]:
+    """Every discriminator's (logits, hidden layers) on audio (B, T)."""
+    modules = [
+        bind(PeriodDiscriminator, p, config.period_widths, params=params[f"period_{p}"]) for p in config.periods
+    ]
+    modules += [
+        bind(SpectrogramDiscriminator, *r, config.resolution_widths, params=params[f"resolution_{r[0]}"])
+        for r in config.resolutions
+    ]
+    return [module(audio) for module in modules]

@@ -1,0 +1,272 @@
+"""The semantic language model: twelve prefix tokens to 25 Hz semantic tokens (MeLoDy section 3.1, LLaMA shaped).
+
+A decoder-only transformer (RoPE, RMSNorm, SwiGLU) over the sequence [P prefix tokens][U semantic tokens]. Every prefix
+level has its own embedding table with one more entry, the learned null: replacing all levels by their null gives the
+unconditional model for classifier-free guidance, replacing the deep ones a coarser description of the same clip.
+The head covers the semantic ids only. Positions enter through RoPE alone, so windows may start anywhere in a piece.
+
+B batch, P prefix levels, U semantic tokens, T = P + U positions, H heads, D channels.
+"""
+
+from dataclasses import dataclass
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from melody_jax.errors import UserError
+from melody_jax.models import functional
+from melody_jax.models.functional import Params
+from melody_jax.models.layers import RMSNorm, attend, merge_heads, rotary, split_heads
+
+MASKED = -1e9
+Caches = list[tuple[jax.Array, jax.Array]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LMConfig:
+    """Shape of the language model. The defaults are `mini`: 5.1 M parameters in the blocks."""
+
+    layers: int = 6
+    """Transformer blocks."""
+    width: int = 256
+    """Channels D of the residual stream."""
+    heads: int = 4
+    """Attention heads; they divide `width` into even head widths."""
+    ffn: int = 768
+    """Hidden channels of the SwiGLU feed-forward layer."""
+    prefix_levels: int = 12
+    """Prefix tokens P: levels of the residual quantiser of the joint text and music embedding."""
+    prefix_codes: int = 256
+    """Codes a prefix level (1024 in `paper`)."""
+    semantic_vocab: int = 1024
+    """Semantic ids."""
+    dropout: float = 0.1
+    """Probability of zeroing a channel of an embedding or of a residual update, in training only."""
+    rope_base: float = 10000.0
+    """Base of the rotary frequencies; positions are token indices."""
+    dtype: str = "float32"
+    """Compute dtype of the matrix products; norms, softmax and logits are float32."""
+
+
+def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
+    """Inverted dropout with 16-bit draws; `key` None or rate 0 returns x."""
+    if key is None or rate == 0.0:
+        return x
+    kept = jax.random.bits(key, x.shape, jnp.uint16) >= round(rate * 65536)
+    return x * (kept.astype(x.dtype) / (1.0 - rate))
+
+
+def _linear(inputs: int, outputs: int, config: LMConfig, rngs: nnx.Rngs, gain: float = 1.0) -> nnx.Linear:
+    init = nnx.initializers.normal(gain * inputs**-0.5)
+    return nnx.Linear(inputs, outputs, use_bias=False, kernel_init=init, dtype=jnp.dtype(config.dtype), rngs=rngs)
+
+
+class Block(nnx.Module):
+    """Pre-norm attention and SwiGLU. Split in two halves around the attention so that cached decoding shares it."""
+
+    def __init__(self, config: LMConfig, *, rngs: nnx.Rngs) -> None:
+        self.config = config
+        residual = (2 * config.layers) ** -0.5
+        self.norm = RMSNorm(config.width, rngs=rngs)
+        self.qkv = _linear(config.width, 3 * config.width, config, rngs)
+        self.out = _linear(config.width, config.width, config, rngs, residual)
+        self.ffn_norm = RMSNorm(config.width, rngs=rngs)
+        self.gate_up = _linear(config.width, 2 * config.ffn, config, rngs)
+        self.down = _linear(config.ffn, config.width, config, rngs, residual)
+
+    def project(self, x: jax.Array, positions: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """(B, T, D) and (T,) to rotated queries, rotated keys and values, each (B, H, T, D / H)."""
+        heads, base = self.config.heads, self.config.rope_base
+        q, k, v = (split_heads(h, heads) for h in jnp.split(self.qkv(self.norm(x)), 3, axis=-1))
+        return rotary(q, positions, base), rotary(k, positions, base), v
+
+    def update(self, x: jax.Array, attended: jax.Array, key: jax.Array | None = None) -> jax.Array:
+        """The residual stream after adding attention's output (B, H, T, D / H) and the feed-forward layer's."""
+        keys = (None, None) if key is None else jax.random.split(key)
+        x = x + dropout(self.out(merge_heads(attended)), self.config.dropout, keys[0])
+        gate, up = jnp.split(self.gate_up(self.ffn_norm(x)), 2, axis=-1)
+        return x + dropout(self.down(jax.nn.silu(gate) * up), self.config.dropout, keys[1])
+
+    def __call__(self, x: jax.Array, positions: jax.Array, bias: jax.Array, key: jax.Array | None = None) -> jax.Array:
+        """One block over a whole sequence; `bias` (T, T) is additive."""
+        return self.update(x, attend(*self.project(x, positions), bias), key)
+
+
+def init(config: LMConfig, key: jax.Array) -> Params:
+    """Fresh float32 parameters. Raises `UserError` if the heads do not divide the width evenly."""
+    if config.width % (2 * config.heads):
+        raise UserError(f"width {config.width} must be a multiple of twice the {config.heads} heads")
+    keys = jax.random.split(key, 4)
+    rows = config.prefix_levels * (config.prefix_codes + 1)
+    return {
+        "prefix": jax.random.normal(keys[0], (rows, config.width)),
+        "semantic": jax.random.normal(keys[1], (config.semantic_vocab, config.width)),
+        "blocks": functional.init_stack(Block, config, key=keys[2], depth=config.layers),
+        "norm": functional.init(RMSNorm, config.width, key=key),
+        "head": jax.random.normal(keys[3], (config.width, config.semantic_vocab)) * config.width**-0.5,
+    }
+
+
+def embed_prefix(
+    params: Params, config: LMConfig, prefix_tokens: jax.Array, prefix_levels: jax.Array | None = None
+) -> jax.Array:
+    """Embeddings (B, P, D) of prefix tokens (B, P). Levels >= `prefix_levels` (B,) become null; 0 is no prefix at all."""
+    levels = jnp.arange(config.prefix_levels)
+    if prefix_levels is not None:
+        prefix_tokens = jnp.where(levels < prefix_levels[:, None], prefix_tokens, config.prefix_codes)
+    return params["prefix"].astype(config.dtype)[prefix_tokens + levels * (config.prefix_codes + 1)]
+
+
+def _head(params: Params, config: LMConfig, x: jax.Array) -> jax.Array:
+    h = functional.bind(RMSNorm, config.width, params=params["norm"])(x)
+    return (h @ params["head"].astype(h.dtype)).astype(jnp.float32)
+
+
+def _causal_bias(queries: jax.Array, keys: jax.Array) -> jax.Array:
+    return MASKED * (keys > queries[:, None])
+
+
+def logits(
+    params: Params,
+    config: LMConfig,
+    prefix_tokens: jax.Array,
+    semantic_tokens: jax.Array,
+    prefix_levels: jax.Array | None = None,
+    key: jax.Array | None = None,
+) -> jax.Array:
+    """Teacher-forced logits (B, U, vocab) float32: entry u predicts `semantic_tokens[:, u]` from the prefix and tokens < u.
+
+    `prefix_tokens` (B, P) and `semantic_tokens` (B, U) are ints; `prefix_levels` (B,) keeps that many leading prefix
+    levels of each item and nulls the others; `key` turns dropout on.
+    """
+    context = params["semantic"].astype(config.dtype)[semantic_tokens[:, :-1]]
+    x = jnp.concatenate([embed_prefix(params, config, prefix_tokens, prefix_levels), context], axis=1)
+    keys = None
+    if key is not None:
+        first, *rest = jax.random.split(key, 1 + config.layers)
+        x, keys = dropout(x, config.dropout, first), jnp.stack(rest)
+    positions = jnp.arange(x.shape[1])
+    bias = _causal_bias(positions, positions)
+    x = functional.scan_blocks(Block, config, params=params["blocks"], x=x, inputs=(positions, bias), keys=keys)
+    return _head(params, config, x[:, config.prefix_levels - 1 :])
+
+
+def _cached_logits(
+    params: Params, blocks: list[Params], config: LMConfig, x: jax.Array, start: jax.Array | int, caches: Caches
+) -> tuple[jax.Array, Caches]:
+    """Runs embeddings (B, N, D) at positions start.. against the caches; logits (B, vocab) after the last of them.
+
+    A cache is keys (B * H, D / H, T) and values (B * H, T, D / H): with any other shape XLA:CPU copies or transposes
+    both at every step.
+    """
+    positions = start + jnp.arange(x.shape[1])
+    bias = _causal_bias(positions, jnp.arange(caches[0][0].shape[2]))
+    updated = []
+    for block_params, (k_cache, v_cache) in zip(blocks, caches, strict=True):
+        block = functional.bind(Block, config, params=block_params)
+        q, k, v = (h.reshape(-1, *h.shape[2:]) for h in block.project(x, positions))
+        k_cache = jax.lax.dynamic_update_slice_in_dim(k_cache, k.swapaxes(1, 2), start, axis=2)
+        v_cache = jax.lax.dynamic_update_slice_in_dim(v_cache, v, start, axis=1)
+        scores = (q @ k_cache).astype(jnp.float32) * q.shape[-1] ** -0.5 + bias
+        attended = jax.nn.softmax(scores).astype(v.dtype) @ v_cache
+        x = block.update(x, attended.reshape(-1, config.heads, *attended.shape[1:]))
+        updated.append((k_cache, v_cache))
+    return _head(params, config, x[:, -1]), updated
+
+
+def sample_token(
+    key: jax.Array, scores: jax.Array, temperature: jax.Array | float, top_k: int, top_p: jax.Array | float
+) -> jax.Array:
+    """Draws one id from logits (vocab,): the `top_k` best, of those the smallest set holding `top_p` of their mass.
+
+    Temperature 0 is the best id. Ids beyond the two limits are never drawn.
+    """
+    best, ids = jax.lax.top_k(scores, min(top_k, scores.shape[-1]))
+    probabilities = jax.nn.softmax(best / jnp.maximum(temperature, 1e-6))
+    rank = jnp.arange(best.shape[0])
+    better = probabilities @ (rank[:, None] < rank).astype(jnp.float32)  # `cumsum` takes 20x as long on XLA:CPU
+    outside = (better >= top_p) & (rank > 0)
+    noisy = best + temperature * jax.random.gumbel(key, best.shape) + MASKED * outside
+    return ids[jnp.argmax(noisy)].astype(jnp.int32)
+
+
+@partial(jax.jit, static_argnames=("config", "length", "top_k"))
+def _generate(
+    params: Params,
+    config: LMConfig,
+    prefix: jax.Array,
+    keys: jax.Array,
+    given: jax.Array,
+    length: int,
+    top_k: int,
+    temperature: jax.Array,
+    top_p: jax.Array,
+    guidance_scale: jax.Array,
+) -> jax.Array:
+    """`generate` on prefix embeddings (B, P, D), or (2B, P, D) with the guiding half second."""
+    batch, known = given.shape
+    copies = prefix.shape[0] // batch
+    blocks = functional.unstack(params["blocks"], config.layers)
+    semantic = params["semantic"].astype(config.dtype)
+    rows, depth, positions = prefix.shape[0] * config.heads, config.width // config.heads, config.prefix_levels + length
+    empty = (jnp.zeros((rows, depth, positions), config.dtype), jnp.zeros((rows, positions, depth), config.dtype))
+
+    def draw(scores: jax.Array, index: jax.Array | int) -> jax.Array:
+        if copies == 2:
+            wanted, unwanted = jnp.split(scores, 2)
+            scores = unwanted + guidance_scale * (wanted - unwanted)
+        item = lambda key, row: sample_token(jax.random.fold_in(key, index), row, temperature, top_k, top_p)  # noqa: E731
+        return jax.vmap(item)(keys, scores)
+
+    def embed(tokens: jax.Array) -> jax.Array:
+        return jnp.tile(semantic[tokens], (copies, 1, 1))
+
+    def step(index: jax.Array, state: tuple[jax.Array, Caches]) -> tuple[jax.Array, Caches]:
+        tokens, caches = state
+        latest = jax.lax.dynamic_slice_in_dim(tokens, index - 1, 1, axis=1)
+        position = config.prefix_levels + index - 1
+        scores, caches = _cached_logits(params, blocks, config, embed(latest), position, caches)
+        return jax.lax.dynamic_update_slice_in_dim(tokens, draw(scores, index)[:, None], index, axis=1), caches
+
+    start = jnp.concatenate([prefix, embed(given)], axis=1)
+    scores, caches = _cached_logits(params, blocks, config, start, 0, [empty] * config.layers)
+    tokens = jnp.zeros((batch, length), jnp.int32).at[:, :known].set(given).at[:, known].set(draw(scores, known))
+    return jax.lax.fori_loop(known + 1, length, step, (tokens, caches))[0]
+
+
+def generate(
+    params: Params,
+    config: LMConfig,
+    prefix_tokens: jax.Array,
+    keys: jax.Array,
+    length: int,
+    temperature: jax.Array | float = 1.0,
+    top_k: int = 250,
+    top_p: jax.Array | float = 1.0,
+    guidance_scale: jax.Array | float = 1.0,
+    given: jax.Array | None = None,
+    negative_prefix_tokens: jax.Array | None = None,
+) -> jax.Array:
+    """Samples semantic tokens (B, length) int32 after prefix tokens (B, P), beginning with `given` (B, G), G < length.
+
+    `keys` (B,) are PRNG keys, one an item: token u of an item is drawn with `fold_in(key, u)`, whatever the batch.
+    `guidance_scale` g draws from null + g (prefix - null) in logits, at twice the cost unless it is the number 1;
+    the null side is the learned null prefix, or `negative_prefix_tokens` (B, P) if given. `temperature` >= 0, `top_p` in
+    (0, 1] and `guidance_scale` may be traced. Raises `UserError` if the prefix or `given` has the wrong length.
+    """
+    batch = prefix_tokens.shape[0]
+    if given is None:
+        given = jnp.zeros((batch, 0), jnp.int32)
+    if not given.shape[1] < length:
+        raise UserError(f"length {length} must exceed the {given.shape[1]} tokens given")
+    if prefix_tokens.shape[1] != config.prefix_levels:
+        raise UserError(f"a prefix of {prefix_tokens.shape[1]} tokens, this model needs {config.prefix_levels}")
+    prefix = embed_prefix(params, config, prefix_tokens)
+    if isinstance(guidance_scale, jax.Array) or guidance_scale != 1.0:
+        levels = jnp.full(batch, config.prefix_levels if negative_prefix_tokens is not None else 0)
+        other = prefix_tokens if negative_prefix_tokens is None else negative_prefix_tokens
+        prefix = jnp.concatenate([prefix, embed_prefix(params, config, other, levels)])
+    scalars = (jnp.asarray(value, jnp.float32) for value in (temperature, top_p, guidance_scale))
+    return _generate(params, config, prefix, keys, given, length, top_k, *scalars)

@@ -1,0 +1,271 @@
+"""The audio autoencoder of `mini` (paper section 2.5 redesigned for CPUs): a spectral VAE with an inverse-STFT decoder.
+
+    audio (B, T) --STFT--> 100 Hz frames --blocks--> x4 down --blocks--> mean, log variance (B, L, D) at 25 Hz
+    latents (B, L, D) --blocks--> x4 up --blocks--> complex spectrum --inverse STFT--> audio (B, T)
+
+B batch, T samples (a multiple of `config.hop`), F = T / frame_hop frames, L = T / hop latents, D latent channels.
+Norms act on channels only and there is no attention: every output sees a finite stretch of its input, the same
+everywhere, so that the decoder can stream (`decoder_reach`, `encoder_reach`).
+"""
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from melody_jax import spectral
+from melody_jax.errors import UserError
+from melody_jax.models.functional import Params, bind, init_stack, scan_blocks
+from melody_jax.models.functional import init as init_module
+from melody_jax.models.layers import RMSNorm, depthwise_conv
+
+KERNEL = 7  # taps of every depthwise convolution
+BLOCK_GAIN = 0.3  # initial weight of a block beside its skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class VAEConfig:
+    """Shape of the autoencoder. Defaults are `mini`."""
+
+    n_fft: int = 1024
+    """Samples in an STFT frame, of the encoder's input and of the decoder's output."""
+    frame_hop: int = 240
+    """Samples between frames (240 = 100 Hz at 24 kHz)."""
+    downsample: int = 4
+    """Frames to a latent (4 = 25 Hz latents)."""
+    latent_width: int = 64
+    """Latent channels D."""
+    encoder_frame_width: int = 256
+    """Channels of the encoder at frame rate."""
+    encoder_frame_blocks: int = 2
+    """Blocks of the encoder at frame rate."""
+    encoder_latent_width: int = 384
+    """Channels of the encoder at latent rate."""
+    encoder_latent_blocks: int = 2
+    """Blocks of the encoder at latent rate."""
+    decoder_latent_width: int = 384
+    """Channels of the decoder at latent rate."""
+    decoder_latent_blocks: int = 4
+    """Blocks of the decoder at latent rate."""
+    decoder_frame_width: int = 256
+    """Channels of the decoder at frame rate."""
+    decoder_frame_blocks: int = 2
+    """Blocks of the decoder at frame rate."""
+    latent_expansion: int = 3
+    """Hidden channels of a block per channel, at latent rate."""
+    frame_expansion: int = 2
+    """Hidden channels of a block per channel, at frame rate."""
+    head: str = "polar"
+    """The decoder's output: "polar" (log magnitude, phase as a unit vector) or "cartesian" (square-root-compressed)."""
+    latent_scale: float = 1.0
+    """Initial divisor of the latents: 1 where they are whitened after training, 3 in the paper."""
+    latent_clip: float | None = None
+    """Bound on the normalised latents, applied by encode and decode (1 in the paper), or None: no bound."""
+    dtype: str = "float32"
+    """Compute type of the blocks; spectra are float32 always."""
+
+    def __post_init__(self) -> None:
+        if self.head not in ("polar", "cartesian"):
+            raise UserError(f'VAE head "{self.head}": it must be "polar" or "cartesian"')
+        if self.n_fft < self.frame_hop * 2:
+            raise UserError(f"n_fft {self.n_fft}: frames must overlap at least twice (frame_hop is {self.frame_hop})")
+
+    @property
+    def hop(self) -> int:
+        """Samples to a latent."""
+        return self.frame_hop * self.downsample
+
+    @property
+    def bins(self) -> int:
+        """Frequencies of a frame."""
+        return self.n_fft // 2 + 1
+
+
+MINI = VAEConfig()
+TINY = VAEConfig(
+    latent_width=8,
+    encoder_frame_width=16,
+    encoder_frame_blocks=1,
+    encoder_latent_width=24,
+    encoder_latent_blocks=1,
+    decoder_latent_width=24,
+    decoder_latent_blocks=1,
+    decoder_frame_width=16,
+    decoder_frame_blocks=1,
+)
+
+
+class Block(nnx.Module):
+    """ConvNeXt block over time: depthwise convolution, channel norm, two-layer perceptron, gain, skip."""
+
+    def __init__(self, width: int, expansion: int, *, rngs: nnx.Rngs) -> None:
+        self.kernel = nnx.Param(jax.random.normal(rngs.params(), (KERNEL, width)) * KERNEL**-0.5)
+        self.norm = RMSNorm(width, rngs=rngs)
+        self.up = nnx.Linear(width, width * expansion, rngs=rngs)
+        self.down = nnx.Linear(width * expansion, width, rngs=rngs)
+        self.gain = nnx.Param(jnp.full(width, BLOCK_GAIN))
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        h = self.norm(depthwise_conv(x, self.kernel[...]))
+        return x + self.down(jax.nn.gelu(self.up(h))) * self.gain[...].astype(x.dtype)
+
+
+class Ends(nnx.Module):
+    """What stands around the blocks of one half: a projection in, one between the two rates, a normed one out."""
+
+    def __init__(self, entry: tuple[int, int], middle: tuple[int, int], out: tuple[int, int], *, rngs: nnx.Rngs) -> None:
+        self.entry = nnx.Linear(*entry, rngs=rngs)
+        self.middle = nnx.Linear(*middle, rngs=rngs)
+        self.norm = RMSNorm(out[0], rngs=rngs)
+        self.out = nnx.Linear(*out, rngs=rngs)
+
+
+def _encoder_ends(c: VAEConfig) -> tuple[tuple[int, int], ...]:
+    wide = c.encoder_frame_width * c.downsample
+    return (
+        (3 * c.bins, c.encoder_frame_width),
+        (wide, c.encoder_latent_width),
+        (c.encoder_latent_width, 2 * c.latent_width),
+    )
+
+
+def _decoder_ends(c: VAEConfig) -> tuple[tuple[int, int], ...]:
+    wide = c.decoder_frame_width * c.downsample
+    return (
+        (c.latent_width, c.decoder_latent_width),
+        (c.decoder_latent_width, wide),
+        (c.decoder_frame_width, (3 if c.head == "polar" else 2) * c.bins),
+    )
+
+
+def init(config: VAEConfig, key: jax.Array) -> Params:
+    """Fresh parameters: {"encoder", "decoder", "latent_mean" (D,), "latent_scale" (D,)}."""
+    keys = jax.random.split(key, 6)
+    c = config
+
+    def stack(width: int, expansion: int, depth: int, key: jax.Array) -> Params:
+        return init_stack(Block, width, expansion, key=key, depth=depth)
+
+    return {
+        "encoder": {
+            "ends": init_module(Ends, *_encoder_ends(c), key=keys[0]),
+            "frame_blocks": stack(c.encoder_frame_width, c.frame_expansion, c.encoder_frame_blocks, keys[1]),
+            "latent_blocks": stack(c.encoder_latent_width, c.latent_expansion, c.encoder_latent_blocks, keys[2]),
+        },
+        "decoder": {
+            "ends": init_module(Ends, *_decoder_ends(c), key=keys[3]),
+            "latent_blocks": stack(c.decoder_latent_width, c.latent_expansion, c.decoder_latent_blocks, keys[4]),
+            "frame_blocks": stack(c.decoder_frame_width, c.frame_expansion, c.decoder_frame_blocks, keys[5]),
+        },
+        "latent_mean": jnp.zeros(c.latent_width),
+        "latent_scale": jnp.full(c.latent_width, c.latent_scale),
+    }
+
+
+def _cast(params: Params, dtype: str) -> Params:
+    return jax.tree.map(lambda leaf: leaf.astype(dtype), params)
+
+
+def spectral_features(config: VAEConfig, audio: jax.Array) -> jax.Array:
+    """The encoder's view of audio: (B, T) -> (B, F, 3 * bins), square-root-compressed complex parts and log magnitude.
+
+    The parts carry phase; the logarithm lifts what is quiet, most of it above 4 kHz.
+    """
+    spectrum = spectral.stft(audio, config.n_fft, config.frame_hop) * config.n_fft**-0.5
+    size = spectral.magnitude(spectrum)
+    compression = jax.lax.rsqrt(size)
+    log_size = jnp.log(size + 1e-3) / 3 + 1
+    return jnp.concatenate([spectrum.real * compression, spectrum.imag * compression, log_size], axis=-1)
+
+
+def posterior(params: Params, config: VAEConfig, audio: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Mean and log variance of the latents before normalisation: audio (B, T) -> two float32 (B, L, D).
+
+    Raises `UserError` where T is not a positive multiple of `config.hop`.
+    """
+    samples = audio.shape[-1]
+    if samples == 0 or samples % config.hop:
+        raise UserError(f"{samples} samples: the encoder needs a positive multiple of {config.hop}")
+    p = _cast(params["encoder"], config.dtype)
+    ends = bind(Ends, *_encoder_ends(config), params=p["ends"])
+    x = ends.entry(spectral_features(config, audio).astype(config.dtype))
+    x = scan_blocks(Block, config.encoder_frame_width, config.frame_expansion, params=p["frame_blocks"], x=x)
+    x = ends.middle(x.reshape(x.shape[0], -1, config.downsample * config.encoder_frame_width))
+    x = scan_blocks(Block, config.encoder_latent_width, config.latent_expansion, params=p["latent_blocks"], x=x)
+    mean, log_variance = jnp.split(ends.out(ends.norm(x)).astype(jnp.float32), 2, axis=-1)
+    return mean, jnp.clip(log_variance, -12.0, 4.0)
+
+
+def sample(mean: jax.Array, log_variance: jax.Array, key: jax.Array) -> jax.Array:
+    """A draw from the diagonal Gaussian."""
+    return mean + jnp.exp(0.5 * log_variance) * jax.random.normal(key, mean.shape)
+
+
+def normalise(params: Params, config: VAEConfig, raw: jax.Array) -> jax.Array:
+    """Latents in the units of the diffusion: (raw - latent_mean) / latent_scale, clipped if the config says so."""
+    mean, scale = (jax.lax.stop_gradient(params[name]) for name in ("latent_mean", "latent_scale"))
+    return _clip(config, (raw - mean) / scale)
+
+
+def _clip(config: VAEConfig, latents: jax.Array) -> jax.Array:
+    return latents if config.latent_clip is None else jnp.clip(latents, -config.latent_clip, config.latent_clip)
+
+
+def encode(params: Params, config: VAEConfig, audio: jax.Array, key: jax.Array | None = None) -> jax.Array:
+    """Audio (B, T) at 24 kHz -> normalised latents (B, L, D): the posterior's mean, or a draw from it given a key.
+
+    Raises `UserError` where T is not a positive multiple of `config.hop`.
+    """
+    mean, log_variance = posterior(params, config, audio)
+    return normalise(params, config, mean if key is None else sample(mean, log_variance, key))
+
+
+def decode(params: Params, config: VAEConfig, latents: jax.Array) -> jax.Array:
+    """Normalised latents (B, L, D) -> audio (B, L * hop), float32.
+
+    With `latent_clip` the latents are clipped first and not scaled a second time (paper, Q18): in the paper's kind the
+    decoder is trained on scaled latents, whereas whitening comes after training and is undone here.
+    """
+    p = _cast(params["decoder"], config.dtype)
+    ends = bind(Ends, *_decoder_ends(config), params=p["ends"])
+    if config.latent_clip is None:
+        mean, scale = (jax.lax.stop_gradient(params[name]) for name in ("latent_mean", "latent_scale"))
+        latents = latents * scale + mean
+    x = ends.entry(_clip(config, latents).astype(config.dtype))
+    x = scan_blocks(Block, config.decoder_latent_width, config.latent_expansion, params=p["latent_blocks"], x=x)
+    x = ends.middle(x).reshape(x.shape[0], -1, config.decoder_frame_width)
+    x = scan_blocks(Block, config.decoder_frame_width, config.frame_expansion, params=p["frame_blocks"], x=x)
+    spectrum = _spectrum(config, ends.out(ends.norm(x)).astype(jnp.float32))
+    return spectral.istft(spectrum * config.n_fft**0.5, config.n_fft, config.frame_hop)
+
+
+def _spectrum(config: VAEConfig, out: jax.Array) -> jax.Array:
+    """The head's channels -> complex spectrum (B, F, bins), in units of sqrt(n_fft)."""
+    if config.head == "cartesian":
+        real, imag = jnp.split(0.3 * out, 2, axis=-1)
+        size = jnp.sqrt(real * real + imag * imag + 1e-10)
+    else:
+        log_size, real, imag = jnp.split(out, 3, axis=-1)
+        # e**4 is louder than full scale at this window; the offset makes the first outputs quiet
+        size = jnp.exp(jnp.minimum(log_size - 4.0, 4.0)) * jax.lax.rsqrt(real * real + imag * imag + 1e-6)
+    return jax.lax.complex(real * size, imag * size)
+
+
+def _frame_reach(config: VAEConfig, blocks: int) -> int:
+    """Frames on either side that `blocks` frame-rate blocks and one (inverse) STFT see."""
+    spread = (config.n_fft - config.frame_hop) // 2
+    return blocks * (KERNEL // 2) - (-spread // config.frame_hop)
+
+
+def decoder_reach(config: VAEConfig) -> int:
+    """How many latents on either side of its own a decoded sample can depend on."""
+    frames = _frame_reach(config, config.decoder_frame_blocks)
+    return config.decoder_latent_blocks * (KERNEL // 2) - (-frames // config.downsample)
+
+
+def encoder_reach(config: VAEConfig) -> int:
+    """How many samples on either side of its own `hop` a latent can depend on, at most."""
+    frames = config.encoder_frame_blocks * (KERNEL // 2)
+    latents = config.encoder_latent_blocks * (KERNEL // 2)
+    return latents * config.hop + frames * config.frame_hop + (config.n_fft - config.frame_hop + 1) // 2

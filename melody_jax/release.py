@@ -1,0 +1,180 @@
+"""Released networks: `<folder>/<name>.safetensors` and `<name>.json`, nothing pickled, float32 once loaded.
+
+How a tensor is stored, by path and size:
+  a float matrix of at least 4,096 numbers   int8, `<path>` and float32 scales `<path>:scale`; one scale an output
+                                             channel (last axis), for embeddings one a row; further leading axes
+                                             (stacked blocks, convolution taps) have scales of their own
+  gains, biases and small floats             float16 (float32 if their size asks for it)
+  tensors named in `KEEP`                    the type said there
+The JSON holds the network's config, the hashes of the networks it was trained on, metrics, and the tensors' sha256.
+"""
+
+import hashlib
+import importlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+import safetensors
+import safetensors.numpy
+
+from melody_jax.config import from_dict, to_dict
+from melody_jax.errors import UserError
+from melody_jax.models.functional import Params
+
+FORMAT_VERSION = 1
+NETWORKS = {
+    "vae": "VAEConfig",
+    "mulan": "MuLanConfig",
+    "tokenizer": "TokenizerConfig",
+    "lm": "LMConfig",
+    "dpd": "DPDConfig",
+}
+KEEP = {"codebook": "float16", "codebooks": "float16", "latent_mean": "float32", "latent_scale": "float32"}
+SMALLEST_INT8 = 4096  # numbers; below it the scales and the error are not worth the bytes
+_SCALE = ":scale"
+
+
+def save_network(
+    path: str | os.PathLike,
+    name: str,
+    params: Params,
+    config: Any,
+    hashes: dict[str, str],
+    metrics: dict[str, float] | None = None,
+    keep: dict[str, str] | None = None,
+) -> Path:
+    """Writes the network `name` into the folder `path` and returns the tensor file's path.
+
+    `config` is the network's config dataclass, `hashes` maps each network it depends on to its sha256. `keep` maps
+    the last part of a tensor's path to its stored type and replaces `KEEP`.
+    """
+    folder = Path(path)
+    tensors: dict[str, np.ndarray] = {}
+    for tensor_name, value in flatten(params).items():
+        tensors |= _store(tensor_name, np.asarray(value), KEEP if keep is None else keep)
+    data = safetensors.numpy.save(tensors, {"format": "melody_jax"})  # several keys come out in a random order
+    description = {
+        "format_version": FORMAT_VERSION,
+        "network": name,
+        "config": to_dict(config),
+        "hashes": hashes,
+        "metrics": metrics or {},
+        "sha256": hashlib.sha256(data).hexdigest(),
+    }
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        _write(folder / f"{name}.safetensors", data)
+        _write(folder / f"{name}.json", (json.dumps(description, indent=2) + "\n").encode())
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be written ({error.strerror})") from error
+    return folder / f"{name}.safetensors"
+
+
+def load_network(path: str | os.PathLike, name: str) -> tuple[Params, Any, dict[str, str]]:
+    """(params, config, hashes) of a released network; params are float32 arrays in nested dicts.
+
+    Raises:
+        UserError: a file is missing, cut short, foreign, or of another format or network.
+    """
+    folder = Path(path)
+    description = read_description(folder, name)
+    data = _read(folder / f"{name}.safetensors")
+    if hashlib.sha256(data).hexdigest() != description["sha256"]:
+        raise UserError(f"{folder / name}.safetensors: not the file that {name}.json describes, or cut short")
+    try:
+        stored = safetensors.numpy.load(data)
+    except safetensors.SafetensorError as error:
+        raise UserError(f"{folder / name}.safetensors: not a safetensors file ({error})") from error
+    values = {}
+    for tensor_name, value in stored.items():
+        if tensor_name.endswith(_SCALE):
+            continue
+        if value.dtype == np.int8 and tensor_name + _SCALE in stored:
+            value = value.astype(np.float32) * stored[tensor_name + _SCALE]
+        floating = np.issubdtype(value.dtype, np.floating)
+        values[tensor_name] = jnp.asarray(value, jnp.float32 if floating else value.dtype)
+    return unflatten(values), from_dict(_config_class(name), description["config"]), description["hashes"]
+
+
+def read_description(path: str | os.PathLike, name: str) -> dict[str, Any]:
+    """What `<name>.json` says: format_version, network, config, hashes, metrics, sha256.
+
+    Raises:
+        UserError: the file is missing or does not describe this network.
+    """
+    file = Path(path) / f"{name}.json"
+    try:
+        description = json.loads(_read(file))
+        version, network = description["format_version"], description["network"]
+        hashes_ok = isinstance(description["hashes"], dict) and isinstance(description["config"], dict)
+        complete = hashes_ok and isinstance(description["sha256"], str)
+    except (ValueError, KeyError, TypeError):
+        raise UserError(f"{file}: not the description of a released network") from None
+    if version != FORMAT_VERSION:
+        raise UserError(f"{file}: format {version} is not known, this version reads {FORMAT_VERSION}")
+    if network != name or not complete:
+        raise UserError(f"{file}: describes {network!r}, {name!r} is needed")
+    return description
+
+
+def network_hash(path: str | os.PathLike, name: str) -> str:
+    """The sha256 of the network's tensor file: the name by which features and later networks refer to it."""
+    return hashlib.sha256(_read(Path(path) / f"{name}.safetensors")).hexdigest()
+
+
+def flatten(params: Params, prefix: str = "") -> dict[str, Any]:
+    """Nested dict -> {"a/b/c": leaf}."""
+    flat: dict[str, Any] = {}
+    for key, value in params.items():
+        flat |= flatten(value, f"{prefix}{key}/") if isinstance(value, dict) else {prefix + key: value}
+    return flat
+
+
+def unflatten(flat: dict[str, Any]) -> Params:
+    """The inverse of `flatten`."""
+    nested: Params = {}
+    for name, value in flat.items():
+        *parents, leaf = name.split("/")
+        place = nested
+        for parent in parents:
+            place = place.setdefault(parent, {})
+        place[leaf] = value
+    return nested
+
+
+def _store(name: str, value: np.ndarray, keep: dict[str, str]) -> dict[str, np.ndarray]:
+    last = name.split("/")[-1]
+    if not np.issubdtype(value.dtype, np.floating):
+        return {name: np.ascontiguousarray(value)}
+    if last in keep:
+        return {name: np.ascontiguousarray(value, keep[last])}
+    if value.ndim < 2 or value.size < SMALLEST_INT8 or last.endswith(("scale", "bias")):
+        small = float(np.max(np.abs(value), initial=0.0)) < float(np.finfo(np.float16).max)
+        return {name: np.ascontiguousarray(value, np.float16 if small else np.float32)}
+    axis = -1 if "embedding" in last else -2
+    scale = np.max(np.abs(value), axis=axis, keepdims=True).astype(np.float32) / 127
+    codes = np.rint(value / np.where(scale == 0, 1, scale)).astype(np.int8)
+    return {name: np.ascontiguousarray(codes), name + _SCALE: np.ascontiguousarray(scale)}
+
+
+def _config_class(name: str) -> Any:
+    if name not in NETWORKS:
+        raise UserError(f"network {name!r} is unknown; there are {', '.join(NETWORKS)}")
+    return getattr(importlib.import_module(f"melody_jax.models.{name}"), NETWORKS[name])
+
+
+def _read(file: Path) -> bytes:
+    try:
+        return file.read_bytes()
+    except OSError as error:
+        raise UserError(f"{file}: cannot be read ({error.strerror})") from None
+
+
+def _write(file: Path, data: bytes) -> None:
+    temporary = file.with_name(f".{file.name}.{os.getpid()}.part")
+    temporary.write_bytes(data)
+    temporary.replace(file)

@@ -1,0 +1,175 @@
+"""Checkpoints: Orbax, written in the background, complete or absent.
+
+`<workdir>/checkpoints/<step>/` holds three items: `state` (step, parameters, optimiser), `ema` (restorable alone)
+and `data` (the iterator's position, JSON). `<workdir>/config.json` holds the resolved config and the hashes of the
+networks the data was made with.
+"""
+
+import json
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+
+from melody_jax.config import TrainConfig, difference, to_dict
+from melody_jax.errors import UserError
+from melody_jax.models.functional import Params
+from melody_jax.training.state import TrainState
+
+ITEMS = ("state", "ema", "data")
+
+# What may change between the slices of one run: how long, how often, where, on what; not what is computed.
+FREE_FIELDS = (
+    "steps", "log_every", "eval_every", "eval_batches", "save_every", "save_minutes", "stop_minutes", "keep_last",
+    "keep_every", "mesh", "workdir", "init_from", "data.threads", "data.prefetch", "data.networks",
+)  # fmt: skip
+
+
+class Checkpoints:
+    """The checkpoints of one run folder."""
+
+    def __init__(self, workdir: Path, keep_last: int = 1, keep_every: int = 0) -> None:
+        self._folder = workdir.absolute() / "checkpoints"
+        options = ocp.CheckpointManagerOptions(max_to_keep=keep_last, keep_period=keep_every or None)
+        self._manager = ocp.CheckpointManager(self._folder, item_names=ITEMS, options=options)
+
+    @property
+    def latest(self) -> int | None:
+        """The last complete checkpoint's step, None in a fresh folder."""
+        return self._manager.latest_step()
+
+    def save(self, state: TrainState, data: dict[str, Any]) -> None:
+        """Starts writing; returns once the arrays are copied, so the caller may donate them."""
+        computation = {"step": state.step, "params": state.params, "opt_state": state.opt_state}
+        self._manager.save(
+            int(state.step),
+            args=ocp.args.Composite(
+                state=ocp.args.StandardSave(computation),
+                ema=ocp.args.StandardSave(state.ema),
+                data=ocp.args.JsonSave(data),
+            ),
+        )
+
+    def restore(self, abstract: TrainState) -> tuple[TrainState, dict[str, Any]]:
+        """The latest state, shaped and placed like `abstract` (`ShapeDtypeStruct`s with shardings), and `data`.
+
+        Raises:
+            UserError: the checkpoint is damaged or of another shape.
+        """
+        computation = {"step": abstract.step, "params": abstract.params, "opt_state": abstract.opt_state}
+        read = self._restore(
+            state=ocp.args.StandardRestore(computation),
+            ema=ocp.args.StandardRestore(abstract.ema),
+            data=ocp.args.JsonRestore(),
+        )
+        return TrainState(ema=read["ema"], **read["state"]), read["data"]
+
+    def restore_ema(self, abstract: Params) -> Params:
+        """The latest weight average alone.
+
+        Raises:
+            UserError: there is no checkpoint, or it is damaged or of another shape.
+        """
+        return self._restore(ema=ocp.args.StandardRestore(abstract))["ema"]
+
+    def _restore(self, **items: Any) -> Any:
+        step = self.latest
+        if step is None:
+            raise UserError(f"no checkpoint in {self._folder}")
+        try:
+            read = self._manager.restore(step, args=ocp.args.Composite(**items))
+        except Exception as error:  # Orbax and TensorStore raise many kinds for a file that is cut or missing
+            reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+            raise UserError(
+                f"checkpoint {self._folder / str(step)} cannot be read ({reason}); "
+                "delete that folder to go on from the one before it"
+            ) from error
+        missing = [name for name in items if read.get(name) is None]
+        if missing:
+            raise UserError(f"checkpoint {self._folder / str(step)} lacks its item {missing[0]!r}; delete that folder")
+        return read
+
+    def close(self) -> None:
+        """Waits until everything is on disk."""
+        self._manager.wait_until_finished()
+        self._manager.close()
+
+
+def write_run(workdir: Path, config: TrainConfig, hashes: dict[str, str]) -> None:
+    """Writes `config.json`: {"config": resolved, "hashes": network -> sha256 of what the data was made with}."""
+    workdir.mkdir(parents=True, exist_ok=True)
+    temporary = workdir / f".config.{os.getpid()}.json"
+    temporary.write_text(json.dumps({"config": to_dict(config), "hashes": hashes}, indent=2) + "\n")
+    temporary.replace(workdir / "config.json")
+
+
+def read_run(workdir: Path) -> tuple[dict[str, Any], dict[str, str]]:
+    """The config (as `to_dict` gives it) and hashes of a run folder.
+
+    Raises:
+        UserError: the folder is not a run.
+    """
+    try:
+        record = json.loads((workdir / "config.json").read_text())
+        return record["config"], record["hashes"]
+    except (OSError, ValueError, KeyError, TypeError):
+        raise UserError(f"{workdir} is not a run folder: it has no readable config.json") from None
+
+
+def check_resume(workdir: Path, config: TrainConfig, hashes: dict[str, str]) -> None:
+    """Refuses to go on with another config or on other data than the run began with.
+
+    Raises:
+        UserError: names the fields, or the networks, that differ.
+    """
+    old_config, old_hashes = read_run(workdir)
+    fields = [field for field in difference(old_config, to_dict(config)) if field not in FREE_FIELDS]
+    if fields:
+        raise UserError(
+            f"{workdir} was trained with another config ({', '.join(fields)} differ); "
+            "set them back, or choose another --workdir"
+        )
+    networks = difference(old_hashes, hashes)
+    if networks:
+        raise UserError(f"{workdir} was trained on features of another {', '.join(networks)}; choose another --workdir")
+
+
+def abstract_like(shapes: Any, shardings: Any) -> Any:
+    """`ShapeDtypeStruct`s that say where to restore to."""
+    return jax.tree.map(lambda s, at: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=at), shapes, shardings)
+
+
+class Alarm:
+    """Says when to save and when to stop: by steps, by the clock, or because of SIGTERM."""
+
+    def __init__(self, config: TrainConfig) -> None:
+        self._config, self._terminated = config, False
+        self._began = self._saved = time.monotonic()
+        self._main = threading.current_thread() is threading.main_thread()
+        self._previous = signal.signal(signal.SIGTERM, self._terminate) if self._main else None
+
+    def _terminate(self, *_: Any) -> None:
+        self._terminated = True
+
+    def stop(self) -> bool:
+        """True once the process should save and end."""
+        minutes = self._config.stop_minutes
+        return self._terminated or (minutes > 0 and time.monotonic() - self._began > 60 * minutes)
+
+    def save(self, step: int) -> bool:
+        """True if a checkpoint is due before the step after `step`."""
+        every, minutes = self._config.save_every, self._config.save_minutes
+        due = (every > 0 and step % every == 0) or (minutes > 0 and time.monotonic() - self._saved > 60 * minutes)
+        if due:
+            self._saved = time.monotonic()
+        return due
+
+    def close(self) -> None:
+        """Gives SIGTERM back to whoever had it."""
+        if self._main:
+            signal.signal(signal.SIGTERM, self._previous)

@@ -1,0 +1,96 @@
+"""From a run folder to a released network: `melody export --run runs/vae_mini --out weights/mini`."""
+
+import dataclasses
+import importlib
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from melody_jax import release
+from melody_jax.config import DataConfig, from_dict
+from melody_jax.data import pipeline
+from melody_jax.errors import UserError
+from melody_jax.training import checkpoint
+
+STAGES = {"VAEStage": "vae", "MuLanStage": "mulan", "TokenizerStage": "tokenizer", "LMStage": "lm", "DPDStage": "dpd"}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ExportConfig:
+    """Fits what a network needs after training and releases its averaged weights."""
+
+    run: str = ""
+    """Run folder of train.py."""
+    out: str = ""
+    """Folder of the release; the networks it depends on may be there already."""
+    batches: int = 512
+    """Training batches that are there to fit on, at most; a stage may stop earlier."""
+    seed: int = 0
+    """Seed of what is fitted (k-means, quantiser, latent statistics)."""
+
+
+def export(config: ExportConfig) -> Path:
+    """Writes `<out>/<name>.safetensors` and `.json` from the run's latest average; returns the tensor file.
+
+    Raises:
+        UserError: no such run, a damaged checkpoint, or networks in `out` that are not those the run was trained on.
+    """
+    for name in ("run", "out"):
+        if not getattr(config, name):
+            raise UserError(f"--{name} is missing; see melody export --help")
+    run = Path(config.run)
+    described, hashes = checkpoint.read_run(run)
+    check_release(config.out, hashes)
+    stage: Any = stage_from_dict(described["stage"])
+    data = from_dict(DataConfig, described["data"])
+    shapes = jax.eval_shape(lambda: stage.init(jax.random.key(0))["model"])
+    checkpoints = checkpoint.Checkpoints(run)
+    try:
+        model = checkpoints.restore_ema(checkpoint.abstract_like(shapes, _on_one_device(shapes)))
+    finally:
+        checkpoints.close()
+    batches = pipeline.finishing_batches(data, stage.batch, config.batches)
+    model = stage.finish(model, batches, jax.random.key(config.seed))
+    return release.save_network(config.out, stage.name, model, stage.model, hashes, _last_evaluation(run))
+
+
+def check_release(out: str, hashes: dict[str, str]) -> None:
+    """Refuses a release folder that holds other networks than those named in `hashes`.
+
+    Raises:
+        UserError: names the network.
+    """
+    for network, digest in hashes.items():
+        if (Path(out) / f"{network}.safetensors").is_file() and release.network_hash(out, network) != digest:
+            raise UserError(f"{out} holds another {network} than the one this run was trained on ({digest[:12]})")
+
+
+def stage_from_dict(values: dict[str, Any]) -> Any:
+    """The stage that a run's config.json describes.
+
+    Raises:
+        UserError: a stage that this version does not have.
+    """
+    name = values.get("class")
+    if name not in STAGES:
+        raise UserError(f"stage {name!r} is unknown; there are {', '.join(STAGES)}")
+    module = importlib.import_module(f"melody_jax.training.stages.{STAGES[name]}")
+    return from_dict(getattr(module, name), values)
+
+
+def _on_one_device(shapes: Any) -> Any:
+    device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    return jax.tree.map(lambda _: device, shapes)
+
+
+def _last_evaluation(run: Path) -> dict[str, float]:
+    """The metrics of the run's last evaluation, with its step."""
+    found: dict[str, float] = {}
+    file = run / "metrics.jsonl"
+    for line in file.read_text().splitlines() if file.is_file() else ():
+        row = json.loads(line)
+        if any(name.startswith("eval/") for name in row):
+            found = {name: value for name, value in row.items() if name == "step" or name.startswith("eval/")}
+    return found

@@ -1,0 +1,125 @@
+"""The training loop, blind to the stage. Its order is fixed: evaluate, save, next batch, step, log.
+
+Saving before `next` keeps the batch: a run resumed from step n sees the same batches as one never interrupted, and
+with `key = fold_in(seed, step)` it ends with the same bits.
+"""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+
+from melody_jax.config import TrainConfig
+from melody_jax.data.pipeline import BatchIterator
+from melody_jax.errors import UserError
+from melody_jax.training import checkpoint
+from melody_jax.training.metrics import MetricLog, mean
+from melody_jax.training.sharding import make_mesh, place_batch, sharded_init, state_sharding
+from melody_jax.training.stage import Batch, Metrics, Stage
+from melody_jax.training.state import TrainState, create_state, ema_update, make_optimizer
+
+
+def train(
+    config: TrainConfig,
+    batches: BatchIterator,
+    held_out: Sequence[Batch],
+    hashes: dict[str, str] | None = None,
+    quiet: bool = False,
+) -> TrainState:
+    """Trains to `config.steps`, resuming from `config.workdir` if it holds a checkpoint, and returns the last state.
+
+    `held_out` are the evaluation batches; `hashes` say which networks the data was made with. SIGTERM, and
+    `stop_minutes`, save and return early.
+
+    Raises:
+        UserError: the loss is not finite, or the run folder holds another run.
+    """
+    workdir, mesh = Path(config.workdir), make_mesh(config.mesh)
+    checkpoints = checkpoint.Checkpoints(workdir, config.keep_last, config.keep_every)
+    state = _begin(config, checkpoints, batches, hashes or {}, mesh)
+    step, evaluate = make_step(config, state), make_evaluate(config, held_out, mesh)
+    start = int(state.step)
+    log = MetricLog(workdir, start, config.steps, config.stage.name, config.log_every, quiet)
+    alarm = checkpoint.Alarm(config)
+    try:
+        for n in range(start, config.steps + 1):
+            last = n == config.steps
+            if n > start and (last or (config.eval_every and n % config.eval_every == 0)):
+                log.write(n, {f"eval/{name}": value for name, value in evaluate(state).items()})
+            stop = alarm.stop()
+            if n > start and (last or stop or alarm.save(n)):
+                log.flush()
+                checkpoints.save(state, batches.get_state())
+            if last or stop:
+                break
+            batch = place_batch(next(batches), mesh)
+            state, metrics = step(state, batch)
+            log.add(n + 1, metrics)
+    finally:
+        log.close()
+        alarm.close()
+        checkpoints.close()
+    return state
+
+
+def make_step(config: TrainConfig, state: TrainState) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
+    """The one compiled function of training; it donates the state."""
+    stage: Stage = config.stage
+    optimizer = make_optimizer(config.optimizer, config.steps)
+    seed_key = jax.random.key(config.seed)
+
+    def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        grads, metrics = stage.gradients(state.params, batch, jax.random.fold_in(seed_key, state.step), state.step)
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        ema = ema_update(state.ema, params["model"], state.step, config.ema_decay)  # type: ignore[index]
+        metrics = metrics | {"gradient_norm": optax.tree.norm(grads)}
+        return TrainState(state.step + 1, params, opt_state, ema), metrics  # type: ignore[arg-type]
+
+    placed = jax.tree.map(lambda leaf: leaf.sharding, state)
+    return jax.jit(step, donate_argnums=0, out_shardings=(placed, None))
+
+
+def make_evaluate(
+    config: TrainConfig, held_out: Sequence[Batch], mesh: Mesh
+) -> Callable[[TrainState], dict[str, float]]:
+    """Mean metrics of the averaged weights over the held-out batches, with noise fixed by the batch's number."""
+    stage: Stage = config.stage
+    seed_key = jax.random.key(config.seed + 1)
+    compiled = jax.jit(lambda params, batch, i: stage.evaluate(params, batch, jax.random.fold_in(seed_key, i)))
+
+    def evaluate(state: TrainState) -> dict[str, float]:
+        params = state.params | {"model": state.ema}
+        rows = [compiled(params, place_batch(batch, mesh), jnp.int32(i)) for i, batch in enumerate(held_out)]
+        return mean(jax.device_get(rows))
+
+    return evaluate
+
+
+def _begin(
+    config: TrainConfig, checkpoints: checkpoint.Checkpoints, batches: BatchIterator, hashes: dict[str, str], mesh: Mesh
+) -> TrainState:
+    workdir = Path(config.workdir)
+    key = jax.random.fold_in(jax.random.key(config.seed), 2**31)  # no step comes to this number
+    if checkpoints.latest is not None:
+        checkpoint.check_resume(workdir, config, hashes)
+        shapes = jax.eval_shape(lambda k: create_state(config, k), key)
+        state, position = checkpoints.restore(checkpoint.abstract_like(shapes, state_sharding(shapes, mesh)))
+        batches.set_state(position)
+        if int(state.step) > config.steps:
+            raise UserError(f"{workdir} is at step {int(state.step)}, past --steps {config.steps}")
+    else:
+        state = sharded_init(lambda k: create_state(config, k), key, mesh)
+        if config.init_from:
+            shapes = jax.eval_shape(lambda: state.ema)
+            checkpoint.read_run(Path(config.init_from))
+            source = checkpoint.Checkpoints(Path(config.init_from))
+            ema = source.restore_ema(checkpoint.abstract_like(shapes, state_sharding(shapes, mesh)))
+            source.close()
+            model = jax.tree.map(jnp.copy, ema)  # donated beside it: they must not share memory
+            state = state._replace(params=state.params | {"model": model}, ema=ema)
+    checkpoint.write_run(workdir, config, hashes)
+    return state

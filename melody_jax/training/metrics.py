@@ -1,0 +1,81 @@
+"""What a run tells: one JSON line a log interval in metrics.jsonl, and a progress bar."""
+
+import json
+import math
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from tqdm import tqdm
+
+from melody_jax.errors import UserError
+from melody_jax.training.stage import Metrics
+
+
+class MetricLog:
+    """Appends rows to `<workdir>/metrics.jsonl` and moves the bar (rate, time left, loss).
+
+    Step metrics stay on the device until the log interval, so that the device never waits for the log; a row is
+    their mean. Rows past `start` are dropped first: a resumed run repeats those steps and would write them twice.
+    """
+
+    def __init__(self, workdir: Path, start: int, steps: int, name: str, every: int, quiet: bool = False) -> None:
+        self._path, self._every = workdir / "metrics.jsonl", every
+        if self._path.exists():
+            rows = [line for line in self._path.read_text().splitlines() if _step(line) <= start]
+            self._path.write_text("".join(f"{row}\n" for row in rows))
+        self._began = time.monotonic()
+        self._bar = tqdm(total=steps, initial=start, desc=name, unit="step", disable=quiet, mininterval=0.5)
+        self._shown: dict[str, str] = {}
+        self._pending: list[tuple[int, Metrics]] = []
+
+    def add(self, step: int, metrics: Metrics) -> None:
+        """One step done, with its metrics still on the device."""
+        self._pending.append((step, metrics))
+        self._bar.update()
+        if step % self._every == 0:
+            self.flush()
+
+    def flush(self) -> None:
+        """Fetches and writes what is pending.
+
+        Raises:
+            UserError: a loss is not finite; names the first such step.
+        """
+        rows = [(step, jax.device_get(metrics)) for step, metrics in self._pending]
+        self._pending.clear()
+        for step, metrics in rows:
+            if not math.isfinite(metrics["loss"]):
+                raise UserError(f"the loss is {metrics['loss']} at step {step}; resume with a lower learning rate")
+        if rows:
+            self.write(rows[-1][0], mean([metrics for _, metrics in rows]))
+
+    def write(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Appends a row; the loss and the held-out loss are shown beside the bar."""
+        row: dict[str, Any] = {"step": step, "seconds": round(time.monotonic() - self._began, 3)}
+        row |= {key: value if math.isfinite(value) else None for key, value in metrics.items()}
+        with self._path.open("a") as file:
+            file.write(json.dumps(row) + "\n")
+        for key, label in (("loss", "loss"), ("eval/loss", "held_out")):
+            if key in metrics:
+                self._shown[label] = f"{metrics[key]:.4g}"
+        self._bar.set_postfix(self._shown, refresh=False)
+
+    def close(self) -> None:
+        """Leaves the bar as it stands."""
+        self._bar.close()
+
+
+def mean(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """The mean of each metric over rows of equal keys; empty for no rows."""
+    return {name: float(np.mean([row[name] for row in rows])) for name in rows[0]} if rows else {}
+
+
+def _step(line: str) -> float:
+    try:
+        return json.loads(line)["step"]
+    except (ValueError, KeyError, TypeError):  # the last line of a killed process may be cut
+        return math.inf

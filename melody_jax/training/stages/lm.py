@@ -1,0 +1,87 @@
+"""Training the semantic language model: next-token cross-entropy on the semantic positions (MeLoDy section 3.1).
+
+Two kinds of prefix dropout make one model serve every prompt. With `prefix_dropout` the whole prefix is null, which is
+what guidance and negative prompts need. With `level_dropout` only the leading levels stay: twelve codes can name one
+training clip, and a quantised text agrees with audio at the leading levels only.
+B batch, P prefix levels, U semantic tokens.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+
+from melody_jax.models import lm
+from melody_jax.models.functional import Params
+from melody_jax.models.lm import LMConfig
+from melody_jax.training.stage import Batch, Metrics, loss_gradients
+
+
+@dataclass(frozen=True, kw_only=True)
+class LMStage:
+    """The `lm` stage. Batches hold "prefix_tokens" (B, P) and "semantic_tokens" (B, U), ints."""
+
+    batch: ClassVar[str] = "features"
+
+    model: LMConfig = field(default_factory=LMConfig)
+    """The network."""
+    prefix_dropout: float = 0.1
+    """How often an item is trained without any prefix, 0 to 1."""
+    level_dropout: float = 0.3
+    """How often an item that has a prefix keeps only its leading 1 to P levels, their number uniform; 0 to 1."""
+    label_smoothing: float = 0.0
+    """Share of the target mass spread evenly over the vocabulary, in training only."""
+
+    @property
+    def name(self) -> str:
+        """The network's name."""
+        return "lm"
+
+    def init(self, key: jax.Array) -> Params:
+        """Fresh parameters, float32."""
+        return {"model": lm.init(self.model, key)}
+
+    def draw_levels(self, key: jax.Array, batch: int) -> jax.Array:
+        """How many leading prefix levels each item keeps, int (B,) in 0..P."""
+        keys = jax.random.split(key, 3)
+        kept = jax.random.randint(keys[0], (batch,), 1, self.model.prefix_levels + 1)
+        kept = jnp.where(jax.random.bernoulli(keys[1], self.level_dropout, (batch,)), kept, self.model.prefix_levels)
+        return jnp.where(jax.random.bernoulli(keys[2], self.prefix_dropout, (batch,)), 0, kept)
+
+    def loss(self, params: Params, batch: Batch, key: jax.Array) -> tuple[jax.Array, Metrics]:
+        """Smoothed cross-entropy in nats a token, with dropout of the network, the prefix and its levels."""
+        level_key, dropout_key = jax.random.split(key)
+        levels = self.draw_levels(level_key, batch["semantic_tokens"].shape[0])
+        cross_entropy, accuracy, uniform = self._score(params, batch, levels, dropout_key)
+        loss = (1 - self.label_smoothing) * cross_entropy + self.label_smoothing * uniform
+        return loss, {"cross_entropy": cross_entropy, "accuracy": accuracy}
+
+    def gradients(self, params: Params, batch: Batch, key: jax.Array, step: jax.Array) -> tuple[Params, Metrics]:
+        """Gradients and metrics of one training batch."""
+        return loss_gradients(self.loss, params, batch, key)
+
+    def evaluate(self, params: Params, batch: Batch, key: jax.Array) -> Metrics:
+        """Cross-entropy ("loss") and accuracy with the whole prefix, and the cross-entropy without any.
+
+        The difference of the two losses is what the prefix is worth, in nats a token.
+        """
+        items = batch["semantic_tokens"].shape[0]
+        loss, accuracy, _ = self._score(params, batch, jnp.full(items, self.model.prefix_levels), None)
+        null, _, _ = self._score(params, batch, jnp.zeros(items, jnp.int32), None)
+        return {"loss": loss, "accuracy": accuracy, "loss_null_prefix": null}
+
+    def finish(self, model: Params, batches: Iterator[Batch], key: jax.Array) -> Params:
+        """Nothing is fitted after training."""
+        return model
+
+    def _score(
+        self, params: Params, batch: Batch, levels: jax.Array, key: jax.Array | None
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Mean over tokens of the cross-entropy, the accuracy and the cross-entropy with a uniform target."""
+        targets = batch["semantic_tokens"].astype(jnp.int32)
+        prefix = batch["prefix_tokens"].astype(jnp.int32)
+        scores = jax.nn.log_softmax(lm.logits(params["model"], self.model, prefix, targets, levels, key))
+        chosen = jnp.take_along_axis(scores, targets[..., None], axis=-1)[..., 0]
+        return -chosen.mean(), (chosen >= scores.max(axis=-1)).mean(), -scores.mean()

@@ -1,0 +1,233 @@
+"""The VAE's losses (paper section 2.5, made affordable): spectral reconstruction, KL, and a GAN from some step on.
+
+`params` is {"model", "discriminator"}. Both networks learn in one step from one forward pass of the autoencoder:
+the losses' gradient with respect to the decoded audio is summed first and pulled back through the network once.
+
+Spectra are divided by the root of their window's energy, so that white noise of standard deviation s has magnitudes
+near s at every resolution, and weights mean the same whatever the resolutions.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+
+from melody_jax import spectral
+from melody_jax.errors import UserError
+from melody_jax.models import discriminators, vae
+from melody_jax.models.discriminators import DiscriminatorConfig, Judgement
+from melody_jax.models.functional import Params
+from melody_jax.models.vae import VAEConfig
+from melody_jax.training.stage import Batch, Metrics
+
+Spectra = dict[int, jax.Array]
+
+
+@dataclass(frozen=True, kw_only=True)
+class VAEStage:
+    """Trains `models/vae.py` on batches {"audio": (B, T)}, T a multiple of `model.hop`."""
+
+    name: ClassVar[str] = "vae"
+    batch: ClassVar[str] = "audio"
+
+    model: VAEConfig = field(default_factory=VAEConfig)
+    """Shape of the autoencoder."""
+    discriminator: DiscriminatorConfig = field(default_factory=DiscriminatorConfig)
+    """Shapes of the discriminators."""
+    resolutions: tuple[tuple[int, int], ...] = ((2048, 480), (1024, 240), (512, 120), (256, 60))
+    """(n_fft, hop) in samples of the spectral losses; 1024 must be among them, it also serves the mel loss."""
+    complex_sizes: tuple[int, ...] = (1024, 256)
+    """n_fft of the resolutions whose complex spectra are compared too; without them phase is never learnt."""
+    linear_weight: float = 10.0
+    """Weight of the L1 between magnitudes (mean over bins and frames, mean over resolutions)."""
+    log_weight: float = 0.5
+    """Weight of the L1 between log magnitudes, nepers (mean likewise)."""
+    log_floor: float = 1e-3
+    """Added to magnitudes before the logarithm: 60 dB below noise of full scale."""
+    mel_weight: float = 0.5
+    """Weight of the L1 between log mel magnitudes, nepers."""
+    complex_weight: float = 4.0
+    """Weight of the L1 between square-root-compressed complex spectra (mean over both parts, mean over sizes)."""
+    kl_weight: float = 5e-3
+    """Weight of the KL divergence to a unit Gaussian, nats per latent value (paper, Q16)."""
+    adversarial_start: int = 2_000
+    """First step with discriminators; they cost nothing before it."""
+    adversarial_ramp: int = 500
+    """Steps over which the two adversarial weights rise from zero, while the discriminators are still fresh."""
+    adversarial_weight: float = 0.1
+    """Weight of the least-squares adversarial loss (summed over discriminators)."""
+    feature_weight: float = 0.5
+    """Weight of feature matching (mean over hidden layers, summed over discriminators)."""
+    adversarial_crop: int = 17_280
+    """Samples of the random stretch that discriminators see (17,280 = 0.72 s at 24 kHz); at most the batch's T."""
+
+    def __post_init__(self) -> None:
+        sizes = [n_fft for n_fft, _ in self.resolutions]
+        missing = {1024, *self.complex_sizes} - set(sizes)
+        if missing:
+            raise UserError(f"resolutions {self.resolutions} lack n_fft {min(missing)}, which other losses need")
+
+    def init(self, key: jax.Array) -> Params:
+        """Fresh parameters, float32: {"model", "discriminator"}."""
+        keys = jax.random.split(key)
+        judge = discriminators.init(self.discriminator, keys[1])
+        return {"model": vae.init(self.model, keys[0]), "discriminator": judge}
+
+    def gradients(self, params: Params, batch: Batch, key: jax.Array, step: jax.Array) -> tuple[Params, Metrics]:
+        """Gradients of the autoencoder's and the discriminators' losses, from one forward pass of the former."""
+        target = batch["audio"].astype(jnp.float32)
+        noise_key, crop_key = jax.random.split(key)
+        (audio, kl), pull_back = jax.vjp(lambda model: self._autoencode(model, target, noise_key), params["model"])
+        spectra = self._spectra(target)
+        (loss, metrics), d_audio = jax.value_and_grad(self._reconstruction, has_aux=True)(audio, spectra)
+
+        adversarial = lambda: self._adversarial(params["discriminator"], audio, target, crop_key, step)  # noqa: E731
+        shapes = jax.eval_shape(adversarial)
+        nothing = lambda: jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)  # noqa: E731
+        d_judged, d_judge, judged = jax.lax.cond(step >= self.adversarial_start, adversarial, nothing)
+
+        (d_model,) = pull_back((d_audio + d_judged, jnp.float32(self.kl_weight)))
+        loss = loss + self.kl_weight * kl
+        metrics = {"loss": loss, "kl": kl, "sdr": _sdr(audio, target), **metrics, **judged}
+        return {"model": d_model, "discriminator": d_judge}, metrics
+
+    def evaluate(self, params: Params, batch: Batch, key: jax.Array) -> Metrics:
+        """Reconstruction from the latents' mean. "loss" is the MR-STFT term, "si_sdr" and "sdr" are in dB."""
+        del key
+        target = batch["audio"].astype(jnp.float32)
+        mean, log_variance = vae.posterior(params["model"], self.model, target)
+        audio = vae.decode(params["model"], self.model, vae.normalise(params["model"], self.model, mean))
+        _, metrics = self._reconstruction(audio, self._spectra(target))
+        difference = jnp.abs(spectral.log_mel(audio) - spectral.log_mel(target))
+        return {
+            "loss": self.linear_weight * metrics["linear"] + self.log_weight * metrics["log"],
+            "log_mel_l1": jnp.mean(difference),
+            "si_sdr": _si_sdr(audio, target),
+            "sdr": _sdr(audio, target),
+            "kl": _kl(mean, log_variance),
+            "noise": jnp.mean(jnp.exp(0.5 * log_variance)) / jnp.std(mean),
+            **metrics,
+        }
+
+    def finish(self, model: Params, batches: Iterator[Batch], key: jax.Array) -> Params:
+        """Whitens: latent_mean and latent_scale become the mean and standard deviation of each raw channel.
+
+        Where `model.latent_clip` is set (the paper's kind), the scale is part of training and stays as it is.
+        """
+        del key
+        if self.model.latent_clip is not None:
+            return model
+        posterior = jax.jit(lambda audio: vae.posterior(model, self.model, audio)[0])
+        count, total, squares = 0, jnp.zeros(self.model.latent_width), jnp.zeros(self.model.latent_width)
+        for batch in batches:
+            raw = posterior(jnp.asarray(batch["audio"])).reshape(-1, self.model.latent_width)
+            count, total, squares = count + len(raw), total + raw.sum(0), squares + (raw * raw).sum(0)
+        if count < 2:
+            raise UserError("no audio to fit the latents' mean and scale on: give at least one batch")
+        mean = total / count
+        deviation = jnp.sqrt(jnp.maximum(squares / count - mean**2, 1e-8))
+        return model | {"latent_mean": mean, "latent_scale": deviation}
+
+    def _autoencode(self, model: Params, audio: jax.Array, key: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Decoded audio and the KL term."""
+        mean, log_variance = vae.posterior(model, self.model, audio)
+        latents = vae.normalise(model, self.model, vae.sample(mean, log_variance, key))
+        return vae.decode(model, self.model, latents), _kl(mean, log_variance)
+
+    def _spectra(self, audio: jax.Array) -> Spectra:
+        """n_fft -> complex spectrum over the root of the window's energy."""
+        return {
+            n_fft: spectral.stft(audio, n_fft, hop) * float((spectral.hann(n_fft) ** 2).sum() ** -0.5)
+            for n_fft, hop in self.resolutions
+        }
+
+    def _reconstruction(self, audio: jax.Array, target: Spectra) -> tuple[jax.Array, Metrics]:
+        """The weighted spectral losses; each spectrum is computed once and serves all terms."""
+        linear, log, parts, mel = [], [], [], jnp.float32(0)
+        for n_fft, spectrum in self._spectra(audio).items():
+            size, target_size = spectral.magnitude(spectrum), spectral.magnitude(target[n_fft])
+            linear.append(_l1(size, target_size))
+            log.append(_l1(jnp.log(size + self.log_floor), jnp.log(target_size + self.log_floor)))
+            if n_fft in self.complex_sizes:
+                roots = jax.lax.rsqrt(size), jax.lax.rsqrt(target_size)
+                real = _l1(spectrum.real * roots[0], target[n_fft].real * roots[1])
+                parts.append((real + _l1(spectrum.imag * roots[0], target[n_fft].imag * roots[1])) / 2)
+            if n_fft == 1024:
+                mel = _l1(_log_mel(size), _log_mel(target_size))
+        terms = {"linear": _average(linear), "log": _average(log), "mel": mel, "complex": _average(parts)}
+        loss = self.linear_weight * terms["linear"] + self.log_weight * terms["log"]
+        return loss + self.mel_weight * mel + self.complex_weight * terms["complex"], terms
+
+    def _adversarial(
+        self, judge: Params, audio: jax.Array, target: jax.Array, key: jax.Array, step: jax.Array
+    ) -> tuple[jax.Array, Params, Metrics]:
+        """Gradient for the decoded audio, gradients of the discriminators, metrics. One random crop an item.
+
+        One pass over decoded audio serves both sides: its pull-back is taken twice, to the weights and to the audio.
+        """
+        crop = min(self.adversarial_crop, audio.shape[1])
+        starts = jax.random.randint(key, (audio.shape[0],), 0, audio.shape[1] - crop + 1)
+        cut = jax.vmap(lambda x, start: jax.lax.dynamic_slice(x, (start,), (crop,)))
+        fake_crop, paste = jax.vjp(lambda x: cut(x, starts), audio)
+        see = lambda judge, x: discriminators.judge(judge, self.discriminator, x)  # noqa: E731
+        real, pull_real = jax.vjp(lambda judge: see(judge, cut(target, starts)), judge)
+        fake, pull_fake = jax.vjp(see, judge, fake_crop)
+
+        verdict, (d_real, d_fake) = jax.value_and_grad(_judge_loss, argnums=(0, 1))(real, fake)
+        d_judge = jax.tree.map(jnp.add, pull_real(d_real)[0], pull_fake(d_fake)[0])
+        ramp = jnp.clip((step - self.adversarial_start) / max(self.adversarial_ramp, 1), 0.0, 1.0)
+        (_, metrics), d_output = jax.value_and_grad(self._fooling_loss, has_aux=True)(fake, real)
+        (d_audio,) = paste(ramp * pull_fake(d_output)[1])
+        return d_audio, d_judge, metrics | {"discriminator": verdict}
+
+    def _fooling_loss(self, fake: list[Judgement], real: list[Judgement]) -> tuple[jax.Array, Metrics]:
+        """What the decoder minimises: least-squares adversarial loss and feature matching."""
+        adversarial = sum((jnp.mean((logits - 1) ** 2) for logits, _ in fake), jnp.float32(0))
+        matching = sum(
+            (_average([_l1(a, b) for a, b in zip(f, r, strict=True)]) for (_, f), (_, r) in zip(fake, real, strict=True)),
+            jnp.float32(0),
+        )
+        loss = self.adversarial_weight * adversarial + self.feature_weight * matching
+        return loss, {"adversarial": adversarial, "feature": matching}
+
+
+def _judge_loss(real: list[Judgement], fake: list[Judgement]) -> jax.Array:
+    """Least squares: real towards one, decoded towards zero, summed over discriminators."""
+    pairs = zip(real, fake, strict=True)
+    return sum((jnp.mean((r - 1) ** 2) + jnp.mean(f**2) for (r, _), (f, _) in pairs), jnp.float32(0))
+
+
+def _l1(a: jax.Array, b: jax.Array) -> jax.Array:
+    return jnp.mean(jnp.abs(a - b))
+
+
+def _average(terms: list[jax.Array]) -> jax.Array:
+    return sum(terms, jnp.float32(0)) / max(len(terms), 1)
+
+
+def _kl(mean: jax.Array, log_variance: jax.Array) -> jax.Array:
+    """KL divergence to a unit Gaussian, nats, mean over all latent values."""
+    return 0.5 * jnp.mean(mean**2 + jnp.exp(log_variance) - 1 - log_variance)
+
+
+def _log_mel(size: jax.Array) -> jax.Array:
+    """Log mel magnitudes in the units of `spectral.log_mel`, from magnitudes at n_fft 1024 over root window energy."""
+    energy = float((spectral.hann(1024) ** 2).sum() ** 0.5)
+    return jnp.log(jnp.maximum(size @ (spectral.mel_filterbank(80, 1024) * energy), 1e-5))
+
+
+def _sdr(audio: jax.Array, target: jax.Array) -> jax.Array:
+    """Signal-to-distortion ratio in dB, mean over the batch."""
+    return jnp.mean(_decibels(target, audio - target))
+
+
+def _si_sdr(audio: jax.Array, target: jax.Array) -> jax.Array:
+    """Scale-invariant SDR in dB, mean over the batch."""
+    gain = jnp.sum(audio * target, -1, keepdims=True) / (jnp.sum(target**2, -1, keepdims=True) + 1e-8)
+    return jnp.mean(_decibels(gain * target, audio - gain * target))
+
+
+def _decibels(signal: jax.Array, error: jax.Array) -> jax.Array:
+    return 10 * jnp.log10((jnp.sum(signal**2, -1) + 1e-8) / (jnp.sum(error**2, -1) + 1e-8))

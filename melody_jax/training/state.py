@@ -1,0 +1,97 @@
+"""What training changes: parameters, optimiser state and the weight average."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from melody_jax.config import OptimizerConfig, TrainConfig
+from melody_jax.models.functional import Params
+from melody_jax.training.sharding import path_name
+from melody_jax.training.stage import Stage
+
+
+class TrainState(NamedTuple):
+    """All that a checkpoint holds of the computation; randomness is derived from `step`, so no key is in it."""
+
+    step: jax.Array
+    """() int32, optimiser steps done."""
+    params: Params
+    """{"model": ..., and what exists in training only}."""
+    opt_state: optax.OptState
+    ema: Params
+    """Running average of `params["model"]`: what is evaluated and released."""
+
+
+def learning_rate(config: OptimizerConfig, peak: float, steps: int) -> optax.Schedule:
+    """Linear warm-up to `peak`, then a cosine to `final_fraction * peak` at `steps`."""
+    warmup = min(config.warmup_steps, steps - 1)
+    return optax.warmup_cosine_decay_schedule(
+        init_value=0.0 if warmup else peak,
+        peak_value=peak,
+        warmup_steps=warmup,
+        decay_steps=steps,
+        end_value=peak * config.final_fraction,
+    )
+
+
+def _decayed(params: Params) -> Params:
+    """True for matrices. In stacked blocks vectors have two axes, so gains and biases are told by name as well."""
+    return jax.tree_util.tree_map_with_path(
+        lambda path, leaf: leaf.ndim > 1 and not path_name(path).endswith(("scale", "bias")), params
+    )
+
+
+def _scale_rates(rate_scales: tuple[tuple[str, float], ...]) -> optax.GradientTransformation:
+    def scale(path: str) -> float:
+        return next((factor for prefix, factor in rate_scales if path.startswith(prefix)), 1.0)
+
+    return optax.stateless(
+        lambda updates, _: jax.tree_util.tree_map_with_path(lambda p, u: u * scale(path_name(p)), updates)
+    )
+
+
+def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:
+    """Clipped AdamW over the whole `params`; `params["discriminator"]` has its own moments, norm and rate."""
+
+    def adamw(peak: float, beta1: float) -> optax.GradientTransformation:
+        return optax.chain(
+            optax.clip_by_global_norm(config.clip_norm),
+            optax.adamw(
+                learning_rate(config, peak, steps),
+                b1=beta1,
+                b2=config.beta2,
+                weight_decay=config.weight_decay,
+                mask=_decayed,
+            ),
+        )
+
+    split = optax.partition(
+        {
+            "model": adamw(config.learning_rate, config.beta1),
+            "discriminator": adamw(config.discriminator_learning_rate, config.discriminator_beta1),
+        },
+        lambda params: {name: "discriminator" if name == "discriminator" else "model" for name in params},
+    )
+    return optax.chain(split, _scale_rates(config.rate_scales)) if config.rate_scales else split
+
+
+def create_state(config: TrainConfig, key: jax.Array) -> TrainState:
+    """A fresh state; the average starts at the initial parameters."""
+    stage: Stage = config.stage
+    params = stage.init(key)
+    optimizer = make_optimizer(config.optimizer, config.steps)
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=params,
+        opt_state=optimizer.init(params),
+        ema=jax.tree.map(jnp.copy, params["model"]),
+    )
+
+
+def ema_update(ema: Params, model: Params, step: jax.Array, decay: float) -> Params:
+    """Moves the average towards `model` with decay min(decay, (1 + step) / (10 + step)): short runs warm up too."""
+    t = step.astype(jnp.float32)
+    d = jnp.minimum(decay, (1.0 + t) / (10.0 + t))
+    return jax.tree.map(lambda average, new: average + (1.0 - d) * (new - average), ema, model)

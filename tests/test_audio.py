@@ -1,0 +1,157 @@
+import numpy as np
+import pytest
+import soundfile
+
+from melody_jax import audio
+from melody_jax.errors import UserError
+
+
+def tone(seconds=1.0, frequency=997.0, amplitude=0.5):
+    return (amplitude * np.sin(2 * np.pi * frequency * np.arange(round(seconds * 24000)) / 24000)).astype(np.float32)
+
+
+@pytest.mark.parametrize(("suffix", "error"), [(".wav", 2e-5), (".flac", 2e-5), (".ogg", 0.05)])
+def test_file_round_trip(tmp_path, suffix, error):
+    path = tmp_path / f"a{suffix}"
+    audio.write(path, tone())
+    read = audio.read(path)
+    assert read.dtype == np.float32
+    assert read.shape == (24000,)
+    assert np.abs(read - tone()).max() < error
+    assert [p.name for p in tmp_path.iterdir()] == [path.name]
+
+
+def test_read_mixes_and_resamples(tmp_path):
+    stereo = np.stack([np.full(48000, 0.25), np.full(48000, 0.75)], axis=1)
+    soundfile.write(tmp_path / "a.wav", stereo, 48000)
+    read = audio.read(tmp_path / "a.wav")
+    assert read.shape == (24000,)
+    np.testing.assert_allclose(read[2000:-2000], 0.5, atol=1e-3)
+
+
+def test_read_refuses_bad_files(tmp_path):
+    with pytest.raises(UserError, match="no such"):
+        audio.read(tmp_path / "none.wav")
+    with pytest.raises(UserError, match="no such"):
+        audio.read(tmp_path)
+    (tmp_path / "zero.wav").write_bytes(b"")
+    with pytest.raises(UserError, match="empty"):
+        audio.read(tmp_path / "zero.wav")
+    (tmp_path / "text.wav").write_text("not audio at all")
+    with pytest.raises(UserError, match="not an audio file"):
+        audio.read(tmp_path / "text.wav")
+    soundfile.write(tmp_path / "silent.wav", np.zeros(0), 24000)
+    with pytest.raises(UserError, match="no audio"):
+        audio.read(tmp_path / "silent.wav")
+    soundfile.write(tmp_path / "nan.wav", np.array([0.0, np.nan, 0.0]), 24000, subtype="FLOAT")
+    with pytest.raises(UserError, match="not finite"):
+        audio.read(tmp_path / "nan.wav")
+
+
+@pytest.mark.parametrize("suffix", [".wav", ".flac"])
+def test_read_refuses_cut_files(tmp_path, suffix):
+    path = tmp_path / f"a{suffix}"
+    audio.write(path, tone() + 0.1 * np.random.default_rng(0).normal(size=24000).astype(np.float32))
+    data = path.read_bytes()
+    path.write_bytes(data[: len(data) // 2])
+    with pytest.raises(UserError, match=r"cut short|damaged"):
+        audio.read(path)
+
+
+@pytest.mark.parametrize("bad", [np.zeros(0), np.zeros((2, 100)), np.array([0.0, np.inf])])
+def test_write_refuses_bad_audio(tmp_path, bad):
+    with pytest.raises(UserError, match="audio"):
+        audio.write(tmp_path / "a.wav", bad)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_write_refuses_bad_places(tmp_path):
+    with pytest.raises(UserError, match="does not exist"):
+        audio.write(tmp_path / "no" / "a.wav", tone())
+    with pytest.raises(UserError, match="must end in"):
+        audio.write(tmp_path / "a.mp4", tone())
+    (tmp_path / "b.wav").mkdir()
+    with pytest.raises(UserError, match="is a folder"):
+        audio.write(tmp_path / "b.wav", tone())
+
+
+def test_failed_write_keeps_the_old_file(tmp_path, monkeypatch):
+    path = tmp_path / "a.wav"
+    audio.write(path, tone())
+    before = path.read_bytes()
+
+    def fail(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(audio.soundfile, "write", fail)
+    with pytest.raises(UserError, match="No space left"):
+        audio.write(path, tone(amplitude=0.1))
+    assert path.read_bytes() == before
+    assert [p.name for p in tmp_path.iterdir()] == ["a.wav"]
+
+
+def test_flac_bytes():
+    signal = tone(2.0)
+    data = audio.encode_flac(signal)
+    assert data == audio.encode_flac(signal)
+    whole = audio.decode_flac(data)
+    assert audio.encode_flac(whole) == data
+    assert audio.flac_length(data) == 48000
+    assert np.abs(whole - signal).max() < 2e-5
+    np.testing.assert_array_equal(audio.decode_flac(data, 12345, 5000), whole[12345:17345])
+    np.testing.assert_array_equal(audio.decode_flac(data, 40000), whole[40000:])
+    with pytest.raises(UserError, match="hold 48000 samples"):
+        audio.decode_flac(data, 47000, 2000)
+    with pytest.raises(UserError, match="cannot be decoded"):
+        audio.decode_flac(b"foreign")
+    with pytest.raises(UserError, match=r"cannot be decoded|cut short"):
+        audio.decode_flac(data[: len(data) // 2], 40000)
+
+
+def test_loudness_of_known_signals():
+    """BS.1770: a full-scale sine at 997 Hz on one channel reads -3.01 LUFS; the gates drop silence."""
+    sine = tone(5.0, amplitude=1.0)
+    assert audio.loudness(sine) == pytest.approx(-3.01, abs=0.05)
+    assert audio.loudness(0.1 * sine) == pytest.approx(-23.01, abs=0.05)
+    assert audio.loudness(np.concatenate([sine, np.zeros(240000, np.float32)])) == pytest.approx(-3.01, abs=0.3)
+    assert audio.loudness(tone(5.0, frequency=30.0)) < audio.loudness(tone(5.0)) - 5
+    assert audio.loudness(np.zeros(48000, np.float32)) == -np.inf
+    assert audio.loudness(np.zeros(0, np.float32)) == -np.inf
+
+
+def test_loudness_filters_match_scipy():
+    signal_ = pytest.importorskip("scipy.signal")
+    noise = np.random.default_rng(0).normal(size=72000) * np.repeat([0.02, 0.2, 0.1], 24000)
+    shelf = audio._shelf(1681.974450955533, 3.999843853973347, 0.7071752369554196, 24000)
+    high_pass = audio._high_pass(38.13547087602444, 0.5003270373238773, 24000)
+    weighted = signal_.lfilter(*high_pass, signal_.lfilter(*shelf, noise))
+    starts = range(0, 72000 - 9600 + 1, 2400)
+    blocks = np.array([np.mean(weighted[s : s + 9600] ** 2) for s in starts])
+    kept = blocks[blocks > np.mean(blocks) / 10]
+    assert audio.loudness(noise) == pytest.approx(-0.691 + 10 * np.log10(kept.mean()), abs=1e-3)
+
+
+def test_shelf_is_the_standards_at_48k():
+    numerator, denominator = audio._shelf(1681.974450955533, 3.999843853973347, 0.7071752369554196, 48000)
+    np.testing.assert_allclose(numerator, [1.53512485958697, -2.69169618940638, 1.19839281085285], atol=1e-9)
+    np.testing.assert_allclose(denominator, [1.0, -1.69065929318241, 0.73248077421585], atol=1e-9)
+
+
+def test_normalise_and_limit():
+    noise = 0.01 * np.random.default_rng(0).normal(size=72000).astype(np.float32)
+    noise[36000:36010] = 0.9
+    loud = audio.loudness_normalise(noise, -16.0)
+    assert audio.loudness(loud) == pytest.approx(-16.0, abs=0.01)
+    assert np.abs(loud).max() > 1
+    limited = audio.peak_limit(loud, 0.98)
+    assert np.abs(limited).max() <= 0.98
+    np.testing.assert_allclose(limited[:35000], loud[:35000])
+    np.testing.assert_allclose(limited[37000:], loud[37000:], rtol=1e-6)
+    assert audio.peak_limit(noise) is noise
+    silence = np.zeros(24000, np.float32)
+    np.testing.assert_array_equal(audio.loudness_normalise(silence), silence)
+
+
+def test_resample_refuses_bad_rates():
+    with pytest.raises(UserError, match="positive"):
+        audio.resample(tone(), 0)

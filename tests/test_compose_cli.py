@@ -1,0 +1,142 @@
+import json
+import sys
+
+import numpy as np
+import pytest
+
+from melody_jax import audio, cli
+from melody_jax.data import records
+from melody_jax.data.composer import generate, soundfont
+from melody_jax.errors import UserError
+
+SMALL = ("--hours", str(5 * 3 / 3600), "--seconds", "3", "--pieces-per-shard", "2", "--soundfonts", "none")
+
+
+def compose(folder, *more):
+    cli.run(["compose", "--out", str(folder), *SMALL, *more])
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("corpus") / "one"
+    return folder, compose(folder, "--workers", "1")
+
+
+def test_corpus_holds_what_it_should(corpus):
+    folder, files = corpus
+    assert len(files) == 4
+    source = records.open_shards(folder, kind="audio", verify=True)
+    assert len(source) == 5
+    for index in range(5):
+        record = source[index]
+        meta = records.decode_json(record["meta"])
+        assert audio.flac_length(record["audio"].tobytes()) == 72000
+        assert np.abs(audio.decode_flac(record["audio"].tobytes())).max() > 0.05
+        assert meta["id"] == f"train-0-{index:07d}"
+        assert (meta["split"], meta["renderer"], meta["soundfont"]) == ("train", "synth", None)
+        assert len(set(meta["captions"])) == generate.CAPTIONS
+        assert meta["facts"]["lead"] == meta["facts"]["instruments"][0]
+
+
+def test_same_bytes_for_any_number_of_workers(corpus, tmp_path):
+    assert compose(tmp_path / "two", "--workers", "2") == corpus[1]
+
+
+def test_resume_makes_what_is_missing(corpus, tmp_path, monkeypatch):
+    folder = tmp_path / "resumed"
+    folder.mkdir()
+    for name, data in corpus[1].items():
+        (folder / name).write_bytes(data)
+    names = sorted(name for name in corpus[1] if name.endswith("array_record"))
+    (folder / names[0]).unlink()
+    made = []
+    original = generate._make_shards
+    monkeypatch.setattr(generate, "_make_shards", lambda *args: made.extend(args[2]) or original(*args))
+    assert compose(folder, "--workers", "1") == corpus[1]
+    assert made == [0]
+    assert compose(folder, "--workers", "2") == corpus[1]
+    assert made == [0]
+
+
+def test_other_settings_are_refused(corpus):
+    with pytest.raises(UserError, match="corpus with seed 0, not 3"):
+        compose(corpus[0], "--seed", "3")
+    with pytest.raises(UserError, match="corpus with split train, not test"):
+        compose(corpus[0], "--split", "test")
+
+
+def test_foreign_folders_are_refused(tmp_path):
+    (tmp_path / "x.array_record").write_bytes(b"")
+    with pytest.raises(UserError, match="choose an empty folder"):
+        compose(tmp_path)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot be made"):
+        compose(tmp_path / "file")
+
+
+def test_seeds_of_splits_are_disjoint():
+    seeds = {
+        split: {generate.piece_seed(seed, split, index) for seed in (0, 1, 999_999) for index in (0, 1, 2, 999_999_999)}
+        for split in ("train", "validation", "test")
+    }
+    assert len(set.union(*seeds.values())) == sum(map(len, seeds.values())) == 36
+    assert all(seed < 2**53 for values in seeds.values() for seed in values)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--split", "dev"], "split 'dev' is unknown"),
+        (["--seed", "-1"], "seed is -1"),
+        (["--seconds", "0.2"], "seconds is 0.2"),
+        (["--seconds", "nan"], "seconds is nan"),
+        (["--hours", "0"], "at least one piece"),
+        (["--hours", "nan"], "hours is nan"),
+        (["--hours", "many"], "--hours got 'many'"),
+        (["--workers", "-2"], "workers is -2"),
+        (["--pieces-per-shard", "0"], "pieces_per_shard is 0"),
+        (["--soundfonts", "Nope"], "'Nope' is no SoundFont"),
+        (["--hourz", "3"], "did you mean --hours"),
+        (["--out", ""], "--out FOLDER"),
+    ],
+)
+def test_bad_options_are_one_line(tmp_path, monkeypatch, capsys, options, message):
+    monkeypatch.setattr(sys, "argv", ["melody", "compose", "--out", str(tmp_path / "c"), *options])
+    with pytest.raises(SystemExit) as stopped:
+        cli.main()
+    assert stopped.value.code == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "c").exists()
+
+
+def test_unknown_command_and_help(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["melody", "compos"])
+    with pytest.raises(SystemExit) as stopped:
+        cli.main()
+    assert stopped.value.code == 2
+    assert capsys.readouterr().err == "error: unknown command 'compos'; did you mean compose?\n"
+    cli.run([])
+    assert "compose " in capsys.readouterr().out
+
+
+def test_fonts_follow_the_split(monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(soundfont, "FOLDERS", (tmp_path,))
+    assert generate._fonts(generate.ComposeConfig()) == {}
+    assert "apt-get install" in capsys.readouterr().out
+    test_only = [font for font in soundfont.FONTS.values() if font.splits == ("test",)]
+    assert test_only
+    (tmp_path / test_only[0].files[0]).write_bytes(b"")
+    assert generate._fonts(generate.ComposeConfig()) == {}
+    with pytest.raises(UserError, match="kept for the split test"):
+        generate._fonts(generate.ComposeConfig(soundfonts=(test_only[0].name,)))
+
+
+def test_manifest_says_what_was_made(corpus):
+    manifest = json.loads(corpus[1][records.MANIFEST])
+    assert manifest["records"] == 5
+    assert manifest["settings"]["split"] == "train"
+    assert "workers" not in manifest["settings"]
+    assert manifest["versions"]["melody_jax"]

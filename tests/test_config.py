@@ -1,0 +1,133 @@
+"""Config files, dotted overrides, JSON, and errors that say what would be right."""
+
+import ast
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from melody_jax.config import DataConfig, TrainConfig, difference, from_dict, load_config, to_dict, to_json
+from melody_jax.errors import UserError
+
+FILE = """
+import dataclasses
+from typing import ClassVar
+from melody_jax.config import TrainConfig
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Model:
+    width: int = 4
+    widths: tuple[int, ...] = (1, 2)
+    dropout: float | None = None
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Stage:
+    name: ClassVar[str] = "toy"
+    model: Model = Model()
+    causal: bool = False
+
+def config() -> TrainConfig:
+    return TrainConfig(stage=Stage(), steps=7)
+"""
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    folder = tmp_path / "configs"
+    folder.mkdir()
+    (folder / "toy_tiny.py").write_text(FILE)
+    (folder / "broken.py").write_text("def config(:")
+    (folder / "empty.py").write_text("x = 1")
+    return folder / "toy_tiny.py"
+
+
+def test_overrides_reach_every_level(path: Path) -> None:
+    arguments = ["--steps", "9", "--stage.model.width=16", "--stage.causal", "True", "--mesh", "2", "1", "-1"]
+    arguments += ["--stage.model.widths", "3", "4", "5", "--stage.model.dropout", "0.1", "--data.folder", "a", "b"]
+    arguments += ["--optimizer.learning-rate", "1e-3"]
+    config = load_config(path, arguments)
+    assert (config.steps, config.mesh, config.data.folder) == (9, (2, 1, -1), ("a", "b"))
+    assert config.stage.model.width == 16
+    assert config.stage.model.widths == (3, 4, 5)
+    assert config.stage.model.dropout == 0.1
+    assert config.stage.causal is True
+    assert config.optimizer.learning_rate == 1e-3
+    assert load_config(path).steps == 7
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--stage.model.widht", "1"], r"unknown field --stage.model.widht; did you mean --stage.model.width\?"),
+        (["--step", "3"], r"did you mean --steps\?"),
+        (["--steps", "many"], "--steps got 'many'; it takes int"),
+        (["--steps"], "--steps got 'nothing'"),
+        (["--mesh", "1", "2"], "--mesh got '1 2'"),
+        (["--steps", "0"], "steps is 0; it must be at least 1"),
+        (["--data.batch_size", "0"], "data.batch_size is 0"),
+        (["--ema_decay", "1.5"], "ema_decay is 1.5"),
+        (["7"], "unexpected argument '7'"),
+    ],
+)
+def test_bad_arguments_are_one_line(path: Path, arguments: list[str], message: str) -> None:
+    with pytest.raises(UserError, match=message) as caught:
+        load_config(path, arguments)
+    assert "\n" not in str(caught.value)
+
+
+def test_bad_files_are_one_line(path: Path) -> None:
+    with pytest.raises(UserError, match=r"no config .*broken\.py, empty\.py, toy_tiny\.py"):
+        load_config(path.with_name("toy_tyni.py"))
+    with pytest.raises(UserError, match=r"must be a \.py file"):
+        load_config(path.with_suffix(".json"))
+    with pytest.raises(UserError, match=r"broken\.py, line 1"):
+        load_config(path.with_name("broken.py"))
+    with pytest.raises(UserError, match=r"no function config\(\)"):
+        load_config(path.with_name("empty.py"))
+
+
+def test_json_and_difference(path: Path) -> None:
+    config = load_config(path)
+    other = load_config(path, ["--stage.model.width", "5", "--data.seed", "3"])
+    assert difference(config, other) == ["data.seed", "stage.model.width"]
+    assert difference(to_dict(config), config) == []
+    assert '"steps": 7' in to_json(config)
+    assert from_dict(type(other.stage), to_dict(other.stage)) == other.stage
+    assert from_dict(DataConfig, to_dict(other.data)) == other.data
+    with pytest.raises(UserError, match="no field 'colour'"):
+        from_dict(DataConfig, {"colour": 1})
+
+
+def test_help_lists_the_fields(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        load_config(path, ["--help"])
+    assert caught.value.code == 0
+    assert "--stage.model.width" in capsys.readouterr().out
+
+
+def test_every_field_has_a_description() -> None:
+    source = Path(sys.modules[TrainConfig.__module__].__file__ or "").read_text()
+    for node in ast.parse(source).body:
+        if isinstance(node, ast.ClassDef) and node.name.endswith("Config"):
+            for field, after in zip(node.body, [*node.body[1:], None], strict=True):
+                if isinstance(field, ast.AnnAssign):
+                    assert isinstance(after, ast.Expr), f"{node.name}.{ast.unparse(field.target)}"
+
+
+def test_allocator_restarts_once() -> None:
+    script = (
+        "from melody_jax.process import tune_allocator as t; t(); import os; print(os.environ.get('GLIBC_TUNABLES'))"
+    )
+    environment = {name: value for name, value in os.environ.items() if name != "GLIBC_TUNABLES"}
+    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.strip().startswith(("glibc.malloc", "None"))
+    kept = subprocess.run(
+        [sys.executable, "-c", script],
+        env=environment | {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=0"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert kept.stdout.strip() == "glibc.malloc.hugetlb=0"

@@ -1,0 +1,194 @@
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from melody_jax.errors import UserError
+from melody_jax.models import functional, lm
+from melody_jax.models.lm import LMConfig
+from melody_jax.training.stages.lm import LMStage
+
+CONFIG = LMConfig(layers=2, width=64, heads=2, ffn=128, prefix_codes=32, semantic_vocab=48)
+PARAMS = lm.init(CONFIG, jax.random.key(0))
+KEYS = jax.vmap(jax.random.key)(jnp.arange(3))
+
+
+def tokens(seed: int, batch: int, length: int = 20) -> tuple[jax.Array, jax.Array]:
+    a, b = jax.random.split(jax.random.key(seed))
+    shape = (batch, CONFIG.prefix_levels)
+    return jax.random.randint(a, shape, 0, CONFIG.prefix_codes), jax.random.randint(
+        b, (batch, length), 0, CONFIG.semantic_vocab
+    )
+
+
+def test_paper_size():
+    paper = LMConfig(layers=24, width=1024, heads=16, ffn=4096, prefix_codes=1024)
+    shapes = jax.eval_shape(lambda key: lm.init(paper, key), jax.random.key(0))
+    total = functional.count(shapes)
+    untied = total + 12 * 1024 * 1024 - 12 * 1024  # the paper's count has a head over the prefix ids too, and no nulls
+    assert abs(untied / 429.97e6 - 1) < 1e-3
+
+
+def test_mini_size():
+    shapes = jax.eval_shape(lambda key: lm.init(LMConfig(), key), jax.random.key(0))
+    assert functional.count(shapes["blocks"]) < 6e6
+
+
+def test_causal():
+    prefix, semantic = tokens(1, 2)
+    before = lm.logits(PARAMS, CONFIG, prefix, semantic)
+    assert before.shape == (2, 20, 48)
+    after = lm.logits(PARAMS, CONFIG, prefix, semantic.at[:, 7].set((semantic[:, 7] + 1) % 48))
+    np.testing.assert_array_equal(before[:, :8], after[:, :8])
+    assert np.all(np.abs(before[:, 8:] - after[:, 8:]).max(-1) > 1e-4)
+
+
+def test_no_gradient_from_later_tokens():
+    prefix, semantic = tokens(2, 1)
+    distinct = jnp.arange(20)[None]
+
+    def score(table):
+        params = PARAMS | {"semantic": table}
+        return lm.logits(params, CONFIG, prefix, distinct)[0, 7].sum()
+
+    touched = np.abs(jax.grad(score)(PARAMS["semantic"])).sum(-1)
+    assert np.all(touched[:7] > 0)
+    assert np.all(touched[7:] == 0)
+
+
+def test_prefix_levels():
+    prefix, semantic = tokens(3, 2)
+    other = prefix.at[:, 4:].set((prefix[:, 4:] + 1) % 32)
+    levels = jnp.array([4, 4])
+    np.testing.assert_array_equal(
+        lm.logits(PARAMS, CONFIG, prefix, semantic, levels), lm.logits(PARAMS, CONFIG, other, semantic, levels)
+    )
+    assert np.abs(lm.logits(PARAMS, CONFIG, prefix, semantic) - lm.logits(PARAMS, CONFIG, other, semantic)).max() > 1e-3
+
+
+@pytest.mark.parametrize("start", [0, 5])
+def test_cached_equals_full(start):
+    prefix, semantic = tokens(4, 2)
+    full = lm.logits(PARAMS, CONFIG, prefix, semantic)
+    blocks = functional.unstack(PARAMS["blocks"], CONFIG.layers)
+    caches = [(jnp.zeros((4, 32, 40)), jnp.zeros((4, 40, 32)))] * CONFIG.layers
+    embedded = PARAMS["semantic"][semantic]
+    x = jnp.concatenate([lm.embed_prefix(PARAMS, CONFIG, prefix), embedded[:, :start]], axis=1)
+    scores, caches = lm._cached_logits(PARAMS, blocks, CONFIG, x, 0, caches)
+    np.testing.assert_allclose(scores, full[:, start], atol=1e-4)
+    step = jax.jit(lambda x, position, caches: lm._cached_logits(PARAMS, blocks, CONFIG, x, position, caches))
+    for u in range(start + 1, 20):
+        scores, caches = step(embedded[:, u - 1 : u], 11 + u, caches)
+        np.testing.assert_allclose(scores, full[:, u], atol=1e-4)
+
+
+@pytest.mark.parametrize("guidance_scale", [1.0, 2.0])
+def test_greedy_is_argmax_of_full_forward(guidance_scale):
+    prefix, _ = tokens(5, 2)
+    drawn = lm.generate(PARAMS, CONFIG, prefix, KEYS[:2], 12, temperature=0.0, guidance_scale=guidance_scale)
+    wanted = lm.logits(PARAMS, CONFIG, prefix, drawn)
+    null = lm.logits(PARAMS, CONFIG, prefix, drawn, jnp.zeros(2, int))
+    np.testing.assert_array_equal(drawn, jnp.argmax(null + guidance_scale * (wanted - null), axis=-1))
+
+
+@pytest.mark.parametrize("guidance_scale", [1.0, 2.0])
+def test_batch_independence_and_determinism(guidance_scale):
+    prefix, semantic = tokens(6, 3)
+    args = {"length": 16, "guidance_scale": guidance_scale}
+    together = lm.generate(PARAMS, CONFIG, prefix, KEYS, given=semantic[:, :3], **args)
+    again = lm.generate(PARAMS, CONFIG, prefix, KEYS, given=semantic[:, :3], **args)
+    np.testing.assert_array_equal(together, again)
+    np.testing.assert_array_equal(together[:, :3], semantic[:, :3])
+    for i in range(3):
+        row = slice(i, i + 1)
+        alone = lm.generate(PARAMS, CONFIG, prefix[row], KEYS[row], given=semantic[row, :3], **args)
+        np.testing.assert_array_equal(together[row], alone)
+    assert len({tuple(row) for row in np.asarray(together[:, 3:])}) == 3
+
+
+def test_given_tokens_change_nothing_that_was_drawn():
+    prefix, _ = tokens(7, 1)
+    whole = lm.generate(PARAMS, CONFIG, prefix, KEYS[:1], 16)
+    rest = lm.generate(PARAMS, CONFIG, prefix, KEYS[:1], 16, given=whole[:, :9])
+    np.testing.assert_array_equal(whole, rest)
+
+
+def test_negative_prefix():
+    prefix, _ = tokens(8, 1)
+    negative, _ = tokens(9, 1)
+    args = {"length": 16, "guidance_scale": 3.0}
+    plain = lm.generate(PARAMS, CONFIG, prefix, KEYS[:1], **args)
+    pushed = lm.generate(PARAMS, CONFIG, prefix, KEYS[:1], negative_prefix_tokens=negative, **args)
+    cancelled = lm.generate(PARAMS, CONFIG, prefix, KEYS[:1], negative_prefix_tokens=prefix, **args)
+    assert np.any(plain != pushed)
+    np.testing.assert_array_equal(cancelled, lm.generate(PARAMS, CONFIG, prefix, KEYS[:1], 16))
+
+
+def test_sampling_limits_and_frequencies():
+    scores = jnp.log(jnp.array([0.1, 0.4, 0.05, 0.3, 0.15]))
+    keys = jax.random.split(jax.random.key(0), 4000)
+
+    def shares(temperature=1.0, top_k=5, top_p=1.0):
+        drawn = jax.vmap(lambda key: lm.sample_token(key, scores, temperature, top_k, top_p))(keys)
+        return np.bincount(np.asarray(drawn), minlength=5) / 4000
+
+    np.testing.assert_allclose(shares(), [0.1, 0.4, 0.05, 0.3, 0.15], atol=0.03)
+    np.testing.assert_allclose(shares(top_k=2), [0, 4 / 7, 0, 3 / 7, 0], atol=0.03)
+    np.testing.assert_allclose(shares(top_p=0.71), [0, 0.4 / 0.85, 0, 0.3 / 0.85, 0.15 / 0.85], atol=0.03)
+    np.testing.assert_allclose(shares(top_p=0.69), [0, 4 / 7, 0, 3 / 7, 0], atol=0.03)
+    np.testing.assert_array_equal(shares(top_p=0.01), [0, 1, 0, 0, 0])
+    np.testing.assert_array_equal(shares(temperature=0.0), [0, 1, 0, 0, 0])
+    squared = np.array([0.1, 0.4, 0.05, 0.3, 0.15]) ** 2
+    np.testing.assert_allclose(shares(temperature=0.5), squared / squared.sum(), atol=0.03)
+
+
+def test_bad_input():
+    prefix, semantic = tokens(10, 1)
+    with pytest.raises(UserError, match="must exceed"):
+        lm.generate(PARAMS, CONFIG, prefix, KEYS[:1], 20, given=semantic)
+    with pytest.raises(UserError, match="needs 12"):
+        lm.generate(PARAMS, CONFIG, prefix[:, :5], KEYS[:1], 20)
+    with pytest.raises(UserError, match="heads"):
+        lm.init(dataclasses.replace(CONFIG, heads=3), jax.random.key(0))
+
+
+def batch(seed: int) -> dict[str, jax.Array]:
+    """Tokens that count up from the first prefix token, by the second one's parity plus one."""
+    prefix, _ = tokens(seed, 16)
+    step = 1 + prefix[:, 1:2] % 2
+    return {"prefix_tokens": prefix, "semantic_tokens": (prefix[:, :1] + step * jnp.arange(24)) % 48}
+
+
+def test_training_lowers_held_out_loss_and_uses_prefix():
+    stage = LMStage(model=CONFIG)
+    params = stage.init(jax.random.key(0))
+    optimizer = optax.adam(3e-3)
+    state = optimizer.init(params)
+    evaluate = jax.jit(stage.evaluate)
+
+    @jax.jit
+    def update(params, state, step):
+        key = jax.random.fold_in(jax.random.key(1), step)
+        grads, metrics = stage.gradients(params, batch(step), key, step)
+        updates, state = optimizer.update(grads, state)
+        return optax.apply_updates(params, updates), state, metrics
+
+    first = evaluate(params, batch(10_000), jax.random.key(2))
+    for step in range(50):
+        params, state, metrics = update(params, state, step)
+    last = evaluate(params, batch(10_000), jax.random.key(2))
+    assert np.isfinite(metrics["loss"])
+    assert last["loss"] < 0.5 * first["loss"]
+    assert last["loss_null_prefix"] > last["loss"]
+    assert 0 <= last["accuracy"] <= 1
+
+
+def test_dropout_levels():
+    stage = LMStage(model=CONFIG, prefix_dropout=0.2, level_dropout=0.5)
+    levels = np.asarray(stage.draw_levels(jax.random.key(0), 8000))
+    assert abs((levels == 0).mean() - 0.2) < 0.02
+    assert abs((levels == 12).mean() - 0.8 * (0.5 + 0.5 / 12)) < 0.02
+    assert set(levels) == set(range(13))

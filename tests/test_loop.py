@@ -1,0 +1,195 @@
+"""The loop with a toy stage: learning, resuming bit for bit, refusing, stopping."""
+
+import dataclasses
+import json
+import os
+import shutil
+import signal
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from melody_jax.config import OptimizerConfig, TrainConfig
+from melody_jax.errors import UserError
+from melody_jax.training import checkpoint
+from melody_jax.training.loop import train
+from melody_jax.training.stage import loss_gradients
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ToyModel:
+    width: int = 8
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ToyStage:
+    """A line fit with input noise, and a "discriminator" that chases the model's mean."""
+
+    model: ToyModel = ToyModel()
+    noise: float = 0.1
+    batch: ClassVar[str] = "audio"
+    name: ClassVar[str] = "toy"
+
+    def init(self, key: jax.Array) -> dict[str, Any]:
+        kernel = jax.random.normal(key, (self.model.width, self.model.width))
+        return {
+            "model": {"dense": {"kernel": kernel, "bias": jnp.zeros(self.model.width)}},
+            "discriminator": {"shift": jnp.zeros(())},
+        }
+
+    def _loss(self, params: Any, batch: Any, key: jax.Array) -> Any:
+        x = batch["x"] + self.noise * jax.random.normal(key, batch["x"].shape)
+        y = x @ params["model"]["dense"]["kernel"] + params["model"]["dense"]["bias"]
+        target = jax.lax.stop_gradient(jnp.mean(y))
+        loss = jnp.mean((y - batch["y"]) ** 2) + (params["discriminator"]["shift"] - target) ** 2
+        return loss, {"mean": target}
+
+    def gradients(self, params: Any, batch: Any, key: jax.Array, step: jax.Array) -> Any:
+        return loss_gradients(self._loss, params, batch, key)
+
+    def evaluate(self, params: Any, batch: Any, key: jax.Array) -> Any:
+        return {"loss": self._loss(params, batch, key)[0]}
+
+    def finish(self, model: Any, batches: Any, key: jax.Array) -> Any:
+        return model
+
+
+class ToyBatches:
+    """Batch i is a function of i alone; `at` counts those taken. `poison` is the number of a batch with a NaN."""
+
+    def __init__(self, poison: int = -1, interrupt: int = -1) -> None:
+        self.at, self.poison, self.interrupt = 0, poison, interrupt
+
+    def __iter__(self) -> Any:
+        return self
+
+    def __next__(self) -> dict[str, np.ndarray]:
+        rng = np.random.default_rng(self.at)
+        x = rng.normal(size=(8, 8)).astype(np.float32)
+        if self.at == self.poison:
+            x[0, 0] = np.nan
+        if self.at == self.interrupt:
+            os.kill(os.getpid(), signal.SIGTERM)
+        self.at += 1
+        return {"x": x, "y": x[:, ::-1].copy()}
+
+    def get_state(self) -> dict[str, int]:
+        return {"at": self.at}
+
+    def set_state(self, state: dict[str, int]) -> None:
+        self.at = state["at"]
+
+
+def toy_config(workdir: Any, **changes: Any) -> TrainConfig:
+    config = TrainConfig(
+        stage=ToyStage(),
+        optimizer=OptimizerConfig(learning_rate=0.03, warmup_steps=5),
+        steps=50,
+        save_every=25,
+        eval_every=25,
+        eval_batches=2,
+        log_every=5,
+        keep_last=5,
+        workdir=str(workdir),
+    )
+    return dataclasses.replace(config, **changes)
+
+
+def run(config: TrainConfig, batches: Any = None) -> Any:
+    held_out = ToyBatches()
+    held_out.at = 10_000
+    return train(config, batches or ToyBatches(), [next(held_out), next(held_out)], quiet=True)
+
+
+def rows(workdir: Any) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+def assert_same(a: Any, b: Any) -> None:
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        np.testing.assert_array_equal(np.asarray(x), np.asarray(y))
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    workdir = tmp_path_factory.mktemp("run")
+    return workdir, run(toy_config(workdir))
+
+
+def test_learns_and_writes_metrics(finished: Any) -> None:
+    workdir, _ = finished
+    losses = [row["eval/loss"] for row in rows(workdir) if "eval/loss" in row]
+    assert len(losses) == 2
+    assert losses[1] < losses[0]
+    assert [row["step"] for row in rows(workdir) if "loss" in row] == list(range(5, 51, 5))
+
+
+def test_resume_is_bit_identical(finished: Any, tmp_path: Any) -> None:
+    workdir, uninterrupted = finished
+    shutil.copytree(workdir, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / "50")
+    assert_same(run(toy_config(tmp_path / "run")), uninterrupted)
+    kept = [{k: v for k, v in row.items() if k != "seconds"} for row in rows(workdir)]
+    assert kept == [{k: v for k, v in row.items() if k != "seconds"} for row in rows(tmp_path / "run")]
+
+
+def test_sigterm_saves_and_resumes_identically(finished: Any, tmp_path: Any) -> None:
+    config = toy_config(tmp_path)
+    stopped = run(config, ToyBatches(interrupt=12))
+    assert int(stopped.step) == 13
+    assert_same(run(config), finished[1])
+
+
+def test_finished_run_is_left_alone(finished: Any) -> None:
+    assert_same(run(toy_config(finished[0])), finished[1])
+
+
+def test_resume_with_another_config_names_the_fields(finished: Any) -> None:
+    config = toy_config(finished[0], stage=ToyStage(noise=0.5), log_every=1, steps=60)
+    with pytest.raises(UserError, match=r"stage\.noise differ"):
+        run(config)
+
+
+def test_resume_on_other_networks_is_refused(finished: Any) -> None:
+    with pytest.raises(UserError, match="another vae"):
+        train(toy_config(finished[0]), ToyBatches(), [], {"vae": "0" * 64}, quiet=True)
+
+
+def test_damaged_checkpoint_is_one_line(finished: Any, tmp_path: Any) -> None:
+    shutil.copytree(finished[0], tmp_path / "run")
+    for file in (tmp_path / "run" / "checkpoints" / "50" / "state").rglob("*"):
+        if file.is_file():
+            file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    with pytest.raises(UserError, match="cannot be read") as caught:
+        run(toy_config(tmp_path / "run"))
+    assert "\n" not in str(caught.value)
+
+
+def test_missing_item_is_one_line(finished: Any, tmp_path: Any) -> None:
+    shutil.copytree(finished[0], tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / "50" / "ema")
+    with pytest.raises(UserError, match="ema"):
+        run(toy_config(tmp_path / "run"))
+
+
+def test_non_finite_loss_names_the_step(tmp_path: Any) -> None:
+    with pytest.raises(UserError, match="at step 8"):
+        run(toy_config(tmp_path), ToyBatches(poison=7))
+
+
+def test_init_from_starts_at_the_average(finished: Any, tmp_path: Any) -> None:
+    config = toy_config(tmp_path, init_from=str(finished[0]), steps=1, eval_every=0)
+    config = dataclasses.replace(config, optimizer=OptimizerConfig(learning_rate=0.0, warmup_steps=0, weight_decay=0.0))
+    assert_same(run(config).params["model"], finished[1].ema)
+    with pytest.raises(UserError, match="not a run folder"):
+        run(toy_config(tmp_path / "other", init_from=str(tmp_path / "nothing")))
+
+
+def test_average_is_restorable_alone(finished: Any) -> None:
+    abstract = jax.eval_shape(lambda: finished[1].ema)
+    checkpoints = checkpoint.Checkpoints(finished[0])
+    assert_same(checkpoints.restore_ema(abstract), finished[1].ema)
+    checkpoints.close()

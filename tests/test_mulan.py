@@ -1,0 +1,156 @@
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from melody_jax.data.text import tokenize
+from melody_jax.errors import UserError
+from melody_jax.models import functional, mulan, rvq
+from melody_jax.models.mulan import TINY, MuLanConfig
+from melody_jax.training.stage import Stage
+from melody_jax.training.stages import mulan as stages
+from melody_jax.training.stages.mulan import MuLanStage
+
+SAMPLES = 24_000
+STAGE = MuLanStage(model=TINY, genres=4, moods=3, modes=2, instruments=5, tempo_bins=8, fit_batches=8, fit_iterations=4)
+WORDS = ("deep", "low", "high", "bright")
+
+
+def make_batch(seed: int, size: int = 16) -> dict:
+    """Clips whose pitch is the genre and whose pulse is the tempo, with captions that say both."""
+    rng = np.random.default_rng(seed)
+    genre, tempo = rng.integers(0, 4, size), rng.choice([60.0, 120.0], size)
+    time = np.arange(SAMPLES) / 24_000
+    pitch = 110.0 * 3.0 ** genre[:, None] * (1 + 0.05 * rng.uniform(-1, 1, (size, 1)))
+    pulse = np.sin(np.pi * 4 * tempo[:, None] / 60 * (time + rng.uniform(0, 1, (size, 1)))) > 0
+    audio = 0.1 * np.sin(2 * np.pi * pitch * time) * pulse + 0.003 * rng.standard_normal((size, SAMPLES))
+    ids, mask = tokenize([f"{WORDS[g]} sounds at {t:.0f} bpm" for g, t in zip(genre, tempo, strict=True)], 12)
+    facts = {
+        "genre": genre.astype(np.int32),
+        "mood": np.full(size, -1, np.int32),
+        "mode": rng.integers(-1, 2, size).astype(np.int32),
+        "key": rng.integers(0, 12, size).astype(np.int32),
+        "tempo": np.where(rng.random(size) < 0.2, np.nan, tempo).astype(np.float32),
+        "instruments": np.where(rng.random((size, 1)) < 0.2, -1.0, rng.random((size, 5)) < 0.3).astype(np.float32),
+    }
+    return {"audio": audio.astype(np.float32), "text_ids": ids, "text_mask": mask, "facts": facts}
+
+
+@pytest.fixture(scope="module")
+def params():
+    return jax.jit(STAGE.init)(jax.random.key(0))
+
+
+@pytest.fixture(scope="module")
+def fitted(params):
+    return STAGE.finish(params["model"], iter([make_batch(i) for i in range(8)]), jax.random.key(1))
+
+
+def test_mini_fits_its_budget():
+    shapes = jax.eval_shape(lambda: mulan.init(MuLanConfig(), jax.random.key(0)))
+    codebooks = MuLanConfig().levels * MuLanConfig().codes * MuLanConfig().embedding
+    assert functional.count(shapes) == 15_805_440
+    assert functional.count(shapes) + codebooks < 17_000_000
+    with pytest.raises(UserError, match="multiple of twice"):
+        mulan.init(MuLanConfig(heads=5), jax.random.key(0))
+
+
+def test_embeddings_have_unit_length_whatever_the_duration(params):
+    embed = jax.jit(lambda audio: mulan.embed_music(params["model"], TINY, audio))
+    batch = make_batch(0, 4)
+    for samples in (12_000, 24_000):
+        music = embed(batch["audio"][:, :samples])
+        assert music.shape == (4, TINY.embedding)
+        np.testing.assert_allclose(jnp.linalg.norm(music, axis=-1), 1.0, atol=1e-5)
+    words = mulan.embed_text(params["model"], TINY, batch["text_ids"], batch["text_mask"])
+    np.testing.assert_allclose(jnp.linalg.norm(words, axis=-1), 1.0, atol=1e-5)
+
+
+def test_batch_and_level_do_not_matter(params):
+    batch = make_batch(0, 4)
+    embed = jax.jit(lambda audio: mulan.embed_music(params["model"], TINY, audio))
+    together = embed(batch["audio"])
+    alone = jnp.concatenate([embed(batch["audio"][i : i + 1]) for i in range(4)])
+    np.testing.assert_allclose(together, alone, atol=1e-5)
+    np.testing.assert_allclose(together, embed(batch["audio"] * 0.5), atol=1e-3)
+    assert jnp.isfinite(embed(jnp.zeros((1, SAMPLES)))).all()
+
+
+def test_quantise_centres_each_modality(params, fitted):
+    batch = make_batch(3, 4)
+    words = mulan.embed_text(params["model"], TINY, batch["text_ids"], batch["text_mask"])
+    codes = mulan.quantise(fitted, TINY, words, "text")
+    assert codes.shape == (4, TINY.levels)
+    centred = np.asarray(words - fitted["text_mean"])
+    centred /= np.linalg.norm(centred, axis=-1, keepdims=True)
+    np.testing.assert_array_equal(codes, rvq.quantise(fitted["codebooks"], jnp.asarray(centred)))
+    with pytest.raises(UserError, match="modality 'audio'"):
+        mulan.quantise(fitted, TINY, words, "audio")
+
+
+def test_finish_fits_means_and_codebooks_that_are_used(fitted, params):
+    assert fitted["codebooks"].shape == (TINY.levels, TINY.codes, TINY.embedding)
+    assert fitted["music_mean"].shape == fitted["text_mean"].shape == (TINY.embedding,)
+    metrics = STAGE.evaluate({**params, "model": fitted}, make_batch(2), jax.random.key(0))
+    assert 0.2 < float(metrics["smallest_usage"]) <= float(metrics["usage"]) <= 1.0
+    with pytest.raises(UserError, match="no batches"):
+        STAGE.finish(params["model"], iter(()), jax.random.key(0))
+
+
+def test_training_lowers_the_held_out_loss(params):
+    stage: Stage = STAGE
+    optimizer = optax.adam(3e-3)
+    held_out = make_batch(1000)
+
+    @jax.jit
+    def step(params, state, batch, key):
+        grads, metrics = stage.gradients(params, batch, key, jnp.int32(0))
+        updates, state = optimizer.update(grads, state, params)
+        return optax.apply_updates(params, updates), state, metrics
+
+    evaluate = jax.jit(lambda params: stage.evaluate(params, held_out, jax.random.key(0)))
+    before, state, trained = evaluate(params), optimizer.init(params), params
+    for i in range(50):
+        trained, state, metrics = step(trained, state, make_batch(i), jax.random.key(i))
+    after = evaluate(trained)
+    assert all(bool(jnp.isfinite(value)) for value in metrics.values())
+    assert float(after["loss"]) < 0.8 * float(before["loss"])
+    assert float(after["genre_accuracy"]) > 0.8
+    assert float(after["median_rank"]) <= float(before["median_rank"])
+
+
+def test_equal_captions_are_equally_right():
+    ids = jnp.array([[2, 9, 3], [2, 9, 3], [2, 8, 3]])
+    perfect = 100.0 * jnp.array([[1.0, 1, 0], [1, 1, 0], [0, 0, 1]])
+    assert float(stages.contrastive_loss(perfect, ids)) == pytest.approx(2 / 3 * np.log(2), abs=1e-4)
+
+
+def test_retrieval_ranks():
+    similarity = jnp.array([[0.9, 0.1, 0.0], [0.8, 0.5, 0.1], [0.9, 0.8, 0.7]])
+    metrics = stages.retrieval(similarity)
+    assert float(metrics["text_recall"]) == pytest.approx(1 / 3)
+    assert float(metrics["music_recall"]) == pytest.approx(2 / 3)
+    assert float(metrics["median_rank"]) == 2.0
+
+
+def test_unknown_facts_cost_nothing(params):
+    batch = make_batch(0)
+    unknown = {name: np.full_like(value, np.nan if name == "tempo" else -1) for name, value in batch["facts"].items()}
+    gradient, metrics = STAGE.gradients(params, {**batch, "facts": unknown}, jax.random.key(0), jnp.int32(0))
+    assert float(metrics["music_facts"]) == float(metrics["text_facts"]) == 0.0
+    assert all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(gradient))
+
+
+def test_augmentation_masks_a_bounded_share_and_spares_special_pieces():
+    masked = stages.mask_frames(jnp.ones((64, 50, 20)), 0.2, jax.random.key(0))
+    shares = 1 - masked.mean((1, 2))
+    assert 0.0 < float(shares.mean()) < 0.6
+    ids = jnp.tile(jnp.array([2, 70, 80, 90, 3, 0]), (200, 1))
+    dropped = stages.drop_words(ids, 0.5, jax.random.key(0))
+    np.testing.assert_array_equal(dropped[:, jnp.array([0, 4, 5])], ids[:, jnp.array([0, 4, 5])])
+    assert 0.4 < float((dropped[:, 1:4] == 4).mean()) < 0.6
+    assert dataclasses.is_dataclass(STAGE)
+    assert hash(STAGE) == hash(dataclasses.replace(STAGE))

@@ -1,0 +1,238 @@
+"""Sources, stitching, feature shards from tiny networks, resuming, and export of a run."""
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from melody_jax import audio, release
+from melody_jax.config import DataConfig, OptimizerConfig, TrainConfig
+from melody_jax.data import pipeline
+from melody_jax.data.prepare import PrepareConfig, prepare, starts, stitch
+from melody_jax.data.records import Manifest, decode_json, open_shards, read_manifest, shard_name
+from melody_jax.data.sources import open_source, read_captions
+from melody_jax.errors import UserError
+from melody_jax.models import mulan, tokenizer, vae
+from melody_jax.models.mulan import TINY as TINY_MULAN
+from melody_jax.models.vae import VAEConfig
+
+TINY_VAE = VAEConfig(
+    latent_width=8,
+    encoder_frame_width=16,
+    encoder_latent_width=16,
+    encoder_frame_blocks=1,
+    encoder_latent_blocks=1,
+    decoder_latent_width=16,
+    decoder_latent_blocks=1,
+    decoder_frame_width=16,
+    decoder_frame_blocks=1,
+)
+
+
+def test_starts_cover_everything() -> None:
+    assert starts(750, 256, 128) == [0, 128, 256, 384, 494]
+    assert starts(256, 256, 64) == [0]
+    assert starts(512, 256, 128) == [0, 128, 256]
+
+
+@pytest.mark.parametrize("rate", [1, 2])
+@pytest.mark.parametrize("length", [8, 13, 16, 27])
+def test_stitch_takes_centres(length: int, rate: int) -> None:
+    at, window = starts(length, 8, 4), 8
+    rows = np.stack([np.arange(a * rate, (a + window) * rate) for a in at])
+    np.testing.assert_array_equal(stitch(rows, at, length), np.arange(length * rate))
+    marked = stitch(np.stack([np.full(window, a) for a in at]), at, length)
+    for position, start in enumerate(marked):
+        distances = [abs(position + 0.5 - a - window / 2) for a in at]
+        assert abs(position + 0.5 - start - window / 2) <= min(distances) + 1
+
+
+def tone(path: Path, seconds: float, pitch: float, sample_rate: int = 24_000) -> None:
+    time = np.arange(round(seconds * sample_rate)) / sample_rate
+    audio.write(path, (0.3 * np.sin(2 * np.pi * pitch * time)).astype(np.float32), sample_rate)
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> Path:
+    folder = tmp_path / "files"
+    folder.mkdir()
+    for i, seconds in enumerate((1.6, 0.9, 1.3)):
+        tone(folder / f"{i}.wav", seconds, 220.0 * (i + 1))
+    (folder / "short.wav").write_bytes(b"")
+    tone(folder / "short.wav", 0.2, 100.0)
+    (folder / "torn.wav").write_bytes((folder / "0.wav").read_bytes()[:1000])
+    return folder
+
+
+def captions(path: Path, rows: list[tuple[str, str]]) -> str:
+    if path.suffix == ".csv":
+        path.write_text("file,caption\n" + "".join(f'{file},"{caption}"\n' for file, caption in rows))
+    else:
+        path.write_text("".join(json.dumps({"file": f, "caption": c}) + "\n" for f, c in rows))
+    return str(path)
+
+
+ROWS = [("0.wav", "calm, slow piano"), ("0.wav", "soft"), ("1.wav", "loud"), ("2.wav", "fast")]
+ROWS += [("short.wav", "tiny"), ("torn.wav", "torn")]
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl"])
+def test_captions_are_matched(files: Path, suffix: str) -> None:
+    source = open_source(files, captions(files / f"c{suffix}", ROWS))
+    assert len(source) == 5
+    wave, meta = source.read(0)
+    assert wave.shape == (38_400,)
+    assert meta == {"id": "0.wav", "facts": {}, "captions": ["calm, slow piano", "soft"]}
+
+
+def test_mismatches_name_the_first(files: Path) -> None:
+    with pytest.raises(UserError, match=r"the first is gone\.wav"):
+        open_source(files, captions(files / "c.csv", [*ROWS, ("gone.wav", "x")]))
+    with pytest.raises(UserError, match=r"have no caption .* the first is 2\.wav"):
+        open_source(files, captions(files / "c.csv", ROWS[:3]))
+    (files / "d.csv").write_text("path,text\na,b\n")
+    with pytest.raises(UserError, match="no column 'file'"):
+        read_captions(files / "d.csv")
+    (files / "d.jsonl").write_text('{"file": "a", "caption": "b"}\n{"file": 3}\n')
+    with pytest.raises(UserError, match="line 2"):
+        read_captions(files / "d.jsonl")
+    (files / "none").mkdir()
+    with pytest.raises(UserError, match="holds no audio files"):
+        open_source(files / "none")
+
+
+@pytest.fixture(scope="module")
+def networks(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("networks")
+    key = jax.random.key(0)
+    model = TINY_MULAN
+    params = mulan.init(model, key) | {
+        "music_mean": jnp.zeros(model.embedding),
+        "text_mean": jnp.zeros(model.embedding),
+        "codebooks": jax.random.normal(key, (model.levels, model.codes, model.embedding)),
+    }
+    release.save_network(folder, "mulan", params, model, {})
+    params = tokenizer.init(TINY_TOKENIZER, key)
+    width = jax.eval_shape(lambda: tokenizer.features(params, TINY_TOKENIZER, jnp.zeros((1, 24_000)))).shape[-1]
+    params = params | {"codebook": jax.random.normal(key, (1024, width))}
+    release.save_network(folder, "tokenizer", params, TINY_TOKENIZER, {})
+    release.save_network(folder, "vae", vae.init(TINY_VAE, key), TINY_VAE, {})
+    return str(folder)
+
+
+def prepared(files: Path, networks: str, out: Path, **changes: Any) -> PrepareConfig:
+    base = PrepareConfig(
+        source=str(files),
+        captions=captions(files / "c.csv", ROWS),
+        networks=networks,
+        out=str(out),
+        window_tokens=16,
+        hop_tokens=4,
+        variants=3,
+        shard_records=2,
+        batch_size=4,
+    )
+    return dataclasses.replace(base, **changes)
+
+
+def test_features_and_rejects(files: Path, networks: str, tmp_path: Path) -> None:
+    config = prepared(files, networks, tmp_path / "out")
+    manifest = prepare(config)
+    assert (manifest.records, manifest.shard_count, manifest.finished) == (3, 3, True)
+    assert manifest.settings["hashes"]["vae"] == release.network_hash(networks, "vae")
+    source = open_shards(tmp_path / "out", "features")
+    first = source[0]
+    assert first["semantic_tokens"].shape == (40,)
+    assert first["latents"].shape == (40, 8)
+    assert first["latents"].dtype == np.float16
+    np.testing.assert_array_equal(first["window_starts"], [0, 4, 8, 12, 16, 20, 24])
+    assert first["prefix_tokens"].shape == (7, 3, 12)
+    assert first["text_prefix_tokens"].shape == (2, 12)
+    assert decode_json(first["meta"])["id"] == "0.wav"
+    rejects = [json.loads(line) for line in (tmp_path / "out" / "rejects.jsonl").read_text().splitlines()]
+    assert [row["piece"] for row in rejects] == ["short.wav", "torn.wav"]
+    data = DataConfig(folder=(str(tmp_path / "out"),), window_tokens=16, batch_size=2, networks=networks)
+    assert set(pipeline.check_provenance(data, "features")) == {"mulan", "tokenizer", "vae"}
+    assert next(pipeline.training_batches(data, "features"))["latents"].shape == (2, 16, 8)
+
+
+def test_features_are_those_of_the_networks(files: Path, networks: str, tmp_path: Path) -> None:
+    prepare(prepared(files, networks, tmp_path / "out"))
+    record = open_shards(tmp_path / "out", "features")[0]
+    wave = audio.read(files / "0.wav")[None, : 16 * 960]
+    params, config, _ = release.load_network(networks, "vae")
+    np.testing.assert_allclose(record["latents"][:12], vae.encode(params, config, wave)[0, :12], atol=2e-3)
+    params, config, _ = release.load_network(networks, "mulan")
+    codes = mulan.quantise(params, config, mulan.embed_music(params, config, wave))
+    np.testing.assert_array_equal(record["prefix_tokens"][0, 0], codes[0])
+
+
+def test_resume_makes_the_missing_shard_again(files: Path, networks: str, tmp_path: Path) -> None:
+    config = prepared(files, networks, tmp_path / "out")
+    whole = prepare(config)
+    listed = json.loads((tmp_path / "out" / "manifest.json").read_text())
+    listed["shards"] = [shard for shard in listed["shards"] if "00001-of" not in shard["name"]]
+    (tmp_path / "out" / "manifest.json").write_text(json.dumps(listed))
+    (tmp_path / "out" / shard_name("features", 1, 3)).unlink()
+    again = prepare(config)
+    assert {s.sha256 for s in again.shards} == {s.sha256 for s in whole.shards}
+    assert len((tmp_path / "out" / "rejects.jsonl").read_text().splitlines()) == 2
+    with pytest.raises(UserError, match="another jitter"):
+        prepare(dataclasses.replace(config, jitter=0.5))
+    with pytest.raises(UserError, match="--out is missing"):
+        prepare(dataclasses.replace(config, out=""))
+
+
+def test_other_networks_are_refused(files: Path, networks: str, tmp_path: Path) -> None:
+    prepare(prepared(files, networks, tmp_path / "out"))
+    shutil.copytree(networks, tmp_path / "networks")
+    release.save_network(tmp_path / "networks", "vae", vae.init(TINY_VAE, jax.random.key(9)), TINY_VAE, {})
+    data = DataConfig(folder=(str(tmp_path / "out"),), networks=str(tmp_path / "networks"))
+    with pytest.raises(UserError, match="another vae"):
+        pipeline.check_provenance(data, "features")
+    with pytest.raises(UserError, match="another hashes"):
+        prepare(prepared(files, str(tmp_path / "networks"), tmp_path / "out"))
+    assert isinstance(read_manifest(tmp_path / "out"), Manifest)
+
+
+def test_export_releases_the_average(tmp_path: Path) -> None:
+    from melody_jax.data.records import encode_json, write_manifest, write_shard
+    from melody_jax.training.export import ExportConfig, export
+    from melody_jax.training.loop import train
+    from melody_jax.training.stages.vae import VAEStage
+
+    music = tmp_path / "music"
+    music.mkdir()
+    waves = np.random.default_rng(0).normal(size=(6, 9600)).astype(np.float32) * 0.1
+    records = [
+        {"audio": np.frombuffer(audio.encode_flac(w), np.uint8), "meta": encode_json({"id": "x"})} for w in waves
+    ]
+    shard = write_shard(music / shard_name("audio", 0, 1), records)
+    write_manifest(music, Manifest(kind="audio", settings={}, versions={}, shard_count=1, shards=(shard,)))
+    config = TrainConfig(
+        stage=VAEStage(model=TINY_VAE),
+        data=DataConfig(folder=(str(music),), batch_size=2, crop_samples=4800),
+        optimizer=OptimizerConfig(warmup_steps=0),
+        steps=2,
+        eval_batches=1,
+        workdir=str(tmp_path / "run"),
+    )
+    held_out = pipeline.validation_batches(config.data, "audio", 1)
+    state = train(config, pipeline.training_batches(config.data, "audio"), held_out, quiet=True)
+    export(ExportConfig(run=config.workdir, out=str(tmp_path / "release"), batches=3))
+    params, model, hashes = release.load_network(tmp_path / "release", "vae")
+    assert (model, hashes) == (TINY_VAE, {})
+    assert release.read_description(tmp_path / "release", "vae")["metrics"]["step"] == 2
+    assert not np.allclose(params["latent_scale"], state.ema["latent_scale"])
+    kept = release.flatten(params)
+    for name, value in release.flatten(state.ema).items():
+        if not name.startswith("latent_"):
+            np.testing.assert_allclose(kept[name], value, atol=float(np.max(np.abs(value))) / 200 + 1e-6)
+    with pytest.raises(UserError, match="not a run folder"):
+        export(ExportConfig(run=str(tmp_path), out=str(tmp_path / "release")))

@@ -1,0 +1,168 @@
+"""The sampler end to end at tiny size: shapes, sameness, batches, releases that do not fit, bad input."""
+
+import dataclasses
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import soundfile
+
+from melody_jax import load, release
+from melody_jax.errors import UserError
+from melody_jax.models import dpd, lm, mulan, vae
+from melody_jax.sampling import generate
+
+PROMPTS = ["a calm solo piano piece", "driving techno at 130 bpm", "slow sad cello", "bossa nova"]
+
+
+def tiny_networks() -> dict:
+    """Config and random parameters of each network that sampling needs, made to fit together."""
+    keys = jax.random.split(jax.random.key(3), 8)
+    configs = {
+        "mulan": mulan.TINY,
+        "vae": vae.TINY,
+        "lm": dataclasses.replace(lm.TINY, prefix_levels=mulan.TINY.levels, prefix_codes=mulan.TINY.codes),
+        "dpd": dataclasses.replace(dpd.TINY, latent_dim=vae.TINY.latent_width, vocab=lm.TINY.semantic_vocab),
+    }
+    params = {
+        "mulan": mulan.init(configs["mulan"], keys[0])
+        | {
+            "music_mean": jnp.zeros(mulan.TINY.embedding),
+            "text_mean": jnp.zeros(mulan.TINY.embedding),
+            "codebooks": jax.random.normal(keys[1], (mulan.TINY.levels, mulan.TINY.codes, mulan.TINY.embedding)),
+        },
+        "vae": vae.init(configs["vae"], keys[2]),
+        "lm": lm.init(configs["lm"], keys[3]),
+        "dpd": dpd.init(configs["dpd"], keys[4]),
+    }
+    return {name: (params[name], configs[name]) for name in configs}
+
+
+@pytest.fixture(scope="module")
+def releases(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("releases")
+    for name, (params, config) in tiny_networks().items():
+        release.save_network(root / "tiny", name, params, config, {})
+    return root
+
+
+@pytest.fixture(scope="module")
+def melody(releases: Path):
+    return load("tiny", folder=releases)
+
+
+def test_shape_range_and_rate(melody) -> None:
+    waves = melody.generate(PROMPTS[:2], seconds=1.5, steps=2)
+    assert waves.shape == (2, 36_000)
+    assert waves.dtype == np.float32
+    assert np.isfinite(waves).all()
+    assert np.abs(waves).max() <= 1.0
+    assert not np.array_equal(waves[0], waves[1])
+
+
+def test_same_seed_same_bits_other_seed_other_music(melody) -> None:
+    first, again, other = (melody.generate(PROMPTS[0], seconds=1, steps=2, seed=seed) for seed in (5, 5, 6))
+    assert np.array_equal(first, again)
+    assert not np.array_equal(first, other)
+
+
+def test_batch_of_four_equals_four_of_one(melody) -> None:
+    keys = generate.item_keys(np.arange(7, 11, dtype=np.int32))
+    noise = generate.initial_noise(keys, 16, 8)
+    for i in range(4):
+        alone = generate.initial_noise(generate.item_keys(np.asarray([7 + i], np.int32)), 16, 8)
+        assert np.array_equal(noise[i], alone[0])
+    config = generate.SamplerConfig(**{k: melody.configs[k] for k in ("mulan", "lm", "dpd")}, steps=3)
+    prefix = jax.random.randint(jax.random.key(0), (4, config.lm.prefix_levels), 0, config.lm.prefix_codes)
+    tokens = jax.random.randint(jax.random.key(1), (4, config.dpd.tokens), 0, config.dpd.vocab)
+
+    def waves(items: slice) -> np.ndarray:
+        latents = generate.tokens_to_latents(
+            melody.params["dpd"], config, prefix[items], tokens[items], keys[items], jnp.float32(2.5)
+        )
+        return np.asarray(generate.latents_to_wave(melody.params["vae"], melody.configs["vae"], latents))
+
+    together = waves(slice(0, 4))
+    for i in range(4):
+        np.testing.assert_allclose(together[i], waves(slice(i, i + 1))[0], atol=1e-4)
+
+
+def test_seed_per_prompt_is_the_items_own(melody) -> None:
+    both = melody.generate(PROMPTS[:2], seconds=1, steps=2, seed=[9, 4])
+    alone = melody.generate(PROMPTS[1], seconds=1, steps=2, seed=4)
+    np.testing.assert_allclose(both[1], alone[0], atol=1e-4)
+
+
+def test_guidance_of_one_is_no_guidance(melody) -> None:
+    plain = melody.generate(PROMPTS[0], seconds=1, steps=2, guidance_scale=1.0)
+    nearly = melody.generate(PROMPTS[0], seconds=1, steps=2, guidance_scale=1.0 + 1e-6)
+    np.testing.assert_allclose(plain, nearly, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        ({"prompts": "  "}, "empty"),
+        ({"prompts": []}, "no prompts"),
+        ({"prompts": "very " * 500}, "500 word pieces"),
+        ({"seconds": 0}, "seconds is 0"),
+        ({"seconds": -1}, "seconds is -1"),
+        ({"seconds": 1e9}, "seconds is 1000000000.0"),
+        ({"seconds": float("nan")}, "seconds is nan"),
+        ({"steps": 0}, "steps is 0"),
+        ({"steps": 10**9}, "steps is 1000000000"),
+        ({"steps": 2.5}, "steps is 2.5"),
+        ({"seed": -1}, "seed -1"),
+        ({"seed": [1, 2]}, "2 seeds for 1 prompts"),
+        ({"guidance_scale": float("inf")}, "guidance_scale is inf"),
+        ({"temperature": -0.5}, "temperature is -0.5"),
+        ({"top_k": 0}, "top_k is 0"),
+        ({"schedule": "cubic"}, "cubic"),
+    ],
+)
+def test_bad_arguments_are_named(melody, arguments: dict, named: str) -> None:
+    with pytest.raises(UserError, match=named):
+        melody.generate(**{"prompts": PROMPTS[0], **arguments})
+
+
+def test_unknown_release_lists_what_there_is(releases: Path) -> None:
+    with pytest.raises(UserError, match=r"'huge'.*tiny"):
+        load("huge", folder=releases)
+
+
+def test_networks_of_two_trainings_are_refused(releases: Path, tmp_path: Path) -> None:
+    for name, (params, config) in tiny_networks().items():
+        hashes = {"vae": "0" * 64} if name == "dpd" else {}
+        release.save_network(tmp_path / "mixed", name, params, config, hashes)
+    with pytest.raises(UserError, match="dpd was trained with vae 000000000000"):
+        load("mixed", folder=tmp_path)
+
+
+def sample(*arguments: str, cwd: Path) -> subprocess.CompletedProcess:
+    script = Path(__file__).parents[1] / "sample.py"
+    return subprocess.run([sys.executable, str(script), *arguments], cwd=cwd, capture_output=True, text=True, timeout=300)
+
+
+def test_sample_script_writes_a_batch(releases: Path, tmp_path: Path) -> None:
+    done = sample("solo piano", "--seconds", "1", "--steps", "1", "--batch", "2", "--model", "tiny", "--folder",
+                  str(releases), "--out", "song.wav", cwd=tmp_path)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    for i in range(2):
+        info = soundfile.info(tmp_path / f"song-{i}.wav")
+        assert (info.samplerate, info.channels, info.frames) == (24_000, 1, 24_000)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["", "--out", "x.wav"], ["piano", "--seconds", "0"], ["piano", "--out", "no/such/folder/x.wav"],
+     ["piano", "--stepz", "3"], ["piano", "--model", "absent"]],
+)  # fmt: skip
+def test_sample_script_says_one_line(releases: Path, tmp_path: Path, arguments: list[str]) -> None:
+    done = sample("--model", "tiny", "--folder", str(releases), *arguments, cwd=tmp_path)
+    assert done.returncode == 2
+    assert len(done.stderr.strip().splitlines()) == 1, done.stderr
+    assert not list(tmp_path.rglob("*.wav"))

@@ -1,0 +1,70 @@
+"""Eight virtual devices, in a process of their own: a sharded run equals the run on one device."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from melody_jax.errors import UserError
+from melody_jax.training.sharding import make_mesh, parameter_spec
+
+SCRIPT = """
+import sys, json, tempfile
+sys.path[:0] = [{tests!r}]
+import dataclasses, jax, numpy as np
+from test_loop import toy_config, run
+mesh = {mesh}
+with tempfile.TemporaryDirectory() as folder:
+    state = run(toy_config(folder, mesh=mesh, steps=12, save_every=0))
+    resumed = run(toy_config(folder, mesh=(-1, 1, 1), steps=14, save_every=0))
+kernel = state.params["model"]["dense"]["kernel"]
+print(json.dumps([len(jax.devices()), list(kernel.sharding.spec), np.asarray(kernel).tolist(), int(resumed.step)]))
+"""
+
+
+def train_on(devices: int, mesh: tuple[int, int, int]) -> list:
+    tests = Path(__file__).parent
+    environment = os.environ | {
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+        "JAX_PLATFORMS": "cpu",
+        "PYTHONPATH": str(tests.parent),
+    }
+    script = SCRIPT.format(tests=str(tests), mesh=mesh)
+    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def test_sharded_equals_single_device() -> None:
+    one = train_on(1, (1, 1, 1))
+    eight = train_on(8, (2, 2, -1))
+    assert (one[0], eight[0]) == (1, 8)
+    assert eight[1] == ["fsdp", "tensor"]
+    assert eight[3] == 14
+    np.testing.assert_allclose(one[2], eight[2], rtol=1e-5, atol=1e-6)
+
+
+def test_specs_leave_out_what_does_not_divide() -> None:
+    class Mesh:
+        shape = {"data": 1, "fsdp": 2, "tensor": 4}  # noqa: RUF012
+
+    mesh: jax.sharding.Mesh = Mesh()  # type: ignore[assignment]
+    spec = jax.sharding.PartitionSpec
+    assert parameter_spec("model/dense/kernel", (6, 8), mesh) == spec("fsdp", "tensor")
+    assert parameter_spec("model/dense/kernel", (5, 6), mesh) == spec()
+    assert parameter_spec("model/blocks/out/kernel", (3, 8, 6), mesh) == spec(None, "tensor", "fsdp")
+    assert parameter_spec("opt_state/mu/model/word_embedding", (8, 6), mesh) == spec("tensor", "fsdp")
+    assert parameter_spec("model/blocks/norm/scale", (4, 8), mesh) == spec()
+    assert parameter_spec("step", (), mesh) == spec()
+
+
+def test_mesh_that_does_not_fit_is_refused() -> None:
+    with pytest.raises(UserError, match="does not fit"):
+        make_mesh((3, 5, 1))
+    with pytest.raises(UserError, match="does not fit"):
+        make_mesh((-1, -1, 1))

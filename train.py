@@ -1,0 +1,31 @@
+"""Trains one stage: `python train.py configs/vae_tiny.py --data.folder corpus/train --steps 50`.
+
+Run it again with the same arguments to resume. `--help` after the config lists every field.
+"""
+
+import sys
+
+from melody_jax.errors import UserError, exits_cleanly
+from melody_jax.process import tune_allocator
+
+
+@exits_cleanly
+def main() -> None:
+    """Parses, opens the data, trains."""
+    from melody_jax.config import load_config
+    from melody_jax.data import pipeline
+    from melody_jax.training.loop import train
+
+    if len(sys.argv) < 2 or sys.argv[1] in ("-h", "--help"):
+        raise UserError("say which config: python train.py configs/<stage>_<size>.py [--field value ...]")
+    config = load_config(sys.argv[1], sys.argv[2:])
+    hashes = pipeline.check_provenance(config.data, config.stage.batch)
+    batches = pipeline.training_batches(config.data, config.stage.batch)
+    held_out = pipeline.validation_batches(config.data, config.stage.batch, config.eval_batches)
+    state = train(config, batches, held_out, hashes)
+    print(f"{config.stage.name}: step {int(state.step)} of {config.steps}, {config.workdir}")
+
+
+if __name__ == "__main__":
+    tune_allocator()
+    main()
