@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from melody_jax.data.composer.captions import captions
+from melody_jax.data.composer.genres import GENRES as COMPOSED
 from melody_jax.data.composer.instruments import INSTRUMENTS
 from melody_jax.data.composer.moods import MOODS
 from melody_jax.data.composer.phrases import frames, genres, instruments, moods
@@ -161,5 +162,6 @@ def test_unknown_words_fall_back_to_plain_names():
 
 
 def test_tables_cover_the_composer():
-    assert set(MOODS) <= set(moods.MOODS)
+    assert set(COMPOSED) == set(genres.GENRES)
+    assert set(MOODS) == set(moods.MOODS)
     assert set(INSTRUMENTS) <= set(instruments.NAMES)

@@ -11,7 +11,7 @@ from melody_jax.models import functional, lm
 from melody_jax.models.lm import LMConfig
 from melody_jax.training.stages.lm import LMStage
 
-CONFIG = LMConfig(layers=2, width=64, heads=2, ffn=128, prefix_codes=32, semantic_vocab=48)
+CONFIG = dataclasses.replace(lm.TINY, prefix_codes=32, semantic_vocab=48)
 PARAMS = lm.init(CONFIG, jax.random.key(0))
 KEYS = jax.vmap(jax.random.key)(jnp.arange(3))
 
@@ -25,8 +25,7 @@ def tokens(seed: int, batch: int, length: int = 20) -> tuple[jax.Array, jax.Arra
 
 
 def test_paper_size():
-    paper = LMConfig(layers=24, width=1024, heads=16, ffn=4096, prefix_codes=1024)
-    shapes = jax.eval_shape(lambda key: lm.init(paper, key), jax.random.key(0))
+    shapes = jax.eval_shape(lambda key: lm.init(lm.PAPER, key), jax.random.key(0))
     total = functional.count(shapes)
     untied = total + 12 * 1024 * 1024 - 12 * 1024  # the paper's count has a head over the prefix ids too, and no nulls
     assert abs(untied / 429.97e6 - 1) < 1e-3
@@ -47,7 +46,7 @@ def test_causal():
 
 
 def test_no_gradient_from_later_tokens():
-    prefix, semantic = tokens(2, 1)
+    prefix, _ = tokens(2, 1)
     distinct = jnp.arange(20)[None]
 
     def score(table):

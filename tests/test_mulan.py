@@ -81,11 +81,13 @@ def test_batch_and_level_do_not_matter(params):
 
 def test_quantise_centres_each_modality(params, fitted):
     batch = make_batch(3, 4)
-    words = mulan.embed_text(params["model"], TINY, batch["text_ids"], batch["text_mask"])
+    words = jax.jit(lambda ids, mask: mulan.embed_text(params["model"], TINY, ids, mask))(
+        batch["text_ids"], batch["text_mask"]
+    )
     codes = mulan.quantise(fitted, TINY, words, "text")
     assert codes.shape == (4, TINY.levels)
     centred = np.asarray(words - fitted["text_mean"])
-    centred /= np.linalg.norm(centred, axis=-1, keepdims=True)
+    centred = centred / np.linalg.norm(centred, axis=-1, keepdims=True)
     np.testing.assert_array_equal(codes, rvq.quantise(fitted["codebooks"], jnp.asarray(centred)))
     with pytest.raises(UserError, match="modality 'audio'"):
         mulan.quantise(fitted, TINY, words, "audio")
@@ -94,7 +96,7 @@ def test_quantise_centres_each_modality(params, fitted):
 def test_finish_fits_means_and_codebooks_that_are_used(fitted, params):
     assert fitted["codebooks"].shape == (TINY.levels, TINY.codes, TINY.embedding)
     assert fitted["music_mean"].shape == fitted["text_mean"].shape == (TINY.embedding,)
-    metrics = STAGE.evaluate({**params, "model": fitted}, make_batch(2), jax.random.key(0))
+    metrics = jax.jit(STAGE.evaluate)({**params, "model": fitted}, make_batch(2), jax.random.key(0))
     assert 0.2 < float(metrics["smallest_usage"]) <= float(metrics["usage"]) <= 1.0
     with pytest.raises(UserError, match="no batches"):
         STAGE.finish(params["model"], iter(()), jax.random.key(0))
@@ -139,7 +141,7 @@ def test_retrieval_ranks():
 def test_unknown_facts_cost_nothing(params):
     batch = make_batch(0)
     unknown = {name: np.full_like(value, np.nan if name == "tempo" else -1) for name, value in batch["facts"].items()}
-    gradient, metrics = STAGE.gradients(params, {**batch, "facts": unknown}, jax.random.key(0), jnp.int32(0))
+    gradient, metrics = jax.jit(STAGE.gradients)(params, {**batch, "facts": unknown}, jax.random.key(0), jnp.int32(0))
     assert float(metrics["music_facts"]) == float(metrics["text_facts"]) == 0.0
     assert all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(gradient))
 

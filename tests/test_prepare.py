@@ -12,27 +12,32 @@ import numpy as np
 import pytest
 
 from melody_jax import audio, release
-from melody_jax.config import DataConfig, OptimizerConfig, TrainConfig
+from melody_jax.config import DataConfig, TrainConfig
 from melody_jax.data import pipeline
 from melody_jax.data.prepare import PrepareConfig, prepare, starts, stitch
-from melody_jax.data.records import Manifest, decode_json, open_shards, read_manifest, shard_name
+from melody_jax.data.records import (
+    Manifest,
+    decode_json,
+    encode_json,
+    open_shards,
+    read_manifest,
+    shard_name,
+    write_manifest,
+    write_shard,
+)
 from melody_jax.data.sources import open_source, read_captions
 from melody_jax.errors import UserError
 from melody_jax.models import mulan, tokenizer, vae
+from melody_jax.models.discriminators import TINY as TINY_DISCRIMINATOR
 from melody_jax.models.mulan import TINY as TINY_MULAN
-from melody_jax.models.vae import VAEConfig
+from melody_jax.models.tokenizer import TokenizerConfig
+from melody_jax.models.vae import TINY as TINY_VAE
+from melody_jax.training.checkpoint import Checkpoints, write_run
+from melody_jax.training.export import ExportConfig, export
+from melody_jax.training.stages.vae import VAEStage
+from melody_jax.training.state import create_state
 
-TINY_VAE = VAEConfig(
-    latent_width=8,
-    encoder_frame_width=16,
-    encoder_latent_width=16,
-    encoder_frame_blocks=1,
-    encoder_latent_blocks=1,
-    decoder_latent_width=16,
-    decoder_latent_blocks=1,
-    decoder_frame_width=16,
-    decoder_frame_blocks=1,
-)
+TINY_TOKENIZER = TokenizerConfig(layers=1, width=16, heads=2, ffn=32, kernel=3, layer=1, semantic_vocab=16)
 
 
 def test_starts_cover_everything() -> None:
@@ -58,16 +63,19 @@ def tone(path: Path, seconds: float, pitch: float, sample_rate: int = 24_000) ->
     audio.write(path, (0.3 * np.sin(2 * np.pi * pitch * time)).astype(np.float32), sample_rate)
 
 
-@pytest.fixture
-def files(tmp_path: Path) -> Path:
-    folder = tmp_path / "files"
-    folder.mkdir()
+@pytest.fixture(scope="module")
+def recordings(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("files")
     for i, seconds in enumerate((1.6, 0.9, 1.3)):
         tone(folder / f"{i}.wav", seconds, 220.0 * (i + 1))
-    (folder / "short.wav").write_bytes(b"")
     tone(folder / "short.wav", 0.2, 100.0)
     (folder / "torn.wav").write_bytes((folder / "0.wav").read_bytes()[:1000])
     return folder
+
+
+@pytest.fixture
+def files(recordings: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(recordings, tmp_path / "files"))
 
 
 def captions(path: Path, rows: list[tuple[str, str]]) -> str:
@@ -112,18 +120,29 @@ def networks(tmp_path_factory: pytest.TempPathFactory) -> str:
     folder = tmp_path_factory.mktemp("networks")
     key = jax.random.key(0)
     model = TINY_MULAN
-    params = mulan.init(model, key) | {
+    params = jax.jit(mulan.init, static_argnums=0)(model, key) | {
         "music_mean": jnp.zeros(model.embedding),
         "text_mean": jnp.zeros(model.embedding),
         "codebooks": jax.random.normal(key, (model.levels, model.codes, model.embedding)),
     }
     release.save_network(folder, "mulan", params, model, {})
-    params = tokenizer.init(TINY_TOKENIZER, key)
-    width = jax.eval_shape(lambda: tokenizer.features(params, TINY_TOKENIZER, jnp.zeros((1, 24_000)))).shape[-1]
-    params = params | {"codebook": jax.random.normal(key, (1024, width))}
+    width = TINY_TOKENIZER.feature_width
+    params = jax.jit(tokenizer.init, static_argnums=0)(TINY_TOKENIZER, key) | {
+        "feature_mean": jnp.zeros(width),
+        "feature_scale": jnp.ones(width),
+        "codebook": jax.random.normal(key, (16, width)),
+    }
     release.save_network(folder, "tokenizer", params, TINY_TOKENIZER, {})
-    release.save_network(folder, "vae", vae.init(TINY_VAE, key), TINY_VAE, {})
+    params = jax.jit(vae.init, static_argnums=0)(TINY_VAE, key)
+    release.save_network(folder, "vae", params, TINY_VAE, {})
     return str(folder)
+
+
+@pytest.fixture(scope="module")
+def features(recordings: Path, networks: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("features")
+    prepare(prepared(recordings, networks, out))
+    return out
 
 
 def prepared(files: Path, networks: str, out: Path, **changes: Any) -> PrepareConfig:
@@ -141,13 +160,11 @@ def prepared(files: Path, networks: str, out: Path, **changes: Any) -> PrepareCo
     return dataclasses.replace(base, **changes)
 
 
-def test_features_and_rejects(files: Path, networks: str, tmp_path: Path) -> None:
-    config = prepared(files, networks, tmp_path / "out")
-    manifest = prepare(config)
+def test_features_and_rejects(features: Path, networks: str) -> None:
+    manifest = read_manifest(features)
     assert (manifest.records, manifest.shard_count, manifest.finished) == (3, 3, True)
     assert manifest.settings["hashes"]["vae"] == release.network_hash(networks, "vae")
-    source = open_shards(tmp_path / "out", "features")
-    first = source[0]
+    first = open_shards(features, "features")[0]
     assert first["semantic_tokens"].shape == (40,)
     assert first["latents"].shape == (40, 8)
     assert first["latents"].dtype == np.float16
@@ -155,58 +172,51 @@ def test_features_and_rejects(files: Path, networks: str, tmp_path: Path) -> Non
     assert first["prefix_tokens"].shape == (7, 3, 12)
     assert first["text_prefix_tokens"].shape == (2, 12)
     assert decode_json(first["meta"])["id"] == "0.wav"
-    rejects = [json.loads(line) for line in (tmp_path / "out" / "rejects.jsonl").read_text().splitlines()]
+    rejects = [json.loads(line) for line in (features / "rejects.jsonl").read_text().splitlines()]
     assert [row["piece"] for row in rejects] == ["short.wav", "torn.wav"]
-    data = DataConfig(folder=(str(tmp_path / "out"),), window_tokens=16, batch_size=2, networks=networks)
+    data = DataConfig(folder=(str(features),), window_tokens=16, batch_size=2, networks=networks)
     assert set(pipeline.check_provenance(data, "features")) == {"mulan", "tokenizer", "vae"}
     assert next(pipeline.training_batches(data, "features"))["latents"].shape == (2, 16, 8)
 
 
-def test_features_are_those_of_the_networks(files: Path, networks: str, tmp_path: Path) -> None:
-    prepare(prepared(files, networks, tmp_path / "out"))
-    record = open_shards(tmp_path / "out", "features")[0]
-    wave = audio.read(files / "0.wav")[None, : 16 * 960]
+def test_features_are_those_of_the_networks(features: Path, recordings: Path, networks: str) -> None:
+    record = open_shards(features, "features")[0]
+    wave = jnp.asarray(audio.read(recordings / "0.wav")[None, : 16 * 960])
     params, config, _ = release.load_network(networks, "vae")
-    np.testing.assert_allclose(record["latents"][:12], vae.encode(params, config, wave)[0, :12], atol=2e-3)
+    latents = jax.jit(vae.encode, static_argnums=1)(params, config, wave)
+    np.testing.assert_allclose(record["latents"][:12], latents[0, :12], atol=2e-3)
     params, config, _ = release.load_network(networks, "mulan")
-    codes = mulan.quantise(params, config, mulan.embed_music(params, config, wave))
+    codes = mulan.quantise(params, config, jax.jit(mulan.embed_music, static_argnums=1)(params, config, wave))
     np.testing.assert_array_equal(record["prefix_tokens"][0, 0], codes[0])
 
 
-def test_resume_makes_the_missing_shard_again(files: Path, networks: str, tmp_path: Path) -> None:
-    config = prepared(files, networks, tmp_path / "out")
-    whole = prepare(config)
-    listed = json.loads((tmp_path / "out" / "manifest.json").read_text())
+def test_resume_makes_the_missing_shard_again(features: Path, files: Path, networks: str, tmp_path: Path) -> None:
+    out, whole = Path(shutil.copytree(features, tmp_path / "out")), read_manifest(features)
+    listed = json.loads((out / "manifest.json").read_text())
     listed["shards"] = [shard for shard in listed["shards"] if "00001-of" not in shard["name"]]
-    (tmp_path / "out" / "manifest.json").write_text(json.dumps(listed))
-    (tmp_path / "out" / shard_name("features", 1, 3)).unlink()
-    again = prepare(config)
+    (out / "manifest.json").write_text(json.dumps(listed))
+    (out / shard_name("features", 1, 3)).unlink()
+    again = prepare(prepared(files, networks, out))
     assert {s.sha256 for s in again.shards} == {s.sha256 for s in whole.shards}
-    assert len((tmp_path / "out" / "rejects.jsonl").read_text().splitlines()) == 2
+    assert len((out / "rejects.jsonl").read_text().splitlines()) == 2
+
+
+def test_another_preparation_is_refused(features: Path, files: Path, networks: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="another jitter"):
-        prepare(dataclasses.replace(config, jitter=0.5))
+        prepare(prepared(files, networks, features, jitter=0.5))
     with pytest.raises(UserError, match="--out is missing"):
-        prepare(dataclasses.replace(config, out=""))
-
-
-def test_other_networks_are_refused(files: Path, networks: str, tmp_path: Path) -> None:
-    prepare(prepared(files, networks, tmp_path / "out"))
+        prepare(dataclasses.replace(prepared(files, networks, features), out=""))
     shutil.copytree(networks, tmp_path / "networks")
-    release.save_network(tmp_path / "networks", "vae", vae.init(TINY_VAE, jax.random.key(9)), TINY_VAE, {})
-    data = DataConfig(folder=(str(tmp_path / "out"),), networks=str(tmp_path / "networks"))
+    params, config, _ = release.load_network(networks, "vae")
+    release.save_network(tmp_path / "networks", "vae", jax.tree.map(lambda x: x + 1, params), config, {})
+    data = DataConfig(folder=(str(features),), networks=str(tmp_path / "networks"))
     with pytest.raises(UserError, match="another vae"):
         pipeline.check_provenance(data, "features")
     with pytest.raises(UserError, match="another hashes"):
-        prepare(prepared(files, str(tmp_path / "networks"), tmp_path / "out"))
-    assert isinstance(read_manifest(tmp_path / "out"), Manifest)
+        prepare(prepared(files, str(tmp_path / "networks"), features))
 
 
 def test_export_releases_the_average(tmp_path: Path) -> None:
-    from melody_jax.data.records import encode_json, write_manifest, write_shard
-    from melody_jax.training.export import ExportConfig, export
-    from melody_jax.training.loop import train
-    from melody_jax.training.stages.vae import VAEStage
-
     music = tmp_path / "music"
     music.mkdir()
     waves = np.random.default_rng(0).normal(size=(6, 9600)).astype(np.float32) * 0.1
@@ -216,19 +226,20 @@ def test_export_releases_the_average(tmp_path: Path) -> None:
     shard = write_shard(music / shard_name("audio", 0, 1), records)
     write_manifest(music, Manifest(kind="audio", settings={}, versions={}, shard_count=1, shards=(shard,)))
     config = TrainConfig(
-        stage=VAEStage(model=TINY_VAE),
+        stage=VAEStage(model=TINY_VAE, discriminator=TINY_DISCRIMINATOR),
         data=DataConfig(folder=(str(music),), batch_size=2, crop_samples=4800),
-        optimizer=OptimizerConfig(warmup_steps=0),
-        steps=2,
-        eval_batches=1,
         workdir=str(tmp_path / "run"),
     )
-    held_out = pipeline.validation_batches(config.data, "audio", 1)
-    state = train(config, pipeline.training_batches(config.data, "audio"), held_out, quiet=True)
+    state = jax.jit(lambda key: create_state(config, key))(jax.random.key(0))
+    checkpoints = Checkpoints(tmp_path / "run")
+    checkpoints.save(state, {})
+    checkpoints.close()
+    write_run(tmp_path / "run", config, {})
+    (tmp_path / "run" / "metrics.jsonl").write_text('{"step": 2, "eval/loss": 1.5}\n{"step": 3, "loss": 1.0}\n')
     export(ExportConfig(run=config.workdir, out=str(tmp_path / "release"), batches=3))
     params, model, hashes = release.load_network(tmp_path / "release", "vae")
     assert (model, hashes) == (TINY_VAE, {})
-    assert release.read_description(tmp_path / "release", "vae")["metrics"]["step"] == 2
+    assert release.read_description(tmp_path / "release", "vae")["metrics"] == {"step": 2, "eval/loss": 1.5}
     assert not np.allclose(params["latent_scale"], state.ema["latent_scale"])
     kept = release.flatten(params)
     for name, value in release.flatten(state.ema).items():
@@ -236,3 +247,6 @@ def test_export_releases_the_average(tmp_path: Path) -> None:
             np.testing.assert_allclose(kept[name], value, atol=float(np.max(np.abs(value))) / 200 + 1e-6)
     with pytest.raises(UserError, match="not a run folder"):
         export(ExportConfig(run=str(tmp_path), out=str(tmp_path / "release")))
+    write_run(tmp_path / "run", config, {"vae": "0" * 64})
+    with pytest.raises(UserError, match="another vae"):
+        export(ExportConfig(run=config.workdir, out=str(tmp_path / "release")))

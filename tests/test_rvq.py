@@ -1,3 +1,5 @@
+from itertools import pairwise
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -57,7 +59,7 @@ def test_residual_shrinks_level_by_level(vectors):
     assert books.shape == (6, 16, 8)
     assert codes.shape == (3000, 6)
     errors = [float(jnp.mean((vectors - rvq.dequantise(books, codes, levels)) ** 2)) for levels in range(7)]
-    assert all(after < 0.85 * before for before, after in zip(errors, errors[1:], strict=False))
+    assert all(after < 0.85 * before for before, after in pairwise(errors))
     assert float(rvq.usage(codes, 16).min()) == 1.0
 
 

@@ -123,9 +123,9 @@ class _Source:
 
 
 def load_minilm(path: str | Path, config: TextConfig, pieces: tuple[str, ...] | None = None) -> Params:
-    """The text encoder's parameters from MiniLM's files; rows of word pieces not in `pieces` are left behind.
+    """The text encoder's parameters (NumPy float32) from MiniLM's files; rows of other word pieces are left behind.
 
-    The arrays are NumPy float32. `path` is a folder or a wheel/zip; `pieces` defaults to the packaged vocabulary. The embedding of the one segment is
+    `path` is a folder or a wheel/zip; `pieces` defaults to the packaged vocabulary. The embedding of the one segment is
     added to the positions, of which the first `config.max_length` are kept.
 
     Raises:

@@ -1,8 +1,9 @@
 """Judges of real against decoded audio for the VAE's adversarial half (paper section 2.5): multi-period (HiFi-GAN,
 arXiv 2010.05646) and multi-resolution spectrogram (UnivNet, arXiv 2106.07889) discriminators, in any width.
 
-Audio is (B, T). Every discriminator returns its logits and the list of its hidden layers' outputs. First layers, which
-see one channel, are frames times a matrix: a convolution with one input channel is several times slower on XLA:CPU.
+Audio is (B, T). Every discriminator returns its logits and the list of its hidden layers' outputs. Convolutions are
+frames times a matrix: XLA:CPU has fast convolutions in a program's entry computation only, and in the branch of a
+`lax.cond`, where training keeps the discriminators, `lax.conv` is ten times slower.
 """
 
 from dataclasses import dataclass
@@ -47,18 +48,28 @@ TINY = DiscriminatorConfig(
 )
 
 
+def _patches(x: jax.Array, width: int, stride: int) -> jax.Array:
+    """What a 'same' convolution over the last axis but one sees: (N, T, C) -> (N, ceil(T / stride), width * C)."""
+    batch, length, channels = x.shape
+    count, pieces = -(-length // stride), -(-width // stride)
+    left = (width - stride + 1) // 2
+    right = (count + pieces - 1) * stride - left - length
+    grid = jnp.pad(x, ((0, 0), (left, right), (0, 0))).reshape(batch, -1, stride * channels)
+    return jnp.concatenate([grid[:, i : i + count] for i in range(pieces)], axis=-1)[..., : width * channels]
+
+
 def _conv1d(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
-    """'Same' convolution, x (B, T, C), kernel (W, C, C')."""
-    pad = kernel.shape[0] // 2
-    dimensions = ("NWC", "WIO", "NWC")
-    return jax.lax.conv_general_dilated(x, kernel, (stride,), [(pad, pad)], dimension_numbers=dimensions)
+    """'Same' convolution: x (N, T, C), kernel (W, C, C') -> (N, ceil(T / stride), C')."""
+    return _patches(x, kernel.shape[0], stride) @ kernel.reshape(-1, kernel.shape[-1])
 
 
 def _conv2d(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
-    """'Same' convolution, x (B, frames, bins, C), kernel (H, W, C, C'), the stride along bins."""
-    padding = [(size // 2, size // 2) for size in kernel.shape[:2]]
-    dimensions = ("NHWC", "HWIO", "NHWC")
-    return jax.lax.conv_general_dilated(x, kernel, (1, stride), padding, dimension_numbers=dimensions)
+    """'Same' convolution over axes 1 and 2, strided along 2: x (N, F, M, C), kernel (3, W, C, C')."""
+    batch, frames, bands, channels = x.shape
+    rows = _patches(x.reshape(batch * frames, bands, channels), kernel.shape[1], stride)
+    rows = jnp.pad(rows.reshape(batch, frames, *rows.shape[1:]), ((0, 0), (1, 1), (0, 0), (0, 0)))
+    stacked = jnp.concatenate([rows[:, i : i + frames] for i in range(3)], axis=-1)
+    return stacked @ kernel.reshape(-1, kernel.shape[-1])
 
 
 class Layer(nnx.Module):
@@ -74,8 +85,7 @@ class PeriodDiscriminator(nnx.Module):
 
     def __init__(self, period: int, widths: tuple[int, ...], *, rngs: nnx.Rngs) -> None:
         self.period = period
-        pairs = zip(widths[:-1], widths[1:], strict=True)
-        self.first = Layer((PERIOD_KERNEL, widths[0]), rngs=rngs)
+        pairs = zip((1, *widths[:-1]), widths, strict=True)
         self.layers = nnx.List([Layer((PERIOD_KERNEL, *pair), rngs=rngs) for pair in pairs])
         self.out = Layer((3, widths[-1], 1), rngs=rngs)
 
@@ -83,9 +93,7 @@ class PeriodDiscriminator(nnx.Module):
         usable = audio.shape[1] // (self.period * PERIOD_STRIDE) * self.period * PERIOD_STRIDE
         columns = audio[:, :usable].reshape(audio.shape[0], -1, self.period).swapaxes(1, 2)
         columns = columns.reshape(-1, columns.shape[-1])
-        frames = spectral.frame(columns, PERIOD_KERNEL, PERIOD_STRIDE)
-        x = jax.nn.leaky_relu(frames @ self.first.kernel[...] + self.first.bias[...], LEAK)
-        hidden = [x]
+        x, hidden = columns[..., None], []
         for i, layer in enumerate(self.layers):
             stride = PERIOD_STRIDE if i + 1 < len(self.layers) else 1
             x = jax.nn.leaky_relu(_conv1d(x, layer.kernel[...], stride) + layer.bias[...], LEAK)
@@ -102,27 +110,18 @@ class SpectrogramDiscriminator(nnx.Module):
     def __init__(self, n_fft: int, hop: int, widths: tuple[int, ...], *, rngs: nnx.Rngs) -> None:
         self.n_fft, self.hop = n_fft, hop
         pairs = zip(widths[:-1], widths[1:], strict=True)
-        self.first = Layer((3 * PATCH, widths[0]), rngs=rngs)
+        self.first = Layer((3, PATCH, 1, widths[0]), rngs=rngs)
         self.layers = nnx.List([Layer((3, 3, *pair), rngs=rngs) for pair in pairs])
         self.out = Layer((3, 3, widths[-1], 1), rngs=rngs)
 
     def __call__(self, audio: jax.Array) -> Judgement:
-        size = spectral.magnitude(spectral.stft(audio, self.n_fft, self.hop)) * self.n_fft**-0.5
-        x = jnp.log(size + 1e-3) / 3 + 1
-        x = jax.nn.leaky_relu(self._patches(x) @ self.first.kernel[...] + self.first.bias[...], LEAK)
-        hidden = [x]
-        for layer in self.layers:
-            x = jax.nn.leaky_relu(_conv2d(x, layer.kernel[...], 2) + layer.bias[...], LEAK)
+        size = spectral.magnitude(spectral.stft(audio, self.n_fft, self.hop)[..., :-1]) * self.n_fft**-0.5
+        x = (jnp.log(size + 1e-3) / 3 + 1)[..., None]
+        hidden = []
+        for layer, stride in zip([self.first, *self.layers], [PATCH // 2, *(2 for _ in self.layers)], strict=True):
+            x = jax.nn.leaky_relu(_conv2d(x, layer.kernel[...], stride) + layer.bias[...], LEAK)
             hidden.append(x)
         return (_conv2d(x, self.out.kernel[...], 1) + self.out.bias[...])[..., 0], hidden
-
-    def _patches(self, x: jax.Array) -> jax.Array:
-        """Patches of 3 frames x `PATCH` bins, the highest bin left out: (B, F, bins) -> (B, F, N, 3 * PATCH)."""
-        batch, count, bins = x.shape
-        bands = x[..., :-1].reshape(batch * count, bins - 1)
-        bands = spectral.frame(bands, PATCH, PATCH // 2).reshape(batch, count, -1, PATCH)
-        padded = jnp.pad(bands, ((0, 0), (1, 1), (0, 0), (0, 0)))
-        return jnp.concatenate([padded[:, i : i + count] for i in range(3)], axis=-1)
 
 
 def init(config: DiscriminatorConfig, key: jax.Array) -> Params:

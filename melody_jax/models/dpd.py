@@ -18,8 +18,7 @@ C merged columns, H heads, P prefix levels. Sheets are (K, B, S, W), columns fir
 """
 
 import dataclasses
-import math
-from typing import NamedTuple
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -29,7 +28,18 @@ from flax import nnx
 from melody_jax.errors import UserError
 from melody_jax.models import functional
 from melody_jax.models.functional import Params
-from melody_jax.models.layers import RMSNorm, attend, rotary
+from melody_jax.models.layers import RMSNorm
+from melody_jax.models.roformer import Condition, RoFormer
+from melody_jax.models.segments import (
+    column_clock,
+    merge,
+    merge_width,
+    overlap_add,
+    repeat,
+    segment,
+    segment_clock,
+    segment_count,
+)
 from melody_jax.models.sru import SRU, SRUConfig
 
 
@@ -140,65 +150,6 @@ PRESETS: dict[str, DPDConfig] = {
 """The named sizes. The three wide ones differ in length only; `paper` has 295.6 M parameters."""
 
 
-def merge_width(block: int, blocks: int) -> int:
-    """Columns that block 0 .. N - 1 merges, n: 1, 2, 4, 8, 8, 4, 2, 1 for N = 8."""
-    return 2 ** min(block, blocks - 1 - block)
-
-
-def segment_count(frames: int, segment: int) -> int:
-    """Segments S of half-overlapping cuts such that every frame lies in exactly two."""
-    return math.ceil(2 * frames / segment) + 1
-
-
-def segment(x: jax.Array, length: int) -> jax.Array:
-    """(B, L, W) -> (K, B, S, W) with K = `length`: zero padding, half K in front and what is missing behind."""
-    batch, frames, width = x.shape
-    count, half = segment_count(frames, length), length // 2
-    x = jnp.pad(x, ((0, 0), (half, count * half - frames), (0, 0)))
-    halves = x.reshape(batch, count + 1, half, width).transpose(2, 0, 1, 3)
-    return jnp.concatenate([halves[:, :, :-1], halves[:, :, 1:]])
-
-
-def overlap_add(sheet: jax.Array, frames: int) -> jax.Array:
-    """(K, B, S, W) -> (B, L, W), the sum of both segments of every frame: twice what `segment` was given."""
-    half = sheet.shape[0] // 2
-    pad = ((0, 0), (0, 0))
-    halves = jnp.pad(sheet[:half], (*pad, (0, 1), (0, 0))) + jnp.pad(sheet[half:], (*pad, (1, 0), (0, 0)))
-    _, batch, count, width = halves.shape
-    return halves.transpose(1, 2, 0, 3).reshape(batch, count * half, width)[:, half : half + frames]
-
-
-def merge(sheet: jax.Array, n: int, normalised: bool = False) -> jax.Array:
-    """(K, ...) -> (ceil(K/n), ...): means of 2 n columns at stride n, with zeros behind the last column.
-
-    `normalised` divides by the columns that are real instead of by 2 n.
-    """
-    columns = sheet.shape[0]
-    merged = -(-columns // n)
-    padded = jnp.pad(sheet, ((0, merged * n - columns), *[(0, 0)] * (sheet.ndim - 1)))
-    sums = padded.reshape(merged, n, *sheet.shape[1:]).sum(axis=1)
-    sums = sums + jnp.pad(sums[1:], ((0, 1), *[(0, 0)] * (sheet.ndim - 1)))
-    real = np.minimum(columns - n * np.arange(merged), 2 * n) if normalised else np.full(merged, 2 * n)
-    scale = jnp.asarray(1 / real, sheet.dtype)
-    return sums * scale.reshape(-1, *[1] * (sheet.ndim - 1))
-
-
-def repeat(merged: jax.Array, n: int, columns: int) -> jax.Array:
-    """(ceil(K/n), ...) -> (K, ...) with K = `columns`: every merged column n times."""
-    return jnp.repeat(merged, n, axis=0)[:columns]
-
-
-def segment_clock(count: int, length: int, frames_per_token: int) -> np.ndarray:
-    """(S,) centres of the segments in token units (a token's own centre is its index plus a half)."""
-    return np.arange(count) * (length // 2) / frames_per_token
-
-
-def column_clock(count: int, length: int, n: int, frames_per_token: int) -> np.ndarray:
-    """(C, S) centres in token units of the windows that `merge` takes from each segment."""
-    offset = np.arange(0, length, n) + np.minimum(n, (length - np.arange(0, length, n)) / 2) - length / 2
-    return segment_clock(count, length, frames_per_token) + offset[:, None] / frames_per_token
-
-
 class MLP(nnx.Module):
     """RMSNorm(W2 gelu(x W1 + b1) + b2)."""
 
@@ -208,96 +159,8 @@ class MLP(nnx.Module):
         self.norm = RMSNorm(width, rngs=rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
+        """(..., inputs) to (..., width)."""
         return self.norm(self.out(jax.nn.gelu(self.hidden(x))))
-
-
-class FeedForward(nnx.Module):
-    """Pre-norm residual feed-forward layer."""
-
-    def __init__(self, config: DPDConfig, *, rngs: nnx.Rngs) -> None:
-        inner = config.feed_forward * config.width
-        self.norm = RMSNorm(config.width, rngs=rngs)
-        self.hidden = nnx.Linear(config.width, inner, dtype=config.dtype, rngs=rngs)
-        self.out = nnx.Linear(inner, config.width, dtype=config.dtype, rngs=rngs)
-
-    def __call__(self, x: jax.Array) -> jax.Array:
-        return x + self.out(jax.nn.gelu(self.hidden(self.norm(x))))
-
-
-class Attention(nnx.Module):
-    """Pre-norm residual attention of a merged sheet (C, B, S, W), along its segments or to the tokens."""
-
-    def __init__(self, config: DPDConfig, *, rngs: nnx.Rngs) -> None:
-        self.heads = config.heads
-        linear = lambda outputs: nnx.Linear(  # noqa: E731
-            config.width, outputs, use_bias=False, dtype=config.dtype, rngs=rngs
-        )
-        self.norm = RMSNorm(config.width, rngs=rngs)
-        self.query = linear(config.width)
-        self.key_value = linear(2 * config.width)
-        self.out = linear(config.width)
-
-    def along(self, x: jax.Array, clock: np.ndarray) -> jax.Array:
-        """Every column attends to itself along S; clock (S,)."""
-        h = self.norm(x)
-        return x + self.out(self._along(h, clock))
-
-    def across(self, x: jax.Array, clock: np.ndarray, context: "Condition") -> jax.Array:
-        """Conditioned items attend to their tokens, the others as in `along`; clock (C, S) of the queries."""
-        h, conditioned = self.norm(x), context.conditioned
-        if isinstance(conditioned, int):
-            parts = [self._across(h[:, :conditioned], clock, context.tokens, context.clock)] if conditioned else []
-            if conditioned < x.shape[1]:
-                parts.append(self._along(h[:, conditioned:], context.segment_clock))
-            return x + self.out(jnp.concatenate(parts, axis=1))
-        tokens = self._across(h, clock, context.tokens, context.clock)
-        own = self._along(h, context.segment_clock)
-        return x + self.out(jnp.where(conditioned[:, None, None], tokens, own))
-
-    def _along(self, h: jax.Array, clock: np.ndarray) -> jax.Array:
-        columns, batch, count, width = h.shape
-
-        def split(x: jax.Array) -> jax.Array:
-            return x.reshape(columns * batch, count, self.heads, -1).transpose(0, 2, 1, 3)
-
-        key, value = jnp.split(self.key_value(h), 2, axis=-1)
-        y = attend(rotary(split(self.query(h)), clock), rotary(split(key), clock), split(value))
-        return y.transpose(0, 2, 1, 3).reshape(columns, batch, count, width)
-
-    def _across(self, h: jax.Array, clock: np.ndarray, tokens: jax.Array, token_clock: np.ndarray) -> jax.Array:
-        columns, batch, count, width = h.shape
-
-        def split(x: jax.Array) -> jax.Array:
-            return x.reshape(batch, -1, self.heads, width // self.heads).transpose(0, 2, 1, 3)
-
-        key, value = jnp.split(self.key_value(tokens), 2, axis=-1)
-        # The columns of an item share its keys, so they are one long row of queries: (B, H, C S, W / H).
-        query = self.query(h).reshape(columns, batch, count, self.heads, -1).transpose(1, 3, 0, 2, 4)
-        query = query.reshape(batch, self.heads, columns * count, -1)
-        y = attend(rotary(query, clock.reshape(-1)), rotary(split(key), token_clock), split(value))
-        y = y.reshape(batch, self.heads, columns, count, -1).transpose(2, 0, 3, 1, 4)
-        return y.reshape(columns, batch, count, width)
-
-
-class RoFormer(nnx.Module):
-    """The coarse path on a merged sheet (C, B, S, W): self-attention along S and cross-attention to the tokens."""
-
-    def __init__(self, config: DPDConfig, *, rngs: nnx.Rngs) -> None:
-        def layer() -> nnx.Dict:
-            return nnx.Dict(
-                own=Attention(config, rngs=rngs),
-                own_feed=FeedForward(config, rngs=rngs),
-                cross=Attention(config, rngs=rngs),
-                cross_feed=FeedForward(config, rngs=rngs),
-            )
-
-        self.layers = nnx.List([layer() for _ in range(config.roformer_layers)])
-
-    def __call__(self, x: jax.Array, clock: np.ndarray, context: "Condition") -> jax.Array:
-        for layer in self.layers:
-            x = layer.own_feed(layer.own.along(x, context.segment_clock))
-            x = layer.cross_feed(layer.cross.across(x, clock, context))
-        return x
 
 
 class FiLM(nnx.Module):
@@ -313,6 +176,7 @@ class FiLM(nnx.Module):
             self.affine = nnx.Linear(config.width, 2 * config.width, dtype=config.dtype, rngs=rngs)
 
     def __call__(self, x: jax.Array, m: jax.Array) -> jax.Array:
+        """(K, B, S, W) modulated by (B, S, W)."""
         if self.form == "mlp":
             return self.out(x * self.scale(m) + self.shift(m))
         scale, shift = jnp.split(self.affine(m), 2, axis=-1)
@@ -324,7 +188,9 @@ class Block(nnx.Module):
 
     def __init__(self, config: DPDConfig, n: int, *, rngs: nnx.Rngs) -> None:
         self.config, self.n = config, n
-        self.coarse = RoFormer(config, rngs=rngs)
+        self.coarse = RoFormer(
+            config.width, config.heads, config.feed_forward, config.roformer_layers, config.dtype, rngs=rngs
+        )
         self.coarse_norm = RMSNorm(config.width, rngs=rngs)
         self.fine = SRU(
             SRUConfig(
@@ -341,7 +207,8 @@ class Block(nnx.Module):
         self.film = FiLM(config, rngs=rngs)
         self.fine_norm = RMSNorm(config.width, rngs=rngs)
 
-    def __call__(self, sheet: jax.Array, modulation: jax.Array, context: "Condition") -> jax.Array:
+    def __call__(self, sheet: jax.Array, modulation: jax.Array, context: Condition) -> jax.Array:
+        """(K, B, S, W) to the same; `modulation` (B, S, W)."""
         columns, batch, count, width = sheet.shape
         clock = np.broadcast_to(context.segment_clock, (-(-columns // self.n), count))
         if self.config.frame_clock:
@@ -352,19 +219,6 @@ class Block(nnx.Module):
         if 2 * self.config.sru_hidden != width:
             fine = self.fine_out(fine)
         return self.fine_norm(sheet + self.film(fine, modulation))
-
-
-class Condition(NamedTuple):
-    """What cross-attention needs to know."""
-
-    tokens: jax.Array
-    """(B, U, W) token embeddings; (n, U, W) where `conditioned` is the number n."""
-    conditioned: jax.Array | int
-    """See `velocity`."""
-    clock: np.ndarray
-    """(U,) the tokens' times in token units."""
-    segment_clock: np.ndarray
-    """(S,) the segments' times in token units."""
 
 
 class DPD(nnx.Module):
@@ -399,6 +253,7 @@ class DPD(nnx.Module):
         conditioned: jax.Array | int,
         prefix_tokens: jax.Array | None,
     ) -> jax.Array:
+        """See `velocity`."""
         config = self.config
         batch, frames, _ = noisy.shape
         count = segment_count(frames, config.segment)
@@ -428,7 +283,8 @@ class DPD(nnx.Module):
         modulation = self._angle_of_segments(angles, count) + spread(pooled)[:, None]
         sheet = segment(self.input_norm(x), config.segment)
         for block in self.blocks:
-            sheet = block(sheet, modulation, context)
+            apply = partial(block, modulation=modulation, context=context)
+            sheet = (jax.checkpoint(apply) if config.remat else apply)(sheet)
         return self.outputs(self.output_norm(overlap_add(sheet, frames))).astype(jnp.float32)
 
     def _embed_angle(self, angle: jax.Array) -> jax.Array:

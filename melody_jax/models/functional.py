@@ -10,7 +10,6 @@ from functools import lru_cache
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
 
 Params = dict[str, Any]
@@ -52,7 +51,7 @@ def bind(cls: Callable[..., nnx.Module], *args: Any, params: Params) -> Any:
 
 def unstack(stacked: Params, depth: int) -> list[Params]:
     """The `depth` parameter dicts that `init_stack` stacked."""
-    return [jax.tree.map(lambda leaf: leaf[i], stacked) for i in range(depth)]
+    return [jax.tree.map(lambda leaf, i=i: leaf[i], stacked) for i in range(depth)]
 
 
 def scan_blocks(

@@ -50,6 +50,12 @@ class LMConfig:
     """Compute dtype of the matrix products; norms, softmax and logits are float32."""
 
 
+TINY = LMConfig(layers=2, width=64, heads=2, ffn=128, prefix_codes=8, semantic_vocab=64)
+"""For tests."""
+PAPER = LMConfig(layers=24, width=1024, heads=16, ffn=4096, prefix_codes=1024)
+"""Settles the paper's 429.5 M parameters (that figure counts a head over the prefix ids too)."""
+
+
 def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
     """Inverted dropout with 16-bit draws; `key` None or rate 0 returns x."""
     if key is None or rate == 0.0:
@@ -112,7 +118,7 @@ def init(config: LMConfig, key: jax.Array) -> Params:
 def embed_prefix(
     params: Params, config: LMConfig, prefix_tokens: jax.Array, prefix_levels: jax.Array | None = None
 ) -> jax.Array:
-    """Embeddings (B, P, D) of prefix tokens (B, P). Levels >= `prefix_levels` (B,) become null; 0 is no prefix at all."""
+    """Embeddings (B, P, D) of prefix tokens (B, P); levels >= `prefix_levels` (B,) become null (0: no prefix)."""
     levels = jnp.arange(config.prefix_levels)
     if prefix_levels is not None:
         prefix_tokens = jnp.where(levels < prefix_levels[:, None], prefix_tokens, config.prefix_codes)
@@ -136,7 +142,7 @@ def logits(
     prefix_levels: jax.Array | None = None,
     key: jax.Array | None = None,
 ) -> jax.Array:
-    """Teacher-forced logits (B, U, vocab) float32: entry u predicts `semantic_tokens[:, u]` from the prefix and tokens < u.
+    """Teacher-forced logits (B, U, vocab) float32: entry u predicts `semantic_tokens[:, u]` from prefix and tokens < u.
 
     `prefix_tokens` (B, P) and `semantic_tokens` (B, U) are ints; `prefix_levels` (B,) keeps that many leading prefix
     levels of each item and nulls the others; `key` turns dropout on.
@@ -253,14 +259,14 @@ def generate(
 
     `keys` (B,) are PRNG keys, one an item: token u of an item is drawn with `fold_in(key, u)`, whatever the batch.
     `guidance_scale` g draws from null + g (prefix - null) in logits, at twice the cost unless it is the number 1;
-    the null side is the learned null prefix, or `negative_prefix_tokens` (B, P) if given. `temperature` >= 0, `top_p` in
-    (0, 1] and `guidance_scale` may be traced. Raises `UserError` if the prefix or `given` has the wrong length.
+    the null side is the learned null prefix, or `negative_prefix_tokens` (B, P) if given. `temperature` >= 0,
+    `top_p` in (0, 1] and `guidance_scale` may be traced. Raises `UserError` if the prefix or
+    `given` has the wrong length.
     """
     batch = prefix_tokens.shape[0]
-    if given is None:
-        given = jnp.zeros((batch, 0), jnp.int32)
-    if not given.shape[1] < length:
-        raise UserError(f"length {length} must exceed the {given.shape[1]} tokens given")
+    start = jnp.zeros((batch, 0), jnp.int32) if given is None else given
+    if not start.shape[1] < length:
+        raise UserError(f"length {length} must exceed the {start.shape[1]} tokens given")
     if prefix_tokens.shape[1] != config.prefix_levels:
         raise UserError(f"a prefix of {prefix_tokens.shape[1]} tokens, this model needs {config.prefix_levels}")
     prefix = embed_prefix(params, config, prefix_tokens)
@@ -269,4 +275,4 @@ def generate(
         other = prefix_tokens if negative_prefix_tokens is None else negative_prefix_tokens
         prefix = jnp.concatenate([prefix, embed_prefix(params, config, other, levels)])
     scalars = (jnp.asarray(value, jnp.float32) for value in (temperature, top_p, guidance_scale))
-    return _generate(params, config, prefix, keys, given, length, top_k, *scalars)
+    return _generate(params, config, prefix, keys, start, length, top_k, *scalars)

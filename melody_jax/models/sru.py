@@ -56,6 +56,7 @@ class SRULayer(nnx.Module):
             """(gate, 2 H): vf, vr."""
 
     def __call__(self, x: jax.Array) -> jax.Array:
+        """(T, N, D) to (T, N, 2 H)."""
         hidden = self.config.hidden
         kernel = self.kernel[...].astype(x.dtype)
         candidate, forget, gate, skip = (x @ kernel[:, i : i + 2 * hidden] for i in range(0, 8 * hidden, 2 * hidden))
@@ -102,6 +103,7 @@ class SRU(nnx.Module):
         self.layers = nnx.List([SRULayer(width, config, rngs=rngs) for width in widths])
 
     def __call__(self, x: jax.Array) -> jax.Array:
+        """(T, N, D) to (T, N, 2 H)."""
         for layer in self.layers:
             x = layer(x)
         return x

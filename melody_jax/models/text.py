@@ -1,6 +1,6 @@
-"""The text encoder: a BERT-style transformer with mean pooling, shaped so that MiniLM's weights fit (arXiv 2002.10957).
+"""The text encoder: a BERT-style transformer with mean pooling that MiniLM's weights fit (arXiv 2002.10957).
 
-The text tower of the paper's MuLan is BERT-base (melody-paper section 2.1); `mini` takes all-MiniLM-L6-v2 instead, whose
+The text tower of the paper's MuLan is BERT-base (melody-paper section 2.1); `mini` takes all-MiniLM-L6-v2, whose
 weights `data/text.py:load_minilm` reads. Post-norm blocks, exact (erf) GELU, learned absolute positions, LayerNorm with
 epsilon 1e-12. B batch, N word pieces, H heads, D width.
 """

@@ -16,7 +16,7 @@ from flax import nnx
 
 from melody_jax import spectral
 from melody_jax.errors import UserError
-from melody_jax.models.functional import Params, bind, init_stack, scan_blocks
+from melody_jax.models.functional import Params, bind, init_stack, unstack
 from melody_jax.models.functional import init as init_module
 from melody_jax.models.layers import RMSNorm, depthwise_conv
 
@@ -163,6 +163,13 @@ def init(config: VAEConfig, key: jax.Array) -> Params:
     }
 
 
+def _run(stacked: Params, width: int, expansion: int, x: jax.Array) -> jax.Array:
+    """Applies the stacked blocks, unrolled: there are few, and on XLA:CPU a scan over them takes a quarter longer."""
+    for params in unstack(stacked, len(stacked["gain"])):
+        x = bind(Block, width, expansion, params=params)(x)
+    return x
+
+
 def _cast(params: Params, dtype: str) -> Params:
     return jax.tree.map(lambda leaf: leaf.astype(dtype), params)
 
@@ -190,9 +197,9 @@ def posterior(params: Params, config: VAEConfig, audio: jax.Array) -> tuple[jax.
     p = _cast(params["encoder"], config.dtype)
     ends = bind(Ends, *_encoder_ends(config), params=p["ends"])
     x = ends.entry(spectral_features(config, audio).astype(config.dtype))
-    x = scan_blocks(Block, config.encoder_frame_width, config.frame_expansion, params=p["frame_blocks"], x=x)
+    x = _run(p["frame_blocks"], config.encoder_frame_width, config.frame_expansion, x)
     x = ends.middle(x.reshape(x.shape[0], -1, config.downsample * config.encoder_frame_width))
-    x = scan_blocks(Block, config.encoder_latent_width, config.latent_expansion, params=p["latent_blocks"], x=x)
+    x = _run(p["latent_blocks"], config.encoder_latent_width, config.latent_expansion, x)
     mean, log_variance = jnp.split(ends.out(ends.norm(x)).astype(jnp.float32), 2, axis=-1)
     return mean, jnp.clip(log_variance, -12.0, 4.0)
 
@@ -233,9 +240,9 @@ def decode(params: Params, config: VAEConfig, latents: jax.Array) -> jax.Array:
         mean, scale = (jax.lax.stop_gradient(params[name]) for name in ("latent_mean", "latent_scale"))
         latents = latents * scale + mean
     x = ends.entry(_clip(config, latents).astype(config.dtype))
-    x = scan_blocks(Block, config.decoder_latent_width, config.latent_expansion, params=p["latent_blocks"], x=x)
+    x = _run(p["latent_blocks"], config.decoder_latent_width, config.latent_expansion, x)
     x = ends.middle(x).reshape(x.shape[0], -1, config.decoder_frame_width)
-    x = scan_blocks(Block, config.decoder_frame_width, config.frame_expansion, params=p["frame_blocks"], x=x)
+    x = _run(p["frame_blocks"], config.decoder_frame_width, config.frame_expansion, x)
     spectrum = _spectrum(config, ends.out(ends.norm(x)).astype(jnp.float32))
     return spectral.istft(spectrum * config.n_fft**0.5, config.n_fft, config.frame_hop)
 

@@ -14,16 +14,21 @@ from melody_jax.errors import UserError
 from melody_jax.models import kmeans
 
 SEEDING_POINTS_PER_CLUSTER = 32
+SEEDING_CANDIDATES = 4
 
 
 @partial(jax.jit, static_argnames="clusters")
 def _seed(x: jax.Array, clusters: int, key: jax.Array) -> jax.Array:
-    """k-means++: each new centroid is a point drawn with probability proportional to its squared distance."""
+    """Greedy k-means++: of a few points drawn by squared distance, the one that leaves the least distance in all."""
+    squared = jnp.sum(x * x, axis=-1)
 
     def body(i: jax.Array, carry: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         centroids, nearest = carry
-        chosen = x[jax.random.categorical(jax.random.fold_in(key, i), jnp.log(nearest + 1e-30))]
-        return centroids.at[i].set(chosen), jnp.minimum(nearest, jnp.sum((x - chosen) ** 2, axis=-1))
+        log_odds = jnp.log(nearest + 1e-30)
+        candidates = x[jax.random.categorical(jax.random.fold_in(key, i), log_odds, shape=(SEEDING_CANDIDATES,))]
+        left = jnp.minimum(nearest[:, None], jnp.maximum(kmeans.distances(x, candidates) + squared[:, None], 0.0))
+        best = jnp.argmin(left.sum(0))
+        return centroids.at[i].set(candidates[best]), left[:, best]
 
     first = x[jax.random.randint(key, (), 0, x.shape[0])]
     start = (jnp.zeros((clusters, x.shape[1])).at[0].set(first), jnp.sum((x - first) ** 2, axis=-1))

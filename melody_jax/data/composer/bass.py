@@ -1,7 +1,8 @@
 """Bass lines: grids of chord degrees, walking lines, held roots and pedals.
 
-Grid symbols: R root, F fifth, T third, S seventh or sixth, O octave, G a ghost root, A an approach to the next chord's root,
-N the next chord's root early, P the tonic as a pedal; in lower case the step is played with half probability, decided once.
+Grid symbols: R root, F fifth, T third, S seventh or sixth, O octave, G a ghost root, A an approach to the next chord's
+root, N the next chord's root early, P the tonic as a pedal; a lower-case step is played with half probability, decided
+once.
 """
 
 from melody_jax.data.composer.dice import Dice
@@ -11,19 +12,26 @@ from melody_jax.data.composer.piece import Note
 from melody_jax.data.composer.theory import chord_scale, ladder, nearest, place
 
 
+_NAMED = ("walk", "hold", "two")
+
+
 class Bassist:
-    """Plays one pattern for the whole piece: `pattern` is a grid, "walk", "hold" or "pulse" (repeated held roots)."""
+    """Plays one pattern for the whole piece: a grid, "walk", "two" (a two-feel) or "hold"."""
 
     def __init__(
         self, dice: Dice, frame: Frame, patterns: tuple[str, ...], low: int, high: int, gate: float, centre: float = 41
     ) -> None:
         self.dice, self.frame = dice, frame
-        named = [pattern for pattern in patterns if pattern in ("walk", "hold", "two")]
-        share = len(named) / len(patterns)
-        self.kind = dice.among(named) if named and dice.chance(share) else "grid"
+        named = [p for p in patterns if p in ("walk", "hold") or (p == "two" and frame.beats == 4)]
+        texts = tuple(p for p in patterns if p not in _NAMED and ("|" not in p or p.startswith(frame.metre + "|")))
+        if frame.metre == "12/8":
+            texts += tuple(p for p in patterns if p.startswith("6/8|"))
+        share = len(named) / (len(named) + len(texts))
+        self.kind = dice.among(named) if dice.chance(share) else "grid"
         self.low, self.high, self.gate = low, high, gate
-        texts = tuple(pattern for pattern in patterns if pattern not in named)
-        self.grid = self._settle(compile_grid(texts, frame.metre, dice)) if self.kind == "grid" else None
+        self.grid = (
+            self._settle(compile_grid(texts, frame.metre, dice, frame.mood.arousal)) if self.kind == "grid" else None
+        )
         self.centre = min(max(centre, low + 6), max(low + 6, high - 6))
         self.last = int(self.centre)
 
@@ -74,7 +82,8 @@ class Bassist:
         if symbol == "T":
             return place(self.frame.tonic + tones[1], root + 3, self.low, self.high)
         if symbol == "S":
-            last = tones[3] if len(tones) > 3 else tones[0] + (9 if 4 in ((tones[1] - tones[0]) % 12,) else 10)
+            sixth = (tones[1] - span.chord.root) % 12 == 4
+            last = tones[3] if len(tones) > 3 else span.chord.root + (9 if sixth else 10)
             return place(self.frame.tonic + last, root + 9, self.low, self.high)
         if symbol in "AN":
             target = self._root(self._next_span(passage, beat, gap), self.centre)
@@ -142,7 +151,9 @@ class Bassist:
             if pitch == self.last:
                 pitch += 12 if pitch + 12 <= self.high - 4 else 0
             pitch = min(max(pitch, self.low), self.high)
-            notes.append(Note(beat, 0.92, pitch, self._loud(passage, 96 + (4 if step % 2 else 0) + 3 * self.dice.bell())))
+            notes.append(
+                Note(beat, 0.92, pitch, self._loud(passage, 96 + (4 if step % 2 else 0) + 3 * self.dice.bell()))
+            )
             if self.dice.chance(0.08):
                 notes[-1] = notes[-1]._replace(duration=0.45)
                 notes.append(Note(beat + 0.5, 0.35, pitch, self._loud(passage, 70)))

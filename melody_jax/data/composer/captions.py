@@ -53,7 +53,7 @@ def _say(kind: str, usable: dict[str, list[str]], speaker: "Speaker") -> str:
 
 def _tags(speaker: "Speaker") -> str:
     """Keywords in any order: "techno, 130 bpm, dark"."""
-    dice, facts = speaker.dice, speaker.facts
+    dice = speaker.dice
     chances = {"mood": 0.85, "lead": 0.45, "bpm": 0.5, "tempo": 0.3, "key": 0.15, "energy_tail": 0.12, "missing": 0.15}
     chances |= {"other": 0.2, "mood_b": 0.2, "era": 0.15, "extra": 0.2}
     chosen = [slot for slot, chance in chances.items() if dice.chance(chance) and speaker.can_fill(f"{{{slot}}}")]
@@ -61,21 +61,21 @@ def _tags(speaker: "Speaker") -> str:
     for index in range(len(words) - 1, 0, -1):
         other = dice.integer(0, index)
         words[index], words[other] = words[other], words[index]
-    genre = dice.among(speaker.genre.mass) if dice.chance(0.5) else facts.genre
+    genre = dice.among(speaker.genre.mass) if dice.chance(0.5) else speaker.genre_name
     words.insert(0 if dice.chance(0.6) else dice.integer(0, len(words)), genre)
     return dice.pick({", ": 6, " / ": 1, " ": 1, " | ": 0.5, "; ": 0.5}).join(words)
 
 
 def _simple(speaker: "Speaker") -> str:
     """What people type: the plain name of the genre or lead and one or two words."""
-    dice, facts = speaker.dice, speaker.facts
+    dice, facts, genre = speaker.dice, speaker.facts, speaker.genre_name
     word = speaker.extra() if dice.chance(0.25) and speaker.can_fill("{extra}") else speaker.mood()
     lead = instruments.NAMES.get(facts.lead, (facts.lead,))[0]
-    name = f"{facts.genre} {dice.among(('music', 'track', 'tune', 'piece', ''))}".strip()
-    options = [f"{word} {facts.genre}", f"@ {word} {name}", f"{facts.genre} {word}", f"{facts.genre}, {word}"]
+    name = f"{genre.removesuffix(' music')} {dice.among(('track', 'tune', 'piece'))}"
+    options = [f"{word} {genre}", f"@ {word} {name}", f"{genre} {word}", f"{genre}, {word}"]
     if not speaker.lead_is_genre:
-        options += [f"{word} {facts.genre} with {lead}", f"{lead} {facts.genre}, {word}", f"{word} {lead}"]
-        options += [f"{word} {lead} {facts.genre}", f"{lead}, {word}"]
+        options += [f"{word} {genre} with {lead}", f"{lead} {genre}, {word}", f"{word} {lead}"]
+        options += [f"{word} {lead} {genre}", f"{lead}, {word}"]
     text = _articles(dice.among(options))
     if facts.rhythmic and dice.chance(0.45):
         text += f" {speaker.bpm()}"
@@ -146,7 +146,7 @@ class Speaker:
 
     ASPECTS = (
         dict.fromkeys(("lead", "alead", "solo", "other", "list", "all"), "instruments")
-        | {"bpm": "number", "key": "key", "tempo": "tempo", "pace": "tempo", "use": "use", "place": "use"}
+        | {"bpm": "number", "key": "key", "tempo": "tempo", "pace": "tempo", "use": "use"}
         | {"missing": "missing", "metre": "metre", "energy": "energy", "feeling": "feeling"}
     )
 
@@ -157,11 +157,14 @@ class Speaker:
         self._said: set[str] = set()
         plain = (facts.genre, f"{facts.genre} music"), (f"{facts.genre} piece", f"{facts.genre} track")
         self.genre = genres.GENRES.get(facts.genre) or genres.GenrePhrases(*plain)
+        self.genre_name = facts.genre
+        if facts.genre == "acoustic guitar" and "guitar" not in facts.lead:
+            self.genre, self.genre_name = genres.PLUCKED, f"{facts.lead} music"
         plain_mood = moods.MoodPhrases((facts.mood,), (f"a {facts.mood} mood",), (), 0)
         self.moods = moods.MOODS.get(facts.mood, plain_mood)
         self.others = tuple(name for name in facts.instruments if name != facts.lead)
         self.sung = bool(instruments.VOICES & set(facts.instruments))
-        self.lead_is_genre = facts.lead in facts.genre
+        self.lead_is_genre = facts.lead.split()[-1] in self.genre_name
 
     def has_told(self, aspect: str) -> bool:
         """Whether a frame has spoken of this already; where the genre names the only instrument, it has."""
@@ -188,8 +191,6 @@ class Speaker:
             return facts.metre in frames.METRES and facts.rhythmic
         if slot == "mood_b":
             return len(self.moods.adjectives) > 2
-        if slot == "place":
-            return bool(self._places())
         if slot == "era":
             return bool(self.genre.eras)
         available = {"use": self._scenes, "missing": self._missing, "extra": self._extras}
@@ -339,10 +340,6 @@ class Speaker:
         """A scene that the music would suit."""
         return self._fresh(self._scenes())
 
-    def place(self) -> str:
-        """A scene that is a place or an event, to be "at"."""
-        return self._fresh(self._places())
-
     def _scenes(self) -> tuple[str, ...]:
         """Dark moods have scenes of their own; others may also take the genre's and the energy's."""
         clash = self.facts.energy == "high" and self.facts.mood in _QUIET_MOODS
@@ -350,11 +347,6 @@ class Speaker:
         if self.moods.valence < 0 and own:
             return own
         return own + self.genre.scenes + ((), frames.ENERGY_SCENES.get(self.facts.energy, ()))[not clash]
-
-    def _places(self) -> tuple[str, ...]:
-        if self.moods.valence < 0:
-            return ()
-        return tuple(scene for scene in self.genre.scenes if scene.startswith(("a ", "an ")))
 
     def missing(self) -> str:
         """Something the piece does without."""

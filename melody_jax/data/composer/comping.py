@@ -1,13 +1,13 @@
 """Accompaniment: chord rhythms from grids, held chords, arpeggios, strums, chugs and swells, all voice-led.
 
-A pattern is a grid or a name. Grid symbols: x accented chord, o soft chord, l low root, L low fifth, u top voice, c a short
-root (palm mute), p a power chord. Names: "hold" (one chord a harmony), "bar" (again every bar), "swell:N" (N strokes a
-beat growing over two bars), "trem:N" (even strokes), "ORDER:N" with ORDER one of `ARPEGGIOS` and N notes a beat.
+A pattern is a grid or a name. Grid symbols: x accented chord, o soft chord, l low root, L low fifth, u top voice, c a
+short root (palm mute), p a power chord. Names: "hold" (one chord a harmony), "bar" (again every bar), "swell:N" (N
+strokes a beat growing over two bars), "trem:N" (even strokes), "ORDER:N" with ORDER of `ARPEGGIOS` and N notes a beat.
 """
 
 from melody_jax.data.composer.dice import Dice
 from melody_jax.data.composer.form import Frame, Passage, Span
-from melody_jax.data.composer.grid import Grid, compile_grid
+from melody_jax.data.composer.grid import Grid, compile_grid, fitting, leaning
 from melody_jax.data.composer.piece import Note
 from melody_jax.data.composer.theory import essential_tones, place, voicing
 
@@ -54,16 +54,10 @@ class Comper:
         self.gate, self.loud = gate, loud
         self.strum = strum * frame.tempo / 60.0
         self.previous: tuple[int, ...] = ()
-        self.pattern = dice.among(self._fitting(patterns))
+        self.pattern = leaning(fitting(patterns, frame.metre), dice, frame.mood.arousal)
         self.grid: Grid | None = None
         if self.pattern.partition(":")[0] not in ARPEGGIOS and self.pattern.partition(":")[0] not in _NAMED:
             self.grid = compile_grid((self.pattern,), frame.metre, dice)
-
-    def _fitting(self, patterns: tuple[str, ...]) -> list[str]:
-        """The patterns made for this metre, else those of common time."""
-        metre = self.frame.metre
-        own = [text for text in patterns if text.startswith(metre + "|") or (metre == "12/8" and text.startswith("6/8|"))]
-        return own or [text for text in patterns if "|" not in text] or list(patterns)
 
     def play(self, passage: Passage) -> list[Note]:
         """The part over one passage; the last bar of a final passage is one held chord."""
@@ -150,7 +144,9 @@ class Comper:
             beat = passage.start + step / rate
             growth = 0.6 + 0.5 * (((beat - passage.start) % period) / period) if growing else 0.85
             accent = growth + (0.08 if beat % 1 < 1e-6 else 0)
-            notes += self._chord(self.voice(passage.span_at(beat)), beat, self.gate / rate, self._volume(passage, accent))
+            notes += self._chord(
+                self.voice(passage.span_at(beat)), beat, self.gate / rate, self._volume(passage, accent)
+            )
         return notes
 
     def _arpeggio(self, passage: Passage, end: float, order: tuple[int, ...], rate: float) -> list[Note]:

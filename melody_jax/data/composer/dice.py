@@ -1,4 +1,4 @@
-"""Random choices for the composer: one deterministic stream per purpose, cheap enough for thousands of draws a piece."""
+"""Random choices for the composer: a deterministic stream per purpose, cheap enough for thousands of draws."""
 
 from collections.abc import Mapping, Sequence
 from typing import TypeVar
@@ -14,6 +14,7 @@ class Dice:
     def __init__(self, *entropy: int) -> None:
         self._rng = np.random.default_rng(list(entropy))
         self._pool: list[float] = []
+        self._bells: list[float] = []
 
     def random(self) -> float:
         """A number in [0, 1)."""
@@ -34,8 +35,14 @@ class Dice:
         return low + int(self.random() * (high - low + 1))
 
     def bell(self) -> float:
-        """A bell-shaped number of mean 0 and standard deviation about 1, never beyond 3."""
-        return (self.random() + self.random() + self.random() - 1.5) * 2.0
+        """A normal number of mean 0 and standard deviation 1, held within 2.5."""
+        if not self._bells:
+            self._bells = self.bells(128).tolist()
+        return self._bells.pop()
+
+    def bells(self, count: int) -> np.ndarray:
+        """Many of `bell` at once, float64 (count,)."""
+        return self._rng.standard_normal(count).clip(-2.5, 2.5)
 
     def among(self, options: Sequence[T]) -> T:
         """One of the options, all equally likely."""

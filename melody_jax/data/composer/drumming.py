@@ -18,7 +18,16 @@ KEYS: dict[str, int] = {
     "cabasa": 69, "maracas": 70, "guiro": 73, "clave": 75, "block": 76, "block low": 77, "triangle": 81, "shaker": 82,
 }  # fmt: skip
 _LOUD = {"x": 108, "o": 88, "g": 42}
-_QUIET = {"hat": 0.78, "open": 0.85, "shaker": 0.7, "cabasa": 0.7, "ride": 0.85, "pedal": 0.7, "maracas": 0.7, "crash": 0.9}
+_QUIET = {
+    "hat": 0.78,
+    "open": 0.85,
+    "shaker": 0.7,
+    "cabasa": 0.7,
+    "ride": 0.85,
+    "pedal": 0.7,
+    "maracas": 0.7,
+    "crash": 0.9,
+}
 _FILLS: dict[str, tuple[str, ...]] = {
     "toms": ("snare", "snare", "high tom", "mid tom", "low tom", "floor"),
     "snare": ("snare",),
@@ -34,8 +43,8 @@ _FILLS: dict[str, tuple[str, ...]] = {
 class DrumStyle:
     """A genre's drumming.
 
-    `voices` maps a voice to alternative grids; `extra` voices join in energetic sections; `light` names the voices of quiet
-    sections; `fill` is a key of the fills (or none); `crash` the voice that opens a section ("" for nothing).
+    `voices` maps a voice to alternative grids; `extra` voices join in energetic sections; `light` names the voices of
+    quiet sections; `fill` is a key of the fills (or none); `crash` the voice that opens a section ("" for nothing).
     """
 
     voices: dict[str, tuple[str, ...]]
@@ -50,15 +59,17 @@ class Drummer:
 
     def __init__(self, dice: Dice, frame: Frame, style: DrumStyle, loud: float = 1.0) -> None:
         self.dice, self.frame, self.style, self.loud = dice, frame, style, loud
-        self.grids = {voice: compile_grid(texts, frame.metre, dice) for voice, texts in style.voices.items()}
-        self.extra = {voice: compile_grid(texts, frame.metre, dice) for voice, texts in style.extra.items() if dice.chance(0.6)}
+        lean = frame.mood.arousal
+        self.grids = {voice: compile_grid(texts, frame.metre, dice, lean) for voice, texts in style.voices.items()}
+        joining = [voice for voice in style.extra if dice.chance(0.55 + 0.2 * lean)]
+        self.extra = {voice: compile_grid(style.extra[voice], frame.metre, dice, lean) for voice in joining}
 
     def play(self, passage: Passage, opens: bool, closes: bool) -> list[Note]:
         """One passage; `opens` starts with a crash, `closes` ends with a fill."""
         light = passage.energy < 0.35
         notes: list[Note] = []
         bars = passage.bar_starts()
-        fill_beats = self._fill_length() if closes and not light else 0.0
+        fill_beats = self._fill_length(passage) if closes and not light else 0.0
         for index, start in enumerate(bars):
             last = index == len(bars) - 1
             if passage.final and last:
@@ -76,6 +87,8 @@ class Drummer:
         return notes
 
     def _playing(self, passage: Passage, light: bool) -> dict[str, Grid]:
+        if passage.name == "breakdown":
+            return {voice: grid for voice, grid in self.grids.items() if voice not in ("kick", "snare", "clap")}
         if light:
             chosen = {voice: grid for voice, grid in self.grids.items() if voice in self.style.light}
             return chosen or self.grids
@@ -91,12 +104,16 @@ class Drummer:
         ]
 
     def _volume(self, passage: Passage, base: float) -> int:
-        value = base * self.loud * (0.78 + 0.25 * passage.energy) + 0.5 * self.frame.mood.velocity + 3 * self.dice.bell()
+        value = (
+            base * self.loud * (0.78 + 0.25 * passage.energy) + 0.5 * self.frame.mood.velocity + 3 * self.dice.bell()
+        )
         return int(min(max(value, 15), 126))
 
-    def _fill_length(self) -> float:
+    def _fill_length(self, passage: Passage) -> float:
         if self.style.fill == "none":
             return 0.0
+        if passage.name == "build":
+            return passage.beats
         if self.frame.compound:
             return 1.0
         return min(self.frame.beats - 1, self.dice.pick({1.0: 4.0, 2.0: 3.0, 3.0: 0.7, 0.5: 1.0}))

@@ -8,7 +8,7 @@ damped sinusoids are one matrix product, filter sweeps of periodic waves are a w
 import functools
 
 import numpy as np
-from scipy import fft, signal
+from scipy import signal
 
 from melody_jax.audio import SAMPLE_RATE
 
@@ -50,7 +50,7 @@ def biquad(kind: str, frequency: float, quality: float = 0.707, gain_db: float =
 
 def filtered(audio: np.ndarray, *sections: np.ndarray) -> np.ndarray:
     """Runs float32 (T,) through second-order sections, one after another."""
-    return signal.sosfilt(np.stack(sections), audio).astype(np.float32)
+    return np.asarray(signal.sosfilt(np.stack(sections), audio), np.float32)
 
 
 def times(count: int) -> np.ndarray:
@@ -84,14 +84,14 @@ def waveshape(audio: np.ndarray, drive: float) -> np.ndarray:
     """Saturates drive * (T,) by x / sqrt(1 + x^2), averaged between neighbouring samples.
 
     The mean of the curve over the step from one sample to the next has a closed form without a singularity and
-    removes most of the aliasing that a plain curve has at this rate. One pole gives back the treble that the mean takes.
+    removes most of the aliasing that a plain curve has at this rate. One pole gives back the treble the mean takes.
     """
     pushed = audio * np.float32(drive)
     root = np.sqrt(1 + pushed * pushed)
     shaped = np.empty_like(pushed)
     shaped[:1] = pushed[:1] / root[:1]
     shaped[1:] = (pushed[1:] + pushed[:-1]) / (root[1:] + root[:-1])
-    return signal.lfilter(_POLE[:1], _POLE[1:], shaped)
+    return np.asarray(signal.lfilter(_POLE[:1], _POLE[1:], shaped), np.float32)
 
 
 def damped(
@@ -105,10 +105,10 @@ def damped(
     exponent = (2j * np.pi * frequencies[kept] - rates[kept]) / SAMPLE_RATE
     start = amplitudes[kept] * np.exp(1j * phases[kept])
     rows = -(-count // 256)
-    outer = np.exp(np.arange(rows)[:, None] * (256 * exponent)) * start
-    inner = np.exp(exponent[:, None] * np.arange(256))
-    left = np.concatenate([outer.imag, outer.real], axis=1).astype(np.float32)
-    right = np.concatenate([inner.real, inner.imag], axis=0).astype(np.float32)
+    outer = np.asarray(np.exp(np.arange(rows)[:, None] * (256 * exponent)) * start, np.complex64)
+    inner = np.asarray(np.exp(exponent[:, None] * np.arange(256)), np.complex64)
+    left = np.concatenate([outer.imag, outer.real], axis=1)
+    right = np.concatenate([inner.real, inner.imag], axis=0)
     return (left @ right).reshape(-1)[:count]
 
 
@@ -117,7 +117,7 @@ def wave_tables(spectra: np.ndarray) -> np.ndarray:
     size = 2048 if spectra.shape[1] <= 340 else 4096
     padded = np.zeros((len(spectra), size // 2 + 1), np.complex64)
     padded[:, 1 : spectra.shape[1] + 1] = spectra * (-0.5j * size)
-    tables = fft.irfft(padded, size, axis=1)
+    tables = np.fft.irfft(padded, size, axis=1)
     return np.concatenate([tables, tables[:, :1]], axis=1)
 
 
@@ -153,11 +153,8 @@ def lowpass_response(frequencies: np.ndarray, cutoffs: np.ndarray, quality: floa
 @functools.lru_cache(maxsize=2)
 def _seamless_lengths(about: int) -> np.ndarray:
     """Lengths near `about` that are quick to transform."""
-    lengths, length = [], round(0.92 * about)
-    while length < 1.05 * about:
-        length = fft.next_fast_len(length + 1, real=True)
-        lengths.append(length)
-    return np.array([n for n in lengths if n % 2 == 0])
+    smooth = (2**twos * 3**threes * 5**fives for twos in range(1, 18) for threes in range(11) for fives in range(7))
+    return np.array(sorted(length for length in smooth if 0.92 * about < length < 1.05 * about))
 
 
 def ensemble(
@@ -183,7 +180,7 @@ def ensemble(
     for row, amplitudes in zip(summed, spectra, strict=True):
         weights = (lines * amplitudes)[kept]
         row += np.bincount(bins[kept], weights.real, len(row)) + 1j * np.bincount(bins[kept], weights.imag, len(row))
-    return fft.irfft(summed * (length / np.sqrt(len(detune))), length, axis=1)
+    return np.fft.irfft(summed * (length / np.sqrt(len(detune))), length, axis=1)
 
 
 def looped(loops: np.ndarray, count: int, position: np.ndarray | None = None) -> np.ndarray:

@@ -9,7 +9,6 @@ from collections.abc import Callable, Sequence
 from itertools import pairwise
 
 import numpy as np
-from scipy import fft
 
 from melody_jax.audio import SAMPLE_RATE
 from melody_jax.data.composer import dsp
@@ -134,11 +133,11 @@ def _swept(
     padded = np.zeros((blocks + 1) * half, np.float32)
     padded[half : half + len(audio)] = audio
     window = np.sin(np.pi * (np.arange(SWEEP_BLOCK, dtype=np.float32) + 0.5) / SWEEP_BLOCK)
-    spectra = fft.rfft(np.lib.stride_tricks.sliding_window_view(padded, SWEEP_BLOCK)[::half] * window, axis=1)
+    spectra = np.fft.rfft(np.lib.stride_tricks.sliding_window_view(padded, SWEEP_BLOCK)[::half] * window, axis=1)
     place = np.rint(32 + 32 * lfo(np.arange(len(spectra)) * (half / SAMPLE_RATE))).astype(np.int64)
     frequency = np.linspace(0, dsp.NYQUIST, half + 1)[None, :]
     spectra *= response(np.linspace(-1, 1, 65)[:, None], frequency).astype(np.complex64)[place]
-    shaped = fft.irfft(spectra, SWEEP_BLOCK, axis=1) * window
+    shaped = np.fft.irfft(spectra, SWEEP_BLOCK, axis=1) * window
     output = np.zeros((len(shaped) + 1, half), np.float32)
     output[:-1] += shaped[:, :half]
     output[1:] += shaped[:, half:]
@@ -225,7 +224,7 @@ def ducking(kicks: Sequence[float], count: int, depth: float, seconds: float) ->
 def room_response(room: str, variant: int) -> np.ndarray:
     """Impulse response of a room's reverberation (without the direct sound), float32, of unit energy.
 
-    Noise in four bands, the higher ones dying sooner, after a few early reflections. Raises `UserError` for other rooms.
+    Noise in four bands, the higher ones dying sooner, after early reflections. Raises `UserError` for other rooms.
     """
     if room not in _ROOMS:
         raise UserError(f"{room!r} is no room; there are dry, {', '.join(_ROOMS)}")
@@ -262,7 +261,7 @@ def reverb(audio: np.ndarray, room: str, variant: int) -> np.ndarray:
     segments = np.lib.stride_tricks.sliding_window_view(padded, size)[::hop]
     output = np.empty((len(segments), hop), np.float32)
     for row, segment in enumerate(segments):
-        output[row] = fft.irfft(fft.rfft(segment) * spectrum, size)[taps:]
+        output[row] = np.fft.irfft(np.fft.rfft(segment) * spectrum, size)[taps:]
     return output.reshape(-1)[: len(audio)]
 
 
@@ -270,7 +269,7 @@ def reverb(audio: np.ndarray, room: str, variant: int) -> np.ndarray:
 def _room_spectrum(room: str, variant: int) -> tuple[np.ndarray, int]:
     response = room_response(room, variant)
     size = max(16_384, 1 << (4 * len(response) - 1).bit_length() - 1)
-    return fft.rfft(response, size), len(response)
+    return np.fft.rfft(response, size), len(response)
 
 
 def lofi(audio: np.ndarray, rng: np.random.Generator) -> np.ndarray:

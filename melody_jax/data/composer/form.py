@@ -66,7 +66,8 @@ class Span(NamedTuple):
 class Passage:
     """One section as it is played: where, how long, how energetic, which theme, over which chords.
 
-    `final` marks the passage that closes the piece with a cadence; its last bar is held.
+    `played` bars of the theme came before in earlier passages, so that short passages carry it on; `final` marks the
+    passage that closes the piece with a cadence: its last bar is held.
     """
 
     name: str
@@ -76,6 +77,7 @@ class Passage:
     energy: float
     theme: int
     spans: tuple[Span, ...]
+    played: int = 0
     final: bool = False
 
     @cached_property

@@ -6,6 +6,7 @@ seeds of the splits never meet. A run that was stopped goes on with the shards t
 
 import contextlib
 import dataclasses
+import hashlib
 import importlib.metadata
 import math
 import multiprocessing
@@ -163,7 +164,7 @@ def _start(folder: Path, config: ComposeConfig, fonts: dict[str, str]) -> record
         kind="audio",
         settings=settings,
         versions={name: importlib.metadata.version(name) for name in ("numpy", "scipy", "soundfile")}
-        | {"melody_jax": __version__},
+        | {"melody_jax": __version__, "composer": _source_hash()},
         shard_count=math.ceil(config.pieces / config.pieces_per_shard),
     )
     try:
@@ -184,6 +185,15 @@ def _start(folder: Path, config: ComposeConfig, fonts: dict[str, str]) -> record
                     f"{folder}: holds a corpus with {name} {old.get(name)}, not {new.get(name)}; choose another folder"
                 )
     return dataclasses.replace(fresh, shards=tuple(shard for shard in found.shards if _whole(folder, shard)))
+
+
+def _source_hash() -> str:
+    """Of the code that makes the pieces: shards of two versions must not end up in one corpus."""
+    here = Path(__file__).parent
+    digest = hashlib.sha256()
+    for path in (Path(audio.__file__), *sorted(here.rglob("*.py"))):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]
 
 
 def _whole(folder: Path, shard: records.Shard) -> bool:

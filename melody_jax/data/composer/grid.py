@@ -5,6 +5,7 @@ tenths of probability, decided once a piece; every other character is a symbol f
 4/4 are cut or extended to fit other metres.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -70,18 +71,38 @@ def _with_gaps(bars: list[list[tuple[float, str]]], beats: float) -> Grid:
     return Grid(tuple(tuple(bar) for bar in result))
 
 
-def compile_grid(patterns: tuple[str, ...], metre: str, dice: Dice) -> Grid:
-    """Draws one of the patterns meant for the metre (else one of 4/4, adapted) and settles its chances."""
-    tagged = [text for text in patterns if text.startswith(metre + "|")]
-    plain = [text for text in patterns if "|" not in text]
-    if metre == "12/8" and not tagged:
-        tagged = [text.replace("6/8|", "") for text in patterns if text.startswith("6/8|")]
-        text = dice.among(tagged) if tagged else dice.among(plain or patterns)
-        if tagged:
-            text = "12/8|" + "/".join(bar + bar for bar in text.split("/"))
-            return _with_gaps(_parse(text, dice), 4)
-        return _with_gaps([_adapt(bar, metre) for bar in _parse(text, dice)], 4)
-    if tagged:
-        return _with_gaps(_parse(dice.among(tagged), dice), METRES[metre].beats)
-    bars = _parse(dice.among(plain or patterns), dice)
-    return _with_gaps([_adapt(bar, metre) for bar in bars], METRES[metre].beats)
+def fitting(patterns: tuple[str, ...], metre: str) -> list[str]:
+    """The patterns made for a metre (12/8 may double those of 6/8), else those of common time."""
+    own = [text for text in patterns if text.startswith(metre + "|")]
+    if metre == "12/8" and not own:
+        halves = [text.removeprefix("6/8|") for text in patterns if text.startswith("6/8|")]
+        own = ["12/8|" + "/".join(bar + bar for bar in text.split("/")) for text in halves]
+    return own or [text for text in patterns if "|" not in text] or list(patterns)
+
+
+def density(pattern: str) -> float:
+    """Onsets a bar, roughly: steps that are not rests, or notes a beat times four of a named pattern with a rate."""
+    name, _, rate = pattern.partition(":")
+    if rate.isdigit():
+        return 4.0 * int(rate)
+    if name in ("hold", "bar"):
+        return 1.0
+    body = pattern.rpartition("|")[2]
+    return sum(0.5 if symbol.isdigit() else symbol != "." for symbol in body) / (body.count("/") + 1)
+
+
+def leaning(patterns: Sequence[str], dice: Dice, lean: float) -> str:
+    """One of the patterns; the busier of two draws where `lean` (-1..1) is high, the sparser where it is low."""
+    drawn = sorted((dice.among(patterns), dice.among(patterns)), key=density)
+    if dice.chance(abs(lean)):
+        return drawn[1] if lean > 0 else drawn[0]
+    return dice.among(drawn)
+
+
+def compile_grid(patterns: tuple[str, ...], metre: str, dice: Dice, lean: float = 0.0) -> Grid:
+    """Draws one of the patterns that fit the metre, adapts it and settles its chances."""
+    text = leaning(fitting(patterns, metre), dice, lean)
+    bars = _parse(text, dice)
+    if not text.startswith(metre + "|"):
+        bars = [_adapt(bar, metre) for bar in bars]
+    return _with_gaps(bars, METRES[metre].beats)

@@ -64,13 +64,16 @@ _FUNCTIONS: dict[bool, dict[int, dict[int, float]]] = {
 # Two-chord cells of jazz harmony, semitones above the tonic and qualities, for a tonic of either mode.
 _JAZZ_MAJOR: dict[tuple[tuple[int, str], ...], float] = {
     ((2, "m9"), (7, "13")): 5, ((2, "m7"), (7, "7b9")): 2, ((2, "m9"), (1, "9")): 1.5, ((0, "maj9"), (9, "7b9")): 3,
-    ((0, "maj7"), (9, "m7")): 2, ((4, "m7"), (9, "7b13")): 2.5, ((4, "m7"), (3, "dim7")): 1.5, ((5, "maj9"), (5, "m6")): 1.5,
+    ((0, "maj7"), (9, "m7")): 2, ((4, "m7"), (9, "7b13")): 2.5, ((4, "m7"), (3, "dim7")): 1.5,
+        ((5, "maj9"), (5, "m6")): 1.5,
     ((5, "maj7"), (10, "9")): 1.5, ((0, "69"), (0, "69")): 2, ((2, "7"), (2, "m7")): 1, ((7, "m9"), (0, "13")): 1.5,
-    ((5, "maj7"), (6, "dim7")): 1, ((11, "m7b5"), (4, "7b9")): 1.2, ((9, "m7"), (2, "9")): 1.5, ((0, "maj9"), (1, "dim7")): 1,
+    ((5, "maj7"), (6, "dim7")): 1, ((11, "m7b5"), (4, "7b9")): 1.2, ((9, "m7"), (2, "9")): 1.5,
+        ((0, "maj9"), (1, "dim7")): 1,
     ((8, "maj7"), (7, "7b13")): 0.6, ((3, "maj7"), (8, "maj7")): 0.5, ((10, "m7"), (3, "9")): 0.6,
 }  # fmt: skip
 _JAZZ_MINOR: dict[tuple[tuple[int, str], ...], float] = {
-    ((2, "m7b5"), (7, "7b9")): 5, ((2, "m7b5"), (7, "7b13")): 2, ((0, "m9"), (0, "m6")): 3, ((0, "mM7"), (0, "m7")): 1.5,
+    ((2, "m7b5"), (7, "7b9")): 5, ((2, "m7b5"), (7, "7b13")): 2, ((0, "m9"), (0, "m6")): 3,
+        ((0, "mM7"), (0, "m7")): 1.5,
     ((5, "m9"), (10, "13")): 2, ((3, "maj7"), (8, "maj9")): 2, ((8, "9"), (7, "7b9")): 2, ((5, "m9"), (5, "m6")): 1.5,
     ((0, "m7"), (9, "m7b5")): 1, ((3, "maj7"), (0, "7b9")): 1, ((2, "m7b5"), (1, "9")): 1, ((0, "m9"), (5, "9")): 1.5,
     ((10, "9"), (9, "m7b5")): 0.6,
@@ -148,7 +151,7 @@ def _roots(dice: Dice, mode: str, slots: int) -> list[tuple[int, str]]:
         return _loop(dice, mode, slots)
     chords = _functional(dice, mode, slots, allowed)
     if slots >= 4 and dice.chance(0.25) and mode == "major":
-        chords[slots // 2 - 1] = (2, "")
+        chords[slots // 2 - 1 : slots // 2 + 1] = [(2, ""), (7, "")]
     return chords
 
 
@@ -171,7 +174,11 @@ def _jazz(dice: Dice, mode: str, slots: int) -> list[tuple[int, str]]:
 def _blues(dice: Dice, mode: str, slots: int) -> list[tuple[int, str]]:
     """Twelve bars (or their head), with the usual variants; minor keys give a minor blues."""
     if mode in ("minor", "dorian", "phrygian"):
-        tonic, four, five = "m7", dice.pick({"m7": 3.0, "m9": 1.0, "9": 1.0}), dice.pick({"7": 2.0, "7#9": 1.5, "7b9": 1.0})
+        tonic, four, five = (
+            "m7",
+            dice.pick({"m7": 3.0, "m9": 1.0, "9": 1.0}),
+            dice.pick({"7": 2.0, "7#9": 1.5, "7b9": 1.0}),
+        )
     else:
         tonic, four, five = (dice.pick({"7": 3.0, "9": 2.0, "13": 1.0}) for _ in range(3))
     i, iv, v = (0, tonic), (5, four), (7, five)
@@ -215,13 +222,25 @@ def _plane(dice: Dice, mode: str, slots: int) -> list[tuple[int, str]]:
     minor = mode in ("minor", "dorian", "phrygian")
     chords = [(0, "m" if minor else "")]
     while len(chords) < slots:
-        if dice.chance(0.6):
-            degree = dice.pick(_LOOPS[mode].get(MODES[mode].index(chords[-1][0]) if chords[-1][0] in MODES[mode] else 0, {0: 1}))
+        if dice.chance(0.75):
+            degree = dice.pick(
+                _LOOPS[mode].get(MODES[mode].index(chords[-1][0]) if chords[-1][0] in MODES[mode] else 0, {0: 1})
+            )
             chords.append(triad(mode, degree))
         else:
             root = (chords[-1][0] + dice.pick(shifts)) % 12
             chords.append((root, dice.pick({"m": 1.5 if minor else 0.5, "": 1.0})))
     return chords
+
+
+_SHARPER = {
+    "": ("maj7#11", "aug", "7b9", "sus4"),
+    "m": ("mM7", "madd9", "m6", "dim7"),
+    "maj7": ("maj7#11",),
+    "m7": ("mM7", "m7b5"),
+    "7": ("7b9", "7#9", "7b13"),
+    "9": ("7#9", "7b9"),
+}
 
 
 GRAMMARS: dict[str, Callable[[Dice, str, int], list[tuple[int, str]]]] = {
@@ -245,7 +264,8 @@ def _with_basses(dice: Dice, chords: list[tuple[int, str]], amount: float) -> Pr
         bass = root
         if result and index + 1 < len(chords) and dice.chance(amount):
             third = Chord(root, quality, root).tones[1]
-            if min((third - result[-1].bass) % 12, (result[-1].bass - third) % 12) in (1, 2):
+            by_step = min((third - result[-1].bass) % 12, (result[-1].bass - third) % 12) in (1, 2)
+            if by_step and (third - root) % 12 in (3, 4):
                 bass = third
         result.append(Chord(root, quality, bass))
     return tuple(result)
@@ -257,11 +277,19 @@ def progression_hash(progression: Progression) -> int:
 
 
 def draw_progression(
-    dice: Dice, split: str, grammar: str, mode: str, slots: int, level: dict[str, float], inversions: float
+    dice: Dice,
+    split: str,
+    grammar: str,
+    mode: str,
+    slots: int,
+    level: dict[str, float],
+    inversions: float,
+    tension: float,
 ) -> Progression:
     """A progression of `slots` chords by the named grammar whose fingerprint belongs to the split.
 
     `level` weighs the colours of `theory.coloured`; grammars that name full qualities (jazz, blues) keep theirs.
+    `tension` 0..1 puts sharper chords in the place of plain ones.
     """
     scale = MODES[mode]
 
@@ -272,9 +300,19 @@ def draw_progression(
         palette = {root: dice.pick(level) for root, _ in chords}
         choices = {root: dice.random() for root, _ in chords}
         full = [
-            (root, coloured(root, quality, palette[root], scale, choices[root]) if grammar not in ("jazz", "blues") else quality)
+            (
+                root,
+                coloured(root, quality, palette[root], scale, choices[root])
+                if grammar not in ("jazz", "blues")
+                else quality,
+            )
             for root, quality in chords
         ]
+        if tension and "power" not in level:
+            full = [
+                (root, dice.among(_SHARPER[q]) if q in _SHARPER and dice.chance(0.6 * tension) else q)
+                for root, q in full
+            ]
         return _with_basses(dice, full, inversions)
 
     return draw_within(split, draw, progression_hash)

@@ -11,7 +11,7 @@ from melody_jax.data.composer.dice import Dice
 from melody_jax.data.composer.form import Frame, Passage
 from melody_jax.data.composer.piece import Note
 from melody_jax.data.composer.splits import draw_within, fingerprint
-from melody_jax.data.composer.theory import MINOR_MODES, chord_scale, ladder, nearest
+from melody_jax.data.composer.theory import MINOR_MODES, Chord, chord_scale, ladder, nearest
 
 _CELLS: dict[tuple[float, ...], float] = {
     (): 0.5,
@@ -37,8 +37,8 @@ _COMPOUND_CELLS: dict[tuple[float, ...], float] = {
     (0.0, 0.5, 2 / 3): 0.5,
 }
 _SCHEMES: dict[str, dict[str, float]] = {
-    # One letter a bar: a/b statements, v a varied, u/d a one step up/down, i a inverted, - rest after a held note, c cadence.
-    "tune": {"abac": 3, "aabc": 2, "avbc": 2, "aubc": 2, "aduc": 1, "abvc": 2, "abcc": 0.4, "audc": 1.5, "abic": 1, "a-ac": 0.7},
+    # One letter a bar: a and b state, v varies a, u and d move it up and down, i inverts it, - rests, c closes.
+    "tune": {"abac": 3, "aabc": 2, "avbc": 2, "aubc": 2, "aduc": 1, "abvc": 2, "audc": 1.5, "abic": 1, "a-ac": 0.7},
     "call": {"a-a-": 2, "a-v-": 2, "a-ac": 2, "ab-c": 1.5, "a-bc": 2, "av-c": 1},
     "riff": {"aaaa": 3, "aaab": 3, "abab": 3, "aaav": 2, "aavb": 1, "a-a-": 0.5},
     "line": {"abcc": 0.5, "abvi": 1, "abuc": 2, "avbc": 2, "uabc": 1, "auvi": 1, "aubd": 1, "abdc": 2},
@@ -57,10 +57,10 @@ class Motif(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class MelodyStyle:
-    """How a genre sings. Densities are onsets per beat; `syncopation`, `leap`, `ornament`, `chromatic`, `breath` lie in 0..1.
+    """How a genre sings. Densities are onsets per beat; `syncopation`, `leap`, `ornament`, `chromatic` lie in 0..1.
 
-    `scale` is mode, pentatonic, blues or chord; `scheme` weighs the phrase schemes; `gate` is the share of a note's time
-    that sounds; `longest` caps a note in beats.
+    `scale` is mode, pentatonic, blues or chord; `scheme` weighs the phrase schemes; `gate` is the share of a note's
+    time that sounds; `longest` caps a note in beats; `pickup` is the chance of an upbeat; `span` in semitones.
     """
 
     density: tuple[float, float] = (0.8, 1.3)
@@ -113,7 +113,9 @@ def _contour(dice: Dice, count: int, leap: float) -> tuple[int, ...]:
             move = 0
         else:
             sign = 1 if dice.chance(0.5 + drift + (0.15 if position < -3 else -0.15 if position > 3 else 0)) else -1
-            size = dice.pick({1: 6.0, 2: 1.5 + 4 * leap, 3: 0.3 + 3 * leap, 4: 2.2 * leap, 5: 1.2 * leap, 7: 0.8 * leap * leap})
+            size = dice.pick(
+                {1: 6.0, 2: 1.5 + 4 * leap, 3: 0.3 + 3 * leap, 4: 2.2 * leap, 5: 1.2 * leap, 7: 0.8 * leap * leap}
+            )
             move = sign * size
         position = max(-7, min(7, position + move))
         steps.append(position)
@@ -144,14 +146,23 @@ class Singer:
         self.centre = min(max(centre, low + half), high - half)
         self.last: float = self.centre
         self.gate = dice.between(*style.gate) * frame.mood.gate
+        self._known: dict[Chord, tuple[tuple[int, ...], tuple[int, ...]]] = {}
 
     def _rungs(self, passage: Passage, beat: float) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """Scale rungs and chord rungs at a beat."""
         chord = passage.span_at(beat).chord
+        rungs = self._known.get(chord)
+        if rungs is None:
+            rungs = self._known[chord] = self._build_rungs(chord)
+        return rungs
+
+    def _build_rungs(self, chord: Chord) -> tuple[tuple[int, ...], tuple[int, ...]]:
         minor = self.frame.mode in MINOR_MODES
         if self.style.scale == "pentatonic":
             base = tuple(sorted(set(_PENTATONIC[minor]) | set(chord.tones[:3])))
-            base = tuple(pc for pc in base if not (pc not in chord.tones and {(pc + 1) % 12, (pc - 1) % 12} & set(chord.tones)))
+            base = tuple(
+                pc for pc in base if not (pc not in chord.tones and {(pc + 1) % 12, (pc - 1) % 12} & set(chord.tones))
+            )
         elif self.style.scale == "blues":
             base = tuple(sorted({*_BLUES, chord.root}))
         elif self.style.scale == "chord":
@@ -159,7 +170,9 @@ class Singer:
         else:
             base = chord_scale(self.frame.scale, chord)
         low, high = self.low, self.high
-        return ladder(self.frame.tonic, base, low, high), ladder(self.frame.tonic, tuple(sorted(chord.tones[:4])), low, high)
+        return ladder(self.frame.tonic, base, low, high), ladder(
+            self.frame.tonic, tuple(sorted(chord.tones[:4])), low, high
+        )
 
     def bar(self, passage: Passage, start: float, motif: Motif, anchor: float, final: bool) -> list[Note]:
         """One bar of melody beginning near the pitch `anchor`; `final` closes on a long chord tone."""
@@ -176,24 +189,27 @@ class Singer:
             length = min(following - onset, self.style.longest)
             scale, chord_rungs = self._rungs(passage, beat)
             rung = min(max(first + motif.contour[index], 0), len(scale) - 1)
-            pitch = self._settle(scale[rung], chord_rungs, passage, beat, onset, length, final and index == len(onsets) - 1)
+            move = motif.contour[index] - motif.contour[index - 1] if index else 0
+            pitch = self._settle(scale[rung], move, passage, beat, length, final and index == len(onsets) - 1)
             gate = self.gate if length < 1.5 else max(self.gate, 0.85)
             notes.append(Note(beat, max(0.1, length * min(gate, 1.05)), pitch, self._velocity(passage, beat, onset)))
             self.last = pitch
         return notes
 
-    def _settle(
-        self, pitch: int, chord_rungs: tuple[int, ...], passage: Passage, beat: float, onset: float, length: float, final: bool
-    ) -> int:
-        """Pulls strong and long notes onto chord tones, keeps leaps singable."""
-        strong = onset % 1 < 1e-6 and (onset % 2 < 1e-6 or length >= 1)
-        if final:
+    def _settle(self, pitch: int, move: int, passage: Passage, beat: float, length: float, final: bool) -> int:
+        """Pulls strong and long notes onto chord tones that still `move` as the contour does; keeps leaps singable."""
+        onset = (beat - passage.start) % passage.beats
+        _, tones = self._rungs(passage, beat)
+        strong = onset < 1e-6 or (passage.beats == 4 and abs(onset - 2) < 1e-6) or length >= 1.5
+        if final and tones:
             root = (self.frame.tonic + passage.span_at(beat).chord.root) % 12
-            tonics = [rung for rung in chord_rungs if rung % 12 == root]
-            pool = tonics if tonics and passage.final else chord_rungs
-            pitch = nearest(self.last, pool)
-        elif chord_rungs and (strong or length >= 1.5) and not self.dice.chance(0.5 * self.frame.mood.dissonance + 0.04):
-            pitch = nearest(pitch + self.dice.between(-0.4, 0.4), chord_rungs)
+            roots = [rung for rung in tones if rung % 12 == root]
+            pitch = nearest(self.last, roots if roots and passage.final else tones)
+        elif tones and strong and not self.dice.chance(0.5 * self.frame.mood.dissonance + 0.04):
+            pitch = nearest(0.8 * pitch + 0.2 * self.last + self.dice.between(-0.4, 0.4), tones)
+            if pitch == self.last and move:
+                onward = [rung for rung in tones if 0 < (rung - pitch) * (1 if move > 0 else -1) <= 7]
+                pitch = (onward[0] if move > 0 else onward[-1]) if onward else pitch
         while pitch - self.last > 12 and pitch - 12 >= self.low:
             pitch -= 12
         while self.last - pitch > 12 and pitch + 12 <= self.high:
@@ -214,7 +230,7 @@ class Singer:
         bars = passage.bar_starts()
         peak = self.dice.between(0.45, 0.8)
         for index, start in enumerate(bars):
-            letter = scheme[index % len(scheme)]
+            letter = scheme[(passage.played + index) % len(scheme)]
             last = index == len(bars) - 1
             if last and passage.final:
                 notes += self.bar(passage, start, Motif((0.0,), (0,)), self.last, True)
@@ -255,7 +271,9 @@ class Singer:
         """Lets the note before a rest ring a little into it."""
         if notes and self.dice.chance(0.5):
             note = notes[-1]
-            notes[-1] = note._replace(duration=note.duration + min(1.0, max(0.0, start + 1 - note.start - note.duration)))
+            notes[-1] = note._replace(
+                duration=note.duration + min(1.0, max(0.0, start + 1 - note.start - note.duration))
+            )
 
     def _pickup(self, notes: list[Note], passage: Passage, start: float, letter: str) -> None:
         """After a cadence note, sometimes leads into the next bar by step."""
@@ -281,7 +299,12 @@ class Singer:
             chord_tones = passage.span_at(note.start).chord.tones
             dissonant = (note.pitch - self.frame.tonic) % 12 not in chord_tones
             following = notes[index + 1] if index + 1 < len(notes) else None
-            if dissonant and following and abs(following.pitch - note.pitch) > 4 and self.style.scale != "blues":
+            if (
+                dissonant
+                and following
+                and abs(following.pitch - note.pitch) > (2 if note.duration > 0.8 else 4)
+                and self.style.scale != "blues"
+            ):
                 _, rungs = self._rungs(passage, note.start)
                 note = note._replace(pitch=nearest(note.pitch, rungs) if rungs else note.pitch)
             weak = note.start % 1 > 1e-6
@@ -302,7 +325,9 @@ class Singer:
         length = min(0.125, note.duration / 4)
         kind = self.dice.pick({"grace": 3.0, "mordent": 1.5, "turn": 0.7 if note.duration > 0.9 else 0.0})
         pitches = {"grace": (below,), "mordent": (note.pitch, above), "turn": (above, note.pitch, below)}[kind]
-        notes = [Note(note.start + i * length, length, pitch, max(20, note.velocity - 8)) for i, pitch in enumerate(pitches)]
+        notes = [
+            Note(note.start + i * length, length, pitch, max(20, note.velocity - 8)) for i, pitch in enumerate(pitches)
+        ]
         lead_in = len(pitches) * length
         return [*notes, note._replace(start=note.start + lead_in, duration=max(0.1, note.duration - lead_in))]
 

@@ -1,7 +1,7 @@
 """A composed piece: notes, tracks, facts and production, shared by the composer, the renderer and the captions.
 
-All times are in felt beats, so that in every metre seconds = beats * 60 / `Facts.tempo_bpm`: a beat is a quarter note in
-3/4, 4/4, 5/4 and 7/8 (whose bar has 3.5 beats) and a dotted quarter in 6/8 and 12/8 (whose bars have 2 and 4 beats).
+All times are in felt beats, so that in every metre seconds = beats * 60 / `Facts.tempo_bpm`: a beat is a quarter note
+in 3/4, 4/4, 5/4 and 7/8 (whose bar has 3.5 beats) and a dotted quarter in 6/8 and 12/8 (whose bars have 2 and 4 beats).
 """
 
 from dataclasses import dataclass
@@ -28,7 +28,7 @@ EFFECTS = (
 
 
 class Note(NamedTuple):
-    """One note. `start` and `duration` in beats, `pitch` a MIDI number (drums: a GM percussion key), `velocity` 1..127."""
+    """One note: `start` and `duration` in beats, MIDI `pitch` (drums: a GM percussion key), `velocity` 1..127."""
 
     start: float
     duration: float
@@ -38,7 +38,7 @@ class Note(NamedTuple):
 
 @dataclass(frozen=True)
 class Track:
-    """One instrument's part. `instrument` is a key of `INSTRUMENTS` ("drums" for the kit), `effects` are of `EFFECTS`."""
+    """One instrument's part: `instrument` is a key of `INSTRUMENTS` ("drums" for the kit), `effects` of `EFFECTS`."""
 
     role: str
     instrument: str
@@ -60,8 +60,8 @@ class Section:
 class Facts:
     """What is true of the piece by construction: the source of captions and of auxiliary training targets.
 
-    `instruments` are names of `INSTRUMENTS` ordered by prominence, `lead` is the first of them, `key` is one of "C".."B"
-    with sharps, `tempo_bpm` the perceived beats per minute, `rhythmic` False where no steady pulse is to be heard,
+    `instruments` are names of `INSTRUMENTS` ordered by prominence, `lead` is the first, `key` is one of "C".."B" with
+    sharps, `tempo_bpm` the perceived beats per minute, `rhythmic` False where no steady pulse is to be heard,
     `energy` one of low, medium, high.
     """
 
@@ -80,7 +80,7 @@ class Facts:
 
 @dataclass(frozen=True)
 class Production:
-    """How the piece is to be rendered. `reverb`, `master_drive` and `brightness` lie in 0..1 (brightness 0.5 is neutral).
+    """How to render the piece. `reverb`, `master_drive` and `brightness` lie in 0..1 (brightness 0.5 is neutral).
 
     `swing` (0 straight .. 1 triplet) is already applied to the note starts: it is kept as a fact.
     """
@@ -100,7 +100,8 @@ class Production:
 class Piece:
     """A whole piece of `seconds` seconds: everything the renderer and the captions need.
 
-    `progression_hashes` and `melody_hashes` fingerprint the chord progressions and motifs it was made from: splits share none.
+    `progression_hashes` and `melody_hashes` fingerprint the chord progressions and motifs it was made from: splits
+    share none.
     """
 
     seed: int

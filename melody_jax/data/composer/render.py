@@ -2,8 +2,8 @@
 
 `render` is the one seam between composing and sound. Without a SoundFont everything comes from the built-in
 synthesiser. With one, a piece whose renderer is "soundfont" is played by the font alone (electronic kits layered with
-synthesised hits), while a "synth" piece keeps synthesised pads, leads, basses and electronic kits and takes only acoustic
-instruments from it.
+synthesised hits), while a "synth" piece keeps synthesised pads, leads, basses and electronic kits and takes only
+acoustic instruments from it.
 The same piece, font and machine always give the same bytes.
 """
 

@@ -1,7 +1,7 @@
 """Sampled instruments: General MIDI SoundFonts through FluidSynth, one stem at a time.
 
-One synthesiser lives as long as the process and keeps the fonts it has loaded. It is reset before every stem, and its
-own chorus and reverberation are off, so that a stem's bytes depend on its notes, program and font alone.
+Fonts are loaded once a process. FluidSynth's own chorus and reverberation are off, and a stem's bytes depend on its
+notes, program and font alone, whatever was played before.
 """
 
 import ctypes
@@ -19,6 +19,7 @@ from melody_jax.errors import UserError
 
 FOLDERS = (Path("/usr/share/sounds/sf2"), Path("/usr/share/sounds/sf3"))
 BLOCK = 64
+VOICES = 256
 DRUM_BANK, DRUM_CHANNEL = 128, 9
 DRUM_PROGRAMS = {"acoustic": (0, 8, 16), "electronic": (24, 25), "808": (25, 24), "brushes": (40, 32), "chip": (24, 25)}
 
@@ -85,56 +86,72 @@ def library() -> Any:
         raise UserError("SoundFonts need the FluidSynth library: apt-get install libfluidsynth3") from error
 
 
-class _Synthesiser:
-    """FluidSynth with float output at 24 kHz and the fonts loaded so far."""
+class _Fonts:
+    """Fonts loaded once a process, and stems played from them.
+
+    A voice's first block depends a little on what the voice played before, even after a reset, so every stem has a new
+    synthesiser (1 ms), lent the fonts of one that lives on but never plays.
+    """
 
     def __init__(self) -> None:
-        module = library()
-        self._synth = module.Synth(
-            gain=0.4,
-            samplerate=SAMPLE_RATE,
-            channels=16,
-            **{"synth.reverb.active": 0, "synth.chorus.active": 0, "synth.polyphony": 128, "synth.cpu-cores": 1},
-        )
-        buffer = [
-            (name, kind, 1)
-            for name, kind in (("out", ctypes.c_void_p), ("offset", ctypes.c_int), ("step", ctypes.c_int))
+        self._library = library()
+        self._keeper = self._synthesiser()
+        self._loaded: dict[Path, Any] = {}
+        pointer, number = ctypes.c_void_p, ctypes.c_int
+        sides = [
+            (f"{side}_{part}", kind, 1)
+            for side in "lr"
+            for part, kind in zip("bos", (pointer, number, number), strict=True)
         ]
-        self._write = module.cfunc(
-            "fluid_synth_write_float",
-            ctypes.c_int,
-            ("synth", ctypes.c_void_p, 1),
-            ("length", ctypes.c_int, 1),
-            *((f"left_{name}", kind, flag) for name, kind, flag in buffer),
-            *((f"right_{name}", kind, flag) for name, kind, flag in buffer),
+        self._write = self._function("fluid_synth_write_float", ("length", number, 1), *sides)
+        self._lend = self._function("fluid_synth_add_sfont", ("font", pointer, 1))
+        self._take_back = self._function("fluid_synth_remove_sfont", ("font", pointer, 1))
+        self._get = self._library.cfunc(
+            "fluid_synth_get_sfont_by_id", pointer, ("synth", pointer, 1), ("number", number, 1)
         )
-        self._voices = module.fluid_synth_get_active_voice_count
-        self._fonts: dict[Path, int] = {}
 
-    def font(self, path: Path) -> int:
-        """FluidSynth's number of the font at `path`, loading it on first use."""
-        if path not in self._fonts:
+    def _function(self, name: str, *parameters: tuple[str, Any, int]) -> Any:
+        return self._library.cfunc(name, ctypes.c_int, ("synth", ctypes.c_void_p, 1), *parameters)
+
+    def _synthesiser(self) -> Any:
+        settings = {"synth.reverb.active": 0, "synth.chorus.active": 0, "synth.polyphony": VOICES, "synth.cpu-cores": 1}
+        return self._library.Synth(gain=0.4, samplerate=SAMPLE_RATE, channels=16, **settings)
+
+    def _font(self, path: Path) -> Any:
+        """FluidSynth's font object for `path`, loaded on first use."""
+        if path not in self._loaded:
             if not path.is_file():
                 known = [font for font in FONTS.values() if path.name in font.files]
-                advice = f": apt-get install {known[0].package}" if known else ""
-                raise UserError(f"{path}: no such SoundFont{advice}")
-            number = self._synth.sfload(str(path))
+                raise UserError(f"{path}: no such SoundFont{f': apt-get install {known[0].package}' if known else ''}")
+            number = self._keeper.sfload(str(path))
             if number < 0:
                 raise UserError(f"{path}: not a SoundFont that FluidSynth can read")
-            self._fonts[path] = number
-        return self._fonts[path]
+            self._loaded[path] = self._get(self._keeper.synth, number)
+        return self._loaded[path]
 
-    def select(self, path: Path, channel: int, bank: int, programs: Sequence[int]) -> None:
-        """Resets everything, then sets `channel` to the first of `programs` that the font has."""
-        number = self.font(path)
-        self._synth.system_reset()
-        for program in (*programs, 0):
-            if self._synth.program_select(channel, number, bank, program) == 0:
-                return
-        raise UserError(f"{path}: the font has neither programs {list(programs)} nor program 0 in bank {bank}")
+    def play(
+        self,
+        path: Path,
+        channel: int,
+        bank: int,
+        programs: Sequence[int],
+        events: Sequence[tuple[int, int, int]],
+        count: int,
+    ) -> np.ndarray:
+        """Plays events with the first of `programs` that the font has; returns the mean of both sides, (count,)."""
+        font = self._font(path)
+        player = self._synthesiser()
+        try:
+            number = self._lend(player.synth, font)
+            if all(player.program_select(channel, number, bank, program) != 0 for program in (*programs, 0)):
+                raise UserError(f"{path}: the font has neither programs {list(programs)} nor program 0 in bank {bank}")
+            return self._render(player, channel, events, count)
+        finally:
+            self._take_back(player.synth, font)
+            player.delete()
 
-    def render(self, channel: int, events: Sequence[tuple[int, int, int]], count: int) -> np.ndarray:
-        """Plays events (block, key, velocity or 0 for off), in order of time, into the mean of both sides, (count,)."""
+    def _render(self, player: Any, channel: int, events: Sequence[tuple[int, int, int]], count: int) -> np.ndarray:
+        """Events are (block, key, velocity or 0 for off), in order of time; nothing is worked out while no voice sounds."""
         blocks = -(-count // BLOCK)
         sides = np.zeros((2, blocks * BLOCK), np.float32)
         left, right = sides[0].ctypes.data, sides[1].ctypes.data
@@ -142,22 +159,21 @@ class _Synthesiser:
         for block, key, velocity in (*events, (blocks, 0, 0)):
             until = min(block, blocks)
             if until > at:
-                if self._voices(self._synth.synth):
-                    size, offset = (until - at) * BLOCK, at * BLOCK
-                    self._write(self._synth.synth, size, left, offset, 1, right, offset, 1)
+                if self._library.fluid_synth_get_active_voice_count(player.synth):
+                    self._write(player.synth, (until - at) * BLOCK, left, at * BLOCK, 1, right, at * BLOCK, 1)
                 at = until
             if at >= blocks:
                 break
             if velocity:
-                self._synth.noteon(channel, key, velocity)
+                player.noteon(channel, key, velocity)
             else:
-                self._synth.noteoff(channel, key)
+                player.noteoff(channel, key)
         return sides.mean(axis=0)[:count]
 
 
 @functools.lru_cache(maxsize=1)
-def _synthesiser() -> _Synthesiser:
-    return _Synthesiser()
+def _fonts() -> _Fonts:
+    return _Fonts()
 
 
 def _events(notes: Sequence[tuple[float, float, int, int]]) -> list[tuple[int, int, int]]:
@@ -177,9 +193,7 @@ def play(path: Path, program: int, notes: Sequence[tuple[float, float, int, int]
 
     Raises `UserError` where the library or the font is missing.
     """
-    synthesiser = _synthesiser()
-    synthesiser.select(path, 0, 0, (program,))
-    return synthesiser.render(0, _events(notes), count)
+    return _fonts().play(path, 0, 0, (program,), _events(notes), count)
 
 
 def play_drums(
@@ -189,7 +203,5 @@ def play_drums(
     programs = DRUM_PROGRAMS[kit]
     if kit == "acoustic":
         programs = (programs[int(np.random.default_rng([seed, 9]).integers(len(programs)))],)
-    synthesiser = _synthesiser()
-    synthesiser.select(path, DRUM_CHANNEL, DRUM_BANK, programs)
     long = [(start, max(duration, 0.25), key, velocity) for start, duration, key, velocity in hits]
-    return synthesiser.render(DRUM_CHANNEL, _events(long), count)
+    return _fonts().play(path, DRUM_CHANNEL, DRUM_BANK, programs, _events(long), count)

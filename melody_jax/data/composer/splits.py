@@ -40,7 +40,7 @@ def split_index(split: str) -> int:
 def draw_within(split: str, draw: Callable[[int], T], key: Callable[[T], int]) -> T:
     """Calls `draw(attempt)` until the fingerprint `key(candidate)` belongs to the split.
 
-    `draw` should widen its choices as `attempt` grows: small vocabularies (a blues, a vamp) may have nothing in a split.
+    `draw` should widen its choices as `attempt` grows: a small vocabulary (a vamp) may have nothing in a split.
     """
     for attempt in range(_ATTEMPTS):
         candidate = draw(attempt)

@@ -1,5 +1,6 @@
 """Scales, modes, chords and voice leading. Pitches are MIDI numbers; pitch classes are semitones above the tonic."""
 
+from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from typing import NamedTuple
@@ -56,7 +57,7 @@ _COLOURS: dict[tuple[str, str], tuple[str, ...]] = {
     ("", "power"): ("5",),
     ("m", "power"): ("5",),
     ("dim", "power"): ("5",),
-    ("", "add"): ("", "add9", "add9", "sus2", "sus4"),
+    ("", "add"): ("", "add9", "add9", "sus2"),
     ("m", "add"): ("m", "madd9", "m7", "sus2"),
     ("dim", "add"): ("dim", "m7b5"),
     ("", "sixth"): ("6", "6", "", "7"),
@@ -71,6 +72,11 @@ _COLOURS: dict[tuple[str, str], tuple[str, ...]] = {
 }
 
 
+@lru_cache(maxsize=1024)
+def _tones(root: int, quality: str) -> tuple[int, ...]:
+    return tuple((root + interval) % 12 for interval in QUALITIES[quality])
+
+
 class Chord(NamedTuple):
     """A chord of the key: `root` and `bass` in semitones above the tonic, `quality` a key of `QUALITIES`."""
 
@@ -81,7 +87,7 @@ class Chord(NamedTuple):
     @property
     def tones(self) -> tuple[int, ...]:
         """Its pitch classes above the tonic, root first."""
-        return tuple((self.root + interval) % 12 for interval in QUALITIES[self.quality])
+        return _tones(self.root, self.quality)
 
 
 def triad(mode: str, degree: int) -> tuple[int, str]:
@@ -125,8 +131,13 @@ def ladder(tonic: int, pitch_classes: tuple[int, ...], low: int, high: int) -> t
 
 
 def nearest(pitch: float, rungs: Sequence[int]) -> int:
-    """The rung nearest to the pitch (the lower of two equally near)."""
-    return min(rungs, key=lambda rung: (abs(rung - pitch), rung))
+    """The one of the ascending rungs nearest to the pitch (the lower of two equally near)."""
+    above = bisect_left(rungs, pitch)
+    if above == 0:
+        return rungs[0]
+    if above == len(rungs):
+        return rungs[-1]
+    return rungs[above] if rungs[above] - pitch < pitch - rungs[above - 1] else rungs[above - 1]
 
 
 def place(pitch_class: int, around: float, low: int, high: int) -> int:

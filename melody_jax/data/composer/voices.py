@@ -1,8 +1,8 @@
 """Sound generators of the built-in synthesiser: each makes the body of a note, the sound of a key held down.
 
-Damped modes make strings, bars and bells (a plucked string is the Karplus-Strong loop solved into its modes), wavetables
-walked by a filter envelope make oscillators and winds, looped ensembles make pads, strings and choirs, frequency
-modulation makes electric pianos. All take a `Voice` and options and give float32 (voice.count,), at no fixed level.
+Damped modes make strings, bars and bells (a plucked string is the Karplus-Strong loop solved into its modes),
+wavetables walked by a filter envelope make oscillators and winds, looped ensembles make pads, strings and choirs,
+frequency modulation makes electric pianos. All take a `Voice` and options and give float32 (voice.count,).
 """
 
 import math
@@ -69,6 +69,11 @@ class Cache:
             self._bytes -= self._kept.popitem(last=False)[1].nbytes
         return body
 
+    def clear(self) -> None:
+        """Forgets everything."""
+        self._kept.clear()
+        self._bytes = 0
+
 
 made = Cache(256 * 2**20)
 
@@ -77,6 +82,7 @@ made = Cache(256 * 2**20)
 
 
 def piano(voice: Voice, mistune: float = 0.35) -> np.ndarray:
+    """Struck strings: stiff partials, each a quick and a slow decay a little out of tune, under the hammer\'s knock."""
     order = voice.harmonics(most=44)
     stiffness = 1.1e-4 * 2 ** ((voice.pitch - 48) / 14)
     frequencies = voice.frequency * order * np.sqrt((1 + stiffness * order**2) / (1 + stiffness))
@@ -159,6 +165,7 @@ def bar(voice: Voice, seconds: float = 1.6, strike: float = 0.5, shimmer: float 
 
 
 def bell(voice: Voice, seconds: float = 3.0, richness: float = 0.5, low: float = 0.0) -> np.ndarray:
+    """Church-like partials in pairs that beat against each other."""
     ratios = np.array([1.0, 2.0, 2.76, 3.0, 4.2, 5.4, 6.8, 8.93, 0.5])
     amplitudes = np.array([1.0, 0.5, 0.5, 0.3, 0.3, 0.22, 0.14, 0.1, low])
     amplitudes[1:8] *= 2 * richness * voice.tone.brightness * (0.4 + 0.6 * voice.velocity)

@@ -235,9 +235,9 @@ def retrieval(similarity: jax.Array) -> Metrics:
 
 
 def mask_frames(frames: jax.Array, share: float, key: jax.Array) -> jax.Array:
-    """SpecAugment (arXiv 1904.08779): two stretches of time and two of mel bands of frames (B, F, M) set to the mean, 0.
+    """SpecAugment (arXiv 1904.08779): two stretches of time and two of mel bands of frames (B, F, M) become 0.
 
-    Each is up to `share` of its axis long, drawn per item.
+    0 is the clip's mean level. Each is up to `share` of its axis long, drawn per item.
     """
     batch, *lengths = frames.shape
     for axis, length in enumerate(lengths):

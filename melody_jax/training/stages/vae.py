@@ -62,6 +62,8 @@ class VAEStage:
     """Weight of feature matching (mean over hidden layers, summed over discriminators)."""
     adversarial_crop: int = 17_280
     """Samples of the random stretch that discriminators see (17,280 = 0.72 s at 24 kHz); at most the batch's T."""
+    adversarial_items: int = 8
+    """Items of a batch that discriminators see, at most: they cost more than the autoencoder."""
 
     def __post_init__(self) -> None:
         sizes = [n_fft for n_fft, _ in self.resolutions]
@@ -167,12 +169,13 @@ class VAEStage:
 
         One pass over decoded audio serves both sides: its pull-back is taken twice, to the weights and to the audio.
         """
-        crop = min(self.adversarial_crop, audio.shape[1])
-        starts = jax.random.randint(key, (audio.shape[0],), 0, audio.shape[1] - crop + 1)
-        cut = jax.vmap(lambda x, start: jax.lax.dynamic_slice(x, (start,), (crop,)))
-        fake_crop, paste = jax.vjp(lambda x: cut(x, starts), audio)
+        crop, items = min(self.adversarial_crop, audio.shape[1]), min(self.adversarial_items, audio.shape[0])
+        starts = jax.random.randint(key, (items,), 0, audio.shape[1] - crop + 1)
+        slices = jax.vmap(lambda x, start: jax.lax.dynamic_slice(x, (start,), (crop,)))
+        cut = lambda x: slices(x[:items], starts)  # noqa: E731
+        fake_crop, paste = jax.vjp(cut, audio)
         see = lambda judge, x: discriminators.judge(judge, self.discriminator, x)  # noqa: E731
-        real, pull_real = jax.vjp(lambda judge: see(judge, cut(target, starts)), judge)
+        real, pull_real = jax.vjp(lambda judge: see(judge, cut(target)), judge)
         fake, pull_fake = jax.vjp(see, judge, fake_crop)
 
         verdict, (d_real, d_fake) = jax.value_and_grad(_judge_loss, argnums=(0, 1))(real, fake)

@@ -53,7 +53,7 @@ class Genre:
 
     Tempo in beats per minute; `chords_per_bar` and `cycle` (bars of a progression) shape the harmony, `colours` the
     levels of `theory.coloured`; `forms` names of `FORMS`; `counter` weighs what accompanies the melody (thirds, octave,
-    guide, answer, none); `timing` is the players' unsteadiness in seconds; `swing_unit` is the pair that swings in beats.
+    guide, answer, none); `timing` is the players' unsteadiness in seconds, `swing_unit` the pair that swings in beats.
     """
 
     name: str
@@ -97,13 +97,14 @@ class Genre:
 
 # Name -> (section, energy, theme) in order; a piece may start anywhere in the cycle.
 FORMS: dict[str, tuple[tuple[str, float, int], ...]] = {
-    "song": (("verse", 0.5, 0), ("chorus", 0.85, 1), ("verse", 0.55, 0), ("chorus", 0.9, 1), ("bridge", 0.5, 2), ("chorus", 1.0, 1)),
+    "song": (("verse", 0.5, 0), ("chorus", 0.85, 1), ("verse", 0.55, 0), ("chorus", 0.9, 1), ("bridge", 0.5, 2),
+        ("chorus", 1.0, 1)),
     "intro song": (("intro", 0.4, 0), ("verse", 0.55, 0), ("chorus", 0.9, 1), ("verse", 0.6, 0), ("chorus", 0.95, 1)),
     "strain": (("A", 0.5, 0), ("A", 0.55, 0), ("B", 0.65, 1), ("A", 0.6, 0)),
     "binary": (("A", 0.5, 0), ("A", 0.55, 0), ("B", 0.6, 1), ("B", 0.65, 1)),
     "head": (("head", 0.55, 0), ("solo", 0.7, 1), ("solo", 0.85, 2), ("head", 0.65, 0)),
     "choruses": (("theme", 0.55, 0), ("solo", 0.75, 1), ("solo", 0.85, 2), ("theme", 0.7, 0)),
-    "build": (("intro", 0.45, 0), ("build", 0.6, 0), ("drop", 1.0, 1), ("breakdown", 0.34, 0), ("drop", 0.95, 1)),
+    "build": (("intro", 0.45, 0), ("build", 0.6, 0), ("drop", 1.0, 1), ("breakdown", 0.3, 0), ("drop", 0.95, 1)),
     "groove": (("groove", 0.6, 0), ("groove", 0.75, 0), ("break", 0.4, 1), ("groove", 0.9, 1)),
     "theme": (("theme", 0.5, 0), ("theme", 0.6, 0), ("development", 0.75, 1), ("theme", 0.8, 0)),
     "drift": (("A", 0.35, 0), ("B", 0.45, 1), ("A", 0.4, 0), ("C", 0.5, 2)),

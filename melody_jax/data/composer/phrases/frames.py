@@ -5,7 +5,7 @@ In a frame, `{slot}` is filled from the facts (see `captions.Speaker`), `@` beco
 Slots: `adj` one to three adjectives, `mood` one of the mood's, `feeling` a noun for it, `tempo` and `pace` an adjective
 and an adverbial for the tempo, `mass` and `count` names of the genre, `lead` and `alead` the leading instrument without
 and with its article, `solo` the same where its name is singular, `other` a second instrument, `list` several, lead
-first, `all` all of them, `bpm`, `key`, `use` a scene, `place` a scene to be at.
+first, `all` all of them, `bpm`, `key`, `use` a scene.
 """
 
 # Tempo in beats per minute below which the words apply: (limit, adjectives, adverbials).
@@ -26,7 +26,7 @@ ENERGY: dict[str, tuple[str, ...]] = {
 }
 ENERGY_TAILS: dict[str, tuple[str, ...]] = {
     "low": ("low energy", "keep it soft", "nothing too loud", "little energy"),
-    "medium": ("medium energy", "not too wild, not too sleepy"),
+    "medium": ("medium energy", "moderate energy", "not too wild", "middling energy", "neither loud nor quiet"),
     "high": ("high energy", "lots of energy", "full of energy", "full power"),
 }
 ENERGY_SCENES: dict[str, tuple[str, ...]] = {
@@ -124,7 +124,6 @@ FRAMES: dict[str, tuple[float, tuple[str, ...]]] = {
             "{mood} {lead} music for {use}{tail}",
             "{mass} to go with {use}, {adj}{tail}",
             "@ {mood} {count} that would suit {use}{tail}",
-            "the kind of {mood} {mass} you hear at {place}{tail}",
             "background for {use}, {mood}, {list}{tail}",
             "video background: {use}. {adj} {mass}{tail}",
         ),

@@ -60,7 +60,7 @@ GENRES: dict[str, GenrePhrases] = {
         ("a roadhouse", "a dusty road trip", "a whiskey bar", "a back porch", "a juke joint"),
     ),
     "rock": GenrePhrases(
-        ("rock", "rock music", "guitar rock", "band rock", "rock band music"),
+        ("rock", "rock music", "band-style rock", "band rock", "rock band music"),
         ("rock song", "rock track", "rock number", "rock band recording", "rock instrumental"),
         ("an open highway", "a garage rehearsal", "a rock festival", "a road movie", "a stadium"),
     ),
@@ -130,7 +130,7 @@ GENRES: dict[str, GenrePhrases] = {
         (
             "classical music",
             "classical",
-            "classical chamber music",
+            "elegant classical music",
             "music of the classical era",
             "classical-style music",
         ),
@@ -138,7 +138,7 @@ GENRES: dict[str, GenrePhrases] = {
             "classical piece",
             "classical movement",
             "classical-era piece",
-            "chamber piece in classical style",
+            "classical-style piece",
             "classical work",
         ),
         ("a chamber concert", "a museum", "a garden party", "a salon in Vienna", "an elegant dinner"),
@@ -150,10 +150,10 @@ GENRES: dict[str, GenrePhrases] = {
             "symphonic music",
             "orchestral",
             "music for orchestra",
-            "orchestral film music",
-            "film score music",
+            "full-orchestra music",
+            "orchestra music",
         ),
-        ("orchestral piece", "symphonic piece", "orchestral cue", "piece for orchestra", "film score cue"),
+        ("orchestral piece", "symphonic piece", "orchestral cue", "piece for orchestra", "orchestral work"),
         ("a film trailer", "a fantasy film", "a concert hall", "the opening titles of a film", "an adventure game"),
     ),
     "waltz": _Dance(
@@ -185,6 +185,42 @@ GENRES: dict[str, GenrePhrases] = {
             "coding",
             "drawing at a desk",
         ),
+    ),
+    "acoustic guitar": GenrePhrases(
+        ("acoustic guitar", "acoustic guitar music", "fingerpicked guitar", "fingerstyle guitar music", "guitar music"),
+        ("acoustic guitar piece", "guitar piece", "fingerstyle guitar piece", "fingerpicked guitar tune"),
+        ("a campfire", "a quiet cafe", "a porch at dusk", "a train ride through the country", "a wedding aisle"),
+    ),
+    "bluegrass": GenrePhrases(
+        ("bluegrass", "bluegrass music", "Appalachian bluegrass", "bluegrass picking", "old-time string band music"),
+        ("bluegrass tune", "bluegrass number", "bluegrass breakdown", "string band tune"),
+        ("a barn dance", "a front porch", "a mountain fair", "a hayride", "a chase on a farm"),
+    ),
+    "lullaby": GenrePhrases(
+        ("lullaby music", "cradle music", "bedtime music", "music-box-like lullaby music", "nursery music"),
+        ("lullaby", "cradle song", "bedtime tune", "nursery tune"),
+        ("a baby's bedroom", "bedtime", "a sleeping child", "a nursery mobile", "a goodnight story"),
+    ),
+    "chamber music": GenrePhrases(
+        ("chamber music", "classical chamber music", "chamber ensemble music", "music for a small ensemble"),
+        ("chamber piece", "chamber work", "chamber music movement", "piece for a small ensemble"),
+        ("a recital room", "a salon", "an intimate concert", "a museum", "a period drama"),
+    ),
+    "cinematic": GenrePhrases(
+        ("cinematic music", "film music", "soundtrack music", "cinematic", "film score music", "movie music"),
+        ("film score cue", "cinematic piece", "soundtrack cue", "cinematic track", "movie theme"),
+        ("a film trailer", "the opening titles of a film", "a video game cutscene", "a documentary", "a plot twist"),
+    ),
+    "ska": _Dance(
+        ("ska", "ska music", "offbeat ska", "Jamaican ska", "ska with an offbeat skank"),
+        ("ska tune", "ska track", "ska number", "ska song"),
+        ("a street parade", "a skate park", "a dance hall", "a summer party", "jumping up and down"),
+        ("sixties-style", "old-school"),
+    ),
+    "salsa": _Dance(
+        ("salsa", "salsa music", "latin dance music", "Cuban-style salsa", "latin music"),
+        ("salsa tune", "salsa number", "latin dance tune", "salsa track"),
+        ("a salsa night", "a street carnival", "a dance class", "a party in Havana", "a summer street party"),
     ),
     "folk": GenrePhrases(
         ("folk", "folk music", "traditional folk music", "rural folk music", "folk-style music"),
@@ -233,31 +269,16 @@ GENRES: dict[str, GenrePhrases] = {
         ("eighties-style", "1980s-style", "80s"),
     ),
     "disco": _Dance(
-        ("disco", "disco music", "dance-floor disco", "disco-funk", "classic disco"),
+        ("disco", "disco music", "dance-floor disco", "club disco", "classic disco"),
         ("disco track", "disco tune", "disco groove", "disco number", "disco record"),
         ("a mirror ball", "a roller disco", "a wedding dance floor", "a glittering night club", "a dance party"),
         ("seventies-style", "1970s-style"),
         four_on_the_floor=True,
     ),
-    "hip hop": GenrePhrases(
-        ("hip hop", "hip hop music", "instrumental hip hop", "rap-style beats", "boom bap"),
-        ("hip hop beat", "hip hop track", "hip hop instrumental", "rap beat", "boom bap beat"),
-        ("a freestyle session", "a city street", "a basketball court", "a skate park", "a car with big speakers"),
-    ),
     "trap": _Electronic(
         ("trap", "trap music", "trap beats", "instrumental trap"),
         ("trap beat", "trap track", "trap instrumental"),
         ("a night in the city", "a car with big speakers", "a workout"),
-    ),
-    "dubstep": _Electronic(
-        ("dubstep", "dubstep music", "half-time dubstep", "bass music"),
-        ("dubstep track", "dubstep tune", "dubstep record"),
-        ("a bass-heavy club", "a gaming montage", "a festival tent"),
-    ),
-    "pop": GenrePhrases(
-        ("pop", "pop music", "radio pop", "instrumental pop"),
-        ("pop song", "pop track", "pop instrumental", "pop tune"),
-        ("the car radio", "a teen film", "a shopping mall", "an advert"),
     ),
     "soul": GenrePhrases(
         ("soul", "soul music", "rhythm and blues", "old-school soul"),
@@ -266,20 +287,15 @@ GENRES: dict[str, GenrePhrases] = {
         ("sixties-style",),
     ),
     "ragtime": GenrePhrases(
-        ("ragtime", "ragtime music", "ragtime piano", "old-time ragtime"),
+        ("ragtime", "ragtime music", "old-time ragtime"),
         ("rag", "ragtime piece", "ragtime tune"),
         ("a silent film", "a saloon", "an old-time piano bar"),
         ("early 1900s", "turn-of-the-century"),
     ),
     "tango": _Dance(
-        ("tango", "tango music", "Argentine tango", "tango for dancing"),
+        ("tango", "tango music", "Argentine tango", "Argentine tango music"),
         ("tango", "Argentine tango", "tango tune", "tango piece"),
         ("a dance hall in Buenos Aires", "a dramatic dance scene", "a late-night milonga"),
-    ),
-    "latin": _Dance(
-        ("latin music", "latin dance music", "salsa-style music", "Afro-Cuban style music"),
-        ("latin tune", "latin groove", "latin dance number", "latin track"),
-        ("a street carnival", "a salsa night", "a summer party"),
     ),
     "celtic": GenrePhrases(
         ("celtic music", "Irish folk music", "celtic folk", "traditional Irish-style music"),
@@ -291,14 +307,11 @@ GENRES: dict[str, GenrePhrases] = {
         ("march", "military-style march", "parade march"),
         ("a parade", "a marching band", "a national holiday"),
     ),
-    "choral": GenrePhrases(
-        ("choral music", "sacred-style choral music", "music for choir"),
-        ("choral piece", "piece for choir", "choral hymn"),
-        ("a cathedral", "a winter evening service", "a candlelit church"),
-    ),
-    "downtempo": _Electronic(
-        ("downtempo", "downtempo electronica", "chill-out music", "trip hop"),
-        ("downtempo track", "chill-out track", "downtempo groove"),
-        ("a sunset bar", "a late-night lounge", "unwinding after work"),
-    ),
 }
+
+# Music of the genre "acoustic guitar" that is played on a harp, koto or dulcimer.
+PLUCKED = GenrePhrases(
+    ("plucked string music", "acoustic music", "music for plucked strings", "quiet acoustic music"),
+    ("acoustic piece", "piece for plucked strings", "acoustic tune"),
+    ("a quiet cafe", "a porch at dusk", "a garden", "a tea house"),
+)

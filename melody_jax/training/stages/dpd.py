@@ -1,0 +1,111 @@
+"""Training of dual-path diffusion: multi-chunk velocity regression (MeLoDy, section 4.1).
+
+Every chunk of a window gets an angle of its own, tokens are dropped for a share of the items so that the network can
+be guided, and the loss is the mean squared error of the velocity. Frames at angle exactly 0 (the clean context of
+`clean_prefix_probability`) are left out of the mean: their velocity is the noise that was not added, which nothing can
+predict, and sampling never turns them.
+"""
+
+import dataclasses
+from collections.abc import Iterator
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+
+from melody_jax import diffusion
+from melody_jax.models import dpd
+from melody_jax.models.dpd import DPDConfig
+from melody_jax.models.functional import Params
+from melody_jax.training.stage import Batch, Metrics, loss_gradients
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DPDStage:
+    """Semantic tokens (and optionally prefix tokens) to latents. The defaults are the paper's."""
+
+    batch: ClassVar[str] = "features"
+    name: ClassVar[str] = "dpd"
+
+    model: DPDConfig = dataclasses.field(default_factory=DPDConfig)
+    """The network."""
+    condition_dropout: float = 0.1
+    """Share of items trained without any condition, for guidance."""
+    shared_angle: float = 0.0
+    """Share of items with one angle for the whole window, as in generation."""
+    clean_prefix: float = 0.0
+    """Share of items with clean leading chunks, as in continuation."""
+    maximum_angle: float = diffusion.HALF_PI
+    """Largest training angle, radians; sampling starts at pi/2."""
+    token_corruption: float = 0.0
+    """Share of semantic tokens replaced by random ones: what the LM writes is not free of errors either."""
+    prefix_dropout: float = 0.1
+    """Share of conditioned items whose prefix is absent; for `prefix_conditioning` only."""
+    prefix_level_dropout: float = 0.1
+    """Share of single prefix levels that are absent; for `prefix_conditioning` only."""
+
+    def init(self, key: jax.Array) -> Params:
+        """Fresh parameters, float32."""
+        return {"model": dpd.init(self.model, key)}
+
+    def gradients(self, params: Params, batch: Batch, key: jax.Array, step: jax.Array) -> tuple[Params, Metrics]:
+        """Gradients of the velocity error on {"latents" (B, L, D), "semantic_tokens", "prefix_tokens"}."""
+        return loss_gradients(self._loss, params, batch, key)
+
+    def _loss(self, params: Params, batch: Batch, key: jax.Array) -> tuple[jax.Array, Metrics]:
+        keys = jax.random.split(key, 4)
+        latents = batch["latents"]
+        count, frames, _ = latents.shape
+        conditioned = jax.random.bernoulli(keys[0], 1 - self.condition_dropout, (count,))
+        angle = diffusion.sample_angles(
+            keys[1], count, frames, self.model.chunks, self.shared_angle, self.clean_prefix, self.maximum_angle
+        )
+        tokens, prefix = self._perturb(batch, keys[2])
+        error = self._errors(params["model"], latents, angle, tokens, conditioned, prefix, keys[3]).mean(axis=-1)
+        noisy = (angle > 0).astype(error.dtype)
+        return (error * noisy).sum() / jnp.maximum(noisy.sum(), 1), {}
+
+    def _perturb(self, batch: Batch, key: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Semantic tokens with some replaced, and prefix tokens with some absent (-1)."""
+        where, which, whole, level = jax.random.split(key, 4)
+        tokens, prefix = batch["semantic_tokens"], batch["prefix_tokens"]
+        replaced = jax.random.bernoulli(where, self.token_corruption, tokens.shape)
+        others = jax.random.randint(which, tokens.shape, 0, self.model.semantic_tokens, tokens.dtype)
+        absent = jax.random.bernoulli(whole, self.prefix_dropout, (prefix.shape[0], 1))
+        absent |= jax.random.bernoulli(level, self.prefix_level_dropout, prefix.shape)
+        return jnp.where(replaced, others, tokens), jnp.where(absent, -1, prefix)
+
+    def _errors(
+        self,
+        model: Params,
+        latents: jax.Array,
+        angle: jax.Array,
+        tokens: jax.Array,
+        conditioned: jax.Array | int,
+        prefix: jax.Array,
+        key: jax.Array,
+    ) -> jax.Array:
+        """Squared velocity errors (B, L, D) at the given angles; the key draws the noise."""
+        noisy, target = diffusion.corrupt(latents, jax.random.normal(key, latents.shape), angle)
+        return (dpd.velocity(model, self.model, noisy, angle, tokens, conditioned, prefix) - target) ** 2
+
+    def evaluate(self, params: Params, batch: Batch, key: jax.Array) -> Metrics:
+        """Velocity errors of a held-out batch, nothing dropped or replaced.
+
+        "loss" is at independent chunk angles, conditioned; "loss_null" at the same ones without a condition;
+        "loss_at_0.2", 0.6, 1.0 and 1.4 with the whole window at that angle.
+        """
+        angle_key, noise_key = jax.random.split(key)
+        latents, tokens, prefix = batch["latents"], batch["semantic_tokens"], batch["prefix_tokens"]
+        count, frames, _ = latents.shape
+        drawn = diffusion.sample_angles(angle_key, count, frames, self.model.chunks)
+
+        def error(angle: jax.Array, conditioned: int = count) -> jax.Array:
+            return self._errors(params["model"], latents, angle, tokens, conditioned, prefix, noise_key).mean()
+
+        fixed = {f"loss_at_{angle}": error(jnp.full((count, frames), angle)) for angle in (0.2, 0.6, 1.0, 1.4)}
+        return {"loss": error(drawn), "loss_null": error(drawn, 0), **fixed}
+
+    def finish(self, model: Params, batches: Iterator[Batch], key: jax.Array) -> Params:
+        """Nothing is fitted after training."""
+        return model

@@ -1,0 +1,158 @@
+"""Training the semantic tokenizer: masked prediction of random-projection codes (BEST-RQ, arXiv 2202.01855), k-means.
+
+Spans of the input are replaced by noise; at the masked tokens the network predicts which entries of frozen random
+codebooks are nearest to random projections of what was there. Half of the codebooks look at the token's four log-mel
+frames (timbre), half at its semitone spectrum with the level taken out (pitch).
+B batch, T samples, U tokens, D channels, Q codebooks, C codes.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from melody_jax.errors import UserError
+from melody_jax.models import functional, tokenizer
+from melody_jax.models.functional import Params
+from melody_jax.models.tokenizer import TokenizerConfig
+from melody_jax.training.kmeans import fit_kmeans
+from melody_jax.training.stage import Batch, Metrics, loss_gradients
+
+
+@lru_cache(maxsize=16)
+def _random_quantiser(seed: tuple[int, int], channels: int, dim: int, codes: int) -> tuple[np.ndarray, np.ndarray]:
+    """A frozen projection (channels, dim) and a codebook (codes, dim) of unit vectors, from the seed alone."""
+    rng = np.random.default_rng(seed)
+    projection = rng.uniform(-1, 1, (channels, dim)) * (6 / (channels + dim)) ** 0.5
+    codebook = rng.standard_normal((codes, dim))
+    codebook /= np.linalg.norm(codebook, axis=-1, keepdims=True)
+    return projection.astype(np.float32), codebook.astype(np.float32)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenizerStage:
+    """The `tokenizer` stage. Batches hold "audio" (B, T), mono at 24 kHz.
+
+    Trained besides `params["model"]`: `params["heads"]`, the classifiers, which are dropped afterwards.
+    """
+
+    batch: ClassVar[str] = "audio"
+
+    model: TokenizerConfig = field(default_factory=TokenizerConfig)
+    """The network."""
+    codebooks: int = 4
+    """Random codebooks Q, even: the first half for timbre, the second for pitch."""
+    codes: int = 512
+    """Entries C of each."""
+    code_dim: int = 16
+    """Dimensions of the random projections."""
+    target_seed: int = 0
+    """Seed of projections and codebooks."""
+    mask_start: float = 0.04
+    """Probability that a masked span begins at a token."""
+    mask_span: int = 10
+    """Tokens in a masked span."""
+    mask_noise: float = 0.1
+    """Standard deviation of the noise in place of masked (normalised) input."""
+    cluster_frames: int = 100_000
+    """Tokens that the clusters are fitted to."""
+
+    @property
+    def name(self) -> str:
+        """The network's name."""
+        return "tokenizer"
+
+    def init(self, key: jax.Array) -> Params:
+        """Fresh parameters, float32."""
+        model_key, head_key = jax.random.split(key)
+        width, outputs = self.model.width, self.codebooks * self.codes
+        return {
+            "model": tokenizer.init(self.model, model_key),
+            "heads": functional.init(nnx.Linear, width, outputs, key=head_key),
+        }
+
+    def targets(self, mel: jax.Array, bands: jax.Array) -> jax.Array:
+        """Codes int (B, U, Q) of spectra (B, U, 4, M) and (B, U, S), standardised by this batch's statistics.
+
+        Without that the codes of most frames would coincide; nothing outside training depends on these statistics.
+        """
+        level = bands.mean(axis=-1, keepdims=True)
+        views = (mel.reshape(*mel.shape[:2], -1), bands - level)
+        codes = []
+        for i in range(self.codebooks):
+            view = views[2 * i // self.codebooks]
+            view = (view - view.mean(axis=(0, 1))) / (view.std(axis=(0, 1)) + 1e-3)
+            frozen = _random_quantiser((self.target_seed, i), view.shape[-1], self.code_dim, self.codes)
+            projection, codebook = frozen
+            codes.append(jnp.argmax((view @ projection) @ codebook.T, axis=-1))
+        return jax.lax.stop_gradient(jnp.stack(codes, axis=-1))
+
+    def mask(self, key: jax.Array, batch: int, tokens: int) -> jax.Array:
+        """Which tokens are masked, float 0 or 1 (B, U): spans that begin anywhere, one at least in every item."""
+        start_key, sure_key = jax.random.split(key)
+        starts = jax.random.bernoulli(start_key, self.mask_start, (batch, tokens))
+        sure = jax.random.randint(sure_key, (batch, 1), 0, max(tokens - self.mask_span, 0) + 1)
+        starts = starts | (jnp.arange(tokens) == sure)
+        spans = [jnp.pad(starts, ((0, 0), (i, 0)))[:, :tokens] for i in range(self.mask_span)]
+        return jnp.stack(spans).any(axis=0).astype(jnp.float32)
+
+    def loss(self, params: Params, batch: Batch, key: jax.Array) -> tuple[jax.Array, Metrics]:
+        """Cross-entropy in nats at the masked tokens, mean over the codebooks, and the accuracies of both halves."""
+        mask_key, noise_key = jax.random.split(key)
+        mel, bands = tokenizer.spectrum(self.model, batch["audio"])
+        targets, inputs = self.targets(mel, bands), tokenizer.stack(mel, bands)
+        mask = self.mask(mask_key, *inputs.shape[:2])[..., None]
+        noise = self.mask_noise * jax.random.normal(noise_key, inputs.shape)
+        inputs = (1.0 - mask) * inputs + mask * noise
+        x = tokenizer.hidden(params["model"], self.model, inputs, self.model.layers)
+        scores = functional.bind(nnx.Linear, x.shape[-1], self.codebooks * self.codes, params=params["heads"])(x)
+        scores = jax.nn.log_softmax(scores.reshape(*x.shape[:2], self.codebooks, self.codes))
+        chosen = jnp.take_along_axis(scores, targets[..., None], axis=-1)[..., 0]
+        weight = mask / mask.sum()
+        right = ((chosen >= scores.max(axis=-1)) * weight).sum(axis=(0, 1))
+        timbre, pitch = jnp.split(right, 2)
+        loss = -(chosen * weight).sum() / self.codebooks
+        return loss, {"timbre_accuracy": timbre.mean(), "pitch_accuracy": pitch.mean()}
+
+    def gradients(self, params: Params, batch: Batch, key: jax.Array, step: jax.Array) -> tuple[Params, Metrics]:
+        """Gradients and metrics of one training batch."""
+        return loss_gradients(self.loss, params, batch, key)
+
+    def evaluate(self, params: Params, batch: Batch, key: jax.Array) -> Metrics:
+        """The training loss with masks fixed by the key, and the accuracies."""
+        loss, metrics = self.loss(params, batch, key)
+        return {"loss": loss, **metrics}
+
+    def finish(self, model: Params, batches: Iterator[Batch], key: jax.Array) -> Params:
+        """Fits the standardisation and the codebook to the features of `cluster_frames` tokens, or all there are.
+
+        Raises `UserError` if there are fewer tokens than clusters.
+        """
+        compute = jax.jit(lambda model, audio: tokenizer.features(model, self.model, audio))
+        rows: list[np.ndarray] = []
+        for batch in batches:
+            x = np.asarray(compute(model, batch["audio"]))
+            rows.append(x.reshape(-1, x.shape[-1]))
+            if sum(len(row) for row in rows) >= self.cluster_frames:
+                break
+        if not rows:
+            raise UserError("no audio to fit the tokenizer's clusters to")
+        x = np.concatenate(rows)
+        fitted = model | self._standardisation(x)
+        codebook = fit_kmeans(tokenizer.standardise(fitted, jnp.asarray(x)), self.model.semantic_vocab, key)
+        return fitted | {"codebook": codebook}
+
+    def _standardisation(self, x: np.ndarray) -> Params:
+        """Mean and scale of features (N, feature_width): each part's variance sums to its configured share."""
+        width, share = self.model.width, self.model.spectral_share
+        spectral_width = self.model.feature_width - width
+        shares = np.full(x.shape[-1], (1.0 - share) / width)
+        shares[width:] = share / max(spectral_width, 1)
+        mean, std = x.mean(axis=0, dtype=np.float64), x.std(axis=0, dtype=np.float64)
+        scale = np.sqrt(shares) / np.maximum(std, 1e-3)
+        return {"feature_mean": jnp.asarray(mean, jnp.float32), "feature_scale": jnp.asarray(scale, jnp.float32)}

@@ -1,0 +1,286 @@
+"""The renderer: every patch in tune, every drum key sounds, and the same piece is the same bytes in any order."""
+
+import importlib
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from melody_jax.audio import SAMPLE_RATE, loudness
+from melody_jax.data.composer import drums, dsp, effects, patches, soundfont, synth
+from melody_jax.data.composer.instruments import INSTRUMENTS
+from melody_jax.data.composer.piece import DRUM_KITS, EFFECTS, ROLES, ROOMS, Facts, Note, Piece, Production, Track
+from melody_jax.data.composer.render import render
+from melody_jax.errors import UserError
+
+PRODUCTION = Production(
+    room="room",
+    reverb=0.4,
+    drum_kit="electronic",
+    lofi=False,
+    sidechain=True,
+    swing=0.0,
+    renderer="synth",
+    master_drive=0.3,
+    brightness=0.6,
+)
+LEADS = {"melody": "flute", "bass": "synth bass", "chords": "piano", "pad": "warm pad", "arp": "synth pluck"}
+
+
+def make_piece(seed: int = 3, seconds: float = 4.0, instruments: dict[str, str] = LEADS, **production) -> Piece:
+    tracks = []
+    for role, instrument in instruments.items():
+        low = max(INSTRUMENTS[instrument].low, 36 if role == "bass" else 60)
+        notes = tuple(Note(beat, 0.9, low + (0, 4, 7, 5)[beat % 4], 70 + 10 * (beat % 4)) for beat in range(8))
+        tracks.append(Track(role, instrument, notes, 0.0, ("delay",) if role == "arp" else ()))
+    hits = [Note(beat, 0.25, 36, 110) for beat in range(8)] + [Note(beat + 0.5, 0.25, 42, 80) for beat in range(8)]
+    tracks.append(Track("drums", "drums", (*hits, *(Note(beat, 0.25, 38, 100) for beat in range(1, 8, 2))), 0.0))
+    facts = Facts("house", "happy", 120.0, "C", "major", "4/4", ("flute", "piano"), "flute", ("verse",), True, "high")
+    return Piece(seed, seconds, facts, tuple(tracks), (), replace(PRODUCTION, **production))
+
+
+def font(name: str = "FluidR3Mono"):
+    try:
+        soundfont.library()
+        return soundfont.find(name)
+    except UserError as missing:
+        pytest.skip(str(missing))
+
+
+def partials(audio: np.ndarray, frequency: float) -> tuple[float, float]:
+    """Frequency of the strongest partial over the fundamental, and cents it lies off the nearest harmonic."""
+    spectrum = np.abs(np.fft.rfft(audio * np.hanning(len(audio)), 4 * len(audio)))
+    ratio = np.fft.rfftfreq(4 * len(audio), 1 / SAMPLE_RATE)[spectrum.argmax()] / frequency
+    return ratio, 1200 * np.log2(ratio / max(1, round(ratio)))
+
+
+def test_a_piece_has_its_exact_length_and_loudness():
+    for seconds in (4.0, 3.14159):
+        audio = render(make_piece(seconds=seconds))
+        assert audio.shape == (round(seconds * SAMPLE_RATE),)
+        assert audio.dtype == np.float32
+        assert np.isfinite(audio).all()
+        assert np.abs(audio).max() <= 0.98
+        assert abs(audio.mean()) < 1e-3
+        assert loudness(audio) == pytest.approx(-16.0, abs=1.0)
+
+
+@pytest.mark.parametrize(
+    "production",
+    [
+        {"room": "dry", "drum_kit": "acoustic", "sidechain": False, "master_drive": 0.0},
+        {"room": "hall", "reverb": 1.0, "drum_kit": "808", "lofi": True, "brightness": 0.0},
+        {"room": "plate", "drum_kit": "chip", "master_drive": 1.0, "brightness": 1.0},
+        {"room": "studio", "drum_kit": "brushes"},
+    ],
+)
+def test_productions(production: dict):
+    audio = render(make_piece(**production))
+    assert np.isfinite(audio).all()
+    assert np.abs(audio).max() <= 0.98
+    assert loudness(audio) == pytest.approx(-16.0, abs=2.0)
+
+
+def test_another_sample_rate_keeps_the_length():
+    assert render(make_piece(seconds=1.0), sample_rate=16_000).shape == (16_000,)
+
+
+def test_silent_piece_is_silence():
+    piece = replace(make_piece(seconds=1.0), tracks=(Track("melody", "flute", (), 0.0),))
+    assert not render(piece).any()
+
+
+def test_same_piece_same_bytes_whatever_came_before():
+    first, second = make_piece(seed=1), make_piece(seed=2, instruments={"melody": "violin", "chords": "organ"})
+    alone = render(first)
+    render(second)
+    assert np.array_equal(alone, render(first))
+    synth.voices.made.clear()
+    drums.one_shot.cache_clear()
+    render(second)
+    assert np.array_equal(alone, render(first))
+    assert not np.array_equal(alone, render(replace(first, seed=7)))
+
+
+@pytest.mark.parametrize("name", sorted(set(patches.PATCHES) - {"chip_noise"}))
+def test_patches_are_in_tune(name: str):
+    pitch = 40 if name.startswith("bass") else 64
+    for variant in (0, 5):
+        frequency = 440 * 2 ** ((pitch - 69) / 12)
+        audio = synth.play(name, name, [(0.0, 1.5, pitch, 100)], 36_000, variant)
+        ratio, cents = partials(audio[2400:], frequency)
+        assert 0.9 < ratio < 8.5
+        assert abs(cents) < 30
+
+
+@pytest.mark.parametrize("instrument", sorted(set(INSTRUMENTS) - {"drums"}))
+def test_every_instrument_plays_its_range(instrument: str):
+    entry = INSTRUMENTS[instrument]
+    for pitch in (entry.low, entry.high):
+        audio = synth.play(instrument, entry.synth_patch, [(0.05, 0.3, pitch, 90)], 24_000, 1)
+        assert np.isfinite(audio).all()
+        assert 0.02 < np.abs(audio).max() < 2.0
+        assert not audio[:1000].any()
+
+
+@pytest.mark.parametrize("kit", DRUM_KITS)
+def test_every_drum_key_sounds(kit: str):
+    for key in drums.KEYS:
+        hit = drums.play(kit, [(0.0, 0.25, key, 100)], 12_000, seed=key)
+        assert np.isfinite(hit).all()
+        assert 0.005 < np.abs(hit).max() < 2.0, (kit, key)
+
+
+def test_closed_hat_chokes_the_open_one():
+    ringing = drums.play("acoustic", [(0.0, 0.2, 46, 100)], 24_000, seed=0)
+    choked = drums.play("acoustic", [(0.0, 0.2, 46, 100), (0.2, 0.2, 42, 1)], 24_000, seed=0)
+    assert dsp.level(choked[9600:12_000]) < 0.3 * dsp.level(ringing[9600:12_000])
+
+
+@pytest.mark.parametrize("name", EFFECTS)
+def test_effects_keep_length_and_level(name: str):
+    audio = synth.play("electric guitar", "guitar", [(0.0, 1.0, 52, 100), (1.0, 1.0, 59, 100)], 60_000, 0)
+    for seed in range(2):
+        changed = effects.apply(audio, (name,), np.random.default_rng(seed), 0.5)
+        assert changed.shape == audio.shape
+        assert changed.dtype == np.float32
+        assert np.isfinite(changed).all()
+        assert not np.array_equal(changed, audio)
+        assert 0.05 < dsp.level(changed) / dsp.level(audio) < 3.0
+
+
+def test_names_agree_with_the_composer():
+    assert set(effects.EFFECTS) == set(EFFECTS)
+    assert set(drums.KITS) == set(DRUM_KITS)
+    for room in set(ROOMS) - {"dry"}:
+        response = effects.room_response(room, 0)
+        assert np.square(response).sum() == pytest.approx(1.0, abs=1e-3)
+    for role in ROLES:
+        track = Track(role, "drums" if role == "drums" else "piano", (Note(0, 1, 38, 100),), 0.0)
+        assert render(replace(make_piece(seconds=0.5), tracks=(track,))).any()
+
+
+def test_reverb_is_convolution_with_the_room():
+    audio = np.random.default_rng(0).standard_normal(9000).astype(np.float32)
+    expected = np.convolve(audio, effects.room_response("studio", 1))[:9000]
+    np.testing.assert_allclose(effects.reverb(audio, "studio", 1), expected, atol=1e-4)
+
+
+def test_sidechain_ducks_under_the_kick():
+    gain = effects.ducking([0.5], SAMPLE_RATE, depth=0.8, seconds=0.3)
+    assert gain[:11_000].min() == 1.0
+    assert gain.min() == pytest.approx(0.2, abs=0.01)
+    assert gain[-1] == 1.0
+
+
+def test_waveshaper_keeps_treble_and_does_not_alias():
+    time = dsp.times(24_000)
+    soft = dsp.waveshape(0.01 * np.sin(2 * np.pi * 8000 * time), 1.0)
+    assert dsp.level(soft) == pytest.approx(0.01 / np.sqrt(2), rel=0.1)
+    spectrum = np.abs(np.fft.rfft(dsp.waveshape(np.sin(2 * np.pi * 3100 * time), 4.0)[:24_000] * np.hanning(24_000)))
+    assert spectrum[24_000 - 5 * 3100 - 5 : 24_000 - 5 * 3100 + 5].max() < 0.06 * spectrum.max()
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"instrument": "theremin"}, "theremin"),
+        ({"role": "conductor"}, "conductor"),
+        ({"effects": ("sparkle",)}, "sparkle"),
+    ],
+)
+def test_unknown_names_are_user_errors(changes: dict, named: str):
+    piece = make_piece(seconds=0.5)
+    with pytest.raises(UserError, match=named):
+        render(replace(piece, tracks=(replace(piece.tracks[0], **changes),)))
+
+
+def test_unknown_kit_room_and_key_are_user_errors():
+    for production, named in (({"drum_kit": "tabla"}, "tabla"), ({"room": "cave"}, "cave")):
+        with pytest.raises(UserError, match=named):
+            render(make_piece(seconds=0.5, **production))
+    with pytest.raises(UserError, match="120"):
+        drums.play("acoustic", [(0.0, 0.1, 120, 100)], 100, 0)
+    with pytest.raises(UserError, match="0 seconds"):
+        render(make_piece(seconds=0.0))
+
+
+def test_missing_font_names_the_package(tmp_path, monkeypatch):
+    monkeypatch.setattr(soundfont, "FOLDERS", (tmp_path,))
+    for entry in soundfont.FONTS.values():
+        with pytest.raises(UserError, match=f"apt-get install {entry.package}$"):
+            soundfont.find(entry.name)
+    with pytest.raises(UserError, match="GMbank"):
+        soundfont.find("TimGM6mb")
+    assert soundfont.installed("train") == {}
+
+
+def test_missing_library_names_the_package(monkeypatch):
+    def refuse(name: str) -> None:
+        raise ImportError("Couldn't find the FluidSynth library.")
+
+    soundfont.library.cache_clear()
+    monkeypatch.setattr(importlib, "import_module", refuse)
+    with pytest.raises(UserError, match="libfluidsynth3"):
+        soundfont.library()
+    monkeypatch.undo()
+    soundfont.library.cache_clear()
+
+
+def test_test_only_font_is_kept_from_training():
+    assert soundfont.FONTS["GMbank"].splits == ("test",)
+    assert "GMbank" not in soundfont.installed("train") | soundfont.installed("validation")
+
+
+def test_missing_path_names_the_package(tmp_path):
+    font()
+    with pytest.raises(UserError, match="fluid-soundfont-gm"):
+        render(make_piece(seconds=0.5, renderer="soundfont"), tmp_path / "FluidR3_GM.sf2")
+    (tmp_path / "bad.sf2").write_bytes(b"no font")
+    with pytest.raises(UserError, match="not a SoundFont"):
+        render(make_piece(seconds=0.5, renderer="soundfont"), tmp_path / "bad.sf2")
+
+
+def test_font_stems_do_not_depend_on_order():
+    path = font()
+    jobs = {
+        program: [(0.1 * i, 0.3, 48 + (5 * i) % 24, 60 + 5 * (i % 8)) for i in range(12)] for program in (0, 48, 30, 73)
+    }
+    hits = [(0.2 * i, 0.1, (36, 42, 38, 46, 49)[i % 5], 90) for i in range(8)]
+    alone = {program: soundfont.play(path, program, notes, 48_000) for program, notes in jobs.items()}
+    kit = soundfont.play_drums(path, "acoustic", hits, 48_000, 0)
+    for program in (30, 73, 0, 48, 0):
+        assert np.array_equal(soundfont.play(path, program, jobs[program], 48_000), alone[program])
+        assert np.array_equal(soundfont.play_drums(path, "acoustic", hits, 48_000, 0), kit)
+    assert len({audio.tobytes() for audio in alone.values()}) == len(jobs)
+
+
+def test_font_plays_in_tune():
+    path = font()
+    for program in (0, 24, 73):
+        audio = soundfont.play(path, program, [(0.0, 1.5, 64, 100)], 36_000)
+        ratio, cents = partials(audio[2400:], 329.63)
+        assert 0.9 < ratio < 8.5
+        assert abs(cents) < 25
+
+
+def test_repeated_note_is_cut_by_the_next_one():
+    assert soundfont._events([(0.0, 2.0, 60, 90), (1.0, 1.0, 60, 80)]) == [
+        (0, 60, 90),
+        (375, 60, 0),
+        (375, 60, 80),
+        (750, 60, 0),
+    ]
+
+
+@pytest.mark.parametrize("renderer", ["synth", "soundfont"])
+def test_pieces_through_a_font(renderer: str):
+    path = font()
+    piece = make_piece(renderer=renderer)
+    audio = render(piece, path)
+    render(make_piece(seed=8), path)
+    assert np.array_equal(audio, render(piece, path))
+    assert audio.shape == (4 * SAMPLE_RATE,)
+    assert np.abs(audio).max() <= 0.98
+    assert loudness(audio) == pytest.approx(-16.0, abs=1.0)
+    assert not np.array_equal(audio, render(piece))
