@@ -115,6 +115,7 @@ def ddim_step(noisy: jax.Array, velocity: jax.Array, omega: jax.typing.ArrayLike
 
 def guide(conditional: jax.Array, null: jax.Array, scale: jax.typing.ArrayLike) -> jax.Array:
     """Classifier-free guidance; scale 1 is the conditional velocity, 0 the null one, above 1 extrapolates."""
+    scale = jnp.asarray(scale, jnp.float32)
     return scale * conditional + (1 - scale) * null
 
 

@@ -2,7 +2,7 @@
 
 How a tensor is stored, by path and size:
   a float matrix of at least 4,096 numbers   int8, `<path>` and float32 scales `<path>:scale`; one scale an output
-                                             channel (last axis), for embeddings one a row; further leading axes
+                                             channel (last axis), for `LOOKUP` tables one a row; leading axes
                                              (stacked blocks, convolution taps) have scales of their own
   gains, biases and small floats             float16 (float32 if their size asks for it)
   tensors named in `KEEP`                    the type said there
@@ -34,6 +34,7 @@ NETWORKS = {
     "dpd": "DPDConfig",
 }
 KEEP = {"codebook": "float16", "codebooks": "float16", "latent_mean": "float32", "latent_scale": "float32"}
+LOOKUP = ("embedding", "table", "words", "positions", "prefix", "semantic")  # endings of their paths
 SMALLEST_INT8 = 4096  # numbers; below it the scales and the error are not worth the bytes
 _SCALE = ":scale"
 
@@ -155,7 +156,7 @@ def _store(name: str, value: np.ndarray, keep: dict[str, str]) -> dict[str, np.n
     if value.ndim < 2 or value.size < SMALLEST_INT8 or last.endswith(("scale", "bias")):
         small = float(np.max(np.abs(value), initial=0.0)) < float(np.finfo(np.float16).max)
         return {name: np.ascontiguousarray(value, np.float16 if small else np.float32)}
-    axis = -1 if "embedding" in last else -2
+    axis = -1 if last.endswith(LOOKUP) else -2
     scale = np.max(np.abs(value), axis=axis, keepdims=True).astype(np.float32) / 127
     codes = np.rint(value / np.where(scale == 0, 1, scale)).astype(np.int8)
     return {name: np.ascontiguousarray(codes), name + _SCALE: np.ascontiguousarray(scale)}

@@ -19,8 +19,8 @@ from melody_jax.data.composer.theory import KEYS, MODES, QUALITIES, Chord, chord
 from melody_jax.errors import UserError
 
 LEADS = (
-    "piano", "acoustic guitar", "electric guitar", "violin", "cello", "flute", "saxophone", "trumpet", "clarinet", "organ",
-    "synth lead", "harp", "marimba", "vibraphone", "accordion", "banjo", "choir", "music box",
+    "piano", "acoustic guitar", "electric guitar", "violin", "cello", "flute", "saxophone", "trumpet", "clarinet",
+    "organ", "synth lead", "harp", "marimba", "vibraphone", "accordion", "banjo", "choir", "music box",
 )  # fmt: skip
 
 
@@ -107,12 +107,12 @@ def test_splits_share_no_progression_and_no_motif():
         assert all(split_of(value) == split for value in seen[split][0] | seen[split][1])
     for kind, (a, b) in itertools.product((0, 1), itertools.combinations(SPLITS, 2)):
         assert not seen[a][kind] & seen[b][kind]
-    assert len(seen["train"][0]) > 120
-    assert len(seen["train"][1]) > 250
+    assert len(seen["train"][0]) > 100
+    assert len(seen["train"][1]) > 200
 
 
 def test_tempi_metres_modes_and_keys_are_covered():
-    facts = [compose(seed, seconds=4.0).facts for seed in range(500)]
+    facts = [compose(seed, seconds=4.0).facts for seed in range(360)]
     assert min(f.tempo_bpm for f in facts) < 60
     assert max(f.tempo_bpm for f in facts) > 168
     assert {f.mode for f in facts} == set(MODES)
@@ -152,7 +152,7 @@ def test_fixed_facts_are_kept():
 
 def test_moods_change_the_notes():
     def mean(mood, value, genre="solo piano"):
-        return statistics.mean(value(_melody(compose(seed, genre=genre, mood=mood)).notes) for seed in range(25))
+        return statistics.mean(value(_melody(compose(seed, genre=genre, mood=mood)).notes) for seed in range(15))
 
     def loudness(notes):
         return statistics.mean(note.velocity for note in notes)

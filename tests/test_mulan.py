@@ -16,6 +16,8 @@ from melody_jax.training.stages.mulan import MuLanStage
 
 SAMPLES = 24_000
 STAGE = MuLanStage(model=TINY, genres=4, moods=3, modes=2, instruments=5, tempo_bins=8, fit_batches=8, fit_iterations=4)
+GRADIENTS = jax.jit(STAGE.gradients)
+EVALUATE = jax.jit(STAGE.evaluate)
 WORDS = ("deep", "low", "high", "bright")
 
 
@@ -96,7 +98,7 @@ def test_quantise_centres_each_modality(params, fitted):
 def test_finish_fits_means_and_codebooks_that_are_used(fitted, params):
     assert fitted["codebooks"].shape == (TINY.levels, TINY.codes, TINY.embedding)
     assert fitted["music_mean"].shape == fitted["text_mean"].shape == (TINY.embedding,)
-    metrics = jax.jit(STAGE.evaluate)({**params, "model": fitted}, make_batch(2), jax.random.key(0))
+    metrics = EVALUATE({**params, "model": fitted}, make_batch(2), jax.random.key(0))
     assert 0.2 < float(metrics["smallest_usage"]) <= float(metrics["usage"]) <= 1.0
     with pytest.raises(UserError, match="no batches"):
         STAGE.finish(params["model"], iter(()), jax.random.key(0))
@@ -104,20 +106,21 @@ def test_finish_fits_means_and_codebooks_that_are_used(fitted, params):
 
 def test_training_lowers_the_held_out_loss(params):
     stage: Stage = STAGE
+    assert stage.name == "mulan"
     optimizer = optax.adam(3e-3)
-    held_out = make_batch(1000)
 
     @jax.jit
-    def step(params, state, batch, key):
-        grads, metrics = stage.gradients(params, batch, key, jnp.int32(0))
+    def apply(params, state, grads):
         updates, state = optimizer.update(grads, state, params)
-        return optax.apply_updates(params, updates), state, metrics
+        return optax.apply_updates(params, updates), state
 
-    evaluate = jax.jit(lambda params: stage.evaluate(params, held_out, jax.random.key(0)))
-    before, state, trained = evaluate(params), optimizer.init(params), params
+    held_out = make_batch(1000)
+    before = EVALUATE(params, held_out, jax.random.key(0))
+    state, trained = jax.jit(optimizer.init)(params), params
     for i in range(50):
-        trained, state, metrics = step(trained, state, make_batch(i), jax.random.key(i))
-    after = evaluate(trained)
+        grads, metrics = GRADIENTS(trained, make_batch(i), jax.random.key(i), jnp.int32(i))
+        trained, state = apply(trained, state, grads)
+    after = EVALUATE(trained, held_out, jax.random.key(0))
     assert all(bool(jnp.isfinite(value)) for value in metrics.values())
     assert float(after["loss"]) < 0.8 * float(before["loss"])
     assert float(after["genre_accuracy"]) > 0.8
@@ -141,7 +144,7 @@ def test_retrieval_ranks():
 def test_unknown_facts_cost_nothing(params):
     batch = make_batch(0)
     unknown = {name: np.full_like(value, np.nan if name == "tempo" else -1) for name, value in batch["facts"].items()}
-    gradient, metrics = jax.jit(STAGE.gradients)(params, {**batch, "facts": unknown}, jax.random.key(0), jnp.int32(0))
+    gradient, metrics = GRADIENTS(params, {**batch, "facts": unknown}, jax.random.key(0), jnp.int32(0))
     assert float(metrics["music_facts"]) == float(metrics["text_facts"]) == 0.0
     assert all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(gradient))
 

@@ -26,18 +26,19 @@ def tiny_networks() -> dict:
         "mulan": mulan.TINY,
         "vae": vae.TINY,
         "lm": dataclasses.replace(lm.TINY, prefix_levels=mulan.TINY.levels, prefix_codes=mulan.TINY.codes),
-        "dpd": dataclasses.replace(dpd.TINY, latent_dim=vae.TINY.latent_width, vocab=lm.TINY.semantic_vocab),
+        "dpd": dataclasses.replace(dpd.PRESETS["tiny"], latent_dim=vae.TINY.latent_width, semantic_tokens=lm.TINY.semantic_vocab, prefix_codes=mulan.TINY.codes),
     }
-    params = {
-        "mulan": mulan.init(configs["mulan"], keys[0])
+    started = {  # jitted: one compilation each instead of one for every little operation
+        name: jax.jit(module.init, static_argnums=0)(configs[name], keys[i])
+        for i, (name, module) in enumerate({"mulan": mulan, "vae": vae, "lm": lm, "dpd": dpd}.items())
+    }
+    params = started | {
+        "mulan": started["mulan"]
         | {
             "music_mean": jnp.zeros(mulan.TINY.embedding),
             "text_mean": jnp.zeros(mulan.TINY.embedding),
-            "codebooks": jax.random.normal(keys[1], (mulan.TINY.levels, mulan.TINY.codes, mulan.TINY.embedding)),
+            "codebooks": jax.random.normal(keys[5], (mulan.TINY.levels, mulan.TINY.codes, mulan.TINY.embedding)),
         },
-        "vae": vae.init(configs["vae"], keys[2]),
-        "lm": lm.init(configs["lm"], keys[3]),
-        "dpd": dpd.init(configs["dpd"], keys[4]),
     }
     return {name: (params[name], configs[name]) for name in configs}
 
@@ -78,7 +79,7 @@ def test_batch_of_four_equals_four_of_one(melody) -> None:
         assert np.array_equal(noise[i], alone[0])
     config = generate.SamplerConfig(**{k: melody.configs[k] for k in ("mulan", "lm", "dpd")}, steps=3)
     prefix = jax.random.randint(jax.random.key(0), (4, config.lm.prefix_levels), 0, config.lm.prefix_codes)
-    tokens = jax.random.randint(jax.random.key(1), (4, config.dpd.tokens), 0, config.dpd.vocab)
+    tokens = jax.random.randint(jax.random.key(1), (4, config.tokens), 0, config.dpd.semantic_tokens)
 
     def waves(items: slice) -> np.ndarray:
         latents = generate.tokens_to_latents(
@@ -126,7 +127,7 @@ def test_guidance_of_one_is_no_guidance(melody) -> None:
 )
 def test_bad_arguments_are_named(melody, arguments: dict, named: str) -> None:
     with pytest.raises(UserError, match=named):
-        melody.generate(**{"prompts": PROMPTS[0], **arguments})
+        melody.generate(**{"prompts": PROMPTS[0], "seconds": 1, **arguments})
 
 
 def test_unknown_release_lists_what_there_is(releases: Path) -> None:

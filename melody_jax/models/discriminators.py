@@ -43,9 +43,7 @@ class DiscriminatorConfig:
             raise UserError("discriminator widths: at least two layers are needed")
 
 
-TINY = DiscriminatorConfig(
-    periods=(2, 3), period_widths=(4, 8, 8), resolutions=((512, 120),), resolution_widths=(4, 8)
-)
+TINY = DiscriminatorConfig(periods=(2, 3), period_widths=(4, 8, 8), resolutions=((512, 120),), resolution_widths=(4, 8))
 
 
 def _patches(x: jax.Array, width: int, stride: int) -> jax.Array:
@@ -139,9 +137,7 @@ def init(config: DiscriminatorConfig, key: jax.Array) -> Params:
 
 def judge(params: Params, config: DiscriminatorConfig, audio: jax.Array) -> list[Judgement]:
     """Every discriminator's (logits, hidden layers) on audio (B, T)."""
-    modules = [
-        bind(PeriodDiscriminator, p, config.period_widths, params=params[f"period_{p}"]) for p in config.periods
-    ]
+    modules = [bind(PeriodDiscriminator, p, config.period_widths, params=params[f"period_{p}"]) for p in config.periods]
     modules += [
         bind(SpectrogramDiscriminator, *r, config.resolution_widths, params=params[f"resolution_{r[0]}"])
         for r in config.resolutions

@@ -97,24 +97,26 @@ TINY = VAEConfig(
 
 
 class Block(nnx.Module):
-    """ConvNeXt block over time: depthwise convolution, channel norm, two-layer perceptron, gain, skip."""
+    """ConvNeXt block over time: depthwise convolution, channel norm, two-layer perceptron, scale, skip."""
 
     def __init__(self, width: int, expansion: int, *, rngs: nnx.Rngs) -> None:
         self.kernel = nnx.Param(jax.random.normal(rngs.params(), (KERNEL, width)) * KERNEL**-0.5)
         self.norm = RMSNorm(width, rngs=rngs)
         self.up = nnx.Linear(width, width * expansion, rngs=rngs)
         self.down = nnx.Linear(width * expansion, width, rngs=rngs)
-        self.gain = nnx.Param(jnp.full(width, BLOCK_GAIN))
+        self.scale = nnx.Param(jnp.full(width, BLOCK_GAIN))
 
     def __call__(self, x: jax.Array) -> jax.Array:
         h = self.norm(depthwise_conv(x, self.kernel[...]))
-        return x + self.down(jax.nn.gelu(self.up(h))) * self.gain[...].astype(x.dtype)
+        return x + self.down(jax.nn.gelu(self.up(h))) * self.scale[...].astype(x.dtype)
 
 
 class Ends(nnx.Module):
     """What stands around the blocks of one half: a projection in, one between the two rates, a normed one out."""
 
-    def __init__(self, entry: tuple[int, int], middle: tuple[int, int], out: tuple[int, int], *, rngs: nnx.Rngs) -> None:
+    def __init__(
+        self, entry: tuple[int, int], middle: tuple[int, int], out: tuple[int, int], *, rngs: nnx.Rngs
+    ) -> None:
         self.entry = nnx.Linear(*entry, rngs=rngs)
         self.middle = nnx.Linear(*middle, rngs=rngs)
         self.norm = RMSNorm(out[0], rngs=rngs)
@@ -165,7 +167,7 @@ def init(config: VAEConfig, key: jax.Array) -> Params:
 
 def _run(stacked: Params, width: int, expansion: int, x: jax.Array) -> jax.Array:
     """Applies the stacked blocks, unrolled: there are few, and on XLA:CPU a scan over them takes a quarter longer."""
-    for params in unstack(stacked, len(stacked["gain"])):
+    for params in unstack(stacked, len(stacked["scale"])):
         x = bind(Block, width, expansion, params=params)(x)
     return x
 

@@ -61,7 +61,7 @@ def prefix_to_tokens(
     keys = jax.vmap(lambda key: jax.random.fold_in(key, 0))(keys)
     return lm.generate(
         params, config.lm, prefix_tokens, keys, config.tokens, temperature=temperature, top_k=config.top_k,
-        guidance_scale=guidance_scale if config.lm_guided else None,
+        guidance_scale=guidance_scale if config.lm_guided else 1.0,
     )
 
 
@@ -80,12 +80,10 @@ def tokens_to_latents(
     """
     batch = semantic_tokens.shape[0]
     branches = 2 if config.guided else 1
-    tokens, prefix = (jnp.tile(each, (branches, 1)) for each in (semantic_tokens, prefix_tokens))
-    conditioned = jnp.arange(branches * batch) < batch
 
     def velocity(noisy: jax.Array, angle: jax.Array) -> jax.Array:
         noisy, angle = jnp.tile(noisy, (branches, 1, 1)), jnp.tile(angle, (branches, 1))
-        predicted = dpd.velocity(params, config.dpd, noisy, angle, tokens, conditioned, prefix_tokens=prefix)
+        predicted = dpd.velocity(params, config.dpd, noisy, angle, semantic_tokens, batch, prefix_tokens)
         return diffusion.guide(predicted[:batch], predicted[batch:], guidance_scale) if config.guided else predicted
 
     noise = initial_noise(keys, config.dpd.frames, config.dpd.latent_dim)

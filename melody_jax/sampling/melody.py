@@ -51,7 +51,7 @@ class Melody:
         ids, mask = _tokenise(texts, self.configs["mulan"].text.max_length)
         _check_number("seconds", seconds, 0.0, self.max_seconds, hint="continuation is not built yet")
         _check_integer("steps", steps, 1, 1000)
-        _check_integer("top_k", top_k, 1, self.configs["lm"].semantic_vocab)
+        _check_integer("top_k", top_k, 1, 2**31 - 1)
         for name, value in (("guidance_scale", guidance_scale), ("lm_guidance_scale", lm_guidance_scale)):
             _check_number(name, value, -100.0, 100.0)
         _check_number("temperature", temperature, -1e-9, 100.0)

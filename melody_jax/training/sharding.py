@@ -20,7 +20,7 @@ AXES = ("data", "fsdp", "tensor")
 # a mesh axis that does not divide its array axis is left out.
 RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
     (r"(^|/)(scale|bias|codebooks?|latent_mean|latent_scale)$", ()),
-    (r"embedding$", ("tensor", "fsdp")),
+    (r"(embedding|table|words|positions|prefix|semantic)$", ("tensor", "fsdp")),
     (r"(^|/)(out|down|o|output|project_out)/kernel$", ("tensor", "fsdp")),
     (r"", ("fsdp", "tensor")),
 )

@@ -11,7 +11,6 @@ from melody_jax.data.composer.grid import Grid, Hit, compile_grid
 from melody_jax.data.composer.piece import Note
 from melody_jax.data.composer.theory import chord_scale, ladder, nearest, place
 
-
 _NAMED = ("walk", "hold", "two")
 
 

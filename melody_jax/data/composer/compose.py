@@ -15,7 +15,7 @@ from melody_jax.data.composer.splits import split_index
 from melody_jax.data.composer.theory import KEYS
 
 _STREAM_PRODUCTION = 20
-_LOW, _HIGH = 0.4, 0.62
+_LOW, _HIGH = 0.42, 0.66
 
 
 def compose(

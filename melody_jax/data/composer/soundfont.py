@@ -95,6 +95,16 @@ class _Fonts:
 
     def __init__(self) -> None:
         self._library = library()
+        # Warnings about presets no longer lent, and errors that become a `UserError`, would fill the terminal.
+        silence = self._library.cfunc(
+            "fluid_set_log_function",
+            ctypes.c_void_p,
+            ("level", ctypes.c_int, 1),
+            ("function", ctypes.c_void_p, 1),
+            ("data", ctypes.c_void_p, 1),
+        )
+        for level in (1, 2):
+            silence(level, None, None)
         self._keeper = self._synthesiser()
         self._loaded: dict[Path, Any] = {}
         pointer, number = ctypes.c_void_p, ctypes.c_int
@@ -151,7 +161,7 @@ class _Fonts:
             player.delete()
 
     def _render(self, player: Any, channel: int, events: Sequence[tuple[int, int, int]], count: int) -> np.ndarray:
-        """Events are (block, key, velocity or 0 for off), in order of time; nothing is worked out while no voice sounds."""
+        """Plays (block, key, velocity or 0 for off) in order of time; nothing is worked out while no voice sounds."""
         blocks = -(-count // BLOCK)
         sides = np.zeros((2, blocks * BLOCK), np.float32)
         left, right = sides[0].ctypes.data, sides[1].ctypes.data

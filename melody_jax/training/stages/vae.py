@@ -189,7 +189,10 @@ class VAEStage:
         """What the decoder minimises: least-squares adversarial loss and feature matching."""
         adversarial = sum((jnp.mean((logits - 1) ** 2) for logits, _ in fake), jnp.float32(0))
         matching = sum(
-            (_average([_l1(a, b) for a, b in zip(f, r, strict=True)]) for (_, f), (_, r) in zip(fake, real, strict=True)),
+            (
+                _average([_l1(a, b) for a, b in zip(f, r, strict=True)])
+                for (_, f), (_, r) in zip(fake, real, strict=True)
+            ),
             jnp.float32(0),
         )
         loss = self.adversarial_weight * adversarial + self.feature_weight * matching

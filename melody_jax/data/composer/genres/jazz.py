@@ -30,7 +30,8 @@ JAZZ = Genre(
     layers=(
         Layer(role="chords", instruments={"piano": 6, "jazz guitar": 2, "organ": 0.7, "vibraphone": 0.5}, voices=4,
             rootless=True, style="close", gain=-7, gate=0.5, centre=59, strum=0.004, loud=72,
-              patterns=("x..o....", "..x..x..", "x..x....", "...x..x.", ".x...x..", ".....x.x/..x.....",
+              patterns=("3/4|x..x..", "3/4|.x..x.", "3/4|..x.x.", "x..o....", "..x..x..", "x..x....", "...x..x.",
+                  ".x...x..", ".....x.x/..x.....",
                   "x..o...x/...x..x.", "....x..x/.x....x.", "x.x.x.x.")),
         Layer(role="chords", instruments={"jazz guitar": 1}, voices=3, rootless=True, gain=-13, gate=0.5, centre=57,
             chance=0.2, strum=0.006, patterns=("x.x.x.x.",)),
@@ -126,7 +127,8 @@ BLUES = Genre(
     layers=(
         Layer(role="chords", instruments={"electric guitar": 4, "overdriven guitar": 1.5, "steel guitar": 1}, voices=3,
             gain=-8, centre=56, gate=0.6, strum=0.006,
-              patterns=("l.lol.lo", "x.xox.xo", "..x...x.", "...x...x", "..x..xx.", "l.xol.xo"),
+              patterns=("12/8|l.ol.ol.ol.o", "12/8|..x..x..x..x", "12/8|x..x..x..x..", "l.lol.lo", "x.xox.xo",
+                  "..x...x.", "...x...x", "..x..xx.", "l.xol.xo"),
                   effects={"tremolo": 0.25, "overdrive": 0.3}),
         Layer(role="chords", instruments={"piano": 3, "organ": 3, "honky-tonk piano": 1, "rock organ": 1}, voices=4,
             rootless=True, gain=-9, chance=0.7, gate=0.6, centre=62,

@@ -1,0 +1,277 @@
+"""Dual-path diffusion: the sheet's algebra, what depends on what, sizes, and that it learns."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from melody_jax import diffusion
+from melody_jax.errors import UserError
+from melody_jax.models import dpd, segments
+from melody_jax.models.dpd import PRESETS
+from melody_jax.models.functional import count
+from melody_jax.models.layers import rotary
+from melody_jax.models.roformer import rotate
+from melody_jax.training.stages.dpd import DPDStage
+
+TINY = PRESETS["tiny"]
+SMALL = dataclasses.replace(TINY, frames=24, blocks=1, segment=4)
+
+
+def inputs(config, batch=3, seed=0):
+    keys = jax.random.split(jax.random.key(seed), 4)
+    tokens = config.frames // config.frames_per_token
+    return {
+        "noisy": jax.random.normal(keys[0], (batch, config.frames, config.latent_dim)),
+        "angle": diffusion.sample_angles(keys[1], batch, config.frames, config.chunks),
+        "semantic_tokens": jax.random.randint(keys[2], (batch, tokens), 0, config.semantic_tokens),
+        "prefix_tokens": jax.random.randint(keys[3], (batch, config.prefix_levels), 0, config.prefix_codes),
+    }
+
+
+def run(config, params=None, conditioned=None, **changes):
+    given = inputs(config) | changes
+    conditioned = jnp.ones(len(given["noisy"]), bool) if conditioned is None else conditioned
+    params = dpd.init(config, jax.random.key(5)) if params is None else params
+    if isinstance(conditioned, int):
+        return np.asarray(jax.jit(lambda p, g: dpd.velocity(p, config, conditioned=conditioned, **g))(params, given))
+    return np.asarray(jitted(config, params, conditioned, given))
+
+
+@jax.jit(static_argnums=0)
+def jitted(config, params, conditioned, given):
+    return dpd.velocity(params, config, conditioned=conditioned, **given)
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    return dpd.init(TINY, jax.random.key(5))
+
+
+@pytest.mark.parametrize(("frames", "length"), [(80, 8), (77, 8), (3, 8), (256, 16), (2500, 64)])
+def test_overlap_add_of_segments_is_twice_the_input(frames, length):
+    x = jax.random.normal(jax.random.key(0), (2, frames, 3))
+    sheet = segments.segment(x, length)
+    assert sheet.shape == (length, 2, segments.segment_count(frames, length), 3)
+    np.testing.assert_array_equal(segments.overlap_add(sheet, frames), 2 * x)
+    np.testing.assert_array_equal(sheet[length // 2 :, :, :-1], sheet[: length // 2, :, 1:])
+
+
+def test_paper_sheet_has_80_segments_and_published_merge_widths():
+    assert segments.segment_count(2500, 64) == 80
+    widths = [segments.merge_width(i, 8) for i in range(8)]
+    assert widths == [1, 2, 4, 8, 8, 4, 2, 1]
+    sheet = jnp.zeros((64, 1, 5, 2))
+    merged = [segments.merge(sheet, n) for n in widths]
+    assert [len(m) for m in merged] == [64, 32, 16, 8, 8, 16, 32, 64]
+    assert all(segments.repeat(m, n, 64).shape == sheet.shape for m, n in zip(merged, widths, strict=True))
+
+
+@pytest.mark.parametrize("n", [1, 2, 4])
+def test_merge_is_the_mean_of_overlapping_windows(n):
+    sheet = np.random.default_rng(0).normal(size=(10, 2, 3)).astype(np.float32)
+    windows = [sheet[i : i + 2 * n] for i in range(0, 10, n)]
+    plain = np.stack([w.sum(axis=0) / (2 * n) for w in windows])
+    normalised = np.stack([w.mean(axis=0) for w in windows])
+    np.testing.assert_allclose(segments.merge(jnp.asarray(sheet), n), plain, atol=1e-6)
+    np.testing.assert_allclose(segments.merge(jnp.asarray(sheet), n, normalised=True), normalised, atol=1e-6)
+
+
+def test_clocks_stand_at_the_centres_of_what_is_averaged():
+    """The frames' own centres in token units, run through the same windows, give the clock."""
+    frames, length, rate = 40, 8, 2
+    padded = np.arange(-length // 2, 100) + 0.5
+    for n in (1, 2):
+        for s in (0, 3):
+            inside = padded[s * length // 2 :][:length]
+            centres = [inside[j : j + 2 * n].mean() / rate for j in range(0, length, n)]
+            clock = segments.column_clock(segments.segment_count(frames, length), length, n, rate)
+            np.testing.assert_allclose(clock[:, s], centres)
+            assert segments.segment_clock(s + 1, length, rate)[s] == pytest.approx(inside.mean() / rate)
+
+
+def test_rotation_before_the_split_is_the_rotary_embedding():
+    x, clock = jax.random.normal(jax.random.key(0), (2, 5, 12)), np.arange(5) * 1.5
+    expected = rotary(x.reshape(2, 5, 3, 4).transpose(0, 2, 1, 3), jnp.asarray(clock))
+    np.testing.assert_allclose(rotate(x, clock[None], 3).reshape(2, 5, 3, 4).transpose(0, 2, 1, 3), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize(("name", "low", "high"), [("paper", 295.5e6, 295.8e6), ("mini", 5e6, 9e6), ("tiny", 0, 4e5)])
+def test_parameter_counts(name, low, high):
+    assert low < count(jax.eval_shape(lambda key: dpd.init(PRESETS[name], key), jax.random.key(0))) < high
+
+
+@pytest.mark.parametrize("name", ["paper", "paper-aligned"])
+def test_full_size_shapes(name):
+    config = PRESETS[name]
+    params = jax.eval_shape(lambda key: dpd.init(config, key), jax.random.key(0))
+    given = jax.eval_shape(lambda: inputs(config, batch=2))
+    result = jax.eval_shape(lambda p, g: dpd.velocity(p, config, conditioned=1, **g), params, given)
+    assert result.shape == (2, config.frames, 16)
+
+
+def test_mini_fits_its_budget():
+    assert dpd.flops(PRESETS["mini"]) <= 6.5e9
+
+
+def test_blocks_have_string_keys(tiny):
+    assert sorted(tiny["blocks"]) == ["0", "1"]
+
+
+def test_null_branch_sees_neither_tokens_nor_prefix(tiny):
+    other = inputs(TINY, seed=9)
+    changes = {name: other[name] for name in ("semantic_tokens", "prefix_tokens")}
+    for none in (jnp.zeros(3, bool), 0):
+        np.testing.assert_array_equal(run(TINY, tiny, none), run(TINY, tiny, none, **changes))
+
+
+def test_output_depends_on_every_input(tiny):
+    base = run(TINY, tiny)
+    other = inputs(TINY, seed=9)
+    for name in ("noisy", "angle", "semantic_tokens", "prefix_tokens"):
+        assert np.abs(run(TINY, tiny, **{name: other[name]}) - base).max() > 1e-5, name
+    assert np.abs(run(TINY, tiny, jnp.zeros(3, bool)) - base).max() > 1e-5
+
+
+def test_cross_attention_hears_the_order_of_tokens(tiny):
+    """A permutation leaves the pooled condition, so what changes came through cross-attention."""
+    tokens = inputs(TINY)["semantic_tokens"]
+    assert np.abs(run(TINY, tiny, semantic_tokens=tokens[:, ::-1]) - run(TINY, tiny)).max() > 1e-5
+
+
+def test_modulation_hears_the_tokens():
+    """With all tokens alike cross-attention still passes them on, so it is cut off at its output."""
+    params = dpd.init(SMALL, jax.random.key(5))
+    for layer in params["blocks"]["0"]["coarse"]["layers"].values():
+        layer["cross"]["out"]["kernel"] = jnp.zeros_like(layer["cross"]["out"]["kernel"])
+    other = inputs(SMALL, seed=9)["semantic_tokens"]
+    assert np.abs(run(SMALL, params, semantic_tokens=other) - run(SMALL, params)).max() > 1e-5
+
+
+def test_absent_prefix_is_all_levels_absent_and_off_means_unused(tiny):
+    absent = jnp.full((3, 12), -1)
+    np.testing.assert_array_equal(run(TINY, tiny, prefix_tokens=absent), run(TINY, tiny, prefix_tokens=None))
+    off = dataclasses.replace(SMALL, prefix_conditioning=False)
+    np.testing.assert_array_equal(run(off), run(off, prefix_tokens=None))
+
+
+def test_mask_and_number_of_conditioned_items_agree(tiny):
+    mask = jnp.array([True, True, False])
+    np.testing.assert_allclose(run(TINY, tiny, 2), run(TINY, tiny, mask), atol=2e-6)
+    np.testing.assert_allclose(run(TINY, tiny, 3), run(TINY, tiny), atol=2e-6)
+
+
+def test_batch_of_three_is_three_batches_of_one(tiny):
+    mask = jnp.array([True, False, True])
+    whole = run(TINY, tiny, mask)
+    for i in range(3):
+        one = {name: x[i : i + 1] for name, x in inputs(TINY).items()}
+        np.testing.assert_allclose(run(TINY, tiny, mask[i : i + 1], **one), whole[i : i + 1], atol=2e-6)
+
+
+@pytest.mark.parametrize(
+    "field",
+    [
+        {"film": "affine"},
+        {"film_mean": True},
+        {"merge_normalised": True, "blocks": 3},
+        {"frame_clock": True},
+        {"aligned_tokens": True},
+        {"frames_per_token": 2, "aligned_tokens": True},
+        {"sru_hidden": 8},
+        {"sru_recurrent_weights": False, "sru_parallel_scan": True},
+        {"roformer_layers": 2},
+    ],
+    ids=lambda field: next(iter(field)),
+)
+def test_options_run_and_matter(field):
+    config = dataclasses.replace(SMALL, **field)
+    result = run(config)
+    assert np.isfinite(result).all()
+    assert result.shape == (3, 24, 8)
+    params = dpd.init(config, jax.random.key(5))
+    if jax.tree.structure(params) == jax.tree.structure(dpd.init(SMALL, jax.random.key(5))):
+        reference = dataclasses.replace(SMALL, blocks=config.blocks, frames_per_token=config.frames_per_token)
+        assert np.abs(result - run(reference, params)).max() > 1e-6
+
+
+def test_literal_sin_sees_only_the_sum_of_the_ends():
+    params = dpd.init(SMALL, jax.random.key(5))
+    swapped = params | {"angle_ends": params["angle_ends"][::-1]}
+    literal = dataclasses.replace(SMALL, literal_sin=True)
+    np.testing.assert_allclose(run(literal, params), run(literal, swapped), atol=1e-6)
+    assert np.abs(run(SMALL, params) - run(SMALL, swapped)).max() > 1e-5
+
+
+def test_lower_precision_and_rematerialisation_compute_the_same():
+    params = dpd.init(SMALL, jax.random.key(5))
+    base = run(SMALL, params)
+    half = run(dataclasses.replace(SMALL, dtype="bfloat16"), params)
+    assert half.dtype == np.float32
+    np.testing.assert_allclose(half, base, atol=0.1 * np.abs(base).max())  # bfloat16 keeps 8 bits through 20 layers
+    np.testing.assert_allclose(run(dataclasses.replace(SMALL, remat=True), params), base, atol=1e-6)
+
+
+@pytest.mark.parametrize("field", [{"segment": 5}, {"heads": 3}, {"film": "none"}])
+def test_impossible_configs_are_refused(field):
+    with pytest.raises(UserError):
+        dataclasses.replace(TINY, **field)
+
+
+def task(key, batch):
+    """Latents that are a fixed function of the tokens and, faintly, of the prefix."""
+    table = jax.random.normal(jax.random.key(77), (8, TINY.latent_dim))
+    tokens = jax.random.randint(key, (batch, TINY.frames), 0, 8)
+    prefix = jnp.zeros((batch, TINY.prefix_levels), jnp.int32)
+    return {"latents": table[tokens], "semantic_tokens": tokens, "prefix_tokens": prefix}
+
+
+@pytest.mark.parametrize("mixing", [{}, {"shared_angle": 0.3, "clean_prefix": 0.2, "token_corruption": 0.03}])
+def test_fifty_steps_lower_the_held_out_loss(mixing):
+    stage = DPDStage(model=TINY, **mixing)
+    params = stage.init(jax.random.key(0))
+    optimizer = optax.adamw(3e-3)
+    evaluate = jax.jit(lambda p: stage.evaluate(p, task(jax.random.key(1), 16), jax.random.key(2)))
+
+    @jax.jit
+    def step(params, state, key):
+        grads, metrics = stage.gradients(params, task(key, 16), key, jnp.int32(0))
+        updates, state = optimizer.update(grads, state, params)
+        return optax.apply_updates(params, updates), state, metrics["loss"]
+
+    before, state = evaluate(params), optimizer.init(params)
+    for key in jax.random.split(jax.random.key(3), 50):
+        params, state, _ = step(params, state, key)
+    after = evaluate(params)
+    assert set(after) == {"loss", "loss_null", "loss_at_0.2", "loss_at_0.6", "loss_at_1.0", "loss_at_1.4"}
+    assert after["loss"] < 0.8 * before["loss"]
+    assert jax.tree.map(float, evaluate(params)) == jax.tree.map(float, after)
+
+
+def test_perturbation_comes_in_the_asked_shares():
+    stage = DPDStage(model=TINY, token_corruption=0.25, prefix_dropout=0.2, prefix_level_dropout=0.1)
+    batch = {"semantic_tokens": jnp.full((200, 80), -5), "prefix_tokens": jnp.full((4000, 12), 3)}
+    tokens, prefix = (np.asarray(x) for x in stage._perturb(batch, jax.random.key(0)))
+    assert (tokens != -5).mean() == pytest.approx(0.25, abs=0.02)
+    assert (prefix == -1).all(axis=1).mean() == pytest.approx(0.2, abs=0.02)
+    assert (prefix == -1).mean() == pytest.approx(0.2 + 0.8 * 0.1, abs=0.02)
+    same = DPDStage(model=TINY, prefix_dropout=0.0, prefix_level_dropout=0.0)._perturb(batch, jax.random.key(0))
+    np.testing.assert_array_equal(same[0], batch["semantic_tokens"])
+    np.testing.assert_array_equal(same[1], batch["prefix_tokens"])
+
+
+def test_clean_frames_are_left_out_of_the_loss():
+    """A network that answers zero leaves the mean square of the target over the noisy frames."""
+    stage = DPDStage(model=SMALL, clean_prefix=1.0)
+    params = jax.tree.map(jnp.zeros_like, stage.init(jax.random.key(0)))
+    batch = {name: x for name, x in inputs(SMALL, batch=64).items() if name.endswith("tokens")}
+    batch["latents"] = jnp.zeros((64, SMALL.frames, SMALL.latent_dim))
+    _, metrics = jax.jit(lambda p: stage.gradients(p, batch, jax.random.key(0), jnp.int32(0)))(params)
+    keys = jax.random.split(jax.random.key(0), 4)
+    angle = diffusion.sample_angles(keys[1], 64, SMALL.frames, SMALL.chunks, 0.0, 1.0)
+    noise = jax.random.normal(keys[3], batch["latents"].shape)
+    expected = (jnp.cos(angle)[..., None] * noise)[angle > 0] ** 2
+    assert metrics["loss"] == pytest.approx(float(expected.mean()), rel=1e-5)

@@ -1,0 +1,80 @@
+"""STFT, its inverse and mel filters against scipy, closed forms and librosa."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.signal
+
+from melody_jax import spectral
+from melody_jax.errors import UserError
+
+
+def noise(samples: int, seed: int = 0) -> jax.Array:
+    return 0.3 * jax.random.normal(jax.random.key(seed), (2, samples))
+
+
+@pytest.mark.parametrize(("n_fft", "hop", "win"), [(1024, 240, None), (256, 64, None), (512, 100, 400)])
+def test_inverse_is_exact(n_fft: int, hop: int, win: int | None) -> None:
+    audio = noise(hop * 31)
+    spectrum = spectral.stft(audio, n_fft, hop, win)
+    assert spectrum.shape == (2, 31, n_fft // 2 + 1)
+    assert spectrum.dtype == jnp.complex64
+    np.testing.assert_allclose(spectral.istft(spectrum, n_fft, hop, win), audio, atol=1e-5)
+
+
+def test_framing_matches_scipy() -> None:
+    """Unpadded frames against scipy's transform, which scales by the window's sum."""
+    audio = noise(4096)
+    ours = spectral.stft(audio, 512, 128, center=False)
+    window = scipy.signal.get_window("hann", 512)
+    _, _, theirs = scipy.signal.stft(audio, window=window, nperseg=512, noverlap=384, boundary=None, padded=False)
+    np.testing.assert_allclose(ours, np.moveaxis(theirs, 1, 2) * window.sum(), atol=1e-3)
+
+
+def test_sine_has_its_frequency_level_and_phase() -> None:
+    """Frame i is centred on i * hop + hop / 2: the phase there is that of the sine."""
+    n_fft, hop, k, amplitude = 1024, 240, 40, 0.5
+    time = np.arange(hop * 20)
+    audio = jnp.asarray(amplitude * np.cos(2 * np.pi * k * time / n_fft), jnp.float32)[None]
+    frame = np.asarray(spectral.stft(audio, n_fft, hop))[0, 10]
+    assert np.argmax(np.abs(frame)) == k
+    assert abs(frame[k]) == pytest.approx(amplitude * n_fft / 4, rel=1e-3)
+    first = 10 * hop - (n_fft - hop) // 2
+    assert np.angle(frame[k] * np.exp(-2j * np.pi * k * first / n_fft)) == pytest.approx(0, abs=1e-3)
+
+
+def test_tail_that_fills_no_hop_is_left_out() -> None:
+    assert spectral.stft(noise(1000), 256, 64).shape[1] == 1000 // 64
+
+
+def test_filters_match_librosa() -> None:
+    filters = pytest.importorskip("librosa.filters").mel(sr=24_000, n_fft=1024, n_mels=80)
+    np.testing.assert_allclose(spectral.mel_filterbank(80, 1024), filters.T, atol=1e-7)
+
+
+def test_filters_have_unit_area() -> None:
+    """Wide filters, where the bins resolve the triangle: sum times the bins' spacing is one."""
+    areas = spectral.mel_filterbank(40, 2048).sum(0) * 24_000 / 2048
+    np.testing.assert_allclose(areas[-20:], 1, rtol=0.02)
+
+
+def test_silence_has_finite_gradients() -> None:
+    gradient = jax.grad(lambda x: jnp.mean(spectral.log_mel(x)) + jnp.mean(spectral.magnitude(x + 0j)))(
+        jnp.zeros((1, 4800))
+    )
+    assert bool(jnp.all(jnp.isfinite(gradient)))
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda: spectral.stft(noise(50), 256, 64),
+        lambda: spectral.stft(noise(500), 256, 64, win=300),
+        lambda: spectral.istft(spectral.stft(noise(5120), 256, 256, win=64), 256, 256, win=64),
+        lambda: spectral.mel_filterbank(80, 1024, fmin=100, fmax=13_000),
+    ],
+)
+def test_bad_sizes_are_told(call) -> None:
+    with pytest.raises(UserError):
+        call()

@@ -1,0 +1,70 @@
+"""melody_jax/models/sru.py against the equations as a plain loop."""
+
+import jax
+import numpy as np
+import pytest
+
+from melody_jax.errors import UserError
+from melody_jax.models import sru
+from melody_jax.models.sru import SRUConfig
+
+
+def sigmoid(x):
+    return 1 / (1 + np.exp(-x))
+
+
+def plain_direction(x, w, bias, v, reverse):
+    """One direction of one layer: x (T, N, D), w (4, D, H), bias and v (2, H)."""
+    hidden = np.zeros((*x.shape[:2], w.shape[-1]))
+    cell = np.zeros_like(hidden[0])
+    for t in reversed(range(len(x))) if reverse else range(len(x)):
+        forget = sigmoid(x[t] @ w[1] + v[0] * cell + bias[0])
+        gate = sigmoid(x[t] @ w[2] + v[1] * cell + bias[1])
+        cell = forget * cell + (1 - forget) * (x[t] @ w[0])
+        hidden[t] = gate * cell + (1 - gate) * (x[t] @ w[3])
+    return hidden
+
+
+def plain(params, config, x):
+    width = config.hidden
+    for index in range(config.layers):
+        layer = {name: np.asarray(leaf, np.float64) for name, leaf in params["layers"][str(index)].items()}
+        kernel = layer["kernel"].reshape(-1, 4, 2, width).transpose(2, 1, 0, 3)
+        bias = layer["bias"].reshape(2, 2, width).transpose(1, 0, 2)
+        v = layer.get("recurrent", np.zeros((2, 2 * width))).reshape(2, 2, width).transpose(1, 0, 2)
+        x = np.concatenate([plain_direction(x, kernel[d], bias[d], v[d], d == 1) for d in (0, 1)], axis=-1)
+    return x
+
+
+def setup(**fields):
+    config = SRUConfig(inputs=6, hidden=5, **fields)
+    params = sru.init(config, jax.random.key(0))
+    leaves, tree = jax.tree.flatten(params)
+    keys = jax.random.split(jax.random.key(1), len(leaves))  # biases and v start at zero, which would hide mistakes
+    leaves = [leaf + 0.5 * jax.random.normal(key, leaf.shape) for leaf, key in zip(leaves, keys, strict=True)]
+    return config, jax.tree.unflatten(tree, leaves), jax.random.normal(jax.random.key(2), (7, 3, 6))
+
+
+@pytest.mark.parametrize(
+    "fields", [{}, {"recurrent_weights": False}, {"recurrent_weights": False, "parallel_scan": True}]
+)
+def test_two_layers_both_directions_equal_the_plain_loop(fields):
+    config, params, x = setup(**fields)
+    result = jax.jit(lambda p, x: sru.apply(p, config, x))(params, x)
+    assert result.shape == (7, 3, 10)
+    np.testing.assert_allclose(result, plain(params, config, np.asarray(x, np.float64)), atol=2e-6)
+
+
+def test_directions_see_one_side_each():
+    config, params, x = setup(layers=1)
+    base, changed = (np.asarray(sru.apply(params, config, y)) for y in (x, x.at[3].add(1.0)))
+    moved = (np.abs(changed - base) > 1e-7).any(axis=1)
+    assert not moved[:3, :5].any()
+    assert moved[3:, :5].any(axis=1).all()
+    assert not moved[4:, 5:].any()
+    assert moved[:4, 5:].any(axis=1).all()
+
+
+def test_parallel_scan_of_a_nonlinear_recurrence_is_refused():
+    with pytest.raises(UserError):
+        SRUConfig(inputs=4, hidden=4, parallel_scan=True)

@@ -1,0 +1,186 @@
+"""The autoencoder: shapes, finite reach, normalisation, and a stage that learns."""
+
+from dataclasses import replace
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from melody_jax.errors import UserError
+from melody_jax.evaluation import reconstruction
+from melody_jax.models import discriminators, vae
+from melody_jax.models.functional import count
+from melody_jax.training.stages.vae import VAEStage
+
+TINY_STAGE = VAEStage(
+    model=vae.TINY,
+    discriminator=discriminators.TINY,
+    resolutions=((1024, 240), (256, 60)),
+    adversarial_start=1_000,
+    adversarial_crop=4_800,
+)
+
+
+@pytest.fixture(scope="module")
+def params():
+    return vae.init(vae.TINY, jax.random.key(0))
+
+
+def tones(batch: int, samples: int, seed: int) -> np.ndarray:
+    """Plucked chords, float32 (batch, samples)."""
+    rng = np.random.default_rng(seed)
+    time = np.arange(samples) / 24_000
+    notes = 110 * 2 ** (rng.integers(0, 36, (batch, 3, 1)) / 12)
+    phase = 2 * np.pi * notes * time + rng.uniform(0, 6, (batch, 3, 1))
+    return (0.2 * (np.sin(phase) + 0.5 * np.sin(2 * phase)).sum(1) * np.exp(-4 * time)).astype(np.float32)
+
+
+def test_shapes_and_repeatability(params) -> None:
+    audio = jnp.asarray(tones(2, 960 * 6, 0))
+    latents = vae.encode(params, vae.TINY, audio)
+    assert latents.shape == (2, 6, 8)
+    assert vae.decode(params, vae.TINY, latents).shape == audio.shape
+    np.testing.assert_array_equal(latents, vae.posterior(params, vae.TINY, audio)[0])
+    draws = [vae.encode(params, vae.TINY, audio, jax.random.key(k)) for k in (1, 1, 2)]
+    np.testing.assert_array_equal(draws[0], draws[1])
+    assert bool(jnp.any(draws[0] != draws[2]))
+
+
+def test_items_do_not_see_each_other(params) -> None:
+    audio = jnp.asarray(tones(3, 960 * 4, 1))
+    together = vae.decode(params, vae.TINY, vae.encode(params, vae.TINY, audio))
+    alone = vae.decode(params, vae.TINY, vae.encode(params, vae.TINY, audio[1:2]))
+    np.testing.assert_allclose(together[1:2], alone, atol=1e-5)
+
+
+def test_decoder_reach_by_gradient(params) -> None:
+    """The samples of one latent's stretch depend on `decoder_reach` latents either side, and on the last of them."""
+    reach, middle = vae.decoder_reach(vae.TINY), 10
+    latents = jax.random.normal(jax.random.key(3), (1, 21, 8))
+    stretch = slice(middle * 960, (middle + 1) * 960)
+    slope = jax.grad(lambda z: jnp.sum(vae.decode(params, vae.TINY, z)[:, stretch] ** 2))(latents)
+    seen = np.flatnonzero(np.abs(slope).sum((0, 2)) > 0)
+    assert (seen.min(), seen.max()) == (middle - reach, middle + reach)
+
+
+def test_encoder_reach_by_gradient(params) -> None:
+    reach, middle = vae.encoder_reach(vae.TINY), 10
+    audio = 0.1 * jax.random.normal(jax.random.key(4), (1, 21 * 960))
+    slope = jax.grad(lambda x: jnp.sum(vae.encode(params, vae.TINY, x)[:, middle] ** 2))(audio)
+    seen = np.flatnonzero(np.abs(slope[0]) > 0)
+    assert middle * 960 - reach <= seen.min() < middle * 960 - reach + 480
+    assert (middle + 1) * 960 + reach >= seen.max() > (middle + 1) * 960 + reach - 480
+
+
+def test_a_stretch_with_context_decodes_as_in_the_whole(params) -> None:
+    """What streaming relies on."""
+    reach = vae.decoder_reach(vae.TINY)
+    latents = jax.random.normal(jax.random.key(5), (1, 24, 8))
+    whole = vae.decode(params, vae.TINY, latents)
+    part = vae.decode(params, vae.TINY, latents[:, 8 - reach : 12 + reach])
+    np.testing.assert_allclose(part[:, reach * 960 : (reach + 4) * 960], whole[:, 8 * 960 : 12 * 960], atol=1e-5)
+
+
+def test_paper_kind_scales_and_clips_once() -> None:
+    config = replace(vae.TINY, latent_scale=3.0, latent_clip=1.0)
+    params = vae.init(config, jax.random.key(0))
+    audio = jnp.asarray(tones(1, 9600, 2))
+    latents = vae.encode(params, config, audio)
+    np.testing.assert_allclose(latents, jnp.clip(vae.posterior(params, config, audio)[0] / 3, -1, 1), atol=1e-6)
+    np.testing.assert_array_equal(
+        vae.decode(params, config, jnp.full((1, 4, 8), 2.0)), vae.decode(params, config, jnp.ones((1, 4, 8)))
+    )
+
+
+@pytest.mark.parametrize("head", ["polar", "cartesian"])
+def test_mini_sizes(head: str) -> None:
+    config = replace(vae.MINI, head=head)
+    shapes = jax.eval_shape(partial(vae.init, config), jax.random.key(0))
+    assert 2e6 < count(shapes["encoder"]) < 3.5e6
+    assert 3e6 < count(shapes["decoder"]) < 5e6
+
+
+def test_bad_input_is_told(params) -> None:
+    with pytest.raises(UserError, match="multiple of 960"):
+        vae.encode(params, vae.TINY, jnp.zeros((1, 1000)))
+    with pytest.raises(UserError, match="polar"):
+        replace(vae.TINY, head="mel")
+    with pytest.raises(UserError, match="512"):
+        replace(TINY_STAGE, complex_sizes=(512,))
+
+
+def test_stage_learns_whitens_and_stays_still_where_told() -> None:
+    """50 steps without GAN lower the held-out MR-STFT; the discriminators and the latent statistics do not move."""
+    stage = TINY_STAGE
+    params = stage.init(jax.random.key(0))
+    optimizer = optax.adamw(3e-3)
+    held_out = {"audio": jnp.asarray(tones(4, 9600, 99))}
+    evaluate = jax.jit(stage.evaluate)
+
+    @jax.jit
+    def step(params, state, audio, n):
+        grads, metrics = stage.gradients(params, {"audio": audio}, jax.random.fold_in(jax.random.key(1), n), n)
+        updates, state = optimizer.update(grads, state, params)
+        return optax.apply_updates(params, updates), state, grads, metrics
+
+    before, state = evaluate(params, held_out, jax.random.key(2)), optimizer.init(params)
+    for n in range(50):
+        params, state, grads, metrics = step(params, state, tones(4, 9600, n), jnp.int32(n))
+    after = evaluate(params, held_out, jax.random.key(2))
+    assert after["loss"] < 0.75 * before["loss"]
+    assert after["log_mel_l1"] < before["log_mel_l1"]
+    assert all(np.isfinite(value) for value in metrics.values())
+    assert all(not np.any(leaf) for leaf in jax.tree.leaves(grads["discriminator"]))
+    assert not np.any(grads["model"]["latent_scale"])
+
+    model = stage.finish(params["model"], iter([{"audio": tones(8, 9600, n)} for n in range(2)]), jax.random.key(3))
+    whitened = vae.encode(model, stage.model, jnp.asarray(np.concatenate([tones(8, 9600, n) for n in range(2)])))
+    np.testing.assert_allclose(jnp.mean(whitened, (0, 1)), 0, atol=1e-3)
+    np.testing.assert_allclose(jnp.std(whitened, (0, 1)), 1, atol=1e-3)
+    audio = vae.decode(model, stage.model, vae.encode(model, stage.model, held_out["audio"]))
+    np.testing.assert_allclose(
+        audio,
+        vae.decode(params["model"], stage.model, vae.encode(params["model"], stage.model, held_out["audio"])),
+        atol=1e-4,
+    )
+
+
+def test_adversarial_gradients_are_those_of_the_losses() -> None:
+    """The shared forward pass against plain `jax.grad` of each side's loss."""
+    stage = replace(TINY_STAGE, adversarial_start=0, adversarial_ramp=0, adversarial_crop=9_600)
+    params = stage.init(jax.random.key(0))
+    batch, key = {"audio": jnp.asarray(tones(2, 9600, 5))}, jax.random.key(7)
+    grads, metrics = jax.jit(stage.gradients)(params, batch, key, jnp.int32(1))
+    noise_key = jax.random.split(key)[0]
+
+    def losses(model, judge):
+        audio, kl = stage._autoencode(model, batch["audio"], noise_key)
+        fake = discriminators.judge(judge, stage.discriminator, audio)
+        real = discriminators.judge(judge, stage.discriminator, batch["audio"])
+        decoder = stage._reconstruction(audio, stage._spectra(batch["audio"]))[0] + stage.kl_weight * kl
+        decoder += stage.adversarial_weight * sum(jnp.mean((logits - 1) ** 2) for logits, _ in fake)
+        for (_, f), (_, r) in zip(fake, real, strict=True):
+            decoder += stage.feature_weight * jnp.mean(jnp.stack([jnp.mean(jnp.abs(a - b)) for a, b in zip(f, r)]))
+        verdict = sum(jnp.mean((r - 1) ** 2) + jnp.mean(f**2) for (r, _), (f, _) in zip(real, fake, strict=True))
+        return decoder, verdict
+
+    model = jax.jit(jax.grad(lambda m: losses(m, params["discriminator"])[0]))(params["model"])
+    judge = jax.jit(jax.grad(lambda j: losses(params["model"], j)[1]))(params["discriminator"])
+    for ours, theirs in zip(jax.tree.leaves(grads), jax.tree.leaves({"discriminator": judge, "model": model})):
+        np.testing.assert_allclose(ours, theirs, atol=2e-5, rtol=2e-3)
+    assert metrics["discriminator"] > 0
+
+
+def test_reconstruction_figures() -> None:
+    reference = tones(2, 9600, 8)
+    error = tones(2, 9600, 9)
+    error -= reference * (error * reference).sum(-1, keepdims=True) / (reference**2).sum(-1, keepdims=True)
+    error *= 0.1 * np.sqrt((reference**2).sum(-1, keepdims=True) / (error**2).sum(-1, keepdims=True))
+    assert reconstruction.si_sdr(3 * (reference + error), reference) == pytest.approx(20, abs=1e-2)
+    assert reconstruction.log_mel_l1(reference, reference) == 0
+    assert reconstruction.log_mel_l1(2 * reference, reference) == pytest.approx(np.log(2), abs=0.02)
+    with pytest.raises(UserError):
+        reconstruction.si_sdr(reference, reference[:, 1:])
