@@ -5,22 +5,19 @@ from melody_jax.process import tune_allocator
 if __name__ == "__main__":
     tune_allocator()
 
+import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
 
-import tyro
-
+from melody_jax.config import override
 from melody_jax.errors import UserError, exits_cleanly
 
 
 @dataclass(frozen=True)
 class Arguments:
-    """Makes music from a text prompt with a released model."""
+    """python sample.py "PROMPT" [options]: makes music from a text prompt with a released model."""
 
-    prompt: tyro.conf.Positional[str]
-    """What the music should be, in a few words."""
     out: Path = Path("song.wav")
     """Where to write; with --batch above 1, song-0.wav, song-1.wav, ..."""
     seconds: float = 10.0
@@ -29,7 +26,7 @@ class Arguments:
     """Diffusion steps; 5, 10 and 20 are the paper's."""
     seed: int = 0
     """Item i of a batch uses seed + i."""
-    batch: Annotated[int, tyro.conf.arg(metavar="N")] = 1
+    batch: int = 1
     """How many clips to make of the prompt."""
     guidance_scale: float = 2.5
     """Classifier-free guidance of the diffusion; 1 is none."""
@@ -50,7 +47,8 @@ class Arguments:
 @exits_cleanly
 def main() -> None:
     """Parses, generates, writes, says what was written and how fast."""
-    arguments = tyro.cli(Arguments, description=__doc__)
+    prompt, *options = sys.argv[1:] or ["--help"]
+    arguments = override(Arguments(), [prompt, *options] if prompt in ("-h", "--help") else options)
     if not 1 <= arguments.batch <= 1024:
         raise UserError(f"batch is {arguments.batch}; it must be from 1 to 1024")
     paths = [arguments.out]
@@ -68,7 +66,7 @@ def main() -> None:
     melody = load(arguments.model, folder=arguments.folder)
     started = time.perf_counter()
     waves = melody.generate(
-        [arguments.prompt] * arguments.batch,
+        [prompt] * arguments.batch,
         seconds=arguments.seconds,
         steps=arguments.steps,
         seed=arguments.seed,

@@ -6,12 +6,13 @@ Run it again with the same arguments to resume. `--help` after the config lists 
 import sys
 
 from melody_jax.errors import UserError, exits_cleanly
-from melody_jax.process import tune_allocator
+from melody_jax.process import enable_compile_cache, tune_allocator
 
 
 @exits_cleanly
 def main() -> None:
     """Parses, opens the data, trains."""
+    enable_compile_cache()
     from melody_jax.config import load_config
     from melody_jax.data import pipeline
     from melody_jax.training.loop import train

@@ -65,12 +65,8 @@ def write(path: str | os.PathLike, audio: np.ndarray, sample_rate: int = SAMPLE_
     folder that is missing or cannot be written.
     """
     path = Path(path)
-    file_format = FORMATS.get(path.suffix.lower())
-    if file_format is None:
-        raise UserError(f"{path}: the name must end in one of {', '.join(FORMATS)}")
+    file_format = check_writable(path)
     samples = _to_int16(audio, str(path))
-    if path.is_dir() or not path.parent.is_dir():
-        raise UserError(f"{path}: {'is a folder' if path.is_dir() else f'the folder {path.parent} does not exist'}")
     temporary = None
     try:
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
@@ -82,6 +78,22 @@ def write(path: str | os.PathLike, audio: np.ndarray, sample_rate: int = SAMPLE_
         if temporary is not None:
             Path(temporary).unlink(missing_ok=True)
         raise UserError(f"{path}: cannot be written ({getattr(error, 'strerror', None) or error})") from error
+
+
+def check_writable(path: str | os.PathLike) -> str:
+    """The soundfile format that `write` would use for `path`; call it before work whose result is to be written.
+
+    Raises `UserError` for an unknown suffix and for a folder that is missing or cannot be written.
+    """
+    path = Path(path)
+    file_format = FORMATS.get(path.suffix.lower())
+    if file_format is None:
+        raise UserError(f"{path}: the name must end in one of {', '.join(FORMATS)}")
+    if path.is_dir() or not path.parent.is_dir():
+        raise UserError(f"{path}: {'is a folder' if path.is_dir() else f'the folder {path.parent} does not exist'}")
+    if not os.access(path.parent, os.W_OK):
+        raise UserError(f"{path}: the folder {path.parent} cannot be written")
+    return file_format
 
 
 def encode_flac(audio: np.ndarray, sample_rate: int = SAMPLE_RATE) -> bytes:

@@ -3,6 +3,7 @@
 import os
 import platform
 import sys
+from pathlib import Path
 
 ALLOCATOR = (
     "glibc.malloc.hugetlb=1:glibc.malloc.arena_max=1:"
@@ -23,3 +24,16 @@ def tune_allocator() -> None:
     sys.stdout.flush()
     sys.stderr.flush()
     os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+
+
+def enable_compile_cache() -> None:
+    """Keeps compiled programs in the user's cache folder, so that the second start of a script skips compiling.
+
+    The folder is `melody_jax` in $XDG_CACHE_HOME, or in ~/.cache; JAX_COMPILATION_CACHE_DIR, if set, wins.
+    """
+    import jax
+
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        jax.config.update("jax_compilation_cache_dir", str(home / "melody_jax"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)

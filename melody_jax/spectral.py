@@ -71,9 +71,7 @@ def _synthesis_gain(frames: int, n_fft: int, hop: int, win: int | None) -> np.nd
         total[i * hop : i * hop + n_fft] += hann(n_fft, win) ** 2
     total = np.pad(total, (0, hop))[left : left + frames * hop]
     if total.min() < 1e-4:
-        raise UserError(
-            f"a window of {win or n_fft} samples at hop {hop} leaves gaps: no inverse STFT (use a smaller hop)"
-        )
+        raise UserError(f"a window of {win or n_fft} samples at hop {hop} leaves gaps; use a smaller hop")
     return (1 / total).astype(np.float32)
 
 

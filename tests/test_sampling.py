@@ -163,7 +163,8 @@ def test_sample_script_writes_a_batch(releases: Path, tmp_path: Path) -> None:
      ["piano", "--stepz", "3"], ["piano", "--model", "absent"]],
 )  # fmt: skip
 def test_sample_script_says_one_line(releases: Path, tmp_path: Path, arguments: list[str]) -> None:
-    done = sample("--model", "tiny", "--folder", str(releases), *arguments, cwd=tmp_path)
+    prompt, *options = arguments
+    done = sample(prompt, "--model", "tiny", "--folder", str(releases), *options, cwd=tmp_path)
     assert done.returncode == 2
     assert len(done.stderr.strip().splitlines()) == 1, done.stderr
     assert not list(tmp_path.rglob("*.wav"))

@@ -7,6 +7,7 @@ frames times a matrix: XLA:CPU has fast convolutions in a program's entry comput
 """
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import jax
 import jax.numpy as jnp
@@ -88,6 +89,7 @@ class PeriodDiscriminator(nnx.Module):
         self.out = Layer((3, widths[-1], 1), rngs=rngs)
 
     def __call__(self, audio: jax.Array) -> Judgement:
+        """Judges audio (B, T)."""
         usable = audio.shape[1] // (self.period * PERIOD_STRIDE) * self.period * PERIOD_STRIDE
         columns = audio[:, :usable].reshape(audio.shape[0], -1, self.period).swapaxes(1, 2)
         columns = columns.reshape(-1, columns.shape[-1])
@@ -107,12 +109,13 @@ class SpectrogramDiscriminator(nnx.Module):
 
     def __init__(self, n_fft: int, hop: int, widths: tuple[int, ...], *, rngs: nnx.Rngs) -> None:
         self.n_fft, self.hop = n_fft, hop
-        pairs = zip(widths[:-1], widths[1:], strict=True)
+        pairs = pairwise(widths)
         self.first = Layer((3, PATCH, 1, widths[0]), rngs=rngs)
         self.layers = nnx.List([Layer((3, 3, *pair), rngs=rngs) for pair in pairs])
         self.out = Layer((3, 3, widths[-1], 1), rngs=rngs)
 
     def __call__(self, audio: jax.Array) -> Judgement:
+        """Judges audio (B, T)."""
         size = spectral.magnitude(spectral.stft(audio, self.n_fft, self.hop)[..., :-1]) * self.n_fft**-0.5
         x = (jnp.log(size + 1e-3) / 3 + 1)[..., None]
         hidden = []

@@ -223,8 +223,8 @@ def _generate(
         if copies == 2:
             wanted, unwanted = jnp.split(scores, 2)
             scores = unwanted + guidance_scale * (wanted - unwanted)
-        item = lambda key, row: sample_token(jax.random.fold_in(key, index), row, temperature, top_k, top_p)  # noqa: E731
-        return jax.vmap(item)(keys, scores)
+        item_keys = jax.vmap(lambda key: jax.random.fold_in(key, index))(keys)
+        return jax.vmap(lambda key, row: sample_token(key, row, temperature, top_k, top_p))(item_keys, scores)
 
     def embed(tokens: jax.Array) -> jax.Array:
         return jnp.tile(semantic[tokens], (copies, 1, 1))

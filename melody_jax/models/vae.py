@@ -20,6 +20,8 @@ from melody_jax.models.functional import Params, bind, init_stack, unstack
 from melody_jax.models.functional import init as init_module
 from melody_jax.models.layers import RMSNorm, depthwise_conv
 
+Widths = tuple[int, int]  # of a projection: channels in, channels out
+
 KERNEL = 7  # taps of every depthwise convolution
 BLOCK_GAIN = 0.3  # initial weight of a block beside its skip
 
@@ -107,6 +109,7 @@ class Block(nnx.Module):
         self.scale = nnx.Param(jnp.full(width, BLOCK_GAIN))
 
     def __call__(self, x: jax.Array) -> jax.Array:
+        """(B, T, width) -> the same."""
         h = self.norm(depthwise_conv(x, self.kernel[...]))
         return x + self.down(jax.nn.gelu(self.up(h))) * self.scale[...].astype(x.dtype)
 
@@ -114,16 +117,14 @@ class Block(nnx.Module):
 class Ends(nnx.Module):
     """What stands around the blocks of one half: a projection in, one between the two rates, a normed one out."""
 
-    def __init__(
-        self, entry: tuple[int, int], middle: tuple[int, int], out: tuple[int, int], *, rngs: nnx.Rngs
-    ) -> None:
+    def __init__(self, entry: Widths, middle: Widths, out: Widths, *, rngs: nnx.Rngs) -> None:
         self.entry = nnx.Linear(*entry, rngs=rngs)
         self.middle = nnx.Linear(*middle, rngs=rngs)
         self.norm = RMSNorm(out[0], rngs=rngs)
         self.out = nnx.Linear(*out, rngs=rngs)
 
 
-def _encoder_ends(c: VAEConfig) -> tuple[tuple[int, int], ...]:
+def _encoder_ends(c: VAEConfig) -> tuple[Widths, Widths, Widths]:
     wide = c.encoder_frame_width * c.downsample
     return (
         (3 * c.bins, c.encoder_frame_width),
@@ -132,7 +133,7 @@ def _encoder_ends(c: VAEConfig) -> tuple[tuple[int, int], ...]:
     )
 
 
-def _decoder_ends(c: VAEConfig) -> tuple[tuple[int, int], ...]:
+def _decoder_ends(c: VAEConfig) -> tuple[Widths, Widths, Widths]:
     wide = c.decoder_frame_width * c.downsample
     return (
         (c.latent_width, c.decoder_latent_width),

@@ -84,7 +84,7 @@ def waveshape(audio: np.ndarray, drive: float) -> np.ndarray:
     """Saturates drive * (T,) by x / sqrt(1 + x^2), averaged between neighbouring samples.
 
     The mean of the curve over the step from one sample to the next has a closed form without a singularity and
-    removes most of the aliasing that a plain curve has at this rate. One pole gives back the treble the mean takes.
+    all but removes the aliases that would fold down to where they are heard. One pole gives back the treble it takes.
     """
     pushed = audio * np.float32(drive)
     root = np.sqrt(1 + pushed * pushed)

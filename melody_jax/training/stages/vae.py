@@ -187,22 +187,20 @@ class VAEStage:
 
     def _fooling_loss(self, fake: list[Judgement], real: list[Judgement]) -> tuple[jax.Array, Metrics]:
         """What the decoder minimises: least-squares adversarial loss and feature matching."""
-        adversarial = sum((jnp.mean((logits - 1) ** 2) for logits, _ in fake), jnp.float32(0))
-        matching = sum(
-            (
-                _average([_l1(a, b) for a, b in zip(f, r, strict=True)])
-                for (_, f), (_, r) in zip(fake, real, strict=True)
-            ),
-            jnp.float32(0),
-        )
+        adversarial, matching = jnp.float32(0), jnp.float32(0)
+        for (logits, f), (_, r) in zip(fake, real, strict=True):
+            adversarial += jnp.mean((logits - 1) ** 2)
+            matching += _average([_l1(a, b) for a, b in zip(f, r, strict=True)])
         loss = self.adversarial_weight * adversarial + self.feature_weight * matching
         return loss, {"adversarial": adversarial, "feature": matching}
 
 
 def _judge_loss(real: list[Judgement], fake: list[Judgement]) -> jax.Array:
     """Least squares: real towards one, decoded towards zero, summed over discriminators."""
-    pairs = zip(real, fake, strict=True)
-    return sum((jnp.mean((r - 1) ** 2) + jnp.mean(f**2) for (r, _), (f, _) in pairs), jnp.float32(0))
+    loss = jnp.float32(0)
+    for (real_logits, _), (fake_logits, _) in zip(real, fake, strict=True):
+        loss += jnp.mean((real_logits - 1) ** 2) + jnp.mean(fake_logits**2)
+    return loss
 
 
 def _l1(a: jax.Array, b: jax.Array) -> jax.Array:
