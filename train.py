@@ -17,7 +17,10 @@ def main() -> None:
     from melody_jax.data import pipeline
     from melody_jax.training.loop import train
 
-    if len(sys.argv) < 2 or sys.argv[1] in ("-h", "--help"):
+    if sys.argv[1:2] in (["-h"], ["--help"]):
+        print(__doc__)
+        return
+    if len(sys.argv) < 2:
         raise UserError("say which config: python train.py configs/<stage>_<size>.py [--field value ...]")
     config = load_config(sys.argv[1], sys.argv[2:])
     hashes = pipeline.check_provenance(config.data, config.stage.batch)

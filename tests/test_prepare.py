@@ -115,25 +115,33 @@ def test_mismatches_name_the_first(files: Path) -> None:
         open_source(files / "none")
 
 
+def random_like(init: Any) -> Any:
+    """Random arrays of the shapes that `init(key)` has, without compiling it."""
+    rng = np.random.default_rng(0)
+    shapes = jax.eval_shape(init, jax.random.key(0))
+    return jax.tree.map(lambda s: jnp.asarray(0.2 * rng.normal(size=s.shape), s.dtype), shapes)
+
+
 @pytest.fixture(scope="module")
 def networks(tmp_path_factory: pytest.TempPathFactory) -> str:
     folder = tmp_path_factory.mktemp("networks")
     key = jax.random.key(0)
     model = TINY_MULAN
-    params = jax.jit(mulan.init, static_argnums=0)(model, key) | {
+    params = random_like(lambda k: mulan.init(model, k)) | {
         "music_mean": jnp.zeros(model.embedding),
         "text_mean": jnp.zeros(model.embedding),
         "codebooks": jax.random.normal(key, (model.levels, model.codes, model.embedding)),
     }
     release.save_network(folder, "mulan", params, model, {})
     width = TINY_TOKENIZER.feature_width
-    params = jax.jit(tokenizer.init, static_argnums=0)(TINY_TOKENIZER, key) | {
+    params = random_like(lambda k: tokenizer.init(TINY_TOKENIZER, k)) | {
         "feature_mean": jnp.zeros(width),
         "feature_scale": jnp.ones(width),
         "codebook": jax.random.normal(key, (16, width)),
     }
     release.save_network(folder, "tokenizer", params, TINY_TOKENIZER, {})
-    params = jax.jit(vae.init, static_argnums=0)(TINY_VAE, key)
+    params = random_like(lambda k: vae.init(TINY_VAE, k))
+    params |= {"latent_mean": jnp.zeros(8), "latent_scale": jnp.ones(8)}
     release.save_network(folder, "vae", params, TINY_VAE, {})
     return str(folder)
 
@@ -230,7 +238,7 @@ def test_export_releases_the_average(tmp_path: Path) -> None:
         data=DataConfig(folder=(str(music),), batch_size=2, crop_samples=4800),
         workdir=str(tmp_path / "run"),
     )
-    state = jax.jit(lambda key: create_state(config, key))(jax.random.key(0))
+    state = random_like(lambda key: create_state(config, key))
     checkpoints = Checkpoints(tmp_path / "run")
     checkpoints.save(state, {})
     checkpoints.close()

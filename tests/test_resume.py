@@ -2,11 +2,14 @@
 
 import dataclasses
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
+from jax.experimental.compilation_cache import compilation_cache
 from test_loop import ToyBatches, assert_same, rows
 
 from melody_jax.config import OptimizerConfig, TrainConfig
@@ -92,6 +95,15 @@ class Batches(ToyBatches):
         if self.kind == "audio":
             return {"audio": music(rng)}
         return captioned(rng) if self.kind == "audio_text" else features(rng)
+
+
+@pytest.fixture(autouse=True)
+def compile_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """The resumed run takes its programs from a cache on disk: half of this test is compiling."""
+    jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("programs")))
+    yield
+    jax.config.update("jax_compilation_cache_dir", None)
+    compilation_cache.reset_cache()
 
 
 @pytest.mark.parametrize("name", STAGES)

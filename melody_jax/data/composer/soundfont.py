@@ -19,7 +19,7 @@ from melody_jax.errors import UserError
 
 FOLDERS = (Path("/usr/share/sounds/sf2"), Path("/usr/share/sounds/sf3"))
 BLOCK = 64
-VOICES = 256
+VOICES = 40
 DRUM_BANK, DRUM_CHANNEL = 128, 9
 DRUM_PROGRAMS = {"acoustic": (0, 8, 16), "electronic": (24, 25), "808": (25, 24), "brushes": (40, 32), "chip": (24, 25)}
 
