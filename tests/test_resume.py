@@ -32,9 +32,10 @@ STAGES: dict[str, Any] = {
         discriminator=discriminators.DiscriminatorConfig(
             periods=(2,), period_widths=(4, 4), resolutions=((512, 120),), resolution_widths=(4, 4)
         ),
-        resolutions=((1024, 240), (256, 60)),
+        resolutions=((1024, 240),),
+        complex_sizes=(1024,),
         adversarial_start=20,
-        adversarial_crop=2400,
+        adversarial_crop=1920,
     ),
     "mulan": MuLanStage(model=mulan.TINY),
     "tokenizer": TokenizerStage(
@@ -83,17 +84,17 @@ def features(rng: np.random.Generator) -> dict[str, Any]:
 
 
 class Batches(ToyBatches):
-    """Batch i of a kind as a function of i."""
+    """Batch i of a stage as a function of i."""
 
-    def __init__(self, kind: str, at: int = 0) -> None:
+    def __init__(self, stage: Any, at: int = 0) -> None:
         super().__init__()
-        self.kind, self.at = kind, at
+        self.kind, self.samples, self.at = stage.batch, 3840 if stage.name == "vae" else TOKENS * 960, at
 
     def __next__(self) -> dict[str, Any]:
         rng = np.random.default_rng(self.at)
         self.at += 1
         if self.kind == "audio":
-            return {"audio": music(rng)}
+            return {"audio": music(rng)[:, : self.samples]}
         return captioned(rng) if self.kind == "audio_text" else features(rng)
 
 
@@ -118,10 +119,10 @@ def test_learns_and_resumes_bit_for_bit(name: str, tmp_path: Path) -> None:
         keep_last=5,
         workdir=str(tmp_path / "run"),
     )
-    held_out_source = Batches(stage.batch, 10_000)
+    held_out_source = Batches(stage, 10_000)
     held_out = [next(held_out_source) for _ in range(2)]
-    uninterrupted = train(config, Batches(stage.batch), held_out, quiet=True)
+    uninterrupted = train(config, Batches(stage), held_out, quiet=True)
     losses = [row["eval/loss"] for row in rows(tmp_path / "run") if "eval/loss" in row]
     assert losses[-1] < losses[0]
     shutil.rmtree(tmp_path / "run" / "checkpoints" / "50")
-    assert_same(train(config, Batches(stage.batch), held_out, quiet=True), uninterrupted)
+    assert_same(train(config, Batches(stage), held_out, quiet=True), uninterrupted)

@@ -196,6 +196,11 @@ def hidden(params: Params, config: TokenizerConfig, inputs: jax.Array, layer: in
     return functional.scan_blocks(Block, config, params=blocks, x=x, inputs=(positions, bias))
 
 
+def without_level(bands: jax.Array) -> jax.Array:
+    """Log spectra (..., S) less their mean over the bands: which pitches sound, not how loud."""
+    return bands - bands.mean(axis=-1, keepdims=True)
+
+
 def stack(mel: jax.Array, bands: jax.Array) -> jax.Array:
     """The network's input channels (B, U, F) from what `spectrum` returns."""
     return jnp.concatenate([mel.reshape(*mel.shape[:2], -1), bands], axis=-1)
@@ -205,11 +210,13 @@ def features(params: Params, config: TokenizerConfig, audio: jax.Array, layer: i
     """What is clustered, before standardisation: (B, T) -> (B, U, feature_width).
 
     Activations after `layer` blocks (default `config.layer`), then, if `spectral_share` > 0, the token's mean log-mel
-    frame and its semitone spectrum.
+    frame and its semitone spectrum without the level, which the mel bands hold already.
     """
     mel, bands = spectrum(config, audio)
     x = hidden(params, config, stack(mel, bands), config.layer if layer is None else layer)
-    return jnp.concatenate([x, mel.mean(axis=2), bands], axis=-1) if config.spectral_share > 0 else x
+    if config.spectral_share == 0:
+        return x
+    return jnp.concatenate([x, mel.mean(axis=2), without_level(bands)], axis=-1)
 
 
 def standardise(params: Params, x: jax.Array) -> jax.Array:

@@ -103,8 +103,11 @@ class DPDStage:
         def error(angle: jax.Array, conditioned: int = count) -> jax.Array:
             return self._errors(params["model"], latents, angle, tokens, conditioned, prefix, noise_key).mean()
 
-        fixed = {f"loss_at_{angle}": error(jnp.full((count, frames), angle)) for angle in (0.2, 0.6, 1.0, 1.4)}
-        return {"loss": error(drawn), "loss_null": error(drawn, 0), **fixed}
+        fixed = (0.2, 0.6, 1.0, 1.4)
+        angles = jnp.stack([drawn, *(jnp.full_like(drawn, angle) for angle in fixed)])
+        loss, *at_fixed = jax.lax.map(error, angles)  # one program for all of them
+        named = {f"loss_at_{angle}": value for angle, value in zip(fixed, at_fixed, strict=True)}
+        return {"loss": loss, "loss_null": error(drawn, 0), **named}
 
     def finish(self, model: Params, batches: Iterator[Batch], key: jax.Array) -> Params:
         """Nothing is fitted after training."""

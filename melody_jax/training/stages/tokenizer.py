@@ -81,8 +81,7 @@ class TokenizerStage:
 
         Without that the codes of most frames would coincide; nothing outside training depends on these statistics.
         """
-        level = bands.mean(axis=-1, keepdims=True)
-        views = (mel.reshape(*mel.shape[:2], -1), bands - level)
+        views = (mel.reshape(*mel.shape[:2], -1), tokenizer.without_level(bands))
         codes = []
         for i in range(self.codebooks):
             view = views[2 * i // self.codebooks]
