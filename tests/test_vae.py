@@ -9,6 +9,7 @@ import numpy as np
 import optax
 import pytest
 
+from melody_jax import spectral
 from melody_jax.errors import UserError
 from melody_jax.evaluation import reconstruction
 from melody_jax.models import discriminators, vae
@@ -20,6 +21,7 @@ TINY_STAGE = VAEStage(
     discriminator=discriminators.TINY,
     resolutions=((1024, 240), (256, 60)),
     adversarial_start=1_000,
+    waveform_first=0,
     adversarial_crop=4_800,
 )
 
@@ -95,10 +97,8 @@ def test_paper_kind_scales_and_clips_once() -> None:
     )
 
 
-@pytest.mark.parametrize("head", ["polar", "cartesian"])
-def test_mini_sizes(head: str) -> None:
-    config = replace(vae.MINI, head=head)
-    shapes = jax.eval_shape(partial(vae.init, config), jax.random.key(0))
+def test_mini_sizes() -> None:
+    shapes = jax.eval_shape(partial(vae.init, vae.MINI), jax.random.key(0))
     assert 2e6 < count(shapes["encoder"]) < 3.5e6
     assert 3e6 < count(shapes["decoder"]) < 5e6
 
@@ -106,8 +106,8 @@ def test_mini_sizes(head: str) -> None:
 def test_bad_input_is_told(params) -> None:
     with pytest.raises(UserError, match="multiple of 960"):
         vae.encode(params, vae.TINY, jnp.zeros((1, 1000)))
-    with pytest.raises(UserError, match="polar"):
-        replace(vae.TINY, head="mel")
+    with pytest.raises(UserError, match="overlap"):
+        replace(vae.TINY, n_fft=256)
     with pytest.raises(UserError, match="512"):
         replace(TINY_STAGE, complex_sizes=(512,))
 
@@ -138,8 +138,8 @@ def test_stage_learns_whitens_and_stays_still_where_told() -> None:
 
     model = stage.finish(params["model"], iter([{"audio": tones(8, 9600, n)} for n in range(2)]), jax.random.key(3))
     whitened = vae.encode(model, stage.model, jnp.asarray(np.concatenate([tones(8, 9600, n) for n in range(2)])))
-    np.testing.assert_allclose(jnp.mean(whitened, (0, 1)), 0, atol=1e-3)
-    np.testing.assert_allclose(jnp.std(whitened, (0, 1)), 1, atol=1e-3)
+    np.testing.assert_allclose(jnp.mean(whitened, (0, 1)), 0, atol=1e-2)
+    np.testing.assert_allclose(jnp.std(whitened, (0, 1)), 1, atol=1e-2)
     audio = vae.decode(model, stage.model, vae.encode(model, stage.model, held_out["audio"]))
     np.testing.assert_allclose(
         audio,
@@ -160,7 +160,7 @@ def test_adversarial_gradients_are_those_of_the_losses() -> None:
         audio, kl = stage._autoencode(model, batch["audio"], noise_key)
         fake = discriminators.judge(judge, stage.discriminator, audio)
         real = discriminators.judge(judge, stage.discriminator, batch["audio"])
-        decoder = stage._reconstruction(audio, stage._spectra(batch["audio"]))[0] + stage.kl_weight * kl
+        decoder = stage._reconstruction(audio, batch["audio"], jnp.int32(1))[0] + stage.kl_weight * kl
         decoder += stage.adversarial_weight * sum(jnp.mean((logits - 1) ** 2) for logits, _ in fake)
         for (_, f), (_, r) in zip(fake, real, strict=True):
             decoder += stage.feature_weight * jnp.mean(
@@ -183,6 +183,8 @@ def test_reconstruction_figures() -> None:
     error *= 0.1 * np.sqrt((reference**2).sum(-1, keepdims=True) / (error**2).sum(-1, keepdims=True))
     assert reconstruction.si_sdr(3 * (reference + error), reference) == pytest.approx(20, abs=1e-2)
     assert reconstruction.log_mel_l1(reference, reference) == 0
-    assert reconstruction.log_mel_l1(2 * reference, reference) == pytest.approx(np.log(2), abs=0.02)
+    noise = np.random.default_rng(0).normal(0, 0.1, (2, 9600))
+    assert reconstruction.log_mel_l1(2 * noise, noise) == pytest.approx(np.log(2), abs=1e-3)
+    np.testing.assert_allclose(reconstruction.log_mel(noise), spectral.log_mel(jnp.asarray(noise)), atol=1e-2)
     with pytest.raises(UserError):
         reconstruction.si_sdr(reference, reference[:, 1:])

@@ -24,6 +24,8 @@ Widths = tuple[int, int]  # of a projection: channels in, channels out
 
 KERNEL = 7  # taps of every depthwise convolution
 BLOCK_GAIN = 0.3  # initial weight of a block beside its skip
+HEAD_GAIN = 0.3  # makes the first outputs quiet
+LOG_VARIANCE_START = -5.0  # a fresh posterior is narrow: noise as large as the mean hides phase from the decoder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,8 +60,6 @@ class VAEConfig:
     """Hidden channels of a block per channel, at latent rate."""
     frame_expansion: int = 2
     """Hidden channels of a block per channel, at frame rate."""
-    head: str = "polar"
-    """The decoder's output: "polar" (log magnitude, phase as a unit vector) or "cartesian" (square-root-compressed)."""
     latent_scale: float = 1.0
     """Initial divisor of the latents: 1 where they are whitened after training, 3 in the paper."""
     latent_clip: float | None = None
@@ -68,8 +68,6 @@ class VAEConfig:
     """Compute type of the blocks; spectra are float32 always."""
 
     def __post_init__(self) -> None:
-        if self.head not in ("polar", "cartesian"):
-            raise UserError(f'VAE head "{self.head}": it must be "polar" or "cartesian"')
         if self.n_fft < self.frame_hop * 2:
             raise UserError(f"n_fft {self.n_fft}: frames must overlap at least twice (frame_hop is {self.frame_hop})")
 
@@ -138,7 +136,7 @@ def _decoder_ends(c: VAEConfig) -> tuple[Widths, Widths, Widths]:
     return (
         (c.latent_width, c.decoder_latent_width),
         (c.decoder_latent_width, wide),
-        (c.decoder_frame_width, (3 if c.head == "polar" else 2) * c.bins),
+        (c.decoder_frame_width, 2 * c.bins),
     )
 
 
@@ -178,15 +176,14 @@ def _cast(params: Params, dtype: str) -> Params:
 
 
 def spectral_features(config: VAEConfig, audio: jax.Array) -> jax.Array:
-    """The encoder's view of audio: (B, T) -> (B, F, 3 * bins), square-root-compressed complex parts and log magnitude.
+    """The encoder's view of audio: (B, T) -> (B, F, 3 * bins), complex parts and log magnitude.
 
-    The parts carry phase; the logarithm lifts what is quiet, most of it above 4 kHz.
+    The logarithm lifts what is quiet, most of it above 4 kHz. It is scaled down and the parts are not compressed, so
+    that at the start a random projection shows mostly the phases of what is loud: those can be learnt at this rate.
     """
     spectrum = spectral.stft(audio, config.n_fft, config.frame_hop) * config.n_fft**-0.5
-    size = spectral.magnitude(spectrum)
-    compression = jax.lax.rsqrt(size)
-    log_size = jnp.log(size + 1e-3) / 3 + 1
-    return jnp.concatenate([spectrum.real * compression, spectrum.imag * compression, log_size], axis=-1)
+    log_size = jnp.log(spectral.magnitude(spectrum) + 1e-3)
+    return jnp.concatenate([8 * spectrum.real, 8 * spectrum.imag, 0.1 * log_size + 0.3], axis=-1)
 
 
 def posterior(params: Params, config: VAEConfig, audio: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -204,7 +201,7 @@ def posterior(params: Params, config: VAEConfig, audio: jax.Array) -> tuple[jax.
     x = ends.middle(x.reshape(x.shape[0], -1, config.downsample * config.encoder_frame_width))
     x = _run(p["latent_blocks"], config.encoder_latent_width, config.latent_expansion, x)
     mean, log_variance = jnp.split(ends.out(ends.norm(x)).astype(jnp.float32), 2, axis=-1)
-    return mean, jnp.clip(log_variance, -12.0, 4.0)
+    return mean, jnp.clip(log_variance + LOG_VARIANCE_START, -12.0, 4.0)
 
 
 def sample(mean: jax.Array, log_variance: jax.Array, key: jax.Array) -> jax.Array:
@@ -246,19 +243,18 @@ def decode(params: Params, config: VAEConfig, latents: jax.Array) -> jax.Array:
     x = _run(p["latent_blocks"], config.decoder_latent_width, config.latent_expansion, x)
     x = ends.middle(x).reshape(x.shape[0], -1, config.decoder_frame_width)
     x = _run(p["frame_blocks"], config.decoder_frame_width, config.frame_expansion, x)
-    spectrum = _spectrum(config, ends.out(ends.norm(x)).astype(jnp.float32))
+    spectrum = _spectrum(ends.out(ends.norm(x)).astype(jnp.float32))
     return spectral.istft(spectrum * config.n_fft**0.5, config.n_fft, config.frame_hop)
 
 
-def _spectrum(config: VAEConfig, out: jax.Array) -> jax.Array:
-    """The head's channels -> complex spectrum (B, F, bins), in units of sqrt(n_fft)."""
-    if config.head == "cartesian":
-        real, imag = jnp.split(0.3 * out, 2, axis=-1)
-        size = jnp.sqrt(real * real + imag * imag + 1e-10)
-    else:
-        log_size, real, imag = jnp.split(out, 3, axis=-1)
-        # e**4 is louder than full scale at this window; the offset makes the first outputs quiet
-        size = jnp.exp(jnp.minimum(log_size - 4.0, 4.0)) * jax.lax.rsqrt(real * real + imag * imag + 1e-6)
+def _spectrum(out: jax.Array) -> jax.Array:
+    """The head's channels -> complex spectrum (B, F, bins), in units of sqrt(n_fft).
+
+    Both parts come square-root-compressed, which halves their range in decibels. A log magnitude beside a unit vector
+    for the phase learns magnitudes as well but phase at a third of the pace.
+    """
+    real, imag = jnp.split(HEAD_GAIN * out, 2, axis=-1)
+    size = jnp.sqrt(real * real + imag * imag + 1e-10)
     return jax.lax.complex(real * size, imag * size)
 
 

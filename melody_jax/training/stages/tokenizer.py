@@ -53,9 +53,9 @@ class TokenizerStage:
     """Dimensions of the random projections."""
     target_seed: int = 0
     """Seed of projections and codebooks."""
-    mask_start: float = 0.04
+    mask_start: float = 0.07
     """Probability that a masked span begins at a token."""
-    mask_span: int = 10
+    mask_span: int = 5
     """Tokens in a masked span."""
     mask_noise: float = 0.1
     """Standard deviation of the noise in place of masked (normalised) input."""

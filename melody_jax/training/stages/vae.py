@@ -9,7 +9,8 @@ near s at every resolution, and weights mean the same whatever the resolutions.
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import ClassVar
+from functools import partial
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -50,6 +51,11 @@ class VAEStage:
     """Weight of the L1 between log mel magnitudes, nepers."""
     complex_weight: float = 4.0
     """Weight of the L1 between square-root-compressed complex spectra (mean over both parts, mean over sizes)."""
+    waveform_weight: float = 0.5
+    """Weight of the log of the error's energy over the signal's, nepers of power (1 is 4.3 dB), mean over items."""
+    waveform_first: int = 300
+    """Steps with this loss alone; spectral losses then rise from zero within half as many. From the start they would
+    settle for magnitudes with random phase: it takes thousands of steps to get out of there."""
     kl_weight: float = 5e-3
     """Weight of the KL divergence to a unit Gaussian, nats per latent value (paper, Q16)."""
     adversarial_start: int = 2_000
@@ -82,13 +88,12 @@ class VAEStage:
         target = batch["audio"].astype(jnp.float32)
         noise_key, crop_key = jax.random.split(key)
         (audio, kl), pull_back = jax.vjp(lambda model: self._autoencode(model, target, noise_key), params["model"])
-        spectra = self._spectra(target)
-        (loss, metrics), d_audio = jax.value_and_grad(self._reconstruction, has_aux=True)(audio, spectra)
+        reconstruct = jax.value_and_grad(self._reconstruction, has_aux=True)
+        (loss, metrics), d_audio = reconstruct(audio, target, step)
 
-        adversarial = lambda: self._adversarial(params["discriminator"], audio, target, crop_key, step)  # noqa: E731
-        shapes = jax.eval_shape(adversarial)
-        nothing = lambda: jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)  # noqa: E731
-        d_judged, d_judge, judged = jax.lax.cond(step >= self.adversarial_start, adversarial, nothing)
+        judge = partial(self._adversarial, params["discriminator"], audio, target, crop_key, step)
+        nothing = partial(_zeros_like, jax.eval_shape(judge))
+        d_judged, d_judge, judged = jax.lax.cond(step >= self.adversarial_start, judge, nothing)
 
         (d_model,) = pull_back((d_audio + d_judged, jnp.float32(self.kl_weight)))
         loss = loss + self.kl_weight * kl
@@ -101,11 +106,10 @@ class VAEStage:
         target = batch["audio"].astype(jnp.float32)
         mean, log_variance = vae.posterior(params["model"], self.model, target)
         audio = vae.decode(params["model"], self.model, vae.normalise(params["model"], self.model, mean))
-        _, metrics = self._reconstruction(audio, self._spectra(target))
-        difference = jnp.abs(spectral.log_mel(audio) - spectral.log_mel(target))
+        _, metrics = self._spectral(audio, target)
         return {
             "loss": self.linear_weight * metrics["linear"] + self.log_weight * metrics["log"],
-            "log_mel_l1": jnp.mean(difference),
+            "log_mel_l1": metrics.pop("mel"),
             "si_sdr": _si_sdr(audio, target),
             "sdr": _sdr(audio, target),
             "kl": _kl(mean, log_variance),
@@ -145,17 +149,27 @@ class VAEStage:
             for n_fft, hop in self.resolutions
         }
 
-    def _reconstruction(self, audio: jax.Array, target: Spectra) -> tuple[jax.Array, Metrics]:
+    def _reconstruction(self, audio: jax.Array, target: jax.Array, step: jax.Array) -> tuple[jax.Array, Metrics]:
+        """The waveform loss and, from `waveform_first` on, the spectral ones."""
+        loss, metrics = self._spectral(audio, target)
+        ramp = jnp.clip((step - self.waveform_first) / max(self.waveform_first / 2, 1), 0.0, 1.0)
+        error = jnp.sum((audio - target) ** 2, axis=-1) / (jnp.sum(target**2, axis=-1) + 1e-2)
+        waveform = jnp.mean(jnp.log(error + 1e-4))
+        return ramp * loss + self.waveform_weight * waveform, metrics
+
+    def _spectral(self, audio: jax.Array, target: jax.Array) -> tuple[jax.Array, Metrics]:
         """The weighted spectral losses; each spectrum is computed once and serves all terms."""
         linear, log, parts, mel = [], [], [], jnp.float32(0)
+        originals = self._spectra(target)
         for n_fft, spectrum in self._spectra(audio).items():
-            size, target_size = spectral.magnitude(spectrum), spectral.magnitude(target[n_fft])
+            original = originals[n_fft]
+            size, target_size = spectral.magnitude(spectrum), spectral.magnitude(original)
             linear.append(_l1(size, target_size))
             log.append(_l1(jnp.log(size + self.log_floor), jnp.log(target_size + self.log_floor)))
             if n_fft in self.complex_sizes:
                 roots = jax.lax.rsqrt(size), jax.lax.rsqrt(target_size)
-                real = _l1(spectrum.real * roots[0], target[n_fft].real * roots[1])
-                parts.append((real + _l1(spectrum.imag * roots[0], target[n_fft].imag * roots[1])) / 2)
+                real = _l1(spectrum.real * roots[0], original.real * roots[1])
+                parts.append((real + _l1(spectrum.imag * roots[0], original.imag * roots[1])) / 2)
             if n_fft == 1024:
                 mel = _l1(_log_mel(size), _log_mel(target_size))
         terms = {"linear": _average(linear), "log": _average(log), "mel": mel, "complex": _average(parts)}
@@ -171,12 +185,16 @@ class VAEStage:
         """
         crop, items = min(self.adversarial_crop, audio.shape[1]), min(self.adversarial_items, audio.shape[0])
         starts = jax.random.randint(key, (items,), 0, audio.shape[1] - crop + 1)
-        slices = jax.vmap(lambda x, start: jax.lax.dynamic_slice(x, (start,), (crop,)))
-        cut = lambda x: slices(x[:items], starts)  # noqa: E731
+
+        def cut(x: jax.Array) -> jax.Array:
+            return jax.vmap(lambda item, start: jax.lax.dynamic_slice(item, (start,), (crop,)))(x[:items], starts)
+
+        def see(judge: Params, x: jax.Array) -> list[Judgement]:
+            return discriminators.judge(judge, self.discriminator, x)
+
         fake_crop, paste = jax.vjp(cut, audio)
-        see = lambda judge, x: discriminators.judge(judge, self.discriminator, x)  # noqa: E731
-        real, pull_real = jax.vjp(lambda judge: see(judge, cut(target)), judge)
         fake, pull_fake = jax.vjp(see, judge, fake_crop)
+        real, pull_real = jax.vjp(lambda judge: see(judge, cut(target)), judge)
 
         verdict, (d_real, d_fake) = jax.value_and_grad(_judge_loss, argnums=(0, 1))(real, fake)
         d_judge = jax.tree.map(jnp.add, pull_real(d_real)[0], pull_fake(d_fake)[0])
@@ -201,6 +219,10 @@ def _judge_loss(real: list[Judgement], fake: list[Judgement]) -> jax.Array:
     for (real_logits, _), (fake_logits, _) in zip(real, fake, strict=True):
         loss += jnp.mean((real_logits - 1) ** 2) + jnp.mean(fake_logits**2)
     return loss
+
+
+def _zeros_like(shapes: Any) -> Any:
+    return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
 
 
 def _l1(a: jax.Array, b: jax.Array) -> jax.Array:
