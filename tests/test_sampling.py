@@ -26,7 +26,12 @@ def tiny_networks() -> dict:
         "mulan": mulan.TINY,
         "vae": vae.TINY,
         "lm": dataclasses.replace(lm.TINY, prefix_levels=mulan.TINY.levels, prefix_codes=mulan.TINY.codes),
-        "dpd": dataclasses.replace(dpd.PRESETS["tiny"], latent_dim=vae.TINY.latent_width, semantic_tokens=lm.TINY.semantic_vocab, prefix_codes=mulan.TINY.codes),
+        "dpd": dataclasses.replace(
+            dpd.PRESETS["tiny"],
+            latent_dim=vae.TINY.latent_width,
+            semantic_tokens=lm.TINY.semantic_vocab,
+            prefix_codes=mulan.TINY.codes,
+        ),
     }
     started = {  # jitted: one compilation each instead of one for every little operation
         name: jax.jit(module.init, static_argnums=0)(configs[name], keys[i])
@@ -145,7 +150,9 @@ def test_networks_of_two_trainings_are_refused(releases: Path, tmp_path: Path) -
 
 def sample(*arguments: str, cwd: Path) -> subprocess.CompletedProcess:
     script = Path(__file__).parents[1] / "sample.py"
-    return subprocess.run([sys.executable, str(script), *arguments], cwd=cwd, capture_output=True, text=True, timeout=300)
+    return subprocess.run(
+        [sys.executable, str(script), *arguments], cwd=cwd, capture_output=True, text=True, timeout=300
+    )
 
 
 def test_sample_script_writes_a_batch(releases: Path, tmp_path: Path) -> None:

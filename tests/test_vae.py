@@ -160,7 +160,7 @@ def test_adversarial_gradients_are_those_of_the_losses() -> None:
         audio, kl = stage._autoencode(model, batch["audio"], noise_key)
         fake = discriminators.judge(judge, stage.discriminator, audio)
         real = discriminators.judge(judge, stage.discriminator, batch["audio"])
-        decoder = stage._reconstruction(audio, batch["audio"], jnp.int32(1))[0] + stage.kl_weight * kl
+        decoder = stage._reconstruction(audio, batch["audio"], jnp.float32(1))[0] + stage.kl_weight * kl
         decoder += stage.adversarial_weight * sum(jnp.mean((logits - 1) ** 2) for logits, _ in fake)
         for (_, f), (_, r) in zip(fake, real, strict=True):
             decoder += stage.feature_weight * jnp.mean(

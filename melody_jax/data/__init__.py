@@ -1,0 +1,1 @@
+"""Where music comes from, and how it becomes batches."""

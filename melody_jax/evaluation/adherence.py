@@ -91,7 +91,12 @@ def prompts(group: Group, count: int, seed: int, seconds: float) -> list[Prompt]
 
 
 def swap_stages(
-    melody: Melody, waves: np.ndarray, texts: Sequence[str], seed: int = 0, steps: int = 5, guidance_scale: float = 2.5,
+    melody: Melody,
+    waves: np.ndarray,
+    texts: Sequence[str],
+    seed: int = 0,
+    steps: int = 5,
+    guidance_scale: float = 2.5,
     lm_guidance_scale: float = 1.0,
 ) -> dict[str, np.ndarray]:
     """Clips (B, T) for "vae", "dpd", "lm" and "text", given true clips (B, T) of one window and their prompts.
@@ -103,7 +108,7 @@ def swap_stages(
         mulan=configs["mulan"], lm=configs["lm"], dpd=configs["dpd"], steps=steps, guided=guidance_scale != 1,
         lm_guided=lm_guidance_scale != 1,
     )  # fmt: skip
-    keys = generate.item_keys(np.arange(seed, seed + len(waves), dtype=np.int32))
+    keys = generate.item_keys(jnp.arange(seed, seed + len(waves), dtype=jnp.int32))
     decode = partial(generate.latents_to_wave, params["vae"], configs["vae"])
 
     @jax.jit

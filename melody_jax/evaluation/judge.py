@@ -4,6 +4,7 @@ What conditions the model must not judge it, so nothing here is shared with MuLa
 features are fixed statistics of a log-mel spectrogram, the classifier is scikit-learn's.
 """
 
+import jax.numpy as jnp
 import numpy as np
 from sklearn.neural_network import MLPClassifier
 from sklearn.pipeline import Pipeline, make_pipeline
@@ -21,7 +22,7 @@ def log_mel_statistics(wave: np.ndarray) -> np.ndarray:
     Per mel band: mean, standard deviation, 10th and 90th percentile and mean absolute change between frames, all
     relative to the clip's own mean level, and the strength of its amplitude modulation in 8 groups of bands.
     """
-    level = np.asarray(spectral.log_mel(wave[None], n_mels=BANDS))[0]  # (frames at 100 Hz, bands)
+    level = np.asarray(spectral.log_mel(jnp.asarray(wave[None]), n_mels=BANDS))[0]  # (frames at 100 Hz, bands)
     level = np.maximum(level, level.max() - 9.0)  # silence has no colour: what lies 80 dB below the peak is floor
     relative = level - level.mean()
     low, high = np.percentile(relative, [10, 90], axis=0)
@@ -37,7 +38,9 @@ def log_mel_statistics(wave: np.ndarray) -> np.ndarray:
 
 def train(features: np.ndarray, groups: np.ndarray, seed: int = 0) -> Pipeline:
     """A classifier from `log_mel_statistics` (N, F) to group indices (N,)."""
-    network = MLPClassifier((256,), alpha=1.0, early_stopping=True, n_iter_no_change=20, max_iter=400, random_state=seed)
+    network = MLPClassifier(
+        (256,), alpha=1.0, early_stopping=True, n_iter_no_change=20, max_iter=400, random_state=seed
+    )
     return make_pipeline(StandardScaler(), network).fit(features, groups)
 
 

@@ -1,0 +1,1 @@
+"""The networks alone: parameters and forward functions, no losses, no files."""

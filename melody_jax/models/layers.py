@@ -15,6 +15,7 @@ class RMSNorm(nnx.Module):
         self.scale = nnx.Param(jnp.ones(width))
 
     def __call__(self, x: jax.Array) -> jax.Array:
+        """(..., D) to the same shape and type."""
         h = x.astype(jnp.float32)
         h = h * jax.lax.rsqrt(jnp.mean(h * h, axis=-1, keepdims=True) + 1e-6)
         return (h * self.scale[...]).astype(x.dtype)

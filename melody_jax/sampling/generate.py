@@ -54,13 +54,23 @@ def prompt_to_prefix(params: Params, config: MuLanConfig, ids: jax.Array, mask: 
 
 
 def prefix_to_tokens(
-    params: Params, config: SamplerConfig, prefix_tokens: jax.Array, keys: jax.Array, temperature: jax.Array,
+    params: Params,
+    config: SamplerConfig,
+    prefix_tokens: jax.Array,
+    keys: jax.Array,
+    temperature: jax.Array,
     guidance_scale: jax.Array,
 ) -> jax.Array:
     """Prefix tokens (B, P) -> semantic tokens int32 (B, U), U = one window of the DPD, sampled by the LM."""
     keys = jax.vmap(lambda key: jax.random.fold_in(key, 0))(keys)
     return lm.generate(
-        params, config.lm, prefix_tokens, keys, config.tokens, temperature=temperature, top_k=config.top_k,
+        params,
+        config.lm,
+        prefix_tokens,
+        keys,
+        config.tokens,
+        temperature=temperature,
+        top_k=config.top_k,
         guidance_scale=guidance_scale if config.lm_guided else 1.0,
     )
 
@@ -71,7 +81,11 @@ def initial_noise(keys: jax.Array, frames: int, channels: int) -> jax.Array:
 
 
 def tokens_to_latents(
-    params: Params, config: SamplerConfig, prefix_tokens: jax.Array, semantic_tokens: jax.Array, keys: jax.Array,
+    params: Params,
+    config: SamplerConfig,
+    prefix_tokens: jax.Array,
+    semantic_tokens: jax.Array,
+    keys: jax.Array,
     guidance_scale: jax.Array,
 ) -> jax.Array:
     """Semantic tokens (B, U) -> latents (B, L, D) by angular DDIM with classifier-free guidance (sections 3.3-3.5).
@@ -92,8 +106,14 @@ def tokens_to_latents(
 
 @partial(jax.jit, static_argnames="config")
 def prompt_to_latents(
-    params: dict[str, Params], config: SamplerConfig, ids: jax.Array, mask: jax.Array, seeds: jax.Array,
-    temperature: jax.Array, lm_guidance_scale: jax.Array, guidance_scale: jax.Array,
+    params: dict[str, Params],
+    config: SamplerConfig,
+    ids: jax.Array,
+    mask: jax.Array,
+    seeds: jax.Array,
+    temperature: jax.Array,
+    lm_guidance_scale: jax.Array,
+    guidance_scale: jax.Array,
 ) -> jax.Array:
     """The whole sampler: text token ids and mask (B, N), seeds int32 (B,) -> latents (B, L, D).
 

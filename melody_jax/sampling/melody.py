@@ -31,8 +31,16 @@ class Melody:
         return self.configs["dpd"].frames * self.configs["vae"].hop / self.sample_rate
 
     def generate(
-        self, prompts: str | Sequence[str], *, seconds: float = 10.0, steps: int = 5, guidance_scale: float = 2.5,
-        seed: int | Sequence[int] = 0, temperature: float = 1.0, lm_guidance_scale: float = 1.0, top_k: int = 250,
+        self,
+        prompts: str | Sequence[str],
+        *,
+        seconds: float = 10.0,
+        steps: int = 5,
+        guidance_scale: float = 2.5,
+        seed: int | Sequence[int] = 0,
+        temperature: float = 1.0,
+        lm_guidance_scale: float = 1.0,
+        top_k: int = 250,
         schedule: str = "paper",
     ) -> np.ndarray:
         """Music for each prompt: float32 (B, samples) in [-1, 1] at `sample_rate`, trimmed to `seconds`.
@@ -57,8 +65,14 @@ class Melody:
         _check_number("temperature", temperature, -1e-9, 100.0)
         diffusion.omegas(schedule, steps)  # names an unknown schedule
         config = generate.SamplerConfig(
-            mulan=self.configs["mulan"], lm=self.configs["lm"], dpd=self.configs["dpd"], steps=steps,
-            schedule=schedule, guided=guidance_scale != 1, lm_guided=lm_guidance_scale != 1, top_k=top_k,
+            mulan=self.configs["mulan"],
+            lm=self.configs["lm"],
+            dpd=self.configs["dpd"],
+            steps=steps,
+            schedule=schedule,
+            guided=guidance_scale != 1,
+            lm_guided=lm_guidance_scale != 1,
+            top_k=top_k,
         )
         sampler_params = {name: self.params[name] for name in ("mulan", "lm", "dpd")}
         scales = (jnp.float32(temperature), jnp.float32(lm_guidance_scale), jnp.float32(guidance_scale))
@@ -111,15 +125,19 @@ def _tokenise(texts: list[str], length: int) -> tuple[np.ndarray, np.ndarray]:
             raise UserError(f"prompt {item!r} is empty; describe the music in a few words")
         pieces = text.token_count(item)
         if pieces > length:
-            raise UserError(f"prompt {item[:40]!r}... has {pieces - 2} word pieces; at most {length - 2} fit, shorten it")
+            raise UserError(
+                f"prompt {item[:40]!r}... has {pieces - 2} word pieces; at most {length - 2} fit, shorten it"
+            )
     return text.tokenize(texts, length)
 
 
 def _check_number(name: str, value: float, above: float, most: float, hint: str = "") -> None:
     number = isinstance(value, int | float | np.number) and not isinstance(value, bool)
     if not number or not above < value <= most:
-        raise UserError(f"{name} is {value}; it must be above {max(above, 0) if above > -1 else above:g} and at most "
-                        f"{most:g}{f' ({hint})' if hint else ''}")
+        raise UserError(
+            f"{name} is {value}; it must be above {max(above, 0) if above > -1 else above:g} and at most "
+            f"{most:g}{f' ({hint})' if hint else ''}"
+        )
 
 
 def _check_integer(name: str, value: int, least: int, most: int) -> None:

@@ -1,0 +1,1 @@
+"""One file a stage: which network, which loss, which batches."""

@@ -54,9 +54,10 @@ class VAEStage:
     waveform_weight: float = 0.5
     """Weight of the log of the error's energy over the signal's, nepers of power (1 is 4.3 dB), mean over items."""
     waveform_first: int = 300
-    """Steps with this loss alone; spectral losses then rise from zero within half as many. From the start they would
-    settle for magnitudes with random phase: it takes thousands of steps to get out of there."""
-    kl_weight: float = 5e-3
+    """Steps with this loss alone; all others then rise from zero within half as many. Spectral losses from the start
+    settle for magnitudes with random phase and take thousands of steps to leave them; a KL term silences the latents
+    before they carry anything."""
+    kl_weight: float = 3e-3
     """Weight of the KL divergence to a unit Gaussian, nats per latent value (paper, Q16)."""
     adversarial_start: int = 2_000
     """First step with discriminators; they cost nothing before it."""
@@ -89,14 +90,15 @@ class VAEStage:
         noise_key, crop_key = jax.random.split(key)
         (audio, kl), pull_back = jax.vjp(lambda model: self._autoencode(model, target, noise_key), params["model"])
         reconstruct = jax.value_and_grad(self._reconstruction, has_aux=True)
-        (loss, metrics), d_audio = reconstruct(audio, target, step)
+        ramp = jnp.clip((step - self.waveform_first) / max(self.waveform_first / 2, 1), 0.0, 1.0)
+        (loss, metrics), d_audio = reconstruct(audio, target, ramp)
 
         judge = partial(self._adversarial, params["discriminator"], audio, target, crop_key, step)
         nothing = partial(_zeros_like, jax.eval_shape(judge))
         d_judged, d_judge, judged = jax.lax.cond(step >= self.adversarial_start, judge, nothing)
 
-        (d_model,) = pull_back((d_audio + d_judged, jnp.float32(self.kl_weight)))
-        loss = loss + self.kl_weight * kl
+        (d_model,) = pull_back((d_audio + d_judged, ramp * self.kl_weight))
+        loss = loss + ramp * self.kl_weight * kl
         metrics = {"loss": loss, "kl": kl, "sdr": _sdr(audio, target), **metrics, **judged}
         return {"model": d_model, "discriminator": d_judge}, metrics
 
@@ -149,10 +151,9 @@ class VAEStage:
             for n_fft, hop in self.resolutions
         }
 
-    def _reconstruction(self, audio: jax.Array, target: jax.Array, step: jax.Array) -> tuple[jax.Array, Metrics]:
-        """The waveform loss and, from `waveform_first` on, the spectral ones."""
+    def _reconstruction(self, audio: jax.Array, target: jax.Array, ramp: jax.Array) -> tuple[jax.Array, Metrics]:
+        """The waveform loss and, weighted by `ramp` (0 to 1), the spectral ones."""
         loss, metrics = self._spectral(audio, target)
-        ramp = jnp.clip((step - self.waveform_first) / max(self.waveform_first / 2, 1), 0.0, 1.0)
         error = jnp.sum((audio - target) ** 2, axis=-1) / (jnp.sum(target**2, axis=-1) + 1e-2)
         waveform = jnp.mean(jnp.log(error + 1e-4))
         return ramp * loss + self.waveform_weight * waveform, metrics
