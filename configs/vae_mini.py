@@ -9,7 +9,7 @@ from melody_jax.training.stages.vae import VAEStage
 
 
 def config() -> TrainConfig:
-    """3.1 M encoder, 4.9 M decoder; crops of 1.44 s; discriminators in the second half."""
+    """3.1 M encoder, 4.6 M decoder; crops of 1.44 s; discriminators in the second half."""
     return TrainConfig(
         stage=VAEStage(model=VAEConfig(), adversarial_start=8_000, adversarial_ramp=1_000),
         data=DataConfig(batch_size=16, crop_samples=34_560),

@@ -46,7 +46,7 @@ class TokenizerConfig:
     """How many tokens to each side attention sees. A finite window keeps tokens stable near the ends of a crop."""
     layer: int = 2
     """Which activations are clustered: after this many blocks, 0 to `layers`."""
-    spectral_share: float = 0.5
+    spectral_share: float = 0.75
     """Share of the clustered vectors' variance that is the token's spectrum rather than the activations, 0 to 1."""
     semantic_vocab: int = 1024
     """Clusters, that is token ids."""

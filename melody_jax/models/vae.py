@@ -250,8 +250,8 @@ def decode(params: Params, config: VAEConfig, latents: jax.Array) -> jax.Array:
 def _spectrum(out: jax.Array) -> jax.Array:
     """The head's channels -> complex spectrum (B, F, bins), in units of sqrt(n_fft).
 
-    Both parts come square-root-compressed, which halves their range in decibels. A log magnitude beside a unit vector
-    for the phase learns magnitudes as well but phase at a third of the pace.
+    Both parts come square-root-compressed, which halves their range in decibels. In one run each, a log magnitude
+    beside a unit vector for the phase was 3 dB of SI-SDR behind after 400 steps, and no better in log-mel.
     """
     real, imag = jnp.split(HEAD_GAIN * out, 2, axis=-1)
     size = jnp.sqrt(real * real + imag * imag + 1e-10)
