@@ -4,14 +4,14 @@ python train.py configs/dpd_tiny.py --data.folder features/tiny --workdir runs/d
 """
 
 from melody_jax.config import DataConfig, OptimizerConfig, TrainConfig
-from melody_jax.models.dpd import PRESETS
+from melody_jax.models.dpd import TINY
 from melody_jax.training.stages.dpd import DPDStage
 
 
 def config() -> TrainConfig:
     """2 blocks of width 32; 0.2 M parameters, 0.03 GFLOP a pass."""
     return TrainConfig(
-        stage=DPDStage(model=PRESETS["tiny"], shared_angle=0.3, clean_prefix=0.2),
+        stage=DPDStage(model=TINY, shared_angle=0.3, clean_prefix=0.2),
         data=DataConfig(batch_size=8, window_tokens=80),
         optimizer=OptimizerConfig(learning_rate=3e-3, warmup_steps=10),
         steps=100,

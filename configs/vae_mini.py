@@ -9,11 +9,12 @@ from melody_jax.training.stages.vae import VAEStage
 
 
 def config() -> TrainConfig:
-    """3.1 M encoder, 4.6 M decoder; crops of 1.44 s; discriminators in the second half."""
+    """3.1 M encoder, 4.6 M decoder; crops of 1.44 s; no discriminators yet, see docs/mini.md."""
     return TrainConfig(
-        stage=VAEStage(model=VAEConfig(), adversarial_start=8_000, adversarial_ramp=1_000),
+        stage=VAEStage(model=VAEConfig(), adversarial_start=2_000),
         data=DataConfig(batch_size=16, crop_samples=34_560),
-        optimizer=OptimizerConfig(learning_rate=1e-3, warmup_steps=200, beta1=0.8),
-        steps=14_000,
+        optimizer=OptimizerConfig(learning_rate=1.5e-3, warmup_steps=100),
+        steps=2_000,
+        ema_decay=0.998,
         workdir="runs/vae_mini",
     )

@@ -25,7 +25,7 @@ from melody_jax.training.stages.tokenizer import TokenizerStage
 from melody_jax.training.stages.vae import VAEStage
 
 TOKENS = 16
-DPD = dataclasses.replace(dpd.PRESETS["tiny"], semantic_tokens=16)
+DPD = dataclasses.replace(dpd.TINY, semantic_tokens=16)
 STAGES: dict[str, Any] = {
     "vae": VAEStage(
         model=vae.TINY,

@@ -27,7 +27,7 @@ def tiny_networks() -> dict:
         "vae": vae.TINY,
         "lm": dataclasses.replace(lm.TINY, prefix_levels=mulan.TINY.levels, prefix_codes=mulan.TINY.codes),
         "dpd": dataclasses.replace(
-            dpd.PRESETS["tiny"],
+            dpd.TINY,
             latent_dim=vae.TINY.latent_width,
             semantic_tokens=lm.TINY.semantic_vocab,
             prefix_codes=mulan.TINY.codes,

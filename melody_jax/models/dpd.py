@@ -113,41 +113,41 @@ class DPDConfig:
             raise UserError(f"unknown film {self.film!r}: expected mlp or affine")
 
 
-PRESETS: dict[str, DPDConfig] = {
-    "paper": DPDConfig(),
-    "paper-aligned": DPDConfig(frames=2560),
-    "mini": DPDConfig(
-        latent_dim=64,
-        frames=256,
-        frames_per_token=1,
-        width=192,
-        blocks=4,
-        segment=16,
-        angle_width=128,
-        heads=6,
-        roformer_layers=1,
-        sru_hidden=96,
-        frame_clock=True,
-        aligned_tokens=True,
-        prefix_conditioning=True,
-    ),
-    "tiny": DPDConfig(
-        latent_dim=8,
-        frames=80,
-        frames_per_token=1,
-        semantic_tokens=1024,
-        width=32,
-        blocks=2,
-        segment=8,
-        angle_width=16,
-        heads=2,
-        roformer_layers=1,
-        sru_hidden=16,
-        prefix_conditioning=True,
-        prefix_width=8,
-    ),
-}
-"""The named sizes. The three wide ones differ in length only; `paper` has 295.6 M parameters."""
+PAPER = DPDConfig()
+"""The published size, 295.6 M parameters."""
+PAPER_ALIGNED = DPDConfig(frames=2560)
+"""The same with 256 tokens over exactly 2,560 frames (melody-paper Q4)."""
+MINI = DPDConfig(
+    latent_dim=64,
+    frames=256,
+    frames_per_token=1,
+    width=192,
+    blocks=4,
+    segment=16,
+    angle_width=128,
+    heads=6,
+    roformer_layers=1,
+    sru_hidden=96,
+    frame_clock=True,
+    aligned_tokens=True,
+    prefix_conditioning=True,
+    prefix_codes=256,
+)
+TINY = DPDConfig(
+    latent_dim=8,
+    frames=80,
+    frames_per_token=1,
+    semantic_tokens=1024,
+    width=32,
+    blocks=2,
+    segment=8,
+    angle_width=16,
+    heads=2,
+    roformer_layers=1,
+    sru_hidden=16,
+    prefix_conditioning=True,
+    prefix_width=8,
+)
 
 
 class MLP(nnx.Module):
