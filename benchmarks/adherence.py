@@ -54,13 +54,10 @@ def render_clip(job: tuple[int, str, int]) -> np.ndarray:
     from melody_jax.evaluation import adherence
 
     group, split, number = job
-    piece = next(adherence.pieces(adherence.GROUPS[group], split, 10_000_019 + 1_000 * number, WINDOW_SECONDS))
+    piece = next(adherence.pieces(adherence.GROUPS[group], split, 10_000_019 + 1_000 * number, adherence.SECONDS))
     fonts = sorted(soundfont.installed(split).items())
     font = fonts[number % len(fonts)][1] if fonts else None
     return render(piece, font)
-
-
-WINDOW_SECONDS = 10.24
 
 
 def features_of(job: tuple[int, str, int]) -> np.ndarray:
@@ -92,23 +89,9 @@ def write_prompts(arguments: Arguments) -> None:
     lines = [
         json.dumps(dataclasses.asdict(prompt))
         for i, group in enumerate(adherence.GROUPS)
-        for prompt in adherence.prompts(group, 10, 90_000_000 + 10_000 * i, WINDOW_SECONDS)
+        for prompt in adherence.prompts(group, 10, 90_000_000 + 10_000 * i, adherence.SECONDS)
     ]
     (arguments.out / "prompts.jsonl").write_text("\n".join(lines) + "\n")
-
-
-def truth_clip(job: tuple[str, int, int]) -> np.ndarray:
-    """(group, seed, number) -> the test piece that a prompt describes, rendered."""
-    from melody_jax.data.composer import soundfont
-    from melody_jax.data.composer.compose import compose
-    from melody_jax.data.composer.render import render
-    from melody_jax.evaluation import adherence
-
-    name, seed, number = job
-    group = next(g for g in adherence.GROUPS if g.name == name)
-    piece = compose(seed, WINDOW_SECONDS, genre=group.genre, lead=group.lead, split="test")
-    fonts = sorted(soundfont.installed("test").items())
-    return render(piece, fonts[number % len(fonts)][1] if fonts else None)
 
 
 def main() -> None:
@@ -120,15 +103,14 @@ def main() -> None:
     from melody_jax.evaluation import adherence, judge
     from melody_jax.sampling.melody import NETWORKS, load
 
-    lines = (arguments.out / "prompts.jsonl").read_text().splitlines()
-    prompts = [adherence.Prompt(**json.loads(line)) for line in lines]
+    prompts = adherence.read_prompts(arguments.out / "prompts.jsonl")
     names = [group.name for group in adherence.GROUPS]
     asked = np.asarray([names.index(prompt.group) for prompt in prompts])
     classifier = judge.train(*judge_data(arguments, len(names)))
     melody = load(arguments.model, folder=arguments.folder, networks=(*NETWORKS, "tokenizer"))
 
     samples = round(melody.max_seconds * melody.sample_rate)
-    truth = np.stack([truth_clip((p.group, p.seed, i))[:samples] for i, p in enumerate(tqdm(prompts, desc="truth"))])
+    truth = np.stack([adherence.ground_truth(p, i, samples) for i, p in enumerate(tqdm(prompts, desc="truth"))])
     clips: dict[str, list[np.ndarray]] = {"truth": list(truth)}
     for start in tqdm(range(0, len(prompts), 16), desc="generate"):
         part = slice(start, start + 16)

@@ -17,7 +17,7 @@ def config() -> TrainConfig:
         optimizer=OptimizerConfig(
             learning_rate=5e-4, warmup_steps=100, weight_decay=0.05, rate_scales=(("model/text/encoder", 0.1),)
         ),
-        steps=600,
+        steps=500,
         eval_every=100,
         eval_batches=8,
         save_every=1000,

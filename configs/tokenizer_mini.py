@@ -14,6 +14,6 @@ def config() -> TrainConfig:
         stage=TokenizerStage(model=TokenizerConfig()),
         data=DataConfig(batch_size=16, crop_samples=122_880),
         optimizer=OptimizerConfig(learning_rate=1.5e-3, warmup_steps=100),
-        steps=600,
+        steps=400,
         workdir="runs/tokenizer_mini",
     )

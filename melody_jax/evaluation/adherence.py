@@ -10,22 +10,31 @@ The stages of the cascade are swapped for ground truth one after the other, so t
     shuffled the same clips as `text`, each judged against another group's prompt
 """
 
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from melody_jax.data.composer import soundfont
 from melody_jax.data.composer.captions import captions
 from melody_jax.data.composer.compose import compose
 from melody_jax.data.composer.phrases.genres import GENRES
 from melody_jax.data.composer.phrases.instruments import NAMES
 from melody_jax.data.composer.piece import Piece
+from melody_jax.data.composer.render import render
 from melody_jax.models import mulan, tokenizer, vae
+from melody_jax.models.functional import Params
 from melody_jax.sampling import generate
 from melody_jax.sampling.melody import Melody
+
+SECONDS = 10.24
+"""Length of the pieces that prompts describe: one window of the shipped model."""
 
 
 @dataclass(frozen=True)
@@ -90,6 +99,19 @@ def prompts(group: Group, count: int, seed: int, seconds: float) -> list[Prompt]
     raise AssertionError("unreachable: pieces() never ends")
 
 
+def read_prompts(file: Path) -> list[Prompt]:
+    """The committed list of prompts, one JSON object a line."""
+    return [Prompt(**json.loads(line)) for line in file.read_text().splitlines()]
+
+
+def ground_truth(prompt: Prompt, number: int, samples: int) -> np.ndarray:
+    """The test piece that a prompt describes, (samples,); `number` picks the test split's SoundFont."""
+    group = next(group for group in GROUPS if group.name == prompt.group)
+    piece = compose(prompt.seed, SECONDS, genre=group.genre, lead=group.lead, split="test")
+    fonts = sorted(soundfont.installed("test").items())
+    return render(piece, fonts[number % len(fonts)][1] if fonts else None)[:samples]
+
+
 def swap_stages(
     melody: Melody,
     waves: np.ndarray,
@@ -110,29 +132,33 @@ def swap_stages(
     )  # fmt: skip
     keys = generate.item_keys(jnp.arange(seed, seed + len(waves), dtype=jnp.int32))
     decode = partial(generate.latents_to_wave, params["vae"], configs["vae"])
+    diffuse = partial(_diffuse, params["dpd"], config)
 
-    @jax.jit
-    def features(audio: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-        prefix = mulan.quantise(
-            params["mulan"], configs["mulan"], mulan.embed_music(params["mulan"], configs["mulan"], audio)
-        )
-        latents = vae.encode(params["vae"], configs["vae"], audio)
-        return prefix, tokenizer.tokenize(params["tokenizer"], configs["tokenizer"], audio), latents
-
-    @jax.jit
-    def diffuse(prefix: jax.Array, tokens: jax.Array) -> jax.Array:
-        return generate.tokens_to_latents(params["dpd"], config, prefix, tokens, keys, jnp.float32(guidance_scale))
-
-    prefix, tokens, latents = features(jnp.asarray(waves))
-    drawn = generate.prefix_to_tokens(
-        params["lm"], config, prefix, keys, jnp.float32(1.0), jnp.float32(lm_guidance_scale)
-    )
+    prefix, tokens, latents = _features(params, tuple(configs.items()), jnp.asarray(waves))
+    drawn = _write(params["lm"], config, prefix, keys, jnp.float32(1.0), jnp.float32(lm_guidance_scale))
+    scale = jnp.float32(guidance_scale)
     return {
         "vae": np.asarray(decode(latents)),
-        "dpd": np.asarray(decode(diffuse(prefix, tokens))),
-        "lm": np.asarray(decode(diffuse(prefix, drawn))),
+        "dpd": np.asarray(decode(diffuse(prefix, tokens, keys, scale))),
+        "lm": np.asarray(decode(diffuse(prefix, drawn, keys, scale))),
         "text": melody.generate(
             texts, seconds=melody.max_seconds, steps=steps, seed=seed, guidance_scale=guidance_scale,
             lm_guidance_scale=lm_guidance_scale,
         ),
     }  # fmt: skip
+
+
+_diffuse = partial(jax.jit, static_argnums=1)(generate.tokens_to_latents)
+_write = partial(jax.jit, static_argnums=1)(generate.prefix_to_tokens)
+
+
+@partial(jax.jit, static_argnums=1)
+def _features(
+    params: dict[str, Params], configs: tuple[tuple[str, Any], ...], audio: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Prefix tokens, semantic tokens and latents of true clips (B, T)."""
+    config = dict(configs)
+    embedding = mulan.embed_music(params["mulan"], config["mulan"], audio)
+    prefix = mulan.quantise(params["mulan"], config["mulan"], embedding)
+    semantic_tokens = tokenizer.tokenize(params["tokenizer"], config["tokenizer"], audio)
+    return prefix, semantic_tokens, vae.encode(params["vae"], config["vae"], audio)
