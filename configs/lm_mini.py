@@ -13,8 +13,8 @@ def config() -> TrainConfig:
     return TrainConfig(
         stage=LMStage(model=LMConfig()),
         data=DataConfig(batch_size=16, window_tokens=256, text_prefix_probability=0.2),
-        optimizer=OptimizerConfig(learning_rate=2e-3, warmup_steps=100, weight_decay=0.1),
-        steps=4000,
-        eval_every=200,
+        optimizer=OptimizerConfig(learning_rate=2e-3, warmup_steps=40, weight_decay=0.1),
+        steps=320,
+        eval_every=80,
         workdir="runs/lm_mini",
     )

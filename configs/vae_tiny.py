@@ -15,7 +15,6 @@ def config() -> TrainConfig:
             model=vae.TINY,
             discriminator=discriminators.TINY,
             resolutions=((1024, 240), (256, 60)),
-            waveform_first=10,
             adversarial_start=40,
             adversarial_ramp=10,
             adversarial_crop=4_800,

@@ -84,6 +84,26 @@ def istft(spectrum: jax.Array, n_fft: int, hop: int, win: int | None = None) -> 
     return overlap_add(frames, hop) * _synthesis_gain(spectrum.shape[1], n_fft, hop, win)
 
 
+def griffin_lim(magnitudes: jax.Array, n_fft: int, hop: int, steps: int, momentum: float = 0.99) -> jax.Array:
+    """A waveform whose centred `stft` has nearly these magnitudes: (B, frames, n_fft // 2 + 1) -> (B, frames * hop).
+
+    The fast Griffin-Lim algorithm (Perraudin, Balazs and Sondergaard 2013, doi 10.1109/WASPAA.2013.6701851) from phases
+    that are random but always the same, so that equal magnitudes give equal waveforms. steps: 0 or more; each is an
+    inverse and a forward transform. momentum: 0 is the original algorithm.
+    """
+    phases = jax.random.uniform(jax.random.key(0), magnitudes.shape[1:], maxval=2 * np.pi)
+    start = magnitudes * jnp.exp(1j * phases)
+
+    def step(carry: tuple[jax.Array, jax.Array], _: None) -> tuple[tuple[jax.Array, jax.Array], None]:
+        spectrum, previous = carry
+        rebuilt = stft(istft(spectrum, n_fft, hop), n_fft, hop)
+        ahead = rebuilt + momentum * (rebuilt - previous)
+        return (magnitudes * ahead / magnitude(ahead), rebuilt), None
+
+    (spectrum, _), _ = jax.lax.scan(step, (start, jnp.zeros_like(start)), length=steps)
+    return istft(spectrum, n_fft, hop)
+
+
 def _hz_to_mel(hz: np.ndarray) -> np.ndarray:
     """Slaney's scale: linear (3 mel per 200 Hz) below 1 kHz, logarithmic (27 mel per factor 6.4) above."""
     return np.where(hz < 1000, hz * 3 / 200, 15 + 27 * np.log(np.maximum(hz, 1e-9) / 1000) / np.log(6.4))

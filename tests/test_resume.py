@@ -33,7 +33,6 @@ STAGES: dict[str, Any] = {
             periods=(2,), period_widths=(4, 4), resolutions=((512, 120),), resolution_widths=(4, 4)
         ),
         resolutions=((1024, 240),),
-        complex_sizes=(1024,),
         adversarial_start=20,
         adversarial_crop=1920,
     ),

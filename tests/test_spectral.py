@@ -78,3 +78,23 @@ def test_silence_has_finite_gradients() -> None:
 def test_bad_sizes_are_told(call) -> None:
     with pytest.raises(UserError):
         call()
+
+
+def test_griffin_lim_finds_a_phase_that_fits():
+    time = np.arange(24_000) / 24_000
+    audio = jnp.asarray((0.3 * np.sin(2 * np.pi * 443 * time) * np.exp(-3 * time))[None], jnp.float32)
+    size = jnp.abs(spectral.stft(audio, 1024, 240))
+
+    def misfit(steps: int) -> float:
+        found = spectral.griffin_lim(size, 1024, 240, steps)
+        assert found.shape == audio.shape
+        rebuilt = jnp.abs(spectral.stft(found, 1024, 240))
+        return float(jnp.linalg.norm(rebuilt - size) / jnp.linalg.norm(size))
+
+    random, sixteen = misfit(0), misfit(16)
+    assert random > 0.3
+    assert sixteen < 0.15
+    np.testing.assert_array_equal(
+        spectral.griffin_lim(size, 1024, 240, 3), spectral.griffin_lim(jnp.tile(size, (2, 1, 1)), 1024, 240, 3)[1:]
+    )
+    assert np.isfinite(spectral.griffin_lim(jnp.zeros((1, 8, 513)), 1024, 240, 4)).all()

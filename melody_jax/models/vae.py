@@ -1,11 +1,14 @@
-"""The audio autoencoder of `mini` (paper section 2.5 redesigned for CPUs): a spectral VAE with an inverse-STFT decoder.
+"""The audio autoencoder of `mini` (paper section 2.5 redesigned for CPUs): a VAE of STFT magnitudes.
 
-    audio (B, T) --STFT--> 100 Hz frames --blocks--> x4 down --blocks--> mean, log variance (B, L, D) at 25 Hz
-    latents (B, L, D) --blocks--> x4 up --blocks--> complex spectrum --inverse STFT--> audio (B, T)
+    audio (B, T) --|STFT|--> 100 Hz frames --blocks--> x4 down --blocks--> mean, log variance (B, L, D) at 25 Hz
+    latents (B, L, D) --blocks--> x4 up --blocks--> magnitudes (B, F, bins) --Griffin-Lim--> audio (B, T)
+
+The latents carry no phase. At 25 Hz phase looks like white noise: a network small enough for a laptop cannot foretell
+it from semantic tokens, and latents full of it leave the diffusion nothing to learn (docs/mini.md has the figures).
 
 B batch, T samples (a multiple of `config.hop`), F = T / frame_hop frames, L = T / hop latents, D latent channels.
-Norms act on channels only and there is no attention: every output sees a finite stretch of its input, the same
-everywhere, so that the decoder can stream (`decoder_reach`, `encoder_reach`).
+Norms act on channels only and there is no attention: every magnitude sees a finite stretch of latents, the same
+everywhere (`decoder_reach`, `encoder_reach`).
 """
 
 from dataclasses import dataclass
@@ -24,8 +27,10 @@ Widths = tuple[int, int]  # of a projection: channels in, channels out
 
 KERNEL = 7  # taps of every depthwise convolution
 BLOCK_GAIN = 0.3  # initial weight of a block beside its skip
-HEAD_GAIN = 0.3  # makes the first outputs quiet
-LOG_VARIANCE_START = -5.0  # a fresh posterior is narrow: noise as large as the mean hides phase from the decoder
+QUIET = -4.0  # log magnitude of a fresh decoder
+LOUDEST = 6.0  # log magnitude that no sound of full scale exceeds
+LOG_FLOOR = 1e-3  # 60 dB below noise of full scale
+LOG_VARIANCE_START = -5.0  # a fresh posterior is narrow: the latents carry something before the KL term silences them
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +69,8 @@ class VAEConfig:
     """Initial divisor of the latents: 1 where they are whitened after training, 3 in the paper."""
     latent_clip: float | None = None
     """Bound on the normalised latents, applied by encode and decode (1 in the paper), or None: no bound."""
+    griffin_lim_steps: int = 16
+    """Steps by which `decode` finds a phase; 0 leaves a random one."""
     dtype: str = "float32"
     """Compute type of the blocks; spectra are float32 always."""
 
@@ -82,8 +89,8 @@ class VAEConfig:
         return self.n_fft // 2 + 1
 
 
-MINI = VAEConfig()
 TINY = VAEConfig(
+    griffin_lim_steps=2,
     latent_width=8,
     encoder_frame_width=16,
     encoder_frame_blocks=1,
@@ -125,7 +132,7 @@ class Ends(nnx.Module):
 def _encoder_ends(c: VAEConfig) -> tuple[Widths, Widths, Widths]:
     wide = c.encoder_frame_width * c.downsample
     return (
-        (3 * c.bins, c.encoder_frame_width),
+        (c.bins, c.encoder_frame_width),
         (wide, c.encoder_latent_width),
         (c.encoder_latent_width, 2 * c.latent_width),
     )
@@ -136,7 +143,7 @@ def _decoder_ends(c: VAEConfig) -> tuple[Widths, Widths, Widths]:
     return (
         (c.latent_width, c.decoder_latent_width),
         (c.decoder_latent_width, wide),
-        (c.decoder_frame_width, 2 * c.bins),
+        (c.decoder_frame_width, c.bins),
     )
 
 
@@ -175,15 +182,15 @@ def _cast(params: Params, dtype: str) -> Params:
     return jax.tree.map(lambda leaf: leaf.astype(dtype), params)
 
 
-def spectral_features(config: VAEConfig, audio: jax.Array) -> jax.Array:
-    """The encoder's view of audio: (B, T) -> (B, F, 3 * bins), complex parts and log magnitude.
+def window_gain(config: VAEConfig) -> float:
+    """What spectra are divided by: the root of the window's energy; noise of deviation s then has magnitudes near s."""
+    return float((spectral.hann(config.n_fft) ** 2).sum() ** 0.5)
 
-    The logarithm lifts what is quiet, most of it above 4 kHz. It is scaled down and the parts are not compressed, so
-    that at the start a random projection shows mostly the phases of what is loud: those can be learnt at this rate.
-    """
-    spectrum = spectral.stft(audio, config.n_fft, config.frame_hop) * config.n_fft**-0.5
-    log_size = jnp.log(spectral.magnitude(spectrum) + 1e-3)
-    return jnp.concatenate([8 * spectrum.real, 8 * spectrum.imag, 0.1 * log_size + 0.3], axis=-1)
+
+def spectral_features(config: VAEConfig, audio: jax.Array) -> jax.Array:
+    """The encoder's view of audio: (B, T) -> (B, F, bins), log magnitudes brought to about unit size."""
+    size = spectral.magnitude(spectral.stft(audio, config.n_fft, config.frame_hop)) / window_gain(config)
+    return 0.4 * jnp.log(size + LOG_FLOOR) + 1.6
 
 
 def posterior(params: Params, config: VAEConfig, audio: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -228,8 +235,8 @@ def encode(params: Params, config: VAEConfig, audio: jax.Array, key: jax.Array |
     return normalise(params, config, mean if key is None else sample(mean, log_variance, key))
 
 
-def decode(params: Params, config: VAEConfig, latents: jax.Array) -> jax.Array:
-    """Normalised latents (B, L, D) -> audio (B, L * hop), float32.
+def magnitudes(params: Params, config: VAEConfig, latents: jax.Array) -> jax.Array:
+    """Normalised latents (B, L, D) -> STFT magnitudes float32 (B, F, bins), in the units of `spectral.stft`.
 
     With `latent_clip` the latents are clipped first and not scaled a second time (paper, Q18): in the paper's kind the
     decoder is trained on scaled latents, whereas whitening comes after training and is undone here.
@@ -243,30 +250,19 @@ def decode(params: Params, config: VAEConfig, latents: jax.Array) -> jax.Array:
     x = _run(p["latent_blocks"], config.decoder_latent_width, config.latent_expansion, x)
     x = ends.middle(x).reshape(x.shape[0], -1, config.decoder_frame_width)
     x = _run(p["frame_blocks"], config.decoder_frame_width, config.frame_expansion, x)
-    spectrum = _spectrum(ends.out(ends.norm(x)).astype(jnp.float32))
-    return spectral.istft(spectrum * config.n_fft**0.5, config.n_fft, config.frame_hop)
+    log_size = ends.out(ends.norm(x)).astype(jnp.float32) + QUIET
+    return jnp.exp(jnp.minimum(log_size, LOUDEST)) * window_gain(config)
 
 
-def _spectrum(out: jax.Array) -> jax.Array:
-    """The head's channels -> complex spectrum (B, F, bins), in units of sqrt(n_fft).
-
-    Both parts come square-root-compressed, which halves their range in decibels. In one run each, a log magnitude
-    beside a unit vector for the phase was 3 dB of SI-SDR behind after 400 steps, and no better in log-mel.
-    """
-    real, imag = jnp.split(HEAD_GAIN * out, 2, axis=-1)
-    size = jnp.sqrt(real * real + imag * imag + 1e-10)
-    return jax.lax.complex(real * size, imag * size)
-
-
-def _frame_reach(config: VAEConfig, blocks: int) -> int:
-    """Frames on either side that `blocks` frame-rate blocks and one (inverse) STFT see."""
-    spread = (config.n_fft - config.frame_hop) // 2
-    return blocks * (KERNEL // 2) - (-spread // config.frame_hop)
+def decode(params: Params, config: VAEConfig, latents: jax.Array) -> jax.Array:
+    """Normalised latents (B, L, D) -> audio (B, L * hop), float32: `magnitudes`, then a phase that fits them."""
+    size = magnitudes(params, config, latents)
+    return spectral.griffin_lim(size, config.n_fft, config.frame_hop, config.griffin_lim_steps)
 
 
 def decoder_reach(config: VAEConfig) -> int:
-    """How many latents on either side of its own a decoded sample can depend on."""
-    frames = _frame_reach(config, config.decoder_frame_blocks)
+    """How many latents on either side of its own a frame of `magnitudes` can depend on."""
+    frames = config.decoder_frame_blocks * (KERNEL // 2)
     return config.decoder_latent_blocks * (KERNEL // 2) - (-frames // config.downsample)
 
 

@@ -17,6 +17,7 @@ from melody_jax import diffusion
 from melody_jax.models import dpd
 from melody_jax.models.dpd import DPDConfig
 from melody_jax.models.functional import Params
+from melody_jax.training.prefix import prefix_embeddings
 from melody_jax.training.stage import Batch, Metrics, loss_gradients
 
 
@@ -44,9 +45,16 @@ class DPDStage:
     prefix_level_dropout: float = 0.1
     """Share of single prefix levels that are absent; for `prefix_conditioning` only."""
 
+    mulan: str = ""
+    """Folder of the released MuLan whose codebooks the prefix embeddings start from; empty: random embeddings."""
+
     def init(self, key: jax.Array) -> Params:
         """Fresh parameters, float32."""
-        return {"model": dpd.init(self.model, key)}
+        model = dpd.init(self.model, key)
+        if self.mulan and self.model.prefix_conditioning:
+            shape = (self.model.prefix_levels, self.model.prefix_codes, self.model.prefix_width)
+            model["prefix_table"] = prefix_embeddings(self.mulan, shape, key).reshape(model["prefix_table"].shape)
+        return {"model": model}
 
     def gradients(self, params: Params, batch: Batch, key: jax.Array, step: jax.Array) -> tuple[Params, Metrics]:
         """Gradients of the velocity error on {"latents" (B, L, D), "semantic_tokens", "prefix_tokens"}."""

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from melody_jax.models import lm
 from melody_jax.models.functional import Params
 from melody_jax.models.lm import LMConfig
+from melody_jax.training.prefix import prefix_embeddings
 from melody_jax.training.stage import Batch, Metrics, loss_gradients
 
 
@@ -31,6 +32,11 @@ class LMStage:
     """How often an item is trained without any prefix, 0 to 1."""
     level_dropout: float = 0.3
     """How often an item that has a prefix keeps only its leading 1 to P levels, their number uniform; 0 to 1."""
+    history_corruption: float = 0.0
+    """Share of the semantic tokens the network sees, in training only, that are replaced by random ones (the targets
+    stay): the last token alone foretells most of the next, and a network that trusts it learns the prefix late."""
+    mulan: str = ""
+    """Folder of the released MuLan whose codebooks the prefix embeddings start from; empty: random embeddings."""
     label_smoothing: float = 0.0
     """Share of the target mass spread evenly over the vocabulary, in training only."""
 
@@ -41,7 +47,13 @@ class LMStage:
 
     def init(self, key: jax.Array) -> Params:
         """Fresh parameters, float32."""
-        return {"model": lm.init(self.model, key)}
+        model = lm.init(self.model, key)
+        if self.mulan:
+            config = self.model
+            codes = prefix_embeddings(self.mulan, (config.prefix_levels, config.prefix_codes, config.width), key)
+            null = model["prefix"].reshape(config.prefix_levels, -1, config.width)[:, -1:]
+            model["prefix"] = jnp.concatenate([codes, null], axis=1).reshape(-1, config.width)
+        return {"model": model}
 
     def draw_levels(self, key: jax.Array, batch: int) -> jax.Array:
         """How many leading prefix levels each item keeps, int (B,) in 0..P."""
@@ -52,9 +64,13 @@ class LMStage:
 
     def loss(self, params: Params, batch: Batch, key: jax.Array) -> tuple[jax.Array, Metrics]:
         """Smoothed cross-entropy in nats a token, with dropout of the network, the prefix and its levels."""
-        level_key, dropout_key = jax.random.split(key)
-        levels = self.draw_levels(level_key, batch["semantic_tokens"].shape[0])
-        cross_entropy, accuracy, uniform = self._score(params, batch, levels, dropout_key)
+        level_key, dropout_key, where_key, which_key = jax.random.split(key, 4)
+        targets = batch["semantic_tokens"]
+        levels = self.draw_levels(level_key, targets.shape[0])
+        replaced = jax.random.bernoulli(where_key, self.history_corruption, targets.shape)
+        others = jax.random.randint(which_key, targets.shape, 0, self.model.semantic_vocab, targets.dtype)
+        history = jnp.where(replaced, others, targets)
+        cross_entropy, accuracy, uniform = self._score(params, batch, history, levels, dropout_key)
         loss = (1 - self.label_smoothing) * cross_entropy + self.label_smoothing * uniform
         return loss, {"cross_entropy": cross_entropy, "accuracy": accuracy}
 
@@ -67,9 +83,10 @@ class LMStage:
 
         The difference of the two losses is what the prefix is worth, in nats a token.
         """
-        items = batch["semantic_tokens"].shape[0]
-        loss, accuracy, _ = self._score(params, batch, jnp.full(items, self.model.prefix_levels), None)
-        null, _, _ = self._score(params, batch, jnp.zeros(items, jnp.int32), None)
+        history = batch["semantic_tokens"]
+        items = history.shape[0]
+        loss, accuracy, _ = self._score(params, batch, history, jnp.full(items, self.model.prefix_levels), None)
+        null, _, _ = self._score(params, batch, history, jnp.zeros(items, jnp.int32), None)
         return {"loss": loss, "accuracy": accuracy, "loss_null_prefix": null}
 
     def finish(self, model: Params, batches: Iterator[Batch], key: jax.Array) -> Params:
@@ -77,11 +94,15 @@ class LMStage:
         return model
 
     def _score(
-        self, params: Params, batch: Batch, levels: jax.Array, key: jax.Array | None
+        self, params: Params, batch: Batch, history: jax.Array, levels: jax.Array, key: jax.Array | None
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """Mean over tokens of the cross-entropy, the accuracy and the cross-entropy with a uniform target."""
+        """Mean over tokens of the cross-entropy, the accuracy and the cross-entropy with a uniform target.
+
+        `history` (B, U) is what the network sees of the tokens before the one it predicts.
+        """
         targets = batch["semantic_tokens"].astype(jnp.int32)
         prefix = batch["prefix_tokens"].astype(jnp.int32)
-        scores = jax.nn.log_softmax(lm.logits(params["model"], self.model, prefix, targets, levels, key))
+        history = history.astype(jnp.int32)
+        scores = jax.nn.log_softmax(lm.logits(params["model"], self.model, prefix, history, levels, key))
         chosen = jnp.take_along_axis(scores, targets[..., None], axis=-1)[..., 0]
         return -chosen.mean(), (chosen >= scores.max(axis=-1)).mean(), -scores.mean()

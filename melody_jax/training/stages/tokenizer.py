@@ -130,6 +130,8 @@ class TokenizerStage:
     def finish(self, model: Params, batches: Iterator[Batch], key: jax.Array) -> Params:
         """Fits the standardisation and the codebook to the features of `cluster_frames` tokens, or all there are.
 
+        The blocks above `model.layer` are left out of what is released: tokens do not need them.
+
         Raises `UserError` if there are fewer tokens than clusters.
         """
         compute = jax.jit(lambda model, audio: tokenizer.features(model, self.model, audio))
@@ -144,7 +146,8 @@ class TokenizerStage:
         x = np.concatenate(rows)
         fitted = model | self._standardisation(x)
         codebook = fit_kmeans(tokenizer.standardise(fitted, jnp.asarray(x)), self.model.semantic_vocab, key)
-        return fitted | {"codebook": codebook}
+        blocks = jax.tree.map(lambda leaf: leaf[: self.model.layer], model["blocks"])
+        return fitted | {"blocks": blocks, "codebook": codebook}
 
     def _standardisation(self, x: np.ndarray) -> Params:
         """Mean and scale of features (N, feature_width): each part's variance sums to its configured share."""

@@ -5,6 +5,9 @@ the losses' gradient with respect to the decoded audio is summed first and pulle
 
 Spectra are divided by the root of their window's energy, so that white noise of standard deviation s has magnitudes
 near s at every resolution, and weights mean the same whatever the resolutions.
+
+The decoder gives magnitudes. In training they borrow the original's phase, so that the losses, at resolutions other
+than the decoder's own too, and the discriminators hear a waveform; a phase is looked for in use only.
 """
 
 from collections.abc import Iterator
@@ -39,8 +42,6 @@ class VAEStage:
     """Shapes of the discriminators."""
     resolutions: tuple[tuple[int, int], ...] = ((2048, 480), (1024, 240), (512, 120), (256, 60))
     """(n_fft, hop) in samples of the spectral losses; 1024 must be among them, it also serves the mel loss."""
-    complex_sizes: tuple[int, ...] = (1024, 256)
-    """n_fft of the resolutions whose complex spectra are compared too; without them phase is never learnt."""
     linear_weight: float = 10.0
     """Weight of the L1 between magnitudes (mean over bins and frames, mean over resolutions)."""
     log_weight: float = 0.5
@@ -49,14 +50,6 @@ class VAEStage:
     """Added to magnitudes before the logarithm: 60 dB below noise of full scale."""
     mel_weight: float = 0.5
     """Weight of the L1 between log mel magnitudes, nepers."""
-    complex_weight: float = 4.0
-    """Weight of the L1 between square-root-compressed complex spectra (mean over both parts, mean over sizes)."""
-    waveform_weight: float = 0.5
-    """Weight of the log of the error's energy over the signal's, nepers of power (1 is 4.3 dB), mean over items."""
-    waveform_first: int = 300
-    """Steps with this loss alone; all others then rise from zero within half as many. Spectral losses from the start
-    settle for magnitudes with random phase and take thousands of steps to leave them; a KL term silences the latents
-    before they carry anything."""
     kl_weight: float = 3e-3
     """Weight of the KL divergence to a unit Gaussian, nats per latent value (paper, Q16)."""
     adversarial_start: int = 2_000
@@ -67,16 +60,17 @@ class VAEStage:
     """Weight of the least-squares adversarial loss (summed over discriminators)."""
     feature_weight: float = 0.5
     """Weight of feature matching (mean over hidden layers, summed over discriminators)."""
+    adversarial_share: float = 0.0
+    """Above 0, the adversarial losses' gradient at the decoded audio is scaled to this multiple of the reconstruction
+    losses' norm there, for the same items (as EnCodec's balancer does per loss, arXiv 2210.13438); 0: as weighted."""
     adversarial_crop: int = 17_280
     """Samples of the random stretch that discriminators see (17,280 = 0.72 s at 24 kHz); at most the batch's T."""
     adversarial_items: int = 8
     """Items of a batch that discriminators see, at most: they cost more than the autoencoder."""
 
     def __post_init__(self) -> None:
-        sizes = [n_fft for n_fft, _ in self.resolutions]
-        missing = {1024, *self.complex_sizes} - set(sizes)
-        if missing:
-            raise UserError(f"resolutions {self.resolutions} lack n_fft {min(missing)}, which other losses need")
+        if 1024 not in dict(self.resolutions):
+            raise UserError(f"resolutions {self.resolutions} lack n_fft 1024, which the mel loss needs")
 
     def init(self, key: jax.Array) -> Params:
         """Fresh parameters, float32: {"model", "discriminator"}."""
@@ -89,21 +83,22 @@ class VAEStage:
         target = batch["audio"].astype(jnp.float32)
         noise_key, crop_key = jax.random.split(key)
         (audio, kl), pull_back = jax.vjp(lambda model: self._autoencode(model, target, noise_key), params["model"])
-        reconstruct = jax.value_and_grad(self._reconstruction, has_aux=True)
-        ramp = jnp.clip((step - self.waveform_first) / max(self.waveform_first / 2, 1), 0.0, 1.0)
-        (loss, metrics), d_audio = reconstruct(audio, target, ramp)
+        (loss, metrics), d_audio = jax.value_and_grad(self._spectral, has_aux=True)(audio, target)
 
-        judge = partial(self._adversarial, params["discriminator"], audio, target, crop_key, step)
+        judge = partial(self._adversarial, params["discriminator"], audio, target, crop_key)
         nothing = partial(_zeros_like, jax.eval_shape(judge))
         d_judged, d_judge, judged = jax.lax.cond(step >= self.adversarial_start, judge, nothing)
+        share = jnp.clip((step - self.adversarial_start) / max(self.adversarial_ramp, 1), 0.0, 1.0)
+        if self.adversarial_share:
+            norms = jnp.linalg.norm(d_audio[: self.adversarial_items]), jnp.linalg.norm(d_judged)
+            share = share * self.adversarial_share * norms[0] / (norms[1] + 1e-12)
 
-        (d_model,) = pull_back((d_audio + d_judged, ramp * self.kl_weight))
-        loss = loss + ramp * self.kl_weight * kl
-        metrics = {"loss": loss, "kl": kl, "sdr": _sdr(audio, target), **metrics, **judged}
+        (d_model,) = pull_back((d_audio + share * d_judged, jnp.float32(self.kl_weight)))
+        metrics = {"loss": loss + self.kl_weight * kl, "kl": kl, **metrics, **judged}
         return {"model": d_model, "discriminator": d_judge}, metrics
 
     def evaluate(self, params: Params, batch: Batch, key: jax.Array) -> Metrics:
-        """Reconstruction from the latents' mean. "loss" is the MR-STFT term, "si_sdr" and "sdr" are in dB."""
+        """Reconstruction from the latents' mean, phase and all. "loss" is the MR-STFT term."""
         del key
         target = batch["audio"].astype(jnp.float32)
         mean, log_variance = vae.posterior(params["model"], self.model, target)
@@ -112,8 +107,6 @@ class VAEStage:
         return {
             "loss": self.linear_weight * metrics["linear"] + self.log_weight * metrics["log"],
             "log_mel_l1": metrics.pop("mel"),
-            "si_sdr": _si_sdr(audio, target),
-            "sdr": _sdr(audio, target),
             "kl": _kl(mean, log_variance),
             "noise": jnp.mean(jnp.exp(0.5 * log_variance)) / jnp.std(mean),
             **metrics,
@@ -139,46 +132,39 @@ class VAEStage:
         return model | {"latent_mean": mean, "latent_scale": deviation}
 
     def _autoencode(self, model: Params, audio: jax.Array, key: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Decoded audio and the KL term."""
-        mean, log_variance = vae.posterior(model, self.model, audio)
-        latents = vae.normalise(model, self.model, vae.sample(mean, log_variance, key))
-        return vae.decode(model, self.model, latents), _kl(mean, log_variance)
+        """Decoded audio that borrows the original's phase, and the KL term."""
+        config = self.model
+        mean, log_variance = vae.posterior(model, config, audio)
+        latents = vae.normalise(model, config, vae.sample(mean, log_variance, key))
+        spectrum = spectral.stft(audio, config.n_fft, config.frame_hop)
+        phase = spectrum / spectral.magnitude(spectrum)
+        decoded = spectral.istft(vae.magnitudes(model, config, latents) * phase, config.n_fft, config.frame_hop)
+        return decoded, _kl(mean, log_variance)
 
     def _spectra(self, audio: jax.Array) -> Spectra:
-        """n_fft -> complex spectrum over the root of the window's energy."""
+        """n_fft -> magnitudes over the root of the window's energy."""
         return {
-            n_fft: spectral.stft(audio, n_fft, hop) * float((spectral.hann(n_fft) ** 2).sum() ** -0.5)
+            n_fft: spectral.magnitude(spectral.stft(audio, n_fft, hop))
+            * float((spectral.hann(n_fft) ** 2).sum() ** -0.5)
             for n_fft, hop in self.resolutions
         }
 
-    def _reconstruction(self, audio: jax.Array, target: jax.Array, ramp: jax.Array) -> tuple[jax.Array, Metrics]:
-        """The waveform loss and, weighted by `ramp` (0 to 1), the spectral ones."""
-        loss, metrics = self._spectral(audio, target)
-        error = jnp.sum((audio - target) ** 2, axis=-1) / (jnp.sum(target**2, axis=-1) + 1e-2)
-        waveform = jnp.mean(jnp.log(error + 1e-4))
-        return ramp * loss + self.waveform_weight * waveform, metrics
-
     def _spectral(self, audio: jax.Array, target: jax.Array) -> tuple[jax.Array, Metrics]:
         """The weighted spectral losses; each spectrum is computed once and serves all terms."""
-        linear, log, parts, mel = [], [], [], jnp.float32(0)
+        linear, log, mel = [], [], jnp.float32(0)
         originals = self._spectra(target)
-        for n_fft, spectrum in self._spectra(audio).items():
+        for n_fft, size in self._spectra(audio).items():
             original = originals[n_fft]
-            size, target_size = spectral.magnitude(spectrum), spectral.magnitude(original)
-            linear.append(_l1(size, target_size))
-            log.append(_l1(jnp.log(size + self.log_floor), jnp.log(target_size + self.log_floor)))
-            if n_fft in self.complex_sizes:
-                roots = jax.lax.rsqrt(size), jax.lax.rsqrt(target_size)
-                real = _l1(spectrum.real * roots[0], original.real * roots[1])
-                parts.append((real + _l1(spectrum.imag * roots[0], original.imag * roots[1])) / 2)
+            linear.append(_l1(size, original))
+            log.append(_l1(jnp.log(size + self.log_floor), jnp.log(original + self.log_floor)))
             if n_fft == 1024:
-                mel = _l1(_log_mel(size), _log_mel(target_size))
-        terms = {"linear": _average(linear), "log": _average(log), "mel": mel, "complex": _average(parts)}
-        loss = self.linear_weight * terms["linear"] + self.log_weight * terms["log"]
-        return loss + self.mel_weight * mel + self.complex_weight * terms["complex"], terms
+                mel = _l1(_log_mel(size), _log_mel(original))
+        terms = {"linear": _average(linear), "log": _average(log), "mel": mel}
+        loss = self.linear_weight * terms["linear"] + self.log_weight * terms["log"] + self.mel_weight * mel
+        return loss, terms
 
     def _adversarial(
-        self, judge: Params, audio: jax.Array, target: jax.Array, key: jax.Array, step: jax.Array
+        self, judge: Params, audio: jax.Array, target: jax.Array, key: jax.Array
     ) -> tuple[jax.Array, Params, Metrics]:
         """Gradient for the decoded audio, gradients of the discriminators, metrics. One random crop an item.
 
@@ -199,9 +185,8 @@ class VAEStage:
 
         verdict, (d_real, d_fake) = jax.value_and_grad(_judge_loss, argnums=(0, 1))(real, fake)
         d_judge = jax.tree.map(jnp.add, pull_real(d_real)[0], pull_fake(d_fake)[0])
-        ramp = jnp.clip((step - self.adversarial_start) / max(self.adversarial_ramp, 1), 0.0, 1.0)
         (_, metrics), d_output = jax.value_and_grad(self._fooling_loss, has_aux=True)(fake, real)
-        (d_audio,) = paste(ramp * pull_fake(d_output)[1])
+        (d_audio,) = paste(pull_fake(d_output)[1])
         return d_audio, d_judge, metrics | {"discriminator": verdict}
 
     def _fooling_loss(self, fake: list[Judgement], real: list[Judgement]) -> tuple[jax.Array, Metrics]:
@@ -243,18 +228,3 @@ def _log_mel(size: jax.Array) -> jax.Array:
     """Log mel magnitudes in the units of `spectral.log_mel`, from magnitudes at n_fft 1024 over root window energy."""
     energy = float((spectral.hann(1024) ** 2).sum() ** 0.5)
     return jnp.log(jnp.maximum(size @ (spectral.mel_filterbank(80, 1024) * energy), 1e-5))
-
-
-def _sdr(audio: jax.Array, target: jax.Array) -> jax.Array:
-    """Signal-to-distortion ratio in dB, mean over the batch."""
-    return jnp.mean(_decibels(target, audio - target))
-
-
-def _si_sdr(audio: jax.Array, target: jax.Array) -> jax.Array:
-    """Scale-invariant SDR in dB, mean over the batch."""
-    gain = jnp.sum(audio * target, -1, keepdims=True) / (jnp.sum(target**2, -1, keepdims=True) + 1e-8)
-    return jnp.mean(_decibels(gain * target, audio - gain * target))
-
-
-def _decibels(signal: jax.Array, error: jax.Array) -> jax.Array:
-    return 10 * jnp.log10((jnp.sum(signal**2, -1) + 1e-8) / (jnp.sum(error**2, -1) + 1e-8))
