@@ -14,7 +14,7 @@ from melody_jax.errors import UserError
 from melody_jax.evaluation import reconstruction
 from melody_jax.models import discriminators, vae
 from melody_jax.models.functional import count
-from melody_jax.training.stages.vae import VAEStage
+from melody_jax.training.stages.vae import VAEStage, balanced
 
 TINY_STAGE = VAEStage(
     model=vae.TINY,
@@ -173,6 +173,12 @@ def test_adversarial_gradients_are_those_of_the_losses() -> None:
     expected = {"discriminator": judge, "model": model}
     jax.tree.map(partial(np.testing.assert_allclose, atol=2e-5, rtol=2e-3), grads, expected)
     assert metrics["discriminator"] > 0
+
+
+def test_balancing_keeps_the_direction_and_sets_the_size() -> None:
+    gradient, reference = jnp.asarray([[3.0, 0.0], [0.0, 4.0]]), jnp.asarray([[0.0, 2.0]])
+    np.testing.assert_allclose(balanced(gradient, reference, 0.5), gradient / 5, rtol=1e-6)
+    assert not np.any(balanced(jnp.zeros((2, 2)), reference, 0.5))
 
 
 def test_reconstruction_figures() -> None:

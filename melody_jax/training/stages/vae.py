@@ -88,12 +88,10 @@ class VAEStage:
         judge = partial(self._adversarial, params["discriminator"], audio, target, crop_key)
         nothing = partial(_zeros_like, jax.eval_shape(judge))
         d_judged, d_judge, judged = jax.lax.cond(step >= self.adversarial_start, judge, nothing)
-        share = jnp.clip((step - self.adversarial_start) / max(self.adversarial_ramp, 1), 0.0, 1.0)
         if self.adversarial_share:
-            norms = jnp.linalg.norm(d_audio[: self.adversarial_items]), jnp.linalg.norm(d_judged)
-            share = share * self.adversarial_share * norms[0] / (norms[1] + 1e-12)
-
-        (d_model,) = pull_back((d_audio + share * d_judged, jnp.float32(self.kl_weight)))
+            d_judged = balanced(d_judged, d_audio[: self.adversarial_items], self.adversarial_share)
+        ramp = jnp.clip((step - self.adversarial_start) / max(self.adversarial_ramp, 1), 0.0, 1.0)
+        (d_model,) = pull_back((d_audio + ramp * d_judged, jnp.float32(self.kl_weight)))
         metrics = {"loss": loss + self.kl_weight * kl, "kl": kl, **metrics, **judged}
         return {"model": d_model, "discriminator": d_judge}, metrics
 
@@ -197,6 +195,11 @@ class VAEStage:
             matching += _average([_l1(a, b) for a, b in zip(f, r, strict=True)])
         loss = self.adversarial_weight * adversarial + self.feature_weight * matching
         return loss, {"adversarial": adversarial, "feature": matching}
+
+
+def balanced(gradient: jax.Array, reference: jax.Array, share: float) -> jax.Array:
+    """`gradient` scaled to `share` times the norm of `reference`; zeros stay zeros."""
+    return gradient * share * jnp.linalg.norm(reference) / jnp.maximum(jnp.linalg.norm(gradient), 1e-12)
 
 
 def _judge_loss(real: list[Judgement], fake: list[Judgement]) -> jax.Array:
