@@ -49,15 +49,11 @@ class Arguments:
 
 def render_clip(job: tuple[int, str, int]) -> np.ndarray:
     """(group index, split, number) -> one window of a composed piece of the group."""
-    from melody_jax.data.composer import soundfont
-    from melody_jax.data.composer.render import render
     from melody_jax.evaluation import adherence
 
     group, split, number = job
     piece = next(adherence.pieces(adherence.GROUPS[group], split, 10_000_019 + 1_000 * number, adherence.SECONDS))
-    fonts = sorted(soundfont.installed(split).items())
-    font = fonts[number % len(fonts)][1] if fonts else None
-    return render(piece, font)
+    return adherence.render_with(piece, split, number)
 
 
 def features_of(job: tuple[int, str, int]) -> np.ndarray:

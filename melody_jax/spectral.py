@@ -62,6 +62,11 @@ def stft(audio: jax.Array, n_fft: int, hop: int, win: int | None = None, center:
     return jnp.fft.rfft(frame(audio.astype(jnp.float32), n_fft, hop, center) * hann(n_fft, win), axis=-1)
 
 
+def window_gain(n_fft: int) -> float:
+    """The root of the Hann window's energy: over it, the spectrum of noise of deviation s has magnitudes near s."""
+    return float((hann(n_fft) ** 2).sum() ** 0.5)
+
+
 @lru_cache(maxsize=64)
 def _synthesis_gain(frames: int, n_fft: int, hop: int, win: int | None) -> np.ndarray:
     """1 / (sum of squared windows) at each of the frames * hop samples."""

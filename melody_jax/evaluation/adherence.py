@@ -108,8 +108,13 @@ def ground_truth(prompt: Prompt, number: int, samples: int) -> np.ndarray:
     """The test piece that a prompt describes, (samples,); `number` picks the test split's SoundFont."""
     group = next(group for group in GROUPS if group.name == prompt.group)
     piece = compose(prompt.seed, SECONDS, genre=group.genre, lead=group.lead, split="test")
-    fonts = sorted(soundfont.installed("test").items())
-    return render(piece, fonts[number % len(fonts)][1] if fonts else None)[:samples]
+    return render_with(piece, "test", number)[:samples]
+
+
+def render_with(piece: Piece, split: str, number: int) -> np.ndarray:
+    """The piece (samples,) with one of the split's SoundFonts, picked by `number`, or with the built-in synthesiser."""
+    fonts = sorted(soundfont.installed(split).items())
+    return render(piece, fonts[number % len(fonts)][1] if fonts else None)
 
 
 def swap_stages(

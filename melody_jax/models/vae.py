@@ -182,14 +182,9 @@ def _cast(params: Params, dtype: str) -> Params:
     return jax.tree.map(lambda leaf: leaf.astype(dtype), params)
 
 
-def window_gain(config: VAEConfig) -> float:
-    """What spectra are divided by: the root of the window's energy; noise of deviation s then has magnitudes near s."""
-    return float((spectral.hann(config.n_fft) ** 2).sum() ** 0.5)
-
-
 def spectral_features(config: VAEConfig, audio: jax.Array) -> jax.Array:
     """The encoder's view of audio: (B, T) -> (B, F, bins), log magnitudes brought to about unit size."""
-    size = spectral.magnitude(spectral.stft(audio, config.n_fft, config.frame_hop)) / window_gain(config)
+    size = spectral.magnitude(spectral.stft(audio, config.n_fft, config.frame_hop)) / spectral.window_gain(config.n_fft)
     return 0.4 * jnp.log(size + LOG_FLOOR) + 1.6
 
 
@@ -251,7 +246,7 @@ def magnitudes(params: Params, config: VAEConfig, latents: jax.Array) -> jax.Arr
     x = ends.middle(x).reshape(x.shape[0], -1, config.decoder_frame_width)
     x = _run(p["frame_blocks"], config.decoder_frame_width, config.frame_expansion, x)
     log_size = ends.out(ends.norm(x)).astype(jnp.float32) + QUIET
-    return jnp.exp(jnp.minimum(log_size, LOUDEST)) * window_gain(config)
+    return jnp.exp(jnp.minimum(log_size, LOUDEST)) * spectral.window_gain(config.n_fft)
 
 
 def decode(params: Params, config: VAEConfig, latents: jax.Array) -> jax.Array:

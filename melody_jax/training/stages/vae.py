@@ -142,8 +142,7 @@ class VAEStage:
     def _spectra(self, audio: jax.Array) -> Spectra:
         """n_fft -> magnitudes over the root of the window's energy."""
         return {
-            n_fft: spectral.magnitude(spectral.stft(audio, n_fft, hop))
-            * float((spectral.hann(n_fft) ** 2).sum() ** -0.5)
+            n_fft: spectral.magnitude(spectral.stft(audio, n_fft, hop)) / spectral.window_gain(n_fft)
             for n_fft, hop in self.resolutions
         }
 
@@ -229,5 +228,5 @@ def _kl(mean: jax.Array, log_variance: jax.Array) -> jax.Array:
 
 def _log_mel(size: jax.Array) -> jax.Array:
     """Log mel magnitudes in the units of `spectral.log_mel`, from magnitudes at n_fft 1024 over root window energy."""
-    energy = float((spectral.hann(1024) ** 2).sum() ** 0.5)
-    return jnp.log(jnp.maximum(size @ (spectral.mel_filterbank(80, 1024) * energy), 1e-5))
+    filters = spectral.mel_filterbank(80, 1024) * spectral.window_gain(1024)
+    return jnp.log(jnp.maximum(size @ filters, 1e-5))
