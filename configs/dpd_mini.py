@@ -11,7 +11,7 @@ from melody_jax.training.stages.dpd import DPDStage
 def config() -> TrainConfig:
     """4 blocks of width 192; 6.3 M parameters, 4.8 GFLOP a pass, 0.12 TFLOP a step."""
     return TrainConfig(
-        stage=DPDStage(model=MINI, shared_angle=0.3, clean_prefix=0.2, token_corruption=0.03),
+        stage=DPDStage(model=MINI, shared_angle=0.5, clean_prefix=0.2, token_corruption=0.03),
         data=DataConfig(batch_size=8, window_tokens=256, text_prefix_probability=0.5),
         optimizer=OptimizerConfig(learning_rate=7e-4, warmup_steps=60),
         steps=1_600,

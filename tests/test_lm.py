@@ -74,14 +74,25 @@ def test_cached_equals_full(start):
     full = lm.logits(PARAMS, CONFIG, prefix, semantic)
     blocks = functional.unstack(PARAMS["blocks"], CONFIG.layers)
     caches = [(jnp.zeros((4, 32, 40)), jnp.zeros((4, 40, 32)))] * CONFIG.layers
-    embedded = PARAMS["semantic"][semantic]
-    x = jnp.concatenate([lm.embed_prefix(PARAMS, CONFIG, prefix), embedded[:, :start]], axis=1)
+    embedded_prefix = lm.embed_prefix(PARAMS, CONFIG, prefix)
+    embedded = lm._embed_semantic(PARAMS, CONFIG, semantic, embedded_prefix)
+    x = jnp.concatenate([embedded_prefix, embedded[:, :start]], axis=1)
     scores, caches = lm._cached_logits(PARAMS, blocks, CONFIG, x, 0, caches)
     np.testing.assert_allclose(scores, full[:, start], atol=1e-4)
     step = jax.jit(lambda x, position, caches: lm._cached_logits(PARAMS, blocks, CONFIG, x, position, caches))
     for u in range(start + 1, 20):
         scores, caches = step(embedded[:, u - 1 : u], 11 + u, caches)
         np.testing.assert_allclose(scores, full[:, u], atol=1e-4)
+
+
+def test_prefix_everywhere_reaches_each_token_without_attention():
+    params = PARAMS | {"blocks": jax.tree.map(jnp.zeros_like, PARAMS["blocks"])}  # blocks that add nothing
+    prefix, semantic = tokens(12, 1)
+    other = (prefix + 1) % CONFIG.prefix_codes
+    for everywhere in (True, False):
+        config = dataclasses.replace(CONFIG, prefix_everywhere=everywhere)
+        change = lm.logits(params, config, prefix, semantic) - lm.logits(params, config, other, semantic)
+        assert (np.abs(change[:, 1:]).max(-1) > 1e-3).all() == everywhere  # token 0 is foretold by the prefix itself
 
 
 @pytest.mark.parametrize("guidance_scale", [1.0, 2.0])
@@ -176,12 +187,13 @@ def test_training_lowers_held_out_loss_and_uses_prefix():
         return optax.apply_updates(params, updates), state, metrics
 
     first = evaluate(params, batch(10_000), jax.random.key(2))
-    for step in range(50):
+    for step in range(100):
         params, state, metrics = update(params, state, step)
     last = evaluate(params, batch(10_000), jax.random.key(2))
     assert np.isfinite(metrics["loss"])
     assert last["loss"] < 0.5 * first["loss"]
     assert last["loss_null_prefix"] > last["loss"]
+    assert last["loss_opening_null_prefix"] > last["loss_opening"]
     assert 0 <= last["accuracy"] <= 1
 
 

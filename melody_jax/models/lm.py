@@ -40,6 +40,9 @@ class LMConfig:
     """Prefix tokens P: levels of the residual quantiser of the joint text and music embedding."""
     prefix_codes: int = 256
     """Codes a prefix level (1024 in `paper`)."""
+    prefix_everywhere: bool = True
+    """Also adds the prefix to the embedding of every semantic token (not in `paper`): until attention has learned to
+    look back, which takes a small network most of its training, this is how the prefix is heard."""
     semantic_vocab: int = 1024
     """Semantic ids."""
     dropout: float = 0.1
@@ -52,7 +55,7 @@ class LMConfig:
 
 TINY = LMConfig(layers=2, width=64, heads=2, ffn=128, prefix_codes=8, semantic_vocab=64)
 """For tests."""
-PAPER = LMConfig(layers=24, width=1024, heads=16, ffn=4096, prefix_codes=1024)
+PAPER = LMConfig(layers=24, width=1024, heads=16, ffn=4096, prefix_codes=1024, prefix_everywhere=False)
 """Settles the paper's 429.5 M parameters (that figure counts a head over the prefix ids too)."""
 
 
@@ -125,6 +128,12 @@ def embed_prefix(
     return params["prefix"].astype(config.dtype)[prefix_tokens + levels * (config.prefix_codes + 1)]
 
 
+def _embed_semantic(params: Params, config: LMConfig, tokens: jax.Array, prefix: jax.Array) -> jax.Array:
+    """Embeddings (B, U, D) of semantic tokens (B, U), `prefix` (B, P, D) added where the config says so."""
+    x = params["semantic"].astype(config.dtype)[tokens]
+    return x + prefix.sum(axis=1, keepdims=True) * config.prefix_levels**-0.5 if config.prefix_everywhere else x
+
+
 def _head(params: Params, config: LMConfig, x: jax.Array) -> jax.Array:
     h = functional.bind(RMSNorm, config.width, params=params["norm"])(x)
     return (h @ params["head"].astype(h.dtype)).astype(jnp.float32)
@@ -147,8 +156,8 @@ def logits(
     `prefix_tokens` (B, P) and `semantic_tokens` (B, U) are ints; `prefix_levels` (B,) keeps that many leading prefix
     levels of each item and nulls the others; `key` turns dropout on.
     """
-    context = params["semantic"].astype(config.dtype)[semantic_tokens[:, :-1]]
-    x = jnp.concatenate([embed_prefix(params, config, prefix_tokens, prefix_levels), context], axis=1)
+    prefix = embed_prefix(params, config, prefix_tokens, prefix_levels)
+    x = jnp.concatenate([prefix, _embed_semantic(params, config, semantic_tokens[:, :-1], prefix)], axis=1)
     keys = None
     if key is not None:
         first, *rest = jax.random.split(key, 1 + config.layers)
@@ -215,7 +224,6 @@ def _generate(
     batch, known = given.shape
     copies = prefix.shape[0] // batch
     blocks = functional.unstack(params["blocks"], config.layers)
-    semantic = params["semantic"].astype(config.dtype)
     rows, depth, positions = prefix.shape[0] * config.heads, config.width // config.heads, config.prefix_levels + length
     empty = (jnp.zeros((rows, depth, positions), config.dtype), jnp.zeros((rows, positions, depth), config.dtype))
 
@@ -227,7 +235,7 @@ def _generate(
         return jax.vmap(lambda key, row: sample_token(key, row, temperature, top_k, top_p))(item_keys, scores)
 
     def embed(tokens: jax.Array) -> jax.Array:
-        return jnp.tile(semantic[tokens], (copies, 1, 1))
+        return _embed_semantic(params, config, jnp.tile(tokens, (copies, 1)), prefix)
 
     def step(index: jax.Array, state: tuple[jax.Array, Caches]) -> tuple[jax.Array, Caches]:
         tokens, caches = state

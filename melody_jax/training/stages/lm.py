@@ -19,6 +19,9 @@ from melody_jax.models.lm import LMConfig
 from melody_jax.training.prefix import prefix_embeddings
 from melody_jax.training.stage import Batch, Metrics, loss_gradients
 
+OPENING = 25
+"""Tokens of a window's opening, where no history tells yet what the prefix does: 1 s."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class LMStage:
@@ -70,7 +73,10 @@ class LMStage:
         replaced = jax.random.bernoulli(where_key, self.history_corruption, targets.shape)
         others = jax.random.randint(which_key, targets.shape, 0, self.model.semantic_vocab, targets.dtype)
         history = jnp.where(replaced, others, targets)
-        cross_entropy, accuracy, uniform = self._score(params, batch, history, levels, dropout_key)
+        scores = self._scores(params, batch, history, levels, dropout_key)
+        chosen = _of_targets(scores, targets)
+        cross_entropy, uniform = -chosen.mean(), -scores.mean()
+        accuracy = (chosen >= scores.max(axis=-1)).mean()
         loss = (1 - self.label_smoothing) * cross_entropy + self.label_smoothing * uniform
         return loss, {"cross_entropy": cross_entropy, "accuracy": accuracy}
 
@@ -81,28 +87,32 @@ class LMStage:
     def evaluate(self, params: Params, batch: Batch, key: jax.Array) -> Metrics:
         """Cross-entropy ("loss") and accuracy with the whole prefix, and the cross-entropy without any.
 
-        The difference of the two losses is what the prefix is worth, in nats a token.
+        "loss_opening" and its null are those of the first second. The difference to the null is what the prefix is
+        worth, in nats a token: much in the opening, little once the history tells the same.
         """
-        history = batch["semantic_tokens"]
-        items = history.shape[0]
-        loss, accuracy, _ = self._score(params, batch, history, jnp.full(items, self.model.prefix_levels), None)
-        null, _, _ = self._score(params, batch, history, jnp.zeros(items, jnp.int32), None)
-        return {"loss": loss, "accuracy": accuracy, "loss_null_prefix": null}
+        targets = batch["semantic_tokens"]
+        metrics = {}
+        for suffix, levels in (("", self.model.prefix_levels), ("_null_prefix", 0)):
+            scores = self._scores(params, batch, targets, jnp.full(targets.shape[0], levels), None)
+            chosen = _of_targets(scores, targets)
+            metrics["loss" + suffix] = -chosen.mean()
+            metrics["loss_opening" + suffix] = -chosen[:, :OPENING].mean()
+            if levels:
+                metrics["accuracy"] = (chosen >= scores.max(axis=-1)).mean()
+        return metrics
 
     def finish(self, model: Params, batches: Iterator[Batch], key: jax.Array) -> Params:
         """Nothing is fitted after training."""
         return model
 
-    def _score(
+    def _scores(
         self, params: Params, batch: Batch, history: jax.Array, levels: jax.Array, key: jax.Array | None
-    ) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """Mean over tokens of the cross-entropy, the accuracy and the cross-entropy with a uniform target.
+    ) -> jax.Array:
+        """Log-probabilities (B, U, vocab); `history` (B, U) is what the network sees of the tokens before each."""
+        prefix, history = batch["prefix_tokens"].astype(jnp.int32), history.astype(jnp.int32)
+        return jax.nn.log_softmax(lm.logits(params["model"], self.model, prefix, history, levels, key))
 
-        `history` (B, U) is what the network sees of the tokens before the one it predicts.
-        """
-        targets = batch["semantic_tokens"].astype(jnp.int32)
-        prefix = batch["prefix_tokens"].astype(jnp.int32)
-        history = history.astype(jnp.int32)
-        scores = jax.nn.log_softmax(lm.logits(params["model"], self.model, prefix, history, levels, key))
-        chosen = jnp.take_along_axis(scores, targets[..., None], axis=-1)[..., 0]
-        return -chosen.mean(), (chosen >= scores.max(axis=-1)).mean(), -scores.mean()
+
+def _of_targets(scores: jax.Array, targets: jax.Array) -> jax.Array:
+    """Log-probabilities (B, U) of the targets (B, U) out of those of all ids (B, U, vocab)."""
+    return jnp.take_along_axis(scores, targets.astype(jnp.int32)[..., None], axis=-1)[..., 0]
