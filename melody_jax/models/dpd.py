@@ -29,7 +29,7 @@ from melody_jax.errors import UserError
 from melody_jax.models import functional
 from melody_jax.models.functional import Params
 from melody_jax.models.layers import RMSNorm
-from melody_jax.models.roformer import Condition, RoFormer
+from melody_jax.models.roformer import BRANCH_GAIN, Condition, RoFormer
 from melody_jax.models.segments import (
     column_clock,
     merge,
@@ -151,12 +151,12 @@ TINY = DPDConfig(
 
 
 class MLP(nnx.Module):
-    """RMSNorm(W2 gelu(x W1 + b1) + b2)."""
+    """RMSNorm(W2 gelu(x W1 + b1) + b2); `gain` is the norm's at first."""
 
-    def __init__(self, inputs: int, width: int, dtype: str, *, rngs: nnx.Rngs) -> None:
+    def __init__(self, inputs: int, width: int, dtype: str, gain: float = 1.0, *, rngs: nnx.Rngs) -> None:
         self.hidden = nnx.Linear(inputs, width, dtype=dtype, rngs=rngs)
         self.out = nnx.Linear(width, width, dtype=dtype, rngs=rngs)
-        self.norm = RMSNorm(width, rngs=rngs)
+        self.norm = RMSNorm(width, gain, rngs=rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """(..., inputs) to (..., width)."""
@@ -170,7 +170,7 @@ class FiLM(nnx.Module):
         self.form = config.film
         if self.form == "mlp":
             self.scale, self.shift, self.out = (
-                MLP(config.width, config.width, config.dtype, rngs=rngs) for _ in range(3)
+                MLP(config.width, config.width, config.dtype, gain, rngs=rngs) for gain in (1.0, 1.0, BRANCH_GAIN)
             )
         else:
             self.affine = nnx.Linear(config.width, 2 * config.width, dtype=config.dtype, rngs=rngs)

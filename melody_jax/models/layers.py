@@ -9,10 +9,10 @@ from flax import nnx
 
 
 class RMSNorm(nnx.Module):
-    """Root-mean-square norm over the last axis with a learned gain (arXiv 1910.07467)."""
+    """Root-mean-square norm over the last axis with a learned gain (arXiv 1910.07467), `gain` at first."""
 
-    def __init__(self, width: int, *, rngs: nnx.Rngs) -> None:
-        self.scale = nnx.Param(jnp.ones(width))
+    def __init__(self, width: int, gain: float = 1.0, *, rngs: nnx.Rngs) -> None:
+        self.scale = nnx.Param(jnp.full(width, gain))
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """(..., D) to the same shape and type."""

@@ -15,6 +15,13 @@ from flax import nnx
 
 from melody_jax.models.layers import RMSNorm, attend
 
+BRANCH_GAIN = 0.1
+"""Size of a new branch beside the stream it is added to. Every block of DPD normalises the sum of the two: branches of
+full size would drown the noisy latents within a few blocks, and the first hundreds of steps go into digging them out.
+"""
+
+_branch_init = nnx.initializers.variance_scaling(BRANCH_GAIN**2, "fan_in", "truncated_normal")
+
 
 class Condition(NamedTuple):
     """What cross-attention needs to know."""
@@ -48,7 +55,7 @@ class FeedForward(nnx.Module):
     def __init__(self, width: int, multiple: int, dtype: str, *, rngs: nnx.Rngs) -> None:
         self.norm = RMSNorm(width, rngs=rngs)
         self.hidden = nnx.Linear(width, multiple * width, dtype=dtype, rngs=rngs)
-        self.out = nnx.Linear(multiple * width, width, dtype=dtype, rngs=rngs)
+        self.out = nnx.Linear(multiple * width, width, kernel_init=_branch_init, dtype=dtype, rngs=rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """(..., W) to the same."""
@@ -66,7 +73,7 @@ class Attention(nnx.Module):
         self.norm = RMSNorm(width, rngs=rngs)
         self.query = nnx.Linear(width, width, use_bias=False, dtype=dtype, rngs=rngs)
         self.key_value = nnx.Linear(width, 2 * width, use_bias=False, dtype=dtype, rngs=rngs)
-        self.out = nnx.Linear(width, width, use_bias=False, dtype=dtype, rngs=rngs)
+        self.out = nnx.Linear(width, width, use_bias=False, kernel_init=_branch_init, dtype=dtype, rngs=rngs)
 
     def along(self, x: jax.Array, clock: np.ndarray) -> jax.Array:
         """Every column attends to itself along S; clock (S,)."""

@@ -17,7 +17,7 @@ from melody_jax import diffusion
 from melody_jax.models import dpd
 from melody_jax.models.dpd import DPDConfig
 from melody_jax.models.functional import Params
-from melody_jax.training.prefix import prefix_embeddings
+from melody_jax.training.codebooks import prefix_embeddings, semantic_embeddings
 from melody_jax.training.stage import Batch, Metrics, loss_gradients
 
 
@@ -47,6 +47,8 @@ class DPDStage:
 
     mulan: str = ""
     """Folder of the released MuLan whose codebooks the prefix embeddings start from; empty: random embeddings."""
+    tokenizer: str = ""
+    """Folder of the released tokenizer whose codebook the token embeddings start from; empty: random embeddings."""
 
     def init(self, key: jax.Array) -> Params:
         """Fresh parameters, float32."""
@@ -54,6 +56,8 @@ class DPDStage:
         if self.mulan and self.model.prefix_conditioning:
             shape = (self.model.prefix_levels, self.model.prefix_codes, self.model.prefix_width)
             model["prefix_table"] = prefix_embeddings(self.mulan, shape, key).reshape(model["prefix_table"].shape)
+        if self.tokenizer:
+            model["token_table"] = semantic_embeddings(self.tokenizer, model["token_table"].shape, key)
         return {"model": model}
 
     def gradients(self, params: Params, batch: Batch, key: jax.Array, step: jax.Array) -> tuple[Params, Metrics]:

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from melody_jax.models import lm
 from melody_jax.models.functional import Params
 from melody_jax.models.lm import LMConfig
-from melody_jax.training.prefix import prefix_embeddings
+from melody_jax.training.codebooks import prefix_embeddings
 from melody_jax.training.stage import Batch, Metrics, loss_gradients
 
 OPENING = 25

@@ -1,4 +1,4 @@
-"""Prefix embeddings that start from MuLan's codebooks."""
+"""Embeddings that start from the codebooks of MuLan and the tokenizer."""
 
 import dataclasses
 
@@ -9,8 +9,8 @@ import pytest
 
 from melody_jax import release
 from melody_jax.errors import UserError
-from melody_jax.models import dpd, lm, mulan
-from melody_jax.training.prefix import prefix_embeddings
+from melody_jax.models import dpd, lm, mulan, tokenizer
+from melody_jax.training.codebooks import prefix_embeddings, semantic_embeddings
 from melody_jax.training.stages.dpd import DPDStage
 from melody_jax.training.stages.lm import LMStage
 
@@ -23,6 +23,8 @@ def folder(tmp_path_factory):
     books = np.random.default_rng(0).standard_normal((LEVELS, CODES, EMBEDDING)).astype(np.float32)
     books *= 0.5 ** np.arange(LEVELS)[:, None, None]
     release.save_network(path, "mulan", {"codebooks": books}, mulan.TINY, {})
+    centroids = 3 + np.random.default_rng(1).standard_normal((1024, 10)).astype(np.float32)
+    release.save_network(path, "tokenizer", {"codebook": centroids}, tokenizer.TINY, {})
     return str(path)
 
 
@@ -51,6 +53,19 @@ def test_lm_and_dpd_start_from_them_and_keep_the_rest(folder):
     np.testing.assert_array_equal(model["prefix_table"], expected.reshape(model["prefix_table"].shape))
     shapes = jax.eval_shape(lambda key: DPDStage(model=size, mulan=folder).init(key), key)  # as export does
     assert shapes["model"]["prefix_table"].shape == model["prefix_table"].shape
+
+
+def test_dpd_tokens_start_from_the_centred_codebook(folder):
+    key = jax.random.key(3)
+    plain, seeded = (DPDStage(model=dpd.TINY, tokenizer=t).init(key)["model"] for t in ("", folder))
+    table = np.asarray(seeded["token_table"])
+    assert table.shape == plain["token_table"].shape
+    assert np.mean(table**2) == pytest.approx(1.0, rel=1e-4)
+    np.testing.assert_allclose(table.mean(axis=0), 0, atol=1e-4)
+    assert np.linalg.matrix_rank(table, tol=1e-2) == 10  # the codebook's width, whatever the table's
+    np.testing.assert_array_equal(plain["prefix_table"], seeded["prefix_table"])
+    with pytest.raises(UserError, match="1024 codes, the config says 48"):
+        semantic_embeddings(folder, (48, 8), key)
 
 
 def test_other_codes_are_refused(folder):
