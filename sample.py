@@ -30,9 +30,9 @@ class Arguments:
     """How many clips to make of the prompt."""
     guidance_scale: float = 2.5
     """Classifier-free guidance of the diffusion; 1 is none."""
-    lm_guidance_scale: float = 1.0
+    lm_guidance_scale: float = 2.0
     """Classifier-free guidance of the language model; 1 is none."""
-    temperature: float = 1.0
+    temperature: float = 1.1
     """Of the language model; 0 is greedy."""
     top_k: int = 250
     """The language model draws from its k most likely tokens."""

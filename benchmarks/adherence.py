@@ -41,7 +41,9 @@ class Arguments:
     """Diffusion steps."""
     guidance_scale: float = 2.5
     """Of the diffusion."""
-    lm_guidance_scale: float = 1.0
+    lm_guidance_scale: float = 2.0
+    """Of the language model."""
+    temperature: float = 1.1
     """Of the language model."""
     seed: int = 0
     """Of the generated clips."""
@@ -112,7 +114,7 @@ def main() -> None:
         part = slice(start, start + 16)
         swapped = adherence.swap_stages(
             melody, truth[part], [p.text for p in prompts[part]], arguments.seed + start, arguments.steps,
-            arguments.guidance_scale, arguments.lm_guidance_scale,
+            arguments.guidance_scale, arguments.lm_guidance_scale, arguments.temperature,
         )  # fmt: skip
         for stage, waves in swapped.items():
             clips.setdefault(stage, []).extend(waves)

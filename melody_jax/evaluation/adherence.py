@@ -124,7 +124,8 @@ def swap_stages(
     seed: int = 0,
     steps: int = 5,
     guidance_scale: float = 2.5,
-    lm_guidance_scale: float = 1.0,
+    lm_guidance_scale: float = 2.0,
+    temperature: float = 1.1,
 ) -> dict[str, np.ndarray]:
     """Clips (B, T) for "vae", "dpd", "lm" and "text", given true clips (B, T) of one window and their prompts.
 
@@ -140,7 +141,7 @@ def swap_stages(
     diffuse = partial(_diffuse, params["dpd"], config)
 
     prefix, tokens, latents = _features(params, tuple(configs.items()), jnp.asarray(waves))
-    drawn = _write(params["lm"], config, prefix, keys, jnp.float32(1.0), jnp.float32(lm_guidance_scale))
+    drawn = _write(params["lm"], config, prefix, keys, jnp.float32(temperature), jnp.float32(lm_guidance_scale))
     scale = jnp.float32(guidance_scale)
     return {
         "vae": np.asarray(decode(latents)),
@@ -148,7 +149,7 @@ def swap_stages(
         "lm": np.asarray(decode(diffuse(prefix, drawn, keys, scale))),
         "text": melody.generate(
             texts, seconds=melody.max_seconds, steps=steps, seed=seed, guidance_scale=guidance_scale,
-            lm_guidance_scale=lm_guidance_scale,
+            lm_guidance_scale=lm_guidance_scale, temperature=temperature,
         ),
     }  # fmt: skip
 

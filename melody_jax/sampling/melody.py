@@ -38,8 +38,8 @@ class Melody:
         steps: int = 5,
         guidance_scale: float = 2.5,
         seed: int | Sequence[int] = 0,
-        temperature: float = 1.0,
-        lm_guidance_scale: float = 1.0,
+        temperature: float = 1.1,
+        lm_guidance_scale: float = 2.0,
         top_k: int = 250,
         schedule: str = "paper",
     ) -> np.ndarray:
@@ -50,7 +50,8 @@ class Melody:
         guidance_scale: of the diffusion, finite, 1 is none (2.5 in the paper, section 3.5).
         seed: one integer (item i gets seed + i) or one per prompt, in [0, 2**31). An item's clip depends on its own
         prompt and seed only.
-        temperature, top_k, lm_guidance_scale: of the language model; temperature >= 0, 0 is greedy.
+        temperature, top_k, lm_guidance_scale: of the language model; temperature >= 0, 0 is greedy. At the defaults
+        mini's tokens repeat as often as those of real clips (docs/mini.md).
         schedule: angle schedule, "paper" or "uniform" (section 3.4).
         Raises UserError, one line, for anything outside these ranges.
         """
