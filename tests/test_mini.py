@@ -1,0 +1,41 @@
+"""The model that ships: there, small, whole, and making sound."""
+
+import numpy as np
+import pytest
+
+import melody_jax
+from melody_jax import release
+from melody_jax.sampling.melody import NETWORKS, WEIGHTS
+
+MINI = WEIGHTS / "mini"
+
+
+def test_it_fits_in_40_megabytes():
+    assert sum(file.stat().st_size for file in MINI.iterdir()) <= 40_000_000
+
+
+def test_it_says_what_it_is_and_what_it_was_made_with():
+    assert (MINI / "README.md").read_text()
+    assert (MINI / "ATTRIBUTION.md").read_text()
+    for name in (*NETWORKS, "tokenizer"):
+        assert release.read_description(MINI, name)["metrics"]
+
+
+@pytest.fixture(scope="module")
+def melody():
+    return melody_jax.load("mini", networks=(*NETWORKS, "tokenizer"))
+
+
+def test_prompts_make_sound(melody):
+    waves = melody.generate(["a calm solo piano piece", "fast heavy metal"], seconds=10, steps=2, seed=3)
+    assert waves.shape == (2, 240_000)
+    assert np.isfinite(waves).all()
+    assert np.abs(waves).max() <= 1
+    seconds = waves.reshape(2, 10, 24_000)
+    assert (seconds.std(axis=-1) > 1e-3).sum() >= 12  # rests are allowed, silence is not
+    assert np.abs(np.corrcoef(waves)[0, 1]) < 0.5
+
+
+def test_the_same_seed_gives_the_same_bits(melody):
+    first, second = (melody.generate(["slow blues", "slow blues"], seconds=2, steps=2, seed=[5, 5]) for _ in range(2))
+    np.testing.assert_array_equal(first, second)
