@@ -146,7 +146,8 @@ def report(arguments: Arguments, rows: list[dict], prompts: int, rhythmic: int) 
     text = "\n".join(table) + "\n"
     print(text)
     (arguments.out / f"adherence-{arguments.model}.md").write_text(text)
-    record = {"settings": {k: str(v) for k, v in settings.items()}, "rows": rows}
+    places = ("folder", "out", "cache", "write_prompts")  # of this machine, not of the measurement
+    record = {"settings": {k: str(v) for k, v in settings.items() if k not in places}, "rows": rows}
     (arguments.out / f"adherence-{arguments.model}.json").write_text(json.dumps(record, indent=2) + "\n")
 
 
