@@ -25,7 +25,11 @@ T = TypeVar("T")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
-    """AdamW with warm-up and cosine decay; matrices are decayed, vectors and scalars are not."""
+    """AdamW, or Muon for the layers' matrices, with warm-up and cosine decay; vectors and scalars are not decayed."""
+
+    muon: bool = False
+    """Muon (Jordan 2024) for the kernels of layers: momentum, orthogonalised, its size matched to Adam's so that rates
+    carry over (0.2 RMS, arXiv 2502.16982). Embeddings, heads and vectors have Adam, undecayed."""
 
     learning_rate: float = 5e-4
     """Peak learning rate, reached at the end of the warm-up."""

@@ -147,3 +147,21 @@ def log_mel(audio: jax.Array, n_fft: int = 1024, hop: int = 240, n_mels: int = 8
     """Natural logarithm of the mel magnitudes, floored at 1e-5: (B, T) at 24 kHz -> float32 (B, T // hop, n_mels)."""
     filters = mel_filterbank(n_mels, n_fft)
     return jnp.log(jnp.maximum(magnitude(stft(audio, n_fft, hop)) @ filters, 1e-5))
+
+
+def tempogram(log_spectrum: jax.Array, bands: int, lags: tuple[int, int]) -> jax.Array:
+    """How alike a clip's attacks are to themselves some time later: its rhythm, whatever is played.
+
+    The attacks of a band are the mean rise of its bins from frame to frame; what is returned is their autocorrelation
+    over that at lag 0, for lags[0] <= lag < lags[1] frames: log magnitudes (B, F, M), M a multiple of `bands`, to
+    (B, bands, lags[1] - lags[0]) in [-1, 1].
+    """
+    batch, frames, bins = log_spectrum.shape
+    rise = jnp.maximum(jnp.diff(log_spectrum.astype(jnp.float32), axis=1), 0.0)
+    attacks = rise.reshape(batch, frames - 1, bands, bins // bands).mean(-1)
+    attacks = attacks - attacks.mean(axis=1, keepdims=True)
+    size = frames + lags[1]  # zeros enough that no lag wraps around
+    spectrum = jnp.fft.rfft(attacks, size, axis=1)
+    power = spectrum.real**2 + spectrum.imag**2
+    correlation = jnp.fft.irfft(power, size, axis=1).swapaxes(1, 2)
+    return correlation[..., lags[0] : lags[1]] / (correlation[..., :1] + 1e-6)

@@ -54,10 +54,12 @@ def fitted(params):
 def test_mini_fits_its_budget():
     shapes = jax.eval_shape(lambda: mulan.init(MuLanConfig(), jax.random.key(0)))
     codebooks = MuLanConfig().levels * MuLanConfig().codes * MuLanConfig().embedding
-    assert functional.count(shapes) == 15_805_440
+    assert functional.count(shapes) == 15_978_432
     assert functional.count(shapes) + codebooks < 17_000_000
     with pytest.raises(UserError, match="multiple of twice"):
         mulan.init(MuLanConfig(heads=5), jax.random.key(0))
+    with pytest.raises(UserError, match="128 mel bands do not divide into rhythm_bands 5"):
+        mulan.init(MuLanConfig(rhythm_bands=5), jax.random.key(0))
 
 
 def test_embeddings_have_unit_length_whatever_the_duration(params):

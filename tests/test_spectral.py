@@ -98,3 +98,22 @@ def test_griffin_lim_finds_a_phase_that_fits():
         spectral.griffin_lim(size, 1024, 240, 3), spectral.griffin_lim(jnp.tile(size, (2, 1, 1)), 1024, 240, 3)[1:]
     )
     assert np.isfinite(spectral.griffin_lim(jnp.zeros((1, 8, 513)), 1024, 240, 4)).all()
+
+
+def test_tempogram_peaks_at_the_beat_and_its_multiples() -> None:
+    """Attacks every 20 frames in the low half of the band and every 30 in the high half, at any level."""
+    frames = np.zeros((2, 400, 8), np.float32)
+    frames[:, 5::20, :4] = 2.0
+    frames[:, 7::30, 4:] = 1.0
+    frames[1] *= 3.0
+    low, high = np.asarray(spectral.tempogram(jnp.asarray(frames), 2, (8, 100)))[0]
+    assert 8 + low.argmax() == 20
+    assert 8 + high.argmax() == 30
+    assert low[40 - 8] > 0.8 > 0.2 > abs(low[30 - 8])
+    np.testing.assert_allclose(*spectral.tempogram(jnp.asarray(frames), 2, (8, 100)), atol=1e-4)
+
+
+def test_tempogram_of_silence_is_zero_and_has_a_gradient() -> None:
+    value, gradient = jax.value_and_grad(lambda x: spectral.tempogram(x, 1, (4, 20)).sum())(jnp.zeros((1, 64, 8)))
+    assert value == 0.0
+    assert jnp.isfinite(gradient).all()

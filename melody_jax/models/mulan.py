@@ -1,8 +1,10 @@
 """MuLan: music and text in one space, quantised to the prefix tokens that condition the LM (melody-paper section 2.1).
 
 Music tower: log-mel spectrogram, two strided convolutions to a quarter of the frame rate, transformer with rotary
-positions, mean and maximum over time, so any length goes in. Text tower: `models/text.py` and a projection. Both end on
-the unit sphere. The level of the audio is taken out, so that quiet and loud copies of a clip share an embedding.
+positions, mean and maximum over time, so any length goes in. Beside these the projection gets the clip's rhythm, a
+layer over its tempogram: from that a small tower learns tempo at once, from spectra hardly ever (docs/mini.md). Text
+tower: `models/text.py` and a projection. Both end on the unit sphere. The level of the audio is taken out, so that
+quiet and loud copies of a clip share an embedding.
 
 The quantiser centres each modality first ("Modality gap"): `params["music_mean"]`, `params["text_mean"]` and
 `params["codebooks"]` are fitted after training. The deep levels of a text embedding still say little, which is why the
@@ -51,6 +53,10 @@ class MuLanConfig:
     """Attention heads of the music tower; they divide `width` into even head widths."""
     ffn: int = 768
     """Hidden channels of its feed-forward layers."""
+    rhythm_bands: int = 4
+    """Bands of the tempogram beside the tower; they divide `n_mels`. 0: none."""
+    rhythm_lags: tuple[int, int] = (8, 200)
+    """Lags of the tempogram, frames, the first included and the last not: 0.16 to 4 s at 50 Hz."""
     text: TextConfig = field(default_factory=TextConfig)
     """Shape of the text tower."""
     dtype: str = "float32"
@@ -58,7 +64,7 @@ class MuLanConfig:
 
 
 TINY = MuLanConfig(
-    embedding=16, levels=12, codes=8, n_fft=512, n_mels=32, layers=1, width=32, heads=2, ffn=64,
+    embedding=16, levels=12, codes=8, n_fft=512, n_mels=32, layers=1, width=32, heads=2, ffn=64, rhythm_bands=1,
     text=TextConfig(layers=1, width=32, heads=2, ffn=64),
 )  # fmt: skip
 
@@ -106,23 +112,42 @@ class Block(nnx.Module):
         return x + self.down(jax.nn.gelu(self.up(self.ffn_norm(x))))
 
 
+class Rhythm(nnx.Module):
+    """(B, bands, lags) tempograms to (B, D)."""
+
+    def __init__(self, config: MuLanConfig, *, rngs: nnx.Rngs) -> None:
+        inputs = config.rhythm_bands * (config.rhythm_lags[1] - config.rhythm_lags[0])
+        self.norm = RMSNorm(inputs, rngs=rngs)
+        self.hidden = _linear(inputs, config.width, config, rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """A norm, a layer and a GELU."""
+        return jax.nn.gelu(self.hidden(self.norm(x.reshape(len(x), -1))))
+
+
 def init(config: MuLanConfig, key: jax.Array) -> Params:
     """Fresh float32 parameters of both towers, without what is fitted after training (means and codebooks).
 
     Raises:
-        UserError: the heads do not divide the width into even head widths.
+        UserError: the heads do not divide the width into even head widths, or the rhythm's bands the mel bands.
     """
+    if config.rhythm_bands and config.n_mels % config.rhythm_bands:
+        raise UserError(f"{config.n_mels} mel bands do not divide into rhythm_bands {config.rhythm_bands}")
     if config.width % (2 * config.heads):
         raise UserError(f"width {config.width} must be a multiple of twice the {config.heads} heads")
-    front, blocks, encoder, music_key, text_key = jax.random.split(key, 5)
+    front, blocks, rhythm, encoder, music_key, text_key = jax.random.split(key, 6)
     width, words, joint = config.width, config.text.width, config.embedding
+    pooled = (3 if config.rhythm_bands else 2) * width
+    music = {
+        "front": functional.init(FrontEnd, config, key=front),
+        "blocks": functional.init_stack(Block, config, key=blocks, depth=config.layers),
+        "norm": functional.init(RMSNorm, width, key=front),
+        "projection": jax.random.normal(music_key, (pooled, joint)) * pooled**-0.5,
+    }
+    if config.rhythm_bands:
+        music["rhythm"] = functional.init(Rhythm, config, key=rhythm)
     return {
-        "music": {
-            "front": functional.init(FrontEnd, config, key=front),
-            "blocks": functional.init_stack(Block, config, key=blocks, depth=config.layers),
-            "norm": functional.init(RMSNorm, width, key=front),
-            "projection": jax.random.normal(music_key, (2 * width, joint)) * (2 * width) ** -0.5,
-        },
+        "music": music,
         "text": {
             "encoder": text.init(config.text, encoder),
             "projection": jax.random.normal(text_key, (words, joint)) * words**-0.5,
@@ -148,7 +173,11 @@ def embed_frames(params: Params, config: MuLanConfig, frames: jax.Array) -> jax.
     positions = jnp.arange(x.shape[1])
     x = functional.scan_blocks(Block, config, params=tower["blocks"], x=x, inputs=(positions,))
     x = functional.bind(RMSNorm, config.width, params=tower["norm"])(x).astype(jnp.float32)
-    return unit(jnp.concatenate([x.mean(1), x.max(1)], axis=-1) @ tower["projection"])
+    pooled = [x.mean(1), x.max(1)]
+    if config.rhythm_bands:
+        tempogram = spectral.tempogram(frames, config.rhythm_bands, config.rhythm_lags)
+        pooled.append(functional.bind(Rhythm, config, params=tower["rhythm"])(tempogram).astype(jnp.float32))
+    return unit(jnp.concatenate(pooled, axis=-1) @ tower["projection"])
 
 
 def embed_music(params: Params, config: MuLanConfig, audio: jax.Array) -> jax.Array:

@@ -1,10 +1,12 @@
 """What training changes: parameters, optimiser state and the weight average."""
 
+import re
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
+from optax import contrib
 
 from melody_jax.config import OptimizerConfig, TrainConfig
 from melody_jax.models.functional import Params
@@ -43,6 +45,22 @@ def _decayed(params: Params) -> Params:
     )
 
 
+def _kernel_axes(params: Params) -> Params:
+    """Which axes of each layer's kernel are the matrix that Muon orthogonalises; None: not Muon's.
+
+    The last axis is the output and the others the input, but for the first where blocks are stacked.
+    """
+
+    def axes(path: jax.tree_util.KeyPath, leaf: jax.Array) -> contrib.MuonDimensionNumbers | None:
+        name = path_name(path)
+        if not name.endswith("/kernel"):
+            return None
+        first = 1 if re.search(r"blocks/\D", name) else 0
+        return contrib.MuonDimensionNumbers(tuple(range(first, leaf.ndim - 1)), leaf.ndim - 1)
+
+    return jax.tree_util.tree_map_with_path(axes, params)
+
+
 def _scale_rates(rate_scales: tuple[tuple[str, float], ...]) -> optax.GradientTransformation:
     def scale(path: str) -> float:
         return next((factor for prefix, factor in rate_scales if path.startswith(prefix)), 1.0)
@@ -53,24 +71,37 @@ def _scale_rates(rate_scales: tuple[tuple[str, float], ...]) -> optax.GradientTr
 
 
 def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:
-    """Clipped AdamW over the whole `params`; `params["discriminator"]` has its own moments, norm and rate."""
+    """Clipped AdamW or Muon over `params`; `params["discriminator"]` has AdamW with its own moments, norm and rate."""
 
     def adamw(peak: float, beta1: float) -> optax.GradientTransformation:
-        return optax.chain(
-            optax.clip_by_global_norm(config.clip_norm),
-            optax.adamw(
-                learning_rate(config, peak, steps),
-                b1=beta1,
-                b2=config.beta2,
-                weight_decay=config.weight_decay,
-                mask=_decayed,
-            ),
+        return optax.adamw(
+            learning_rate(config, peak, steps),
+            b1=beta1,
+            b2=config.beta2,
+            weight_decay=config.weight_decay,
+            mask=_decayed,
         )
+
+    def muon(peak: float) -> optax.GradientTransformation:
+        return contrib.muon(
+            learning_rate(config, peak, steps),
+            weight_decay=config.weight_decay,
+            weight_decay_mask=_decayed,
+            adam_b1=config.beta1,
+            adam_b2=config.beta2,
+            muon_weight_dimension_numbers=_kernel_axes,
+            consistent_rms=0.2,
+        )
+
+    def clipped(inner: optax.GradientTransformation) -> optax.GradientTransformation:
+        return optax.chain(optax.clip_by_global_norm(config.clip_norm), inner)
+
+    rate = config.learning_rate
 
     split = optax.partition(
         {
-            "model": adamw(config.learning_rate, config.beta1),
-            "discriminator": adamw(config.discriminator_learning_rate, config.discriminator_beta1),
+            "model": clipped(muon(rate) if config.muon else adamw(rate, config.beta1)),
+            "discriminator": clipped(adamw(config.discriminator_learning_rate, config.discriminator_beta1)),
         },
         lambda params: {name: "discriminator" if name == "discriminator" else "model" for name in params},
     )

@@ -163,7 +163,8 @@ class MuLanStage:
         scale = jnp.exp(jnp.minimum(heads["log_scale"], jnp.log(MAX_LOGIT_SCALE)))
         contrast = contrastive_loss(scale * music @ words.T, batch["text_ids"])
         music_losses, accuracies = self._read_facts(heads, music, batch["facts"])
-        text_losses, _ = self._read_facts(heads, words, batch["facts"])
+        text_losses, of_text = self._read_facts(heads, words, batch["facts"])
+        accuracies["text_tempo_accuracy"] = of_text["tempo_accuracy"]
         music_facts, text_facts = jnp.mean(jnp.stack(music_losses)), jnp.mean(jnp.stack(text_losses))
         loss = contrast + self.music_facts * music_facts + self.text_facts * text_facts
         metrics = {"contrast": contrast, "music_facts": music_facts, "text_facts": text_facts, "logit_scale": scale}
