@@ -18,7 +18,8 @@ SHAPES = {
         "conv": {"kernel": (5, 4, 16)},
         "head": (16, 8),
         "norm": {"scale": (16,)},
-    }
+    },
+    "heads": {"genre": {"kernel": (16, 8)}},
 }
 
 
@@ -32,7 +33,7 @@ def first_update(config: OptimizerConfig) -> Any:
     optimizer = make_optimizer(config, steps=10)
     updates, _ = jax.jit(optimizer.update)(gradients, optimizer.init(params), params)
     assert jax.tree.map(jnp.shape, updates) == jax.tree.map(jnp.shape, params)
-    return gradients["model"], updates["model"]
+    return {**gradients["model"], **gradients["heads"]}, {**updates["model"], **updates["heads"]}
 
 
 def test_muon_orthogonalises_every_kernel_and_leaves_the_rest_to_adam() -> None:
@@ -43,9 +44,9 @@ def test_muon_orthogonalises_every_kernel_and_leaves_the_rest_to_adam() -> None:
     for kernel in kernels:
         values = jnp.linalg.svd(kernel, compute_uv=False) / (0.1 * 0.2 * max(kernel.shape) ** 0.5)
         assert 0.6 < values.min() <= values.max() < 1.3  # five Newton-Schulz steps come that near to 1
-    for name, leaf in (("head", updates["head"]), ("norm", updates["norm"]["scale"])):
-        sign = jnp.sign(gradients[name] if name == "head" else gradients["norm"]["scale"])
-        np.testing.assert_allclose(leaf, -0.1 * 0.28 / 0.19 * sign, rtol=1e-3)  # Nesterov's look ahead, beta1 0.9
+    for pick in (lambda tree: tree["head"], lambda tree: tree["norm"]["scale"], lambda tree: tree["genre"]["kernel"]):
+        step = 0.1 * 0.28 / 0.19  # Nesterov's look ahead, beta1 0.9
+        np.testing.assert_allclose(pick(updates), -step * jnp.sign(pick(gradients)), rtol=1e-3)
 
 
 def test_adamw_moves_every_leaf_by_the_rate() -> None:

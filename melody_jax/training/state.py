@@ -48,12 +48,13 @@ def _decayed(params: Params) -> Params:
 def _kernel_axes(params: Params) -> Params:
     """Which axes of each layer's kernel are the matrix that Muon orthogonalises; None: not Muon's.
 
-    The last axis is the output and the others the input, but for the first where blocks are stacked.
+    The last axis is the output and the others the input, but for the first where blocks are stacked. Heads that exist
+    in training only are classifiers, which Muon serves badly.
     """
 
     def axes(path: jax.tree_util.KeyPath, leaf: jax.Array) -> contrib.MuonDimensionNumbers | None:
         name = path_name(path)
-        if not name.endswith("/kernel"):
+        if not (name.startswith("model/") and name.endswith("/kernel")):
             return None
         first = 1 if re.search(r"blocks/\D", name) else 0
         return contrib.MuonDimensionNumbers(tuple(range(first, leaf.ndim - 1)), leaf.ndim - 1)
