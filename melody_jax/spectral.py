@@ -89,21 +89,28 @@ def istft(spectrum: jax.Array, n_fft: int, hop: int, win: int | None = None) -> 
     return overlap_add(frames, hop) * _synthesis_gain(spectrum.shape[1], n_fft, hop, win)
 
 
-def griffin_lim(magnitudes: jax.Array, n_fft: int, hop: int, steps: int, momentum: float = 0.99) -> jax.Array:
+def griffin_lim(
+    magnitudes: jax.Array, n_fft: int, hop: int, steps: int, momentum: float = 0.99, damping: float = 0.3
+) -> jax.Array:
     """A waveform whose centred `stft` has nearly these magnitudes: (B, frames, n_fft // 2 + 1) -> (B, frames * hop).
 
     The fast Griffin-Lim algorithm (Perraudin, Balazs and Sondergaard 2013, doi 10.1109/WASPAA.2013.6701851) from phases
     that are random but always the same, so that equal magnitudes give equal waveforms. steps: 0 or more; each is an
     inverse and a forward transform. momentum: 0 is the original algorithm.
+
+    damping: a bin that the last estimate fills by less than about this share of its magnitude gets less than all of it;
+    0 is the published algorithm. Such a bin's phase is decided by rounding, which the original magnifies a hundredfold
+    from step to step (batches then differ audibly from single clips), and its full size would be noise (docs/mini.md).
     """
     phases = jax.random.uniform(jax.random.key(0), magnitudes.shape[1:], maxval=2 * np.pi)
     start = magnitudes * jnp.exp(1j * phases)
+    floor = (damping * magnitudes) ** 2 + 1e-10
 
     def step(carry: tuple[jax.Array, jax.Array], _: None) -> tuple[tuple[jax.Array, jax.Array], None]:
         spectrum, previous = carry
         rebuilt = stft(istft(spectrum, n_fft, hop), n_fft, hop)
         ahead = rebuilt + momentum * (rebuilt - previous)
-        return (magnitudes * ahead / magnitude(ahead), rebuilt), None
+        return (ahead * (magnitudes / jnp.sqrt(ahead.real**2 + ahead.imag**2 + floor)), rebuilt), None
 
     (spectrum, _), _ = jax.lax.scan(step, (start, jnp.zeros_like(start)), length=steps)
     return istft(spectrum, n_fft, hop)
@@ -165,3 +172,51 @@ def tempogram(log_spectrum: jax.Array, bands: int, lags: tuple[int, int]) -> jax
     power = spectrum.real**2 + spectrum.imag**2
     correlation = jnp.fft.irfft(power, size, axis=1).swapaxes(1, 2)
     return correlation[..., lags[0] : lags[1]] / (correlation[..., :1] + 1e-6)
+
+
+@lru_cache(maxsize=8)
+def _resampling_filter(up: int, down: int, reach: int) -> np.ndarray:
+    """(down + 2 reach, up): how `down` input samples and `reach` more on either side make `up` output samples.
+
+    A sinc cut off at 0.95 of the lower half rate, under a Kaiser window (beta 8.6).
+    """
+    at = np.arange(up) * down / up - np.arange(-reach, down + reach)[:, None]
+    cutoff = 0.95 * min(1.0, up / down)
+    window = np.i0(8.6 * np.sqrt(np.maximum(0.0, 1 - (at / reach) ** 2))) / np.i0(8.6)
+    return (cutoff * np.sinc(cutoff * at) * window * (np.abs(at) < reach)).astype(np.float32)
+
+
+def resample(audio: jax.Array, up: int, down: int, reach: int = 48) -> jax.Array:
+    """Audio at up / down times its rate, inside a traced function: (B, T) -> (B, T // down * up).
+
+    reach: input samples on either side that an output sample depends on. Files are resampled by `audio.resample`.
+    """
+    return (frame(audio, down + 2 * reach, down) @ _resampling_filter(up, down, reach)).reshape(len(audio), -1)
+
+
+@lru_cache(maxsize=4)
+def _kaldi_filterbank(n_mels: int, n_fft: int, sample_rate: int, fmin: float) -> np.ndarray:
+    """Kaldi's mel filters: triangles in mel = 1127 ln(1 + Hz / 700), peak 1: float32 (n_fft // 2 + 1, n_mels)."""
+
+    def mel(hz: np.ndarray | float) -> np.ndarray:
+        return 1127 * np.log1p(np.asarray(hz) / 700)
+
+    edges = np.linspace(mel(fmin), mel(sample_rate / 2), n_mels + 2)
+    bins = mel(np.arange(n_fft // 2 + 1) * sample_rate / n_fft)[:, None]
+    rising, falling = (bins - edges[:-2]) / (edges[1:-1] - edges[:-2]), (edges[2:] - bins) / (edges[2:] - edges[1:-1])
+    return np.maximum(0, np.minimum(rising, falling)).astype(np.float32)
+
+
+def kaldi_log_mel(audio: jax.Array, n_mels: int = 128) -> jax.Array:
+    """Kaldi's filterbank features of 16 kHz audio: (B, T) -> (B, 1 + (T - 400) // 160, n_mels), natural logarithm.
+
+    25 ms frames every 10 ms without padding, each without its mean and pre-emphasised by 0.97, under a symmetric Hann
+    window; 512-point power spectrum, bands from 20 Hz. AST and its kin are trained on these.
+    """
+    frames = frame(audio.astype(jnp.float32), 400, 160, center=False)
+    frames = frames - frames.mean(axis=-1, keepdims=True)
+    before = jnp.concatenate([frames[..., :1], frames[..., :-1]], axis=-1)
+    windowed = (frames - 0.97 * before) * np.hanning(400).astype(np.float32)
+    spectrum = jnp.fft.rfft(windowed, 512, axis=-1)
+    power = (spectrum.real**2 + spectrum.imag**2) @ _kaldi_filterbank(n_mels, 512, 16_000, 20.0)
+    return jnp.log(jnp.maximum(power, 1.1920929e-7))

@@ -1,22 +1,18 @@
-"""The text encoder: a BERT-style transformer with mean pooling that MiniLM's weights fit (arXiv 2002.10957).
+"""The text encoder: BERT with mean pooling, which MiniLM's weights fit too (arXiv 1810.04805, 2002.10957).
 
 The text tower of the paper's MuLan is BERT-base (melody-paper section 2.1); `mini` takes all-MiniLM-L6-v2, whose
-weights `data/text.py:load_minilm` reads. Post-norm blocks, exact (erf) GELU, learned absolute positions, LayerNorm with
-epsilon 1e-12. B batch, N word pieces, H heads, D width.
+weights `convert/bert.py` reads. Learned absolute positions. B batch, N word pieces, D width.
 """
 
 from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
 
 from melody_jax.errors import UserError
 from melody_jax.models import functional
 from melody_jax.models.functional import Params
-from melody_jax.models.layers import attend, merge_heads, split_heads
-
-MASKED = -1e9
+from melody_jax.models.transformer import MASKED, Block, BlockConfig, layer_norm
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,48 +31,33 @@ class TextConfig:
     """Hidden channels of the feed-forward layer."""
     max_length: int = 64
     """Word pieces a text may have, [CLS] and [SEP] included."""
+    epsilon: float = 1e-12
+    """Of the norms."""
     dtype: str = "float32"
     """Compute dtype of the matrix products; norms and softmax are float32."""
+    remat: bool = False
+    """Recomputes each block in the backward pass."""
+
+    @property
+    def block(self) -> BlockConfig:
+        """Shape of one block."""
+        return BlockConfig(
+            width=self.width, heads=self.heads, ffn=self.ffn, epsilon=self.epsilon, dtype=self.dtype
+        )
 
 
-def _norm(config: TextConfig, *, rngs: nnx.Rngs) -> nnx.LayerNorm:
-    return nnx.LayerNorm(config.width, epsilon=1e-12, use_fast_variance=False, rngs=rngs)
-
-
-def _linear(inputs: int, outputs: int, config: TextConfig, rngs: nnx.Rngs) -> nnx.Linear:
-    init = nnx.initializers.normal(0.02)
-    return nnx.Linear(inputs, outputs, kernel_init=init, dtype=jnp.dtype(config.dtype), rngs=rngs)
-
-
-class Block(nnx.Module):
-    """Self-attention and feed-forward layer, each followed by residual sum and LayerNorm."""
-
-    def __init__(self, config: TextConfig, *, rngs: nnx.Rngs) -> None:
-        self.heads = config.heads
-        self.qkv = _linear(config.width, 3 * config.width, config, rngs)
-        self.out = _linear(config.width, config.width, config, rngs)
-        self.norm = _norm(config, rngs=rngs)
-        self.up = _linear(config.width, config.ffn, config, rngs)
-        self.down = _linear(config.ffn, config.width, config, rngs)
-        self.ffn_norm = _norm(config, rngs=rngs)
-
-    def __call__(self, x: jax.Array, bias: jax.Array) -> jax.Array:
-        """One block on (B, N, D); `bias` (B, 1, 1, N) is additive."""
-        q, k, v = (split_heads(h, self.heads) for h in jnp.split(self.qkv(x), 3, axis=-1))
-        x = self.norm(x + self.out(merge_heads(attend(q, k, v, bias))))
-        return self.ffn_norm(x + self.down(jax.nn.gelu(self.up(x), approximate=False)))
+BERT_BASE = TextConfig(vocab_size=30_522, layers=12, width=768, heads=12, ffn=3072, max_length=512)
+"""bert-base-uncased: 108.9 M parameters without its pooler."""
 
 
 def init(config: TextConfig, key: jax.Array) -> Params:
     """Fresh float32 parameters. Raises `UserError` if the heads do not divide the width."""
-    if config.width % config.heads:
-        raise UserError(f"text width {config.width} must be a multiple of the {config.heads} heads")
     words, positions, blocks = jax.random.split(key, 3)
     return {
         "words": 0.02 * jax.random.normal(words, (config.vocab_size, config.width)),
         "positions": 0.02 * jax.random.normal(positions, (config.max_length, config.width)),
-        "norm": functional.init(_norm, config, key=key),
-        "blocks": functional.init_stack(Block, config, key=blocks, depth=config.layers),
+        "norm": functional.init(layer_norm, config.width, config.epsilon, key=key),
+        "blocks": functional.init_stack(Block, config.block, key=blocks, depth=config.layers),
     }
 
 
@@ -89,7 +70,10 @@ def encode(params: Params, config: TextConfig, ids: jax.Array, mask: jax.Array) 
         raise UserError(f"{ids.shape[1]} word pieces: the text encoder takes at most {config.max_length}")
     mask = jnp.asarray(mask, jnp.float32)
     x = params["words"][ids] + params["positions"][: ids.shape[1]]
-    x = functional.bind(_norm, config, params=params["norm"])(x).astype(config.dtype)
-    bias = MASKED * (1.0 - mask)[:, None, None, :]
-    x = functional.scan_blocks(Block, config, params=params["blocks"], x=x, inputs=(bias,)).astype(jnp.float32)
+    norm = functional.bind(layer_norm, config.width, config.epsilon, params=params["norm"])
+    bias, blocks = MASKED * (1.0 - mask)[:, None, None, :], params["blocks"]
+    x = functional.scan_blocks(
+        Block, config.block, params=blocks, x=norm(x).astype(config.dtype), inputs=(bias,), remat=config.remat
+    )
+    x = x.astype(jnp.float32)
     return (x * mask[..., None]).sum(1) / jnp.maximum(mask.sum(1, keepdims=True), 1.0)

@@ -19,8 +19,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from melody_jax.convert.bert import load_bert
 from melody_jax.data import facts
-from melody_jax.data.text import load_minilm, vocabulary
+from melody_jax.data.text import vocabulary
 from melody_jax.errors import UserError
 from melody_jax.models import mulan, rvq
 from melody_jax.models.functional import Params
@@ -201,7 +202,7 @@ class MuLanStage:
 @lru_cache(maxsize=1)
 def _minilm(path: str, config: TextConfig) -> Params:
     """MiniLM's weights, read once although `init` is traced several times."""
-    return load_minilm(path, config)
+    return load_bert(path, config, vocabulary(), "all-MiniLM-L6-v2")
 
 
 def contrastive_loss(logits: jax.Array, text_ids: jax.Array) -> jax.Array:

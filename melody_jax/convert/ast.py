@@ -1,0 +1,49 @@
+"""The AudioSet AST (`MIT/ast-finetuned-audioset-10-10-0.4593`, BSD-3-Clause) to `models/ast.py`."""
+
+from pathlib import Path
+
+import numpy as np
+
+from melody_jax.convert.tensors import Tensors, stack
+from melody_jax.models.ast import ASTConfig
+from melody_jax.models.functional import Params
+
+
+def load_ast(path: str | Path, config: ASTConfig) -> Params:
+    """The tower's parameters (NumPy float32) from a folder or a safetensors file; the classifier is left out.
+
+    Raises:
+        UserError: files or tensors are missing, misshapen or left over.
+    """
+    prefix = "audio_spectrogram_transformer."
+    tensors, width = Tensors(path, "AST"), config.width
+    if f"{prefix}embeddings.cls_token" in tensors:
+        tensors.prefix = prefix
+    bands, frames = config.patches
+    patch = tensors.take("embeddings.patch_embeddings.projection.weight", width, 1, config.patch, config.patch)
+    leading = [tensors.take(f"embeddings.{name}_token", 1, 1, width)[0, 0] for name in ("cls", "distillation")]
+    params = {
+        "patch": {
+            "kernel": patch.reshape(width, -1).T,
+            "bias": tensors.take("embeddings.patch_embeddings.projection.bias", width),
+        },
+        "tokens": np.stack(leading),
+        "positions": tensors.take("embeddings.position_embeddings", 1, 2 + bands * frames, width)[0],
+        "blocks": stack([_block(tensors, layer, width, config.ffn) for layer in range(config.layers)]),
+        "norm": tensors.norm("layernorm", width),
+    }
+    tensors.finish("classifier.")
+    return params
+
+
+def _block(tensors: Tensors, layer: int, width: int, ffn: int) -> Params:
+    at = f"encoder.layer.{layer}"
+    parts = [f"{at}.attention.attention.{part}" for part in ("query", "key", "value")]
+    return {
+        "qkv": tensors.linear(parts, width, width),
+        "out": tensors.linear(f"{at}.attention.output.dense", width, width),
+        "norm": tensors.norm(f"{at}.layernorm_before", width),
+        "up": tensors.linear(f"{at}.intermediate.dense", width, ffn),
+        "down": tensors.linear(f"{at}.output.dense", ffn, width),
+        "ffn_norm": tensors.norm(f"{at}.layernorm_after", width),
+    }

