@@ -186,11 +186,13 @@ def _resampling_filter(up: int, down: int, reach: int) -> np.ndarray:
     return (cutoff * np.sinc(cutoff * at) * window * (np.abs(at) < reach)).astype(np.float32)
 
 
-def resample(audio: jax.Array, up: int, down: int, reach: int = 48) -> jax.Array:
+def resample(audio: jax.Array, up: int, down: int, crossings: int = 32) -> jax.Array:
     """Audio at up / down times its rate, inside a traced function: (B, T) -> (B, T // down * up).
 
-    reach: input samples on either side that an output sample depends on. Files are resampled by `audio.resample`.
+    crossings: zeros of the sinc, at the lower of the two rates, on either side. Files are resampled by
+    `audio.resample`.
     """
+    reach = round(crossings * max(1.0, down / up))
     return (frame(audio, down + 2 * reach, down) @ _resampling_filter(up, down, reach)).reshape(len(audio), -1)
 
 

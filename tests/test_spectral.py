@@ -117,3 +117,19 @@ def test_tempogram_of_silence_is_zero_and_has_a_gradient() -> None:
     value, gradient = jax.value_and_grad(lambda x: spectral.tempogram(x, 1, (4, 20)).sum())(jnp.zeros((1, 64, 8)))
     assert value == 0.0
     assert jnp.isfinite(gradient).all()
+
+
+@pytest.mark.parametrize(("up", "down"), [(2, 3), (2, 1), (1, 3)])
+def test_resample_keeps_what_fits_the_lower_rate(up: int, down: int) -> None:
+    """Tones below the lower Nyquist frequency come through, tones above it do not."""
+    time = np.arange(24_000) / 24_000
+    limit = 12_000 * min(1.0, up / down)
+    for share in (0.1, 0.5, 0.85):
+        low = np.sin(2 * np.pi * share * limit * time)[None]
+        resampled = np.asarray(spectral.resample(jnp.asarray(low, jnp.float32), up, down))[0]
+        expected = np.sin(2 * np.pi * share * limit * np.arange(len(resampled)) * down / up / 24_000)
+        assert len(resampled) == 24_000 * up // down
+        np.testing.assert_allclose(resampled[200:-200], expected[200:-200], atol=2e-3)
+    if down > up:
+        high = jnp.asarray(np.sin(2 * np.pi * 1.15 * limit * time)[None], jnp.float32)
+        assert float(jnp.abs(spectral.resample(high, up, down)[:, 200:-200]).max()) < 2e-3

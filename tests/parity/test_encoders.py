@@ -11,9 +11,11 @@ import transformers
 from melody_jax import spectral
 from melody_jax.convert.ast import load_ast
 from melody_jax.convert.bert import load_bert
-from melody_jax.models import ast, text
+from melody_jax.convert.wav2vec2 import load_wav2vec2
+from melody_jax.models import ast, text, wav2vec2
 from melody_jax.models.ast import ASTConfig
 from melody_jax.models.text import TextConfig
+from melody_jax.models.wav2vec2 import Wav2Vec2Config
 
 
 def shaken(model: torch.nn.Module) -> torch.nn.Module:
@@ -76,3 +78,55 @@ def test_published_sizes() -> None:
     towers = jax.eval_shape(lambda key: (ast.init(ASTConfig(), key), text.init(text.BERT_BASE, key)), jax.random.key(0))
     count = sum(leaf.size for leaf in jax.tree.leaves(towers)) + 2 * 768 * 128
     assert round(count / 1e6, 1) == 195.3
+
+
+SMALL = {
+    "num_hidden_layers": 3, "hidden_size": 48, "num_attention_heads": 4, "intermediate_size": 80, "conv_dim": (24,) * 7,
+    "num_conv_pos_embeddings": 16, "num_conv_pos_embedding_groups": 4, "num_feat_extract_layers": 7,
+}  # fmt: skip
+OURS = {"channels": 24, "layers": 3, "layer": 2, "width": 48, "heads": 4, "ffn": 80}
+
+
+def waves() -> np.ndarray:
+    return np.random.default_rng(0).normal(size=(2, 9_000)).astype(np.float32)
+
+
+def test_wav2vec2_conformer(tmp_path: Path, compare) -> None:
+    """Two blocks of three, each batch norm with statistics of its own."""
+    config = Wav2Vec2Config(**OURS, kernel=7)
+    theirs = shaken(
+        transformers.Wav2Vec2ConformerModel(
+            transformers.Wav2Vec2ConformerConfig(
+                **SMALL, position_embeddings_type="rotary", feat_extract_norm="layer", conv_bias=True,
+                hidden_act="swish", conv_depthwise_kernel_size=7,
+            )  # fmt: skip
+        )
+    )
+    generator = torch.Generator().manual_seed(1)
+    for name, buffer in theirs.named_buffers():
+        if "running" in name:
+            buffer.copy_(0.5 + torch.rand(buffer.shape, generator=generator))
+    theirs.save_pretrained(tmp_path)
+    hidden = theirs(torch.tensor(waves()), output_hidden_states=True).hidden_states[2]
+    compare(wav2vec2.hidden(load_wav2vec2(tmp_path, config), config, waves(), 2), hidden)
+
+
+def test_mert(tmp_path: Path, compare) -> None:
+    """MERT-v1 is HuBERT's network; its own code is no package, so HuBERT's is what we compare with."""
+    config = Wav2Vec2Config(
+        **OURS, channel_norm=False, conformer=False, position_kernel=16, position_groups=4, resample=(1, 1), pool=3
+    )
+    theirs = shaken(transformers.HubertModel(transformers.HubertConfig(**SMALL)))
+    theirs.save_pretrained(tmp_path)
+    hidden = theirs(torch.tensor(waves()), output_hidden_states=True).hidden_states[2]
+    params = load_wav2vec2(tmp_path, config)
+    compare(wav2vec2.hidden(params, config, waves(), 2), hidden)
+    tokens = wav2vec2.features(params, config, waves())
+    assert tokens.shape == (2, 9_000 // 960, 48)
+
+
+def test_waveform_is_normalised_as_published(compare) -> None:
+    extract = transformers.Wav2Vec2FeatureExtractor(do_normalize=True)
+    audio = 0.1 + 0.01 * waves()
+    theirs = np.stack([extract(item, sampling_rate=16_000).input_values[0] for item in audio])
+    compare(wav2vec2.waveform(Wav2Vec2Config(resample=(1, 1)), audio), theirs)

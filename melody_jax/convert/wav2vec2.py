@@ -1,0 +1,120 @@
+"""wav2vec 2.0's family to `models/wav2vec2.py`: Wav2Vec2-Conformer with rotary positions, HuBERT, MERT.
+
+The Wav2Vec2-Conformer checkpoints of Meta are Apache-2.0; MERT-v1-95M is CC-BY-NC-4.0: what is trained on its tokens
+inherits the restriction to non-commercial use.
+"""
+
+from pathlib import Path
+
+import numpy as np
+
+from melody_jax.convert.tensors import Tensors, stack
+from melody_jax.models.functional import Params
+from melody_jax.models.wav2vec2 import EPSILON, Wav2Vec2Config
+
+TRAINING_ONLY = ("quantizer.", "project_hid.", "project_q.", "lm_head.", "masked_spec_embed")
+UNUSED = ("encoder.layer_norm.", "encoder.embed_positions.")  # what is clustered is read before the last norm
+
+
+def load_wav2vec2(path: str | Path, config: Wav2Vec2Config) -> Params:
+    """The encoder's parameters (NumPy float32) from a folder or a safetensors file.
+
+    A batch norm becomes the affine map that it is at inference.
+
+    Raises:
+        UserError: files or tensors are missing, misshapen or left over.
+    """
+    tensors = Tensors(path, "Wav2Vec2-Conformer" if config.conformer else "HuBERT")
+    for prefix in ("wav2vec2_conformer.", "hubert."):
+        if f"{prefix}feature_projection.projection.weight" in tensors:
+            tensors.prefix = prefix
+    block = _conformer_block if config.conformer else _transformer_block
+    layers = (block(tensors, f"encoder.layers.{i}", config) for i in range(config.layers))
+    params: Params = {
+        "convolutions": {str(i): _convolution(tensors, i, config) for i in range(len(config.kernels))},
+        "input_norm": tensors.norm("feature_projection.layer_norm", config.channels),
+        "input": tensors.linear("feature_projection.projection", config.channels, config.width),
+        "blocks": stack(list(layers)),
+    }
+    unused = [tensors.prefix + name for name in (*TRAINING_ONLY, *UNUSED)]
+    if config.conformer:
+        unused.append(f"{tensors.prefix}encoder.pos_conv_embed.")  # published, but not in the forward pass
+    else:
+        params["position"] = _positions(tensors, config)
+        params["norm"] = tensors.norm("encoder.layer_norm", config.width)
+    tensors.finish(*unused, *TRAINING_ONLY)
+    return params
+
+
+def _convolution(tensors: Tensors, i: int, config: Wav2Vec2Config) -> Params:
+    at, inputs = f"feature_extractor.conv_layers.{i}", config.channels if i else 1
+    layer: Params = {
+        "kernel": tensors.take(f"{at}.conv.weight", config.channels, inputs, config.kernels[i]).transpose(2, 1, 0)
+    }
+    if config.channel_norm:
+        layer["bias"] = tensors.take(f"{at}.conv.bias", config.channels)
+    if config.channel_norm or i == 0:
+        layer["norm"] = tensors.norm(f"{at}.layer_norm", config.channels)
+    return layer
+
+
+def _positions(tensors: Tensors, config: Wav2Vec2Config) -> Params:
+    """The convolution's weight norm, a gain per tap, multiplied out."""
+    at, width, group = "encoder.pos_conv_embed.conv", config.width, config.width // config.position_groups
+    legacy = f"{at}.weight_g" in tensors
+    names = ("weight_g", "weight_v") if legacy else ("parametrizations.weight.original0", "parametrizations.weight.original1")
+    gain = tensors.take(f"{at}.{names[0]}", 1, 1, config.position_kernel)
+    direction = tensors.take(f"{at}.{names[1]}", width, group, config.position_kernel)
+    kernel = gain * direction / np.sqrt((direction**2).sum((0, 1), keepdims=True))
+    return {"kernel": kernel.transpose(2, 1, 0), "bias": tensors.take(f"{at}.bias", width)}
+
+
+def _transformer_block(tensors: Tensors, at: str, config: Wav2Vec2Config) -> Params:
+    width, parts = config.width, [f"{at}.attention.{part}_proj" for part in "qkv"]
+    return {
+        "qkv": tensors.linear(parts, width, width),
+        "out": tensors.linear(f"{at}.attention.out_proj", width, width),
+        "norm": tensors.norm(f"{at}.layer_norm", width),
+        "up": tensors.linear(f"{at}.feed_forward.intermediate_dense", width, config.ffn),
+        "down": tensors.linear(f"{at}.feed_forward.output_dense", config.ffn, width),
+        "ffn_norm": tensors.norm(f"{at}.final_layer_norm", width),
+    }
+
+
+def _conformer_block(tensors: Tensors, at: str, config: Wav2Vec2Config) -> Params:
+    width = config.width
+    return {
+        "before": _feed_forward(tensors, f"{at}.ffn1", config),
+        "attention_norm": tensors.norm(f"{at}.self_attn_layer_norm", width),
+        "query_key": tensors.linear([f"{at}.self_attn.linear_q", f"{at}.self_attn.linear_k"], width, width),
+        "value": tensors.linear(f"{at}.self_attn.linear_v", width, width),
+        "attention_out": tensors.linear(f"{at}.self_attn.linear_out", width, width),
+        "convolution": _convolution_module(tensors, f"{at}.conv_module", config),
+        "after": _feed_forward(tensors, f"{at}.ffn2", config),
+        "norm": tensors.norm(f"{at}.final_layer_norm", width),
+    }
+
+
+def _feed_forward(tensors: Tensors, at: str, config: Wav2Vec2Config) -> Params:
+    return {
+        "norm": tensors.norm(f"{at}_layer_norm", config.width),
+        "up": tensors.linear(f"{at}.intermediate_dense", config.width, config.ffn),
+        "down": tensors.linear(f"{at}.output_dense", config.ffn, config.width),
+    }
+
+
+def _convolution_module(tensors: Tensors, at: str, config: Wav2Vec2Config) -> Params:
+    width = config.width
+    mean, variance = (tensors.take(f"{at}.batch_norm.running_{name}", width) for name in ("mean", "var"))
+    affine = tensors.norm(f"{at}.batch_norm", width)
+    if f"{at}.batch_norm.num_batches_tracked" in tensors:
+        tensors.take(f"{at}.batch_norm.num_batches_tracked")
+    scale = affine["scale"] / np.sqrt(variance + EPSILON)
+    return {
+        "norm": tensors.norm(f"{at}.layer_norm", width),
+        "gate": {"kernel": tensors.take(f"{at}.pointwise_conv1.weight", 2 * width, width, 1)[..., 0].T},
+        "depthwise": tensors.take(f"{at}.depthwise_conv.weight", width, 1, config.kernel)[:, 0].T,
+        "scale": scale,
+        "bias": affine["bias"] - mean * scale,
+        "out": {"kernel": tensors.take(f"{at}.pointwise_conv2.weight", width, width, 1)[..., 0].T},
+    }
