@@ -1,0 +1,41 @@
+"""DPD's SRU against the authors' package `sru`, which compiles its C++ when it is imported."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+
+from melody_jax.models import sru
+from melody_jax.models.sru import SRUConfig
+
+package = pytest.importorskip("sru", reason='needs the package sru: pip install "melody_jax[parity]"')
+
+
+@pytest.mark.parametrize("recurrent_weights", [True, False])
+def test_two_bidirectional_layers(recurrent_weights: bool, compare) -> None:
+    """The package's kernel holds, for each direction and channel, candidate, forget gate, output gate and skip.
+
+    Where widths match it skips the input itself; there our projected skip is given the identity.
+    """
+    config = SRUConfig(inputs=10, hidden=6, layers=2, recurrent_weights=recurrent_weights)
+    theirs = package.SRU(
+        10, 6, num_layers=2, bidirectional=True, layer_norm=False, rescale=False, highway_bias=0.0, dropout=0.0
+    ).eval()  # fmt: skip
+    generator = torch.Generator().manual_seed(0)
+    layers = {}
+    for i, layer in enumerate(theirs.rnn_lst):
+        for parameter in layer.parameters():
+            parameter.data = 0.5 * torch.randn(parameter.shape, generator=generator)
+        inputs = 10 if i == 0 else 12
+        kernel = layer.weight.detach().numpy().reshape(inputs, 12, layer.num_matrices).transpose(0, 2, 1)
+        if layer.num_matrices == 3:
+            kernel = np.concatenate([kernel, np.eye(12, dtype=np.float32)[:, None]], axis=1)
+        if not recurrent_weights:
+            layer.weight_c.data.zero_()
+        layers[str(i)] = {"kernel": kernel.reshape(inputs, 48), "bias": layer.bias.detach().numpy().reshape(2, 12)}
+        if recurrent_weights:
+            layers[str(i)]["recurrent"] = layer.weight_c.detach().numpy().reshape(2, 12)
+    x = np.random.default_rng(0).normal(size=(9, 3, 10)).astype(np.float32)
+    expected, _ = theirs(torch.tensor(x))
+    compare(sru.apply(jax.tree.map(jnp.asarray, {"layers": layers}), config, jnp.asarray(x)), expected)
