@@ -182,10 +182,14 @@ def dotted_fields(config: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def to_dict(config: Any) -> Any:
-    """The resolved config as plain JSON values; the stage also says its class."""
+    """The resolved config as plain JSON values; stages, and configs of several kinds, also say their class."""
     if dataclasses.is_dataclass(config):
-        named = {"class": type(config).__name__} if hasattr(config, "gradients") else {}
-        return named | {field.name: to_dict(getattr(config, field.name)) for field in dataclasses.fields(config)}
+        hints = typing.get_type_hints(type(config))
+        values = {field.name: to_dict(getattr(config, field.name)) for field in dataclasses.fields(config)}
+        for name in values:
+            if len(_dataclasses_of(hints[name])) > 1:
+                values[name] = {"class": type(getattr(config, name)).__name__, **values[name]}
+        return {"class": type(config).__name__, **values} if hasattr(config, "gradients") else values
     if isinstance(config, (tuple, list)):
         return [to_dict(value) for value in config]
     if isinstance(config, dict):
@@ -277,9 +281,20 @@ def _groups(arguments: list[str]) -> list[list[str]]:
     return groups
 
 
+def _dataclasses_of(hint: Any) -> list[Any]:
+    """The dataclasses of a union, or the one dataclass."""
+    options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    return [option for option in options if dataclasses.is_dataclass(option)]
+
+
 def _from_plain(hint: Any, value: Any) -> Any:
     if value is None:
         return None
+    if len(several := _dataclasses_of(hint)) > 1:
+        named = {cls.__name__: cls for cls in several}
+        if value.get("class") not in named:
+            raise UserError(f"class {value.get('class')!r}: it must be one of {', '.join(named)}")
+        return from_dict(named[value["class"]], value)
     if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union:
         options = [option for option in typing.get_args(hint) if option is not type(None)]
         return _from_plain(options[0], value) if len(options) == 1 else value

@@ -10,6 +10,8 @@ import pytest
 
 from melody_jax.config import DataConfig, TrainConfig, difference, from_dict, load_config, to_dict, to_json
 from melody_jax.errors import UserError
+from melody_jax.models import mulan
+from melody_jax.models.mulan import MuLanConfig
 
 FILE = """
 import dataclasses
@@ -98,6 +100,16 @@ def test_json_and_difference(path: Path) -> None:
     assert from_dict(DataConfig, to_dict(other.data)) == other.data
     with pytest.raises(UserError, match="no field 'colour'"):
         from_dict(DataConfig, {"colour": 1})
+
+
+def test_configs_of_several_kinds_say_their_class() -> None:
+    for config in (mulan.PAPER, mulan.TINY):
+        written = to_dict(config)
+        assert written["music"]["class"] == type(config.music).__name__
+        assert "class" not in written["text"]
+        assert from_dict(MuLanConfig, written) == config
+    with pytest.raises(UserError, match="class 'Ear': it must be one of MusicTowerConfig, ASTConfig"):
+        from_dict(MuLanConfig, {"music": {"class": "Ear"}})
 
 
 def test_help_lists_the_fields(path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,7 +9,8 @@ import pytest
 from melody_jax.data.text import tokenize
 from melody_jax.errors import UserError
 from melody_jax.models import functional, mulan, rvq
-from melody_jax.models.mulan import TINY, MuLanConfig
+from melody_jax.models.mulan import PAPER, TINY, MuLanConfig
+from melody_jax.models.music_tower import MusicTowerConfig
 from melody_jax.training.stage import Stage
 from melody_jax.training.stages import mulan as stages
 from melody_jax.training.stages.mulan import MuLanStage
@@ -57,9 +58,16 @@ def test_mini_fits_its_budget():
     assert functional.count(shapes) == 15_978_432
     assert functional.count(shapes) + codebooks < 17_000_000
     with pytest.raises(UserError, match="multiple of twice"):
-        mulan.init(MuLanConfig(heads=5), jax.random.key(0))
+        MusicTowerConfig(heads=5)
     with pytest.raises(UserError, match="128 mel bands do not divide into rhythm_bands 5"):
-        mulan.init(MuLanConfig(rhythm_bands=5), jax.random.key(0))
+        MusicTowerConfig(rhythm_bands=5)
+
+
+def test_paper_size_is_the_published_one():
+    shapes = jax.eval_shape(lambda: mulan.init(PAPER, jax.random.key(0)))
+    assert round(functional.count(shapes) / 1e6, 1) == 195.3
+    wave = jax.ShapeDtypeStruct((2, 240_000), jnp.float32)
+    assert jax.eval_shape(lambda p, w: mulan.embed_music(p, PAPER, w), shapes, wave).shape == (2, 128)
 
 
 def test_embeddings_have_unit_length_whatever_the_duration(params):

@@ -44,9 +44,7 @@ class Tensors:
                     raise UserError(f"{self.path}: holds {len(members)} files {name}, it must hold one")
                 return archive.read(members[0])
         except (OSError, zipfile.BadZipFile):
-            raise UserError(
-                f"{self.path}: no {name} in it; it must be a folder or a wheel of {self.network}"
-            ) from None
+            raise UserError(f"{self.path}: no {name} in it; it must be a folder or a wheel of {self.network}") from None
 
     def __contains__(self, name: str) -> bool:
         return self.prefix + name in self._left

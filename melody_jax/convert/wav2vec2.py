@@ -62,7 +62,11 @@ def _positions(tensors: Tensors, config: Wav2Vec2Config) -> Params:
     """The convolution's weight norm, a gain per tap, multiplied out."""
     at, width, group = "encoder.pos_conv_embed.conv", config.width, config.width // config.position_groups
     legacy = f"{at}.weight_g" in tensors
-    names = ("weight_g", "weight_v") if legacy else ("parametrizations.weight.original0", "parametrizations.weight.original1")
+    names = (
+        ("weight_g", "weight_v")
+        if legacy
+        else ("parametrizations.weight.original0", "parametrizations.weight.original1")
+    )
     gain = tensors.take(f"{at}.{names[0]}", 1, 1, config.position_kernel)
     direction = tensors.take(f"{at}.{names[1]}", width, group, config.position_kernel)
     kernel = gain * direction / np.sqrt((direction**2).sum((0, 1), keepdims=True))

@@ -52,6 +52,11 @@ class ASTConfig:
     """Recomputes each block in the backward pass."""
 
     @property
+    def pooled(self) -> int:
+        """Channels of what `encode` returns."""
+        return self.width
+
+    @property
     def block(self) -> BlockConfig:
         """Shape of one block."""
         return BlockConfig(width=self.width, heads=self.heads, ffn=self.ffn, norm_first=True, dtype=self.dtype)

@@ -41,9 +41,7 @@ class TextConfig:
     @property
     def block(self) -> BlockConfig:
         """Shape of one block."""
-        return BlockConfig(
-            width=self.width, heads=self.heads, ffn=self.ffn, epsilon=self.epsilon, dtype=self.dtype
-        )
+        return BlockConfig(width=self.width, heads=self.heads, ffn=self.ffn, epsilon=self.epsilon, dtype=self.dtype)
 
 
 BERT_BASE = TextConfig(vocab_size=30_522, layers=12, width=768, heads=12, ffn=3072, max_length=512)

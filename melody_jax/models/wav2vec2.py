@@ -80,9 +80,7 @@ class Wav2Vec2Config:
     @property
     def block(self) -> BlockConfig:
         """Shape of a transformer block."""
-        return BlockConfig(
-            width=self.width, heads=self.heads, ffn=self.ffn, epsilon=EPSILON, dtype=self.dtype
-        )
+        return BlockConfig(width=self.width, heads=self.heads, ffn=self.ffn, epsilon=EPSILON, dtype=self.dtype)
 
 
 MERT_95M = Wav2Vec2Config(resample=(1, 1), channel_norm=False, conformer=False, layers=12, pool=3)

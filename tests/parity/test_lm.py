@@ -26,10 +26,19 @@ def pair() -> tuple[functional.Params, transformers.LlamaForCausalLM]:
     )
     theirs = transformers.LlamaForCausalLM(
         transformers.LlamaConfig(
-            vocab_size=50, hidden_size=64, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=4,
-            intermediate_size=96, rms_norm_eps=1e-6, rope_theta=10000.0, tie_word_embeddings=False, eos_token_id=None,
-            bos_token_id=None, pad_token_id=0,
-        )  # fmt: skip
+            vocab_size=50,
+            hidden_size=64,
+            num_hidden_layers=3,
+            num_attention_heads=4,
+            num_key_value_heads=4,
+            intermediate_size=96,
+            rms_norm_eps=1e-6,
+            rope_theta=10000.0,
+            tie_word_embeddings=False,
+            eos_token_id=None,
+            bos_token_id=None,
+            pad_token_id=0,
+        )
     ).eval()
     state = {
         "model.embed_tokens.weight": params["semantic"],
@@ -84,6 +93,8 @@ def test_rotary_positions(compare) -> None:
     table = roformer.RoFormerSinusoidalPositionalEmbedding(length, depth)
     table.weight.data = table.create_weight()
     sinusoidal = table(torch.Size([1, length]))[None, None]
-    turned, _ = roformer.RoFormerSelfAttention.apply_rotary_position_embeddings(sinusoidal, torch.tensor(x), torch.tensor(x))
+    turned, _ = roformer.RoFormerSelfAttention.apply_rotary_position_embeddings(
+        sinusoidal, torch.tensor(x), torch.tensor(x)
+    )
     halves = np.concatenate([np.arange(0, depth, 2), np.arange(1, depth, 2)])
     compare(rotary(jnp.asarray(x[..., halves]), jnp.arange(length)), turned.detach().numpy()[..., halves])

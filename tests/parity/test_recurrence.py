@@ -21,7 +21,7 @@ def test_two_bidirectional_layers(recurrent_weights: bool, compare) -> None:
     config = SRUConfig(inputs=10, hidden=6, layers=2, recurrent_weights=recurrent_weights)
     theirs = package.SRU(
         10, 6, num_layers=2, bidirectional=True, layer_norm=False, rescale=False, highway_bias=0.0, dropout=0.0
-    ).eval()  # fmt: skip
+    ).eval()
     generator = torch.Generator().manual_seed(0)
     layers = {}
     for i, layer in enumerate(theirs.rnn_lst):

@@ -13,7 +13,7 @@ AUDIO = 0.3 * np.random.default_rng(0).normal(size=(2, 9_600)).astype(np.float32
 def test_stft(n_fft: int, hop: int, win: int, compare) -> None:
     theirs = torch.stft(
         torch.tensor(AUDIO), n_fft, hop, win, torch.hann_window(win), center=False, return_complex=True
-    ).swapaxes(1, 2)  # fmt: skip
+    ).swapaxes(1, 2)
     compare(spectral.stft(AUDIO, n_fft, hop, win, center=False), theirs)
 
 
