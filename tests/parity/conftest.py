@@ -1,11 +1,12 @@
-"""Parity with independent implementations: needs the `parity` extra, which `.ci/run` installs after the other tests."""
+"""Parity with independent implementations: needs the `parity` extra, which `.ci/run` installs after the other tests.
+
+Modules skip themselves where it is missing.
+"""
 
 from collections.abc import Iterator
 
 import numpy as np
 import pytest
-
-pytest.importorskip("torch", reason='parity tests need torch: pip install "melody_jax[parity]"')
 
 TOLERANCE = 1e-4
 """Largest difference relative to the largest magnitude, float32."""

@@ -4,8 +4,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
-import transformers
 
 from melody_jax import spectral
 from melody_jax.convert.ast import load_ast
@@ -15,6 +13,9 @@ from melody_jax.models import ast, text, wav2vec2
 from melody_jax.models.ast import ASTConfig
 from melody_jax.models.text import TextConfig
 from melody_jax.models.wav2vec2 import Wav2Vec2Config
+
+torch = pytest.importorskip("torch", reason="parity needs: pip install melody_jax[parity]")
+transformers = pytest.importorskip("transformers", reason="parity needs: pip install melody_jax[parity]")
 
 
 def shaken(model: torch.nn.Module) -> torch.nn.Module:

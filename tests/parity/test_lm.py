@@ -3,13 +3,17 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-import torch
-import transformers
-from transformers.models.roformer import modeling_roformer as roformer
+import pytest
 
 from melody_jax.models import functional, lm
 from melody_jax.models.layers import rotary
 from melody_jax.models.lm import LMConfig
+
+torch = pytest.importorskip("torch", reason="parity needs: pip install melody_jax[parity]")
+transformers = pytest.importorskip("transformers", reason="parity needs: pip install melody_jax[parity]")
+roformer = pytest.importorskip(
+    "transformers.models.roformer.modeling_roformer", reason="parity needs: pip install melody_jax[parity]"
+)
 
 CONFIG = LMConfig(
     layers=3, width=64, heads=4, ffn=96, prefix_levels=4, prefix_codes=8, semantic_vocab=50, prefix_everywhere=False

@@ -2,9 +2,11 @@
 
 import numpy as np
 import pytest
-import torch
 
 from melody_jax import spectral
+
+torch = pytest.importorskip("torch", reason="parity needs: pip install melody_jax[parity]")
+librosa = pytest.importorskip("librosa", reason="parity needs: pip install melody_jax[parity]")
 
 AUDIO = 0.3 * np.random.default_rng(0).normal(size=(2, 9_600)).astype(np.float32)
 
@@ -18,6 +20,5 @@ def test_stft(n_fft: int, hop: int, win: int, compare) -> None:
 
 
 def test_mel_filters(compare) -> None:
-    librosa = pytest.importorskip("librosa", reason='needs librosa: pip install "melody_jax[parity]"')
     theirs = librosa.filters.mel(sr=24_000, n_fft=2048, n_mels=128)
     compare(spectral.mel_filterbank(128, 2048), theirs.T)
