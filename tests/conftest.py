@@ -2,7 +2,17 @@
 
 import os
 from pathlib import Path
+from typing import Any
 
 CACHE = Path(__file__).parents[1] / ".pytest_cache" / "xla"
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(CACHE))  # in the environment: child processes share it
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """The worst relative error of each parity test, for the reader of CI's log."""
+    reports = [report for outcome in ("passed", "failed") for report in terminalreporter.stats.get(outcome, ())]
+    for report in sorted(reports, key=lambda report: report.nodeid):
+        errors = [value for name, value in report.user_properties if name == "relative_error"]
+        if errors and report.when == "call":
+            terminalreporter.line(f"{max(errors):.1e}  {report.nodeid.removeprefix('tests/parity/')}")
