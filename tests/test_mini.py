@@ -39,3 +39,10 @@ def test_prompts_make_sound(melody):
 def test_the_same_seed_gives_the_same_bits(melody):
     first, second = (melody.generate(["slow blues", "slow blues"], seconds=2, steps=2, seed=[5, 5]) for _ in range(2))
     np.testing.assert_array_equal(first, second)
+
+
+def test_an_item_does_not_depend_on_its_batch(melody):
+    prompts = ["a calm solo piano piece", "fast heavy metal"]
+    together = melody.generate(prompts, seconds=10, steps=2, seed=[3, 9])
+    alone = melody.generate(prompts[1:], seconds=10, steps=2, seed=[9])
+    np.testing.assert_allclose(together[1:], alone, atol=1e-4)

@@ -69,7 +69,7 @@ class VAEConfig:
     """Initial divisor of the latents: 1 where they are whitened after training, 3 in the paper."""
     latent_clip: float | None = None
     """Bound on the normalised latents, applied by encode and decode (1 in the paper), or None: no bound."""
-    griffin_lim_steps: int = 16
+    griffin_lim_steps: int = 8
     """Steps by which `decode` finds a phase; 0 leaves a random one."""
     dtype: str = "float32"
     """Compute type of the blocks; spectra are float32 always."""
