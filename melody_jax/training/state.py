@@ -1,7 +1,7 @@
 """What training changes: parameters, optimiser state and the weight average."""
 
 import re
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -45,7 +45,7 @@ def _decayed(params: Params) -> Params:
     )
 
 
-def _kernel_axes(params: Params) -> Params:
+def _kernel_axes(params: Any) -> Any:
     """Which axes of each layer's kernel are the matrix that Muon orthogonalises; None: not Muon's.
 
     The last axis is the output and the others the input, but for the first where blocks are stacked. Heads that exist
