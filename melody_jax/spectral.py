@@ -99,8 +99,8 @@ def griffin_lim(
     inverse and a forward transform. momentum: 0 is the original algorithm.
 
     damping: a bin that the last estimate fills by less than about this share of its magnitude gets less than all of it;
-    0 is the published algorithm. Such a bin's phase is decided by rounding, which the original magnifies a hundredfold
-    from step to step (batches then differ audibly from single clips), and its full size would be noise (docs/mini.md).
+    0 is the published algorithm. Such a bin's phase is decided by rounding, which the original magnifies: clips of a
+    batch then differ from single ones (docs/mini.md has the figures).
     """
     phases = jax.random.uniform(jax.random.key(0), magnitudes.shape[1:], maxval=2 * np.pi)
     start = magnitudes * jnp.exp(1j * phases)
@@ -110,7 +110,7 @@ def griffin_lim(
         spectrum, previous = carry
         rebuilt = stft(istft(spectrum, n_fft, hop), n_fft, hop)
         ahead = rebuilt + momentum * (rebuilt - previous)
-        return (ahead * (magnitudes / jnp.sqrt(ahead.real**2 + ahead.imag**2 + floor)), rebuilt), None
+        return (ahead * (magnitudes / jnp.sqrt(power(ahead) + floor)), rebuilt), None
 
     (spectrum, _), _ = jax.lax.scan(step, (start, jnp.zeros_like(start)), length=steps)
     return istft(spectrum, n_fft, hop)
@@ -123,6 +123,13 @@ def _hz_to_mel(hz: np.ndarray) -> np.ndarray:
 
 def _mel_to_hz(mel: np.ndarray) -> np.ndarray:
     return np.where(mel < 15, mel * 200 / 3, 1000 * np.exp((mel - 15) * np.log(6.4) / 27))
+
+
+def _triangles(at: np.ndarray, edges: np.ndarray) -> np.ndarray:
+    """Triangles of peak 1 between every other of the rising edges (M + 2,), at places (N, 1): (N, M)."""
+    rising = (at - edges[:-2]) / (edges[1:-1] - edges[:-2])
+    falling = (edges[2:] - at) / (edges[2:] - edges[1:-1])
+    return np.maximum(0, np.minimum(rising, falling))
 
 
 @lru_cache(maxsize=16)
@@ -138,16 +145,17 @@ def mel_filterbank(
         raise UserError(f"mel range {fmin}-{fmax} Hz: it must rise and stay within 0-{sample_rate / 2} Hz")
     edges = _mel_to_hz(np.linspace(_hz_to_mel(np.array(fmin)), _hz_to_mel(np.array(fmax)), n_mels + 2))
     bins = np.arange(n_fft // 2 + 1)[:, None] * sample_rate / n_fft
-    rising = (bins - edges[:-2]) / (edges[1:-1] - edges[:-2])
-    falling = (edges[2:] - bins) / (edges[2:] - edges[1:-1])
-    triangles = np.maximum(0, np.minimum(rising, falling))
-    return (triangles * 2 / (edges[2:] - edges[:-2])).astype(np.float32)
+    return (_triangles(bins, edges) * 2 / (edges[2:] - edges[:-2])).astype(np.float32)
+
+
+def power(spectrum: jax.Array) -> jax.Array:
+    """|spectrum| squared, of a complex array of any shape."""
+    return spectrum.real**2 + spectrum.imag**2
 
 
 def magnitude(spectrum: jax.Array) -> jax.Array:
     """|spectrum| with a gradient that stays finite at zero (an offset of 1e-5 in quadrature)."""
-    real, imag = spectrum.real, spectrum.imag
-    return jnp.sqrt(real * real + imag * imag + 1e-10)
+    return jnp.sqrt(power(spectrum) + 1e-10)
 
 
 def log_mel(audio: jax.Array, n_fft: int = 1024, hop: int = 240, n_mels: int = 80) -> jax.Array:
@@ -168,9 +176,7 @@ def tempogram(log_spectrum: jax.Array, bands: int, lags: tuple[int, int]) -> jax
     attacks = rise.reshape(batch, frames - 1, bands, bins // bands).mean(-1)
     attacks = attacks - attacks.mean(axis=1, keepdims=True)
     size = frames + lags[1]  # zeros enough that no lag wraps around
-    spectrum = jnp.fft.rfft(attacks, size, axis=1)
-    power = spectrum.real**2 + spectrum.imag**2
-    correlation = jnp.fft.irfft(power, size, axis=1).swapaxes(1, 2)
+    correlation = jnp.fft.irfft(power(jnp.fft.rfft(attacks, size, axis=1)), size, axis=1).swapaxes(1, 2)
     return correlation[..., lags[0] : lags[1]] / (correlation[..., :1] + 1e-6)
 
 
@@ -205,8 +211,7 @@ def _kaldi_filterbank(n_mels: int, n_fft: int, sample_rate: int, fmin: float) ->
 
     edges = np.linspace(mel(fmin), mel(sample_rate / 2), n_mels + 2)
     bins = mel(np.arange(n_fft // 2 + 1) * sample_rate / n_fft)[:, None]
-    rising, falling = (bins - edges[:-2]) / (edges[1:-1] - edges[:-2]), (edges[2:] - bins) / (edges[2:] - edges[1:-1])
-    return np.maximum(0, np.minimum(rising, falling)).astype(np.float32)
+    return _triangles(bins, edges).astype(np.float32)
 
 
 def kaldi_log_mel(audio: jax.Array, n_mels: int = 128) -> jax.Array:
@@ -219,6 +224,5 @@ def kaldi_log_mel(audio: jax.Array, n_mels: int = 128) -> jax.Array:
     frames = frames - frames.mean(axis=-1, keepdims=True)
     before = jnp.concatenate([frames[..., :1], frames[..., :-1]], axis=-1)
     windowed = (frames - 0.97 * before) * np.hanning(400).astype(np.float32)
-    spectrum = jnp.fft.rfft(windowed, 512, axis=-1)
-    power = (spectrum.real**2 + spectrum.imag**2) @ _kaldi_filterbank(n_mels, 512, 16_000, 20.0)
-    return jnp.log(jnp.maximum(power, 1.1920929e-7))
+    bands = power(jnp.fft.rfft(windowed, 512, axis=-1)) @ _kaldi_filterbank(n_mels, 512, 16_000, 20.0)
+    return jnp.log(jnp.maximum(bands, 1.1920929e-7))

@@ -7,6 +7,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+MASKED = -1e9
+"""What is added to an attention score that must not count."""
+
 
 class RMSNorm(nnx.Module):
     """Root-mean-square norm over the last axis with a learned gain (arXiv 1910.07467), `gain` at first."""

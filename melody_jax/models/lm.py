@@ -18,9 +18,8 @@ from flax import nnx
 from melody_jax.errors import UserError
 from melody_jax.models import functional
 from melody_jax.models.functional import Params
-from melody_jax.models.layers import RMSNorm, attend, merge_heads, rotary, split_heads
+from melody_jax.models.layers import MASKED, RMSNorm, attend, merge_heads, rotary, split_heads
 
-MASKED = -1e9
 Caches = list[tuple[jax.Array, jax.Array]]
 
 

@@ -12,7 +12,8 @@ import jax.numpy as jnp
 from melody_jax.errors import UserError
 from melody_jax.models import functional
 from melody_jax.models.functional import Params
-from melody_jax.models.transformer import MASKED, Block, BlockConfig, layer_norm
+from melody_jax.models.layers import MASKED
+from melody_jax.models.transformer import Block, BlockConfig, layer_norm
 
 
 @dataclass(frozen=True, kw_only=True)

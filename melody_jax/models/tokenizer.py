@@ -21,11 +21,10 @@ from melody_jax.audio import SAMPLE_RATE
 from melody_jax.errors import UserError
 from melody_jax.models import functional, kmeans
 from melody_jax.models.functional import Params
-from melody_jax.models.layers import RMSNorm, attend, depthwise_conv, merge_heads, rotary, split_heads
+from melody_jax.models.layers import MASKED, RMSNorm, attend, depthwise_conv, merge_heads, rotary, split_heads
 
 TOKEN_SAMPLES = 960
 STACK = 4
-MASKED = -1e9
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,8 +13,6 @@ from flax import nnx
 from melody_jax.errors import UserError
 from melody_jax.models.layers import attend, merge_heads, split_heads
 
-MASKED = -1e9
-
 
 @dataclass(frozen=True, kw_only=True)
 class BlockConfig:
@@ -43,9 +41,10 @@ def layer_norm(width: int, epsilon: float, *, rngs: nnx.Rngs) -> nnx.LayerNorm:
     return nnx.LayerNorm(width, epsilon=epsilon, use_fast_variance=False, rngs=rngs)
 
 
-def _linear(inputs: int, outputs: int, config: BlockConfig, rngs: nnx.Rngs) -> nnx.Linear:
+def linear(inputs: int, outputs: int, dtype: str, rngs: nnx.Rngs, bias: bool = True) -> nnx.Linear:
+    """A linear layer that starts as BERT's do, with a deviation of 0.02."""
     init = nnx.initializers.normal(0.02)
-    return nnx.Linear(inputs, outputs, kernel_init=init, dtype=jnp.dtype(config.dtype), rngs=rngs)
+    return nnx.Linear(inputs, outputs, use_bias=bias, kernel_init=init, dtype=jnp.dtype(dtype), rngs=rngs)
 
 
 class Block(nnx.Module):
@@ -53,11 +52,11 @@ class Block(nnx.Module):
 
     def __init__(self, config: BlockConfig, *, rngs: nnx.Rngs) -> None:
         self.config = config
-        self.qkv = _linear(config.width, 3 * config.width, config, rngs)
-        self.out = _linear(config.width, config.width, config, rngs)
+        self.qkv = linear(config.width, 3 * config.width, config.dtype, rngs)
+        self.out = linear(config.width, config.width, config.dtype, rngs)
         self.norm = layer_norm(config.width, config.epsilon, rngs=rngs)
-        self.up = _linear(config.width, config.ffn, config, rngs)
-        self.down = _linear(config.ffn, config.width, config, rngs)
+        self.up = linear(config.width, config.ffn, config.dtype, rngs)
+        self.down = linear(config.ffn, config.width, config.dtype, rngs)
         self.ffn_norm = layer_norm(config.width, config.epsilon, rngs=rngs)
 
     def __call__(self, x: jax.Array, bias: jax.Array | None = None) -> jax.Array:

@@ -20,10 +20,12 @@ from melody_jax.errors import UserError
 from melody_jax.models import functional
 from melody_jax.models.functional import Params
 from melody_jax.models.layers import attend, depthwise_conv, merge_heads, rotary, split_heads
-from melody_jax.models.transformer import Block, BlockConfig, layer_norm
+from melody_jax.models.tokenizer import TOKEN_SAMPLES
+from melody_jax.models.transformer import Block, BlockConfig, layer_norm, linear
 
 EPSILON = 1e-5
-ACTIVATIONS = {"gelu": partial(jax.nn.gelu, approximate=False), "swish": jax.nn.silu}
+gelu = partial(jax.nn.gelu, approximate=False)
+ACTIVATIONS = {"gelu": gelu, "swish": jax.nn.silu}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,19 +89,14 @@ MERT_95M = Wav2Vec2Config(resample=(1, 1), channel_norm=False, conformer=False, 
 """MERT-v1-95M: HuBERT-base's shape at 24 kHz, 75 Hz. Its weights are CC-BY-NC-4.0."""
 
 
-def _linear(inputs: int, outputs: int, config: Wav2Vec2Config, rngs: nnx.Rngs, bias: bool = True) -> nnx.Linear:
-    init = nnx.initializers.normal(0.02)
-    return nnx.Linear(inputs, outputs, use_bias=bias, kernel_init=init, dtype=jnp.dtype(config.dtype), rngs=rngs)
-
-
 class FeedForward(nnx.Module):
     """Pre-norm two-layer network without the residual."""
 
     def __init__(self, config: Wav2Vec2Config, *, rngs: nnx.Rngs) -> None:
         self.activation = ACTIVATIONS[config.activation]
         self.norm = layer_norm(config.width, EPSILON, rngs=rngs)
-        self.up = _linear(config.width, config.ffn, config, rngs)
-        self.down = _linear(config.ffn, config.width, config, rngs)
+        self.up = linear(config.width, config.ffn, config.dtype, rngs)
+        self.down = linear(config.ffn, config.width, config.dtype, rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """(..., D) to what is added to it."""
@@ -113,11 +110,11 @@ class Convolution(nnx.Module):
         width = config.width
         self.activation = ACTIVATIONS[config.activation]
         self.norm = layer_norm(width, EPSILON, rngs=rngs)
-        self.gate = _linear(width, 2 * width, config, rngs, bias=False)
+        self.gate = linear(width, 2 * width, config.dtype, rngs, bias=False)
         self.depthwise = nnx.Param(jax.random.normal(rngs.params(), (config.kernel, width)) * config.kernel**-0.5)
         self.scale = nnx.Param(jnp.ones(width))
         self.bias = nnx.Param(jnp.zeros(width))
-        self.out = _linear(width, width, config, rngs, bias=False)
+        self.out = linear(width, width, config.dtype, rngs, bias=False)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """(B, U, D) to what is added to it."""
@@ -133,9 +130,9 @@ class ConformerBlock(nnx.Module):
         self.heads = config.heads
         self.before = FeedForward(config, rngs=rngs)
         self.attention_norm = layer_norm(config.width, EPSILON, rngs=rngs)
-        self.query_key = _linear(config.width, 2 * config.width, config, rngs)
-        self.value = _linear(config.width, config.width, config, rngs)
-        self.attention_out = _linear(config.width, config.width, config, rngs)
+        self.query_key = linear(config.width, 2 * config.width, config.dtype, rngs)
+        self.value = linear(config.width, config.width, config.dtype, rngs)
+        self.attention_out = linear(config.width, config.width, config.dtype, rngs)
         self.convolution = Convolution(config, rngs=rngs)
         self.after = FeedForward(config, rngs=rngs)
         self.norm = layer_norm(config.width, EPSILON, rngs=rngs)
@@ -194,11 +191,11 @@ def waveform(config: Wav2Vec2Config, audio: jax.Array) -> jax.Array:
 
 def convolve(params: Params, config: Wav2Vec2Config, wave: jax.Array) -> jax.Array:
     """The strided convolutions without padding: (B, N) to (B, U', C), float32."""
-    x = wave[..., None]
+    x = wave
     for i, (kernel, stride) in enumerate(zip(config.kernels, config.strides, strict=True)):
         layer = params["convolutions"][str(i)]
         if i == 0:  # one input channel: frames times a matrix
-            x = spectral.frame(wave, kernel, stride, center=False) @ layer["kernel"][:, 0]
+            x = spectral.frame(x, kernel, stride, center=False) @ layer["kernel"][:, 0]
         else:
             x = jax.lax.conv_general_dilated(
                 x, layer["kernel"], (stride,), "VALID", dimension_numbers=("NWC", "WIO", "NWC")
@@ -209,7 +206,7 @@ def convolve(params: Params, config: Wav2Vec2Config, wave: jax.Array) -> jax.Arr
             x = x - x.mean(axis=1, keepdims=True)
             x = x * jax.lax.rsqrt(jnp.mean(x * x, axis=1, keepdims=True) + EPSILON)
             x = x * layer["norm"]["scale"] + layer["norm"]["bias"]
-        x = jax.nn.gelu(x, approximate=False)
+        x = gelu(x)
     return x
 
 
@@ -235,7 +232,7 @@ def _positions(params: Params, config: Wav2Vec2Config, x: jax.Array) -> jax.Arra
         x, params["kernel"], (1,), ((half, half - even),), dimension_numbers=("NWC", "WIO", "NWC"),
         feature_group_count=config.position_groups,
     )  # fmt: skip
-    return jax.nn.gelu(x + params["bias"], approximate=False)
+    return gelu(x + params["bias"])
 
 
 def features(params: Params, config: Wav2Vec2Config, audio: jax.Array, layer: int | None = None) -> jax.Array:
@@ -244,6 +241,6 @@ def features(params: Params, config: Wav2Vec2Config, audio: jax.Array, layer: in
     The convolutions do not pad and leave the last frames out; the last token is the mean of what there is.
     """
     x = hidden(params, config, waveform(config, audio), config.layer if layer is None else layer)
-    tokens = audio.shape[1] // 960
+    tokens = audio.shape[1] // TOKEN_SAMPLES
     x = jnp.pad(x.astype(jnp.float32), ((0, 0), (0, max(0, config.pool * tokens - x.shape[1])), (0, 0)), mode="edge")
     return x[:, : config.pool * tokens].reshape(len(x), tokens, config.pool, -1).mean(axis=2)

@@ -83,9 +83,9 @@ def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransfo
             mask=_decayed,
         )
 
-    def muon(peak: float) -> optax.GradientTransformation:
+    def muon() -> optax.GradientTransformation:
         return contrib.muon(
-            learning_rate(config, peak, steps),
+            learning_rate(config, config.learning_rate, steps),
             weight_decay=config.weight_decay,
             weight_decay_mask=_decayed,
             adam_b1=config.beta1,
@@ -97,11 +97,9 @@ def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransfo
     def clipped(inner: optax.GradientTransformation) -> optax.GradientTransformation:
         return optax.chain(optax.clip_by_global_norm(config.clip_norm), inner)
 
-    rate = config.learning_rate
-
     split = optax.partition(
         {
-            "model": clipped(muon(rate) if config.muon else adamw(rate, config.beta1)),
+            "model": clipped(muon() if config.muon else adamw(config.learning_rate, config.beta1)),
             "discriminator": clipped(adamw(config.discriminator_learning_rate, config.discriminator_beta1)),
         },
         lambda params: {name: "discriminator" if name == "discriminator" else "model" for name in params},

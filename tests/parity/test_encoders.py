@@ -17,6 +17,8 @@ from melody_jax.models.wav2vec2 import Wav2Vec2Config
 torch = pytest.importorskip("torch", reason="parity needs: pip install melody_jax[parity]")
 transformers = pytest.importorskip("transformers", reason="parity needs: pip install melody_jax[parity]")
 
+SIZES = {"num_hidden_layers": 3, "hidden_size": 48, "num_attention_heads": 4, "intermediate_size": 80}
+
 
 def shaken(model: torch.nn.Module) -> torch.nn.Module:
     """The model with every parameter random, gains and offsets too, so that none can be missed."""
@@ -33,10 +35,7 @@ def test_bert(tmp_path: Path, compare) -> None:
         transformers.BertModel(
             transformers.BertConfig(
                 vocab_size=99,
-                num_hidden_layers=3,
-                hidden_size=48,
-                num_attention_heads=4,
-                intermediate_size=80,
+                **SIZES,
                 max_position_embeddings=20,
             )
         )
@@ -57,10 +56,7 @@ def test_ast(tmp_path: Path, compare) -> None:
             transformers.ASTConfig(
                 num_mel_bins=36,
                 max_length=116,
-                num_hidden_layers=3,
-                hidden_size=48,
-                num_attention_heads=4,
-                intermediate_size=80,
+                **SIZES,
             )
         )
     )
@@ -81,11 +77,7 @@ def test_ast_frames(compare) -> None:
     compare(ours, theirs)
 
 
-SMALL = {
-    "num_hidden_layers": 3,
-    "hidden_size": 48,
-    "num_attention_heads": 4,
-    "intermediate_size": 80,
+SMALL = SIZES | {
     "conv_dim": (24,) * 7,
     "num_conv_pos_embeddings": 16,
     "num_conv_pos_embedding_groups": 4,
