@@ -19,21 +19,24 @@ from melody_jax.errors import UserError
 from melody_jax.models import functional
 from melody_jax.models.functional import Params
 from melody_jax.models.layers import MASKED, RMSNorm, attend, merge_heads, rotary, split_heads
+from melody_jax.models.recall import Heard, Recall
 
-Caches = list[tuple[jax.Array, jax.Array]]
+Cache = tuple[jax.Array, jax.Array]
+State = tuple[jax.Array, Heard | None, list[Cache]]
+"""Of decoding: tokens (B, length), what may be recalled, and a cache a block."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class LMConfig:
-    """Shape of the language model. The defaults are `mini`: 5.1 M parameters in the blocks."""
+    """Shape of the language model. The defaults are `mini`: 2.2 M parameters in the blocks."""
 
-    layers: int = 6
+    layers: int = 5
     """Transformer blocks."""
-    width: int = 256
+    width: int = 192
     """Channels D of the residual stream."""
     heads: int = 4
     """Attention heads; they divide `width` into even head widths."""
-    ffn: int = 768
+    ffn: int = 512
     """Hidden channels of the SwiGLU feed-forward layer."""
     prefix_levels: int = 12
     """Prefix tokens P: levels of the residual quantiser of the joint text and music embedding."""
@@ -42,9 +45,11 @@ class LMConfig:
     prefix_everywhere: bool = True
     """Also adds the prefix to the embedding of every semantic token (not in `paper`): until attention has learned to
     look back, which takes a small network most of its training, this is how the prefix is heard."""
+    recall: bool = True
+    """Finds where the music was like this before and may go on as it went there (models/recall.py; not in `paper`)."""
     semantic_vocab: int = 1024
     """Semantic ids."""
-    dropout: float = 0.1
+    dropout: float = 0.0
     """Probability of zeroing a channel of an embedding or of a residual update, in training only."""
     rope_base: float = 10000.0
     """Base of the rotary frequencies; positions are token indices."""
@@ -54,7 +59,7 @@ class LMConfig:
 
 TINY = LMConfig(layers=2, width=64, heads=2, ffn=128, prefix_codes=8, semantic_vocab=64)
 """For tests."""
-PAPER = LMConfig(layers=24, width=1024, heads=16, ffn=4096, prefix_codes=1024, prefix_everywhere=False)
+PAPER = LMConfig(layers=24, width=1024, heads=16, ffn=4096, prefix_codes=1024, prefix_everywhere=False, recall=False)
 """Settles the paper's 429.5 M parameters (that figure counts a head over the prefix ids too)."""
 
 
@@ -106,15 +111,18 @@ def init(config: LMConfig, key: jax.Array) -> Params:
     """Fresh float32 parameters. Raises `UserError` if the heads do not divide the width evenly."""
     if config.width % (2 * config.heads):
         raise UserError(f"width {config.width} must be a multiple of twice the {config.heads} heads")
-    keys = jax.random.split(key, 4)
+    keys = jax.random.split(key, 5)
     rows = config.prefix_levels * (config.prefix_codes + 1)
-    return {
+    params = {
         "prefix": jax.random.normal(keys[0], (rows, config.width)),
         "semantic": jax.random.normal(keys[1], (config.semantic_vocab, config.width)),
         "blocks": functional.init_stack(Block, config, key=keys[2], depth=config.layers),
         "norm": functional.init(RMSNorm, config.width, key=key),
         "head": jax.random.normal(keys[3], (config.width, config.semantic_vocab)) * config.width**-0.5,
     }
+    if config.recall:
+        params["recall"] = functional.init(Recall, config.width, config.dtype, key=keys[4])
+    return params
 
 
 def embed_prefix(
@@ -127,15 +135,46 @@ def embed_prefix(
     return params["prefix"].astype(config.dtype)[prefix_tokens + levels * (config.prefix_codes + 1)]
 
 
-def _embed_semantic(params: Params, config: LMConfig, tokens: jax.Array, prefix: jax.Array) -> jax.Array:
-    """Embeddings (B, U, D) of semantic tokens (B, U), `prefix` (B, P, D) added where the config says so."""
-    x = params["semantic"].astype(config.dtype)[tokens]
-    return x + prefix.sum(axis=1, keepdims=True) * config.prefix_levels**-0.5 if config.prefix_everywhere else x
+def _recall(params: Params, config: LMConfig) -> Recall:
+    return functional.bind(Recall, config.width, config.dtype, params=params["recall"])
 
 
-def _head(params: Params, config: LMConfig, x: jax.Array) -> jax.Array:
+def _hear(
+    params: Params, config: LMConfig, tokens: jax.Array, prefix: jax.Array, start: jax.Array | int, heard: Heard | None
+) -> tuple[jax.Array, jax.Array | None, Heard | None]:
+    """Embeddings (B, N, D) of semantic tokens start.. (B, N), recall's weights (B, H, N, T), and `heard` with them.
+
+    The prefix's embeddings (B, P, D) are added where the config says so.
+    """
+    x, weights = params["semantic"].astype(config.dtype)[tokens], None
+    if heard is not None:
+        recall = _recall(params, config)
+        weights, heard = recall.look_back(x, start, heard)
+        x = recall.hint(x, weights, heard)
+    if config.prefix_everywhere:
+        x = x + prefix.sum(axis=1, keepdims=True) * config.prefix_levels**-0.5
+    return x, weights, heard
+
+
+def _nothing_heard(params: Params, config: LMConfig, prefix: jax.Array, places: int) -> Heard | None:
+    return _recall(params, config).begin(prefix, places) if config.recall else None
+
+
+def _before_any(weights: jax.Array) -> jax.Array:
+    """Recall's weights (B, H, N, T) behind those, all zero, of the prefix's end, where no token was heard yet."""
+    return jnp.pad(weights, ((0, 0), (0, 0), (1, 0), (0, 0)))
+
+
+def _head(params: Params, config: LMConfig, x: jax.Array, weights: jax.Array | None, tokens: jax.Array) -> jax.Array:
+    """Logits (B, N, vocab) from the stream (B, N, D), and from recall's weights (B, H, N, T) over tokens (B, T)."""
     h = functional.bind(RMSNorm, config.width, params=params["norm"])(x)
-    return (h @ params["head"].astype(h.dtype)).astype(jnp.float32)
+    scores = (h @ params["head"].astype(h.dtype)).astype(jnp.float32)
+    if weights is None:
+        return scores
+    copied = _recall(params, config).point(h, weights)
+    own = 1 - copied.sum(axis=-1, keepdims=True)
+    again = copied @ jax.nn.one_hot(tokens, config.semantic_vocab)
+    return jnp.log(own * jax.nn.softmax(scores) + again + 1e-9)
 
 
 def _causal_bias(queries: jax.Array, keys: jax.Array) -> jax.Array:
@@ -156,7 +195,10 @@ def logits(
     levels of each item and nulls the others; `key` turns dropout on.
     """
     prefix = embed_prefix(params, config, prefix_tokens, prefix_levels)
-    x = jnp.concatenate([prefix, _embed_semantic(params, config, semantic_tokens[:, :-1], prefix)], axis=1)
+    history = semantic_tokens[:, :-1]
+    heard = _nothing_heard(params, config, prefix, history.shape[1])
+    x, weights, _ = _hear(params, config, history, prefix, 0, heard)
+    x = jnp.concatenate([prefix, x], axis=1)
     keys = None
     if key is not None:
         first, *rest = jax.random.split(key, 1 + config.layers)
@@ -164,13 +206,14 @@ def logits(
     positions = jnp.arange(x.shape[1])
     bias = _causal_bias(positions, positions)
     x = functional.scan_blocks(Block, config, params=params["blocks"], x=x, inputs=(positions, bias), keys=keys)
-    return _head(params, config, x[:, config.prefix_levels - 1 :])
+    weights = None if weights is None else _before_any(weights)
+    return _head(params, config, x[:, config.prefix_levels - 1 :], weights, history)
 
 
-def _cached_logits(
-    params: Params, blocks: list[Params], config: LMConfig, x: jax.Array, start: jax.Array | int, caches: Caches
-) -> tuple[jax.Array, Caches]:
-    """Runs embeddings (B, N, D) at positions start.. against the caches; logits (B, vocab) after the last of them.
+def _cached(
+    blocks: list[Params], config: LMConfig, x: jax.Array, start: jax.Array | int, caches: list[Cache]
+) -> tuple[jax.Array, list[Cache]]:
+    """Runs embeddings (B, N, D) at positions start.. against the caches; the stream (B, 1, D) after the last of them.
 
     A cache is keys (B * H, D / H, T) and values (B * H, T, D / H): with any other shape XLA:CPU copies or transposes
     both at every step.
@@ -187,7 +230,7 @@ def _cached_logits(
         attended = jax.nn.softmax(scores).astype(v.dtype) @ v_cache
         x = block.update(x, attended.reshape(-1, config.heads, *attended.shape[1:]))
         updated.append((k_cache, v_cache))
-    return _head(params, config, x[:, -1]), updated
+    return x[:, -1:], updated
 
 
 def sample_token(
@@ -233,20 +276,26 @@ def _generate(
         item_keys = jax.vmap(lambda key: jax.random.fold_in(key, index))(keys)
         return jax.vmap(lambda key, row: sample_token(key, row, temperature, top_k, top_p))(item_keys, scores)
 
-    def embed(tokens: jax.Array) -> jax.Array:
-        return _embed_semantic(params, config, jnp.tile(tokens, (copies, 1)), prefix)
+    def advance(index: jax.Array | int, state: State, new: jax.Array, begin: bool) -> State:
+        """Hears `new` (B, N), the latest of the tokens before `index`, and draws the one there."""
+        tokens, heard, caches = state
+        first = index - new.shape[1]
+        x, weights, heard = _hear(params, config, jnp.tile(new, (copies, 1)), prefix, first, heard)
+        if begin:
+            x, caches = _cached(blocks, config, jnp.concatenate([prefix, x], axis=1), 0, caches)
+        else:
+            x, caches = _cached(blocks, config, x, config.prefix_levels + first, caches)
+        weights = None if weights is None else _before_any(weights)[:, :, -1:]
+        scores = _head(params, config, x, weights, jnp.tile(tokens, (copies, 1)))[:, 0]
+        tokens = jax.lax.dynamic_update_slice_in_dim(tokens, draw(scores, index)[:, None], index, axis=1)
+        return tokens, heard, caches
 
-    def step(index: jax.Array, state: tuple[jax.Array, Caches]) -> tuple[jax.Array, Caches]:
-        tokens, caches = state
-        latest = jax.lax.dynamic_slice_in_dim(tokens, index - 1, 1, axis=1)
-        position = config.prefix_levels + index - 1
-        scores, caches = _cached_logits(params, blocks, config, embed(latest), position, caches)
-        return jax.lax.dynamic_update_slice_in_dim(tokens, draw(scores, index)[:, None], index, axis=1), caches
+    def step(index: jax.Array, state: State) -> State:
+        return advance(index, state, jax.lax.dynamic_slice_in_dim(state[0], index - 1, 1, axis=1), False)
 
-    start = jnp.concatenate([prefix, embed(given)], axis=1)
-    scores, caches = _cached_logits(params, blocks, config, start, 0, [empty] * config.layers)
-    tokens = jnp.zeros((batch, length), jnp.int32).at[:, :known].set(given).at[:, known].set(draw(scores, known))
-    return jax.lax.fori_loop(known + 1, length, step, (tokens, caches))[0]
+    tokens = jnp.zeros((batch, length), jnp.int32).at[:, :known].set(given)
+    state = tokens, _nothing_heard(params, config, prefix, length), [empty] * config.layers
+    return jax.lax.fori_loop(known + 1, length, step, advance(known, state, given, True))[0]
 
 
 def generate(

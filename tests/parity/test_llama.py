@@ -16,7 +16,15 @@ roformer = pytest.importorskip(
 )
 
 CONFIG = LMConfig(
-    layers=3, width=64, heads=4, ffn=96, prefix_levels=4, prefix_codes=8, semantic_vocab=50, prefix_everywhere=False
+    layers=3,
+    width=64,
+    heads=4,
+    ffn=96,
+    prefix_levels=4,
+    prefix_codes=8,
+    semantic_vocab=50,
+    prefix_everywhere=False,
+    recall=False,
 )
 
 

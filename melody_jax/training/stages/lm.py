@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from melody_jax.models import lm
 from melody_jax.models.functional import Params
 from melody_jax.models.lm import LMConfig
-from melody_jax.training.codebooks import prefix_embeddings
+from melody_jax.training.codebooks import prefix_embeddings, semantic_embeddings
 from melody_jax.training.stage import Batch, Metrics, loss_gradients
 
 OPENING = 25
@@ -40,6 +40,8 @@ class LMStage:
     stay): the last token alone foretells most of the next, and a network that trusts it learns the prefix late."""
     mulan: str = ""
     """Folder of the released MuLan whose codebooks the prefix embeddings start from; empty: random embeddings."""
+    tokenizer: str = ""
+    """Folder of the released tokenizer whose codebook the token embeddings start from; empty: random embeddings."""
     label_smoothing: float = 0.0
     """Share of the target mass spread evenly over the vocabulary, in training only."""
 
@@ -56,6 +58,8 @@ class LMStage:
             codes = prefix_embeddings(self.mulan, (config.prefix_levels, config.prefix_codes, config.width), key)
             null = model["prefix"].reshape(config.prefix_levels, -1, config.width)[:, -1:]
             model["prefix"] = jnp.concatenate([codes, null], axis=1).reshape(-1, config.width)
+        if self.tokenizer:
+            model["semantic"] = semantic_embeddings(self.tokenizer, model["semantic"].shape, key)
         return {"model": model}
 
     def draw_levels(self, key: jax.Array, batch: int) -> jax.Array:
