@@ -7,8 +7,9 @@ import optax
 import pytest
 
 from melody_jax.errors import UserError
-from melody_jax.models import functional, tokenizer
+from melody_jax.models import functional, tokenizer, wav2vec2
 from melody_jax.models.tokenizer import TokenizerConfig
+from melody_jax.models.wav2vec2 import Wav2Vec2Config
 from melody_jax.training.stages.tokenizer import TokenizerStage
 
 CONFIG = dataclasses.replace(tokenizer.TINY, semantic_vocab=16)
@@ -31,6 +32,8 @@ def test_mini_and_paper_size():
     assert functional.count(shapes["blocks"]) + functional.count(shapes["input"]) <= 2.0e6
     shapes = jax.eval_shape(lambda key: tokenizer.init(tokenizer.PAPER, key), jax.random.key(0))
     assert abs(functional.count(shapes["blocks"]) / 195e6 - 1) < 0.03
+    shapes = jax.eval_shape(lambda key: wav2vec2.init(Wav2Vec2Config(), key), jax.random.key(0))
+    assert functional.count(shapes) == 195_141_376  # the paper has 199.5 M
 
 
 def test_shapes_and_layers():

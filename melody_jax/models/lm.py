@@ -59,7 +59,16 @@ class LMConfig:
 
 TINY = LMConfig(layers=2, width=64, heads=2, ffn=128, prefix_codes=8, semantic_vocab=64)
 """For tests."""
-PAPER = LMConfig(layers=24, width=1024, heads=16, ffn=4096, prefix_codes=1024, prefix_everywhere=False, recall=False)
+PAPER = LMConfig(
+    layers=24,
+    width=1024,
+    heads=16,
+    ffn=4096,
+    prefix_codes=1024,
+    prefix_everywhere=False,
+    recall=False,
+    dropout=0.1,
+)
 """Settles the paper's 429.5 M parameters (that figure counts a head over the prefix ids too)."""
 
 

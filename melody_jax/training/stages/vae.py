@@ -3,11 +3,11 @@
 `params` is {"model", "discriminator"}. Both networks learn in one step from one forward pass of the autoencoder:
 the losses' gradient with respect to the decoded audio is summed first and pulled back through the network once.
 
-Spectra are divided by the root of their window's energy, so that white noise of standard deviation s has magnitudes
-near s at every resolution, and weights mean the same whatever the resolutions.
+Unless they are to be plain, spectra are divided by the root of their window's energy, so that white noise of standard
+deviation s has magnitudes near s at every resolution, and weights mean the same whatever the resolutions.
 
-The decoder gives magnitudes. In training they borrow the original's phase, so that the losses, at resolutions other
-than the decoder's own too, and the discriminators hear a waveform; a phase is looked for in use only.
+Where the decoder gives magnitudes they borrow the original's phase in training, so that the losses, at resolutions
+other than the decoder's own too, and the discriminators hear a waveform; a phase is looked for in use only.
 """
 
 from collections.abc import Iterator
@@ -41,7 +41,11 @@ class VAEStage:
     discriminator: DiscriminatorConfig = field(default_factory=DiscriminatorConfig)
     """Shapes of the discriminators."""
     resolutions: tuple[tuple[int, int], ...] = ((2048, 480), (1024, 240), (512, 120), (256, 60))
-    """(n_fft, hop) in samples of the spectral losses; 1024 must be among them, it also serves the mel loss."""
+    """(n_fft, hop) in samples of the spectral losses."""
+    window_share: float = 1.0
+    """Length of their windows as a share of n_fft (0.5 in the paper)."""
+    plain_magnitudes: bool = False
+    """Magnitudes as they are, not over the root of the window's energy (the paper's literal loss)."""
     linear_weight: float = 10.0
     """Weight of the L1 between magnitudes (mean over bins and frames, mean over resolutions)."""
     log_weight: float = 0.5
@@ -69,8 +73,8 @@ class VAEStage:
     """Items of a batch that discriminators see, at most: they cost more than the autoencoder."""
 
     def __post_init__(self) -> None:
-        if 1024 not in dict(self.resolutions):
-            raise UserError(f"resolutions {self.resolutions} lack n_fft 1024, which the mel loss needs")
+        if not 0 < self.window_share <= 1:
+            raise UserError(f"window_share {self.window_share}: it must be above 0 and at most 1")
 
     def init(self, key: jax.Array) -> Params:
         """Fresh parameters, float32: {"model", "discriminator"}."""
@@ -130,32 +134,29 @@ class VAEStage:
         return model | {"latent_mean": mean, "latent_scale": deviation}
 
     def _autoencode(self, model: Params, audio: jax.Array, key: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Decoded audio that borrows the original's phase, and the KL term."""
-        config = self.model
-        mean, log_variance = vae.posterior(model, config, audio)
-        latents = vae.normalise(model, config, vae.sample(mean, log_variance, key))
-        spectrum = spectral.stft(audio, config.n_fft, config.frame_hop)
-        phase = spectrum / spectral.magnitude(spectrum)
-        decoded = spectral.istft(vae.magnitudes(model, config, latents) * phase, config.n_fft, config.frame_hop)
-        return decoded, _kl(mean, log_variance)
+        """Decoded audio as training hears it, and the KL term."""
+        mean, log_variance = vae.posterior(model, self.model, audio)
+        latents = vae.normalise(model, self.model, vae.sample(mean, log_variance, key))
+        return vae.reconstruct(model, self.model, latents, audio), _kl(mean, log_variance)
 
     def _spectra(self, audio: jax.Array) -> Spectra:
-        """n_fft -> magnitudes over the root of the window's energy."""
-        return {
-            n_fft: spectral.magnitude(spectral.stft(audio, n_fft, hop)) / spectral.window_gain(n_fft)
-            for n_fft, hop in self.resolutions
-        }
+        """n_fft -> magnitudes, over the root of the window's energy unless plain."""
+        spectra = {}
+        for n_fft, hop in self.resolutions:
+            window = round(n_fft * self.window_share)
+            gain = 1.0 if self.plain_magnitudes else spectral.window_gain(window)
+            spectra[n_fft] = spectral.magnitude(spectral.stft(audio, n_fft, hop, window)) / gain
+        return spectra
 
     def _spectral(self, audio: jax.Array, target: jax.Array) -> tuple[jax.Array, Metrics]:
-        """The weighted spectral losses; each spectrum is computed once and serves all terms."""
-        linear, log, mel = [], [], jnp.float32(0)
+        """The weighted spectral losses."""
+        linear, log = [], []
         originals = self._spectra(target)
         for n_fft, size in self._spectra(audio).items():
             original = originals[n_fft]
             linear.append(_l1(size, original))
             log.append(_l1(jnp.log(size + self.log_floor), jnp.log(original + self.log_floor)))
-            if n_fft == 1024:
-                mel = _l1(_log_mel(size), _log_mel(original))
+        mel = _l1(spectral.log_mel(audio), spectral.log_mel(target))
         terms = {"linear": _average(linear), "log": _average(log), "mel": mel}
         loss = self.linear_weight * terms["linear"] + self.log_weight * terms["log"] + self.mel_weight * mel
         return loss, terms
@@ -224,9 +225,3 @@ def _average(terms: list[jax.Array]) -> jax.Array:
 def _kl(mean: jax.Array, log_variance: jax.Array) -> jax.Array:
     """KL divergence to a unit Gaussian, nats, mean over all latent values."""
     return 0.5 * jnp.mean(mean**2 + jnp.exp(log_variance) - 1 - log_variance)
-
-
-def _log_mel(size: jax.Array) -> jax.Array:
-    """Log mel magnitudes in the units of `spectral.log_mel`, from magnitudes at n_fft 1024 over root window energy."""
-    filters = spectral.mel_filterbank(80, 1024) * spectral.window_gain(1024)
-    return jnp.log(jnp.maximum(size @ filters, 1e-5))
