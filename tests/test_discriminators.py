@@ -1,5 +1,7 @@
 """Discriminators: convolutions against lax.conv, shapes, what a period sees."""
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,8 +9,8 @@ import pytest
 
 from melody_jax.errors import UserError
 from melody_jax.models import discriminators
-from melody_jax.models.discriminators import DiscriminatorConfig
-from melody_jax.models.functional import count
+from melody_jax.models.discriminators import DiscriminatorConfig, SpectrogramDiscriminator
+from melody_jax.models.functional import bind, count
 
 TINY = discriminators.TINY
 
@@ -17,7 +19,7 @@ TINY = discriminators.TINY
 def test_conv1d_matches_lax(length: int, width: int, stride: int) -> None:
     keys = jax.random.split(jax.random.key(0))
     x, kernel = jax.random.normal(keys[0], (2, length, 4)), jax.random.normal(keys[1], (width, 4, 6))
-    left = (width - stride + 1) // 2
+    left = width // 2
     right = (-(-length // stride) - 1) * stride + width - left - length
     theirs = jax.lax.conv_general_dilated(
         x, kernel, (stride,), [(left, right)], dimension_numbers=("NWC", "WIO", "NWC")
@@ -40,7 +42,7 @@ def test_shapes() -> None:
     assert len(judgements) == len(params) == 3
     assert [len(hidden) for _, hidden in judgements] == [3, 3, 2]
     assert judgements[0][0].shape == (2 * 2, 4800 // 2 // 9 + 1)
-    assert judgements[2][0].shape == (2, 4800 // 120, 256 // 8 // 2)
+    assert judgements[2][0].shape == (2, 4800 // 120, 257 // 8 // 2 + 1)
 
 
 def test_period_columns_are_separate() -> None:
@@ -53,11 +55,37 @@ def test_period_columns_are_separate() -> None:
     assert [bool(np.any(before[row] != after[row])) for row in range(3)] == [False, True, False]
 
 
-def test_mini_is_narrow() -> None:
+def test_the_rest_of_a_period_is_reflected() -> None:
+    params = discriminators.init(TINY, jax.random.key(0))
+    audio = jax.random.normal(jax.random.key(1), (1, 1801))
+    whole = jnp.concatenate([audio, audio[:, -2:-4:-1]], axis=1)
+    judged = (discriminators.judge(params, TINY, x)[1] for x in (audio, whole))
+    jax.tree.map(np.testing.assert_array_equal, *judged)
+
+
+def test_bands_have_layers_of_their_own() -> None:
+    config = replace(TINY, bands=((0.0, 0.25), (0.25, 1.0)), complex_spectra=True)
+    params = discriminators.init(config, jax.random.key(0))
+    assert params["resolution_512"]["bands"]["1"]["0"]["kernel"].shape == (3, 16, 2, 4)
+    module = bind(SpectrogramDiscriminator, config, config.resolutions[0], params=params["resolution_512"])
+    image = module.spectrogram(jax.random.normal(jax.random.key(1), (1, 4800)))
+    logits, hidden = module.look(image)
+    assert logits.shape == (1, 40, 4 + 13)  # 64 and 193 bins over 16
+    changed = module.look(image.at[:, :, 64:].set(0))[1]
+    same = [np.array_equal(a, b) for a, b in zip(hidden, changed, strict=True)]
+    assert same == [True, True, False, False]
+
+
+def test_sizes() -> None:
     shapes = jax.eval_shape(lambda key: discriminators.init(DiscriminatorConfig(), key), jax.random.key(0))
     assert count(shapes) < 1e6
+    shapes = jax.eval_shape(lambda key: discriminators.init(discriminators.PAPER, key), jax.random.key(0))
+    periods = sum(count(tree) for name, tree in shapes.items() if name.startswith("period"))
+    assert periods == 5 * 8_218_433  # HiFi-GAN's multi-period discriminator
 
 
-def test_too_few_layers_are_told() -> None:
-    with pytest.raises(UserError, match="two layers"):
+def test_bad_shapes_are_told() -> None:
+    with pytest.raises(UserError, match="at least two"):
         DiscriminatorConfig(period_widths=(8,))
+    with pytest.raises(UserError, match=r"band \(0.5, 0.2\)"):
+        DiscriminatorConfig(bands=((0.5, 0.2),))

@@ -30,7 +30,10 @@ STAGES: dict[str, Any] = {
     "vae": VAEStage(
         model=vae.TINY,
         discriminator=discriminators.DiscriminatorConfig(
-            periods=(2,), period_widths=(4, 4), resolutions=((512, 120),), resolution_widths=(4, 4)
+            periods=(2,),
+            period_widths=(4, 4),
+            resolutions=((512, 120, 512),),
+            resolution_layers=((4, 16, 8), (4, 3, 2)),
         ),
         resolutions=((1024, 240),),
         adversarial_start=20,
