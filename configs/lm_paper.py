@@ -1,0 +1,21 @@
+"""The language model of the paper: 24 x 1024, the 12 prefix tokens and 250 semantic tokens, 10 s (section 3.1).
+
+python train.py configs/lm_paper.py --data.folder features/train --workdir runs/lm_paper
+"""
+
+from melody_jax.config import DataConfig, OptimizerConfig, TrainConfig
+from melody_jax.models import lm
+from melody_jax.training.stages.lm import LMStage
+
+
+def config() -> TrainConfig:
+    """417.4 M parameters. The paper does not say how it was trained: rates and batch are those of its ablations."""
+    return TrainConfig(
+        stage=LMStage(model=lm.PAPER),
+        data=DataConfig(batch_size=96, window_tokens=250),
+        optimizer=OptimizerConfig(learning_rate=5e-4, warmup_steps=2_000),
+        steps=100_000,
+        eval_every=1_000,
+        ema_decay=0.9999,
+        workdir="runs/lm_paper",
+    )
