@@ -13,8 +13,8 @@ def config() -> TrainConfig:
     return TrainConfig(
         stage=DPDStage(model=MINI, shared_angle=0.5, clean_prefix=0.2, token_corruption=0.03),
         data=DataConfig(batch_size=8, window_tokens=256, text_prefix_probability=0.5),
-        optimizer=OptimizerConfig(learning_rate=2e-3, warmup_steps=60),
-        steps=1_000,
+        optimizer=OptimizerConfig(learning_rate=3e-3, muon=True, warmup_steps=60),
+        steps=1_500,
         eval_every=100,
         ema_decay=0.998,
         workdir="runs/dpd_mini",
