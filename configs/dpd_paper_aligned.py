@@ -3,19 +3,19 @@
 python train.py configs/dpd_paper_aligned.py --data.folder features/train --workdir runs/dpd_paper_aligned
 """
 
-from melody_jax.config import DataConfig, OptimizerConfig, TrainConfig
+from dataclasses import replace
+from pathlib import Path
+
+from melody_jax.config import TrainConfig, load_config
 from melody_jax.models import dpd
-from melody_jax.training.stages.dpd import DPDStage
 
 
 def config() -> TrainConfig:
-    """295.6 M parameters; some windows have one angle, as in generation, and some a clean beginning."""
-    return TrainConfig(
-        stage=DPDStage(model=dpd.PAPER_ALIGNED, shared_angle=0.3, clean_prefix=0.2),
-        data=DataConfig(batch_size=96, window_tokens=256),
-        optimizer=OptimizerConfig(learning_rate=5e-4, warmup_steps=2_000),
-        steps=100_000,
-        eval_every=1_000,
-        ema_decay=0.9999,
+    """As `dpd_paper.py`, and some windows have one angle, as in generation, and some a clean beginning."""
+    paper = load_config(Path(__file__).with_name("dpd_paper.py"))
+    return replace(
+        paper,
+        stage=replace(paper.stage, model=dpd.PAPER_ALIGNED, shared_angle=0.3, clean_prefix=0.2),
+        data=replace(paper.data, window_tokens=256),
         workdir="runs/dpd_paper_aligned",
     )

@@ -158,18 +158,17 @@ class Half(nnx.Module):
         self.stacks = nnx.List([ResidualStack(config, width, rngs=rngs) for width in channels])
         self.last = Conv(ENDS, channels[-1], outputs, rngs=rngs)
 
+    def _stage(self, index: int, x: jax.Array) -> jax.Array:
+        resampler, rate = self.resamplers[index], self.rates[index]
+        x = jax.nn.leaky_relu(x, LEAK)
+        return self.stacks[index](resampler.down(x, rate) if self.encodes else resampler.up(x, rate))
+
     def __call__(self, x: jax.Array) -> jax.Array:
         """(B, T, 1) to (B, L, 2 D), or (B, L, D) to (B, T, 1)."""
         x = self.first(x)
-        for resampler, rate, stack in zip(self.resamplers, self.rates, self.stacks, strict=True):
-
-            def stage(
-                x: jax.Array, resampler: Conv = resampler, rate: int = rate, stack: ResidualStack = stack
-            ) -> jax.Array:
-                x = jax.nn.leaky_relu(x, LEAK)
-                return stack(resampler.down(x, rate) if self.encodes else resampler.up(x, rate))
-
-            x = (jax.checkpoint(stage) if self.config.remat else stage)(x)
+        stage = jax.checkpoint(self._stage, static_argnums=0) if self.config.remat else self._stage
+        for index in range(len(self.rates)):
+            x = stage(index, x)
         x = self.last(jax.nn.leaky_relu(x, LAST_LEAK)).astype(jnp.float32)
         return x if self.encodes else jnp.tanh(x)
 

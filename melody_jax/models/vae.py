@@ -76,9 +76,13 @@ def sample(mean: jax.Array, log_variance: jax.Array, key: jax.Array) -> jax.Arra
     return mean + jnp.exp(0.5 * log_variance) * jax.random.normal(key, mean.shape)
 
 
+def _statistics(params: Params) -> tuple[jax.Array, jax.Array]:
+    return jax.lax.stop_gradient((params["latent_mean"], params["latent_scale"]))
+
+
 def normalise(params: Params, config: VAEConfig, raw: jax.Array) -> jax.Array:
     """Latents in the units of the diffusion: (raw - latent_mean) / latent_scale, clipped if the config says so."""
-    mean, scale = (jax.lax.stop_gradient(params[name]) for name in ("latent_mean", "latent_scale"))
+    mean, scale = _statistics(params)
     return _clip(config, (raw - mean) / scale)
 
 
@@ -94,7 +98,7 @@ def _for_decoder(params: Params, config: VAEConfig, latents: jax.Array) -> jax.A
     """
     if config.latent_clip is not None:
         return _clip(config, latents)
-    mean, scale = (jax.lax.stop_gradient(params[name]) for name in ("latent_mean", "latent_scale"))
+    mean, scale = _statistics(params)
     return latents * scale + mean
 
 
