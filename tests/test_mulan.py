@@ -1,4 +1,5 @@
 import dataclasses
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -68,6 +69,12 @@ def test_paper_size_is_the_published_one():
     assert round(functional.count(shapes) / 1e6, 1) == 195.3
     wave = jax.ShapeDtypeStruct((2, 240_000), jnp.float32)
     assert jax.eval_shape(lambda p, w: mulan.embed_music(p, PAPER, w), shapes, wave).shape == (2, 128)
+
+
+def test_clap_has_the_size_of_its_checkpoints():
+    for config, size in ((mulan.CLAP, 193_911_576), (mulan.CLAP_UNFUSED, 153_490_584)):
+        shapes = jax.eval_shape(partial(mulan.init, config), jax.random.key(0))
+        assert functional.count(shapes) == size
 
 
 def test_embeddings_have_unit_length_whatever_the_duration(params):

@@ -47,14 +47,16 @@ def load_bert(
         "words": words,
         "positions": positions + tensors.take("embeddings.token_type_embeddings.weight", 2, width)[0],
         "norm": tensors.norm("embeddings.LayerNorm", width),
-        "blocks": stack([_block(tensors, layer, width, config.ffn) for layer in range(config.layers)]),
+        "blocks": stack(
+            [block(tensors, f"encoder.layer.{layer}", width, config.ffn) for layer in range(config.layers)]
+        ),
     }
     tensors.finish(*IGNORED)
     return params
 
 
-def _block(tensors: Tensors, layer: int, width: int, ffn: int) -> Params:
-    at = f"encoder.layer.{layer}"
+def block(tensors: Tensors, at: str, width: int, ffn: int) -> Params:
+    """One layer of BERT's kind, named `at`."""
     return {
         "qkv": tensors.linear([f"{at}.attention.self.{part}" for part in ("query", "key", "value")], width, width),
         "out": tensors.linear(f"{at}.attention.output.dense", width, width),

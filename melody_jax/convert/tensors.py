@@ -70,6 +70,15 @@ class Tensors:
         """Gain and offset of a LayerNorm."""
         return {"scale": self.take(f"{name}.weight", width), "bias": self.take(f"{name}.bias", width)}
 
+    def batch_norm(self, name: str, width: int, epsilon: float) -> Params:
+        """Gain and offset of the affine map that a batch norm is at inference."""
+        affine = self.norm(name, width)
+        mean, variance = (self.take(f"{name}.running_{statistic}", width) for statistic in ("mean", "var"))
+        if f"{name}.num_batches_tracked" in self:
+            self.take(f"{name}.num_batches_tracked")
+        scale = affine["scale"] / np.sqrt(variance + epsilon)
+        return {"scale": scale, "bias": affine["bias"] - mean * scale}
+
     def finish(self, *ignored: str) -> None:
         """Checks that nothing is left but tensors whose names begin with one of `ignored`."""
         extra = sorted(name for name in self._left if not name.startswith(ignored))

@@ -109,16 +109,10 @@ def _feed_forward(tensors: Tensors, at: str, config: Wav2Vec2Config) -> Params:
 
 def _convolution_module(tensors: Tensors, at: str, config: Wav2Vec2Config) -> Params:
     width = config.width
-    mean, variance = (tensors.take(f"{at}.batch_norm.running_{name}", width) for name in ("mean", "var"))
-    affine = tensors.norm(f"{at}.batch_norm", width)
-    if f"{at}.batch_norm.num_batches_tracked" in tensors:
-        tensors.take(f"{at}.batch_norm.num_batches_tracked")
-    scale = affine["scale"] / np.sqrt(variance + EPSILON)
     return {
         "norm": tensors.norm(f"{at}.layer_norm", width),
         "gate": {"kernel": tensors.take(f"{at}.pointwise_conv1.weight", 2 * width, width, 1)[..., 0].T},
         "depthwise": tensors.take(f"{at}.depthwise_conv.weight", width, 1, config.kernel)[:, 0].T,
-        "scale": scale,
-        "bias": affine["bias"] - mean * scale,
+        **tensors.batch_norm(f"{at}.batch_norm", width, EPSILON),
         "out": {"kernel": tensors.take(f"{at}.pointwise_conv2.weight", width, width, 1)[..., 0].T},
     }

@@ -1,7 +1,7 @@
-"""The text encoder: BERT with mean pooling, which MiniLM's weights fit too (arXiv 1810.04805, 2002.10957).
+"""The text encoder: BERT and what has its shape: MiniLM, RoBERTa (arXiv 1810.04805, 2002.10957, 1907.11692).
 
-The text tower of the paper's MuLan is BERT-base (melody-paper section 2.1); `mini` takes all-MiniLM-L6-v2, whose
-weights `convert/bert.py` reads. Learned absolute positions. B batch, N word pieces, D width.
+The text tower of the paper's MuLan is BERT-base (melody-paper section 2.1); `mini` takes all-MiniLM-L6-v2, CLAP has
+RoBERTa. `convert/` reads their weights. Learned absolute positions. B batch, N word pieces, D width.
 """
 
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from melody_jax.errors import UserError
 from melody_jax.models import functional
 from melody_jax.models.functional import Params
 from melody_jax.models.layers import MASKED
-from melody_jax.models.transformer import Block, BlockConfig, layer_norm
+from melody_jax.models.transformer import Block, BlockConfig, layer_norm, linear
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,10 +34,16 @@ class TextConfig:
     """Word pieces a text may have, [CLS] and [SEP] included."""
     epsilon: float = 1e-12
     """Of the norms."""
+    pooling: str = "mean"
+    """How a text becomes one vector: "mean" over its word pieces, or "first", a tanh layer on [CLS] (BERT's pooler)."""
     dtype: str = "float32"
     """Compute dtype of the matrix products; norms and softmax are float32."""
     remat: bool = False
     """Recomputes each block in the backward pass."""
+
+    def __post_init__(self) -> None:
+        if self.pooling not in ("mean", "first"):
+            raise UserError(f"pooling {self.pooling!r}: it must be 'mean' or 'first'")
 
     @property
     def block(self) -> BlockConfig:
@@ -47,21 +53,26 @@ class TextConfig:
 
 BERT_BASE = TextConfig(vocab_size=30_522, layers=12, width=768, heads=12, ffn=3072, max_length=512)
 """bert-base-uncased: 108.9 M parameters without its pooler."""
+ROBERTA_BASE = TextConfig(vocab_size=50_265, layers=12, width=768, heads=12, ffn=3072, max_length=512, pooling="first")
+"""The text tower of CLAP, roberta-base with a pooler: 124.6 M parameters."""
 
 
 def init(config: TextConfig, key: jax.Array) -> Params:
     """Fresh float32 parameters. Raises `UserError` if the heads do not divide the width."""
-    words, positions, blocks = jax.random.split(key, 3)
-    return {
+    words, positions, blocks, pooler = jax.random.split(key, 4)
+    params = {
         "words": 0.02 * jax.random.normal(words, (config.vocab_size, config.width)),
         "positions": 0.02 * jax.random.normal(positions, (config.max_length, config.width)),
         "norm": functional.init(layer_norm, config.width, config.epsilon, key=key),
         "blocks": functional.init_stack(Block, config.block, key=blocks, depth=config.layers),
     }
+    if config.pooling == "first":
+        params["pooler"] = functional.init(linear, config.width, config.width, "float32", key=pooler)
+    return params
 
 
 def encode(params: Params, config: TextConfig, ids: jax.Array, mask: jax.Array) -> jax.Array:
-    """Mean of the last layer over the real word pieces: ids and mask (B, N), N <= `max_length` -> (B, D) float32.
+    """One vector a text: ids and mask (B, N), N <= `max_length` -> (B, D) float32.
 
     `mask` is 1.0 for word pieces and 0.0 for padding, what `data/text.py:tokenize` gives.
     """
@@ -75,4 +86,7 @@ def encode(params: Params, config: TextConfig, ids: jax.Array, mask: jax.Array) 
         Block, config.block, params=blocks, x=norm(x).astype(config.dtype), inputs=(bias,), remat=config.remat
     )
     x = x.astype(jnp.float32)
+    if config.pooling == "first":
+        pooler = functional.bind(linear, config.width, config.width, "float32", params=params["pooler"])
+        return jnp.tanh(pooler(x[:, 0]))
     return (x * mask[..., None]).sum(1) / jnp.maximum(mask.sum(1, keepdims=True), 1.0)

@@ -41,7 +41,7 @@ def layer_norm(width: int, epsilon: float, *, rngs: nnx.Rngs) -> nnx.LayerNorm:
     return nnx.LayerNorm(width, epsilon=epsilon, use_fast_variance=False, rngs=rngs)
 
 
-def linear(inputs: int, outputs: int, dtype: str, rngs: nnx.Rngs, bias: bool = True) -> nnx.Linear:
+def linear(inputs: int, outputs: int, dtype: str, bias: bool = True, *, rngs: nnx.Rngs) -> nnx.Linear:
     """A linear layer that starts as BERT's do, with a deviation of 0.02."""
     init = nnx.initializers.normal(0.02)
     return nnx.Linear(inputs, outputs, use_bias=bias, kernel_init=init, dtype=jnp.dtype(dtype), rngs=rngs)
@@ -52,11 +52,11 @@ class Block(nnx.Module):
 
     def __init__(self, config: BlockConfig, *, rngs: nnx.Rngs) -> None:
         self.config = config
-        self.qkv = linear(config.width, 3 * config.width, config.dtype, rngs)
-        self.out = linear(config.width, config.width, config.dtype, rngs)
+        self.qkv = linear(config.width, 3 * config.width, config.dtype, rngs=rngs)
+        self.out = linear(config.width, config.width, config.dtype, rngs=rngs)
         self.norm = layer_norm(config.width, config.epsilon, rngs=rngs)
-        self.up = linear(config.width, config.ffn, config.dtype, rngs)
-        self.down = linear(config.ffn, config.width, config.dtype, rngs)
+        self.up = linear(config.width, config.ffn, config.dtype, rngs=rngs)
+        self.down = linear(config.ffn, config.width, config.dtype, rngs=rngs)
         self.ffn_norm = layer_norm(config.width, config.epsilon, rngs=rngs)
 
     def __call__(self, x: jax.Array, bias: jax.Array | None = None) -> jax.Array:

@@ -95,8 +95,8 @@ class FeedForward(nnx.Module):
     def __init__(self, config: Wav2Vec2Config, *, rngs: nnx.Rngs) -> None:
         self.activation = ACTIVATIONS[config.activation]
         self.norm = layer_norm(config.width, EPSILON, rngs=rngs)
-        self.up = linear(config.width, config.ffn, config.dtype, rngs)
-        self.down = linear(config.ffn, config.width, config.dtype, rngs)
+        self.up = linear(config.width, config.ffn, config.dtype, rngs=rngs)
+        self.down = linear(config.ffn, config.width, config.dtype, rngs=rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """(..., D) to what is added to it."""
@@ -110,11 +110,11 @@ class Convolution(nnx.Module):
         width = config.width
         self.activation = ACTIVATIONS[config.activation]
         self.norm = layer_norm(width, EPSILON, rngs=rngs)
-        self.gate = linear(width, 2 * width, config.dtype, rngs, bias=False)
+        self.gate = linear(width, 2 * width, config.dtype, bias=False, rngs=rngs)
         self.depthwise = nnx.Param(jax.random.normal(rngs.params(), (config.kernel, width)) * config.kernel**-0.5)
         self.scale = nnx.Param(jnp.ones(width))
         self.bias = nnx.Param(jnp.zeros(width))
-        self.out = linear(width, width, config.dtype, rngs, bias=False)
+        self.out = linear(width, width, config.dtype, bias=False, rngs=rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """(B, U, D) to what is added to it."""
@@ -130,9 +130,9 @@ class ConformerBlock(nnx.Module):
         self.heads = config.heads
         self.before = FeedForward(config, rngs=rngs)
         self.attention_norm = layer_norm(config.width, EPSILON, rngs=rngs)
-        self.query_key = linear(config.width, 2 * config.width, config.dtype, rngs)
-        self.value = linear(config.width, config.width, config.dtype, rngs)
-        self.attention_out = linear(config.width, config.width, config.dtype, rngs)
+        self.query_key = linear(config.width, 2 * config.width, config.dtype, rngs=rngs)
+        self.value = linear(config.width, config.width, config.dtype, rngs=rngs)
+        self.attention_out = linear(config.width, config.width, config.dtype, rngs=rngs)
         self.convolution = Convolution(config, rngs=rngs)
         self.after = FeedForward(config, rngs=rngs)
         self.norm = layer_norm(config.width, EPSILON, rngs=rngs)
