@@ -20,6 +20,8 @@ import soxr
 from melody_jax.errors import UserError
 
 SAMPLE_RATE = 24_000
+TOKEN_SAMPLES = 960
+"""Samples of a semantic token: 25 Hz."""
 FORMATS = {".wav": "WAV", ".flac": "FLAC", ".ogg": "OGG"}
 
 

@@ -28,6 +28,7 @@ from melody_jax.data.records import (
 from melody_jax.data.sources import open_source, read_captions
 from melody_jax.errors import UserError
 from melody_jax.models import mulan, tokenizer, vae
+from melody_jax.models.conformer import ConformerConfig
 from melody_jax.models.discriminators import TINY as TINY_DISCRIMINATOR
 from melody_jax.models.mulan import TINY as TINY_MULAN
 from melody_jax.models.tokenizer import TokenizerConfig
@@ -37,7 +38,9 @@ from melody_jax.training.export import ExportConfig, export
 from melody_jax.training.stages.vae import VAEStage
 from melody_jax.training.state import create_state
 
-TINY_TOKENIZER = TokenizerConfig(layers=1, width=16, heads=2, ffn=32, kernel=3, layer=1, semantic_vocab=16)
+TINY_TOKENIZER = TokenizerConfig(
+    encoder=ConformerConfig(layers=1, width=16, heads=2, ffn=32, kernel=3, layer=1), semantic_vocab=16
+)
 
 
 def test_starts_cover_everything() -> None:

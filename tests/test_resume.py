@@ -15,6 +15,7 @@ from test_loop import ToyBatches, assert_same, rows
 from melody_jax.config import OptimizerConfig, TrainConfig
 from melody_jax.data import facts
 from melody_jax.models import discriminators, dpd, mulan, vae
+from melody_jax.models.conformer import ConformerConfig
 from melody_jax.models.lm import LMConfig
 from melody_jax.models.tokenizer import TokenizerConfig
 from melody_jax.training.loop import train
@@ -41,7 +42,9 @@ STAGES: dict[str, Any] = {
     ),
     "mulan": MuLanStage(model=mulan.TINY),
     "tokenizer": TokenizerStage(
-        model=TokenizerConfig(layers=1, width=16, heads=2, ffn=32, kernel=3, layer=1, semantic_vocab=16),
+        model=TokenizerConfig(
+            encoder=ConformerConfig(layers=1, width=16, heads=2, ffn=32, kernel=3, layer=1), semantic_vocab=16
+        ),
         codebooks=2,
         codes=16,
         mask_span=4,

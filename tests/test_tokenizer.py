@@ -14,6 +14,8 @@ from melody_jax.training.stages.tokenizer import TokenizerStage
 
 CONFIG = dataclasses.replace(tokenizer.TINY, semantic_vocab=16)
 STAGE = TokenizerStage(model=CONFIG, codebooks=2, codes=32, mask_span=4, mask_start=0.1, cluster_frames=600)
+EAR = Wav2Vec2Config(channels=32, layers=2, layer=1, width=32, heads=2, ffn=64, kernel=5)
+STAGES = {"spectra": STAGE, "waveform": dataclasses.replace(STAGE, model=dataclasses.replace(CONFIG, encoder=EAR))}
 FEATURES = jax.jit(tokenizer.features, static_argnames=("config", "layer"))
 
 
@@ -30,9 +32,7 @@ def audio(seed: int, batch: int = 4, tokens: int = 32) -> np.ndarray:
 def test_mini_and_paper_size():
     shapes = jax.eval_shape(lambda key: tokenizer.init(TokenizerConfig(), key), jax.random.key(0))
     assert functional.count(shapes["blocks"]) + functional.count(shapes["input"]) <= 2.0e6
-    shapes = jax.eval_shape(lambda key: tokenizer.init(tokenizer.PAPER, key), jax.random.key(0))
-    assert abs(functional.count(shapes["blocks"]) / 195e6 - 1) < 0.03
-    shapes = jax.eval_shape(lambda key: wav2vec2.init(Wav2Vec2Config(), key), jax.random.key(0))
+    shapes = jax.eval_shape(lambda key: wav2vec2.init(tokenizer.PAPER.encoder, key), jax.random.key(0))
     assert functional.count(shapes) == 195_141_376  # the paper has 199.5 M
 
 
@@ -54,7 +54,7 @@ def test_finite_context():
     changed = wave.copy()
     changed[:, : 8 * 960] = 0.3
     difference = np.abs(FEATURES(params, CONFIG, wave) - FEATURES(params, CONFIG, changed)).max(-1)[0]
-    reach = CONFIG.attention_window + CONFIG.kernel // 2 + 3  # 3: the longest Fourier window, tokens
+    reach = CONFIG.encoder.attention_window + CONFIG.encoder.kernel // 2 + 3  # 3: the longest Fourier window, tokens
     assert difference[8] > 1e-4
     assert difference[8 + reach :].max() < 1e-5
 
@@ -66,16 +66,19 @@ def test_semitone_bands_name_the_pitch():
         assert np.argmax(bands[0, 5]) + CONFIG.semitone_low == midi
 
 
-def test_training_then_tokens():
-    params = STAGE.init(jax.random.key(0))
+@pytest.mark.parametrize("kind", STAGES)
+def test_training_then_tokens(kind):
+    stage = STAGES[kind]
+    config = stage.model
+    params = stage.init(jax.random.key(0))
     optimizer = optax.adam(2e-3)
     state = optimizer.init(params)
-    evaluate = jax.jit(STAGE.evaluate)
+    evaluate = jax.jit(stage.evaluate)
     held_out = {"audio": audio(10_000, batch=16)}
 
     @jax.jit
     def update(params, state, batch, step):
-        grads, metrics = STAGE.gradients(params, batch, jax.random.fold_in(jax.random.key(1), step), step)
+        grads, metrics = stage.gradients(params, batch, jax.random.fold_in(jax.random.key(1), step), step)
         updates, state = optimizer.update(grads, state)
         return optax.apply_updates(params, updates), state, metrics
 
@@ -84,21 +87,21 @@ def test_training_then_tokens():
         params, state, metrics = update(params, state, {"audio": audio(step, batch=8)}, step)
     last = evaluate(params, held_out, jax.random.key(2))
     assert np.isfinite(metrics["loss"])
-    assert last["loss"] < 0.8 * first["loss"]
+    assert last["loss"] < {"spectra": 0.8, "waveform": 0.9}[kind] * first["loss"]  # chance is 0.92 of the first
     np.testing.assert_array_equal(params["model"]["codebook"], 0)
 
-    model = STAGE.finish(params["model"], ({"audio": audio(step)} for step in range(100, 200)), jax.random.key(3))
-    again = STAGE.finish(params["model"], ({"audio": audio(step)} for step in range(100, 200)), jax.random.key(3))
+    model = stage.finish(params["model"], ({"audio": audio(step)} for step in range(100, 200)), jax.random.key(3))
+    again = stage.finish(params["model"], ({"audio": audio(step)} for step in range(100, 200)), jax.random.key(3))
     np.testing.assert_array_equal(model["codebook"], again["codebook"])
     tokenize = jax.jit(tokenizer.tokenize, static_argnames="config")
-    tokens = np.asarray(tokenize(model, CONFIG, held_out["audio"]))
+    tokens = np.asarray(tokenize(model, config, held_out["audio"]))
     assert tokens.shape == (16, 32)
     assert tokens.dtype == np.int32
     assert tokens.min() >= 0
     assert tokens.max() < 16
     assert len(np.unique(tokens)) >= 12
-    np.testing.assert_array_equal(tokens[:2], tokenize(model, CONFIG, held_out["audio"][:2]))
-    scaled = tokenizer.standardise(model, FEATURES(model, CONFIG, held_out["audio"])).reshape(-1, CONFIG.feature_width)
+    np.testing.assert_array_equal(tokens[:2], tokenize(model, config, held_out["audio"][:2]))
+    scaled = tokenizer.standardise(model, FEATURES(model, config, held_out["audio"])).reshape(-1, config.feature_width)
     variance = np.asarray(scaled).var(axis=0)
     assert 0.1 < variance[:32].sum() < 0.6
     assert 0.35 < variance[32:].sum() < 1.5
@@ -124,7 +127,7 @@ def test_targets_see_pitch_and_timbre():
 def test_bad_input():
     for change, message in (({"heads": 3}, "heads"), ({"kernel": 4}, "odd"), ({"layer": 3}, "layer 3")):
         with pytest.raises(UserError, match=message):
-            tokenizer.init(dataclasses.replace(CONFIG, **change), jax.random.key(0))
+            dataclasses.replace(CONFIG.encoder, **change)
     params = tokenizer.init(CONFIG, jax.random.key(0))
     with pytest.raises(UserError, match="a token needs 960"):
         tokenizer.features(params, CONFIG, jnp.zeros((1, 500)))

@@ -19,6 +19,7 @@ import numpy as np
 from tqdm import tqdm
 
 from melody_jax import __version__, release
+from melody_jax.audio import TOKEN_SAMPLES
 from melody_jax.data import text
 from melody_jax.data.records import MANIFEST as MANIFEST_NAME
 from melody_jax.data.records import Manifest, Shard, encode_json, read_manifest, shard_name, write_manifest, write_shard
@@ -27,7 +28,6 @@ from melody_jax.errors import UserError
 from melody_jax.models import mulan, tokenizer, vae
 
 NETWORKS = ("mulan", "tokenizer", "vae")
-TOKEN_SAMPLES = 960  # a semantic token every 40 ms
 REJECTS = "rejects.jsonl"
 
 

@@ -16,11 +16,11 @@ import jax.numpy as jnp
 from flax import nnx
 
 from melody_jax import spectral
+from melody_jax.audio import TOKEN_SAMPLES
 from melody_jax.errors import UserError
 from melody_jax.models import functional
 from melody_jax.models.functional import Params
 from melody_jax.models.layers import attend, depthwise_conv, merge_heads, rotary, split_heads
-from melody_jax.models.tokenizer import TOKEN_SAMPLES
 from melody_jax.models.transformer import Block, BlockConfig, layer_norm, linear
 
 EPSILON = 1e-5
@@ -235,12 +235,12 @@ def _positions(params: Params, config: Wav2Vec2Config, x: jax.Array) -> jax.Arra
     return gelu(x + params["bias"])
 
 
-def features(params: Params, config: Wav2Vec2Config, audio: jax.Array, layer: int | None = None) -> jax.Array:
-    """What is clustered: audio (B, T) at 24 kHz to (B, T // 960, D) at 25 Hz, float32.
+def features(params: Params, config: Wav2Vec2Config, audio: jax.Array, layer: int) -> jax.Array:
+    """Activations after `layer` blocks, pooled to tokens: audio (B, T) at 24 kHz to (B, T // 960, D), float32.
 
     The convolutions do not pad and leave the last frames out; the last token is the mean of what there is.
     """
-    x = hidden(params, config, waveform(config, audio), config.layer if layer is None else layer)
+    x = hidden(params, config, waveform(config, audio), layer)
     tokens = audio.shape[1] // TOKEN_SAMPLES
     x = jnp.pad(x.astype(jnp.float32), ((0, 0), (0, max(0, config.pool * tokens - x.shape[1])), (0, 0)), mode="edge")
     return x[:, : config.pool * tokens].reshape(len(x), tokens, config.pool, -1).mean(axis=2)

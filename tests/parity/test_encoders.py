@@ -124,7 +124,7 @@ def test_mert(tmp_path: Path, compare) -> None:
     hidden = theirs(torch.tensor(waves()), output_hidden_states=True).hidden_states[2]
     params = load_wav2vec2(tmp_path, config)
     compare(wav2vec2.hidden(params, config, waves(), 2), hidden)
-    tokens = wav2vec2.features(params, config, waves())
+    tokens = wav2vec2.features(params, config, waves(), 2)
     assert tokens.shape == (2, 9_000 // 960, 48)
 
 

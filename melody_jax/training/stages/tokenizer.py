@@ -1,8 +1,9 @@
 """Training the semantic tokenizer: masked prediction of random-projection codes (BEST-RQ, arXiv 2202.01855), k-means.
 
-Spans of the input are replaced by noise; at the masked tokens the network predicts which entries of frozen random
-codebooks are nearest to random projections of what was there. Half of the codebooks look at the token's four log-mel
-frames (timbre), half at its semitone spectrum with the level taken out (pitch).
+Spans of the input (spectra, or the waveform under a wav2vec 2.0 encoder) are replaced by noise; at the masked tokens
+the network predicts which entries of frozen random codebooks are nearest to random projections of what was there. Half
+of the codebooks look at the token's four log-mel frames (timbre), half at its semitone spectrum with the level taken
+out (pitch).
 B batch, T samples, U tokens, D channels, Q codebooks, C codes.
 """
 
@@ -16,8 +17,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from melody_jax.audio import TOKEN_SAMPLES
 from melody_jax.errors import UserError
-from melody_jax.models import functional, tokenizer
+from melody_jax.models import conformer, functional, tokenizer, wav2vec2
+from melody_jax.models.conformer import ConformerConfig
 from melody_jax.models.functional import Params
 from melody_jax.models.tokenizer import TokenizerConfig
 from melody_jax.training.kmeans import fit_kmeans
@@ -70,7 +73,7 @@ class TokenizerStage:
     def init(self, key: jax.Array) -> Params:
         """Fresh parameters, float32."""
         model_key, head_key = jax.random.split(key)
-        width, outputs = self.model.width, self.codebooks * self.codes
+        width, outputs = self.model.encoder.width, self.codebooks * self.codes
         return {
             "model": tokenizer.init(self.model, model_key),
             "heads": functional.init(nnx.Linear, width, outputs, key=head_key),
@@ -104,11 +107,18 @@ class TokenizerStage:
         """Cross-entropy in nats at the masked tokens, mean over the codebooks, and the accuracies of both halves."""
         mask_key, noise_key = jax.random.split(key)
         mel, bands = tokenizer.spectrum(self.model, batch["audio"])
-        targets, inputs = self.targets(mel, bands), tokenizer.stack(mel, bands)
-        mask = self.mask(mask_key, *inputs.shape[:2])[..., None]
-        noise = self.mask_noise * jax.random.normal(noise_key, inputs.shape)
-        inputs = (1.0 - mask) * inputs + mask * noise
-        x = tokenizer.hidden(params["model"], self.model, inputs, self.model.layers)
+        targets = self.targets(mel, bands)
+        mask = self.mask(mask_key, *targets.shape[:2])[..., None]
+        encoder = self.model.encoder
+        if isinstance(encoder, ConformerConfig):
+            inputs = self._hide(tokenizer.stack(mel, bands), mask, noise_key)
+            x = conformer.encode(params["model"], encoder, inputs, encoder.layers)
+        else:
+            tokens = mask.shape[1]
+            wave = batch["audio"][:, : tokens * TOKEN_SAMPLES].reshape(-1, tokens, TOKEN_SAMPLES)
+            wave = wave * jax.lax.rsqrt(jnp.mean(wave**2, axis=(1, 2), keepdims=True) + 1e-9)
+            wave = self._hide(wave, mask, noise_key).reshape(len(wave), -1)
+            x = wav2vec2.features(params["model"], encoder, wave, encoder.layers)
         scores = functional.bind(nnx.Linear, x.shape[-1], self.codebooks * self.codes, params=params["heads"])(x)
         scores = jax.nn.log_softmax(scores.reshape(*x.shape[:2], self.codebooks, self.codes))
         chosen = jnp.take_along_axis(scores, targets[..., None], axis=-1)[..., 0]
@@ -117,6 +127,10 @@ class TokenizerStage:
         timbre, pitch = jnp.split(right, 2)
         loss = -(chosen * weight).sum() / self.codebooks
         return loss, {"timbre_accuracy": timbre.mean(), "pitch_accuracy": pitch.mean()}
+
+    def _hide(self, inputs: jax.Array, mask: jax.Array, key: jax.Array) -> jax.Array:
+        """Inputs (B, U, F) of about unit variance with noise where the mask (B, U, 1) is 1."""
+        return (1.0 - mask) * inputs + mask * self.mask_noise * jax.random.normal(key, inputs.shape)
 
     def gradients(self, params: Params, batch: Batch, key: jax.Array, step: jax.Array) -> tuple[Params, Metrics]:
         """Gradients and metrics of one training batch."""
@@ -130,7 +144,7 @@ class TokenizerStage:
     def finish(self, model: Params, batches: Iterator[Batch], key: jax.Array) -> Params:
         """Fits the standardisation and the codebook to the features of `cluster_frames` tokens, or all there are.
 
-        The blocks above `model.layer` are left out of what is released: tokens do not need them.
+        The blocks above `encoder.layer` are left out of what is released: tokens do not need them.
 
         Raises `UserError` if there are fewer tokens than clusters.
         """
@@ -146,12 +160,12 @@ class TokenizerStage:
         x = np.concatenate(rows)
         fitted = model | self._standardisation(x)
         codebook = fit_kmeans(tokenizer.standardise(fitted, jnp.asarray(x)), self.model.semantic_vocab, key)
-        blocks = jax.tree.map(lambda leaf: leaf[: self.model.layer], model["blocks"])
+        blocks = jax.tree.map(lambda leaf: leaf[: self.model.encoder.layer], model["blocks"])
         return fitted | {"blocks": blocks, "codebook": codebook}
 
     def _standardisation(self, x: np.ndarray) -> Params:
         """Mean and scale of features (N, feature_width): each part's variance sums to its configured share."""
-        width, share = self.model.width, self.model.spectral_share
+        width, share = self.model.encoder.width, self.model.spectral_share
         spectral_width = self.model.feature_width - width
         shares = np.full(x.shape[-1], (1.0 - share) / width)
         shares[width:] = share / max(spectral_width, 1)
