@@ -15,6 +15,7 @@ def main() -> None:
     enable_compile_cache()
     from melody_jax.config import load_config
     from melody_jax.data import pipeline
+    from melody_jax.data.text import read_tokenizer
     from melody_jax.training.loop import train
 
     if sys.argv[1:2] in (["-h"], ["--help"]):
@@ -23,6 +24,8 @@ def main() -> None:
     if len(sys.argv) < 2:
         raise UserError("say which config: python train.py configs/<stage>_<size>.py [--field value ...]")
     config = load_config(sys.argv[1], sys.argv[2:])
+    if config.stage.name == "mulan":
+        read_tokenizer(config.data.text_tokenizer, config.stage.model.text.vocab_size)
     hashes = pipeline.check_provenance(config.data, config.stage.batch)
     batches = pipeline.training_batches(config.data, config.stage.batch)
     held_out = pipeline.validation_batches(config.data, config.stage.batch, config.eval_batches)

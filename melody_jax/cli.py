@@ -25,6 +25,12 @@ COMMANDS: dict[str, Command] = {
     "prepare": Command(
         "melody_jax.data.prepare", "PrepareConfig", "prepare", "compute the features that the LM and DPD train on"
     ),
+    "import": Command(
+        "melody_jax.convert.published",
+        "ImportConfig",
+        "import_network",
+        "use published weights: CLAP, MERT, wav2vec 2.0",
+    ),
     "export": Command("melody_jax.training.export", "ExportConfig", "export", "release a trained network"),
 }
 

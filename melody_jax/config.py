@@ -74,6 +74,8 @@ class DataConfig:
     """Length of a feature window, semantic tokens at 25 Hz."""
     text_length: int = 48
     """Length captions are cut or padded to, word pieces."""
+    text_tokenizer: str = ""
+    """The tokenizer.json of a text tower with a vocabulary of its own (BERT, CLAP); empty: the packaged one."""
     hard_negative_group: int = 1
     """Consecutive items of a batch that share a genre (harder negatives for MuLan); 1: no grouping."""
     text_prefix_probability: float = 0.0

@@ -7,6 +7,7 @@ How a tensor is stored, by path and size:
   gains, biases and small floats             float16 (float32 if their size asks for it)
   tensors named in `KEEP`                    the type said there
 The JSON holds the network's config, the hashes of the networks it was trained on, metrics, and the tensors' sha256.
+Beside a MuLan whose text tower has another vocabulary than the packaged one lies its `mulan.tokenizer.json`.
 """
 
 import hashlib
@@ -20,12 +21,15 @@ import jax.numpy as jnp
 import numpy as np
 import safetensors
 import safetensors.numpy
+from tokenizers import Tokenizer
 
 from melody_jax.config import from_dict, to_dict
+from melody_jax.data.text import read_tokenizer
 from melody_jax.errors import UserError
 from melody_jax.models.functional import Params
 
 FORMAT_VERSION = 1
+TOKENIZER = "mulan.tokenizer.json"
 NETWORKS = {
     "vae": "VAEConfig",
     "mulan": "MuLanConfig",
@@ -99,6 +103,30 @@ def load_network(path: str | os.PathLike, name: str) -> tuple[Params, Any, dict[
         floating = np.issubdtype(value.dtype, np.floating)
         values[tensor_name] = jnp.asarray(value, jnp.float32 if floating else value.dtype)
     return unflatten(values), from_dict(_config_class(name), description["config"]), description["hashes"]
+
+
+def save_tokenizer(path: str | os.PathLike, source: str, size: int) -> None:
+    """Puts the tokenizer.json `source` beside the MuLan in folder `path`; "" is the packaged one, of no file.
+
+    Raises:
+        UserError: it is no tokenizer of `size` word pieces, or the folder cannot be written.
+    """
+    read_tokenizer(source, size)
+    file = Path(path) / TOKENIZER
+    try:
+        Path(path).mkdir(parents=True, exist_ok=True)
+        if source:
+            _write(file, Path(source).read_bytes())
+        else:
+            file.unlink(missing_ok=True)
+    except OSError as error:
+        raise UserError(f"{file}: cannot be written ({error.strerror})") from error
+
+
+def load_tokenizer(path: str | os.PathLike, size: int) -> Tokenizer:
+    """The tokenizer of the MuLan in folder `path`. Raises `UserError` if it has not `size` word pieces."""
+    file = Path(path) / TOKENIZER
+    return read_tokenizer(str(file) if file.exists() else "", size)
 
 
 def read_description(path: str | os.PathLike, name: str) -> dict[str, Any]:

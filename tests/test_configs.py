@@ -9,7 +9,14 @@ from melody_jax.config import from_dict, load_config, to_dict
 from melody_jax.models.functional import count
 
 FILES = sorted((Path(__file__).parents[1] / "configs").glob("*.py"))
-PAPER = {"lm_paper": 417_395_712, "dpd_paper": 295_626_000, "dpd_paper_aligned": 295_626_000, "vae_paper": 66_637_665}
+PAPER = {
+    "mulan_paper": 195_273_984,
+    "tokenizer_paper": 195_929_344,
+    "lm_paper": 417_395_712,
+    "dpd_paper": 295_626_000,
+    "dpd_paper_aligned": 295_626_000,
+    "vae_paper": 66_637_665,
+}
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)

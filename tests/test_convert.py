@@ -90,7 +90,7 @@ def test_published_weights_compute_what_bert_computes(tmp_path, zipped):
     assert jax.tree.map(jnp.shape, params) == jax.tree.map(
         jnp.shape, jax.eval_shape(lambda: text.init(TINY, jax.random.key(0)))
     )
-    ids, mask = prompts.tokenize(["a slow, sad piano ballad"], 16)
+    ids, mask = prompts.tokenize(["a slow, sad piano ballad"], 16, prompts.tokenizer())
     pruned = ids[0, : int(mask.sum())]
     expected = _reference(tensors, 2, 2, np.array([full.index(prompts.vocabulary()[i]) for i in pruned]))
     np.testing.assert_allclose(text.encode(params, TINY, ids, mask)[0], expected, atol=2e-5)

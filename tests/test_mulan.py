@@ -7,7 +7,7 @@ import numpy as np
 import optax
 import pytest
 
-from melody_jax.data.text import tokenize
+from melody_jax.data.text import tokenize, tokenizer
 from melody_jax.errors import UserError
 from melody_jax.models import functional, mulan, rvq
 from melody_jax.models.mulan import PAPER, TINY, MuLanConfig
@@ -31,7 +31,9 @@ def make_batch(seed: int, size: int = 16) -> dict:
     pitch = 110.0 * 3.0 ** genre[:, None] * (1 + 0.05 * rng.uniform(-1, 1, (size, 1)))
     pulse = np.sin(np.pi * 4 * tempo[:, None] / 60 * (time + rng.uniform(0, 1, (size, 1)))) > 0
     audio = 0.1 * np.sin(2 * np.pi * pitch * time) * pulse + 0.003 * rng.standard_normal((size, SAMPLES))
-    ids, mask = tokenize([f"{WORDS[g]} sounds at {t:.0f} bpm" for g, t in zip(genre, tempo, strict=True)], 12)
+    ids, mask = tokenize(
+        [f"{WORDS[g]} sounds at {t:.0f} bpm" for g, t in zip(genre, tempo, strict=True)], 12, tokenizer()
+    )
     facts = {
         "genre": genre.astype(np.int32),
         "mood": np.full(size, -1, np.int32),
@@ -171,7 +173,7 @@ def test_augmentation_masks_a_bounded_share_and_spares_special_pieces():
     shares = 1 - masked.mean((1, 2))
     assert 0.0 < float(shares.mean()) < 0.6
     ids = jnp.tile(jnp.array([2, 70, 80, 90, 3, 0]), (200, 1))
-    dropped = stages.drop_words(ids, 0.5, jax.random.key(0))
+    dropped = stages.drop_words(ids, ids > 0, 0.5, 4, jax.random.key(0))
     np.testing.assert_array_equal(dropped[:, jnp.array([0, 4, 5])], ids[:, jnp.array([0, 4, 5])])
     assert 0.4 < float((dropped[:, 1:4] == 4).mean()) < 0.6
     assert dataclasses.is_dataclass(STAGE)

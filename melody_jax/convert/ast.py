@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from melody_jax.convert.tensors import Tensors, stack
+from melody_jax.errors import UserError
 from melody_jax.models.ast import ASTConfig
 from melody_jax.models.functional import Params
 
@@ -13,8 +14,10 @@ def load_ast(path: str | Path, config: ASTConfig) -> Params:
     """The tower's parameters (NumPy float32) from a folder or a safetensors file; the classifier is left out.
 
     Raises:
-        UserError: files or tensors are missing, misshapen or left over.
+        UserError: the tower is no AST, or files or tensors are missing, misshapen or left over.
     """
+    if not isinstance(config, ASTConfig):
+        raise UserError(f"{path}: AST's weights need an AST as music tower, not a {type(config).__name__}")
     prefix = "audio_spectrogram_transformer."
     tensors, width = Tensors(path, "AST"), config.width
     if f"{prefix}embeddings.cls_token" in tensors:

@@ -27,7 +27,7 @@ def load_clap(path: str | Path, config: MuLanConfig) -> Params:
         UserError: the config is not CLAP's kind; files or tensors are missing, misshapen or left over.
     """
     if not isinstance(config.music, HTSATConfig) or not config.projection_hidden:
-        raise UserError("CLAP's weights need HTSAT as music tower and a projection_hidden")
+        raise UserError(f"{path}: CLAP's weights need HTSAT as music tower, and projections with a hidden layer")
     tensors = Tensors(path, "LAION-CLAP")
     params = {
         "music": {

@@ -18,6 +18,7 @@ from typing import Any, Protocol
 
 import grain
 import numpy as np
+from tokenizers import Tokenizer
 
 from melody_jax import audio, release
 from melody_jax.config import DataConfig
@@ -189,7 +190,10 @@ def _item_maker(config: DataConfig, kind: str, random: bool) -> Item:
             from_text=config.text_prefix_probability if random else 0.0,
         )
     crop = functools.partial(_audio_item, samples=config.crop_samples)
-    return crop if kind == "audio" else functools.partial(_audio_text_item, crop=crop, length=config.text_length)
+    if kind == "audio":
+        return crop
+    pieces = text.read_tokenizer(config.text_tokenizer)
+    return functools.partial(_audio_text_item, crop=crop, length=config.text_length, tokenizer=pieces)
 
 
 def _audio_item(record: Record, rng: np.random.Generator, samples: int) -> Batch:
@@ -201,12 +205,12 @@ def _audio_item(record: Record, rng: np.random.Generator, samples: int) -> Batch
     return {"audio": np.pad(crop, (0, samples - len(crop)))}
 
 
-def _audio_text_item(record: Record, rng: np.random.Generator, crop: Item, length: int) -> Batch:
+def _audio_text_item(record: Record, rng: np.random.Generator, crop: Item, length: int, tokenizer: Tokenizer) -> Batch:
     meta = decode_json(record["meta"])
     captions = meta.get("captions") or ()
     if not captions:
         raise UserError(f"record {meta.get('id')!r} has no caption; this stage trains on captioned audio")
-    ids, mask = text.tokenize([captions[int(rng.integers(len(captions)))]], length)
+    ids, mask = text.tokenize([captions[int(rng.integers(len(captions)))]], length, tokenizer)
     found = {"text_ids": np.asarray(ids[0], np.int32), "text_mask": np.asarray(mask[0], np.float32)}
     return crop(record, rng) | found | {"facts": facts.labels(meta.get("facts") or {})}
 

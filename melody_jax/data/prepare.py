@@ -78,6 +78,7 @@ class Extractor:
         self.samples = config.window_tokens * TOKEN_SAMPLES
         self._params = {name: params for name, (params, _, _) in loaded.items()}
         self._configs = {name: model for name, (_, model, _) in loaded.items()}
+        self._tokenizer = release.load_tokenizer(config.networks, self._configs["mulan"].text.vocab_size)
         self._content = jax.jit(self._content_of)
         self._prefixes = jax.jit(self._prefixes_of)
         self._text_prefixes = jax.jit(self._text_prefixes_of)
@@ -139,7 +140,7 @@ class Extractor:
         every = [caption for own in captions for caption in own]
         if not every:
             return np.zeros((0, self._configs["mulan"].levels), np.int16)
-        ids, mask = text.tokenize(every, self._configs["mulan"].text.max_length)
+        ids, mask = text.tokenize(every, self._configs["mulan"].text.max_length, self._tokenizer)
         return self._batched(self._text_prefixes, np.asarray(ids), np.asarray(mask))[0].astype(np.int16)
 
     def _batched(self, function: Callable[..., tuple[jax.Array, ...]], *rows: Any) -> tuple[np.ndarray, ...]:

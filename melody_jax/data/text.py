@@ -36,13 +36,38 @@ def tokenizer(pieces: tuple[str, ...] | None = None) -> Tokenizer:
     return made
 
 
-def token_count(text: str) -> int:
-    """Word pieces of a text, [CLS] and [SEP] included: what must not exceed the encoder's `max_length`."""
-    return len(tokenizer().encode(text).ids)
+@lru_cache(maxsize=4)
+def read_tokenizer(path: str, size: int | None = None) -> Tokenizer:
+    """The tokenizer of a Hugging Face `tokenizer.json` (BERT's or RoBERTa's kind); "" is the packaged one.
+
+    Raises:
+        UserError: no such file, not a tokenizer, or not one of `size` pieces, which is what the text tower has.
+    """
+    if not path:
+        found = tokenizer()
+    elif not Path(path).is_file():
+        raise UserError(f"{path}: no such file; a Hugging Face tokenizer.json is needed")
+    else:
+        try:
+            found = Tokenizer.from_file(path)
+        except Exception as error:  # the library has no class of its own
+            raise UserError(f"{path}: not a tokenizer.json ({error})") from None
+        found.no_padding()
+        found.no_truncation()
+    if size is not None and found.get_vocab_size() != size:
+        raise UserError(
+            f"{path or 'the packaged vocabulary'} has {found.get_vocab_size()} word pieces, the text tower {size}"
+        )
+    return found
 
 
-def tokenize(texts: Sequence[str], length: int, pieces: tuple[str, ...] | None = None) -> tuple[np.ndarray, np.ndarray]:
-    """Word-piece ids (B, N) int32 and mask (B, N) float32, padded with 0 or cut to N = `length` ([SEP] is kept).
+def token_count(text: str, tokenizer: Tokenizer) -> int:
+    """Word pieces of a text, those around it included: what must not exceed the encoder's `max_length`."""
+    return len(tokenizer.encode(text).ids)
+
+
+def tokenize(texts: Sequence[str], length: int, tokenizer: Tokenizer) -> tuple[np.ndarray, np.ndarray]:
+    """Word-piece ids (B, N) int32 and mask (B, N) float32, padded with 0 or cut to N = `length` (the last is kept).
 
     Raises:
         UserError: `length` has no room for one word piece.
@@ -50,7 +75,7 @@ def tokenize(texts: Sequence[str], length: int, pieces: tuple[str, ...] | None =
     if length < 3:
         raise UserError(f"text length {length} leaves no room for a word: it must be at least 3")
     ids, mask = np.zeros((len(texts), length), np.int32), np.zeros((len(texts), length), np.float32)
-    for row, encoding in enumerate(tokenizer(pieces).encode_batch(list(texts))):
+    for row, encoding in enumerate(tokenizer.encode_batch(list(texts))):
         found = encoding.ids if len(encoding.ids) <= length else [*encoding.ids[: length - 1], encoding.ids[-1]]
         ids[row, : len(found)], mask[row, : len(found)] = found, 1.0
     return ids, mask

@@ -167,7 +167,7 @@ def encode(params: Params, config: HTSATConfig, frames: jax.Array) -> jax.Array:
 def _image(config: HTSATConfig, frames: jax.Array) -> jax.Array:
     """Frames (B, F, M), stretched to fill it, as an image (B, S, S): its rows are the bands of each quarter in turn."""
     batch, folds = len(frames), config.side // config.n_mels
-    frames = _stretching(frames.shape[1], config.frames) @ frames
+    frames = jnp.asarray(_stretching(frames.shape[1], config.frames)) @ frames
     return frames.reshape(batch, folds, config.side, config.n_mels).swapaxes(2, 3).reshape(batch, config.side, -1)
 
 

@@ -88,6 +88,9 @@ class Wav2Vec2Config:
 MERT_95M = Wav2Vec2Config(resample=(1, 1), channel_norm=False, conformer=False, layers=12, pool=3)
 """MERT-v1-95M: HuBERT-base's shape at 24 kHz, 75 Hz. Its weights are CC-BY-NC-4.0."""
 
+ROPE_LARGE = Wav2Vec2Config(layers=24, width=1024, heads=16, ffn=4096, layer=12)
+"""facebook/wav2vec2-conformer-rope-large (Apache-2.0), larger than the paper's."""
+
 
 class FeedForward(nnx.Module):
     """Pre-norm two-layer network without the residual."""

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
+from tokenizers import Tokenizer
 
 from melody_jax import audio, diffusion, release
 from melody_jax.data import text
@@ -17,13 +18,14 @@ NETWORKS = ("mulan", "lm", "dpd", "vae")
 
 
 class Melody:
-    """A loaded cascade. Attributes: `sample_rate` in Hz, `max_seconds` one window holds, `params`, `configs`."""
+    """A loaded cascade: `sample_rate` in Hz, `max_seconds` one window holds, `params`, `configs`, text `tokenizer`."""
 
     sample_rate = audio.SAMPLE_RATE
 
-    def __init__(self, params: dict[str, Params], configs: dict) -> None:
+    def __init__(self, params: dict[str, Params], configs: dict, tokenizer: Tokenizer) -> None:
         self.params = params
         self.configs = configs
+        self.tokenizer = tokenizer
 
     @property
     def max_seconds(self) -> float:
@@ -57,7 +59,7 @@ class Melody:
         """
         texts = [prompts] if isinstance(prompts, str) else list(prompts)
         seeds = _seeds(seed, len(texts))
-        ids, mask = _tokenise(texts, self.configs["mulan"].text.max_length)
+        ids, mask = _tokenise(texts, self.configs["mulan"].text.max_length, self.tokenizer)
         _check_number("seconds", seconds, 0.0, self.max_seconds, hint="continuation is not built yet")
         _check_integer("steps", steps, 1, 1000)
         _check_integer("top_k", top_k, 1, 2**31 - 1)
@@ -105,7 +107,9 @@ def load(name: str = "mini", *, folder: str | Path | None = None, networks: Sequ
                     f"{path}: {network} was trained with {other} {digest[:12]}, but {other} here is {own[other][:12]}; "
                     "take all files from one release"
                 )
-    return Melody({k: v[0] for k, v in loaded.items()}, {k: v[1] for k, v in loaded.items()})
+    configs = {network: config for network, (_, config, _) in loaded.items()}
+    tokenizer = release.load_tokenizer(path, configs["mulan"].text.vocab_size)
+    return Melody({network: params for network, (params, _, _) in loaded.items()}, configs, tokenizer)
 
 
 def _seeds(seed: int | Sequence[int], count: int) -> np.ndarray:
@@ -118,18 +122,18 @@ def _seeds(seed: int | Sequence[int], count: int) -> np.ndarray:
     return np.asarray(seeds, np.int32)
 
 
-def _tokenise(texts: list[str], length: int) -> tuple[np.ndarray, np.ndarray]:
+def _tokenise(texts: list[str], length: int, tokenizer: Tokenizer) -> tuple[np.ndarray, np.ndarray]:
     if not texts:
         raise UserError("no prompts; give at least one")
     for item in texts:
         if not isinstance(item, str) or not item.strip():
             raise UserError(f"prompt {item!r} is empty; describe the music in a few words")
-        pieces = text.token_count(item)
+        pieces = text.token_count(item, tokenizer)
         if pieces > length:
             raise UserError(
                 f"prompt {item[:40]!r}... has {pieces - 2} word pieces; at most {length - 2} fit, shorten it"
             )
-    return text.tokenize(texts, length)
+    return text.tokenize(texts, length, tokenizer)
 
 
 def _check_number(name: str, value: float, above: float, most: float, hint: str = "") -> None:

