@@ -90,9 +90,14 @@ def test_training_then_tokens(kind):
     assert last["loss"] < {"spectra": 0.8, "waveform": 0.9}[kind] * first["loss"]  # chance is 0.92 of the first
     np.testing.assert_array_equal(params["model"]["codebook"], 0)
 
-    model = stage.finish(params["model"], ({"audio": audio(step)} for step in range(100, 200)), jax.random.key(3))
-    again = stage.finish(params["model"], ({"audio": audio(step)} for step in range(100, 200)), jax.random.key(3))
+    model, fitted = stage.finish(
+        params["model"], ({"audio": audio(step)} for step in range(100, 200)), jax.random.key(3)
+    )
+    again, _ = stage.finish(params["model"], ({"audio": audio(step)} for step in range(100, 200)), jax.random.key(3))
     np.testing.assert_array_equal(model["codebook"], again["codebook"])
+    assert fitted["usage"] == 1
+    assert 0.2 < fitted["perplexity"] <= 1
+    assert 0 < fitted["left"] < 0.8
     tokenize = jax.jit(tokenizer.tokenize, static_argnames="config")
     tokens = np.asarray(tokenize(model, config, held_out["audio"]))
     assert tokens.shape == (16, 32)

@@ -135,7 +135,7 @@ def test_stage_learns_whitens_and_stays_still_where_told() -> None:
     assert all(not np.any(leaf) for leaf in jax.tree.leaves(grads["discriminator"]))
     assert not np.any(grads["model"]["latent_scale"])
 
-    model = stage.finish(params["model"], iter([{"audio": tones(8, 9600, n)} for n in range(2)]), jax.random.key(3))
+    model, _ = stage.finish(params["model"], iter([{"audio": tones(8, 9600, n)} for n in range(2)]), jax.random.key(3))
     whitened = vae.encode(model, stage.model, jnp.asarray(np.concatenate([tones(8, 9600, n) for n in range(2)])))
     np.testing.assert_allclose(jnp.mean(whitened, (0, 1)), 0, atol=1e-2)
     np.testing.assert_allclose(jnp.std(whitened, (0, 1)), 1, atol=1e-2)

@@ -98,7 +98,8 @@ def import_network(config: ImportConfig) -> Path:
     print(f"weights of {licence}")
     params = stage.init(jax.random.key(config.seed))["model"]
     batches = tqdm(pipeline.finishing_batches(data, stage.batch, config.batches), total=config.batches, desc="fit")
-    params = stage.finish(params, batches, jax.random.key(config.seed))
+    params, fitted = stage.finish(params, batches, jax.random.key(config.seed))
     if stage.name == "mulan":
         release.save_tokenizer(config.out, config.text_tokenizer, model.text.vocab_size)
-    return release.save_network(config.out, stage.name, params, model, {}, {})
+    metrics = {f"fit/{name}": float(value) for name, value in fitted.items()}
+    return release.save_network(config.out, stage.name, params, model, {}, metrics)

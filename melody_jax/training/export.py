@@ -52,10 +52,11 @@ def export(config: ExportConfig) -> Path:
     finally:
         checkpoints.close()
     batches = pipeline.finishing_batches(data, stage.batch, config.batches)
-    model = stage.finish(model, batches, jax.random.key(config.seed))
+    model, fitted = stage.finish(model, batches, jax.random.key(config.seed))
     if stage.name == "mulan":
         release.save_tokenizer(config.out, data.text_tokenizer, stage.model.text.vocab_size)
-    return release.save_network(config.out, stage.name, model, stage.model, hashes, _last_evaluation(run))
+    metrics = _last_evaluation(run) | {f"fit/{name}": float(value) for name, value in fitted.items()}
+    return release.save_network(config.out, stage.name, model, stage.model, hashes, metrics)
 
 
 def check_release(out: str, hashes: dict[str, str]) -> None:

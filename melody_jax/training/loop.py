@@ -76,7 +76,9 @@ def make_step(config: TrainConfig, state: TrainState) -> Callable[[TrainState, B
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         ema = ema_update(state.ema, params["model"], state.step, config.ema_decay)  # type: ignore[index]
-        metrics = metrics | {"gradient_norm": optax.tree.norm(grads)}
+        norms = {name: optax.tree.norm(part) for name, part in grads.items()}
+        metrics = metrics | {"gradient_norm": optax.tree.norm(norms)}
+        metrics |= {f"gradient_norm/{name}": norm for name, norm in norms.items() if len(norms) > 1}
         return TrainState(state.step + 1, params, opt_state, ema), metrics  # type: ignore[arg-type]
 
     placed = jax.tree.map(lambda leaf: leaf.sharding, state)

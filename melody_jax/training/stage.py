@@ -35,8 +35,8 @@ class Stage(Protocol):
         """Scalar metrics of a held-out batch without dropout, "loss" among them; the key fixes all noise."""
         ...
 
-    def finish(self, model: Params, batches: Iterator[Batch], key: jax.Array) -> Params:
-        """What is fitted after training (k-means, quantiser, latent statistics), added to `params["model"]`."""
+    def finish(self, model: Params, batches: Iterator[Batch], key: jax.Array) -> tuple[Params, Metrics]:
+        """`params["model"]` with what is fitted after training (k-means, quantiser, statistics), and how well."""
         ...
 
 

@@ -121,6 +121,6 @@ class DPDStage:
         named = {f"loss_at_{angle}": value for angle, value in zip(fixed, at_fixed, strict=True)}
         return {"loss": loss, "loss_null": error(drawn, 0), **named}
 
-    def finish(self, model: Params, batches: Iterator[Batch], key: jax.Array) -> Params:
+    def finish(self, model: Params, batches: Iterator[Batch], key: jax.Array) -> tuple[Params, Metrics]:
         """Nothing is fitted after training."""
-        return model
+        return model, {}

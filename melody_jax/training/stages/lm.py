@@ -105,9 +105,9 @@ class LMStage:
                 metrics["accuracy"] = (chosen >= scores.max(axis=-1)).mean()
         return metrics
 
-    def finish(self, model: Params, batches: Iterator[Batch], key: jax.Array) -> Params:
+    def finish(self, model: Params, batches: Iterator[Batch], key: jax.Array) -> tuple[Params, Metrics]:
         """Nothing is fitted after training."""
-        return model
+        return model, {}
 
     def _scores(
         self, params: Params, batch: Batch, history: jax.Array, levels: jax.Array, key: jax.Array | None

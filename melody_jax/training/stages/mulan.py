@@ -108,21 +108,16 @@ class MuLanStage:
         return loss_gradients(self._loss, params, batch, key)
 
     def evaluate(self, params: Params, batch: Batch, key: jax.Array) -> Metrics:
-        """The loss without augmentation, recall and median rank of retrieval within the batch, accuracy of the facts.
-
-        After `finish` also the mean and smallest share of codes that the batch uses of those it could (`usage`).
-        """
+        """The loss without augmentation, recall and median rank within the batch, accuracy of the facts."""
         music, words = self._embed(params["model"], batch, None)
         loss, metrics = self._objective(params, music, words, batch)
-        metrics = {"loss": loss, **metrics, **retrieval(music @ words.T)}
-        if "codebooks" in params["model"]:
-            codes = mulan.quantise(params["model"], self.model, music)
-            used = rvq.usage(codes, self.model.codes) * self.model.codes / min(self.model.codes, len(codes))
-            metrics |= {"usage": used.mean(), "smallest_usage": used.min()}
-        return metrics
+        return {"loss": loss, **metrics, **retrieval(music @ words.T)}
 
-    def finish(self, model: Params, batches: Iterator[Batch], key: jax.Array) -> Params:
+    def finish(self, model: Params, batches: Iterator[Batch], key: jax.Array) -> tuple[Params, Metrics]:
         """Adds the mean of each modality and the quantiser's codebooks, fitted on centred embeddings.
+
+        Metrics: `usage` and `smallest_usage`, mean and smallest share of a level's codes in use; `left`, the share of
+        the centred embeddings' energy that all levels together leave over.
 
         The quantiser sees music and a smaller share of text, so that the deep levels of a text's codes are not wholly
         arbitrary; they stay the least reliable, and the LM drops deep levels at random for that reason.
@@ -140,10 +135,13 @@ class MuLanStage:
         picked = jax.random.permutation(pick_key, len(words))[: round(self.fit_text * len(words))]
         vectors = [mulan.centre(fitted, jnp.asarray(music), "music")]
         vectors.append(mulan.centre(fitted, jnp.asarray(words)[picked], "text"))
-        books = fit_residual(
-            jnp.concatenate(vectors), self.model.levels, self.model.codes, fit_key, self.fit_iterations
-        )
-        return {**model, **fitted, "codebooks": books}
+        fitted_to = jnp.concatenate(vectors)
+        books = fit_residual(fitted_to, self.model.levels, self.model.codes, fit_key, self.fit_iterations)
+        codes = rvq.quantise(books, fitted_to)
+        used = rvq.usage(codes, self.model.codes)
+        left = jnp.mean((fitted_to - rvq.dequantise(books, codes)) ** 2) / jnp.mean(fitted_to**2)
+        metrics = {"usage": used.mean(), "smallest_usage": used.min(), "left": left}
+        return {**model, **fitted, "codebooks": books}, metrics
 
     def _classes(self) -> dict[str, int]:
         return {

@@ -20,7 +20,7 @@ from flax import nnx
 from melody_jax.audio import TOKEN_SAMPLES
 from melody_jax.convert.wav2vec2 import load_wav2vec2
 from melody_jax.errors import UserError
-from melody_jax.models import conformer, functional, tokenizer, wav2vec2
+from melody_jax.models import conformer, functional, kmeans, tokenizer, wav2vec2
 from melody_jax.models.conformer import ConformerConfig
 from melody_jax.models.functional import Params
 from melody_jax.models.tokenizer import TokenizerConfig
@@ -156,10 +156,13 @@ class TokenizerStage:
         loss, metrics = self.loss(params, batch, key)
         return {"loss": loss, **metrics}
 
-    def finish(self, model: Params, batches: Iterator[Batch], key: jax.Array) -> Params:
+    def finish(self, model: Params, batches: Iterator[Batch], key: jax.Array) -> tuple[Params, Metrics]:
         """Fits the standardisation and the codebook to the features of `cluster_frames` tokens, or all there are.
 
         The blocks above `encoder.layer` are left out of what is released: tokens do not need them.
+
+        Metrics: `usage`, the share of clusters in use; `perplexity`, of the ids, over their number; `left`, the share
+        of the standardised features' variance that the clusters leave over.
 
         Raises `UserError` if there are fewer tokens than clusters.
         """
@@ -174,9 +177,14 @@ class TokenizerStage:
             raise UserError("no audio to fit the tokenizer's clusters to")
         x = np.concatenate(rows)
         fitted = model | self._standardisation(x)
-        codebook = fit_kmeans(tokenizer.standardise(fitted, jnp.asarray(x)), self.model.semantic_vocab, key)
+        vectors = tokenizer.standardise(fitted, jnp.asarray(x))
+        codebook = fit_kmeans(vectors, self.model.semantic_vocab, key)
+        codes = kmeans.assign(vectors, codebook)
+        usage, perplexity = kmeans.usage(codes, self.model.semantic_vocab)
+        left = jnp.mean((vectors - codebook[codes]) ** 2) / jnp.var(vectors)
         blocks = jax.tree.map(lambda leaf: leaf[: self.model.encoder.layer], model["blocks"])
-        return fitted | {"blocks": blocks, "codebook": codebook}
+        metrics = {"usage": usage, "perplexity": perplexity, "left": left}
+        return fitted | {"blocks": blocks, "codebook": codebook}, metrics
 
     def _standardisation(self, x: np.ndarray) -> Params:
         """Mean and scale of features (N, feature_width): each part's variance sums to its configured share."""

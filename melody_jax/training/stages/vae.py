@@ -100,28 +100,36 @@ class VAEStage:
         return {"model": d_model, "discriminator": d_judge}, metrics
 
     def evaluate(self, params: Params, batch: Batch, key: jax.Array) -> Metrics:
-        """Reconstruction from the latents' mean, phase and all. "loss" is the MR-STFT term."""
+        """Reconstruction from the latents' mean, phase and all. "loss" is the MR-STFT term.
+
+        Of the latents before clipping: `latent_mean`, `latent_std`, and `clipped`, the share beyond `latent_clip`.
+        """
         del key
         target = batch["audio"].astype(jnp.float32)
         mean, log_variance = vae.posterior(params["model"], self.model, target)
         audio = vae.decode(params["model"], self.model, vae.normalise(params["model"], self.model, mean))
         _, metrics = self._spectral(audio, target)
+        latents = (mean - params["model"]["latent_mean"]) / params["model"]["latent_scale"]
+        bound = jnp.inf if self.model.latent_clip is None else self.model.latent_clip
         return {
             "loss": self.linear_weight * metrics["linear"] + self.log_weight * metrics["log"],
             "log_mel_l1": metrics.pop("mel"),
             "kl": _kl(mean, log_variance),
             "noise": jnp.mean(jnp.exp(0.5 * log_variance)) / jnp.std(mean),
+            "latent_mean": latents.mean(),
+            "latent_std": latents.std(),
+            "clipped": jnp.mean(jnp.abs(latents) > bound),
             **metrics,
         }
 
-    def finish(self, model: Params, batches: Iterator[Batch], key: jax.Array) -> Params:
+    def finish(self, model: Params, batches: Iterator[Batch], key: jax.Array) -> tuple[Params, Metrics]:
         """Whitens: latent_mean and latent_scale become the mean and standard deviation of each raw channel.
 
         Where `model.latent_clip` is set (the paper's kind), the scale is part of training and stays as it is.
         """
         del key
         if self.model.latent_clip is not None:
-            return model
+            return model, {}
         posterior = jax.jit(lambda audio: vae.posterior(model, self.model, audio)[0])
         count, total, squares = 0, jnp.zeros(self.model.latent_width), jnp.zeros(self.model.latent_width)
         for batch in batches:
@@ -131,7 +139,7 @@ class VAEStage:
             raise UserError("no audio to fit the latents' mean and scale on: give at least one batch")
         mean = total / count
         deviation = jnp.sqrt(jnp.maximum(squares / count - mean**2, 1e-8))
-        return model | {"latent_mean": mean, "latent_scale": deviation}
+        return model | {"latent_mean": mean, "latent_scale": deviation}, {}
 
     def _autoencode(self, model: Params, audio: jax.Array, key: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Decoded audio as training hears it, and the KL term."""
