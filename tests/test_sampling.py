@@ -61,6 +61,13 @@ def melody(releases: Path):
     return load("tiny", folder=releases)
 
 
+def test_a_part_of_the_cascade_can_be_loaded(releases: Path) -> None:
+    part = load("tiny", folder=releases, networks=("vae",))
+    assert set(part.params) == {"vae"}
+    with pytest.raises(UserError, match="mulan was not loaded"):
+        part.generate("piano")
+
+
 def test_shape_range_and_rate(melody) -> None:
     waves = melody.generate(PROMPTS[:2], seconds=1.5, steps=2)
     assert waves.shape == (2, 36_000)

@@ -22,7 +22,7 @@ class Melody:
 
     sample_rate = audio.SAMPLE_RATE
 
-    def __init__(self, params: dict[str, Params], configs: dict, tokenizer: Tokenizer) -> None:
+    def __init__(self, params: dict[str, Params], configs: dict, tokenizer: Tokenizer | None) -> None:
         self.params = params
         self.configs = configs
         self.tokenizer = tokenizer
@@ -57,6 +57,9 @@ class Melody:
         schedule: angle schedule, "paper" or "uniform" (section 3.4).
         Raises UserError, one line, for anything outside these ranges.
         """
+        if missing := [network for network in NETWORKS if network not in self.params]:
+            raise UserError(f"{missing[0]} was not loaded; generating needs {', '.join(NETWORKS)}")
+        assert self.tokenizer is not None
         texts = [prompts] if isinstance(prompts, str) else list(prompts)
         seeds = _seeds(seed, len(texts))
         ids, mask = _tokenise(texts, self.configs["mulan"].text.max_length, self.tokenizer)
@@ -108,7 +111,7 @@ def load(name: str = "mini", *, folder: str | Path | None = None, networks: Sequ
                     "take all files from one release"
                 )
     configs = {network: config for network, (_, config, _) in loaded.items()}
-    tokenizer = release.load_tokenizer(path, configs["mulan"].text.vocab_size)
+    tokenizer = release.load_tokenizer(path, configs["mulan"].text.vocab_size) if "mulan" in configs else None
     return Melody({network: params for network, (params, _, _) in loaded.items()}, configs, tokenizer)
 
 
