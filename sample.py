@@ -21,7 +21,7 @@ class Arguments:
     out: Path = Path("song.wav")
     """Where to write; with --batch above 1, song-0.wav, song-1.wav, ..."""
     seconds: float = 10.0
-    """Length; at most one window of the model (10.24 s for mini)."""
+    """Length, at most 600; what is longer than one window (10.24 s for mini) is continued chunk by chunk."""
     steps: int = 5
     """Diffusion steps; 5, 10 and 20 are the paper's."""
     seed: int = 0
@@ -75,6 +75,7 @@ def main() -> None:
         temperature=arguments.temperature,
         top_k=arguments.top_k,
         schedule=arguments.schedule,
+        progress=True,
     )
     took = time.perf_counter() - started
     for path, wave in zip(paths, waves, strict=True):

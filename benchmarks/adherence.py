@@ -107,7 +107,7 @@ def main() -> None:
     classifier = judge.train(*judge_data(arguments, len(names)))
     melody = load(arguments.model, folder=arguments.folder, networks=(*NETWORKS, "tokenizer"))
 
-    samples = round(melody.max_seconds * melody.sample_rate)
+    samples = round(melody.window_seconds * melody.sample_rate)
     truth = np.stack([adherence.ground_truth(p, i, samples) for i, p in enumerate(tqdm(prompts, desc="truth"))])
     clips: dict[str, list[np.ndarray]] = {"truth": list(truth)}
     for start in tqdm(range(0, len(prompts), 16), desc="generate"):

@@ -77,6 +77,18 @@ def test_shape_range_and_rate(melody) -> None:
     assert not np.array_equal(waves[0], waves[1])
 
 
+def test_longer_than_a_window_is_continued(melody) -> None:
+    assert melody.window_seconds == 3.2
+    short, long = (melody.generate(PROMPTS[:2], seconds=seconds, steps=2) for seconds in (3.2, 4.5))
+    assert long.shape == (2, 108_000)
+    assert np.isfinite(long).all()
+    begin = slice(0, 60_000)  # near the end of the short clip its phase is another
+    for one, other in zip(short[:, begin], long[:, begin], strict=True):
+        assert np.corrcoef(one, other)[0, 1] > 0.99
+    again = melody.generate(PROMPTS[1], seconds=4.5, steps=2, seed=1)
+    np.testing.assert_allclose(again[0], long[1], atol=1e-4)
+
+
 def test_same_seed_same_bits_other_seed_other_music(melody) -> None:
     first, again, other = (melody.generate(PROMPTS[0], seconds=1, steps=2, seed=seed) for seed in (5, 5, 6))
     assert np.array_equal(first, again)

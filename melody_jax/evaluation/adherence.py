@@ -148,7 +148,7 @@ def swap_stages(
         "dpd": np.asarray(decode(diffuse(prefix, tokens, keys, scale))),
         "lm": np.asarray(decode(diffuse(prefix, drawn, keys, scale))),
         "text": melody.generate(
-            texts, seconds=melody.max_seconds, steps=steps, seed=seed, guidance_scale=guidance_scale,
+            texts, seconds=melody.window_seconds, steps=steps, seed=seed, guidance_scale=guidance_scale,
             lm_guidance_scale=lm_guidance_scale, temperature=temperature,
         ),
     }  # fmt: skip

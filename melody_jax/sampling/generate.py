@@ -1,16 +1,20 @@
-"""Prompt to latents in one jitted function, latents to waveform in another (paper sections 3.2 and 3.3).
+"""Prompt to a window of latents in one jitted function, latents to waveform in another (paper sections 3.2 and 3.3).
 
-B batch, P prefix levels, U semantic tokens, L latent frames, D latent channels, T samples.
-Everything random comes from one key per item, so an item does not depend on what else is in its batch.
+Music longer than a window is made a chunk at a time (`next_window`, the paper's algorithm 2). Everything random comes
+from one key per item, so an item does not depend on what else is in its batch.
+
+B batch, P prefix levels, U semantic tokens, L latent frames, M chunks of a window, D latent channels, T samples.
 """
 
 from dataclasses import dataclass
 from functools import partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from melody_jax import diffusion
+from melody_jax.errors import UserError
 from melody_jax.models import dpd, lm, mulan, vae
 from melody_jax.models.dpd import DPDConfig
 from melody_jax.models.functional import Params
@@ -37,10 +41,41 @@ class SamplerConfig:
     top_k: int = 250
     """Semantic tokens kept at each step of the LM, the most likely ones; 1 is greedy."""
 
+    literal_chunks: bool = False
+    """Moves on by ceil(U / M) tokens a chunk, as printed, although a chunk's latents may be fewer (Q4)."""
+
     @property
     def tokens(self) -> int:
         """Semantic tokens in a window, U."""
         return self.dpd.frames // self.dpd.frames_per_token
+
+    @property
+    def chunk_frames(self) -> int:
+        """Latent frames in one of the M chunks of a window. Raises `UserError` if they have no equal length."""
+        if self.dpd.frames % self.dpd.chunks:
+            raise UserError(f"{self.dpd.frames} frames do not divide into {self.dpd.chunks} chunks: no continuation")
+        return self.dpd.frames // self.dpd.chunks
+
+    def chunk_tokens(self, number: int) -> int:
+        """Tokens by which the window moves on for the chunk `number` = 1, 2, ... after it.
+
+        Where U / M is no whole number, 62 and 63 take turns (paper's size), so that tokens and latents stay together.
+        """
+        tokens, chunks = self.tokens, self.dpd.chunks
+        if self.literal_chunks:
+            return -(-tokens // chunks)
+        return number * tokens // chunks - (number - 1) * tokens // chunks
+
+
+class Window(NamedTuple):
+    """What one window of music is made of."""
+
+    prefix_tokens: jax.Array
+    """(B, P)."""
+    semantic_tokens: jax.Array
+    """(B, U)."""
+    latents: jax.Array
+    """(B, L, D)."""
 
 
 def item_keys(seeds: jax.Array) -> jax.Array:
@@ -60,8 +95,12 @@ def prefix_to_tokens(
     keys: jax.Array,
     temperature: jax.Array,
     guidance_scale: jax.Array,
+    given: jax.Array | None = None,
 ) -> jax.Array:
-    """Prefix tokens (B, P) -> semantic tokens int32 (B, U), U = one window of the DPD, sampled by the LM."""
+    """Prefix tokens (B, P) -> semantic tokens int32 (B, U), U = one window of the DPD, sampled by the LM.
+
+    The first ones are `given` (B, G), if they are.
+    """
     keys = jax.vmap(lambda key: jax.random.fold_in(key, 0))(keys)
     return lm.generate(
         params,
@@ -72,6 +111,7 @@ def prefix_to_tokens(
         temperature=temperature,
         top_k=config.top_k,
         guidance_scale=guidance_scale if config.lm_guided else 1.0,
+        given=given,
     )
 
 
@@ -87,10 +127,12 @@ def tokens_to_latents(
     semantic_tokens: jax.Array,
     keys: jax.Array,
     guidance_scale: jax.Array,
+    context: jax.Array | None = None,
 ) -> jax.Array:
     """Semantic tokens (B, U) -> latents (B, L, D) by angular DDIM with classifier-free guidance (sections 3.3-3.5).
 
-    Both branches run in one doubled batch: the first half sees the tokens, the second half is the null branch.
+    The first ones are `context` (B, C, D), if it is given, and stay as they are to the bit. Both branches run in one
+    doubled batch: the first half sees the tokens, the second half is the null branch.
     """
     batch = semantic_tokens.shape[0]
     branches = 2 if config.guided else 1
@@ -100,12 +142,16 @@ def tokens_to_latents(
         predicted = dpd.velocity(params, config.dpd, noisy, angle, semantic_tokens, batch, prefix_tokens)
         return diffusion.guide(predicted[:batch], predicted[batch:], guidance_scale) if config.guided else predicted
 
-    noise = initial_noise(keys, config.dpd.frames, config.dpd.latent_dim)
-    return diffusion.sample(velocity, noise, diffusion.omegas(config.schedule, config.steps))
+    start, known = initial_noise(keys, config.dpd.frames, config.dpd.latent_dim), 0
+    if context is not None:
+        known = context.shape[1]
+        start = jnp.concatenate([context, start[:, known:]], axis=1)
+    is_new = jnp.arange(config.dpd.frames) >= known
+    return diffusion.sample(velocity, start, diffusion.omegas(config.schedule, config.steps), is_new)
 
 
 @partial(jax.jit, static_argnames="config")
-def prompt_to_latents(
+def first_window(
     params: dict[str, Params],
     config: SamplerConfig,
     ids: jax.Array,
@@ -114,15 +160,41 @@ def prompt_to_latents(
     temperature: jax.Array,
     lm_guidance_scale: jax.Array,
     guidance_scale: jax.Array,
-) -> jax.Array:
-    """The whole sampler: text token ids and mask (B, N), seeds int32 (B,) -> latents (B, L, D).
+) -> Window:
+    """The whole sampler: text token ids and mask (B, N), seeds int32 (B,) -> the first window.
 
     `params` holds the parameters of "mulan", "lm" and "dpd".
     """
     keys = item_keys(seeds)
-    prefix_tokens = prompt_to_prefix(params["mulan"], config.mulan, ids, mask)
-    semantic_tokens = prefix_to_tokens(params["lm"], config, prefix_tokens, keys, temperature, lm_guidance_scale)
-    return tokens_to_latents(params["dpd"], config, prefix_tokens, semantic_tokens, keys, guidance_scale)
+    prefix = prompt_to_prefix(params["mulan"], config.mulan, ids, mask)
+    tokens = prefix_to_tokens(params["lm"], config, prefix, keys, temperature, lm_guidance_scale)
+    return Window(prefix, tokens, tokens_to_latents(params["dpd"], config, prefix, tokens, keys, guidance_scale))
+
+
+@partial(jax.jit, static_argnames=("config", "moved"))
+def next_window(
+    params: dict[str, Params],
+    config: SamplerConfig,
+    window: Window,
+    moved: int,
+    number: jax.Array,
+    seeds: jax.Array,
+    temperature: jax.Array,
+    lm_guidance_scale: jax.Array,
+    guidance_scale: jax.Array,
+) -> Window:
+    """The window one chunk later (section 3.5, algorithm 2): its last chunk is new, what comes before stays.
+
+    moved: tokens by which it moves on, `config.chunk_tokens(number)`; number: which chunk after the first window, from
+    1, int32. Only the new chunk turns, where the paper's text turns the whole window (Q3).
+    """
+    keys = jax.vmap(lambda key: jax.random.fold_in(key, 1 + number))(item_keys(seeds))  # 0 and 1: the first window's
+    prefix, given, context = window.prefix_tokens, window.semantic_tokens[:, moved:], window.latents
+    tokens = prefix_to_tokens(params["lm"], config, prefix, keys, temperature, lm_guidance_scale, given)
+    context = context[:, config.chunk_frames :]
+    return Window(
+        prefix, tokens, tokens_to_latents(params["dpd"], config, prefix, tokens, keys, guidance_scale, context)
+    )
 
 
 @partial(jax.jit, static_argnames="config")

@@ -1,11 +1,14 @@
 """The public face of the cascade: `load("mini").generate(prompts, seconds=10, seed=0)`."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from tokenizers import Tokenizer
+from tqdm import tqdm
 
 from melody_jax import audio, diffusion, release
 from melody_jax.data import text
@@ -15,10 +18,11 @@ from melody_jax.sampling import generate
 
 WEIGHTS = Path(__file__).parents[1] / "weights"
 NETWORKS = ("mulan", "lm", "dpd", "vae")
+MAX_SECONDS = 600.0
 
 
 class Melody:
-    """A loaded cascade: `sample_rate` in Hz, `max_seconds` one window holds, `params`, `configs`, text `tokenizer`."""
+    """A loaded cascade: `sample_rate` in Hz, `window_seconds`, `params`, `configs`, `tokenizer` of texts."""
 
     sample_rate = audio.SAMPLE_RATE
 
@@ -28,8 +32,8 @@ class Melody:
         self.tokenizer = tokenizer
 
     @property
-    def max_seconds(self) -> float:
-        """How long one window is, in seconds: the longest clip that `generate` makes."""
+    def window_seconds(self) -> float:
+        """How long one window is: what the networks hear and make at a time."""
         return self.configs["dpd"].frames * self.configs["vae"].hop / self.sample_rate
 
     def generate(
@@ -44,17 +48,19 @@ class Melody:
         lm_guidance_scale: float = 2.0,
         top_k: int = 250,
         schedule: str = "paper",
+        progress: bool = False,
     ) -> np.ndarray:
         """Music for each prompt: float32 (B, samples) in [-1, 1] at `sample_rate`, trimmed to `seconds`.
 
         prompts: one text or a list of B texts, each at most as many word pieces as the text encoder takes (62).
-        seconds: 0 < seconds <= `max_seconds`. steps: diffusion steps, 1 to 1000.
+        seconds: above 0, at most 600; what is longer than `window_seconds` is continued chunk by chunk (section 3.5).
+        steps: diffusion steps of a window, 1 to 1000.
         guidance_scale: of the diffusion, finite, 1 is none (2.5 in the paper, section 3.5).
         seed: one integer (item i gets seed + i) or one per prompt, in [0, 2**31). An item's clip depends on its own
         prompt and seed only.
         temperature, top_k, lm_guidance_scale: of the language model; temperature >= 0, 0 is greedy. At the defaults
         mini's tokens repeat as often as those of real clips (docs/mini.md).
-        schedule: angle schedule, "paper" or "uniform" (section 3.4).
+        schedule: angle schedule, "paper" or "uniform" (section 3.4). progress: shows a bar of the chunks.
         Raises UserError, one line, for anything outside these ranges.
         """
         if missing := [network for network in NETWORKS if network not in self.params]:
@@ -63,7 +69,7 @@ class Melody:
         texts = [prompts] if isinstance(prompts, str) else list(prompts)
         seeds = _seeds(seed, len(texts))
         ids, mask = _tokenise(texts, self.configs["mulan"].text.max_length, self.tokenizer)
-        _check_number("seconds", seconds, 0.0, self.max_seconds, hint="continuation is not built yet")
+        _check_number("seconds", seconds, 0.0, MAX_SECONDS)
         _check_integer("steps", steps, 1, 1000)
         _check_integer("top_k", top_k, 1, 2**31 - 1)
         for name, value in (("guidance_scale", guidance_scale), ("lm_guidance_scale", lm_guidance_scale)):
@@ -82,7 +88,16 @@ class Melody:
         )
         sampler_params = {name: self.params[name] for name in ("mulan", "lm", "dpd")}
         scales = (jnp.float32(temperature), jnp.float32(lm_guidance_scale), jnp.float32(guidance_scale))
-        latents = generate.prompt_to_latents(sampler_params, config, ids, mask, seeds, *scales)
+        window = generate.first_window(sampler_params, config, ids, mask, seeds, *scales)
+        latents = [window.latents]
+        frame_seconds = self.configs["vae"].hop / self.sample_rate
+        missing_frames = math.ceil(seconds / frame_seconds - 1e-9) - config.dpd.frames
+        chunks = math.ceil(missing_frames / config.chunk_frames) if missing_frames > 0 else 0
+        for number in tqdm(range(1, chunks + 1), desc="chunks", disable=not (progress and chunks)):
+            moved = config.chunk_tokens(number)
+            window = generate.next_window(sampler_params, config, window, moved, jnp.int32(number), seeds, *scales)
+            latents.append(jax.block_until_ready(window.latents[:, -config.chunk_frames :]))
+        latents = jnp.concatenate(latents, axis=1)
         wave = generate.latents_to_wave(self.params["vae"], self.configs["vae"], latents)
         samples = round(seconds * self.sample_rate)
         return np.stack([audio.peak_limit(item) for item in np.asarray(wave)[:, :samples]])

@@ -1,0 +1,105 @@
+"""Music longer than a window: what is there stays, what is new is the item's own, tokens and latents stay together."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from melody_jax.errors import UserError
+from melody_jax.models import dpd, lm, mulan
+from melody_jax.models.dpd import DPDConfig
+from melody_jax.sampling import generate
+from melody_jax.sampling.generate import SamplerConfig, Window
+
+SCALES = (jnp.float32(1.0), jnp.float32(1.0), jnp.float32(1.0))
+SEEDS = np.array([3, 4], np.int32)
+
+
+def sampler(frames: int, per_token: int, **changes: object) -> SamplerConfig:
+    small = dataclasses.replace(dpd.TINY, frames=frames, frames_per_token=per_token, semantic_tokens=64, prefix_codes=8)
+    return SamplerConfig(mulan=mulan.TINY, lm=lm.TINY, dpd=small, steps=2, guided=False, **changes)  # type: ignore[arg-type]
+
+
+CONFIG = sampler(20, 2)
+"""10 tokens in 4 chunks of 5 frames: two and a half tokens each, as 62.5 of the paper's 250."""
+
+
+@pytest.fixture(scope="module")
+def params() -> dict:
+    """Random networks whose outputs do depend on everything."""
+    keys = jax.random.split(jax.random.key(0))
+    made = {"lm": lm.init(CONFIG.lm, keys[0]), "dpd": dpd.init(CONFIG.dpd, keys[1])}
+    return jax.tree.map(lambda leaf: leaf + 0.05 * jax.random.normal(keys[0], leaf.shape), made)
+
+
+@pytest.fixture(scope="module")
+def window() -> Window:
+    keys = jax.random.split(jax.random.key(1), 3)
+    return Window(
+        jax.random.randint(keys[0], (2, 12), 0, 8),
+        jax.random.randint(keys[1], (2, 10), 0, 64),
+        jax.random.normal(keys[2], (2, 20, 8)),
+    )
+
+
+def advance(params: dict, config: SamplerConfig, window: Window, number: int, seeds: np.ndarray = SEEDS) -> Window:
+    moved = config.chunk_tokens(number)
+    return generate.next_window(params, config, window, moved, jnp.int32(number), seeds, *SCALES)
+
+
+def test_tokens_and_latents_stay_together() -> None:
+    for size, moves in ((dpd.PAPER, [62, 63, 62, 63]), (dpd.PAPER_ALIGNED, [64] * 4)):
+        config = SamplerConfig(mulan=mulan.PAPER, lm=lm.PAPER, dpd=size)
+        assert [config.chunk_tokens(number) for number in range(1, 5)] == moves
+        literal = dataclasses.replace(config, literal_chunks=True)
+        assert [literal.chunk_tokens(number) for number in range(1, 5)] == [max(moves)] * 4
+        assert config.chunk_frames * 4 == size.frames
+    with pytest.raises(UserError, match="21 frames do not divide into 4 chunks"):
+        _ = sampler(21, 1).chunk_frames
+
+
+def test_what_is_there_stays(params: dict, window: Window) -> None:
+    following = advance(params, CONFIG, window, 1)
+    np.testing.assert_array_equal(following.prefix_tokens, window.prefix_tokens)
+    np.testing.assert_array_equal(following.semantic_tokens[:, :8], window.semantic_tokens[:, 2:])
+    np.testing.assert_array_equal(following.latents[:, :15], window.latents[:, 5:])
+    assert following.semantic_tokens.shape == window.semantic_tokens.shape
+    assert following.latents.shape == window.latents.shape
+    assert np.isfinite(following.latents).all()
+
+
+def test_what_is_new_is_the_items_own_and_the_chunks_own(params: dict, window: Window) -> None:
+    both, again, other = (advance(params, CONFIG, window, number) for number in (1, 1, 3))
+    np.testing.assert_array_equal(both.latents, again.latents)
+    assert not np.array_equal(both.latents[:, 15:], other.latents[:, 15:])
+    second = Window(*(part[1:] for part in window))
+    alone = advance(params, CONFIG, second, 1, SEEDS[1:])
+    np.testing.assert_array_equal(both.semantic_tokens[1:], alone.semantic_tokens)
+    np.testing.assert_allclose(both.latents[1:], alone.latents, atol=1e-5)
+    stranger = advance(params, CONFIG, second, 1, SEEDS[:1])
+    assert not np.allclose(stranger.latents[:, 15:], alone.latents[:, 15:])
+
+
+def test_the_past_matters(params: dict, window: Window) -> None:
+    changed = window._replace(latents=window.latents.at[:, 5:].add(1.0))
+    assert not np.allclose(
+        advance(params, CONFIG, window, 1).latents[:, 15:], advance(params, CONFIG, changed, 1).latents[:, 15:]
+    )
+
+
+def test_the_literal_chunk_moves_only_the_tokens(params: dict, window: Window) -> None:
+    literal = dataclasses.replace(CONFIG, literal_chunks=True)
+    ours, theirs = (advance(params, config, window, 1) for config in (CONFIG, literal))
+    np.testing.assert_array_equal(theirs.semantic_tokens[:, :7], window.semantic_tokens[:, 3:])
+    np.testing.assert_array_equal(theirs.latents[:, :15], ours.latents[:, :15])
+    assert not np.array_equal(theirs.latents[:, 15:], ours.latents[:, 15:])
+    np.testing.assert_array_equal(  # the second chunk moves by three either way
+        advance(params, literal, window, 2).latents, advance(params, CONFIG, window, 2).latents
+    )
+
+
+def test_default_sizes_divide() -> None:
+    for size in (DPDConfig(), dpd.PAPER_ALIGNED, dpd.MINI, dpd.TINY):
+        assert size.frames % size.chunks == 0
