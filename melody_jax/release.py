@@ -123,6 +123,14 @@ def save_tokenizer(path: str | os.PathLike, source: str, size: int) -> None:
         raise UserError(f"{file}: cannot be written ({error.strerror})") from error
 
 
+def save_card(path: str | os.PathLike, name: str, text: str) -> None:
+    """Writes the model card `<name>.md`. Raises `UserError` if the folder cannot be written."""
+    try:
+        _write(Path(path) / f"{name}.md", text.encode())
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror})") from error
+
+
 def load_tokenizer(path: str | os.PathLike, size: int) -> Tokenizer:
     """The tokenizer of the MuLan in folder `path`. Raises `UserError` if it has not `size` word pieces."""
     file = Path(path) / TOKENIZER

@@ -247,7 +247,16 @@ def test_export_releases_the_average(tmp_path: Path) -> None:
     checkpoints.close()
     write_run(tmp_path / "run", config, {})
     (tmp_path / "run" / "metrics.jsonl").write_text('{"step": 2, "eval/loss": 1.5}\n{"step": 3, "loss": 1.0}\n')
-    export(ExportConfig(run=config.workdir, out=str(tmp_path / "release"), batches=3))
+    export(ExportConfig(run=config.workdir, out=str(tmp_path / "release"), batches=3, licence="CC0"))
+    card = (tmp_path / "release" / "vae.md").read_text()
+    for words in (
+        "# Model card: vae",
+        "CC0",
+        f"`{music}`: 6 records of audio",
+        "| eval/loss | 1.5 |",
+        '"crop_samples": 4800',
+    ):
+        assert words in card
     params, model, hashes = release.load_network(tmp_path / "release", "vae")
     assert (model, hashes) == (TINY_VAE, {})
     assert release.read_description(tmp_path / "release", "vae")["metrics"] == {"step": 2, "eval/loss": 1.5}

@@ -23,6 +23,7 @@ from melody_jax.errors import UserError
 from melody_jax.models import mulan, tokenizer
 from melody_jax.models.tokenizer import TokenizerConfig
 from melody_jax.models.wav2vec2 import ROPE_LARGE
+from melody_jax.training.card import model_card
 from melody_jax.training.stages.mulan import MuLanStage
 from melody_jax.training.stages.tokenizer import TokenizerStage
 
@@ -76,7 +77,7 @@ class ImportConfig:
 
 
 def import_network(config: ImportConfig) -> Path:
-    """Writes `<out>/<name>.safetensors` and `.json` (and MuLan's tokenizer); returns the tensor file.
+    """Writes `<out>/<name>.safetensors`, `.json` and `.md` (and MuLan's tokenizer); returns the tensor file.
 
     Raises:
         UserError: an unknown kind, a missing argument, weights that do not fit it, or too little audio to fit to.
@@ -102,4 +103,11 @@ def import_network(config: ImportConfig) -> Path:
     if stage.name == "mulan":
         release.save_tokenizer(config.out, config.text_tokenizer, model.text.vocab_size)
     metrics = {f"fit/{name}": float(value) for name, value in fitted.items()}
-    return release.save_network(config.out, stage.name, params, model, {}, metrics)
+    file = release.save_network(config.out, stage.name, params, model, {}, metrics)
+    recipe = {"import": dataclasses.asdict(config)}
+    release.save_card(
+        config.out,
+        stage.name,
+        model_card(stage.name, params, recipe, config.data, {}, metrics, f"weights of {licence}"),
+    )
+    return file

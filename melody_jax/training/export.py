@@ -13,6 +13,7 @@ from melody_jax.config import DataConfig, from_dict
 from melody_jax.data import pipeline
 from melody_jax.errors import UserError
 from melody_jax.training import checkpoint
+from melody_jax.training.card import model_card
 
 STAGES = {"VAEStage": "vae", "MuLanStage": "mulan", "TokenizerStage": "tokenizer", "LMStage": "lm", "DPDStage": "dpd"}
 
@@ -27,12 +28,16 @@ class ExportConfig:
     """Folder of the release; the networks it depends on may be there already."""
     batches: int = 512
     """Training batches that are there to fit on, at most; a stage may stop earlier."""
+    licence: str = "not stated"
+    """Of the released weights, for the model card; the data may demand one."""
     seed: int = 0
     """Seed of what is fitted (k-means, quantiser, latent statistics)."""
 
 
 def export(config: ExportConfig) -> Path:
-    """Writes `<out>/<name>.safetensors` and `.json` from the run's latest average; returns the tensor file.
+    """Writes `<out>/<name>.safetensors`, `.json` and the model card `.md`; returns the tensor file.
+
+    The weights are the run's latest average.
 
     Raises:
         UserError: no such run, a damaged checkpoint, or networks in `out` that are not those the run was trained on.
@@ -56,7 +61,12 @@ def export(config: ExportConfig) -> Path:
     if stage.name == "mulan":
         release.save_tokenizer(config.out, data.text_tokenizer, stage.model.text.vocab_size)
     metrics = _last_evaluation(run) | {f"fit/{name}": float(value) for name, value in fitted.items()}
-    return release.save_network(config.out, stage.name, model, stage.model, hashes, metrics)
+    file = release.save_network(config.out, stage.name, model, stage.model, hashes, metrics)
+    recipe = {name: value for name, value in described.items() if name not in ("workdir", "mesh")}
+    release.save_card(
+        config.out, stage.name, model_card(stage.name, model, recipe, data.folder, hashes, metrics, config.licence)
+    )
+    return file
 
 
 def check_release(out: str, hashes: dict[str, str]) -> None:

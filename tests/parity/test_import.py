@@ -118,6 +118,7 @@ def test_mert_becomes_a_tokenizer(corpus: str, tmp_path: Path, monkeypatch: pyte
     run(["import", *arguments, "--out", str(tmp_path / "release"), "--batches", "2", "--batch_size", "4"])
     params, config, _ = release.load_network(tmp_path / "release", "tokenizer")
     assert config == dataclasses.replace(model, semantic_vocab=8)
+    assert "CC-BY-NC-4.0, not for commercial use" in (tmp_path / "release" / "tokenizer.md").read_text()
     wave = np.random.default_rng(1).normal(size=(2, 9_600)).astype(np.float32)
     exact = wav2vec2.features(
         tokenizer.init(model, jax.random.key(0)) | load_wav2vec2(tmp_path / "weights", EAR), EAR, wave, 1
