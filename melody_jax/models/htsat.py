@@ -191,22 +191,24 @@ def _stretching(there: int, wanted: int) -> np.ndarray:
 def _stage(params: Params, config: HTSATConfig, stage: int, x: jax.Array) -> jax.Array:
     """(B, side, side, D) through a stage's blocks, then, but for the last stage, merged to (B, side/2, side/2, 2 D)."""
     window, side = config.window, config.grid(stage)
+    look = jax.checkpoint(_look, static_argnums=(3, 4)) if config.remat else _look
     for i, block in enumerate(functional.unstack(params["blocks"], config.depths[stage])):
         shift = window // 2 if i % 2 and window < side else 0
         bias = params["offsets"][i][_offset_index(window)].transpose(2, 0, 1) + _seam(side, window, shift)[:, None]
-
-        def apply(block: Params, bias: jax.Array, x: jax.Array, shift: int = shift) -> jax.Array:
-            layer = functional.bind(Block, config.block(stage), params=block)
-            rolled = jnp.roll(x, (-shift, -shift), axis=(1, 2))
-            windows = layer(_partition(rolled, window), jnp.tile(bias, (len(x), 1, 1, 1)))
-            return jnp.roll(_assemble(windows, x.shape), (shift, shift), axis=(1, 2))
-
-        x = (jax.checkpoint(apply) if config.remat else apply)(block, bias, x)
+        x = look(block, bias, x, config.block(stage), shift)
     if "merge" not in params:
         return x
     x = jnp.concatenate([x[:, row::2, column::2] for column in range(2) for row in range(2)], axis=-1)
     norm = functional.bind(layer_norm, x.shape[-1], EPSILON, params=params["merge_norm"])
     return norm(x).astype(config.dtype) @ params["merge"].astype(config.dtype)
+
+
+def _look(params: Params, bias: jax.Array, x: jax.Array, config: BlockConfig, shift: int) -> jax.Array:
+    """One block on (B, side, side, D), within windows shifted by `shift`; `bias` (W, H, N, N) is theirs."""
+    layer, window = functional.bind(Block, config, params=params), round(bias.shape[-1] ** 0.5)
+    windows = _partition(jnp.roll(x, (-shift, -shift), axis=(1, 2)), window)
+    windows = layer(windows, jnp.tile(bias, (len(x), 1, 1, 1)))
+    return jnp.roll(_assemble(windows, x.shape), (shift, shift), axis=(1, 2))
 
 
 def _partition(x: jax.Array, window: int) -> jax.Array:
