@@ -102,6 +102,9 @@ class TrainConfig:
     """How parameters are updated."""
     steps: int = 1000
     """Optimiser steps in all."""
+    accumulate: int = 1
+    """Equal parts in which a batch is worked off, one after the other, before an update: what does not fit in memory at
+    once. MuLan contrasts within each part."""
     seed: int = 0
     """Seed of initialisation and of every step's noise."""
     ema_decay: float = 0.999
@@ -130,11 +133,13 @@ class TrainConfig:
     """Run folder whose averaged weights a fresh run starts from; empty: random initialisation."""
 
     def __post_init__(self) -> None:
-        for name in ("steps", "log_every", "eval_batches", "keep_last"):
+        for name in ("steps", "accumulate", "log_every", "eval_batches", "keep_last"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} is {getattr(self, name)}; it must be at least 1")
         if self.data.batch_size < 1:
             raise UserError(f"data.batch_size is {self.data.batch_size}; it must be at least 1")
+        if self.data.batch_size % self.accumulate:
+            raise UserError(f"data.batch_size {self.data.batch_size} does not divide into accumulate {self.accumulate}")
         if not 0 <= self.ema_decay < 1:
             raise UserError(f"ema_decay is {self.ema_decay}; it must be at least 0 and below 1")
 

@@ -54,7 +54,7 @@ class ToyStage:
         return {"loss": self._loss(params, batch, key)[0]}
 
     def finish(self, model: Any, batches: Any, key: jax.Array) -> Any:
-        return model
+        return model, {}
 
 
 class ToyBatches:
@@ -134,6 +134,18 @@ def test_resume_is_bit_identical(finished: Any, tmp_path: Any) -> None:
     assert_same(run(toy_config(tmp_path / "run")), uninterrupted)
     kept = [{k: v for k, v in row.items() if k != "seconds"} for row in rows(workdir)]
     assert kept == [{k: v for k, v in row.items() if k != "seconds"} for row in rows(tmp_path / "run")]
+
+
+def test_accumulated_parts_equal_the_whole_batch(tmp_path: Any) -> None:
+    whole, halves, singles = (
+        run(toy_config(tmp_path / str(parts), stage=ToyStage(noise=0.0), steps=5, accumulate=parts))
+        for parts in (1, 2, 8)
+    )
+    for other in (halves, singles):
+        for a, b in zip(jax.tree.leaves(whole.params), jax.tree.leaves(other.params), strict=True):
+            np.testing.assert_allclose(a, b, atol=1e-6)
+    with pytest.raises(UserError, match="batch_size 8 does not divide into accumulate 3"):
+        toy_config(tmp_path, accumulate=3)
 
 
 def test_sigterm_saves_and_resumes_identically(finished: Any, tmp_path: Any) -> None:

@@ -15,6 +15,7 @@ from jax.sharding import Mesh
 from melody_jax.config import TrainConfig
 from melody_jax.data.pipeline import BatchIterator
 from melody_jax.errors import UserError
+from melody_jax.models.functional import Params
 from melody_jax.training import checkpoint
 from melody_jax.training.metrics import MetricLog, mean
 from melody_jax.training.sharding import make_mesh, place_batch, sharded_init, state_sharding
@@ -72,7 +73,8 @@ def make_step(config: TrainConfig, state: TrainState) -> Callable[[TrainState, B
     seed_key = jax.random.key(config.seed)
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        grads, metrics = stage.gradients(state.params, batch, jax.random.fold_in(seed_key, state.step), state.step)
+        key = jax.random.fold_in(seed_key, state.step)
+        grads, metrics = accumulated(stage, config.accumulate, state.params, batch, key, state.step)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         ema = ema_update(state.ema, params["model"], state.step, config.ema_decay)  # type: ignore[index]
@@ -83,6 +85,26 @@ def make_step(config: TrainConfig, state: TrainState) -> Callable[[TrainState, B
 
     placed = jax.tree.map(lambda leaf: leaf.sharding, state)
     return jax.jit(step, donate_argnums=0, out_shardings=(placed, None))
+
+
+def accumulated(
+    stage: Stage, parts: int, params: Params, batch: Batch, key: jax.Array, step: jax.Array
+) -> tuple[Params, Metrics]:
+    """`stage.gradients` as the mean over equal parts of the batch, worked off one after the other."""
+    if parts == 1:
+        return stage.gradients(params, batch, key, step)
+    # strided parts: each device's rows stay where they are
+    split = jax.tree.map(lambda rows: rows.reshape(-1, parts, *rows.shape[1:]).swapaxes(0, 1), batch)
+
+    def add(total: tuple[Params, Metrics], part: tuple[Batch, jax.Array]) -> tuple[tuple[Params, Metrics], None]:
+        rows, number = part
+        found = stage.gradients(params, rows, jax.random.fold_in(key, number), step)
+        return jax.tree.map(lambda a, b: a + b / parts, total, found), None
+
+    first = jax.tree.map(lambda rows: rows[0], split)
+    shapes = jax.eval_shape(stage.gradients, params, first, key, step)
+    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+    return jax.lax.scan(add, zeros, (split, jnp.arange(parts)))[0]
 
 
 def make_evaluate(
