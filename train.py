@@ -6,13 +6,15 @@ Run it again with the same arguments to resume. `--help` after the config lists 
 import sys
 
 from melody_jax.errors import UserError, exits_cleanly
-from melody_jax.process import enable_compile_cache, tune_allocator
+from melody_jax.process import enable_compile_cache, join_hosts, tune_allocator
 
 
 @exits_cleanly
 def main() -> None:
     """Parses, opens the data, trains."""
     enable_compile_cache()
+    import jax
+
     from melody_jax.config import load_config
     from melody_jax.data import pipeline
     from melody_jax.data.text import read_tokenizer
@@ -24,13 +26,16 @@ def main() -> None:
     if len(sys.argv) < 2:
         raise UserError("say which config: python train.py configs/<stage>_<size>.py [--field value ...]")
     config = load_config(sys.argv[1], sys.argv[2:])
+    join_hosts(config.hosts)
     if config.stage.name == "mulan":
         read_tokenizer(config.data.text_tokenizer, config.stage.model.text.vocab_size)
     hashes = pipeline.check_provenance(config.data, config.stage.batch)
-    batches = pipeline.training_batches(config.data, config.stage.batch)
-    held_out = pipeline.validation_batches(config.data, config.stage.batch, config.eval_batches)
+    here = (jax.process_index(), jax.process_count())
+    batches = pipeline.training_batches(config.data, config.stage.batch, *here)
+    held_out = pipeline.validation_batches(config.data, config.stage.batch, config.eval_batches, *here)
     state = train(config, batches, held_out, hashes)
-    print(f"{config.stage.name}: step {int(state.step)} of {config.steps}, {config.workdir}")
+    if here[0] == 0:
+        print(f"{config.stage.name}: step {int(state.step)} of {config.steps}, {config.workdir}")
 
 
 if __name__ == "__main__":

@@ -91,6 +91,28 @@ class DataConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class HostsConfig:
+    """Which processes train together. All of them run the same command and see the same work folder."""
+
+    join: bool = False
+    """Joins the other processes before anything else. On Cloud TPU, GKE, Slurm and Open MPI they find each other."""
+    coordinator: str = ""
+    """Elsewhere: host:port of process 0."""
+    count: int = 0
+    """Elsewhere: how many processes there are."""
+    index: int = -1
+    """Elsewhere: which of them this is, from 0."""
+
+    def __post_init__(self) -> None:
+        said = (bool(self.coordinator), self.count > 0, self.index >= 0)
+        if any(said) and not (self.join and all(said) and self.index < self.count):
+            raise UserError(
+                f"hosts: join {self.join}, coordinator {self.coordinator!r}, count {self.count}, index {self.index}: "
+                "give join and none of the others, or all of them and an index below count"
+            )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     """One training run. `stage` is a frozen dataclass of `melody_jax/training/stages/` (see training/stage.py)."""
 
@@ -127,6 +149,8 @@ class TrainConfig:
     """Checkpoints at multiples of this many steps are kept for good; 0: none."""
     mesh: tuple[int, int, int] = (-1, 1, 1)
     """Devices on the axes (data, fsdp, tensor); one may be -1: what is left."""
+    hosts: HostsConfig = dataclasses.field(default_factory=HostsConfig)
+    """Training by several processes."""
     workdir: str = "runs/default"
     """Folder of checkpoints, metrics.jsonl and config.json; training resumes if it holds a checkpoint."""
     init_from: str = ""

@@ -5,6 +5,9 @@ import platform
 import sys
 from pathlib import Path
 
+from melody_jax.config import HostsConfig
+from melody_jax.errors import UserError
+
 ALLOCATOR = (
     "glibc.malloc.hugetlb=1:glibc.malloc.arena_max=1:"
     "glibc.malloc.mmap_threshold=4294967296:glibc.malloc.trim_threshold=17179869184"
@@ -37,3 +40,22 @@ def enable_compile_cache() -> None:
         home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
         jax.config.update("jax_compilation_cache_dir", str(home / "melody_jax"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+
+
+def join_hosts(hosts: HostsConfig) -> None:
+    """Makes this process one of those that train together; call it before anything touches a device.
+
+    Raises:
+        UserError: the others are not found, or do not answer.
+    """
+    if not hosts.join:
+        return
+    import jax
+
+    try:
+        jax.distributed.initialize(
+            hosts.coordinator or None, hosts.count or None, hosts.index if hosts.coordinator else None
+        )
+    except (RuntimeError, ValueError) as error:
+        reason = (str(error).splitlines() or ["no reason given"])[0][:200]
+        raise UserError(f"--hosts.join: the other processes are not there ({reason})") from None

@@ -14,7 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
 
 from melody_jax.config import TrainConfig, difference, to_dict
 from melody_jax.errors import UserError
@@ -26,7 +28,8 @@ ITEMS = ("state", "ema", "data")
 # What may change between the slices of one run: how long, how often, where, on what; not what is computed.
 FREE_FIELDS = (
     "steps", "log_every", "eval_every", "eval_batches", "save_every", "save_minutes", "stop_minutes", "keep_last",
-    "keep_every", "mesh", "workdir", "init_from", "data.threads", "data.prefetch", "data.networks",
+    "keep_every", "mesh", "workdir", "init_from", "data.threads", "data.prefetch", "data.networks", "hosts.join",
+    "hosts.coordinator", "hosts.count", "hosts.index",
 )  # fmt: skip
 
 
@@ -101,7 +104,12 @@ class Checkpoints:
 
 
 def write_run(workdir: Path, config: TrainConfig, hashes: dict[str, str]) -> None:
-    """Writes `config.json`: {"config": resolved, "hashes": network -> sha256 of what the data was made with}."""
+    """Writes `config.json`: {"config": resolved, "hashes": network -> sha256 of what the data was made with}.
+
+    Of several processes the first one writes.
+    """
+    if jax.process_index() != 0:
+        return
     workdir.mkdir(parents=True, exist_ok=True)
     temporary = workdir / f".config.{os.getpid()}.json"
     temporary.write_text(json.dumps({"config": to_dict(config), "hashes": hashes}, indent=2) + "\n")
@@ -145,7 +153,11 @@ def abstract_like(shapes: Any, shardings: Any) -> Any:
 
 
 class Alarm:
-    """Says when to save and when to stop: by steps, by the clock, or because of SIGTERM."""
+    """Says when to save and when to stop: by steps, by the clock, or because of SIGTERM.
+
+    Several processes must do the same at the same step. Clocks and signals are their own: they agree on them every
+    `log_every` steps, where they wait for the device anyway, and stop or save if any one wants to.
+    """
 
     def __init__(self, config: TrainConfig) -> None:
         self._config, self._terminated = config, False
@@ -156,18 +168,20 @@ class Alarm:
     def _terminate(self, *_: Any) -> None:
         self._terminated = True
 
-    def stop(self) -> bool:
-        """True once the process should save and end."""
-        minutes = self._config.stop_minutes
-        return self._terminated or (minutes > 0 and time.monotonic() - self._began > 60 * minutes)
-
-    def save(self, step: int) -> bool:
-        """True if a checkpoint is due before the step after `step`."""
-        every, minutes = self._config.save_every, self._config.save_minutes
-        due = (every > 0 and step % every == 0) or (minutes > 0 and time.monotonic() - self._saved > 60 * minutes)
-        if due:
-            self._saved = time.monotonic()
-        return due
+    def due(self, step: int) -> tuple[bool, bool]:
+        """Before the step after `step`: whether to save, and whether to end (having saved)."""
+        config, now = self._config, time.monotonic()
+        stop = self._terminated or 0 < 60 * config.stop_minutes < now - self._began
+        save = 0 < 60 * config.save_minutes < now - self._saved
+        if jax.process_count() > 1:
+            said = np.zeros((1, 2), bool)
+            if step % config.log_every == 0:
+                said = np.asarray(multihost_utils.process_allgather(np.array([stop, save])))
+            stop, save = bool(said[:, 0].any()), bool(said[:, 1].any())
+        save |= config.save_every > 0 and step % config.save_every == 0
+        if save:
+            self._saved = now
+        return save or stop, stop
 
     def close(self) -> None:
         """Gives SIGTERM back to whoever had it."""

@@ -50,8 +50,8 @@ def train(
             last = n == config.steps
             if n > start and (last or (config.eval_every and n % config.eval_every == 0)):
                 log.write(n, {f"eval/{name}": value for name, value in evaluate(state).items()})
-            stop = alarm.stop()
-            if n > start and (last or stop or alarm.save(n)):
+            save, stop = alarm.due(n)
+            if n > start and (last or save):
                 log.flush()
                 checkpoints.save(state, batches.get_state())
             if last or stop:

@@ -20,15 +20,18 @@ class MetricLog:
 
     Step metrics stay on the device until the log interval, so that the device never waits for the log; a row is
     their mean. Rows past `start` are dropped first: a resumed run repeats those steps and would write them twice.
+    Of several processes the first one writes and shows.
     """
 
     def __init__(self, workdir: Path, start: int, steps: int, name: str, every: int, quiet: bool = False) -> None:
-        self._path, self._every = workdir / "metrics.jsonl", every
-        if self._path.exists():
+        self._path, self._every, self._first = workdir / "metrics.jsonl", every, jax.process_index() == 0
+        if self._first and self._path.exists():
             rows = [line for line in self._path.read_text().splitlines() if _step(line) <= start]
             self._path.write_text("".join(f"{row}\n" for row in rows))
         self._began = time.monotonic()
-        self._bar = tqdm(total=steps, initial=start, desc=name, unit="step", disable=quiet, mininterval=0.5)
+        self._bar = tqdm(
+            total=steps, initial=start, desc=name, unit="step", disable=quiet or not self._first, mininterval=0.5
+        )
         self._shown: dict[str, str] = {}
         self._pending: list[tuple[int, Metrics]] = []
 
@@ -55,6 +58,8 @@ class MetricLog:
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
         """Appends a row; the loss and the held-out loss are shown beside the bar."""
+        if not self._first:
+            return
         row: dict[str, Any] = {"step": step, "seconds": round(time.monotonic() - self._began, 3)}
         row |= {key: value if math.isfinite(value) else None for key, value in metrics.items()}
         with self._path.open("a") as file:
