@@ -86,16 +86,12 @@ class Conv(nnx.Module):
         self.kernel = nnx.Param(init(rngs.params(), (taps, inputs, outputs)))
         self.bias = nnx.Param(jnp.zeros(outputs))
 
-    def _apply(
-        self, x: jax.Array, padding: tuple[int, int], stride: int = 1, spread: int = 1, dilation: int = 1
-    ) -> jax.Array:
-        """Zeros put between frames for a factor of `spread`, padded, convolved with dilated taps every `stride`."""
+    def _apply(self, x: jax.Array, padding: tuple[int, int], stride: int = 1, dilation: int = 1) -> jax.Array:
         y = jax.lax.conv_general_dilated(
             x,
             self.kernel[...].astype(x.dtype),
             (stride,),
             (padding,),
-            lhs_dilation=(spread,),
             rhs_dilation=(dilation,),
             dimension_numbers=("NWC", "WIO", "NWC"),
         )
@@ -112,10 +108,22 @@ class Conv(nnx.Module):
         return self._apply(x, ((extra + 1) // 2, extra // 2), stride=rate)
 
     def up(self, x: jax.Array, rate: int) -> jax.Array:
-        """(B, T, C) to (B, T * rate, C'): the transposed convolution. An odd rest is cut off at the beginning."""
-        taps = self.kernel.shape[0]
-        extra = taps - rate
-        return self._apply(x, (taps - 1 - (extra + 1) // 2, taps - 1 - extra // 2), spread=rate)
+        """(B, T, C) to (B, T * rate, C'): the transposed convolution. An odd rest is cut off at the beginning.
+
+        Every frame is spread over its taps by one matrix product, then they are added where they overlap: on XLA:CPU
+        the gradient of `lax.conv` with a dilated input takes many times as long.
+        """
+        taps, inputs, outputs = self.kernel.shape
+        batch, time, _ = x.shape
+        kernel = self.kernel[...][::-1].swapaxes(0, 1).reshape(inputs, taps * outputs).astype(x.dtype)
+        spread = (x @ kernel).reshape(batch, time, taps, outputs)
+        pieces = -(-taps // rate)
+        spread = jnp.pad(spread, ((0, 0), (0, 0), (0, pieces * rate - taps), (0, 0)))
+        spread = spread.reshape(batch, time, pieces, rate, outputs)
+        shifted = (jnp.pad(spread[:, :, i], ((0, 0), (i, pieces - 1 - i), (0, 0), (0, 0))) for i in range(pieces))
+        begin = (taps - rate + 1) // 2
+        y = sum(shifted, jnp.zeros((), x.dtype)).reshape(batch, -1, outputs)[:, begin : begin + time * rate]
+        return y + self.bias[...].astype(x.dtype)
 
 
 class ResidualStack(nnx.Module):
