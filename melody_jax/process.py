@@ -4,9 +4,12 @@ import os
 import platform
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from melody_jax.config import HostsConfig
 from melody_jax.errors import UserError
+
+if TYPE_CHECKING:  # `tune_allocator` restarts the process: little may be imported before it
+    from melody_jax.config import HostsConfig
 
 ALLOCATOR = (
     "glibc.malloc.hugetlb=1:glibc.malloc.arena_max=1:"
@@ -42,7 +45,7 @@ def enable_compile_cache() -> None:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 
 
-def join_hosts(hosts: HostsConfig) -> None:
+def join_hosts(hosts: "HostsConfig") -> None:
     """Makes this process one of those that train together; call it before anything touches a device.
 
     Raises:

@@ -40,7 +40,6 @@ class SamplerConfig:
     """The same for the LM."""
     top_k: int = 250
     """Semantic tokens kept at each step of the LM, the most likely ones; 1 is greedy."""
-
     literal_chunks: bool = False
     """Moves on by ceil(U / M) tokens a chunk, as printed, although a chunk's latents may be fewer (Q4)."""
 
