@@ -20,7 +20,7 @@ from jax.sharding import Mesh
 from melody_jax.config import OptimizerConfig, TrainConfig
 from melody_jax.errors import UserError
 from melody_jax.training.loop import make_step
-from melody_jax.training.sharding import make_mesh, place_batch, sharded_init
+from melody_jax.training.sharding import make_mesh, place_batch, sharded_init, using
 from melody_jax.training.state import create_state
 
 ROOT = Path(__file__).parents[1]
@@ -47,10 +47,11 @@ def train(stage: Any, mesh: Mesh) -> tuple[Any, float, float]:
     source = Batches(stage)
     batches = [jax.tree.map(lambda *halves: np.concatenate(halves), next(source), next(source)) for _ in range(5)]
     begin, late = place_batch(batches[0], mesh), jnp.int32(10**6)  # late: discriminators are at work
-    gradients, metrics = jax.device_get(jax.jit(stage.gradients)(state.params, begin, jax.random.key(1), late))
-    step, last = make_step(config, state), {}
-    for batch in batches:
-        state, last = step(state, place_batch(batch, mesh))
+    with using(mesh):
+        gradients, metrics = jax.device_get(jax.jit(stage.gradients)(state.params, begin, jax.random.key(1), late))
+        step, last = make_step(config, state), {}
+        for batch in batches:
+            state, last = step(state, place_batch(batch, mesh))
     return gradients, float(metrics["loss"]), float(last["loss"])
 
 

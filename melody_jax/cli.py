@@ -31,6 +31,12 @@ COMMANDS: dict[str, Command] = {
         "import_network",
         "use published weights: CLAP, MERT, wav2vec 2.0",
     ),
+    "compile-tpu": Command(
+        "melody_jax.scale.compile_tpu",
+        "CompileConfig",
+        "compile_tpu",
+        "compile a training step for TPUs elsewhere",
+    ),
     "export": Command("melody_jax.training.export", "ExportConfig", "export", "release a trained network"),
 }
 

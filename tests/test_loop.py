@@ -108,6 +108,10 @@ def rows(workdir: Any) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
 
 
+def untimed(row: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in row.items() if key != "seconds" and not key.startswith("time/")}
+
+
 def assert_same(a: Any, b: Any) -> None:
     for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
         np.testing.assert_array_equal(np.asarray(x), np.asarray(y))
@@ -124,7 +128,11 @@ def test_learns_and_writes_metrics(finished: Any) -> None:
     losses = [row["eval/loss"] for row in rows(workdir) if "eval/loss" in row]
     assert len(losses) == 2
     assert losses[1] < losses[0]
-    assert [row["step"] for row in rows(workdir) if "loss" in row] == list(range(5, 51, 5))
+    logged = [row for row in rows(workdir) if "loss" in row]
+    assert [row["step"] for row in logged] == list(range(5, 51, 5))
+    assert logged[0]["learning_rate"] == pytest.approx(0.03 * 4 / 5)
+    assert all(row["time/steps_per_second"] > 0 and 0 <= row["time/data_wait"] < 1 for row in logged)
+    assert list((workdir / "tensorboard").glob("events.*"))
 
 
 def test_resume_is_bit_identical(finished: Any, tmp_path: Any) -> None:
@@ -132,8 +140,7 @@ def test_resume_is_bit_identical(finished: Any, tmp_path: Any) -> None:
     shutil.copytree(workdir, tmp_path / "run")
     shutil.rmtree(tmp_path / "run" / "checkpoints" / "50")
     assert_same(run(toy_config(tmp_path / "run")), uninterrupted)
-    kept = [{k: v for k, v in row.items() if k != "seconds"} for row in rows(workdir)]
-    assert kept == [{k: v for k, v in row.items() if k != "seconds"} for row in rows(tmp_path / "run")]
+    assert [untimed(row) for row in rows(workdir)] == [untimed(row) for row in rows(tmp_path / "run")]
 
 
 def test_accumulated_parts_equal_the_whole_batch(tmp_path: Any) -> None:

@@ -72,9 +72,19 @@ def scan_blocks(
     def body(carry: jax.Array, block: tuple[Params, jax.Array | None]) -> tuple[jax.Array, None]:
         block_params, key = block
         keyword = {} if key is None else {"key": key}
-        return bind(cls, *args, params=block_params)(carry, *inputs, **keyword), None
+        return split_batch(bind(cls, *args, params=block_params)(split_batch(carry), *inputs, **keyword)), None
 
     return jax.lax.scan(jax.checkpoint(body) if remat else body, x, (params, keys), unroll=unroll)[0]
+
+
+def split_batch(x: jax.Array) -> jax.Array:
+    """x (B, ...) with its items spread over the mesh in use (`training/sharding.py: using`); x itself without one.
+
+    Said at every block: left alone, the compiler may follow the parameters' placement and compute each item everywhere.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    axes = tuple(name for name in ("data", "fsdp") if name in mesh.axis_names)
+    return jax.lax.with_sharding_constraint(x, jax.sharding.PartitionSpec(axes)) if axes else x
 
 
 def count(params: Params) -> int:

@@ -4,6 +4,7 @@ Saving before `next` keeps the batch: a run resumed from step n sees the same ba
 with `key = fold_in(seed, step)` it ends with the same bits.
 """
 
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -18,9 +19,9 @@ from melody_jax.errors import UserError
 from melody_jax.models.functional import Params
 from melody_jax.training import checkpoint
 from melody_jax.training.metrics import MetricLog, mean
-from melody_jax.training.sharding import make_mesh, place_batch, sharded_init, state_sharding
+from melody_jax.training.sharding import make_mesh, place_batch, sharded_init, state_sharding, using
 from melody_jax.training.stage import Batch, Metrics, Stage
-from melody_jax.training.state import TrainState, create_state, ema_update, make_optimizer
+from melody_jax.training.state import TrainState, create_state, ema_update, learning_rate, make_optimizer
 
 
 def train(
@@ -43,7 +44,8 @@ def train(
     state = _begin(config, checkpoints, batches, hashes or {}, mesh)
     step, evaluate = make_step(config, state), make_evaluate(config, held_out, mesh)
     start = int(state.step)
-    log = MetricLog(workdir, start, config.steps, config.stage.name, config.log_every, quiet)
+    rate = learning_rate(config.optimizer, config.optimizer.learning_rate, config.steps)
+    log = MetricLog(workdir, start, config.steps, config.stage.name, config.log_every, rate, quiet)
     alarm = checkpoint.Alarm(config)
     try:
         for n in range(start, config.steps + 1):
@@ -56,8 +58,12 @@ def train(
                 checkpoints.save(state, batches.get_state())
             if last or stop:
                 break
-            batch = place_batch(next(batches), mesh)
-            state, metrics = step(state, batch)
+            asked = time.monotonic()
+            rows = next(batches)
+            log.waited(time.monotonic() - asked)
+            batch = place_batch(rows, mesh)
+            with using(mesh):
+                state, metrics = step(state, batch)
             log.add(n + 1, metrics)
     finally:
         log.close()
@@ -117,7 +123,8 @@ def make_evaluate(
 
     def evaluate(state: TrainState) -> dict[str, float]:
         params = state.params | {"model": state.ema}
-        rows = [compiled(params, place_batch(batch, mesh), jnp.int32(i)) for i, batch in enumerate(held_out)]
+        with using(mesh):
+            rows = [compiled(params, place_batch(batch, mesh), jnp.int32(i)) for i, batch in enumerate(held_out)]
         return mean(jax.device_get(rows))
 
     return evaluate

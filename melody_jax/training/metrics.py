@@ -1,14 +1,15 @@
-"""What a run tells: one JSON line a log interval in metrics.jsonl, and a progress bar."""
+"""What a run tells: one JSON line a log interval in metrics.jsonl, TensorBoard's curves, and a progress bar."""
 
 import json
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
+from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
 from melody_jax.errors import UserError
@@ -20,11 +21,25 @@ class MetricLog:
 
     Step metrics stay on the device until the log interval, so that the device never waits for the log; a row is
     their mean. Rows past `start` are dropped first: a resumed run repeats those steps and would write them twice.
-    Of several processes the first one writes and shows.
+    Of several processes the first one writes and shows. The same numbers go to `<workdir>/tensorboard`.
+
+    Besides what the stage measures, a row has `learning_rate`, `time/steps_per_second`, and `time/data_wait`, the share
+    of the time spent waiting for batches: more than a few percent asks for more `data.threads`.
     """
 
-    def __init__(self, workdir: Path, start: int, steps: int, name: str, every: int, quiet: bool = False) -> None:
+    def __init__(
+        self,
+        workdir: Path,
+        start: int,
+        steps: int,
+        name: str,
+        every: int,
+        rate: Callable[[int], Any],
+        quiet: bool = False,
+    ) -> None:
         self._path, self._every, self._first = workdir / "metrics.jsonl", every, jax.process_index() == 0
+        self._curves = SummaryWriter(str(workdir / "tensorboard"), purge_step=start + 1) if self._first else None
+        self._rate, self._waited, self._flushed = rate, 0.0, time.monotonic()
         if self._first and self._path.exists():
             rows = [line for line in self._path.read_text().splitlines() if _step(line) <= start]
             self._path.write_text("".join(f"{row}\n" for row in rows))
@@ -34,6 +49,10 @@ class MetricLog:
         )
         self._shown: dict[str, str] = {}
         self._pending: list[tuple[int, Metrics]] = []
+
+    def waited(self, seconds: float) -> None:
+        """So long did the last batch let the loop wait."""
+        self._waited += seconds
 
     def add(self, step: int, metrics: Metrics) -> None:
         """One step done, with its metrics still on the device."""
@@ -54,7 +73,11 @@ class MetricLog:
             if not math.isfinite(metrics["loss"]):
                 raise UserError(f"the loss is {metrics['loss']} at step {step}; resume with a lower learning rate")
         if rows:
-            self.write(rows[-1][0], mean([metrics for _, metrics in rows]))
+            step, passed = rows[-1][0], time.monotonic() - self._flushed
+            speed = {"time/steps_per_second": len(rows) / passed, "time/data_wait": self._waited / passed}
+            row = {"learning_rate": float(self._rate(step - 1))} | speed
+            self.write(step, mean([metrics for _, metrics in rows]) | row)
+        self._waited, self._flushed = 0.0, time.monotonic()
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
         """Appends a row; the loss and the held-out loss are shown beside the bar."""
@@ -64,6 +87,9 @@ class MetricLog:
         row |= {key: value if math.isfinite(value) else None for key, value in metrics.items()}
         with self._path.open("a") as file:
             file.write(json.dumps(row) + "\n")
+        if self._curves is not None:
+            for key, value in metrics.items():
+                self._curves.add_scalar(key if "/" in key else f"train/{key}", value, step)
         for key, label in (("loss", "loss"), ("eval/loss", "held_out")):
             if key in metrics:
                 self._shown[label] = f"{metrics[key]:.4g}"
@@ -72,6 +98,8 @@ class MetricLog:
     def close(self) -> None:
         """Leaves the bar as it stands."""
         self._bar.close()
+        if self._curves is not None:
+            self._curves.close()
 
 
 def mean(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:

@@ -6,6 +6,7 @@ Axes are Auto: placements are given for inputs and outputs, the compiler finds t
 
 import re
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import jax
@@ -38,6 +39,11 @@ def make_mesh(sizes: tuple[int, int, int], devices: list[Any] | None = None) -> 
     if sizes.count(-1) > 1 or min(filled) < 1 or int(np.prod(filled)) != len(devices):
         raise UserError(f"mesh {sizes} does not fit {len(devices)} devices; sizes multiply to that, one may be -1")
     return jax.make_mesh(filled, AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
+
+
+def using(mesh: Mesh) -> AbstractContextManager[Any]:
+    """What is traced inside keeps the items of batches spread over the mesh (`models/functional.py: split_batch`)."""
+    return jax.sharding.use_abstract_mesh(mesh.abstract_mesh) if mesh.size > 1 else nullcontext()
 
 
 def path_name(path: tuple[Any, ...]) -> str:

@@ -1,0 +1,120 @@
+"""FLOPs and collectives are counted as often as they happen; rooflines and reports follow from them."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from melody_jax.config import DataConfig, TrainConfig
+from melody_jax.errors import UserError
+from melody_jax.models import dpd, functional, lm, mulan, tokenizer, vae
+from melody_jax.scale import compile_tpu
+from melody_jax.scale.chips import CHIPS, roofline
+from melody_jax.scale.counting import collectives, matmul_flops
+from melody_jax.training.stages.dpd import DPDStage
+from melody_jax.training.stages.lm import LMStage
+from melody_jax.training.stages.mulan import MuLanStage
+from melody_jax.training.stages.tokenizer import TokenizerStage
+from melody_jax.training.stages.vae import VAEStage
+
+
+def test_loops_count_as_often_as_they_run() -> None:
+    x, w = jnp.ones((4, 8)), jnp.ones((3, 8, 8))
+
+    def run(x: jax.Array) -> jax.Array:
+        x = jax.lax.scan(lambda x, w: (x @ w, None), x, w)[0]
+        return jax.lax.cond(x[0, 0] > 0, lambda x: x @ w[0] @ w[1], lambda x: x @ w[0], x)
+
+    assert matmul_flops(jax.make_jaxpr(run)(x)) == (3 + 2) * 2 * 4 * 8 * 8
+    back = jax.make_jaxpr(jax.grad(lambda x: jax.checkpoint(run)(x).sum()))(x)
+    assert matmul_flops(back) >= 2 * 5 * 2 * 4 * 8 * 8
+
+
+def test_convolutions() -> None:
+    convolve = partial(
+        jax.lax.conv_general_dilated, window_strides=(2,), padding="VALID", dimension_numbers=("NWC", "WIO", "NWC")
+    )
+    traced = jax.make_jaxpr(convolve)(jnp.ones((2, 21, 5)), jnp.ones((3, 5, 7)))
+    assert matmul_flops(traced) == 2 * 2 * 10 * 7 * 3 * 5
+
+
+def test_a_language_models_step_costs_six_flops_a_weight_and_token() -> None:
+    config = lm.LMConfig(layers=3, width=64, heads=2, ffn=128, recall=False, prefix_everywhere=False)
+    config_tokens = 2 * (12 + 20 - 1)
+    shapes = jax.eval_shape(partial(lm.init, config), jax.random.key(0))
+    tokens = jnp.zeros((2, 20), jnp.int32)
+
+    def loss(params: dict) -> jax.Array:
+        return lm.logits(params, config, jnp.zeros((2, 12), jnp.int32), tokens).sum()
+
+    flops = matmul_flops(jax.make_jaxpr(jax.grad(loss))(shapes))
+    weights = functional.count(shapes["blocks"]) + functional.count(shapes["head"])
+    assert flops == pytest.approx(6 * weights * config_tokens, rel=0.15)
+
+
+HLO = """
+%cond (p: (u32[], f32[8])) -> pred[] {
+  %constant.1 = u32[]{:T(128)} constant(5)
+  ROOT %compare = pred[] compare(%gte, %constant.1), direction=LT
+}
+
+%body (p: (u32[], f32[8])) -> (u32[], f32[8]) {
+  %all-gather.1 = bf16[16,8]{1,0} all-gather(%a), dimensions={0}
+  %collective-permute-start = (f32[4,2]{1,0}, f32[4,2]{1,0}, u32[], u32[]) collective-permute-start(%b)
+  %collective-permute-done = f32[4,2]{1,0} collective-permute-done(%collective-permute-start)
+}
+
+%inner (p: f32[8]) -> f32[8] {
+  %all-reduce = (f32[10]{0}, f32[6]{0}) all-reduce(%c, %d), to_apply=%add
+}
+
+ENTRY %main (a: f32[8]) -> f32[8] {
+  %while.1 = (u32[], f32[8]) while(%tuple), condition=%cond, body=%body
+  %while.2 = (u32[], f32[8]) while(%tuple), condition=%gone, body=%body, backend_config={"known_trip_count":{"n":"2"}}
+  ROOT %call = f32[8] call(%e), to_apply=%inner
+}
+"""
+
+
+def test_collectives_by_kind_and_bytes() -> None:
+    assert collectives(HLO) == {
+        "all-gather": (7, 7 * 16 * 8 * 2),
+        "collective-permute": (7, 7 * 4 * 2 * 4),
+        "all-reduce": (1, 16 * 4),
+    }
+
+
+def test_what_takes_longest_binds() -> None:
+    chip = CHIPS["v5e"]
+    line = roofline(chip, flops=chip.flops, bytes_moved=2 * chip.bandwidth, bytes_sent=0)
+    assert (line.compute, line.memory, line.interconnect, line.bound) == (1, 2, 0, "memory")
+    assert line.utilisation == 0.5
+
+
+@pytest.mark.parametrize(
+    "stage",
+    [
+        VAEStage(model=vae.TINY),
+        MuLanStage(model=mulan.TINY),
+        TokenizerStage(model=tokenizer.TINY),
+        LMStage(model=lm.TINY),
+        DPDStage(model=dpd.TINY),
+    ],
+    ids=lambda stage: stage.name,
+)
+def test_example_batches_fit_every_stage(stage: object) -> None:
+    """The shapes that are compiled are those that training sees: gradients can be traced on them."""
+    data = DataConfig(batch_size=4, crop_samples=9600, window_tokens=80, text_length=12)
+    batch = compile_tpu.example(TrainConfig(stage=stage, data=data))
+    init, gradients = stage.init, stage.gradients  # type: ignore[attr-defined]
+    key = jax.random.key(0)
+    found, _ = jax.eval_shape(gradients, jax.eval_shape(init, key), batch, key, jnp.int32(0))
+    assert functional.count(found) > 0
+
+
+def test_bad_arguments_are_one_line() -> None:
+    with pytest.raises(UserError, match="--config is missing"):
+        compile_tpu.compile_tpu(compile_tpu.CompileConfig())
+    with pytest.raises(UserError, match="the chip must be one of v5e, v5p, v6e"):
+        compile_tpu.compile_tpu(compile_tpu.CompileConfig(config="configs/lm_tiny.py", topology="v9:4x4"))
