@@ -10,7 +10,10 @@ class UserError(ValueError):
 
 
 def exits_cleanly(main: Callable[[], None]) -> Callable[[], None]:
-    """Decorates a command's entry point: a `UserError` prints one line on stderr and exits with code 2."""
+    """Decorates a command's entry point: a `UserError` prints one line on stderr and exits with code 2.
+
+    So does a package that only an extra installs.
+    """
 
     @functools.wraps(main)
     def wrapped() -> None:
@@ -18,6 +21,11 @@ def exits_cleanly(main: Callable[[], None]) -> Callable[[], None]:
             main()
         except UserError as error:
             print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+            sys.exit(2)
+        except ModuleNotFoundError as error:
+            if (error.name or "melody_jax").startswith("melody_jax"):
+                raise
+            print(f"error: {error.name} is not installed: pip install -e '.[train,compose]' brings it", file=sys.stderr)
             sys.exit(2)
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr)

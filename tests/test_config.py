@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from melody_jax.config import DataConfig, TrainConfig, difference, from_dict, load_config, to_dict, to_json
-from melody_jax.errors import UserError
+from melody_jax.errors import UserError, exits_cleanly
 from melody_jax.models import mulan
 from melody_jax.models.mulan import MuLanConfig
 
@@ -143,3 +143,15 @@ def test_allocator_restarts_once() -> None:
         check=True,
     )
     assert kept.stdout.strip() == "glibc.malloc.hugetlb=0"
+
+
+def test_a_missing_extra_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    def needs(name: str) -> None:
+        raise ModuleNotFoundError(name=name)
+
+    with pytest.raises(SystemExit) as caught:
+        exits_cleanly(lambda: needs("grain"))()
+    assert caught.value.code == 2
+    assert capsys.readouterr().err == "error: grain is not installed: pip install -e '.[train,compose]' brings it\n"
+    with pytest.raises(ModuleNotFoundError):
+        exits_cleanly(lambda: needs("melody_jax.gone"))()
