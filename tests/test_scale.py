@@ -1,5 +1,6 @@
 """FLOPs and collectives are counted as often as they happen; rooflines and reports follow from them."""
 
+from dataclasses import replace
 from functools import partial
 
 import jax
@@ -8,7 +9,8 @@ import pytest
 
 from melody_jax.config import DataConfig, TrainConfig
 from melody_jax.errors import UserError
-from melody_jax.models import dpd, functional, lm, mulan, tokenizer, vae
+from melody_jax.models import ast, dpd, functional, htsat, lm, mulan, tokenizer, vae
+from melody_jax.models.wav2vec2 import Wav2Vec2Config
 from melody_jax.scale import compile_tpu
 from melody_jax.scale.chips import CHIPS, roofline
 from melody_jax.scale.counting import collectives, matmul_flops
@@ -92,24 +94,30 @@ def test_what_takes_longest_binds() -> None:
     assert line.utilisation == 0.5
 
 
-@pytest.mark.parametrize(
-    "stage",
-    [
-        VAEStage(model=vae.TINY),
-        MuLanStage(model=mulan.TINY),
-        TokenizerStage(model=tokenizer.TINY),
-        LMStage(model=lm.TINY),
-        DPDStage(model=dpd.TINY),
-    ],
-    ids=lambda stage: stage.name,
-)
-def test_example_batches_fit_every_stage(stage: object) -> None:
+SMALL_EAR = Wav2Vec2Config(channels=32, layers=2, layer=1, width=32, heads=2, ffn=64, kernel=5)
+STAGES = {
+    "vae": VAEStage(model=vae.TINY),
+    "vae, paper's kind": VAEStage(model=vae.PAPER),
+    "mulan": MuLanStage(model=mulan.TINY),
+    "mulan, paper's kind": MuLanStage(model=replace(mulan.TINY, music=ast.TINY)),
+    "mulan, CLAP's kind": MuLanStage(model=replace(mulan.TINY, music=htsat.HTSATConfig(), projection_hidden=8)),
+    "tokenizer": TokenizerStage(model=tokenizer.TINY),
+    "tokenizer, paper's kind": TokenizerStage(model=replace(tokenizer.TINY, encoder=SMALL_EAR)),
+    "lm": LMStage(model=lm.TINY),
+    "dpd": DPDStage(model=dpd.TINY),
+}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("name", STAGES)
+def test_example_batches_fit_every_stage(name: str, dtype: str) -> None:
     """The shapes that are compiled are those that training sees: gradients can be traced on them."""
+    stage = STAGES[name]
+    stage = replace(stage, model=compile_tpu.with_fields(stage.model, dtype=dtype))
     data = DataConfig(batch_size=4, crop_samples=9600, window_tokens=80, text_length=12)
     batch = compile_tpu.example(TrainConfig(stage=stage, data=data))
-    init, gradients = stage.init, stage.gradients  # type: ignore[attr-defined]
     key = jax.random.key(0)
-    found, _ = jax.eval_shape(gradients, jax.eval_shape(init, key), batch, key, jnp.int32(0))
+    found, _ = jax.eval_shape(stage.gradients, jax.eval_shape(stage.init, key), batch, key, jnp.int32(0))
     assert functional.count(found) > 0
 
 

@@ -72,7 +72,8 @@ def scan_blocks(
     def body(carry: jax.Array, block: tuple[Params, jax.Array | None]) -> tuple[jax.Array, None]:
         block_params, key = block
         keyword = {} if key is None else {"key": key}
-        return split_batch(bind(cls, *args, params=block_params)(split_batch(carry), *inputs, **keyword)), None
+        result = bind(cls, *args, params=block_params)(split_batch(carry), *inputs, **keyword)
+        return split_batch(result.astype(carry.dtype)), None
 
     return jax.lax.scan(jax.checkpoint(body) if remat else body, x, (params, keys), unroll=unroll)[0]
 

@@ -207,7 +207,7 @@ def _look(params: Params, bias: jax.Array, x: jax.Array, config: BlockConfig, sh
     """One block on (B, side, side, D), within windows shifted by `shift`; `bias` (W, H, N, N) is theirs."""
     layer, window = functional.bind(Block, config, params=params), round(bias.shape[-1] ** 0.5)
     windows = _partition(jnp.roll(x, (-shift, -shift), axis=(1, 2)), window)
-    windows = layer(windows, jnp.tile(bias, (len(x), 1, 1, 1)))
+    windows = layer(windows, jnp.tile(bias, (len(x), 1, 1, 1))).astype(x.dtype)
     return jnp.roll(_assemble(windows, x.shape), (shift, shift), axis=(1, 2))
 
 

@@ -148,7 +148,7 @@ def _latents(stage: Any, data: DataConfig) -> tuple[int, int]:
 
 
 def _adapted(config: TrainConfig, wanted: CompileConfig) -> TrainConfig:
-    model = _with(config.stage.model, dtype=wanted.dtype, **({"remat": True} if wanted.remat else {}))
+    model = with_fields(config.stage.model, dtype=wanted.dtype, **({"remat": True} if wanted.remat else {}))
     size = wanted.batch_size or config.data.batch_size
     return dataclasses.replace(
         config,
@@ -158,10 +158,10 @@ def _adapted(config: TrainConfig, wanted: CompileConfig) -> TrainConfig:
     )
 
 
-def _with(model: Any, **changes: Any) -> Any:
+def with_fields(model: Any, **changes: Any) -> Any:
     """A model's config with fields changed wherever it, or a config inside it, has them."""
     inner = {
-        field.name: _with(getattr(model, field.name), **changes)
+        field.name: with_fields(getattr(model, field.name), **changes)
         for field in dataclasses.fields(model)
         if dataclasses.is_dataclass(getattr(model, field.name))
     }
