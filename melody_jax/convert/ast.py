@@ -9,6 +9,8 @@ from melody_jax.errors import UserError
 from melody_jax.models.ast import ASTConfig
 from melody_jax.models.functional import Params
 
+NORMS = ("layernorm_before", "layernorm_after")
+
 
 def load_ast(path: str | Path, config: ASTConfig) -> Params:
     """The tower's parameters (NumPy float32) from a folder or a safetensors file; the classifier is left out.
@@ -32,21 +34,13 @@ def load_ast(path: str | Path, config: ASTConfig) -> Params:
         },
         "tokens": np.stack(leading),
         "positions": tensors.take("embeddings.position_embeddings", 1, 2 + bands * frames, width)[0],
-        "blocks": stack([_block(tensors, layer, width, config.ffn) for layer in range(config.layers)]),
+        "blocks": stack(
+            [
+                tensors.block(f"encoder.layer.{i}", "attention.attention", NORMS, width, config.ffn)
+                for i in range(config.layers)
+            ]
+        ),
         "norm": tensors.norm("layernorm", width),
     }
     tensors.finish("classifier.")
     return params
-
-
-def _block(tensors: Tensors, layer: int, width: int, ffn: int) -> Params:
-    at = f"encoder.layer.{layer}"
-    parts = [f"{at}.attention.attention.{part}" for part in ("query", "key", "value")]
-    return {
-        "qkv": tensors.linear(parts, width, width),
-        "out": tensors.linear(f"{at}.attention.output.dense", width, width),
-        "norm": tensors.norm(f"{at}.layernorm_before", width),
-        "up": tensors.linear(f"{at}.intermediate.dense", width, ffn),
-        "down": tensors.linear(f"{at}.output.dense", ffn, width),
-        "ffn_norm": tensors.norm(f"{at}.layernorm_after", width),
-    }

@@ -57,11 +57,4 @@ def load_bert(
 
 def block(tensors: Tensors, at: str, width: int, ffn: int) -> Params:
     """One layer of BERT's kind, named `at`."""
-    return {
-        "qkv": tensors.linear([f"{at}.attention.self.{part}" for part in ("query", "key", "value")], width, width),
-        "out": tensors.linear(f"{at}.attention.output.dense", width, width),
-        "norm": tensors.norm(f"{at}.attention.output.LayerNorm", width),
-        "up": tensors.linear(f"{at}.intermediate.dense", width, ffn),
-        "down": tensors.linear(f"{at}.output.dense", ffn, width),
-        "ffn_norm": tensors.norm(f"{at}.output.LayerNorm", width),
-    }
+    return tensors.block(at, "attention.self", ("attention.output.LayerNorm", "output.LayerNorm"), width, ffn)

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from melody_jax.convert import bert
+from melody_jax.convert.ast import NORMS
 from melody_jax.convert.tensors import Tensors, stack
 from melody_jax.errors import UserError
 from melody_jax.models.functional import Params
@@ -78,11 +79,10 @@ def _music(tensors: Tensors, config: HTSATConfig) -> Params:
 
 def _stage(tensors: Tensors, at: str, config: HTSATConfig, stage: int) -> Params:
     width, depth = config.width << stage, config.depths[stage]
+    blocks, ffn = [f"{at}.blocks.{i}" for i in range(depth)], config.expansion * width
     params = {
-        "blocks": stack([_block(tensors, f"{at}.blocks.{i}", width, config.expansion * width) for i in range(depth)]),
-        "offsets": np.stack(
-            [_offsets(tensors, f"{at}.blocks.{i}.attention.self", config, stage) for i in range(depth)]
-        ),
+        "blocks": stack([tensors.block(block, "attention.self", NORMS, width, ffn) for block in blocks]),
+        "offsets": np.stack([_offsets(tensors, f"{block}.attention.self", config, stage) for block in blocks]),
     }
     if stage + 1 < len(config.depths):
         params["merge_norm"] = tensors.norm(f"{at}.downsample.norm", 4 * width)
@@ -95,14 +95,3 @@ def _offsets(tensors: Tensors, at: str, config: HTSATConfig, stage: int) -> np.n
     if index in tensors:
         tensors.take(index, config.window**2, config.window**2)
     return tensors.take(f"{at}.relative_position_bias_table", (2 * config.window - 1) ** 2, config.heads[stage])
-
-
-def _block(tensors: Tensors, at: str, width: int, ffn: int) -> Params:
-    return {
-        "qkv": tensors.linear([f"{at}.attention.self.{part}" for part in ("query", "key", "value")], width, width),
-        "out": tensors.linear(f"{at}.attention.output.dense", width, width),
-        "norm": tensors.norm(f"{at}.layernorm_before", width),
-        "up": tensors.linear(f"{at}.intermediate.dense", width, ffn),
-        "down": tensors.linear(f"{at}.output.dense", ffn, width),
-        "ffn_norm": tensors.norm(f"{at}.layernorm_after", width),
-    }

@@ -15,7 +15,6 @@ from typing import Any, NamedTuple
 import jax
 from tqdm import tqdm
 
-from melody_jax import release
 from melody_jax.config import DataConfig
 from melody_jax.data import pipeline
 from melody_jax.data.text import read_tokenizer
@@ -23,7 +22,7 @@ from melody_jax.errors import UserError
 from melody_jax.models import mulan, tokenizer
 from melody_jax.models.tokenizer import TokenizerConfig
 from melody_jax.models.wav2vec2 import ROPE_LARGE
-from melody_jax.training.card import model_card
+from melody_jax.training.export import publish
 from melody_jax.training.stages.mulan import MuLanStage
 from melody_jax.training.stages.tokenizer import TokenizerStage
 
@@ -100,14 +99,5 @@ def import_network(config: ImportConfig) -> Path:
     params = stage.init(jax.random.key(config.seed))["model"]
     batches = tqdm(pipeline.finishing_batches(data, stage.batch, config.batches), total=config.batches, desc="fit")
     params, fitted = stage.finish(params, batches, jax.random.key(config.seed))
-    if stage.name == "mulan":
-        release.save_tokenizer(config.out, config.text_tokenizer, model.text.vocab_size)
-    metrics = {f"fit/{name}": float(value) for name, value in fitted.items()}
-    file = release.save_network(config.out, stage.name, params, model, {}, metrics)
     recipe = {"import": dataclasses.asdict(config)}
-    release.save_card(
-        config.out,
-        stage.name,
-        model_card(stage.name, params, recipe, config.data, {}, metrics, f"weights of {licence}"),
-    )
-    return file
+    return publish(config.out, stage, params, fitted, data, recipe, f"weights of {licence}")

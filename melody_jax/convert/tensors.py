@@ -4,8 +4,10 @@ Only safetensors are read, from a file, a folder, or straight from a wheel or zi
 """
 
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -79,6 +81,17 @@ class Tensors:
         scale = affine["scale"] / np.sqrt(variance + epsilon)
         return {"scale": scale, "bias": affine["bias"] - mean * scale}
 
+    def block(self, at: str, attention: str, norms: tuple[str, str], width: int, ffn: int) -> Params:
+        """A block of `models/transformer.py` named `at`; what families call differently is said."""
+        return {
+            "qkv": self.linear([f"{at}.{attention}.{part}" for part in ("query", "key", "value")], width, width),
+            "out": self.linear(f"{at}.attention.output.dense", width, width),
+            "norm": self.norm(f"{at}.{norms[0]}", width),
+            "up": self.linear(f"{at}.intermediate.dense", width, ffn),
+            "down": self.linear(f"{at}.output.dense", ffn, width),
+            "ffn_norm": self.norm(f"{at}.{norms[1]}", width),
+        }
+
     def finish(self, *ignored: str) -> None:
         """Checks that nothing is left but tensors whose names begin with one of `ignored`."""
         extra = sorted(name for name in self._left if not name.startswith(ignored))
@@ -89,3 +102,9 @@ class Tensors:
 def stack(blocks: Sequence[Params]) -> Params:
     """Parameters of equal blocks, each leaf stacked along a new first axis, as `functional.scan_blocks` wants them."""
     return jax.tree.map(lambda *leaves: np.stack(leaves), *blocks)
+
+
+@lru_cache(maxsize=2)
+def read_once(load: Callable[[str, Any], Params], path: str, config: Any) -> Params:
+    """`load(path, config)`, once although a stage's `init` is traced several times."""
+    return load(path, config)

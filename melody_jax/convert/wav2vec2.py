@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from melody_jax.convert.tensors import Tensors, stack
+from melody_jax.errors import UserError
 from melody_jax.models.functional import Params
 from melody_jax.models.wav2vec2 import EPSILON, Wav2Vec2Config
 
@@ -22,8 +23,10 @@ def load_wav2vec2(path: str | Path, config: Wav2Vec2Config) -> Params:
     A batch norm becomes the affine map that it is at inference.
 
     Raises:
-        UserError: files or tensors are missing, misshapen or left over.
+        UserError: the encoder is of another kind, or files or tensors are missing, misshapen or left over.
     """
+    if not isinstance(config, Wav2Vec2Config):
+        raise UserError(f"{path}: published weights need a Wav2Vec2 encoder, not a {type(config).__name__}")
     tensors = Tensors(path, "Wav2Vec2-Conformer" if config.conformer else "HuBERT")
     for prefix in ("wav2vec2_conformer.", "hubert."):
         if f"{prefix}feature_projection.projection.weight" in tensors:

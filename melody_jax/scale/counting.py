@@ -18,12 +18,10 @@ SIZES = {
     "f16": 2,
     "s16": 2,
     "u16": 2,
-    "s32": 4,
-    "u32": 4,
-    "f32": 4,
     "s64": 8,
     "f64": 8,
 }
+"""Bytes of the element types that have not four."""
 COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
 
 

@@ -3,6 +3,7 @@
 import dataclasses
 import importlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,10 @@ from melody_jax import release
 from melody_jax.config import DataConfig, from_dict
 from melody_jax.data import pipeline
 from melody_jax.errors import UserError
+from melody_jax.models.functional import Params
 from melody_jax.training import checkpoint
 from melody_jax.training.card import model_card
+from melody_jax.training.stage import Metrics
 
 STAGES = {"VAEStage": "vae", "MuLanStage": "mulan", "TokenizerStage": "tokenizer", "LMStage": "lm", "DPDStage": "dpd"}
 
@@ -58,14 +61,31 @@ def export(config: ExportConfig) -> Path:
         checkpoints.close()
     batches = pipeline.finishing_batches(data, stage.batch, config.batches)
     model, fitted = stage.finish(model, batches, jax.random.key(config.seed))
-    if stage.name == "mulan":
-        release.save_tokenizer(config.out, data.text_tokenizer, stage.model.text.vocab_size)
-    metrics = _last_evaluation(run) | {f"fit/{name}": float(value) for name, value in fitted.items()}
-    file = release.save_network(config.out, stage.name, model, stage.model, hashes, metrics)
     recipe = {name: value for name, value in described.items() if name not in ("workdir", "mesh")}
-    release.save_card(
-        config.out, stage.name, model_card(stage.name, model, recipe, data.folder, hashes, metrics, config.licence)
-    )
+    return publish(config.out, stage, model, fitted, data, recipe, config.licence, hashes, _last_evaluation(run))
+
+
+def publish(
+    out: str,
+    stage: Any,
+    model: Params,
+    fitted: Metrics,
+    data: DataConfig,
+    recipe: Mapping[str, Any],
+    licence: str,
+    hashes: dict[str, str] | None = None,
+    metrics: Mapping[str, float] | None = None,
+) -> Path:
+    """Writes what `stage.finish` returned: tensors, description, model card, a MuLan's tokenizer; returns the first.
+
+    The arguments after `data` are those of `model_card`.
+    """
+    name, hashes = stage.name, hashes or {}
+    if name == "mulan":
+        release.save_tokenizer(out, data.text_tokenizer, stage.model.text.vocab_size)
+    found = {**(metrics or {}), **{f"fit/{key}": float(value) for key, value in fitted.items()}}
+    file = release.save_network(out, name, model, stage.model, hashes, found)
+    release.save_card(out, name, model_card(name, model, recipe, data.folder, hashes, found, licence))
     return file
 
 

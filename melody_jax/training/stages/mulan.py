@@ -10,10 +10,9 @@ B batch, N word pieces, F mel frames, M mel bands, E embedding, V levels, C code
 """
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from functools import lru_cache
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +21,7 @@ import numpy as np
 from melody_jax.convert.ast import load_ast
 from melody_jax.convert.bert import load_bert
 from melody_jax.convert.clap import load_clap
+from melody_jax.convert.tensors import read_once
 from melody_jax.data import facts
 from melody_jax.data.text import vocabulary
 from melody_jax.errors import UserError
@@ -89,11 +89,11 @@ class MuLanStage:
         """Fresh parameters, of the towers those of the weights that are given."""
         model = mulan.init(self.model, key)
         if self.text_weights:
-            model["text"]["encoder"] = _published(load_text, self.text_weights, self.model.text)
+            model["text"]["encoder"] = read_once(load_text, self.text_weights, self.model.text)
         if self.music_weights:
-            model["music"] |= _published(load_ast, self.music_weights, self.model.music)
+            model["music"] |= read_once(load_ast, self.music_weights, self.model.music)
         if self.clap_weights:
-            model = _published(load_clap, self.clap_weights, self.model)
+            model = read_once(load_clap, self.clap_weights, self.model)
         model = jax.tree.map(jnp.asarray, model)
         width = self.model.embedding
         keys = dict(zip(sorted(self._classes()), jax.random.split(key, len(self._classes())), strict=True))
@@ -216,12 +216,6 @@ def load_text(path: str, config: TextConfig) -> Params:
     """
     packaged = config.vocab_size == len(vocabulary())
     return load_bert(path, config, vocabulary(), "all-MiniLM-L6-v2") if packaged else load_bert(path, config)
-
-
-@lru_cache(maxsize=2)
-def _published(load: Callable[[str, Any], Params], path: str, config: Any) -> Params:
-    """Weights read once although `init` is traced several times."""
-    return load(path, config)
 
 
 def contrastive_loss(logits: jax.Array, text_ids: jax.Array) -> jax.Array:

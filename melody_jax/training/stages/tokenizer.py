@@ -18,13 +18,13 @@ import numpy as np
 from flax import nnx
 
 from melody_jax.audio import TOKEN_SAMPLES
+from melody_jax.convert.tensors import read_once
 from melody_jax.convert.wav2vec2 import load_wav2vec2
 from melody_jax.errors import UserError
 from melody_jax.models import conformer, functional, kmeans, tokenizer, wav2vec2
 from melody_jax.models.conformer import ConformerConfig
 from melody_jax.models.functional import Params
 from melody_jax.models.tokenizer import TokenizerConfig
-from melody_jax.models.wav2vec2 import Wav2Vec2Config
 from melody_jax.training.kmeans import fit_kmeans
 from melody_jax.training.stage import Batch, Metrics, loss_gradients
 
@@ -37,14 +37,6 @@ def _random_quantiser(seed: tuple[int, int], channels: int, dim: int, codes: int
     codebook = rng.standard_normal((codes, dim))
     codebook /= np.linalg.norm(codebook, axis=-1, keepdims=True)
     return projection.astype(np.float32), codebook.astype(np.float32)
-
-
-@lru_cache(maxsize=1)
-def _published(path: str, config: ConformerConfig | Wav2Vec2Config) -> Params:
-    """Weights read once although `init` is traced several times."""
-    if not isinstance(config, Wav2Vec2Config):
-        raise UserError(f"{path}: published weights need a Wav2Vec2 encoder, not a {type(config).__name__}")
-    return load_wav2vec2(path, config)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,7 +80,7 @@ class TokenizerStage:
         width, outputs = self.model.encoder.width, self.codebooks * self.codes
         model = tokenizer.init(self.model, model_key)
         if self.weights:
-            model |= jax.tree.map(jnp.asarray, _published(self.weights, self.model.encoder))
+            model |= jax.tree.map(jnp.asarray, read_once(load_wav2vec2, self.weights, self.model.encoder))
         return {
             "model": model,
             "heads": functional.init(nnx.Linear, width, outputs, key=head_key),
