@@ -31,7 +31,7 @@ def main() -> None:
         read_tokenizer(config.data.text_tokenizer, config.stage.model.text.vocab_size)
     hashes = pipeline.check_provenance(config.data, config.stage.batch)
     here = (jax.process_index(), jax.process_count())
-    batches = pipeline.training_batches(config.data, config.stage.batch, *here)
+    batches = pipeline.TrainingBatches(config.data, config.stage.batch, *here)
     held_out = pipeline.validation_batches(config.data, config.stage.batch, config.eval_batches, *here)
     state = train(config, batches, held_out, hashes)
     if here[0] == 0:

@@ -37,6 +37,7 @@ COMMANDS: dict[str, Command] = {
         "compile_tpu",
         "compile a training step for TPUs elsewhere",
     ),
+    "replay": Command("melody_jax.training.replay", "ReplayConfig", "replay", "repeat a step that was not finite"),
     "export": Command("melody_jax.training.export", "ExportConfig", "export", "release a trained network"),
 }
 

@@ -113,6 +113,23 @@ class HostsConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class WatchConfig:
+    """What a run shows beside its losses."""
+
+    preview_every: int = 0
+    """Steps between previews: sound and spectrograms of held-out items; 0: none."""
+    preview_items: int = 2
+    """Items of the first held-out batch that are heard."""
+    profile_first: int = 0
+    """First step of a profile for `xprof` or Perfetto, written to <workdir>/profile; not the first of a start, which
+    compiles."""
+    profile_steps: int = 0
+    """Steps in the profile; 0: none."""
+    peak_tflops: float = 0.0
+    """What one device does at most, 1e12 FLOP/s, for the utilisation; 0: as published for TPUs, measured elsewhere."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     """One training run. `stage` is a frozen dataclass of `melody_jax/training/stages/` (see training/stage.py)."""
 
@@ -147,10 +164,17 @@ class TrainConfig:
     """Latest checkpoints kept."""
     keep_every: int = 0
     """Checkpoints at multiples of this many steps are kept for good; 0: none."""
+    on_nonfinite: typing.Literal["stop", "skip", "rollback"] = "stop"
+    """What follows a step whose loss or gradient is not finite, after its replay bundle is written: the run saves and
+    ends; or it goes on without that batch; or it goes back to the last checkpoint and on with the data after it."""
+    nonfinite_limit: int = 5
+    """So often one process skips or rolls back; then it stops."""
     mesh: tuple[int, int, int] = (-1, 1, 1)
     """Devices on the axes (data, fsdp, tensor); one may be -1: what is left."""
     hosts: HostsConfig = dataclasses.field(default_factory=HostsConfig)
     """Training by several processes."""
+    watch: WatchConfig = dataclasses.field(default_factory=WatchConfig)
+    """Previews, profile, utilisation."""
     workdir: str = "runs/default"
     """Folder of checkpoints, metrics.jsonl and config.json; training resumes if it holds a checkpoint."""
     init_from: str = ""

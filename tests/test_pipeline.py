@@ -83,7 +83,7 @@ def assert_same(a: Any, b: Any) -> None:
 
 
 def test_audio_crops(music: str) -> None:
-    batches = take(pipeline.training_batches(config(music), "audio"), 6)
+    batches = take(pipeline.TrainingBatches(config(music), "audio"), 6)
     assert batches[0]["audio"].shape == (4, 1000)
     assert batches[0]["audio"].dtype == np.float32
     slopes = [np.round((wave[1] - wave[0]) * 32768).astype(int) for batch in batches for wave in batch["audio"]]
@@ -94,27 +94,27 @@ def test_audio_crops(music: str) -> None:
 
 
 def test_order_does_not_depend_on_threads_or_processes(music: str) -> None:
-    one = take(pipeline.training_batches(config(music, threads=1, prefetch=1), "audio_text"), 3)
-    four = take(pipeline.training_batches(config(music, threads=4, prefetch=8), "audio_text"), 3)
-    halves = [take(pipeline.training_batches(config(music), "audio_text", p, 2), 3) for p in range(2)]
+    one = take(pipeline.TrainingBatches(config(music, threads=1, prefetch=1), "audio_text"), 3)
+    four = take(pipeline.TrainingBatches(config(music, threads=4, prefetch=8), "audio_text"), 3)
+    halves = [take(pipeline.TrainingBatches(config(music), "audio_text", p, 2), 3) for p in range(2)]
     for a, b, *own in zip(one, four, *halves, strict=True):
         assert_same(a, b)
         np.testing.assert_array_equal(a["audio"], np.concatenate([half["audio"] for half in own]))
 
 
 def test_position_is_restored(music: str) -> None:
-    iterator = pipeline.training_batches(config(music), "audio")
+    iterator = pipeline.TrainingBatches(config(music), "audio")
     take(iterator, 3)
     state = iterator.get_state()
     after = take(iterator, 3)
-    again = pipeline.training_batches(config(music), "audio")
+    again = pipeline.TrainingBatches(config(music), "audio")
     again.set_state(state)
     for a, b in zip(after, take(again, 3), strict=True):
         assert_same(a, b)
 
 
 def test_labels(music: str) -> None:
-    batch = next(pipeline.training_batches(config(music, batch_size=10), "audio_text"))
+    batch = next(pipeline.TrainingBatches(config(music, batch_size=10), "audio_text"))
     known = batch["facts"]
     slopes = np.round((batch["audio"][:, 1] - batch["audio"][:, 0]) * 32768).astype(int) - 1
     for row, i in enumerate(slopes):
@@ -133,9 +133,9 @@ def test_labels(music: str) -> None:
 
 def test_hard_negatives_share_a_genre(music: str) -> None:
     settings = config(music, hard_negative_group=2, batch_size=2)
-    groups = [batch["facts"]["genre"] for batch in take(pipeline.training_batches(settings, "audio_text"), 5)]
+    groups = [batch["facts"]["genre"] for batch in take(pipeline.TrainingBatches(settings, "audio_text"), 5)]
     assert sum(group[0] == group[1] for group in groups) >= 3  # 3 known of each genre, 4 unknown: at most 2 mixed pairs
-    again = [batch["facts"]["genre"] for batch in take(pipeline.training_batches(settings, "audio_text"), 5)]
+    again = [batch["facts"]["genre"] for batch in take(pipeline.TrainingBatches(settings, "audio_text"), 5)]
     np.testing.assert_array_equal(groups, again)
 
 
@@ -147,13 +147,13 @@ def test_validation_is_fixed_and_apart(music: str) -> None:
 
 
 def test_short_pieces_end_in_silence(music: str) -> None:
-    batches = take(pipeline.training_batches(config(music), "audio"), 3)
+    batches = take(pipeline.TrainingBatches(config(music), "audio"), 3)
     short = next(w for b in batches for w in b["audio"] if round(float(w[1] - w[0]) * 32768) == 1)
     assert np.all(short[500:] == 0)
 
 
 def test_feature_windows_agree(features: str) -> None:
-    for batch in take(pipeline.training_batches(config(features, jitter_probability=0.0), "features"), 4):
+    for batch in take(pipeline.TrainingBatches(config(features, jitter_probability=0.0), "features"), 4):
         start = batch["semantic_tokens"][:, 0]
         np.testing.assert_array_equal(batch["semantic_tokens"], start[:, None] + np.arange(8))
         np.testing.assert_array_equal(batch["latents"][..., 0], 2 * start[:, None] + np.arange(16))
@@ -163,9 +163,9 @@ def test_feature_windows_agree(features: str) -> None:
 
 
 def test_prefix_variants(features: str) -> None:
-    noisy = next(pipeline.training_batches(config(features, jitter_probability=1.0, batch_size=32), "features"))
+    noisy = next(pipeline.TrainingBatches(config(features, jitter_probability=1.0, batch_size=32), "features"))
     assert set(noisy["prefix_tokens"][:, 0] % 4) == {1, 2}
-    text = next(pipeline.training_batches(config(features, text_prefix_probability=1.0), "features"))
+    text = next(pipeline.TrainingBatches(config(features, text_prefix_probability=1.0), "features"))
     assert np.all(text["prefix_tokens"] >= 900)
     held_out = pipeline.validation_batches(config(features, jitter_probability=1.0), "features", 1)[0]
     assert np.all(held_out["prefix_tokens"] % 4 == 0)
@@ -178,11 +178,11 @@ def test_refusals(music: str, features: str, tmp_path: Path) -> None:
         ("no such folder", config(str(tmp_path / "none")), "audio"),
     ):
         with pytest.raises(UserError, match=message):
-            pipeline.training_batches(settings, kind)
+            pipeline.TrainingBatches(settings, kind)
     with pytest.raises(UserError, match="window_tokens is 41"):
         pipeline.validation_batches(config(features, window_tokens=41), "features", 1)
     with pytest.raises(UserError, match="does not divide"):
-        pipeline.training_batches(config(music), "audio", 0, 3)
+        pipeline.TrainingBatches(config(music), "audio", 0, 3)
     bare = write_folder(tmp_path / "bare", "audio", [audio_record(i, captions=False) for i in range(4)])
     with pytest.raises(UserError, match="no caption"):
         pipeline.validation_batches(config(bare), "audio_text", 1)

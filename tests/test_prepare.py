@@ -187,7 +187,7 @@ def test_features_and_rejects(features: Path, networks: str) -> None:
     assert [row["piece"] for row in rejects] == ["short.wav", "torn.wav"]
     data = DataConfig(folder=(str(features),), window_tokens=16, batch_size=2, networks=networks)
     assert set(pipeline.check_provenance(data, "features")) == {"mulan", "tokenizer", "vae"}
-    assert next(pipeline.training_batches(data, "features"))["latents"].shape == (2, 16, 8)
+    assert next(pipeline.TrainingBatches(data, "features"))["latents"].shape == (2, 16, 8)
 
 
 def test_features_are_those_of_the_networks(features: Path, recordings: Path, networks: str) -> None:

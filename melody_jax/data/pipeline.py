@@ -52,28 +52,53 @@ class BatchIterator(Protocol):
         """Goes to a position."""
         ...
 
+    def records_of(self, state: dict[str, Any]) -> list[str]:
+        """Which records the batch at a position is made of, all processes' rows in order."""
+        ...
 
-def training_batches(config: DataConfig, kind: str, process: int = 0, processes: int = 1) -> BatchIterator:
-    """Endless shuffled batches of `kind`; with several processes, each gets its share of every batch.
+
+class TrainingBatches:
+    """Endless shuffled batches of `kind`, a `BatchIterator`; of several processes each gets its share of every batch.
 
     Raises:
         UserError: no folder, unreadable shards, records too short for the window, or a batch that does not divide.
     """
-    if config.batch_size % processes:
-        raise UserError(f"data.batch_size {config.batch_size} does not divide over {processes} processes")
-    records = Records(config.folder, kind)
-    chosen = range(len(records) - _held_out(config, len(records)))
-    groups = records.genres()[chosen.start : chosen.stop] if config.hard_negative_group > 1 else None
-    order = EpochOrder(len(chosen), config.seed, config.hard_negative_group, groups)
-    make = _item_maker(config, kind, random=True)
 
-    def item(i: int, _: int) -> Batch:
-        return make(records[order(i)], np.random.default_rng([config.seed, i]))
+    def __init__(self, config: DataConfig, kind: str, process: int = 0, processes: int = 1) -> None:
+        if config.batch_size % processes:
+            raise UserError(f"data.batch_size {config.batch_size} does not divide over {processes} processes")
+        self._size, self._records = config.batch_size, Records(config.folder, kind)
+        chosen = range(len(self._records) - _held_out(config, len(self._records)))
+        groups = self._records.genres()[chosen.start : chosen.stop] if config.hard_negative_group > 1 else None
+        self._order = order = EpochOrder(len(chosen), config.seed, config.hard_negative_group, groups)
+        make, records = _item_maker(config, kind, random=True), self._records
 
-    items = grain.MapDataset.range(len(chosen)).repeat().map_with_index(item)
-    batches = items.batch(config.batch_size // processes)[process::processes]
-    options = grain.ReadOptions(num_threads=config.threads, prefetch_buffer_size=config.prefetch)
-    return iter(batches.to_iter_dataset(options))  # type: ignore[return-value]
+        def item(i: int, _: int) -> Batch:
+            return make(records[order(i)], np.random.default_rng([config.seed, i]))
+
+        items = grain.MapDataset.range(len(chosen)).repeat().map_with_index(item)
+        batches = items.batch(config.batch_size // processes)[process::processes]
+        options = grain.ReadOptions(num_threads=config.threads, prefetch_buffer_size=config.prefetch)
+        self._batches: Any = iter(batches.to_iter_dataset(options))
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self
+
+    def __next__(self) -> Batch:
+        return next(self._batches)
+
+    def get_state(self) -> dict[str, Any]:
+        """{"next_index": batches taken}."""
+        return self._batches.get_state()
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Goes to a position."""
+        self._batches.set_state(state)
+
+    def records_of(self, state: dict[str, Any]) -> list[str]:
+        """ "folder: id" of every item of the batch at a position, all processes' rows in order."""
+        first = state["next_index"] * self._size
+        return [self._records.name(self._order(i)) for i in range(first, first + self._size)]
 
 
 def validation_batches(
@@ -97,7 +122,7 @@ def validation_batches(
 
 def finishing_batches(config: DataConfig, kind: str, count: int) -> Iterator[Batch]:
     """The first `count` training batches, for `Stage.finish`: the same whatever the run did before."""
-    return itertools.islice(training_batches(config, kind), count)
+    return itertools.islice(TrainingBatches(config, kind), count)
 
 
 def check_provenance(config: DataConfig, kind: str) -> dict[str, str]:
@@ -137,8 +162,17 @@ class Records:
         return int(self._ends[-1])
 
     def __getitem__(self, i: int) -> Record:
+        source, own = self._place(i)
+        return source[own]
+
+    def name(self, i: int) -> str:
+        """ "folder: id" of record i."""
+        source, own = self._place(i)
+        return f"{source.folder}: {decode_json(source[own]['meta']).get('id', own)}"
+
+    def _place(self, i: int) -> tuple[RecordSource, int]:
         which = int(np.searchsorted(self._ends, i, side="right"))
-        return self._sources[which][i - int(self._ends[which]) + len(self._sources[which])]
+        return self._sources[which], i - int(self._ends[which]) + len(self._sources[which])
 
     def genres(self) -> np.ndarray:
         """The genre of every record (int, -1 unknown); read once from all records, then kept beside the shards."""

@@ -28,9 +28,10 @@ ITEMS = ("state", "ema", "data")
 # What may change between the slices of one run: how long, how often, where, on what; not what is computed.
 FREE_FIELDS = (
     "steps", "log_every", "eval_every", "eval_batches", "save_every", "save_minutes", "stop_minutes", "keep_last",
-    "keep_every", "mesh", "workdir", "init_from", "data.threads", "data.prefetch", "data.networks", "hosts.join",
-    "hosts.coordinator", "hosts.count", "hosts.index",
+    "keep_every", "on_nonfinite", "nonfinite_limit", "mesh", "workdir", "init_from", "data.threads", "data.prefetch",
+    "data.networks",
 )  # fmt: skip
+FREE_PARTS = ("hosts.", "watch.")
 
 
 class Checkpoints:
@@ -70,7 +71,8 @@ class Checkpoints:
             ema=ocp.args.StandardRestore(abstract.ema),
             data=ocp.args.JsonRestore(),
         )
-        return TrainState(ema=read["ema"], **read["state"]), read["data"]
+        halted = jax.device_put(np.zeros((), bool), abstract.halted.sharding)
+        return TrainState(ema=read["ema"], halted=halted, **read["state"]), read["data"]
 
     def restore_ema(self, abstract: Params) -> Params:
         """The latest weight average alone.
@@ -136,7 +138,8 @@ def check_resume(workdir: Path, config: TrainConfig, hashes: dict[str, str]) -> 
         UserError: names the fields, or the networks, that differ.
     """
     old_config, old_hashes = read_run(workdir)
-    fields = [field for field in difference(old_config, to_dict(config)) if field not in FREE_FIELDS]
+    changed = difference(old_config, to_dict(config))
+    fields = [field for field in changed if field not in FREE_FIELDS and not field.startswith(FREE_PARTS)]
     if fields:
         raise UserError(
             f"{workdir} was trained with another config ({', '.join(fields)} differ); "

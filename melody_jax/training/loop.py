@@ -1,12 +1,13 @@
-"""The training loop, blind to the stage. Its order is fixed: evaluate, save, next batch, step, log.
+"""The training loop, blind to the stage. Its order is fixed: look, evaluate, save, next batch, step.
 
+Looking comes first: metrics stay on the device until then, and what is evaluated and saved is known to be finite.
 Saving before `next` keeps the batch: a run resumed from step n sees the same batches as one never interrupted, and
 with `key = fold_in(seed, step)` it ends with the same bits.
 """
 
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +19,9 @@ from melody_jax.data.pipeline import BatchIterator
 from melody_jax.errors import UserError
 from melody_jax.models.functional import Params
 from melody_jax.training import checkpoint
-from melody_jax.training.metrics import MetricLog, mean
+from melody_jax.training.metrics import MetricLog, Profile, mean
+from melody_jax.training.preview import make_preview
+from melody_jax.training.sentinel import Sentinel, gradient_norms, is_finite
 from melody_jax.training.sharding import make_mesh, place_batch, sharded_init, state_sharding, using
 from melody_jax.training.stage import Batch, Metrics, Stage
 from melody_jax.training.state import TrainState, create_state, ema_update, learning_rate, make_optimizer
@@ -37,43 +40,73 @@ def train(
     `stop_minutes`, save and return early.
 
     Raises:
-        UserError: the loss is not finite, or the run folder holds another run.
+        UserError: the loss or a gradient is not finite (see `TrainConfig.on_nonfinite`), or the run folder holds
+            another run.
     """
     workdir, mesh = Path(config.workdir), make_mesh(config.mesh)
     checkpoints = checkpoint.Checkpoints(workdir, config.keep_last, config.keep_every)
     state = _begin(config, checkpoints, batches, hashes or {}, mesh)
     step, evaluate = make_step(config, state), make_evaluate(config, held_out, mesh)
-    start = int(state.step)
+    preview = make_preview(config, held_out, mesh)
+    n = start = int(state.step)
     rate = learning_rate(config.optimizer, config.optimizer.learning_rate, config.steps)
-    log = MetricLog(workdir, start, config.steps, config.stage.name, config.log_every, rate, quiet)
+    log = MetricLog(workdir, start, config.steps, config.stage.name, rate, quiet)
+    sentinel = Sentinel(config, checkpoints, batches, mesh)
+    profile = Profile(workdir, config.watch.profile_first, config.watch.profile_steps)
     alarm = checkpoint.Alarm(config)
+    program: Any = None
     try:
-        for n in range(start, config.steps + 1):
-            last = n == config.steps
-            if n > start and (last or (config.eval_every and n % config.eval_every == 0)):
-                log.write(n, {f"eval/{name}": value for name, value in evaluate(state).items()})
+        while True:
+            last, due = n == config.steps, _due_after(n, start)
             save, stop = alarm.due(n)
-            if n > start and (last or save):
-                log.flush()
-                checkpoints.save(state, batches.get_state())
+            evaluating, previewing = due(config.eval_every, last), preview and due(config.watch.preview_every, last)
+            if last or save or evaluating or previewing or due(config.log_every):
+                bad = log.flush()
+                if bad is not None:
+                    with log.spent("other"):
+                        state = sentinel.act(bad, state)
+                    n = int(state.step)
+                    log.went_back(n)
+                    continue
+            with log.spent("other"):
+                if evaluating:
+                    log.write(n, {f"eval/{name}": value for name, value in evaluate(state).items()})
+                if preview and previewing:
+                    log.show(n, preview(state))
+                if n > start and (last or save):
+                    checkpoints.save(state, batches.get_state())
             if last or stop:
                 break
-            asked = time.monotonic()
-            rows = next(batches)
-            log.waited(time.monotonic() - asked)
-            batch = place_batch(rows, mesh)
-            with using(mesh):
-                state, metrics = step(state, batch)
-            log.add(n + 1, metrics)
+            sentinel.passing(n)
+            with log.spent("data"):
+                batch = place_batch(next(batches), mesh)
+            if program is None:
+                with log.spent("other"), using(mesh):
+                    traced = step.trace(state, batch)
+                    log.measure_utilisation(traced.jaxpr, mesh.size, config.watch.peak_tflops)
+                    program = traced.lower().compile()
+            with profile.step(n):
+                state, metrics = program(state, batch)
+            n += 1
+            log.add(n, metrics)
     finally:
+        profile.close()
         log.close()
         alarm.close()
         checkpoints.close()
     return state
 
 
+def _due_after(n: int, start: int) -> Callable[..., bool]:
+    """Whether what happens every so many steps, and perhaps at the end, happens now: never where a process begins."""
+    return lambda steps, last=False: n > start and (last or (steps > 0 and n % steps == 0))
+
+
 def make_step(config: TrainConfig, state: TrainState) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
-    """The one compiled function of training; it donates the state."""
+    """The one compiled function of training; it donates the state.
+
+    Numbers that are not finite halt the state: this step and those after it leave it as it was.
+    """
     stage: Stage = config.stage
     optimizer = make_optimizer(config.optimizer, config.steps)
     seed_key = jax.random.key(config.seed)
@@ -84,10 +117,11 @@ def make_step(config: TrainConfig, state: TrainState) -> Callable[[TrainState, B
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         ema = ema_update(state.ema, params["model"], state.step, config.ema_decay)  # type: ignore[index]
-        norms = {name: optax.tree.norm(part) for name, part in grads.items()}
-        metrics = metrics | {"gradient_norm": optax.tree.norm(norms)}
-        metrics |= {f"gradient_norm/{name}": norm for name, norm in norms.items() if len(norms) > 1}
-        return TrainState(state.step + 1, params, opt_state, ema), metrics  # type: ignore[arg-type]
+        metrics = metrics | gradient_norms(grads)
+        halted = state.halted | ~is_finite(metrics)
+        new = TrainState(state.step + 1, params, opt_state, ema, halted)  # type: ignore[arg-type]
+        kept = jax.tree.map(lambda old, new: jnp.where(halted, old, new), state, new)
+        return kept._replace(halted=halted), metrics
 
     placed = jax.tree.map(lambda leaf: leaf.sharding, state)
     return jax.jit(step, donate_argnums=0, out_shardings=(placed, None))

@@ -24,6 +24,9 @@ class TrainState(NamedTuple):
     opt_state: optax.OptState
     ema: Params
     """Running average of `params["model"]`: what is evaluated and released."""
+    halted: jax.Array
+    """() bool: a step had numbers that are not finite. From then on steps change nothing, until the loop has seen it
+    (`training/sentinel.py`): the state stays the one that the bad step began with. Not in checkpoints."""
 
 
 def learning_rate(config: OptimizerConfig, peak: float, steps: int) -> optax.Schedule:
@@ -117,6 +120,7 @@ def create_state(config: TrainConfig, key: jax.Array) -> TrainState:
         params=params,
         opt_state=optimizer.init(params),
         ema=jax.tree.map(jnp.copy, params["model"]),
+        halted=jnp.zeros((), bool),
     )
 
 

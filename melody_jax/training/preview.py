@@ -1,0 +1,117 @@
+"""What a run sounds like: held-out items through the averaged weights, as sound and spectrograms.
+
+  vae   the original and its reconstruction
+  dpd   the original's latents, and those made from its semantic tokens in 10 unguided steps, both decoded
+  lm    semantic tokens written to the original's prefix, through a diffusion and a decoder
+
+`dpd` needs a released `vae` in `--data.networks`, `lm` a `dpd` as well. MuLan and the tokenizer make no sound.
+"""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from melody_jax import diffusion, release, spectral
+from melody_jax.audio import peak_limit
+from melody_jax.config import TrainConfig
+from melody_jax.errors import UserError
+from melody_jax.models import dpd, lm, vae
+from melody_jax.models.functional import Params
+from melody_jax.training.sharding import place_batch, using
+from melody_jax.training.stage import Batch
+from melody_jax.training.state import TrainState
+
+STEPS = 10
+NEEDED = {"vae": (), "dpd": ("vae",), "lm": ("dpd", "vae")}
+"""Which released networks a stage's preview goes through."""
+Sounds = dict[str, jax.Array]
+Previews = dict[str, tuple[np.ndarray, np.ndarray]]
+
+
+def make_preview(config: TrainConfig, held_out: Sequence[Batch], mesh: Mesh) -> Callable[[TrainState], Previews] | None:
+    """state -> {"preview/<what>/<item>": (audio (T,) at 24 kHz, log-mel image (80, T // 240) in [0, 1])}.
+
+    None if `config` asks for no previews.
+
+    Raises:
+        UserError: the stage makes no sound, or a network that it needs is not in `config.data.networks`.
+    """
+    stage: Any = config.stage
+    if not config.watch.preview_every:
+        return None
+    if stage.name not in NEEDED:
+        raise UserError(f"watch.preview_every: {stage.name} makes no sound; previews are for {', '.join(NEEDED)}")
+    if not held_out:
+        raise UserError("watch.preview_every: there is no held-out batch to listen to")
+    needed = {name: _network(config, name) for name in NEEDED[stage.name]}
+    sound = partial({"vae": _reconstructed, "dpd": _diffused, "lm": _written}[stage.name], stage.model)
+    models = {name: model for name, (_, model, _) in needed.items()}
+    weights = {name: params for name, (params, _, _) in needed.items()}
+    items = min(config.watch.preview_items, config.data.batch_size)
+
+    def listen(model: Params, weights: Params, batch: Batch) -> Sounds:
+        batch = jax.tree.map(lambda rows: rows[:items], batch)
+        return sound(model, models, weights, batch, jax.random.key(config.seed))
+
+    compiled = jax.jit(listen, out_shardings=NamedSharding(mesh, PartitionSpec()))  # one process will show it
+
+    def preview(state: TrainState) -> Previews:
+        with using(mesh):
+            sounds = jax.device_get(compiled(state.ema, weights, place_batch(held_out[0], mesh)))
+        return {
+            f"preview/{name}/{i}": (peak_limit(wave), _image(wave))
+            for name, waves in sounds.items()
+            for i, wave in enumerate(waves)
+        }
+
+    return preview
+
+
+def _network(config: TrainConfig, name: str) -> tuple[Params, Any, dict[str, str]]:
+    folder = config.data.networks
+    if not folder or not (Path(folder) / f"{name}.safetensors").is_file():
+        raise UserError(
+            f"watch.preview_every: {config.stage.name} is heard through a released {name}; --data.networks "
+            f"{folder or 'is empty'}{' has none' if folder else ''}"
+        )
+    return release.load_network(folder, name)
+
+
+def _reconstructed(config: Any, model: Params, _: Any, __: Any, batch: Batch, ___: jax.Array) -> Sounds:
+    audio = batch["audio"]
+    return {"original": audio, "reconstruction": vae.decode(model, config, vae.encode(model, config, audio))}
+
+
+def _diffused(config: Any, model: Params, models: Any, weights: Any, batch: Batch, key: jax.Array) -> Sounds:
+    made = _sample(config, model, batch, key)
+    decode = partial(vae.decode, weights["vae"], models["vae"])
+    return {"original": decode(batch["latents"]), "diffused": decode(made)}
+
+
+def _written(config: Any, model: Params, models: Any, weights: Any, batch: Batch, key: jax.Array) -> Sounds:
+    prefix, window = batch["prefix_tokens"], models["dpd"].frames // models["dpd"].frames_per_token
+    tokens = lm.generate(model, config, prefix, jax.random.split(key, len(prefix)), window)
+    made = _sample(models["dpd"], weights["dpd"], batch | {"semantic_tokens": tokens}, key)
+    return {"written": vae.decode(weights["vae"], models["vae"], made)}
+
+
+def _sample(config: Any, params: Params, batch: Batch, key: jax.Array) -> jax.Array:
+    tokens, prefix = batch["semantic_tokens"], batch["prefix_tokens"]
+    noise = jax.random.normal(key, (len(tokens), tokens.shape[1] * config.frames_per_token, config.latent_dim))
+
+    def velocity(noisy: jax.Array, angle: jax.Array) -> jax.Array:
+        return dpd.velocity(params, config, noisy, angle, tokens, len(tokens), prefix)
+
+    return diffusion.sample(velocity, noise, diffusion.omegas("paper", STEPS), jnp.ones(noise.shape[1], bool))
+
+
+def _image(wave: np.ndarray) -> np.ndarray:
+    """Log-mel magnitudes over 80 dB below the loudest, low notes at the bottom."""
+    levels = np.asarray(spectral.log_mel(jnp.asarray(wave)[None]))[0].T[::-1]
+    return np.clip(1 + (levels - levels.max()) / np.log(1e4), 0, 1)

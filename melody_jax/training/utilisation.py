@@ -1,0 +1,41 @@
+"""What a device can do at most, for the share of it that training reaches."""
+
+import time
+from functools import lru_cache
+
+import jax
+import jax.numpy as jnp
+
+from melody_jax.scale.chips import CHIPS
+
+TPUS = {
+    "TPU v5 lite": "v5e",
+    "TPU v5e": "v5e",
+    "TPU v5": "v5p",
+    "TPU v5p": "v5p",
+    "TPU v6 lite": "v6e",
+    "TPU v6e": "v6e",
+}
+"""What JAX calls the chips of `scale/chips.py`."""
+
+
+@lru_cache(maxsize=1)
+def peak_flops() -> float:
+    """FLOP/s of this process's first device: of TPUs as published, in bfloat16, of others as measured here."""
+    device = jax.local_devices()[0]
+    return CHIPS[TPUS[device.device_kind]].flops if device.device_kind in TPUS else measured_flops()
+
+
+def measured_flops(repeats: int = 3) -> float:
+    """The best of a few large matrix products: float32 on CPUs, bfloat16 elsewhere."""
+    device = jax.local_devices()[0]
+    size, dtype = (2048, jnp.float32) if device.platform == "cpu" else (8192, jnp.bfloat16)
+    matrix = jax.device_put(jnp.ones((size, size), dtype), device)
+    product = jax.jit(jnp.matmul)
+    product(matrix, matrix).block_until_ready()
+    best = float("inf")
+    for _ in range(repeats):
+        began = time.perf_counter()
+        product(matrix, matrix).block_until_ready()
+        best = min(best, time.perf_counter() - began)
+    return 2 * size**3 / best
