@@ -152,14 +152,14 @@ class Profile:
     """A `jax.profiler` trace of a few steps, in `<workdir>/profile`."""
 
     def __init__(self, workdir: Path, first: int, steps: int) -> None:
-        self._folder, self._steps, self._running = workdir / "profile", range(first, first + steps), False
+        self._folder, self._steps, self.running = workdir / "profile", range(first, first + steps), False
 
     @contextlib.contextmanager
     def step(self, n: int) -> Iterator[None]:
         """Around step n."""
-        if n in self._steps and not self._running:
+        if n in self._steps and not self.running:
             jax.profiler.start_trace(str(self._folder))
-            self._running = True
+            self.running = True
         elif n not in self._steps:
             self.close()
         with jax.profiler.StepTraceAnnotation("train", step_num=n):
@@ -167,9 +167,9 @@ class Profile:
 
     def close(self) -> None:
         """Ends and writes the trace, if one is running."""
-        if self._running:
+        if self.running:
             jax.profiler.stop_trace()
-            self._running = False
+            self.running = False
 
 
 def mean(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
