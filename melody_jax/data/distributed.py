@@ -1,4 +1,4 @@
-"""The Apache Beam pipelines of `melody prepare`: which step waits for which; the work itself is in `prepare.py`.
+"""The Apache Beam pipelines of `melody prepare`: which step waits for which; the work itself is in `units.py`.
 
 Numbers of units travel through the pipeline, and landmarks of fingerprints; audio goes by way of files. So every worker
 must see the source and the output folder under the same path: a network disk, or a mounted bucket.
@@ -8,7 +8,6 @@ import contextlib
 import itertools
 import logging
 import re
-import shlex
 import threading
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -23,13 +22,13 @@ with contextlib.ExitStack() as _quiet:  # Beam warns about the Google packages i
 from tqdm import tqdm
 
 from melody_jax.data import fingerprint
-from melody_jax.data.prepare import Job, extract, finish, inspect, warm_up
+from melody_jax.data.units import Job, extract, finish, inspect, warm_up
 from melody_jax.errors import UserError
 
 COMMON = 100
 """A landmark in more recordings than this says nothing."""
-HERE = "--runner=DirectRunner"
-CORES = f"{HERE} --direct_running_mode=multi_processing --direct_num_workers=0"
+HERE = ("runner=DirectRunner",)
+CORES = (*HERE, "direct_running_mode=multi_processing", "direct_num_workers=0")
 
 Name = tuple[int, int]
 """A recording: its unit, and its number in it."""
@@ -122,10 +121,10 @@ def _units(pipeline: Any, count: int) -> Any:
 
 
 @contextlib.contextmanager
-def _running(job: Job, options: str, sizes: list[int], finished: str, unit: str) -> Iterator[Any]:
+def _running(job: Job, options: tuple[str, ...], sizes: list[int], finished: str, unit: str) -> Iterator[Any]:
     """A pipeline that runs when the block ends, under a progress bar that looks which units have left their file."""
     # Without the option, DirectRunner would download a runner written in Go and start it.
-    arguments = ["--allow_unsafe_triggers", "--default_sdk_harness_log_level=ERROR", *shlex.split(options)]
+    arguments = ["allow_unsafe_triggers", "default_sdk_harness_log_level=ERROR", *options]
     logging.getLogger("apache_beam").setLevel(logging.ERROR)
     stop = threading.Event()
 
@@ -138,7 +137,7 @@ def _running(job: Job, options: str, sizes: list[int], finished: str, unit: str)
                     return
 
     watcher = threading.Thread(target=watch, daemon=True)
-    pipeline = beam.Pipeline(options=PipelineOptions(arguments))
+    pipeline = beam.Pipeline(options=PipelineOptions([f"--{argument}" for argument in arguments]))
     yield pipeline
     watcher.start()
     try:

@@ -10,31 +10,22 @@ Until the folder is finished, `.work` in it holds the plan and what the units ha
 """
 
 import dataclasses
-import functools
 import hashlib
 import json
 import shutil
 from collections import Counter
-from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from melody_jax import __version__, audio, release
-from melody_jax.data import layouts, records
-from melody_jax.data.features import NETWORKS, Extractor, FeatureConfig
+from melody_jax import __version__, release
+from melody_jax.data import layouts, records, units
+from melody_jax.data.features import NETWORKS, FeatureConfig
 from melody_jax.data.layouts import Recording
-from melody_jax.data.pieces import Cut, PieceConfig, Reject, cut
-from melody_jax.data.records import MANIFEST, Manifest, Shard, read_manifest, shard_name, write_manifest, write_shard
+from melody_jax.data.pieces import PieceConfig
+from melody_jax.data.records import MANIFEST, Manifest, Shard, read_manifest, write_manifest
 from melody_jax.errors import UserError
 
 REJECTS = "rejects.jsonl"
-WORK = ".work"
-TOGETHER = 8
-"""Pieces whose windows share batches."""
-
-Copies = dict[tuple[int, int], tuple[int, int]]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -57,9 +48,9 @@ class PrepareConfig(FeatureConfig, PieceConfig):
     """Most megabytes of files that one audio shard is made of, unless a single file is larger."""
     batch_size: int = 8
     """Windows a network call."""
-    beam: str = ""
-    """Options of Apache Beam, such as "--runner=FlinkRunner --flink_master=host:8081"; empty: this machine, a process
-    a core for recordings and one process for networks."""
+    beam: tuple[str, ...] = ()
+    """Options of Apache Beam without their dashes, such as runner=FlinkRunner flink_master=host:8081; none: this
+    machine, with a process a core for recordings and one process for the networks."""
 
     def __post_init__(self) -> None:
         FeatureConfig.__post_init__(self)
@@ -67,20 +58,6 @@ class PrepareConfig(FeatureConfig, PieceConfig):
         for name in ("shard_recordings", "shard_megabytes", "batch_size"):
             if getattr(self, name) < 1:
                 raise UserError(f"--{name} is {getattr(self, name)}; it must be at least 1")
-
-
-@dataclasses.dataclass(frozen=True)
-class Job:
-    """All that a worker must know: small, picklable, the same for every unit."""
-
-    config: PrepareConfig
-    out: str
-    source: str
-    units: int
-
-    def work(self, name: str) -> Path:
-        """A file in the folder of what is not finished."""
-        return Path(self.out) / WORK / name
 
 
 def prepare(config: PrepareConfig) -> Manifest:
@@ -113,18 +90,18 @@ def _prepare_audio(config: PrepareConfig, out: str) -> Manifest:
     from melody_jax.data import distributed
 
     found = _recordings(config)
-    units = plan(found, config.shard_recordings, config.shard_megabytes * 1_000_000)
+    planned = units.plan(found, config.shard_recordings, config.shard_megabytes * 1_000_000)
     chosen = [field.name for field in dataclasses.fields(PieceConfig)] + ["shard_recordings", "shard_megabytes"]
     settings: dict[str, Any] = {name: getattr(config, name) for name in chosen}
     listed = [{**dataclasses.asdict(recording), "path": ""} for recording in found]
     settings["source"] = {"recordings": len(found), "sha256": _digest(listed)}
-    manifest = _begin(Path(out), "audio", settings, len(units))
+    manifest = _begin(Path(out), "audio", settings, len(planned))
     if manifest.finished:
         return manifest
-    job = Job(config, out, config.source, len(units))
-    for index, unit in enumerate(units):
-        _write_json(job.work(f"plan-{index:05d}.json"), [dataclasses.asdict(recording) for recording in unit])
-    distributed.run_audio(job, [len(unit) for unit in units])
+    job = units.Job(config, out, config.source, len(planned))
+    for index, unit in enumerate(planned):
+        units.write_json(job.work(f"plan-{index:05d}.json"), [dataclasses.asdict(recording) for recording in unit])
+    distributed.run_audio(job, [len(unit) for unit in planned])
     return _finish(job, manifest)
 
 
@@ -137,133 +114,9 @@ def _prepare_features(config: PrepareConfig, source: str, out: str, hashes: dict
     manifest = _begin(Path(out), "features", settings, len(shards))
     if manifest.finished:
         return manifest
-    job = Job(config, out, source, len(shards))
+    job = units.Job(config, out, source, len(shards))
     distributed.run_features(job, [shard.records for shard in shards])
     return _finish(job, manifest)
-
-
-def plan(found: list[Recording], most: int, most_bytes: int) -> list[list[Recording]]:
-    """Recordings in their order, in units of at most `most` and, unless it is a single one, `most_bytes`."""
-    units: list[list[Recording]] = []
-    size = 0
-    for recording in found:
-        if not units or len(units[-1]) == most or size + recording.size > most_bytes:
-            units.append([])
-            size = 0
-        units[-1].append(recording)
-        size += max(recording.size, 0)
-    return units
-
-
-def inspect(job: Job, unit: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Cuts a unit's recordings into a candidate shard, if that has not been done.
-
-    Returns fingerprints: of N landmarks hash, recording in the unit and time, int64 (N,), and the exact key of each of
-    its recordings, 0 for those that gave nothing.
-    """
-    report, candidate = job.work(f"inspected-{unit:05d}.safetensors"), job.work(f"candidate-{unit:05d}.array_record")
-    if not report.is_file() or not (candidate.is_file() or _done(job, unit).is_file()):
-        cuts: list[Cut] = []
-        write_shard(candidate, _candidates(_plan(job, unit), job.config, cuts))
-        rejects = [reject for found in cuts for reject in found.rejects]
-        facts = {"seconds": [found.seconds for found in cuts], "rejects": rejects}
-        content = {
-            "hashes": np.concatenate([found.hashes for found in cuts]),
-            "owners": np.repeat(np.arange(len(cuts)), [len(found.hashes) for found in cuts]),
-            "times": np.concatenate([found.times for found in cuts]),
-            "exact": np.array([found.exact for found in cuts], np.int64),
-            "facts": records.encode_json(facts),
-        }
-        records.write_bytes(report, records.encode_record(content))
-    kept = records.decode_record(report.read_bytes())
-    return kept["hashes"], kept["owners"], kept["times"], kept["exact"]
-
-
-def finish(job: Job, unit: int, copies: Copies) -> None:
-    """Writes a unit's audio shard without the recordings that are copies of earlier ones, and what became of them."""
-    done, candidate = _done(job, unit), job.work(f"candidate-{unit:05d}.array_record")
-    if done.is_file():
-        return
-    unit_recordings = _plan(job, unit)
-    facts = records.decode_json(
-        records.decode_record(job.work(f"inspected-{unit:05d}.safetensors").read_bytes())["facts"]
-    )
-    copied = {unit_recordings[i].id: copies[unit, i] for i in range(len(unit_recordings)) if (unit, i) in copies}
-    rejects: list[Reject] = list(facts["rejects"])
-    for name, (other, number) in copied.items():
-        rejects.append({"recording": name, "reason": "duplicate", "detail": f"of {_plan(job, other)[number].id}"})
-    kept = [recording.id not in copied for recording in unit_recordings]
-    path = Path(job.out) / shard_name("audio", unit, job.units)
-    shard = write_shard(path, (record for record in _read(candidate) if _owner(record) not in copied))
-    used = sum(one and seconds > 0 for one, seconds in zip(kept, facts["seconds"], strict=True))
-    seconds = sum(seconds for one, seconds in zip(kept, facts["seconds"], strict=True) if one)
-    counts = {"recordings": len(unit_recordings), "used": used, "seconds": seconds}
-    _write_json(done, {"shard": dataclasses.asdict(shard), "rejects": rejects, "counts": counts})
-    candidate.unlink(missing_ok=True)
-
-
-def extract(job: Job, unit: int) -> None:
-    """Writes a unit's feature shard; pieces shorter than a window are refused."""
-    done = _done(job, unit)
-    if done.is_file():
-        return
-    extractor = _extractor(job.config.networks, _feature_config(job.config), job.config.batch_size)
-    shards = read_manifest(job.source).shards
-    before, source = sum(shard.records for shard in shards[:unit]), Path(job.source) / shards[unit].name
-    rejects: list[Reject] = []
-    counts = {"recordings": shards[unit].records, "used": 0, "seconds": 0.0}
-    path = Path(job.out) / shard_name("features", unit, job.units)
-    shard = write_shard(path, _features(extractor, _read(source), before, rejects, counts))
-    _write_json(done, {"shard": dataclasses.asdict(shard), "rejects": rejects, "counts": counts})
-
-
-def warm_up(job: Job) -> None:
-    """Loads the networks of this process before its first unit."""
-    _extractor(job.config.networks, _feature_config(job.config), job.config.batch_size)
-
-
-@functools.lru_cache(maxsize=1)
-def _extractor(networks: str, config: FeatureConfig, batch_size: int) -> Extractor:
-    return Extractor(networks, config, batch_size)
-
-
-def _feature_config(config: PrepareConfig) -> FeatureConfig:
-    return FeatureConfig(**{field.name: getattr(config, field.name) for field in dataclasses.fields(FeatureConfig)})
-
-
-def _candidates(unit: list[Recording], config: PieceConfig, cuts: list[Cut]) -> Iterator[dict[str, np.ndarray]]:
-    """The records of all pieces; what else was found goes to `cuts`."""
-    for recording in unit:
-        found = cut(recording, config)
-        cuts.append(dataclasses.replace(found, records=[]))
-        yield from found.records
-
-
-def _features(
-    extractor: Extractor,
-    pieces: Iterable[dict[str, np.ndarray]],
-    first: int,
-    rejects: list[Reject],
-    counts: dict[str, Any],
-) -> Iterator[dict[str, np.ndarray]]:
-    """Feature records of audio records, `TOGETHER` at a time; `first` is the number of the first in all shards."""
-    numbered = list(enumerate(pieces, first))
-    for begin in range(0, len(numbered), TOGETHER):
-        waves, metas = [], []
-        for _, record in numbered[begin : begin + TOGETHER]:
-            wave, meta = audio.decode_flac(record["audio"].tobytes()), records.decode_json(record["meta"])
-            if len(wave) < extractor.samples:
-                detail = f"{len(wave)} samples at 24 kHz, a window needs {extractor.samples}"
-                rejects.append({"recording": meta["id"], "reason": "short", "detail": detail})
-                continue
-            waves.append(wave)
-            metas.append(meta)
-        if waves:
-            counts["used"] += len(waves)
-            counts["seconds"] += sum(len(wave) for wave in waves) / audio.SAMPLE_RATE
-            captions = [meta.get("captions") or [] for meta in metas]
-            for meta, found in zip(metas, extractor.features(waves, captions, first + begin), strict=True):
-                yield {"meta": records.encode_json(meta)} | found
 
 
 def _recordings(config: PrepareConfig) -> list[Recording]:
@@ -295,16 +148,18 @@ def _begin(out: Path, kind: str, settings: dict[str, Any], shard_count: int) -> 
             versions = {"melody_jax": __version__}
             manifest = Manifest(kind=kind, settings=settings, versions=versions, shard_count=shard_count)
             write_manifest(out, manifest)
-        if not manifest.finished:
-            (out / WORK).mkdir(exist_ok=True)
+        if manifest.finished:
+            shutil.rmtree(out / units.WORK, ignore_errors=True)
+        else:
+            (out / units.WORK).mkdir(exist_ok=True)
     except OSError as error:
         raise UserError(f"{out}: cannot be written ({error.strerror})") from error
     return manifest
 
 
-def _finish(job: Job, manifest: Manifest) -> Manifest:
+def _finish(job: units.Job, manifest: Manifest) -> Manifest:
     """Gathers what the units did into rejects.jsonl and the manifest, and removes what is no longer needed."""
-    results = [json.loads(_done(job, unit).read_text(encoding="utf-8")) for unit in range(job.units)]
+    results = [json.loads(units.done(job, unit).read_text(encoding="utf-8")) for unit in range(job.units)]
     rejects = [reject for result in results for reject in result["rejects"]]
     kind = "recordings" if manifest.kind == "audio" else "pieces"
     counts = {
@@ -323,31 +178,10 @@ def _finish(job: Job, manifest: Manifest) -> Manifest:
     if not manifest.records:
         raise UserError(f"{job.source}: nothing could be used; the first: {rejects[0]['detail']}")
     write_manifest(job.out, manifest)
-    shutil.rmtree(Path(job.out) / WORK)
+    for left in Path(job.out).glob(".*.part"):  # by workers that were killed
+        left.unlink(missing_ok=True)
+    shutil.rmtree(Path(job.out) / units.WORK)
     return manifest
-
-
-def _done(job: Job, unit: int) -> Path:
-    return job.work(f"done-{unit:05d}.json")
-
-
-def _plan(job: Job, unit: int) -> list[Recording]:
-    listed = json.loads(job.work(f"plan-{unit:05d}.json").read_text(encoding="utf-8"))
-    for fields in listed:
-        fields["clip"] = tuple(fields["clip"]) if fields["clip"] else None
-    return [Recording(**fields) for fields in listed]
-
-
-def _read(path: Path) -> Iterator[dict[str, np.ndarray]]:
-    return records.read_shard(path)
-
-
-def _owner(record: dict[str, np.ndarray]) -> str:
-    return records.decode_json(record["meta"])["recording"]
-
-
-def _write_json(path: Path, content: Any) -> None:
-    records.write_bytes(path, json.dumps(content, ensure_ascii=False).encode())
 
 
 def _digest(value: Any) -> str:
