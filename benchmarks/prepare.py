@@ -3,8 +3,8 @@
     melody compose --out corpus/bench --hours 1 --soundfonts none
     python benchmarks/prepare.py --corpus corpus/bench
 
-Writes docs/evaluation/prepare.md. The composed pieces are joined to tracks of four minutes and encoded as stereo MP3 at
-44.1 kHz, as music usually arrives. The odd files are those of the tests, eleven of each kind, and two hours in one file.
+Writes docs/evaluation/prepare.md. The composed pieces are joined to tracks of four minutes and encoded as stereo MP3
+at 44.1 kHz, as music usually arrives. The odd files are those of the tests, eleven of each kind, and one of two hours.
 """
 
 import json

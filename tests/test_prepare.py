@@ -37,6 +37,7 @@ from melody_jax.models.tokenizer import TokenizerConfig
 from melody_jax.models.vae import TINY as TINY_VAE
 
 pytest.importorskip("apache_beam", reason="melody prepare needs the extra beam")
+from melody_jax.data import distributed
 
 TINY_TOKENIZER = TokenizerConfig(
     encoder=ConformerConfig(layers=1, width=16, heads=2, ffn=32, kernel=3, layer=1), semantic_vocab=16
@@ -306,6 +307,13 @@ def test_killed_and_run_again(odd: Odd, odd_shards: Path, tmp_path: Path, monkey
     prepare(audio_config(odd[0], tmp_path))
     assert len(again) <= len(odd[1]) - 8 * (kept - 1)
     assert everything(tmp_path) == everything(odd_shards)
+
+
+def test_a_landmark_of_many_recordings_still_links_them() -> None:
+    marks = [((0, i), 7, 20) for i in reversed(range(150))]
+    assert len(list(distributed.pairs((5, marks[:100])))) == 100 * 99 // 2
+    linked = [pair for pair, _ in distributed.pairs((5, marks))]
+    assert linked == [((0, i), (0, i + 1)) for i in range(149)]
 
 
 def test_a_full_disk_is_one_line(odd: Odd, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

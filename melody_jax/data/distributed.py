@@ -5,7 +5,6 @@ must see the source and the output folder under the same path: a network disk, o
 """
 
 import contextlib
-import itertools
 import logging
 import re
 import threading
@@ -26,7 +25,7 @@ from melody_jax.data.units import Job, extract, finish, inspect, warm_up
 from melody_jax.errors import UserError
 
 COMMON = 100
-"""A landmark in more recordings than this says nothing."""
+"""Recordings that share a landmark are compared all with all up to this many, beyond it each with the next."""
 HERE = ("runner=DirectRunner",)
 CORES = (*HERE, "direct_running_mode=multi_processing", "direct_num_workers=0")
 
@@ -104,8 +103,9 @@ class Extract(beam.DoFn):
 def pairs(group: tuple[int, Iterable[Mark]]) -> Iterator[tuple[tuple[Name, Name], tuple[int, int]]]:
     """Every pair of recordings that share a key -> how far apart it is in them, and landmarks of the one with fewer."""
     marks = sorted(group[1])
-    if len(marks) <= COMMON:
-        for (one, at, length), (other, later, own) in itertools.combinations(marks, 2):
+    reach = len(marks) if len(marks) <= COMMON else 1
+    for i, (one, at, length) in enumerate(marks):
+        for other, later, own in marks[i + 1 : i + 1 + reach]:
             yield (one, other), (later - at, min(length, own))
 
 
@@ -125,7 +125,7 @@ def _running(job: Job, options: tuple[str, ...], sizes: list[int], finished: str
     """A pipeline that runs when the block ends, under a progress bar that looks which units have left their file."""
     # Without the option, DirectRunner would download a runner written in Go and start it.
     arguments = ["allow_unsafe_triggers", "default_sdk_harness_log_level=ERROR", *options]
-    logging.getLogger("apache_beam").setLevel(logging.ERROR)
+    logging.getLogger("apache_beam").setLevel(logging.CRITICAL)  # what fails is raised, with its traceback
     stop = threading.Event()
 
     def watch() -> None:
