@@ -13,7 +13,7 @@ import numpy as np
 
 from melody_jax import audio
 from melody_jax.data import fingerprint, tfds_music
-from melody_jax.data.layouts import Recording
+from melody_jax.data.layouts import SUFFIXES, Recording
 from melody_jax.data.records import encode_json
 from melody_jax.errors import UserError
 
@@ -124,7 +124,8 @@ def _cut(recording: Recording, config: PieceConfig) -> Cut:
 
 def _blocks(recording: Recording, config: PieceConfig) -> Iterator[tuple[np.ndarray, int]]:
     if recording.problem:
-        why = {"missing": "not there", "suffix": "not an audio file by its name", "uncaptioned": "not in the table"}
+        known = f"none of {', '.join(SUFFIXES)}"
+        why = {"missing": "not there", "suffix": known, "uncaptioned": "not in the table of captions"}
         raise _Refused(recording.problem, why[recording.problem])
     if recording.record >= 0:
         wave = tfds_music.read(recording.path, recording.record)

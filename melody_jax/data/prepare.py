@@ -72,6 +72,9 @@ def prepare(config: PrepareConfig) -> Manifest:
     for name in ("source", "out"):
         if not getattr(config, name):
             raise UserError(f"--{name} is missing; see melody prepare --help")
+    named = {name: getattr(config, name) for name in ("source", "out", "networks")}
+    # Workers elsewhere have another working folder.
+    config = dataclasses.replace(config, **{name: str(Path(path).absolute()) for name, path in named.items() if path})
     if (Path(config.source) / MANIFEST).is_file():
         if config.captions:
             raise UserError(f"{config.source} holds shards, whose captions are inside; --captions is for recordings")
