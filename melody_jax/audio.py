@@ -8,9 +8,11 @@ absolute gate at -70 LUFS and a relative gate 10 LU below the mean of what is le
 
 import functools
 import io
+import math
 import os
 import struct
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -30,24 +32,69 @@ def read(path: str | os.PathLike, sample_rate: int = SAMPLE_RATE) -> np.ndarray:
 
     Raises `UserError` for a file that is missing, no audio, cut short, empty or not finite.
     """
+    (samples, source_rate), *_ = stream(path)
+    mono = samples.mean(axis=1, dtype=np.float32)
+    if not np.isfinite(mono).all():
+        raise UserError(f"{path}: holds samples that are not finite (NaN or infinity)")
+    return resample(mono, source_rate, sample_rate)
+
+
+def stream(
+    path: str | os.PathLike, seconds: float = math.inf, start: float = 0.0, end: float = math.inf
+) -> Iterator[tuple[np.ndarray, int]]:
+    """Blocks float32 (T, channels) of a file at its own rate, and the rate; for files too long to be held whole.
+
+    Blocks last `seconds`; a rest under half of that is joined to the block before. `start` and `end` in seconds choose
+    a part. That a file is cut short is noticed after the last block only.
+
+    Raises `UserError` for a file that is missing, no audio, cut short or empty, or has nothing from `start` on.
+    """
     path = Path(path)
     if not path.is_file():
         raise UserError(f"{path}: no such audio file")
     _refuse_cut_riff(path)
     try:
         with soundfile.SoundFile(path) as file:
-            declared, source_rate = file.frames, file.samplerate
-            samples = file.read(dtype="float32", always_2d=True)
+            yield from _blocks(file, path, seconds, start, end)
     except (soundfile.SoundFileError, OSError, RuntimeError) as error:
         raise UserError(f"{path}: not an audio file that can be read, or damaged ({error})") from error
-    if len(samples) == 0:
-        raise UserError(f"{path}: the file holds no audio")
-    if declared < 1 << 40 and len(samples) < declared:
-        raise UserError(f"{path}: cut short, {len(samples)} of {declared} samples can be read")
-    mono = samples.mean(axis=1, dtype=np.float32)
-    if not np.isfinite(mono).all():
-        raise UserError(f"{path}: holds samples that are not finite (NaN or infinity)")
-    return resample(mono, source_rate, sample_rate)
+
+
+def seconds(path: str | os.PathLike) -> float:
+    """How long an audio file says it is. Raises `UserError` for a file that cannot be opened."""
+    try:
+        return soundfile.info(path).duration
+    except (soundfile.SoundFileError, OSError, RuntimeError) as error:
+        raise UserError(f"{path}: not an audio file that can be read, or damaged ({error})") from error
+
+
+def _blocks(
+    file: soundfile.SoundFile, path: Path, seconds: float, start: float, end: float
+) -> Iterator[tuple[np.ndarray, int]]:
+    rate = file.samplerate
+    declared = file.frames if file.frames < 1 << 40 else math.inf
+    first, stop = round(start * rate), min(declared, end * rate)
+    if first:
+        file.seek(min(first, file.frames))
+    size, position, held = seconds * rate, first, None
+    while position < stop:
+        wanted = min(size, stop - position)
+        block = file.read(-1 if wanted == math.inf else round(wanted), dtype="float32", always_2d=True)
+        if len(block) == 0:
+            break
+        position += len(block)
+        if held is None:
+            held = block
+        elif len(block) < size / 2:
+            held = np.concatenate([held, block])
+        else:
+            yield held, rate
+            held = block
+    if held is None:
+        raise UserError(f"{path}: the file holds no audio" + (f" after {start:g} s" if start else ""))
+    if declared < math.inf and position < round(stop):
+        raise UserError(f"{path}: cut short, {position} of {declared} samples can be read")
+    yield held, rate
 
 
 def resample(audio: np.ndarray, source_rate: int, sample_rate: int = SAMPLE_RATE) -> np.ndarray:
@@ -68,7 +115,7 @@ def write(path: str | os.PathLike, audio: np.ndarray, sample_rate: int = SAMPLE_
     """
     path = Path(path)
     file_format = check_writable(path)
-    samples = _to_int16(audio, str(path))
+    samples = to_int16(audio, str(path))
     temporary = None
     try:
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
@@ -101,7 +148,7 @@ def check_writable(path: str | os.PathLike) -> str:
 def encode_flac(audio: np.ndarray, sample_rate: int = SAMPLE_RATE) -> bytes:
     """Encodes float32 (T,) as 16-bit FLAC; the same audio always gives the same bytes."""
     buffer = io.BytesIO()
-    soundfile.write(buffer, _to_int16(audio, "FLAC encoder"), sample_rate, format="FLAC", subtype="PCM_16")
+    soundfile.write(buffer, to_int16(audio, "FLAC encoder"), sample_rate, format="FLAC", subtype="PCM_16")
     return buffer.getvalue()
 
 
@@ -191,7 +238,8 @@ def _running_minimum(values: np.ndarray, width: int) -> np.ndarray:
     return np.minimum(values[: len(values) - rest], values[rest:])
 
 
-def _to_int16(audio: np.ndarray, name: str) -> np.ndarray:
+def to_int16(audio: np.ndarray, name: str) -> np.ndarray:
+    """Float (T,) as int16, clipped at full scale. Raises `UserError`, naming `name`: empty, not 1-D or not finite."""
     audio = np.asarray(audio)
     if audio.ndim != 1 or len(audio) == 0:
         raise UserError(f"{name}: audio must be mono with at least one sample, got shape {audio.shape}")

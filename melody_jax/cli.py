@@ -23,7 +23,10 @@ COMMANDS: dict[str, Command] = {
         "melody_jax.data.composer.generate", "ComposeConfig", "compose_corpus", "compose a captioned corpus into shards"
     ),
     "prepare": Command(
-        "melody_jax.data.prepare", "PrepareConfig", "prepare", "compute the features that the LM and DPD train on"
+        "melody_jax.data.prepare",
+        "PrepareConfig",
+        "prepare",
+        "turn recordings into audio shards, and these into features",
     ),
     "import": Command(
         "melody_jax.convert.published",

@@ -25,7 +25,10 @@ def exits_cleanly(main: Callable[[], None]) -> Callable[[], None]:
         except ModuleNotFoundError as error:
             if (error.name or "melody_jax").startswith("melody_jax"):
                 raise
-            print(f"error: {error.name} is not installed: pip install -e '.[train,compose]' brings it", file=sys.stderr)
+            print(
+                f"error: {error.name} is not installed: pip install -e '.[train,compose,beam]' brings it",
+                file=sys.stderr,
+            )
             sys.exit(2)
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr)

@@ -152,6 +152,7 @@ def test_a_missing_extra_is_one_line(capsys: pytest.CaptureFixture[str]) -> None
     with pytest.raises(SystemExit) as caught:
         exits_cleanly(lambda: needs("grain"))()
     assert caught.value.code == 2
-    assert capsys.readouterr().err == "error: grain is not installed: pip install -e '.[train,compose]' brings it\n"
+    said = capsys.readouterr().err
+    assert said == "error: grain is not installed: pip install -e '.[train,compose,beam]' brings it\n"
     with pytest.raises(ModuleNotFoundError):
         exits_cleanly(lambda: needs("melody_jax.gone"))()

@@ -1,8 +1,14 @@
-"""Sources, stitching, feature shards from tiny networks, resuming, and export of a run."""
+"""Audio shards of odd files, feature shards from tiny networks, killing and going on."""
 
 import dataclasses
 import json
+import os
 import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -10,119 +16,63 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import soundfile
+from test_export import random_like
 
 from melody_jax import audio, release
-from melody_jax.config import DataConfig, TrainConfig
-from melody_jax.data import pipeline
-from melody_jax.data.prepare import PrepareConfig, prepare, starts, stitch
+from melody_jax.config import DataConfig
+from melody_jax.data import pipeline, units
+from melody_jax.data.pieces import cut
+from melody_jax.data.prepare import PrepareConfig, prepare
 from melody_jax.data.records import (
-    Manifest,
     decode_json,
-    encode_json,
     open_shards,
     read_manifest,
-    shard_name,
-    write_manifest,
-    write_shard,
 )
-from melody_jax.data.sources import open_source, read_captions
 from melody_jax.errors import UserError
 from melody_jax.models import mulan, tokenizer, vae
 from melody_jax.models.conformer import ConformerConfig
-from melody_jax.models.discriminators import TINY as TINY_DISCRIMINATOR
 from melody_jax.models.mulan import TINY as TINY_MULAN
 from melody_jax.models.tokenizer import TokenizerConfig
 from melody_jax.models.vae import TINY as TINY_VAE
-from melody_jax.training.checkpoint import Checkpoints, write_run
-from melody_jax.training.export import ExportConfig, export
-from melody_jax.training.stages.vae import VAEStage
-from melody_jax.training.state import create_state
+
+pytest.importorskip("apache_beam", reason="melody prepare needs the extra beam")
+from melody_jax.data import distributed
 
 TINY_TOKENIZER = TokenizerConfig(
     encoder=ConformerConfig(layers=1, width=16, heads=2, ffn=32, kernel=3, layer=1), semantic_vocab=16
 )
+BEAM = ("runner=DirectRunner",)
+Odd = tuple[Path, dict[str, str]]
 
 
-def test_starts_cover_everything() -> None:
-    assert starts(750, 256, 128) == [0, 128, 256, 384, 494]
-    assert starts(256, 256, 64) == [0]
-    assert starts(512, 256, 128) == [0, 128, 256]
+def music(seed: int, seconds: float, sample_rate: int = 24_000) -> np.ndarray:
+    """Notes of random pitch, five a second: enough peaks for a fingerprint."""
+    rng, time = np.random.default_rng(seed), np.arange(round(0.2 * sample_rate)) / sample_rate
+    pitches = rng.uniform(200, 3000, (round(seconds * 5), 3))
+    notes = np.sin(2 * np.pi * pitches[:, :, None] * time).sum(axis=1) * np.hanning(len(time))
+    return (0.2 * notes.reshape(-1)).astype(np.float32)
 
 
-@pytest.mark.parametrize("rate", [1, 2])
-@pytest.mark.parametrize("length", [8, 13, 16, 27])
-def test_stitch_takes_centres(length: int, rate: int) -> None:
-    at, window = starts(length, 8, 4), 8
-    rows = np.stack([np.arange(a * rate, (a + window) * rate) for a in at])
-    np.testing.assert_array_equal(stitch(rows, at, length), np.arange(length * rate))
-    marked = stitch(np.stack([np.full(window, a) for a in at]), at, length)
-    for position, start in enumerate(marked):
-        distances = [abs(position + 0.5 - a - window / 2) for a in at]
-        assert abs(position + 0.5 - start - window / 2) <= min(distances) + 1
+def captions(path: Path, rows: list[tuple[str, str]]) -> str:
+    path.write_text("".join(json.dumps({"file": f, "caption": c}) + "\n" for f, c in rows))
+    return str(path)
 
 
-def tone(path: Path, seconds: float, pitch: float, sample_rate: int = 24_000) -> None:
-    time = np.arange(round(seconds * sample_rate)) / sample_rate
-    audio.write(path, (0.3 * np.sin(2 * np.pi * pitch * time)).astype(np.float32), sample_rate)
+ROWS = [("0.wav", "calm, slow piano"), ("0.wav", "soft"), ("1.wav", "loud"), ("2.wav", "fast")]
+ROWS += [("gone.wav", "gone"), ("short.wav", "tiny"), ("torn.wav", "torn")]
 
 
 @pytest.fixture(scope="module")
 def recordings(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("files")
-    for i, seconds in enumerate((1.6, 0.9, 1.3)):
-        tone(folder / f"{i}.wav", seconds, 220.0 * (i + 1))
-    tone(folder / "short.wav", 0.2, 100.0)
+    for i, seconds in enumerate((1.6, 0.8, 1.4)):
+        audio.write(folder / f"{i}.wav", music(i, seconds))
+    audio.write(folder / "short.wav", music(9, 0.2))
+    audio.write(folder / "uncaptioned.wav", music(10, 1.0))
     (folder / "torn.wav").write_bytes((folder / "0.wav").read_bytes()[:1000])
+    captions(folder / "c.jsonl", ROWS)
     return folder
-
-
-@pytest.fixture
-def files(recordings: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(recordings, tmp_path / "files"))
-
-
-def captions(path: Path, rows: list[tuple[str, str]]) -> str:
-    if path.suffix == ".csv":
-        path.write_text("file,caption\n" + "".join(f'{file},"{caption}"\n' for file, caption in rows))
-    else:
-        path.write_text("".join(json.dumps({"file": f, "caption": c}) + "\n" for f, c in rows))
-    return str(path)
-
-
-ROWS = [("0.wav", "calm, slow piano"), ("0.wav", "soft"), ("1.wav", "loud"), ("2.wav", "fast")]
-ROWS += [("short.wav", "tiny"), ("torn.wav", "torn")]
-
-
-@pytest.mark.parametrize("suffix", [".csv", ".jsonl"])
-def test_captions_are_matched(files: Path, suffix: str) -> None:
-    source = open_source(files, captions(files / f"c{suffix}", ROWS))
-    assert len(source) == 5
-    wave, meta = source.read(0)
-    assert wave.shape == (38_400,)
-    assert meta == {"id": "0.wav", "facts": {}, "captions": ["calm, slow piano", "soft"]}
-
-
-def test_mismatches_name_the_first(files: Path) -> None:
-    with pytest.raises(UserError, match=r"the first is gone\.wav"):
-        open_source(files, captions(files / "c.csv", [*ROWS, ("gone.wav", "x")]))
-    with pytest.raises(UserError, match=r"have no caption .* the first is 2\.wav"):
-        open_source(files, captions(files / "c.csv", ROWS[:3]))
-    (files / "d.csv").write_text("path,text\na,b\n")
-    with pytest.raises(UserError, match="no column 'file'"):
-        read_captions(files / "d.csv")
-    (files / "d.jsonl").write_text('{"file": "a", "caption": "b"}\n{"file": 3}\n')
-    with pytest.raises(UserError, match="line 2"):
-        read_captions(files / "d.jsonl")
-    (files / "none").mkdir()
-    with pytest.raises(UserError, match="holds no audio files"):
-        open_source(files / "none")
-
-
-def random_like(init: Any) -> Any:
-    """Random arrays of the shapes that `init(key)` has, without compiling it."""
-    rng = np.random.default_rng(0)
-    shapes = jax.eval_shape(init, jax.random.key(0))
-    return jax.tree.map(lambda s: jnp.asarray(0.2 * rng.normal(size=s.shape), s.dtype), shapes)
 
 
 @pytest.fixture(scope="module")
@@ -156,24 +106,47 @@ def features(recordings: Path, networks: str, tmp_path_factory: pytest.TempPathF
     return out
 
 
-def prepared(files: Path, networks: str, out: Path, **changes: Any) -> PrepareConfig:
+def prepared(source: Path, networks: str, out: Path, **changes: Any) -> PrepareConfig:
     base = PrepareConfig(
-        source=str(files),
-        captions=captions(files / "c.csv", ROWS),
+        source=str(source),
+        captions=str(source / "c.jsonl"),
         networks=networks,
         out=str(out),
+        min_seconds=0.5,
         window_tokens=16,
         hop_tokens=4,
         variants=3,
-        shard_records=2,
+        shard_recordings=3,
         batch_size=4,
+        beam=BEAM,
     )
     return dataclasses.replace(base, **changes)
 
 
-def test_features_and_rejects(features: Path, networks: str) -> None:
+def rejects(out: Path) -> dict[str, str]:
+    rows = [json.loads(line) for line in (out / "rejects.jsonl").read_text().splitlines()]
+    return {row["recording"]: row["reason"] for row in rows}
+
+
+def test_recordings_become_features(features: Path, networks: str) -> None:
+    manifest = read_manifest(features / "audio")
+    assert (manifest.kind, manifest.records, manifest.shard_count) == ("audio", 3, 3)
+    assert rejects(features / "audio") == {
+        "gone.wav": "missing",
+        "short.wav": "short",
+        "torn.wav": "unreadable",
+        "uncaptioned.wav": "uncaptioned",
+    }
+    assert manifest.counts["recordings"] == 7
+    assert manifest.counts["recordings_used"] == 3
+    assert manifest.counts["hours"] == pytest.approx(3.8 / 3600, abs=1e-4)
+    meta = decode_json(open_shards(features / "audio")[0]["meta"])
+    assert meta["captions"] == ["calm, slow piano", "soft"]
+    assert (meta["id"], meta["recording"], meta["seconds"]) == ("0.wav#0", "0.wav", [0.0, 1.6])
+
     manifest = read_manifest(features)
     assert (manifest.records, manifest.shard_count, manifest.finished) == (3, 3, True)
+    assert manifest.counts["pieces_used"] == 3
     assert manifest.settings["hashes"]["vae"] == release.network_hash(networks, "vae")
     first = open_shards(features, "features")[0]
     assert first["semantic_tokens"].shape == (40,)
@@ -182,17 +155,16 @@ def test_features_and_rejects(features: Path, networks: str) -> None:
     np.testing.assert_array_equal(first["window_starts"], [0, 4, 8, 12, 16, 20, 24])
     assert first["prefix_tokens"].shape == (7, 3, 12)
     assert first["text_prefix_tokens"].shape == (2, 12)
-    assert decode_json(first["meta"])["id"] == "0.wav"
-    rejects = [json.loads(line) for line in (features / "rejects.jsonl").read_text().splitlines()]
-    assert [row["piece"] for row in rejects] == ["short.wav", "torn.wav"]
+    assert not (features / ".work").exists()
     data = DataConfig(folder=(str(features),), window_tokens=16, batch_size=2, networks=networks)
     assert set(pipeline.check_provenance(data, "features")) == {"mulan", "tokenizer", "vae"}
     assert next(pipeline.TrainingBatches(data, "features"))["latents"].shape == (2, 16, 8)
 
 
-def test_features_are_those_of_the_networks(features: Path, recordings: Path, networks: str) -> None:
+def test_features_are_those_of_the_networks(features: Path, networks: str) -> None:
     record = open_shards(features, "features")[0]
-    wave = jnp.asarray(audio.read(recordings / "0.wav")[None, : 16 * 960])
+    piece = audio.decode_flac(open_shards(features / "audio")[0]["audio"].tobytes())
+    wave = jnp.asarray(piece[None, : 16 * 960])
     params, config, _ = release.load_network(networks, "vae")
     latents = jax.jit(vae.encode, static_argnums=1)(params, config, wave)
     np.testing.assert_allclose(record["latents"][:12], latents[0, :12], atol=2e-3)
@@ -201,22 +173,26 @@ def test_features_are_those_of_the_networks(features: Path, recordings: Path, ne
     np.testing.assert_array_equal(record["prefix_tokens"][0, 0], codes[0])
 
 
-def test_resume_makes_the_missing_shard_again(features: Path, files: Path, networks: str, tmp_path: Path) -> None:
-    out, whole = Path(shutil.copytree(features, tmp_path / "out")), read_manifest(features)
-    listed = json.loads((out / "manifest.json").read_text())
-    listed["shards"] = [shard for shard in listed["shards"] if "00001-of" not in shard["name"]]
-    (out / "manifest.json").write_text(json.dumps(listed))
-    (out / shard_name("features", 1, 3)).unlink()
-    again = prepare(prepared(files, networks, out))
-    assert {s.sha256 for s in again.shards} == {s.sha256 for s in whole.shards}
-    assert len((out / "rejects.jsonl").read_text().splitlines()) == 2
+def test_a_missing_feature_shard_is_made_again(features: Path, networks: str, tmp_path: Path) -> None:
+    whole = read_manifest(features)
+    source = Path(shutil.copytree(features / "audio", tmp_path / "audio"))
+    again = prepare(prepared(source, networks, tmp_path / "out", captions=""))
+    assert again.shards == whole.shards
+    assert (tmp_path / "out" / "manifest.json").read_bytes() == (features / "manifest.json").read_bytes()
 
 
-def test_another_preparation_is_refused(features: Path, files: Path, networks: str, tmp_path: Path) -> None:
+def test_another_preparation_is_refused(features: Path, recordings: Path, networks: str, tmp_path: Path) -> None:
+    assert prepare(prepared(recordings, networks, features)) == read_manifest(features)
     with pytest.raises(UserError, match="another jitter"):
-        prepare(prepared(files, networks, features, jitter=0.5))
+        prepare(prepared(recordings, networks, features, jitter=0.5))
+    with pytest.raises(UserError, match="another piece_seconds"):
+        prepare(prepared(recordings, networks, features, piece_seconds=9.0))
     with pytest.raises(UserError, match="--out is missing"):
-        prepare(dataclasses.replace(prepared(files, networks, features), out=""))
+        prepare(dataclasses.replace(prepared(recordings, networks, features), out=""))
+    with pytest.raises(UserError, match="audio shards already"):
+        prepare(prepared(features / "audio", "", tmp_path, captions=""))
+    with pytest.raises(UserError, match="batch_size is 0"):
+        prepared(recordings, networks, features, batch_size=0)
     shutil.copytree(networks, tmp_path / "networks")
     params, config, _ = release.load_network(networks, "vae")
     release.save_network(tmp_path / "networks", "vae", jax.tree.map(lambda x: x + 1, params), config, {})
@@ -224,49 +200,126 @@ def test_another_preparation_is_refused(features: Path, files: Path, networks: s
     with pytest.raises(UserError, match="another vae"):
         pipeline.check_provenance(data, "features")
     with pytest.raises(UserError, match="another hashes"):
-        prepare(prepared(files, str(tmp_path / "networks"), features))
+        prepare(prepared(recordings, str(tmp_path / "networks"), features))
 
 
-def test_export_releases_the_average(tmp_path: Path) -> None:
-    music = tmp_path / "music"
-    music.mkdir()
-    waves = np.random.default_rng(0).normal(size=(6, 9600)).astype(np.float32) * 0.1
-    records = [
-        {"audio": np.frombuffer(audio.encode_flac(w), np.uint8), "meta": encode_json({"id": "x"})} for w in waves
-    ]
-    shard = write_shard(music / shard_name("audio", 0, 1), records)
-    write_manifest(music, Manifest(kind="audio", settings={}, versions={}, shard_count=1, shards=(shard,)))
-    config = TrainConfig(
-        stage=VAEStage(model=TINY_VAE, discriminator=TINY_DISCRIMINATOR),
-        data=DataConfig(folder=(str(music),), batch_size=2, crop_samples=4800),
-        workdir=str(tmp_path / "run"),
+def odd_files(folder: Path, copies: int = 1) -> dict[str, str]:
+    """Files of every kind that goes wrong, and some that only look so -> what should become of each ("" is used)."""
+    wanted: dict[str, str] = {}
+
+    def add(name: str, reason: str, wave: Any = None, rate: int = 24_000, subtype: str = "PCM_16") -> Path:
+        wanted[name] = reason
+        if wave is not None:
+            soundfile.write(folder / name, wave, rate, subtype=subtype)
+        return folder / name
+
+    for n in range(copies):
+        good = music(1000 + n, 8.0)
+        flac = audio.encode_flac(good)
+        add(f"{n} good.wav", "", good)
+        add(f"{n} zero bytes.wav", "unreadable").write_bytes(b"")
+        add(f"{n} noise.mp3", "unreadable").write_bytes(np.random.default_rng(n).bytes(3000))
+        add(f"{n} text.ogg", "unreadable").write_text("not music")
+        add(f"{n} cut.flac", "unreadable").write_bytes(flac[: len(flac) // 2])
+        add(f"{n} cut.wav", "unreadable").write_bytes((folder / f"{n} good.wav").read_bytes()[:30_000])
+        add(f"{n} header only.wav", "unreadable").write_bytes((folder / f"{n} good.wav").read_bytes()[:44])
+        add(f"{n} cover.jpg", "suffix").write_bytes(b"\xff\xd8")
+        add(f"{n} flac inside.wav", "").write_bytes(audio.encode_flac(music(2000 + n, 2.0)))
+        broken = music(3000 + n, 2.0)
+        broken[40_000] = np.nan
+        add(f"{n} nan.wav", "not finite", broken, subtype="FLOAT")
+        add(f"{n} eight channels.wav", "", np.stack([music(4000 + n, 2.0)] * 8, axis=1))
+        add(f"{n} 8 kHz.wav", "", music(5000 + n, 2.0, 8000), 8000)
+        add(f"{n} silent.wav", "silence", np.zeros(48_000, np.float32))
+        add(f"{n} clipped.wav", "clipped", np.clip(20 * music(6000 + n, 2.0), -1, 1))
+        add(f"{n} short.wav", "short", music(7000 + n, 0.2))
+        add(f"{n} empty.flac", "unreadable", np.zeros(0, np.float32))
+        add(f"{n} quiet copy.wav", "duplicate", 0.1 * good)
+        add(f"{n} resampled copy.ogg", "duplicate", audio.resample(good, 24_000, 44_100), 44_100, "VORBIS")
+        add(f"{n} late copy.flac", "duplicate", good[6_000:])
+    add("20 minutes at 1 kHz.wav", "", np.tile(music(8000, 20.0, 1000), 60), 1000)
+    return wanted
+
+
+def audio_config(source: Path, out: Path, **changes: Any) -> PrepareConfig:
+    base = PrepareConfig(
+        source=str(source), out=str(out), piece_seconds=400.0, min_seconds=0.5, shard_recordings=8, beam=BEAM
     )
-    state = random_like(lambda key: create_state(config, key))
-    checkpoints = Checkpoints(tmp_path / "run")
-    checkpoints.save(state, {})
-    checkpoints.close()
-    write_run(tmp_path / "run", config, {})
-    (tmp_path / "run" / "metrics.jsonl").write_text('{"step": 2, "eval/loss": 1.5}\n{"step": 3, "loss": 1.0}\n')
-    export(ExportConfig(run=config.workdir, out=str(tmp_path / "release"), batches=3, licence="CC0"))
-    card = (tmp_path / "release" / "vae.md").read_text()
-    for words in (
-        "# Model card: vae",
-        "CC0",
-        f"`{music}`: 6 records of audio",
-        "| eval/loss | 1.5 |",
-        '"crop_samples": 4800',
-    ):
-        assert words in card
-    params, model, hashes = release.load_network(tmp_path / "release", "vae")
-    assert (model, hashes) == (TINY_VAE, {})
-    assert release.read_description(tmp_path / "release", "vae")["metrics"] == {"step": 2, "eval/loss": 1.5}
-    assert not np.allclose(params["latent_scale"], state.ema["latent_scale"])
-    kept = release.flatten(params)
-    for name, value in release.flatten(state.ema).items():
-        if not name.startswith("latent_"):
-            np.testing.assert_allclose(kept[name], value, atol=float(np.max(np.abs(value))) / 200 + 1e-6)
-    with pytest.raises(UserError, match="not a run folder"):
-        export(ExportConfig(run=str(tmp_path), out=str(tmp_path / "release")))
-    write_run(tmp_path / "run", config, {"vae": "0" * 64})
-    with pytest.raises(UserError, match="another vae"):
-        export(ExportConfig(run=config.workdir, out=str(tmp_path / "release")))
+    return dataclasses.replace(base, **changes)
+
+
+@pytest.fixture(scope="module")
+def odd(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, str]]:
+    folder = tmp_path_factory.mktemp("odd")
+    return folder, odd_files(folder, copies=2)
+
+
+@pytest.fixture(scope="module")
+def odd_shards(odd: Odd, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("odd_shards")
+    prepare(audio_config(odd[0], out))
+    return out
+
+
+def test_odd_files_are_all_accounted_for(odd: Odd, odd_shards: Path) -> None:
+    wanted, manifest, source = odd[1], read_manifest(odd_shards), open_shards(odd_shards, "audio")
+    assert rejects(odd_shards) == {name: reason for name, reason in wanted.items() if reason}
+    used = Counter(decode_json(source[i]["meta"])["recording"] for i in range(len(source)))
+    assert dict(used) == {name: 3 if "minutes" in name else 1 for name, reason in wanted.items() if not reason}
+    assert manifest.counts["recordings"] == len(wanted)
+    assert manifest.counts["recordings_used"] == len(used)
+    assert manifest.counts["rejects"] == dict(Counter(reason for reason in wanted.values() if reason))
+    rows = [json.loads(line) for line in (odd_shards / "rejects.jsonl").read_text().splitlines()]
+    details = {row["recording"]: row["detail"] for row in rows}
+    assert details["1 late copy.flac"] == "of 1 good.wav"
+    assert details["0 cut.wav"].startswith("cut short")
+    for i in range(len(source)):
+        piece = audio.decode_flac(source[i]["audio"].tobytes())
+        assert audio.loudness(piece) == pytest.approx(-16, abs=1.0)
+
+
+def test_the_result_does_not_depend_on_workers(odd: Odd, odd_shards: Path, tmp_path: Path) -> None:
+    beam = (*BEAM, "direct_running_mode=multi_threading", "direct_num_workers=3")
+    prepare(audio_config(odd[0], tmp_path, beam=beam))
+    assert everything(tmp_path) == everything(odd_shards)
+
+
+def everything(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_killed_and_run_again(odd: Odd, odd_shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    command = [sys.executable, "-c", "from melody_jax.cli import main; main()", "prepare", "--source", str(odd[0])]
+    command += ["--out", str(tmp_path), "--piece_seconds", "400", "--min_seconds", "0.5", "--shard_recordings", "8"]
+    command += ["--beam", "direct_running_mode=multi_processing", "direct_num_workers=2"]
+    run = subprocess.Popen(command, start_new_session=True, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 60
+    while not list(tmp_path.glob(".work/inspected-*")) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    os.killpg(run.pid, signal.SIGKILL)
+    assert run.wait() == -signal.SIGKILL
+    assert not read_manifest(tmp_path).finished
+    with pytest.raises(UserError, match="unfinished"):
+        open_shards(tmp_path)
+    kept, again = len(list(tmp_path.glob(".work/inspected-*"))), []
+    assert kept >= 1
+    monkeypatch.setattr(units, "cut", lambda recording, config: again.append(recording) or cut(recording, config))
+    prepare(audio_config(odd[0], tmp_path))
+    assert len(again) <= len(odd[1]) - 8 * (kept - 1)
+    assert everything(tmp_path) == everything(odd_shards)
+
+
+def test_a_landmark_of_many_recordings_still_links_them() -> None:
+    marks = [((0, i), 7, 20) for i in reversed(range(150))]
+    assert len(list(distributed.pairs((5, marks[:100])))) == 100 * 99 // 2
+    linked = [pair for pair, _ in distributed.pairs((5, marks))]
+    assert linked == [((0, i), (0, i + 1)) for i in range(149)]
+
+
+def test_a_full_disk_is_one_line(odd: Odd, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any) -> None:
+        raise UserError("shard: cannot be written (No space left on device)")
+
+    monkeypatch.setattr("melody_jax.data.units.write_shard", full)
+    with pytest.raises(UserError, match=r"^shard: cannot be written \(No space left on device\)$"):
+        prepare(audio_config(odd[0], tmp_path))

@@ -18,7 +18,7 @@ import json
 import os
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import ModuleType
 from typing import Any, SupportsIndex
@@ -49,7 +49,7 @@ class Manifest:
     """What a folder of shards holds.
 
     `settings` made it (compared on resume), `versions` are those of the packages at work, `shard_count` is the number
-    of shards there will be, `shards` those that are finished.
+    of shards there will be, `shards` those that are finished, `counts` what `melody prepare` found, kept and refused.
     """
 
     kind: str
@@ -57,6 +57,7 @@ class Manifest:
     versions: dict[str, str]
     shard_count: int
     shards: tuple[Shard, ...] = ()
+    counts: dict[str, Any] = field(default_factory=dict)
 
     @property
     def records(self) -> int:
@@ -129,6 +130,17 @@ def write_shard(path: str | os.PathLike, records: Iterable[Mapping[str, np.ndarr
     return shard
 
 
+def read_shard(path: str | os.PathLike) -> Iterator[dict[str, np.ndarray]]:
+    """The decoded records of one shard in their order. Raises `UserError` for a file that is missing or damaged."""
+    try:
+        reader = _array_record("array_record_module").ArrayRecordReader(str(path))
+        for i in range(reader.num_records()):
+            yield decode_record(reader.read([i])[0])
+        reader.close()
+    except (RuntimeError, ValueError) as error:
+        raise UserError(f"{path}: the shard is missing or damaged ({error})") from error
+
+
 @contextlib.contextmanager
 def _writing(path: Path) -> Iterator[None]:
     """ArrayRecord reports a full disk or a missing folder as RuntimeError; what makes the records may raise its own."""
@@ -147,16 +159,25 @@ def write_manifest(folder: str | os.PathLike, manifest: Manifest) -> None:
         "shard_count": manifest.shard_count,
         "settings": manifest.settings,
         "versions": manifest.versions,
+        "counts": manifest.counts,
         "shards": [asdict(shard) for shard in sorted(manifest.shards, key=lambda shard: shard.name)],
     }
-    path = Path(folder) / MANIFEST
+    text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
+    write_bytes(Path(folder) / MANIFEST, text.encode())
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Writes a file that appears only when it is whole. Raises `UserError` if the folder cannot be written."""
+    temporary = None
     try:
-        handle, temporary = tempfile.mkstemp(dir=folder, prefix=f".{MANIFEST}.", suffix=".part")
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
         os.chmod(temporary, 0o644)
         os.replace(temporary, path)
     except OSError as error:
+        if temporary is not None:
+            Path(temporary).unlink(missing_ok=True)
         raise UserError(f"{path}: cannot be written ({error.strerror})") from error
 
 
@@ -175,6 +196,7 @@ def read_manifest(folder: str | os.PathLike) -> Manifest:
             versions=content["versions"],
             shard_count=content["shard_count"],
             shards=tuple(Shard(**shard) for shard in content["shards"]),
+            counts=content.get("counts", {}),
         )
     except (OSError, json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
         raise UserError(f"{path}: not a manifest of shards ({type(error).__name__}: {error})") from error
