@@ -63,7 +63,8 @@ HEAD = (
     "memory, GB",
     "TFLOP",
     "compute, ms",
-    "HBM, ms",
+    "HBM at least, ms",
+    "by XLA's count, ms",
     "interconnect, ms",
     "network, ms",
     "bound by",
@@ -119,10 +120,11 @@ def cells(name: str, row: dict[str, Any]) -> list[str]:
     start = [program + (", remat" if row["remat"] else ""), place, " x ".join(map(str, row["mesh"])), str(row["items"])]
     effort = "quick" if row["quick"] else "full"
     if "refused" in row:
-        return [*start, *["-"] * 7, "-", row["refused"], effort]
+        return [*start, *["-"] * 9, row["refused"], effort]
     line, chip = row["roofline"], CHIPS[PLACES[place][0].split(":")[0]]
     longest = max(line.values())
-    times = [f"{line[part] * 1e3:.1f}" for part in ("compute", "memory", "interconnect", "network")]
+    line = line | {"accessed": row["accessed_bytes"] / chip.bandwidth}
+    times = [f"{line[part] * 1e3:.1f}" for part in ("compute", "memory", "accessed", "interconnect", "network")]
     sent = "; ".join(f"{kind} {count}, {size / 1e6:.1f}" for kind, (count, size) in sorted(row["collectives"].items()))
     return [
         *start,

@@ -63,8 +63,11 @@ class Report:
     flops: float
     """Of matrix products and convolutions."""
     moved_bytes: float
-    """To and from HBM, an estimate: the larger of one pass over what is kept and two over what is temporary, and of
-    what all matrix products read and write."""
+    """To and from HBM at least: the larger of one pass over what is kept and two over what is temporary, and of what
+    all matrix products read and write."""
+    accessed_bytes: float
+    """What all operations read and write by XLA's own count: too much where something stays in the chip's fast memory,
+    too little where there are loops, whose bodies it counts once."""
     collectives: dict[str, tuple[int, float]]
     """kind -> how many a step, bytes received; "recv" are those between slices."""
     roofline: Roofline
@@ -135,6 +138,7 @@ def examine(traced: Any, batch_size: int, mesh: Mesh, config: CompileConfig) -> 
         peak_bytes=peak,
         flops=flops,
         moved_bytes=moved,
+        accessed_bytes=compiled.cost_analysis()["bytes accessed"],
         collectives=sent,
         roofline=roofline(chip, flops, moved, inside, across),
         fits=peak <= chip.memory,
@@ -178,7 +182,8 @@ def describe(report: Report, topology: str, slices: int = 1) -> str:
         f"  memory       {report.peak_bytes / 1e9:.2f} of {chip.memory / 1e9:.0f} GB: {verdict} "
         f"(arguments {report.argument_bytes / 1e9:.2f}, temporary {report.temporary_bytes / 1e9:.2f})",
         f"  compute      {report.flops / 1e12:.2f} TFLOP, at least {line.compute * 1e3:.1f} ms",
-        f"  HBM          at least {line.memory * 1e3:.1f} ms",
+        f"  HBM          at least {line.memory * 1e3:.1f} ms; "
+        f"{report.accessed_bytes / chip.bandwidth * 1e3:.1f} ms by XLA's count, loops once",
         f"  interconnect at least {line.interconnect * 1e3:.1f} ms",
     ]
     lines += [f"  network      at least {line.network * 1e3:.1f} ms"] if slices > 1 else []
