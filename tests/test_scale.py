@@ -1,7 +1,12 @@
 """FLOPs and collectives are counted as often as they happen; rooflines and reports follow from them."""
 
+import os
+import subprocess
+import sys
 from dataclasses import replace
 from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -11,9 +16,11 @@ from melody_jax.config import DataConfig, TrainConfig
 from melody_jax.errors import UserError
 from melody_jax.models import ast, dpd, functional, htsat, lm, mulan, tokenizer, vae
 from melody_jax.models.wav2vec2 import Wav2Vec2Config
-from melody_jax.scale import compile_tpu
+from melody_jax.sampling.generate import SamplerConfig
+from melody_jax.scale import compile_tpu, programs
 from melody_jax.scale.chips import CHIPS, roofline
-from melody_jax.scale.counting import collectives, matmul_flops
+from melody_jax.scale.counting import collectives, matmul_cost
+from melody_jax.training.sharding import make_mesh
 from melody_jax.training.stages.dpd import DPDStage
 from melody_jax.training.stages.lm import LMStage
 from melody_jax.training.stages.mulan import MuLanStage
@@ -28,9 +35,11 @@ def test_loops_count_as_often_as_they_run() -> None:
         x = jax.lax.scan(lambda x, w: (x @ w, None), x, w)[0]
         return jax.lax.cond(x[0, 0] > 0, lambda x: x @ w[0] @ w[1], lambda x: x @ w[0], x)
 
-    assert matmul_flops(jax.make_jaxpr(run)(x)) == (3 + 2) * 2 * 4 * 8 * 8
+    flops, moved = matmul_cost(jax.make_jaxpr(run)(x))
+    assert flops == (3 + 2) * 2 * 4 * 8 * 8
+    assert moved == (3 + 2) * 4 * (4 * 8 + 8 * 8 + 4 * 8)
     back = jax.make_jaxpr(jax.grad(lambda x: jax.checkpoint(run)(x).sum()))(x)
-    assert matmul_flops(back) >= 2 * 5 * 2 * 4 * 8 * 8
+    assert matmul_cost(back)[0] >= 2 * 5 * 2 * 4 * 8 * 8
 
 
 def test_convolutions() -> None:
@@ -38,7 +47,7 @@ def test_convolutions() -> None:
         jax.lax.conv_general_dilated, window_strides=(2,), padding="VALID", dimension_numbers=("NWC", "WIO", "NWC")
     )
     traced = jax.make_jaxpr(convolve)(jnp.ones((2, 21, 5)), jnp.ones((3, 5, 7)))
-    assert matmul_flops(traced) == 2 * 2 * 10 * 7 * 3 * 5
+    assert matmul_cost(traced) == (2 * 2 * 10 * 7 * 3 * 5, 4 * (2 * 21 * 5 + 3 * 5 * 7 + 2 * 10 * 7))
 
 
 def test_a_language_models_step_costs_six_flops_a_weight_and_token() -> None:
@@ -50,7 +59,7 @@ def test_a_language_models_step_costs_six_flops_a_weight_and_token() -> None:
     def loss(params: dict) -> jax.Array:
         return lm.logits(params, config, jnp.zeros((2, 12), jnp.int32), tokens).sum()
 
-    flops = matmul_flops(jax.make_jaxpr(jax.grad(loss))(shapes))
+    flops, _ = matmul_cost(jax.make_jaxpr(jax.grad(loss))(shapes))
     weights = functional.count(shapes["blocks"]) + functional.count(shapes["head"])
     assert flops == pytest.approx(6 * weights * config_tokens, rel=0.15)
 
@@ -62,18 +71,20 @@ HLO = """
 }
 
 %body (p: (u32[], f32[8])) -> (u32[], f32[8]) {
-  %all-gather.1 = bf16[16,8]{1,0} all-gather(%a), dimensions={0}
+  %all-gather.1 = bf16[16,8]{1,0} all-gather(%a), replica_groups={{0,1,2,3},{4,5,6,7}}, dimensions={0}
   %collective-permute-start = (f32[4,2]{1,0}, f32[4,2]{1,0}, u32[], u32[]) collective-permute-start(%b)
   %collective-permute-done = f32[4,2]{1,0} collective-permute-done(%collective-permute-start)
 }
 
 %inner (p: f32[8]) -> f32[8] {
-  %all-reduce = (f32[10]{0}, f32[6]{0}) all-reduce(%c, %d), to_apply=%add
+  %all-reduce = (f32[10]{0}, f32[6]{0}) all-reduce(%c, %d), replica_groups=mesh['a'=2,'b'=4] {'b'}, to_apply=%add
+  %recv.1 = (bf16[4,8]{1,0}, u32[], token[]) recv(%after-all), channel_id=1, is_host_transfer=true
 }
 
 ENTRY %main (a: f32[8]) -> f32[8] {
   %while.1 = (u32[], f32[8]) while(%tuple), condition=%cond, body=%body
   %while.2 = (u32[], f32[8]) while(%tuple), condition=%gone, body=%body, backend_config={"known_trip_count":{"n":"2"}}
+  %reduce-scatter = f32[10]{0} reduce-scatter(%f), replica_groups=[2,4]<=[8], dimensions={0}, to_apply=%add
   ROOT %call = f32[8] call(%e), to_apply=%inner
 }
 """
@@ -81,19 +92,51 @@ ENTRY %main (a: f32[8]) -> f32[8] {
 
 def test_collectives_by_kind_and_bytes() -> None:
     assert collectives(HLO) == {
-        "all-gather": (7, 7 * 16 * 8 * 2),
+        "all-gather": (7, 7 * 16 * 8 * 2 * 3 / 4),
         "collective-permute": (7, 7 * 4 * 2 * 4),
-        "all-reduce": (1, 16 * 4),
+        "all-reduce": (1, 16 * 4 * 2 * 3 / 4),
+        "reduce-scatter": (1, 10 * 4 * 3),
+        "recv": (1, 4 * 8 * 2),
     }
+
+
+def test_unreadable_groups_are_not_counted_as_none() -> None:
+    with pytest.raises(ValueError, match="no replica groups"):
+        collectives(HLO.replace("replica_groups=[2,4]<=[8]", "replica_groups=?"))
 
 
 def test_what_takes_longest_binds() -> None:
     chip = CHIPS["v5e"]
-    line = roofline(chip, flops=chip.flops, bytes_moved=2 * chip.bandwidth, bytes_sent=0)
-    assert (line.compute, line.memory, line.interconnect, line.bound) == (1, 2, 0, "memory")
+    line = roofline(chip, flops=chip.flops, moved=2 * chip.bandwidth, inside=0)
+    assert (line.compute, line.memory, line.interconnect, line.network, line.bound) == (1, 2, 0, 0, "memory")
     assert line.utilisation == 0.5
+    line = roofline(chip, flops=chip.flops, moved=0, inside=chip.interconnect, across=4 * chip.network)
+    assert (line.interconnect, line.network, line.bound, line.utilisation) == (1, 4, "network", 0.25)
 
 
+ROOT = Path(__file__).parents[1]
+LARGE = """
+from melody_jax.config import DataConfig, TrainConfig
+from melody_jax.models.lm import LMConfig
+from melody_jax.training.stages.lm import LMStage
+
+
+def config():
+    model = LMConfig(layers=1, width=32768, heads=64, ffn=131072, recall=False)
+    return TrainConfig(stage=LMStage(model=model), data=DataConfig(batch_size=16, window_tokens=25))
+"""
+SCRIPT = """
+from melody_jax.errors import UserError
+from melody_jax.scale.compile_tpu import CompileConfig, analyse
+
+report = analyse(CompileConfig(config={config!r}, topology="v5e:2x2", slices=2, mesh=(2, 4, 1), quick=True))
+try:
+    analyse(CompileConfig(config={large!r}, topology="v5e:2x2", mesh=(1, 4, 1), quick=True))
+except UserError as error:
+    refused = str(error)
+print(*report.collectives)
+print(refused)
+"""
 SMALL_EAR = Wav2Vec2Config(channels=32, layers=2, layer=1, width=32, heads=2, ffn=64, kernel=5)
 STAGES = {
     "vae": VAEStage(model=vae.TINY),
@@ -113,12 +156,45 @@ STAGES = {
 def test_example_batches_fit_every_stage(name: str, dtype: str) -> None:
     """The shapes that are compiled are those that training sees: gradients can be traced on them."""
     stage = STAGES[name]
-    stage = replace(stage, model=compile_tpu.with_fields(stage.model, dtype=dtype))
+    stage = replace(stage, model=programs.with_fields(stage.model, dtype=dtype))
     data = DataConfig(batch_size=4, crop_samples=9600, window_tokens=80, text_length=12)
-    batch = compile_tpu.example(TrainConfig(stage=stage, data=data))
+    batch = programs.example(TrainConfig(stage=stage, data=data))
     key = jax.random.key(0)
     found, _ = jax.eval_shape(stage.gradients, jax.eval_shape(stage.init, key), batch, key, jnp.int32(0))
     assert functional.count(found) > 0
+
+
+TINY_SAMPLER = SamplerConfig(mulan=mulan.TINY, lm=lm.TINY, dpd=dpd.TINY, lm_guided=True)
+
+
+def test_sampler_is_one_program_a_chip_without_collectives() -> None:
+    """Twice the clips on one device are twice the FLOPs and bytes of activations, and only the weights are shared."""
+    mesh = make_mesh((1, 1, 1), jax.devices()[:1])
+    one, two = (programs.trace_sampler(TINY_SAMPLER, vae.TINY, size, mesh) for size in (1, 2))
+    assert one.out_info.shape[0] == 1
+    assert two.out_info.shape == (2, *one.out_info.shape[1:])
+    assert matmul_cost(two.jaxpr)[0] == pytest.approx(2 * matmul_cost(one.jaxpr)[0], rel=1e-6)
+    assert collectives(one.lower().compile().as_text()) == {}
+
+
+def test_batches_that_do_not_divide_are_refused() -> None:
+    mesh = make_mesh((1, 1, 1), jax.devices()[:1])
+    with pytest.raises(UserError, match="batch_size 0 does not divide over mesh"):
+        programs.trace_sampler(TINY_SAMPLER, vae.TINY, 0, mesh)
+
+
+@pytest.mark.skipif(find_spec("libtpu") is None, reason="needs libtpu, the extra tpu (213 MB)")
+def test_compiled_for_chips_that_are_not_here(tmp_path: Path) -> None:
+    """A tiny stage on two slices and what is too large for a chip; libtpu wants a process of its own."""
+    (tmp_path / "large.py").write_text(LARGE)
+    script = SCRIPT.format(config=str(ROOT / "configs" / "lm_tiny.py"), large=str(tmp_path / "large.py"))
+    environment = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    kinds, refusal = done.stdout.splitlines()[-2:]
+    assert "recv" in kinds
+    assert "all-to-all" not in kinds
+    assert "memory" in refusal
 
 
 def test_bad_arguments_are_one_line() -> None:

@@ -68,3 +68,21 @@ def test_mesh_that_does_not_fit_is_refused() -> None:
         make_mesh((3, 5, 1))
     with pytest.raises(UserError, match="does not fit"):
         make_mesh((-1, -1, 1))
+
+
+class SliceDevice:
+    """What `make_mesh` asks of a device: in which slice it is."""
+
+    platform, device_kind, process_index = "fake", "fake", 0
+
+    def __init__(self, number: int) -> None:
+        self.id, self.slice_index = number, number % 2
+
+
+def test_only_data_crosses_slices() -> None:
+    devices = [SliceDevice(n) for n in range(8)]
+    placed = make_mesh((-1, 2, 1), devices).devices
+    assert placed.shape == (4, 2, 1)
+    assert [[device.slice_index for device in row] for row in placed[..., 0]] == [[0, 0], [0, 0], [1, 1], [1, 1]]
+    with pytest.raises(UserError, match="over 2 slices"):
+        make_mesh((1, 8, 1), devices)

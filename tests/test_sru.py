@@ -55,6 +55,38 @@ def test_two_layers_both_directions_equal_the_plain_loop(fields):
     np.testing.assert_allclose(result, plain(params, config, np.asarray(x, np.float64)), atol=2e-6)
 
 
+@pytest.mark.parametrize("recurrent_weights", [True, False])
+def test_written_out_derivative_equals_the_automatic_one(recurrent_weights):
+    config, params, x = setup(recurrent_weights=recurrent_weights)
+    jnp = jax.numpy
+
+    def direction(x, w, bias, v, reverse):
+        def step(cell, x):
+            forget = jax.nn.sigmoid(x @ w[1] + v[0] * cell + bias[0])
+            gate = jax.nn.sigmoid(x @ w[2] + v[1] * cell + bias[1])
+            cell = forget * cell + (1 - forget) * (x @ w[0])
+            return cell, gate * cell + (1 - gate) * (x @ w[3])
+
+        return jax.lax.scan(step, jnp.zeros((x.shape[1], w.shape[-1])), x, reverse=reverse)[1]
+
+    def automatic(params, x):
+        for index in range(config.layers):
+            layer = params["layers"][str(index)]
+            w = layer["kernel"].reshape(-1, 4, 2, 5).transpose(2, 1, 0, 3)
+            zeros = jnp.zeros((2, 10))
+            bias, v = (leaf.reshape(2, 2, 5).swapaxes(0, 1) for leaf in (layer["bias"], layer.get("recurrent", zeros)))
+            x = jnp.concatenate([direction(x, w[d], bias[d], v[d], d == 1) for d in (0, 1)], axis=-1)
+        return x
+
+    slope = jax.random.normal(jax.random.key(3), (7, 3, 10))
+    ours, theirs = (
+        jax.jit(jax.grad(lambda p, x, f=f: (f(p, x) * slope).sum(), argnums=(0, 1)))(params, x)
+        for f in (lambda p, x: sru.apply(p, config, x), automatic)
+    )
+    for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5)
+
+
 def test_directions_see_one_side_each():
     config, params, x = setup(layers=1)
     base, changed = (np.asarray(sru.apply(params, config, y)) for y in (x, x.at[3].add(1.0)))

@@ -210,12 +210,14 @@ class Block(nnx.Module):
     def __call__(self, sheet: jax.Array, modulation: jax.Array, context: Condition) -> jax.Array:
         """(K, B, S, W) to the same; `modulation` (B, S, W)."""
         columns, batch, count, width = sheet.shape
-        clock = np.broadcast_to(context.segment_clock, (-(-columns // self.n), count))
+        sheet = functional.split_batch(sheet, axis=1)
+        clock = context.segment_clock[None]
         if self.config.frame_clock:
             clock = column_clock(count, columns, self.n, self.config.frames_per_token)
         coarse = self.coarse(merge(sheet, self.n, self.config.merge_normalised), clock, context)
         sheet = self.coarse_norm(sheet + repeat(coarse, self.n, columns))
-        fine = self.fine(sheet.reshape(columns, batch * count, width)).reshape(columns, batch, count, -1)
+        fine = self.fine(functional.split_batch(sheet.reshape(columns, batch * count, width), axis=1))
+        fine = functional.split_batch(fine.reshape(columns, batch, count, -1), axis=1)
         if 2 * self.config.sru_hidden != width:
             fine = self.fine_out(fine)
         return self.fine_norm(sheet + self.film(fine, modulation))
@@ -266,11 +268,11 @@ class DPD(nnx.Module):
             return x * conditioned.reshape(-1, *[1] * (x.ndim - 1)).astype(x.dtype)
 
         angles = self._embed_angle(angle)
-        tokens = self.token(self.token_table[...][semantic_tokens[:rows]])
+        tokens = functional.split_batch(self.token(functional.look_up(self.token_table[...], semantic_tokens[:rows])))
         pooled = tokens.mean(axis=1)
         if config.prefix_conditioning:
             pooled = pooled + self._embed_prefix(rows, prefix_tokens)
-        x = self.inputs(noisy) + angles
+        x = functional.split_batch(self.inputs(noisy) + angles)
         if config.aligned_tokens:
             sounding = np.minimum(np.arange(frames) // config.frames_per_token, tokens.shape[1] - 1)
             x = x + spread(self.aligned(tokens)[:, sounding])
@@ -280,7 +282,7 @@ class DPD(nnx.Module):
             clock=np.arange(tokens.shape[1]) + 0.5,
             segment_clock=segment_clock(count, config.segment, config.frames_per_token),
         )
-        modulation = self._angle_of_segments(angles, count) + spread(pooled)[:, None]
+        modulation = functional.split_batch(self._angle_of_segments(angles, count) + spread(pooled)[:, None])
         sheet = segment(self.input_norm(x), config.segment)
         for block in self.blocks:
             apply = partial(block, modulation=modulation, context=context)
@@ -291,7 +293,7 @@ class DPD(nnx.Module):
         start, end = self.angle_ends[...]
         angle = angle.astype(jnp.float32)[..., None]
         first = jnp.sin(angle) if self.config.literal_sin else jnp.cos(angle)
-        return self.angle(first * start + jnp.sin(angle) * end)
+        return functional.split_batch(self.angle(functional.split_batch(first * start + jnp.sin(angle) * end)))
 
     def _angle_of_segments(self, angles: jax.Array, count: int) -> jax.Array:
         frames = angles.shape[1]
@@ -307,7 +309,7 @@ class DPD(nnx.Module):
         codes = prefix_tokens[:rows]
         present = (codes >= 0)[..., None]
         entries = jnp.maximum(codes, 0) + np.arange(config.prefix_levels) * config.prefix_codes
-        total = jnp.where(present, self.prefix_table[...][entries], 0.0).sum(axis=1)
+        total = jnp.where(present, functional.look_up(self.prefix_table[...], entries), 0.0).sum(axis=1)
         return self.prefix(total / jnp.maximum(present.sum(axis=1), 1))
 
 

@@ -78,14 +78,30 @@ def scan_blocks(
     return jax.lax.scan(jax.checkpoint(body) if remat else body, x, (params, keys), unroll=unroll)[0]
 
 
-def split_batch(x: jax.Array) -> jax.Array:
-    """x (B, ...) with its items spread over the mesh in use (`training/sharding.py: using`); x itself without one.
+def split_batch(x: jax.Array, axis: int = 0) -> jax.Array:
+    """x with its items, along `axis`, spread over the mesh in use (`training/sharding.py: using`); x without one.
 
     Said at every block: left alone, the compiler may follow the parameters' placement and compute each item everywhere.
     """
     mesh = jax.sharding.get_abstract_mesh()
-    axes = tuple(name for name in ("data", "fsdp") if name in mesh.axis_names)
-    return jax.lax.with_sharding_constraint(x, jax.sharding.PartitionSpec(axes)) if axes else x
+    axes = tuple(name for name in ("data", "fsdp") if name in mesh.auto_axes)
+    spec = jax.sharding.PartitionSpec(*[None] * axis, axes)
+    return jax.lax.with_sharding_constraint(x, spec) if axes else x
+
+
+def whole(x: jax.Array) -> jax.Array:
+    """x, all of it on every device of the mesh in use."""
+    spec = jax.sharding.PartitionSpec()
+    return jax.lax.with_sharding_constraint(x, spec) if jax.sharding.get_abstract_mesh().auto_axes else x
+
+
+def look_up(table: jax.Array, ids: jax.Array) -> jax.Array:
+    """Rows of a table (V, D) for ids (B, ...): (B, ..., D), its items spread as `split_batch` does.
+
+    Every device first gets the whole table: looked up in a part of it, the rows would come out split by their width,
+    and turning that into a split by items is an all-to-all.
+    """
+    return split_batch(whole(table)[ids])
 
 
 def count(params: Params) -> int:

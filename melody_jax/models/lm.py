@@ -141,7 +141,7 @@ def embed_prefix(
     levels = jnp.arange(config.prefix_levels)
     if prefix_levels is not None:
         prefix_tokens = jnp.where(levels < prefix_levels[:, None], prefix_tokens, config.prefix_codes)
-    return params["prefix"].astype(config.dtype)[prefix_tokens + levels * (config.prefix_codes + 1)]
+    return functional.look_up(params["prefix"].astype(config.dtype), prefix_tokens + levels * (config.prefix_codes + 1))
 
 
 def _recall(params: Params, config: LMConfig) -> Recall:
@@ -155,7 +155,7 @@ def _hear(
 
     The prefix's embeddings (B, P, D) are added where the config says so.
     """
-    x, weights = params["semantic"].astype(config.dtype)[tokens], None
+    x, weights = functional.look_up(params["semantic"].astype(config.dtype), tokens), None
     if heard is not None:
         recall = _recall(params, config)
         weights, heard = recall.look_back(x, start, heard)

@@ -85,12 +85,13 @@ def _init_projection(config: MuLanConfig, inputs: int, key: jax.Array) -> Params
 
 def _project(projection: Params | jax.Array, config: MuLanConfig, pooled: jax.Array) -> jax.Array:
     """A tower's pooled features (B, D) on the unit sphere of the joint space (B, E)."""
+    pooled = functional.split_batch(pooled)
     if not isinstance(projection, dict):
-        return unit(pooled @ projection)
+        return unit(functional.split_batch(pooled @ projection))
     hidden = config.projection_hidden
     up = functional.bind(nnx.Linear, pooled.shape[-1], hidden, params=projection["up"])
     out = functional.bind(nnx.Linear, hidden, config.embedding, params=projection["out"])
-    return unit(out(jax.nn.relu(up(pooled))))
+    return unit(functional.split_batch(out(jax.nn.relu(up(pooled)))))
 
 
 def unit(x: jax.Array) -> jax.Array:

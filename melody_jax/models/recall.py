@@ -23,6 +23,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from melody_jax.models.functional import split_batch
 from melody_jax.models.layers import MASKED, RMSNorm
 
 MEMORY = (0.8, 0.95)
@@ -59,8 +60,8 @@ class Recall(nnx.Module):
     def begin(self, prefix: jax.Array, places: int) -> Heard:
         """What may be recalled before the first token of `places`, with the prefix's embeddings (B, P, D)."""
         batch, levels, width = prefix.shape
-        hidden = jax.nn.gelu(self.prefix(prefix.sum(axis=1) * levels**-0.5))
-        prior = self.lags(hidden.astype(jnp.float32)).reshape(batch, -1, LAGS)
+        hidden = split_batch(jax.nn.gelu(self.prefix(split_batch(prefix.sum(axis=1) * levels**-0.5))))
+        prior = split_batch(self.lags(hidden.astype(jnp.float32))).reshape(batch, -1, LAGS)
         rows = jnp.zeros((batch, places, width), prefix.dtype)
         return prior, rows.astype(jnp.float32), rows, jnp.zeros((batch, prior.shape[1], places))
 
@@ -96,13 +97,13 @@ class Recall(nnx.Module):
         """What the network reads (B, N, D) for tokens with embeddings (B, N, D)."""
         recalled = weights.astype(rows.dtype) @ heard[2][:, None]
         batch, heads, length, width = recalled.shape
-        return rows + self.hints(recalled.transpose(0, 2, 1, 3).reshape(batch, length, heads * width))
+        return rows + split_batch(self.hints(recalled.transpose(0, 2, 1, 3).reshape(batch, length, heads * width)))
 
     def point(self, hidden: jax.Array, weights: jax.Array) -> jax.Array:
         """Probability (B, N, T) that the next token is that at a place, of final hidden states (B, N, D).
 
         What is missing to one is the network's own share.
         """
-        shares = self.shares(hidden.astype(jnp.float32))
+        shares = split_batch(self.shares(hidden.astype(jnp.float32)))
         shares = jax.nn.softmax(jnp.pad(shares, ((0, 0), (0, 0), (1, 0))))[..., 1:]
         return jnp.einsum("bnh,bhnt->bnt", shares, weights)

@@ -81,7 +81,10 @@ class Attention(nnx.Module):
         return x + self.out(self._along(h, clock))
 
     def across(self, x: jax.Array, clock: np.ndarray, context: Condition) -> jax.Array:
-        """Items with a condition attend to their tokens, the others as in `along`; clock (C, S) of the queries."""
+        """Items with a condition attend to their tokens, the others as in `along`.
+
+        clock, (C, S) or (1, S) for all columns, is when each query sounds.
+        """
         h, conditioned = self.norm(x), context.conditioned
         if isinstance(conditioned, int):
             parts = [self._across(h[:, :conditioned], clock, context.tokens, context.clock)] if conditioned else []
@@ -93,15 +96,12 @@ class Attention(nnx.Module):
         return x + self.out(jnp.where(conditioned[:, None, None], tokens, own))
 
     def _along(self, h: jax.Array, clock: np.ndarray) -> jax.Array:
-        columns, batch, count, width = h.shape
-
         def split(x: jax.Array) -> jax.Array:
-            return x.reshape(columns * batch, count, self.heads, -1).transpose(0, 2, 1, 3)
+            return x.reshape(*x.shape[:-1], self.heads, -1).swapaxes(-2, -3)
 
         key, value = jnp.split(self.key_value(h), 2, axis=-1)
         query, key = (rotate(x, clock[None, None], self.heads) for x in (self.query(h), key))
-        y = attend(split(query), split(key), split(value))
-        return y.transpose(0, 2, 1, 3).reshape(columns, batch, count, width)
+        return attend(split(query), split(key), split(value)).swapaxes(-2, -3).reshape(h.shape)
 
     def _across(self, h: jax.Array, clock: np.ndarray, tokens: jax.Array, token_clock: np.ndarray) -> jax.Array:
         columns, batch, count, width = h.shape
@@ -134,7 +134,7 @@ class RoFormer(nnx.Module):
         self.layers = nnx.List([layer() for _ in range(layers)])
 
     def __call__(self, x: jax.Array, clock: np.ndarray, context: Condition) -> jax.Array:
-        """(C, B, S, W) to the same; `clock` (C, S) is when each query sounds."""
+        """(C, B, S, W) to the same; `clock` as in `Attention.across`."""
         for layer in self.layers:
             x = layer.own_feed(layer.own.along(x, context.segment_clock))
             x = layer.cross_feed(layer.cross.across(x, clock, context))

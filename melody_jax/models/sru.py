@@ -12,6 +12,7 @@ Legend: T steps, N sequences, D input width, H hidden width of one direction. Ti
 """
 
 import dataclasses
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -63,36 +64,98 @@ class SRULayer(nnx.Module):
         bias = self.bias[...].astype(x.dtype)
         v = self.recurrent[...].astype(x.dtype) if self.config.recurrent_weights else None
         forget, gate = forget + bias[0], gate + bias[1]
-        # A loop a direction: flipping the inputs to run both in one costs more in copies than the second loop does.
-        ahead, behind = (
-            self._cells(candidate[..., half], forget[..., half], None if v is None else v[0, half], reverse)
-            for half, reverse in ((slice(hidden), False), (slice(hidden, None), True))
+        cells = (
+            _scanned(candidate, forget)
+            if self.config.parallel_scan
+            else _cells(candidate, forget, None if v is None else v[0])
         )
         if v is not None:
-            before = [
-                jnp.pad(ahead[:-1], ((1, 0), (0, 0), (0, 0))),
-                jnp.pad(behind[1:], ((0, 1), (0, 0), (0, 0))),
-            ]
-            gate = gate + v[1] * jnp.concatenate(before, axis=-1)
-        return skip + jax.nn.sigmoid(gate) * (jnp.concatenate([ahead, behind], axis=-1) - skip)
+            gate = gate + v[1] * _before(cells)
+        return skip + jax.nn.sigmoid(gate) * (cells - skip)
 
-    def _cells(self, candidate: jax.Array, forget: jax.Array, v: jax.Array | None, reverse: bool) -> jax.Array:
-        """Cells (T, N, H) from the candidates, the forget gate before its v term and sigmoid, and v of the gate."""
-        if self.config.parallel_scan:
-            keep = jax.nn.sigmoid(forget)
 
-            def compose(first: tuple[jax.Array, jax.Array], second: tuple[jax.Array, jax.Array]):
-                return first[0] * second[0], first[1] * second[0] + second[1]
+def _scanned(candidate: jax.Array, forget: jax.Array) -> jax.Array:
+    """`_cells` without v by parallel scans."""
+    keep = jax.nn.sigmoid(forget)
 
-            return jax.lax.associative_scan(compose, (keep, (1 - keep) * candidate), reverse=reverse)[1]
+    def compose(first: tuple[jax.Array, jax.Array], second: tuple[jax.Array, jax.Array]):
+        return first[0] * second[0], first[1] * second[0] + second[1]
 
-        def step(cell: jax.Array, inputs: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-            candidate, forget = inputs
-            keep = jax.nn.sigmoid(forget if v is None else forget + v * cell)
-            cell = candidate + keep * (cell - candidate)
-            return cell, cell
+    halves = zip(jnp.split(keep, 2, axis=-1), jnp.split((1 - keep) * candidate, 2, axis=-1), (False, True), strict=True)
+    both = [jax.lax.associative_scan(compose, (kept, new), reverse=reverse)[1] for kept, new, reverse in halves]
+    return jnp.concatenate(both, axis=-1)
 
-        return jax.lax.scan(step, jnp.zeros_like(candidate[0]), (candidate, forget), reverse=reverse)[1]
+
+@jax.custom_vjp
+def _cells(candidate: jax.Array, forget: jax.Array, v: jax.Array | None) -> jax.Array:
+    """Cells (T, N, 2 H) from the candidates, the forget gate before its v term and sigmoid, and v (2 H,) of that gate.
+
+    The derivative is written out: going back, the recurrence is linear in the slope, so all but a product and a sum is
+    done for every step at once, and v's own slope is summed once instead of at every step (over a mesh, sent once).
+    """
+
+    def step(cell: jax.Array, candidate: jax.Array, forget: jax.Array, v: jax.Array | None):
+        keep = jax.nn.sigmoid(forget if v is None else forget + v * cell)
+        cell = candidate + keep * (cell - candidate)
+        return cell, cell
+
+    return _sweep(step, (candidate, forget), v)
+
+
+def _cells_forward(candidate: jax.Array, forget: jax.Array, v: jax.Array | None):
+    cells = _cells(candidate, forget, v)
+    return cells, (candidate, forget, v, cells)
+
+
+def _cells_backward(saved: tuple, slope: jax.Array):
+    candidate, forget, v, cells = saved
+    before = _before(cells)
+    keep = jax.nn.sigmoid(forget if v is None else forget + v * before)
+    bend = keep * (1 - keep) * (before - candidate)  # of a cell by its gate
+    passed = keep if v is None else keep + v * bend
+
+    def step(carry: jax.Array, slope: jax.Array, passed: jax.Array, _):
+        slope = slope + carry
+        return passed * slope, slope
+
+    slope = _sweep(step, (slope, passed), None, backward=True)
+    to_forget = slope * bend
+    return (1 - keep) * slope, to_forget, None if v is None else (to_forget * before).sum(axis=(0, 1))
+
+
+_cells.defvjp(_cells_forward, _cells_backward)
+
+
+def _before(cells: jax.Array) -> jax.Array:
+    """The cells (T, N, 2 H) one step earlier in their direction, zero at first."""
+    ahead, behind = jnp.split(cells, 2, axis=-1)
+    return jnp.concatenate(
+        [jnp.pad(ahead[:-1], ((1, 0), (0, 0), (0, 0))), jnp.pad(behind[1:], ((0, 1), (0, 0), (0, 0)))], axis=-1
+    )
+
+
+def _sweep(step: Callable, arrays: tuple[jax.Array, ...], v: jax.Array | None, backward: bool = False) -> jax.Array:
+    """One loop for both directions: what (carry, output) = step(carry, *arrays at a time, v) puts out, (T, N, 2 H).
+
+    The first H channels go forward in time and the last H back; with `backward` the other way round. Reading and
+    writing in place costs no copy, as flipping half of the channels would.
+    """
+    steps, count, width = arrays[0].shape
+    halves = (slice(width // 2), slice(width // 2, None))
+
+    def body(t: jax.Array, state: tuple) -> tuple:
+        carries, out = state
+        times = (steps - 1 - t, t) if backward else (t, steps - 1 - t)
+        after = []
+        for time, half, carry in zip(times, halves, carries, strict=True):
+            now = [jax.lax.dynamic_index_in_dim(x, time, keepdims=False)[:, half] for x in arrays]
+            carry, put = step(carry, *now, None if v is None else v[half])
+            after.append(carry)
+            out = jax.lax.dynamic_update_slice(out, put[None], (time, 0, half.start or 0))
+        return tuple(after), out
+
+    empty = jnp.zeros((count, width // 2), arrays[0].dtype)
+    return jax.lax.fori_loop(0, steps, body, ((empty, empty), jnp.zeros_like(arrays[0])))[1]
 
 
 class SRU(nnx.Module):

@@ -79,7 +79,7 @@ def encode(params: Params, config: TextConfig, ids: jax.Array, mask: jax.Array) 
     if ids.shape[1] > config.max_length:
         raise UserError(f"{ids.shape[1]} word pieces: the text encoder takes at most {config.max_length}")
     mask = jnp.asarray(mask, jnp.float32)
-    x = params["words"][ids] + params["positions"][: ids.shape[1]]
+    x = functional.look_up(params["words"], ids) + params["positions"][: ids.shape[1]]
     norm = functional.bind(layer_norm, config.width, config.epsilon, params=params["norm"])
     bias, blocks = MASKED * (1.0 - mask)[:, None, None, :], params["blocks"]
     x = functional.scan_blocks(

@@ -5,7 +5,7 @@ XLA's own count takes the body of a loop once, however often it runs.
 
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from jax.extend.core import ClosedJaxpr, Jaxpr
@@ -22,31 +22,41 @@ SIZES = {
     "f64": 8,
 }
 """Bytes of the element types that have not four."""
-COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
+COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute", "recv")
+"""Kinds of operations by which devices hear of each other; "recv" is what comes from another slice."""
 
 
-def matmul_flops(jaxpr: Any) -> float:
-    """FLOPs of the matrix products and convolutions in a (closed) jaxpr; a loop counts as often as it runs.
+def matmul_cost(jaxpr: Any) -> tuple[float, float]:
+    """FLOPs, and bytes read and written, of the matrix products and convolutions in a (closed) jaxpr.
 
-    Loops without a known number of rounds count once, of branches the costliest.
+    A loop counts as often as it runs, one without a known number of rounds once, of branches the costliest; what
+    `shard_map` gives to each device counts for all of them.
     """
     jaxpr = getattr(jaxpr, "jaxpr", jaxpr)
-    return sum(_equation(equation) for equation in jaxpr.eqns)
+    return _total(_equation(equation) for equation in jaxpr.eqns)
 
 
-def _equation(equation: Any) -> float:
+def _total(costs: Iterable[tuple[float, float]]) -> tuple[float, float]:
+    flops, sizes = zip((0.0, 0.0), *costs, strict=True)
+    return sum(flops), sum(sizes)
+
+
+def _equation(equation: Any) -> tuple[float, float]:
     name, params = equation.primitive.name, equation.params
-    if name == "dot_general":
-        (contracted, _), _ = params["dimension_numbers"]
-        shape = equation.invars[0].aval.shape
-        return 2.0 * equation.outvars[0].aval.size * math.prod(shape[i] for i in contracted)
-    if name == "conv_general_dilated":
-        kernel, numbers = equation.invars[1].aval, params["dimension_numbers"]
-        return 2.0 * equation.outvars[0].aval.size * kernel.size / kernel.shape[numbers.rhs_spec[0]]
-    inner = [matmul_flops(part) for part in _inner(params)]
+    if name in ("dot_general", "conv_general_dilated"):
+        first, second, out = (value.aval for value in (*equation.invars, *equation.outvars))
+        numbers = params["dimension_numbers"]
+        if name == "dot_general":
+            each = math.prod(first.shape[i] for i in numbers[0][0])
+        else:
+            each = second.size / second.shape[numbers.rhs_spec[0]]
+        return 2.0 * out.size * each, float(sum(x.size * x.dtype.itemsize for x in (first, second, out)))
+    inner = [matmul_cost(part) for part in _inner(params)]
     if name == "cond":
-        return max(inner, default=0.0)
-    return sum(inner) * (params["length"] if name == "scan" else 1)
+        return max(inner, default=(0.0, 0.0))
+    flops, size = _total(inner)
+    times = params["length"] if name == "scan" else params["mesh"].size if name == "shard_map" else 1
+    return flops * times, size * times
 
 
 def _inner(params: dict[str, Any]) -> Iterator[Any]:
@@ -57,7 +67,11 @@ def _inner(params: dict[str, Any]) -> Iterator[Any]:
 
 
 def collectives(hlo: str) -> dict[str, tuple[int, float]]:
-    """kind -> (how many, bytes that a device receives) of a compiled module's text, each round of a loop."""
+    """kind -> (how many, bytes that a device receives) of a compiled module's text, each round of a loop.
+
+    Of n devices: in an all-gather and an all-to-all they receive (n - 1) / n of the result, in a reduce-scatter n - 1
+    times the result, in an all-reduce both of these one after the other, 2 (n - 1) / n of it.
+    """
     bodies = _computations(hlo)
     found: dict[str, tuple[int, float]] = {}
 
@@ -66,7 +80,7 @@ def collectives(hlo: str) -> dict[str, tuple[int, float]]:
             for kind in COLLECTIVES:
                 if re.search(rf" {kind}(-start)?\(", line):
                     count, size = found.get(kind, (0, 0.0))
-                    found[kind] = (count + times, size + times * _result_bytes(line, kind))
+                    found[kind] = (count + times, size + times * _received_bytes(line, kind))
             if loop := re.search(r"condition=%?([\w.-]+), body=%?([\w.-]+)", line):
                 visit(loop[2], times * _rounds(line, bodies.get(loop[1], [])))
             for called in re.findall(r"(?:to_apply|calls|true_computation|false_computation)=%?([\w.-]+)", line):
@@ -105,5 +119,27 @@ def _result_bytes(line: str, kind: str) -> float:
         SIZES.get(kind_, 4) * math.prod(int(n) for n in dims.split(",") if n)
         for kind_, dims in re.findall(r"\b([a-z]+\d*)\[([\d,]*)\]", result)
     ]
-    started = f"{kind}-start(" in line and len(sizes) > 1
+    started = (f"{kind}-start(" in line or kind == "recv") and len(sizes) > 1
     return float(max(sizes) if started else sum(sizes))
+
+
+def _received_bytes(line: str, kind: str) -> float:
+    size = _result_bytes(line, kind)
+    if kind in ("collective-permute", "recv"):
+        return size
+    n = _group_size(line)
+    if kind == "reduce-scatter":
+        return (n - 1) * size
+    return (2 if kind == "all-reduce" else 1) * (n - 1) / n * size
+
+
+def _group_size(line: str) -> int:
+    """How many devices take part in one group of a collective, in any of the compiler's three notations."""
+    if listed := re.search(r"replica_groups=\{\{([\d,]+)\}", line):
+        return listed[1].count(",") + 1
+    if grid := re.search(r"replica_groups=\[\d+,(\d+)\]<=", line):
+        return int(grid[1])
+    if named := re.search(r"replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}", line):
+        sizes = dict(re.findall(r"'(\w+)'=(\d+)", named[1]))
+        return math.prod(int(part or sizes[axis]) for axis, part in re.findall(r"'(\w+)'(?::\(\d+\)(\d+))?", named[2]))
+    raise ValueError(f"no replica groups that can be read in: {line.strip()[:200]}")

@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental.mesh_utils import create_hybrid_device_mesh
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from melody_jax.errors import UserError
@@ -30,15 +31,24 @@ RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
 def make_mesh(sizes: tuple[int, int, int], devices: list[Any] | None = None) -> Mesh:
     """A mesh over all devices. One size may be -1 and takes what is left.
 
+    Of several TPU slices each holds whole `fsdp` and `tensor` groups: only `data` crosses the slow network.
+
     Raises:
-        UserError: the sizes do not multiply to the number of devices.
+        UserError: the sizes do not multiply to the number of devices, or the slices do not divide `data`.
     """
     devices = jax.devices() if devices is None else devices
     known = int(np.prod([size for size in sizes if size != -1]))
     filled = tuple(len(devices) // known if size == -1 else size for size in sizes) if known > 0 else sizes
     if sizes.count(-1) > 1 or min(filled) < 1 or int(np.prod(filled)) != len(devices):
         raise UserError(f"mesh {sizes} does not fit {len(devices)} devices; sizes multiply to that, one may be -1")
-    return jax.make_mesh(filled, AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
+    types, slices = (AxisType.Auto,) * 3, len({getattr(device, "slice_index", 0) for device in devices})
+    if slices == 1:
+        return jax.make_mesh(filled, AXES, axis_types=types, devices=devices)
+    if filled[0] % slices:
+        raise UserError(f"mesh {filled} over {slices} slices: they must divide data, the first size")
+    inside = (filled[0] // slices, *filled[1:])
+    placed = create_hybrid_device_mesh(inside, (slices, 1, 1), devices, allow_split_physical_axes=True)
+    return Mesh(placed, AXES, axis_types=types)
 
 
 def using(mesh: Mesh) -> AbstractContextManager[Any]:

@@ -25,7 +25,7 @@ from melody_jax.convert.tensors import read_once
 from melody_jax.data import facts
 from melody_jax.data.text import vocabulary
 from melody_jax.errors import UserError
-from melody_jax.models import mulan, rvq
+from melody_jax.models import functional, mulan, rvq
 from melody_jax.models.functional import Params
 from melody_jax.models.mulan import MuLanConfig
 from melody_jax.models.text import TextConfig
@@ -172,7 +172,9 @@ class MuLanStage:
     def _objective(self, params: Params, music: jax.Array, words: jax.Array, batch: Batch) -> tuple[jax.Array, Metrics]:
         heads = params["heads"]
         scale = jnp.exp(jnp.minimum(heads["log_scale"], jnp.log(MAX_LOGIT_SCALE)))
-        contrast = contrastive_loss(scale * music @ words.T, batch["text_ids"])
+        # small enough for every device to have them all: both ways through the table without an all-to-all
+        all_music, all_words, all_ids = (functional.whole(x) for x in (music, words, jnp.asarray(batch["text_ids"])))
+        contrast = contrastive_loss(scale * all_music @ all_words.T, all_ids)
         music_losses, accuracies = self._read_facts(heads, music, batch["facts"])
         text_losses, of_text = self._read_facts(heads, words, batch["facts"])
         accuracies["text_tempo_accuracy"] = of_text["tempo_accuracy"]
@@ -184,7 +186,10 @@ class MuLanStage:
     def _read_facts(self, heads: Params, embedding: jax.Array, known: Batch) -> tuple[list[jax.Array], Metrics]:
         """Each fact's loss over the items where it is known, and how often the heads are right."""
         scaled = embedding * embedding.shape[-1] ** 0.5  # unit variance a channel
-        logits = {name: scaled @ heads[name]["kernel"] + heads[name]["bias"] for name in self._classes()}
+        logits = {
+            name: functional.split_batch(scaled @ heads[name]["kernel"] + heads[name]["bias"])
+            for name in self._classes()
+        }
         losses, metrics = [], {}
         for name in ("genre", "mood", "mode", "key"):
             label = jnp.asarray(known[name])

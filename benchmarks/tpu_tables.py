@@ -1,0 +1,167 @@
+"""What the paper's networks would cost on TPUs: every training step and the sampler, compiled ahead of time.
+
+    JAX_PLATFORMS=cpu python benchmarks/tpu_tables.py                         # all rows that are missing
+    JAX_PLATFORMS=cpu python benchmarks/tpu_tables.py --only dpd --topologies v5e:4x4
+
+Needs libtpu (`pip install -e ".[train,tpu]"`) and no TPU. A row takes one to ten minutes; finished ones are kept in
+docs/evaluation/tpu.json and not made again, and docs/evaluation/tpu.md is written anew after each. To make a row again,
+delete it from the JSON.
+"""
+
+import dataclasses
+import json
+import time
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import tyro
+
+from melody_jax.errors import UserError
+from melody_jax.scale.chips import CHIPS
+from melody_jax.scale.compile_tpu import CompileConfig, analyse, model_flops
+
+ROOT = Path(__file__).parents[1]
+PLACES: dict[str, tuple[str, int, int]] = {
+    "v5e:4x4": ("v5e:4x4", 1, 16),
+    "v5e:16x16": ("v5e:16x16", 1, 256),
+    "v5p:4x4x4": ("v5p:4x4x4", 1, 64),
+    "2 x v5e:16x16": ("v5e:16x16", 2, 512),
+}
+"""Name -> topology of a slice, slices, chips in all."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """How one program is spread over the chips."""
+
+    fsdp: int = 1
+    """Chips that share the parameters; the data axis takes the rest."""
+    items: dict[str, int]
+    """Chip -> items for each of them."""
+    remat: tuple[str, ...] = ()
+    """Chips on which blocks are recomputed in the backward pass."""
+    quick: bool = True
+    """Compiled with little effort, where full effort takes more than ten minutes."""
+
+
+PLANS = {
+    "lm": Plan(fsdp=16, items={"v5e": 12, "v5p": 64}, quick=False),
+    "dpd": Plan(items={"v5e": 6, "v5p": 8}, remat=("v5e",)),
+    "mulan": Plan(items={"v5e": 4, "v5p": 16}),
+    "tokenizer": Plan(items={"v5e": 4, "v5p": 16}),
+    "vae": Plan(items={"v5e": 8, "v5p": 8}),
+    "sampler": Plan(items={"v5e": 8, "v5p": 16}),
+}
+HEAD = (
+    "program",
+    "chips",
+    "mesh",
+    "items a step",
+    "memory, GB",
+    "TFLOP",
+    "compute, ms",
+    "HBM at least, ms",
+    "by XLA's count, ms",
+    "interconnect, ms",
+    "network, ms",
+    "bound by",
+    "MFU at most, %",
+    "received: times, MB",
+    "effort",
+)
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """Compiles the networks of the paper's size for TPUs and writes the table."""
+
+    only: tuple[str, ...] = tuple(PLANS)
+    """Programs."""
+    topologies: tuple[str, ...] = tuple(PLACES)
+    """Where."""
+    out: Path = ROOT / "docs" / "evaluation" / "tpu.json"
+    """Finished rows; the table is written beside it."""
+
+
+def plan(program: str, place: str) -> CompileConfig:
+    """What `melody compile-tpu` is asked for."""
+    topology, slices, chips = PLACES[place]
+    chip, wanted = topology.split(":")[0], PLANS[program]
+    config = program if program == "sampler" else str(ROOT / "configs" / f"{program}_paper.py")
+    return CompileConfig(
+        config=config,
+        topology=topology,
+        slices=slices,
+        mesh=(chips // wanted.fsdp, wanted.fsdp, 1),
+        batch_size=chips * wanted.items[chip],
+        remat=chip in wanted.remat,
+        quick=wanted.quick,
+    )
+
+
+def compile_row(program: str, place: str) -> dict[str, Any]:
+    """One finished row; what the compiler refuses is a row too, with its reason."""
+    config, start = plan(program, place), time.monotonic()
+    row = {"mesh": config.mesh, "items": config.batch_size, "remat": config.remat, "quick": config.quick}
+    try:
+        report = analyse(config)
+    except UserError as error:
+        return row | {"refused": str(error)}
+    row |= dataclasses.asdict(report) | {"model_flops": model_flops(config) / report.devices}
+    return row | {"bound": report.roofline.bound, "seconds": round(time.monotonic() - start)}
+
+
+def cells(name: str, row: dict[str, Any]) -> list[str]:
+    """A row of the table."""
+    program, place = name.split(" on ")
+    start = [program + (", remat" if row["remat"] else ""), place, " x ".join(map(str, row["mesh"])), str(row["items"])]
+    effort = "quick" if row["quick"] else "full"
+    if "refused" in row:
+        return [*start, *["-"] * 9, row["refused"], effort]
+    line, chip = row["roofline"], CHIPS[PLACES[place][0].split(":")[0]]
+    longest = max(line.values())
+    line = line | {"accessed": row["accessed_bytes"] / chip.bandwidth}
+    times = [f"{line[part] * 1e3:.1f}" for part in ("compute", "memory", "accessed", "interconnect", "network")]
+    sent = "; ".join(f"{kind} {count}, {size / 1e6:.1f}" for kind, (count, size) in sorted(row["collectives"].items()))
+    return [
+        *start,
+        f"{row['peak_bytes'] / 1e9:.1f} of {chip.memory / 1e9:.0f}",
+        f"{row['flops'] / 1e12:.1f}",
+        *times,
+        row["bound"],
+        f"{100 * row['model_flops'] / chip.flops / longest:.0f}",
+        sent or "nothing",
+        effort,
+    ]
+
+
+def write(rows: dict[str, Any], out: Path) -> None:
+    """Both files."""
+    out.write_text(json.dumps(rows, indent=1, sort_keys=True) + "\n")
+    names = [name for program in PLANS for place in PLACES if (name := f"{program} on {place}") in rows]
+    table = [HEAD, ("---",) * len(HEAD), *(cells(name, rows[name]) for name in names)]
+    out.with_suffix(".md").write_text("".join(f"| {' | '.join(line)} |\n" for line in table))
+
+
+def main() -> None:
+    """Compiles what is missing, each row in a process of its own."""
+    arguments = tyro.cli(Arguments, description=__doc__)
+    rows = json.loads(arguments.out.read_text()) if arguments.out.exists() else {}
+    for place in arguments.topologies:
+        for program in arguments.only:
+            name = f"{program} on {place}"
+            if name in rows:
+                continue
+            with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+                row = pool.submit(compile_row, program, place).result()
+            rows = json.loads(arguments.out.read_text()) if arguments.out.exists() else {}
+            rows[name] = row
+            write(rows, arguments.out)
+            print(" | ".join(cells(name, row)), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,124 @@
+"""The programs whose cost is asked for before there are chips: a stage's training step, and the sampler.
+
+Both are traced on shapes alone, for a mesh of devices that need not be here.
+"""
+
+import dataclasses
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from melody_jax.config import DataConfig, TrainConfig
+from melody_jax.data import facts
+from melody_jax.errors import UserError
+from melody_jax.models import dpd, lm, mulan, vae
+from melody_jax.models.functional import Params
+from melody_jax.models.vae import VAEConfig
+from melody_jax.sampling.generate import SamplerConfig, first_window, latents_to_wave
+from melody_jax.training.checkpoint import abstract_like
+from melody_jax.training.loop import make_step
+from melody_jax.training.sharding import batch_sharding, state_sharding, using
+from melody_jax.training.state import create_state
+
+ITEMS = PartitionSpec(("data", "fsdp"))
+PAPER_SAMPLER = SamplerConfig(mulan=mulan.PAPER, lm=lm.PAPER, dpd=dpd.PAPER, lm_guided=True)
+"""Five diffusion steps, both networks guided, as `Melody.generate` does by default."""
+PAPER_PIECES = 64
+"""Word pieces a prompt."""
+
+
+def check_batch(size: int, mesh: Mesh) -> None:
+    """Raises `UserError` if so many items do not divide over the mesh's data and fsdp axes."""
+    if size < 1 or size % (mesh.shape["data"] * mesh.shape["fsdp"]):
+        raise UserError(f"batch_size {size} does not divide over mesh {tuple(mesh.shape.values())}")
+
+
+def trace_step(config: TrainConfig, mesh: Mesh) -> Any:
+    """The training step of `config` on the mesh, traced (`jax.stages.Traced`). Raises `UserError` as `check_batch`."""
+    check_batch(config.data.batch_size, mesh)
+    shapes = jax.eval_shape(lambda key: create_state(config, key), jax.random.key(0))
+    state = abstract_like(shapes, state_sharding(shapes, mesh))
+    batch = _placed(example(config), batch_sharding(mesh))
+    with using(mesh):
+        return make_step(config, state).trace(state, batch)
+
+
+def trace_sampler(config: SamplerConfig, decoder: VAEConfig, batch_size: int, mesh: Mesh) -> Any:
+    """Texts to sound, traced: every device holds all weights and makes its own items, and nothing is sent.
+
+    Raises `UserError` as `check_batch`.
+    """
+    check_batch(batch_size, mesh)
+
+    def sample(params: dict[str, Params], ids: jax.Array, mask: jax.Array, seeds: jax.Array, scales: jax.Array):
+        window = first_window(params, config, ids, mask, seeds, scales[0], scales[1], scales[2])
+        return latents_to_wave(params["vae"], decoder, window.latents)
+
+    whole = NamedSharding(mesh, PartitionSpec())
+    params = _placed(jax.eval_shape(partial(_sampler_params, config, decoder), jax.random.key(0)), whole)
+    rows = (batch_size, PAPER_PIECES)
+    items = (
+        jax.ShapeDtypeStruct(rows, jnp.int32),
+        jax.ShapeDtypeStruct(rows, jnp.float32),
+        jax.ShapeDtypeStruct(rows[:1], jnp.int32),
+    )
+    specs = (PartitionSpec(), ITEMS, ITEMS, ITEMS, PartitionSpec())
+    apart = jax.shard_map(sample, mesh=mesh, in_specs=specs, out_specs=ITEMS, check_vma=False)
+    scales = jax.ShapeDtypeStruct((3,), jnp.float32, sharding=whole)
+    return jax.jit(apart).trace(params, *_placed(items, batch_sharding(mesh)), scales)
+
+
+def _sampler_params(config: SamplerConfig, decoder: VAEConfig, key: jax.Array) -> dict[str, Params]:
+    """Of the four networks, with what is fitted to MuLan after training."""
+    model = mulan.init(config.mulan, key)
+    width = config.mulan.embedding
+    model |= {"music_mean": jnp.zeros(width), "text_mean": jnp.zeros(width)}
+    model |= {"codebooks": jnp.zeros((config.mulan.levels, config.mulan.codes, width))}
+    return {
+        "mulan": model,
+        "lm": lm.init(config.lm, key),
+        "dpd": dpd.init(config.dpd, key),
+        "vae": vae.init(decoder, key),
+    }
+
+
+def _placed(shapes: Any, sharding: NamedSharding) -> Any:
+    return jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=sharding), shapes)
+
+
+def example(config: TrainConfig) -> dict[str, Any]:
+    """The shapes of a batch of the stage's kind (data/pipeline.py), as `ShapeDtypeStruct`s."""
+    data, stage = config.data, config.stage
+
+    def rows(*shape: int, dtype: Any = jnp.float32) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((data.batch_size, *shape), dtype)
+
+    if stage.batch == "features":
+        frames, width = _latents(stage, data)
+        tokens, prefix = rows(data.window_tokens, dtype=jnp.int32), rows(12, dtype=jnp.int32)
+        return {"semantic_tokens": tokens, "prefix_tokens": prefix, "latents": rows(frames, width)}
+    audio = {"audio": rows(data.crop_samples)}
+    if stage.batch == "audio":
+        return audio
+    words = {"text_ids": rows(data.text_length, dtype=jnp.int32), "text_mask": rows(data.text_length)}
+    known = {name: rows(*value.shape, dtype=value.dtype) for name, value in facts.labels({}).items()}
+    return audio | words | {"facts": known}
+
+
+def _latents(stage: Any, data: DataConfig) -> tuple[int, int]:
+    """Frames and channels of the latents; the LM does not look at them."""
+    return (stage.model.frames, stage.model.latent_dim) if stage.name == "dpd" else (data.window_tokens, 1)
+
+
+def with_fields(model: Any, **changes: Any) -> Any:
+    """A model's config with fields changed wherever it, or a config inside it, has them."""
+    inner = {
+        field.name: with_fields(getattr(model, field.name), **changes)
+        for field in dataclasses.fields(model)
+        if dataclasses.is_dataclass(getattr(model, field.name))
+    }
+    own = {name: value for name, value in changes.items() if hasattr(model, name)}
+    return dataclasses.replace(model, **inner, **own)
