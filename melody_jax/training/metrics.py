@@ -41,7 +41,7 @@ class MetricLog:
         self._curves = SummaryWriter(str(workdir / "tensorboard"), purge_step=start + 1) if self._first else None
         self._rate, self._waited, self._flushed = rate, 0.0, time.monotonic()
         if self._first and self._path.exists():
-            rows = [line for line in self._path.read_text().splitlines() if _step(line) <= start]
+            rows = [line for line in self._path.read_text().splitlines() if start and _step(line) <= start]
             self._path.write_text("".join(f"{row}\n" for row in rows))
         self._began = time.monotonic()
         self._bar = tqdm(
