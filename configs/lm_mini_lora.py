@@ -12,7 +12,7 @@ from melody_jax.config import LoRAConfig, OptimizerConfig, TrainConfig, load_con
 def config() -> TrainConfig:
     """As `lm_mini.py`, from its released weights: few steps, a tenth of the recordings held out."""
     mini = load_config(Path(__file__).with_name("lm_mini.py"))
-    optimizer = OptimizerConfig(learning_rate=2e-3, warmup_steps=20)
+    optimizer = OptimizerConfig(learning_rate=5e-4, warmup_steps=10)
     data = replace(mini.data, holdout=0.1)
-    shorter = replace(mini, data=data, optimizer=optimizer, steps=200, eval_every=25, ema_decay=0.98)
+    shorter = replace(mini, data=data, optimizer=optimizer, steps=100, eval_every=20, ema_decay=0.98)
     return replace(shorter, init_from="mini", lora=LoRAConfig(rank=8), workdir="runs/lm_mini_lora")

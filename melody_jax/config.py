@@ -10,6 +10,7 @@ import difflib
 import importlib.util
 import io
 import json
+import re
 import sys
 import types
 import typing
@@ -68,6 +69,10 @@ class LoRAConfig:
     def __post_init__(self) -> None:
         if self.rank < 0:
             raise UserError(f"lora.rank is {self.rank}; it must be at least 1, or 0 for no adapters")
+        try:
+            re.compile(self.kernels)
+        except re.error as error:
+            raise UserError(f"lora.kernels {self.kernels!r} is not a regular expression ({error})") from None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
