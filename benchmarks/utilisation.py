@@ -23,8 +23,8 @@ import numpy as np
 import tyro
 
 from melody_jax.config import load_config
-from melody_jax.scale.compile_tpu import example
-from melody_jax.scale.counting import matmul_flops
+from melody_jax.scale.counting import matmul_cost
+from melody_jax.scale.programs import example
 from melody_jax.training.loop import make_step
 from melody_jax.training.sharding import make_mesh, sharded_init
 from melody_jax.training.state import create_state
@@ -70,7 +70,7 @@ def measure(name: str, steps: int, trace: str) -> list[str]:
     if "text_mask" in batch:
         batch["text_mask"] = jnp.ones_like(batch["text_mask"])
     traced = make_step(config, state).trace(state, batch)
-    step, flops = traced.lower().compile(), matmul_flops(traced.jaxpr)
+    step, flops = traced.lower().compile(), matmul_cost(traced.jaxpr)[0]
     peaks, best = [measured_flops()], float("inf")
     for _ in range(steps + 1):  # the first one warms up
         began = time.perf_counter()

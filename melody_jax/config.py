@@ -10,6 +10,7 @@ import difflib
 import importlib.util
 import io
 import json
+import re
 import sys
 import types
 import typing
@@ -52,6 +53,26 @@ class OptimizerConfig:
     rate_scales: tuple[tuple[str, float], ...] = ()
     """(path prefix, multiplier) pairs: leaves of `params` whose path ("model/text/...") starts so learn at a scaled
     rate; 0 freezes them, decay included."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LoRAConfig:
+    """Low-rank adapters (LoRA, arXiv 2106.09685): small matrices learn beside kernels that stay as they are."""
+
+    rank: int = 0
+    """Inner width of an adapter, at most the kernel's smaller side; 0: none, all weights learn."""
+    alpha: float = 16.0
+    """What an adapter adds to its kernel is scaled by alpha / rank, so that learning rates hold for any rank."""
+    kernels: str = r"blocks/(qkv|out|gate_up|down)/kernel|(own|cross)(_feed)?/\w+/kernel"
+    """Regular expression found in the paths of the kernels that have one: attention and feed-forward, of LM and DPD."""
+
+    def __post_init__(self) -> None:
+        if self.rank < 0:
+            raise UserError(f"lora.rank is {self.rank}; it must be at least 1, or 0 for no adapters")
+        try:
+            re.compile(self.kernels)
+        except re.error as error:
+            raise UserError(f"lora.kernels {self.kernels!r} is not a regular expression ({error})") from None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -139,6 +160,8 @@ class TrainConfig:
     """Where batches come from."""
     optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
     """How parameters are updated."""
+    lora: LoRAConfig = dataclasses.field(default_factory=LoRAConfig)
+    """Whether adapters learn in place of the weights."""
     steps: int = 1000
     """Optimiser steps in all."""
     accumulate: int = 1
@@ -178,7 +201,8 @@ class TrainConfig:
     workdir: str = "runs/default"
     """Folder of checkpoints, metrics.jsonl and config.json; training resumes if it holds a checkpoint."""
     init_from: str = ""
-    """Run folder whose averaged weights a fresh run starts from; empty: random initialisation."""
+    """Where a fresh run's weights come from: a run folder (its average), a folder of released networks, or the name of
+    a packaged release ("mini"); empty: random initialisation."""
 
     def __post_init__(self) -> None:
         for name in ("steps", "accumulate", "log_every", "eval_batches", "keep_last"):
@@ -188,6 +212,8 @@ class TrainConfig:
             raise UserError(f"data.batch_size is {self.data.batch_size}; it must be at least 1")
         if self.data.batch_size % self.accumulate:
             raise UserError(f"data.batch_size {self.data.batch_size} does not divide into accumulate {self.accumulate}")
+        if self.lora.rank and not self.init_from:
+            raise UserError(f"lora.rank is {self.lora.rank} without --init_from: adapters need weights to adapt")
         if not 0 <= self.ema_decay < 1:
             raise UserError(f"ema_decay is {self.ema_decay}; it must be at least 0 and below 1")
 
@@ -271,11 +297,11 @@ def from_dict(cls: type[T], values: dict[str, Any]) -> T:
     return cls(**{name: _from_plain(hints[name], value) for name, value in values.items()})
 
 
-def difference(a: Any, b: Any) -> list[str]:
-    """Dotted names whose values differ between two configs (dataclasses or the dicts of `to_dict`)."""
+def difference(a: Any, b: Any) -> dict[str, tuple[Any, Any]]:
+    """Dotted name -> both values, where two configs (dataclasses or the dicts of `to_dict`) differ; in order."""
     flat_a, flat_b = _flatten(to_dict(a)), _flatten(to_dict(b))
-    missing = object()
-    return sorted(k for k in flat_a.keys() | flat_b.keys() if flat_a.get(k, missing) != flat_b.get(k, missing))
+    both = {name: (flat_a.get(name, "absent"), flat_b.get(name, "absent")) for name in sorted(flat_a | flat_b)}
+    return {name: values for name, values in both.items() if values[0] != values[1]}
 
 
 def _config_function(path: Path) -> Any:

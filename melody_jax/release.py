@@ -17,6 +17,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import safetensors
@@ -28,6 +29,8 @@ from melody_jax.data.text import read_tokenizer
 from melody_jax.errors import UserError
 from melody_jax.models.functional import Params
 
+WEIGHTS = Path(__file__).parent / "weights"
+"""Folder of the releases that come with the package."""
 FORMAT_VERSION = 1
 TOKENIZER = "mulan.tokenizer.json"
 NETWORKS = {
@@ -85,6 +88,12 @@ def load_network(path: str | os.PathLike, name: str) -> tuple[Params, Any, dict[
     Raises:
         UserError: a file is missing, cut short, foreign, or of another format or network.
     """
+    params, config, hashes = read_network(path, name)
+    return jax.tree.map(jnp.asarray, params), config, hashes
+
+
+def read_network(path: str | os.PathLike, name: str) -> tuple[Params, Any, dict[str, str]]:
+    """As `load_network`, but NumPy arrays: for a caller that places them on devices itself."""
     folder = Path(path)
     description = read_description(folder, name)
     data = _read(folder / f"{name}.safetensors")
@@ -100,8 +109,7 @@ def load_network(path: str | os.PathLike, name: str) -> tuple[Params, Any, dict[
             continue
         if value.dtype == np.int8 and tensor_name + _SCALE in stored:
             value = value.astype(np.float32) * stored[tensor_name + _SCALE]
-        floating = np.issubdtype(value.dtype, np.floating)
-        values[tensor_name] = jnp.asarray(value, jnp.float32 if floating else value.dtype)
+        values[tensor_name] = value.astype(np.float32) if np.issubdtype(value.dtype, np.floating) else value
     return unflatten(values), from_dict(_config_class(name), description["config"]), description["hashes"]
 
 

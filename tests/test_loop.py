@@ -207,8 +207,10 @@ def test_init_from_starts_at_the_average(finished: Any, tmp_path: Any) -> None:
     config = toy_config(tmp_path, init_from=str(finished[0]), steps=1, eval_every=0)
     config = dataclasses.replace(config, optimizer=OptimizerConfig(learning_rate=0.0, warmup_steps=0, weight_decay=0.0))
     assert_same(run(config).params["model"], finished[1].ema)
-    with pytest.raises(UserError, match="not a run folder"):
-        run(toy_config(tmp_path / "other", init_from=str(tmp_path / "nothing")))
+    refused = {"nothing": ToyStage(), str(finished[0]): ToyStage(model=ToyModel(width=4))}
+    for (source, stage), reason in zip(refused.items(), ("not a run folder", "model.width|width is 8"), strict=True):
+        with pytest.raises(UserError, match=reason):
+            run(toy_config(tmp_path / "other", init_from=source, stage=stage))
 
 
 def test_average_is_restorable_alone(finished: Any) -> None:

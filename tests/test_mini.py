@@ -5,7 +5,8 @@ import pytest
 
 import melody_jax
 from melody_jax import release
-from melody_jax.sampling.melody import NETWORKS, WEIGHTS
+from melody_jax.release import WEIGHTS
+from melody_jax.sampling.melody import NETWORKS
 
 MINI = WEIGHTS / "mini"
 

@@ -16,7 +16,6 @@ from melody_jax.errors import UserError
 from melody_jax.models.functional import Params
 from melody_jax.sampling import generate
 
-WEIGHTS = Path(__file__).parents[1] / "weights"
 NETWORKS = ("mulan", "lm", "dpd", "vae")
 MAX_SECONDS = 600.0
 
@@ -111,7 +110,7 @@ def load(name: str = "mini", *, folder: str | Path | None = None, networks: Sequ
     Raises UserError if there is no such release, a file of it is missing or damaged, or its networks were not made
     for each other (the hashes in each JSON name the networks it was trained with).
     """
-    root = Path(folder) if folder is not None else WEIGHTS
+    root = Path(folder) if folder is not None else release.WEIGHTS
     path = root / name
     if not path.is_dir():
         there = sorted(p.name for p in root.iterdir() if p.is_dir()) if root.is_dir() else []

@@ -82,6 +82,17 @@ class Checkpoints:
         """
         return self._restore(ema=ocp.args.StandardRestore(abstract))["ema"]
 
+    def restore_base(self, abstract: Params) -> Params:
+        """The latest `params["base"]` alone: what adapters are added to.
+
+        Raises:
+            UserError: there is no checkpoint, or it is damaged or of another shape.
+        """
+        item = {"params": {"base": abstract}}
+        places = ocp.checkpoint_utils.construct_restore_args(item)
+        read = self._restore(state=ocp.args.PyTreeRestore(item, restore_args=places, partial_restore=True))
+        return read["state"]["params"]["base"]
+
     def _restore(self, **items: Any) -> Any:
         step = self.latest
         if step is None:

@@ -8,14 +8,17 @@ from pathlib import Path
 from typing import Any
 
 import jax
+from jax.sharding import Mesh
 
 from melody_jax import release
-from melody_jax.config import DataConfig, from_dict
+from melody_jax.config import DataConfig, LoRAConfig, from_dict
 from melody_jax.data import pipeline
 from melody_jax.errors import UserError
 from melody_jax.models.functional import Params
 from melody_jax.training import checkpoint
 from melody_jax.training.card import model_card
+from melody_jax.training.lora import init_adapters, merge
+from melody_jax.training.sharding import make_mesh, state_sharding
 from melody_jax.training.stage import Metrics
 
 STAGES = {"VAEStage": "vae", "MuLanStage": "mulan", "TokenizerStage": "tokenizer", "LMStage": "lm", "DPDStage": "dpd"}
@@ -40,7 +43,7 @@ class ExportConfig:
 def export(config: ExportConfig) -> Path:
     """Writes `<out>/<name>.safetensors`, `.json` and the model card `.md`; returns the tensor file.
 
-    The weights are the run's latest average.
+    The weights are the run's latest average, adapters merged into them.
 
     Raises:
         UserError: no such run, a damaged checkpoint, or networks in `out` that are not those the run was trained on.
@@ -54,15 +57,33 @@ def export(config: ExportConfig) -> Path:
     stage: Any = stage_from_dict(described["stage"])
     data = from_dict(DataConfig, described["data"])
     shapes = jax.eval_shape(lambda: stage.init(jax.random.key(0))["model"])
-    checkpoints = checkpoint.Checkpoints(run)
-    try:
-        model = checkpoints.restore_ema(checkpoint.abstract_like(shapes, _on_one_device(shapes)))
-    finally:
-        checkpoints.close()
+    model = run_network(run, shapes, make_mesh((1, 1, 1), jax.devices()[:1]))
     batches = pipeline.finishing_batches(data, stage.batch, config.batches)
     model, fitted = stage.finish(model, batches, jax.random.key(config.seed))
     recipe = {name: value for name, value in described.items() if name not in ("workdir", "mesh")}
     return publish(config.out, stage, model, fitted, data, recipe, config.licence, hashes, _last_evaluation(run))
+
+
+def run_network(run: Path, shapes: Params, mesh: Mesh) -> Params:
+    """The network of a run folder, `shapes` its arrays or their shapes: the latest average, adapters merged into it.
+
+    Raises:
+        UserError: the folder is not a run, or its checkpoint is damaged or of another shape.
+    """
+    described, _ = checkpoint.read_run(run)
+    lora = from_dict(LoRAConfig, described.get("lora", {}))
+    checkpoints = checkpoint.Checkpoints(run)
+    places = state_sharding(shapes, mesh)
+    network = checkpoint.abstract_like(shapes, places)
+    try:
+        if not lora.rank:
+            return checkpoints.restore_ema(network)
+        adapters = jax.eval_shape(lambda model: init_adapters(model, lora, jax.random.key(0)), network)
+        average = checkpoints.restore_ema(checkpoint.abstract_like(adapters, state_sharding(adapters, mesh)))
+        base = checkpoints.restore_base(network)
+    finally:
+        checkpoints.close()
+    return jax.jit(lambda base, adapters: merge(base, adapters, lora), out_shardings=places)(base, average)
 
 
 def publish(
@@ -111,11 +132,6 @@ def stage_from_dict(values: dict[str, Any]) -> Any:
         raise UserError(f"stage {name!r} is unknown; there are {', '.join(STAGES)}")
     module = importlib.import_module(f"melody_jax.training.stages.{STAGES[name]}")
     return from_dict(getattr(module, name), values)
-
-
-def _on_one_device(shapes: Any) -> Any:
-    device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    return jax.tree.map(lambda _: device, shapes)
 
 
 def _last_evaluation(run: Path) -> dict[str, float]:

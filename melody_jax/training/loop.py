@@ -19,12 +19,14 @@ from melody_jax.data.pipeline import BatchIterator
 from melody_jax.errors import UserError
 from melody_jax.models.functional import Params
 from melody_jax.training import checkpoint
+from melody_jax.training.lora import adapted
 from melody_jax.training.metrics import MetricLog, Profile, mean
 from melody_jax.training.preview import make_preview
 from melody_jax.training.sentinel import Sentinel, gradient_norms, is_finite
 from melody_jax.training.sharding import make_mesh, place_batch, sharded_init, state_sharding, using
 from melody_jax.training.stage import Batch, Metrics, Stage
-from melody_jax.training.state import TrainState, create_state, ema_update, learning_rate, make_optimizer
+from melody_jax.training.start import start_from
+from melody_jax.training.state import TrainState, create_state, ema_update, learning_rate, make_optimizer, trained
 
 
 def train(
@@ -59,7 +61,9 @@ def train(
         while True:
             last, due = n == config.steps, _due_after(n, start)
             save, stop = alarm.due(n)
-            evaluating, previewing = due(config.eval_every, last), preview and due(config.watch.preview_every, last)
+            untouched = n == 0 and config.init_from != ""  # how good the weights are that the run starts from
+            evaluating = untouched or due(config.eval_every, last)
+            previewing = preview and due(config.watch.preview_every, last)
             if last or save or evaluating or previewing or due(config.log_every):
                 bad = log.flush()
                 if bad is not None:
@@ -107,15 +111,15 @@ def make_step(config: TrainConfig, state: TrainState) -> Callable[[TrainState, B
 
     Numbers that are not finite halt the state: this step and those after it leave it as it was.
     """
-    stage: Stage = config.stage
+    stage = adapted(config.stage, config.lora)
     optimizer = make_optimizer(config.optimizer, config.steps)
     seed_key = jax.random.key(config.seed)
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(seed_key, state.step)
         grads, metrics = accumulated(stage, config.accumulate, state.params, batch, key, state.step)
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
+        updates, opt_state = optimizer.update(grads, state.opt_state, trained(state.params))
+        params = state.params | optax.apply_updates(trained(state.params), updates)  # type: ignore[operator]
         ema = ema_update(state.ema, params["model"], state.step, config.ema_decay)  # type: ignore[index]
         metrics = metrics | gradient_norms(grads)
         halted = state.halted | ~is_finite(metrics)
@@ -151,7 +155,7 @@ def make_evaluate(
     config: TrainConfig, held_out: Sequence[Batch], mesh: Mesh
 ) -> Callable[[TrainState], dict[str, float]]:
     """Mean metrics of the averaged weights over the held-out batches, with noise fixed by the batch's number."""
-    stage: Stage = config.stage
+    stage = adapted(config.stage, config.lora)
     seed_key = jax.random.key(config.seed + 1)
     compiled = jax.jit(lambda params, batch, i: stage.evaluate(params, batch, jax.random.fold_in(seed_key, i)))
 
@@ -179,12 +183,6 @@ def _begin(
     else:
         state = sharded_init(lambda k: create_state(config, k), key, mesh)
         if config.init_from:
-            shapes = jax.eval_shape(lambda: state.ema)
-            checkpoint.read_run(Path(config.init_from))
-            source = checkpoint.Checkpoints(Path(config.init_from))
-            ema = source.restore_ema(checkpoint.abstract_like(shapes, state_sharding(shapes, mesh)))
-            source.close()
-            model = jax.tree.map(jnp.copy, ema)  # donated beside it: they must not share memory
-            state = state._replace(params=state.params | {"model": model}, ema=ema)
+            state = start_from(config, state, hashes, mesh)
     checkpoint.write_run(workdir, config, hashes)
     return state

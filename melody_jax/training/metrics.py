@@ -14,7 +14,7 @@ from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
 from melody_jax.audio import SAMPLE_RATE
-from melody_jax.scale.counting import matmul_flops
+from melody_jax.scale.counting import matmul_cost
 from melody_jax.training.sentinel import NORM, BadStep
 from melody_jax.training.stage import Metrics
 from melody_jax.training.utilisation import peak_flops
@@ -63,7 +63,7 @@ class MetricLog:
     def measure_utilisation(self, step: Any, devices: int, peak_tflops: float) -> None:
         """Says what a step costs: its jaxpr, the devices that share it, and the peak of one (0: found out)."""
         if self._first:
-            self._capacity = (peak_tflops * 1e12 or peak_flops()) * devices / matmul_flops(step)
+            self._capacity = (peak_tflops * 1e12 or peak_flops()) * devices / matmul_cost(step)[0]
 
     def add(self, step: int, metrics: Metrics) -> None:
         """One step done, with its metrics still on the device."""
@@ -141,7 +141,7 @@ class MetricLog:
         if not self._first or not self._path.exists():
             return began, 0.0
         lines = [(_row(line), line) for line in self._path.read_text().splitlines()]
-        kept = [(row, line) for row, line in lines if row["step"] <= step]
+        kept = [(row, line) for row, line in lines if step and row["step"] <= step]
         self._path.write_text("".join(f"{line}\n" for _, line in kept))
         timed = [row for row, _ in kept if "time/unix" in row]
         useful = sum(row["time/useful"] for row in timed)

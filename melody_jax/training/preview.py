@@ -23,6 +23,7 @@ from melody_jax.config import TrainConfig
 from melody_jax.errors import UserError
 from melody_jax.models import dpd, lm, vae
 from melody_jax.models.functional import Params
+from melody_jax.training.lora import merge
 from melody_jax.training.sharding import place_batch, using
 from melody_jax.training.stage import Batch
 from melody_jax.training.state import TrainState
@@ -55,7 +56,8 @@ def make_preview(config: TrainConfig, held_out: Sequence[Batch], mesh: Mesh) -> 
     weights = {name: params for name, (params, _, _) in needed.items()}
     items = min(config.watch.preview_items, config.data.batch_size)
 
-    def listen(model: Params, weights: Params, batch: Batch) -> Sounds:
+    def listen(params: Params, ema: Params, weights: Params, batch: Batch) -> Sounds:
+        model = merge(params["base"], ema, config.lora) if "base" in params else ema
         batch = jax.tree.map(lambda rows: rows[:items], batch)
         return sound(model, models, weights, batch, jax.random.key(config.seed))
 
@@ -63,7 +65,7 @@ def make_preview(config: TrainConfig, held_out: Sequence[Batch], mesh: Mesh) -> 
 
     def preview(state: TrainState) -> Previews:
         with using(mesh):
-            sounds = jax.device_get(compiled(state.ema, weights, place_batch(held_out[0], mesh)))
+            sounds = jax.device_get(compiled(state.params, state.ema, weights, place_batch(held_out[0], mesh)))
         return {
             f"preview/{name}/{i}": (peak_limit(wave), _image(wave))
             for name, waves in sounds.items()

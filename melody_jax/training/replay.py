@@ -18,12 +18,14 @@ import orbax.checkpoint as ocp
 import safetensors
 import safetensors.numpy
 
+from melody_jax.config import LoRAConfig, from_dict
 from melody_jax.errors import UserError
 from melody_jax.models.functional import Params
 from melody_jax.release import unflatten
 from melody_jax.training.checkpoint import abstract_like
 from melody_jax.training.export import stage_from_dict
 from melody_jax.training.loop import accumulated
+from melody_jax.training.lora import adapted
 from melody_jax.training.sentinel import NORM, BadStep, gradient_norms, is_finite, not_finite
 from melody_jax.training.sharding import make_mesh, place_batch, state_sharding, using
 from melody_jax.training.stage import Batch
@@ -52,7 +54,7 @@ def replay(config: ReplayConfig) -> dict[str, float]:
     folder = Path(config.bundle).absolute()
     bundle, batch = _read(folder)
     described = bundle["config"]
-    stage: Any = stage_from_dict(described["stage"])
+    stage = adapted(stage_from_dict(described["stage"]), from_dict(LoRAConfig, described["lora"]))
     mesh = make_mesh(config.mesh, jax.devices()[: math.prod(config.mesh)] if min(config.mesh) > 0 else None)
     shapes = jax.eval_shape(stage.init, jax.random.key(0))
     params = _restore(folder, abstract_like(shapes, state_sharding(shapes, mesh)))

@@ -24,6 +24,11 @@ RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
     (r"(^|/)(scale|bias|codebooks?|latent_mean|latent_scale)$", ()),
     (r"(embedding|table|words|positions|prefix|semantic)$", ("tensor", "fsdp")),
     (r"(^|/)(out|down|o|output|project_out)/kernel$", ("tensor", "fsdp")),
+    # adapters (training/lora.py): whole along the rank, else like the kernel they are added to
+    (r"(^|/)(out|down|o|output|project_out)/kernel/lora_a$", ("tensor", None)),
+    (r"(^|/)(out|down|o|output|project_out)/kernel/lora_b$", (None, "fsdp")),
+    (r"/lora_a$", ("fsdp", None)),
+    (r"/lora_b$", (None, "tensor")),
     (r"", ("fsdp", "tensor")),
 )
 
@@ -59,6 +64,11 @@ def using(mesh: Mesh) -> AbstractContextManager[Any]:
 def path_name(path: tuple[Any, ...]) -> str:
     """ "model/blocks/attention/kernel" from a key path of `jax.tree_util`."""
     return "/".join(str(getattr(k, "key", getattr(k, "name", getattr(k, "idx", k)))) for k in path)
+
+
+def is_stacked(path: str) -> bool:
+    """Whether the leaf at this path is that of many blocks, along its first axis."""
+    return re.search(r"blocks/\D", path) is not None
 
 
 def parameter_spec(path: str, shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:

@@ -15,7 +15,8 @@ class Stage(Protocol):
     """A stage of the cascade: which network, which loss, which batches. Implementations are frozen dataclasses.
 
     `params` is a dict of dicts: `params["model"]` is what is averaged (EMA), kept and released; further entries
-    ("discriminator", "heads") exist in training only.
+    ("discriminator", "heads") exist in training only. `params["base"]`, where there is one, is not trained: it has
+    neither gradients nor optimiser state.
     """
 
     @property
@@ -28,7 +29,7 @@ class Stage(Protocol):
         ...
 
     def gradients(self, params: Params, batch: Batch, key: jax.Array, step: jax.Array) -> tuple[Params, Metrics]:
-        """Gradients with the structure of `params`, and scalar metrics; traced once, jitted by the loop."""
+        """Gradients with the structure of `params` but its "base", and scalar metrics; traced once, then jitted."""
         ...
 
     def evaluate(self, params: Params, batch: Batch, key: jax.Array) -> Metrics:

@@ -1,6 +1,5 @@
 """What training changes: parameters, optimiser state and the weight average."""
 
-import re
 from typing import Any, NamedTuple
 
 import jax
@@ -10,8 +9,8 @@ from optax import contrib
 
 from melody_jax.config import OptimizerConfig, TrainConfig
 from melody_jax.models.functional import Params
-from melody_jax.training.sharding import path_name
-from melody_jax.training.stage import Stage
+from melody_jax.training.lora import adapted
+from melody_jax.training.sharding import is_stacked, path_name
 
 
 class TrainState(NamedTuple):
@@ -20,7 +19,7 @@ class TrainState(NamedTuple):
     step: jax.Array
     """() int32, optimiser steps done."""
     params: Params
-    """{"model": ..., and what exists in training only}."""
+    """{"model": ..., and what exists in training only}; `params["base"]` is not trained (training/stage.py)."""
     opt_state: optax.OptState
     ema: Params
     """Running average of `params["model"]`: what is evaluated and released."""
@@ -59,7 +58,7 @@ def _kernel_axes(params: Any) -> Any:
         name = path_name(path)
         if not (name.startswith("model/") and name.endswith("/kernel")):
             return None
-        first = 1 if re.search(r"blocks/\D", name) else 0
+        first = 1 if is_stacked(name) else 0
         return contrib.MuonDimensionNumbers(tuple(range(first, leaf.ndim - 1)), leaf.ndim - 1)
 
     return jax.tree_util.tree_map_with_path(axes, params)
@@ -110,15 +109,19 @@ def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransfo
     return optax.chain(split, _scale_rates(config.rate_scales)) if config.rate_scales else split
 
 
+def trained(params: Params) -> Params:
+    """What the optimiser sees of `params`: all but what adapters are added to."""
+    return {name: part for name, part in params.items() if name != "base"}
+
+
 def create_state(config: TrainConfig, key: jax.Array) -> TrainState:
     """A fresh state; the average starts at the initial parameters."""
-    stage: Stage = config.stage
-    params = stage.init(key)
+    params = adapted(config.stage, config.lora).init(key)
     optimizer = make_optimizer(config.optimizer, config.steps)
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
-        opt_state=optimizer.init(params),
+        opt_state=optimizer.init(trained(params)),
         ema=jax.tree.map(jnp.copy, params["model"]),
         halted=jnp.zeros((), bool),
     )

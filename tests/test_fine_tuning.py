@@ -1,0 +1,130 @@
+"""From a release to a fine-tuned one: adapters or the whole LM and DPD, on new features, exported, mixed."""
+
+import dataclasses
+import shutil
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from test_loop import assert_same, rows
+from test_resume import STAGES
+from test_sampling import tiny_networks
+
+from melody_jax import load, release
+from melody_jax.config import DataConfig, LoRAConfig, OptimizerConfig, TrainConfig
+from melody_jax.data import pipeline
+from melody_jax.data.records import Manifest, encode_json, shard_name, write_manifest, write_shard
+from melody_jax.errors import UserError
+from melody_jax.models.functional import count
+from melody_jax.training.export import ExportConfig, export, run_network
+from melody_jax.training.loop import train
+from melody_jax.training.lora import adapted
+from melody_jax.training.sharding import make_mesh
+from melody_jax.training.stages.dpd import DPDStage
+from melody_jax.training.stages.lm import LMStage
+
+MADE_WITH = ("mulan", "tokenizer", "vae")
+
+
+@pytest.fixture(scope="module")
+def released(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A release `base` of random networks that fit together."""
+    folder = tmp_path_factory.mktemp("releases") / "base"
+    networks = tiny_networks() | {"tokenizer": ({"codebook": jnp.ones((4, 4))}, STAGES["tokenizer"].model)}
+    for name in (*MADE_WITH, "lm", "dpd"):
+        params, config = networks[name]
+        release.save_network(folder, name, params, config, {} if name in MADE_WITH else hashes(folder))
+    return folder
+
+
+def hashes(folder: Path) -> dict[str, str]:
+    return {name: release.network_hash(folder, name) for name in MADE_WITH}
+
+
+@pytest.fixture(scope="module")
+def features(released: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Counting tokens whose latents are a code of the token, made with the release's networks."""
+    folder = tmp_path_factory.mktemp("features")
+    code = np.sin(np.arange(64)[:, None] * np.arange(1, 9)) * 1.4
+    tokens = [(i * 7 + np.arange(120)) % 64 for i in range(16)]
+    records = [
+        {
+            "meta": encode_json({"id": str(i)}),
+            "semantic_tokens": row.astype(np.int16),
+            "latents": code[row].astype(np.float16),
+            "prefix_tokens": np.full((1, 1, 12), i % 8, np.int16),
+            "window_starts": np.zeros(1, np.int32),
+            "text_prefix_tokens": np.zeros((0, 12), np.int16),
+        }
+        for i, row in enumerate(tokens)
+    ]
+    shard = write_shard(folder / shard_name("features", 0, 1), records)
+    settings = {"hashes": hashes(released)}
+    write_manifest(folder, Manifest(kind="features", settings=settings, versions={}, shard_count=1, shards=(shard,)))
+    return folder
+
+
+def fine_tuning(name: str, released: Path, features: Path, workdir: Path, **changes: Any) -> TrainConfig:
+    model = tiny_networks()[name][1]
+    config = TrainConfig(
+        stage=LMStage(model=model) if name == "lm" else DPDStage(model=model),
+        data=DataConfig(folder=(str(features),), batch_size=4, window_tokens=80),
+        optimizer=OptimizerConfig(learning_rate=0.01, warmup_steps=2),
+        steps=12,
+        save_every=6,
+        eval_every=12,
+        eval_batches=1,
+        ema_decay=0.5,
+        init_from=str(released),
+        lora=LoRAConfig(rank=4),
+        workdir=str(workdir),
+    )
+    return dataclasses.replace(config, **changes)
+
+
+def run(config: TrainConfig, made_with: dict[str, str] | None = None) -> Any:
+    made_with = pipeline.check_provenance(config.data, "features") if made_with is None else made_with
+    held_out = pipeline.validation_batches(config.data, "features", config.eval_batches)
+    return train(config, pipeline.training_batches(config.data, "features"), held_out, made_with, quiet=True)
+
+
+@pytest.mark.parametrize("name", ["lm", "dpd"])
+def test_adapters_from_release_to_release(name: str, released: Path, features: Path, tmp_path: Path) -> None:
+    config = fine_tuning(name, released, features, tmp_path / "run")
+    state = run(config)
+    base, model, _ = release.load_network(released, name)
+    held_out = pipeline.validation_batches(config.data, "features", 1)[0]
+    key = jax.random.fold_in(jax.random.key(config.seed + 1), 0)
+    evaluate = jax.jit(config.stage.evaluate)
+
+    before, after = (row["eval/loss"] for row in rows(tmp_path / "run") if "eval/loss" in row)
+    assert before == pytest.approx(float(evaluate({"model": base}, held_out, key)["loss"]), rel=1e-6)
+    assert after < before - 0.01
+    assert_same(state.params["base"], base)
+    moments = [leaf.size for leaf in jax.tree.leaves(state.opt_state) if leaf.ndim]
+    assert sum(moments) == 2 * count(state.params["model"]) < count(base)
+
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / "12")
+    assert_same(run(config), state)
+
+    merged = run_network(tmp_path / "run", base, make_mesh((1, 1, 1), jax.devices()[:1]))
+    apart = adapted(config.stage, config.lora).evaluate(state.params | {"model": state.ema}, held_out, key)
+    together = evaluate({"model": merged}, held_out, key)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), apart, together)
+
+    shutil.copytree(released, tmp_path / "mine")
+    export(ExportConfig(run=str(tmp_path / "run"), out=str(tmp_path / "mine")))
+    assert load("mine", folder=tmp_path).configs[name] == model
+    exported = evaluate({"model": release.load_network(tmp_path / "mine", name)[0]}, held_out, key)
+    np.testing.assert_allclose(exported["loss"], after, rtol=2e-3)  # stored in 8 bits
+    for other in ("vae", "tokenizer"):
+        foreign = shutil.copytree(tmp_path / "mine", tmp_path / f"other_{other}")
+        params, model, _ = release.load_network(foreign, other)
+        release.save_network(foreign, other, jax.tree.map(lambda leaf: leaf + 1, params), model, {})
+        with pytest.raises(UserError, match=f"was trained with {other}"):
+            load(foreign.name, folder=tmp_path, networks=("lm", "dpd", "vae", "tokenizer"))
+        with pytest.raises(UserError, match=f"holds another {other}"):
+            export(ExportConfig(run=str(tmp_path / "run"), out=str(foreign)))
