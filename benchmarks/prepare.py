@@ -10,6 +10,7 @@ at 44.1 kHz, as music usually arrives. The odd files are those of the tests, ele
 import json
 import os
 import platform
+import resource
 import sys
 import tempfile
 import time
@@ -38,16 +39,18 @@ class Arguments:
 
     corpus: Path
     """Audio shards of pieces of 30 s."""
+    pieces: int = 120
+    """How many of them."""
     networks: Path = ROOT / "melody_jax" / "weights" / "mini"
     """Networks of the features."""
     out: Path = ROOT / "docs" / "evaluation" / "prepare.md"
     """The table."""
 
 
-def make_tracks(corpus: Path, folder: Path) -> float:
+def make_tracks(corpus: Path, count: int, folder: Path) -> float:
     """Writes the tracks; hours of audio."""
     source = open_shards(corpus, "audio")
-    for first in range(0, len(source), TRACK_PIECES):
+    for first in range(0, min(count, len(source)), TRACK_PIECES):
         pieces = range(first, min(first + TRACK_PIECES, len(source)))
         wave = np.concatenate([audio.decode_flac(source[i]["audio"].tobytes()) for i in pieces])
         stereo = np.stack([audio.resample(wave, 24_000, 44_100)] * 2, axis=1)
@@ -56,10 +59,17 @@ def make_tracks(corpus: Path, folder: Path) -> float:
 
 
 def timed(config: PrepareConfig, hours: float) -> tuple[str, Manifest]:
-    begin = time.monotonic()
+    """Wall time, and processor time of this process and of the workers it had: that does not grow with other work."""
+    load, begin, before = os.getloadavg()[0], time.monotonic(), processor_seconds()
     manifest = prepare(config)
-    taken = time.monotonic() - begin
-    return f"{taken:.0f} s for {hours:.2f} h, {hours * 3600 / taken:.0f} hours of audio an hour", manifest
+    taken, used = time.monotonic() - begin, processor_seconds() - before
+    rate = f"{hours * 3600 / taken:.0f} hours of audio an hour"
+    return f"{hours:.2f} h in {taken:.0f} s, {rate}; {used:.0f} s of processor time; load before {load:.1f}", manifest
+
+
+def processor_seconds() -> float:
+    usages = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(usage.ru_utime + usage.ru_stime for usage in usages)
 
 
 def odd(folder: Path, out: Path) -> list[str]:
@@ -67,15 +77,13 @@ def odd(folder: Path, out: Path) -> list[str]:
     hours = np.tile(music(7, 60.0, 8000), 120)
     soundfile.write(folder / "two hours.wav", hours, 8000)
     wanted["two hours.wav"] = ""
-    said, manifest = timed(PrepareConfig(source=str(folder), out=str(out), min_seconds=0.5, shard_recordings=32), 0.0)
+    manifest = prepare(PrepareConfig(source=str(folder), out=str(out), min_seconds=0.5, shard_recordings=32))
     rows = [json.loads(line) for line in (out / "rejects.jsonl").read_text().splitlines()]
     found = {row["recording"]: row["reason"] for row in rows}
     wrong = {name for name, reason in wanted.items() if found.get(name, "") != reason}
-    lines = [
-        f"{len(wanted)} odd files, {said.split(' for ')[0]}; used: {manifest.counts['recordings_used']}; refused:",
-        "",
-    ]
-    lines += ["| reason | files |", "| --- | --- |"]
+    used = manifest.counts["recordings_used"]
+    lines = [f"{len(wanted)} odd files, {len(found)} named in rejects.jsonl, {used} used:", ""]
+    lines += ["| refused | files |", "| --- | --- |"]
     lines += [f"| {reason} | {count} |" for reason, count in sorted(Counter(found.values()).items())]
     return [*lines, "", f"Files that were treated otherwise than meant: {', '.join(sorted(wrong)) or 'none'}."]
 
@@ -85,7 +93,7 @@ def main(arguments: Arguments) -> None:
         folders = {part: Path(name) / part for part in ("tracks", "odd", "audio", "features", "odd_audio")}
         for part in ("tracks", "odd"):
             folders[part].mkdir()
-        hours = make_tracks(arguments.corpus, folders["tracks"])
+        hours = make_tracks(arguments.corpus, arguments.pieces, folders["tracks"])
         source = str(folders["tracks"])
         said, manifest = timed(PrepareConfig(source=source, out=str(folders["audio"]), shard_recordings=4), hours)
         config = PrepareConfig(

@@ -1,0 +1,98 @@
+"""Which copies of a recording does its fingerprint find, and does it ever take two recordings for one?
+
+    melody compose --out corpus/bench --hours 1 --soundfonts none
+    python benchmarks/fingerprint.py --corpus corpus/bench
+
+Writes docs/evaluation/fingerprint.md. A copy is found if at least `duplicate_share` of the landmarks agree.
+"""
+
+import io
+import itertools
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import soundfile
+import tyro
+
+from melody_jax import audio
+from melody_jax.data.fingerprint import LEAST, landmarks
+from melody_jax.data.pieces import PieceConfig
+from melody_jax.data.records import open_shards
+
+ROOT = Path(__file__).parents[1]
+Marks = tuple[np.ndarray, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """Compares pieces with their copies and with each other."""
+
+    corpus: Path
+    """Audio shards of different pieces of 30 s."""
+    copied: int = 30
+    """How many of them are copied."""
+    out: Path = ROOT / "docs" / "evaluation" / "fingerprint.md"
+    """The table."""
+
+
+def encoded(wave: np.ndarray, rate: int, file_format: str, subtype: str) -> np.ndarray:
+    buffer = io.BytesIO()
+    soundfile.write(buffer, audio.resample(wave, 24_000, rate), rate, format=file_format, subtype=subtype)
+    return audio.resample(soundfile.read(io.BytesIO(buffer.getvalue()), dtype="float32")[0], rate)
+
+
+def noisy(wave: np.ndarray) -> np.ndarray:
+    noise = np.random.default_rng(0).normal(size=wave.shape) * np.sqrt(np.mean(wave**2)) * 0.1
+    return (wave + noise).astype(np.float32)
+
+
+COPIES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "20 dB quieter": lambda wave: 0.1 * wave,
+    "MP3, 44.1 kHz": lambda wave: encoded(wave, 44_100, "MP3", "MPEG_LAYER_III"),
+    "Opus, 48 kHz": lambda wave: encoded(wave, 48_000, "OGG", "OPUS"),
+    "8 kHz": lambda wave: encoded(wave, 8_000, "WAV", "PCM_16"),
+    "starts 5.013 s later": lambda wave: wave[120_312:],
+    "starts 16 ms later, MP3": lambda wave: encoded(wave[384:], 44_100, "MP3", "MPEG_LAYER_III"),
+    "8 s out of the middle": lambda wave: wave[264_101:456_101],
+    "with noise, 20 dB below": noisy,
+    "2 % faster": lambda wave: audio.resample(wave, 24_000, 23_520),
+}
+
+
+def agreement(one: Marks, other: Marks) -> float:
+    """The share of landmarks that agree, 0 if they are too few."""
+    _, i, j = np.intersect1d(one[0], other[0], return_indices=True)
+    if len(i) == 0:
+        return 0.0
+    offsets = other[1][j] - one[1][i]
+    agreeing = np.convolve(np.bincount(offsets - offsets.min()), np.ones(3, int)).max()
+    return float(agreeing) / min(len(one[0]), len(other[0])) if agreeing >= LEAST else 0.0
+
+
+def main(arguments: Arguments) -> None:
+    source, threshold = open_shards(arguments.corpus, "audio"), PieceConfig().duplicate_share
+    waves = [audio.decode_flac(source[i]["audio"].tobytes()) for i in range(len(source))]
+    marks = [landmarks(wave) for wave in waves]
+    different = [agreement(one, other) for one, other in itertools.combinations(marks, 2)]
+    lines = [
+        "# Fingerprints",
+        "",
+        f"`benchmarks/fingerprint.py`: {len(waves)} composed pieces of 30 s, {np.mean([len(m[0]) for m in marks]):.0f} "
+        f"landmarks each. Of {len(different)} pairs of different pieces {sum(s >= threshold for s in different)} were "
+        f"taken for copies. Of {arguments.copied} copies each, at a share of {threshold:g}:",
+        "",
+        "| copy | found | share that agrees: least, median |",
+        "| --- | --- | --- |",
+    ]
+    for name, copy in COPIES.items():
+        pairs = zip(marks[: arguments.copied], waves[: arguments.copied], strict=True)
+        shares = np.array([agreement(mark, landmarks(copy(wave))) for mark, wave in pairs])
+        lines.append(f"| {name} | {np.mean(shares >= threshold):.0%} | {shares.min():.2f}, {np.median(shares):.2f} |")
+    arguments.out.write_text("\n".join(lines) + "\n")
+    print("\n".join(lines))
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Arguments))
