@@ -49,7 +49,7 @@ def export(config: ExportConfig) -> Path:
         if not getattr(config, name):
             raise UserError(f"--{name} is missing; see melody export --help")
     run = Path(config.run)
-    described, hashes = checkpoint.read_run(run)
+    described, hashes, _ = checkpoint.read_run(run)
     check_release(config.out, hashes)
     stage: Any = stage_from_dict(described["stage"])
     data = from_dict(DataConfig, described["data"])

@@ -24,6 +24,7 @@ from melody_jax.training.stage import Batch, Metrics, Stage
 from melody_jax.training.state import TrainState, create_state, ema_update, learning_rate, make_optimizer
 
 
+@checkpoint.explains_full_disk
 def train(
     config: TrainConfig,
     batches: BatchIterator,
@@ -37,7 +38,7 @@ def train(
     `stop_minutes`, save and return early.
 
     Raises:
-        UserError: the loss is not finite, or the run folder holds another run.
+        UserError: the loss is not finite, the run folder holds another run, or the disk is full.
     """
     workdir, mesh = Path(config.workdir), make_mesh(config.mesh)
     checkpoints = checkpoint.Checkpoints(workdir, config.keep_last, config.keep_every)
@@ -66,9 +67,11 @@ def train(
                 state, metrics = step(state, batch)
             log.add(n + 1, metrics)
     finally:
-        log.close()
-        alarm.close()
-        checkpoints.close()
+        try:
+            log.close()
+        finally:
+            checkpoints.close()
+            alarm.close()
     return state
 
 

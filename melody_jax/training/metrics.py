@@ -38,11 +38,13 @@ class MetricLog:
         quiet: bool = False,
     ) -> None:
         self._path, self._every, self._first = workdir / "metrics.jsonl", every, jax.process_index() == 0
-        self._curves = SummaryWriter(str(workdir / "tensorboard"), purge_step=start + 1) if self._first else None
+        self._curves = _curves(workdir / "tensorboard", start) if self._first else None
         self._rate, self._waited, self._flushed = rate, 0.0, time.monotonic()
         if self._first and self._path.exists():
             rows = [line for line in self._path.read_text().splitlines() if _step(line) <= start]
-            self._path.write_text("".join(f"{row}\n" for row in rows))
+            temporary = self._path.with_suffix(".tmp")
+            temporary.write_text("".join(f"{row}\n" for row in rows))
+            temporary.replace(self._path)  # a kill, or a full disk, here loses no row
         self._began = time.monotonic()
         self._bar = tqdm(
             total=steps, initial=start, desc=name, unit="step", disable=quiet or not self._first, mininterval=0.5
@@ -88,6 +90,7 @@ class MetricLog:
         with self._path.open("a") as file:
             file.write(json.dumps(row) + "\n")
         if self._curves is not None:
+            self._curves.flush()
             for key, value in metrics.items():
                 self._curves.add_scalar(key if "/" in key else f"train/{key}", value, step)
         for key, label in (("loss", "loss"), ("eval/loss", "held_out")):
@@ -105,6 +108,11 @@ class MetricLog:
 def mean(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     """The mean of each metric over rows of equal keys; empty for no rows."""
     return {name: float(np.mean([row[name] for row in rows])) for name in rows[0]} if rows else {}
+
+
+def _curves(folder: Path, start: int) -> SummaryWriter:
+    """A writer that is flushed at every row and never by itself: its own thread would die of a full disk unheard."""
+    return SummaryWriter(str(folder), purge_step=start + 1, max_queue=10_000, flush_secs=10**6)
 
 
 def _step(line: str) -> float:

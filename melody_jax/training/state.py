@@ -110,7 +110,7 @@ def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransfo
 def create_state(config: TrainConfig, key: jax.Array) -> TrainState:
     """A fresh state; the average starts at the initial parameters."""
     stage: Stage = config.stage
-    params = stage.init(key)
+    params = jax.tree.map(_strongly_typed, stage.init(key))
     optimizer = make_optimizer(config.optimizer, config.steps)
     return TrainState(
         step=jnp.zeros((), jnp.int32),
@@ -118,6 +118,11 @@ def create_state(config: TrainConfig, key: jax.Array) -> TrainState:
         opt_state=optimizer.init(params),
         ema=jax.tree.map(jnp.copy, params["model"]),
     )
+
+
+def _strongly_typed(leaf: jax.Array) -> jax.Array:
+    """What `jnp.full` and the like leave weakly typed would change its type in the first step: two compilations."""
+    return jax.lax.convert_element_type(leaf, leaf.dtype)
 
 
 def ema_update(ema: Params, model: Params, step: jax.Array, decay: float) -> Params:
