@@ -8,7 +8,9 @@ networks the data was made with.
 import errno
 import functools
 import json
+import logging
 import os
+import shutil
 import signal
 import sys
 import threading
@@ -49,6 +51,8 @@ class Checkpoints:
 
     def __init__(self, workdir: Path, keep_last: int = 0, keep_every: int = 0) -> None:
         self._folder = workdir.absolute() / "checkpoints"
+        for name in ("absl", "asyncio"):  # what fails in Orbax's threads is raised here as well
+            logging.getLogger(name).setLevel(logging.CRITICAL)
         options = ocp.CheckpointManagerOptions(
             max_to_keep=keep_last or None,
             keep_period=keep_every or None,
@@ -63,7 +67,15 @@ class Checkpoints:
         return self._manager.latest_step()
 
     def save(self, state: TrainState, data: dict[str, Any]) -> None:
-        """Starts writing; returns once the arrays are copied, so the caller may donate them."""
+        """Starts writing; returns once the arrays are copied, so the caller may donate them.
+
+        Raises:
+            OSError: there is no room (as far as the disk tells: it may still fill, which the next call raises).
+        """
+        self._manager.wait_until_finished()
+        needed, free = sum(leaf.nbytes for leaf in jax.tree.leaves(state)), shutil.disk_usage(self._folder).free
+        if free < needed:
+            raise OSError(errno.ENOSPC, f"a checkpoint takes {needed / 1e9:.3g} GB, there are {free / 1e9:.3g}")
         computation = {"step": state.step, "params": state.params, "opt_state": state.opt_state}
         self._manager.save(
             int(state.step),

@@ -28,7 +28,10 @@ class Stage(Protocol):
         ...
 
     def gradients(self, params: Params, batch: Batch, key: jax.Array, step: jax.Array) -> tuple[Params, Metrics]:
-        """Gradients with the structure of `params`, and scalar metrics; traced once, jitted by the loop."""
+        """Gradients with the structure of `params`, and scalar metrics; traced once, jitted by the loop.
+
+        A loss that is a mean over a varying number of terms gives that number as the metric "weight".
+        """
         ...
 
     def evaluate(self, params: Params, batch: Batch, key: jax.Array) -> Metrics:
