@@ -281,3 +281,4 @@ def test_clean_frames_are_left_out_of_the_loss(params):
     noise = jax.random.normal(keys[3], batch["latents"].shape)
     expected = (jnp.cos(angle)[..., None] * noise)[angle > 0] ** 2
     assert metrics["loss"] == pytest.approx(float(expected.mean()), rel=1e-5)
+    assert metrics["weight"] == (angle > 0).sum() < angle.size

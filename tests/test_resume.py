@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
@@ -19,7 +18,7 @@ from melody_jax.models import discriminators, dpd, mulan, vae
 from melody_jax.models.conformer import ConformerConfig
 from melody_jax.models.lm import LMConfig
 from melody_jax.models.tokenizer import TokenizerConfig
-from melody_jax.training.loop import accumulated, train
+from melody_jax.training.loop import train
 from melody_jax.training.stages.dpd import DPDStage
 from melody_jax.training.stages.lm import LMStage
 from melody_jax.training.stages.mulan import MuLanStage
@@ -132,25 +131,3 @@ def test_learns_and_resumes_bit_for_bit(name: str, tmp_path: Path) -> None:
     assert losses[-1] < losses[0]
     shutil.rmtree(tmp_path / "run" / "checkpoints" / "50")
     assert_same(train(config, Batches(stage), held_out, quiet=True), uninterrupted)
-
-
-@pytest.mark.parametrize("name", ["dpd", "tokenizer"])
-def test_parts_weigh_by_what_their_losses_are_means_over(name: str) -> None:
-    """Gradients of the parts, taken one by one and averaged by their counts, are those of an accumulating step."""
-    stage = dataclasses.replace(STAGES[name], clean_prefix=0.7) if name == "dpd" else STAGES[name]
-    params, batch, key = stage.init(jax.random.key(0)), next(Batches(stage)), jax.random.key(1)
-    gradients = jax.jit(stage.gradients)
-    parts = [
-        gradients(params, jax.tree.map(lambda rows, i=i: rows[i::2], batch), jax.random.fold_in(key, i), jnp.int32(0))
-        for i in range(2)
-    ]
-    counts = [float(metrics["weight"]) for _, metrics in parts]
-    assert counts[0] != counts[1]
-    found, metrics = jax.jit(lambda params, batch: accumulated(stage, 2, params, batch, key, jnp.int32(0)))(
-        params, batch
-    )
-    loss = sum(count * part["loss"] for count, (_, part) in zip(counts, parts, strict=True)) / sum(counts)
-    np.testing.assert_allclose(metrics["loss"], loss, rtol=1e-6)
-    for whole, *leaves in zip(*map(jax.tree.leaves, (found, *(grads for grads, _ in parts))), strict=True):
-        mean = sum(count * np.asarray(leaf) for count, leaf in zip(counts, leaves, strict=True)) / sum(counts)
-        np.testing.assert_allclose(whole, mean, atol=1e-6 * np.abs(mean).max() + 1e-9)
