@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from melody_jax.config import DataConfig, TrainConfig, load_config
 from melody_jax.data import facts
 from melody_jax.errors import UserError
+from melody_jax.models.functional import Remat
 from melody_jax.scale.chips import CHIPS, Roofline, roofline
 from melody_jax.scale.counting import collectives, matmul_flops
 from melody_jax.training.checkpoint import abstract_like
@@ -42,8 +43,8 @@ class CompileConfig:
     """Items a step over all chips; 0: as the config says."""
     dtype: str = "bfloat16"
     """Compute type of the network; weights and optimiser stay float32."""
-    remat: bool = False
-    """Recomputes blocks in the backward pass, where the network can."""
+    remat: Remat = "none"
+    """What the backward pass computes again, where the network can: "none", "dots" or "blocks"."""
     quick: bool = False
     """Compiles with less effort, several times faster: memory and collectives are then not those of a real run."""
 
@@ -148,7 +149,9 @@ def _latents(stage: Any, data: DataConfig) -> tuple[int, int]:
 
 
 def _adapted(config: TrainConfig, wanted: CompileConfig) -> TrainConfig:
-    model = with_fields(config.stage.model, dtype=wanted.dtype, **({"remat": True} if wanted.remat else {}))
+    model = with_fields(
+        config.stage.model, dtype=wanted.dtype, **({"remat": wanted.remat} if wanted.remat != "none" else {})
+    )
     size = wanted.batch_size or config.data.batch_size
     return dataclasses.replace(
         config,
