@@ -34,7 +34,7 @@ STEPS: dict[str, tuple[str, float, list[str]]] = {
     "dpd_paper": ("dpd_paper", 10.0, []),
     "dpd_paper_aligned": ("dpd_paper_aligned", 10.24, []),
     "vae_paper": ("vae_paper", 1.0, []),
-    "vae_paper, remat": ("vae_paper", 10.0, ["--stage.model.codec.remat", "True"]),
+    "vae_paper, remat": ("vae_paper", 10.0, ["--stage.model.codec.remat", "blocks"]),
 }
 """Row -> config, seconds of sound, options."""
 

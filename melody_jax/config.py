@@ -183,6 +183,9 @@ class TrainConfig:
     """Wall minutes after which a checkpoint is written whatever the step; 0: by `save_every` alone."""
     stop_minutes: float = 0.0
     """Wall minutes after which this process saves and exits, to be resumed later; 0: runs to the end."""
+    sigterm_seconds: float = 25.0
+    """Seconds in which the save after SIGTERM should be done; past them a line says which checkpoint is good. (Slurm,
+    Kubernetes and Google's spot machines kill 30 s after SIGTERM unless told otherwise.)"""
     keep_last: int = 2
     """Latest checkpoints kept."""
     keep_every: int = 0

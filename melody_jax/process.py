@@ -16,6 +16,9 @@ ALLOCATOR = (
     "glibc.malloc.mmap_threshold=4294967296:glibc.malloc.trim_threshold=17179869184"
 )
 
+HEARTBEAT = 30
+"""Seconds of silence after which a process counts as gone and the others end too, for a supervisor to restart all."""
+
 
 def tune_allocator() -> None:
     """Restarts the running script once with glibc told to use huge pages and to keep freed memory.
@@ -57,7 +60,10 @@ def join_hosts(hosts: "HostsConfig") -> None:
 
     try:
         jax.distributed.initialize(
-            hosts.coordinator or None, hosts.count or None, hosts.index if hosts.coordinator else None
+            hosts.coordinator or None,
+            hosts.count or None,
+            hosts.index if hosts.coordinator else None,
+            heartbeat_timeout_seconds=HEARTBEAT,
         )
     except (RuntimeError, ValueError) as error:
         reason = (str(error).splitlines() or ["no reason given"])[0][:200]

@@ -271,7 +271,7 @@ def test_perturbation_comes_in_the_asked_shares():
 
 def test_clean_frames_are_left_out_of_the_loss(params):
     """A network that answers zero leaves the mean square of the target over the noisy frames, remat or not."""
-    stage = DPDStage(model=dataclasses.replace(SMALL, remat=True), clean_prefix=1.0)
+    stage = DPDStage(model=dataclasses.replace(SMALL, remat="blocks"), clean_prefix=1.0)
     batch = {name: x for name, x in inputs(SMALL, batch=64).items() if name.endswith("tokens")}
     batch["latents"] = jnp.zeros((64, SMALL.frames, SMALL.latent_dim))
     zero = {"model": jax.tree.map(jnp.zeros_like, params)}
@@ -281,3 +281,4 @@ def test_clean_frames_are_left_out_of_the_loss(params):
     noise = jax.random.normal(keys[3], batch["latents"].shape)
     expected = (jnp.cos(angle)[..., None] * noise)[angle > 0] ** 2
     assert metrics["loss"] == pytest.approx(float(expected.mean()), rel=1e-5)
+    assert metrics["weight"] == (angle > 0).sum() < angle.size

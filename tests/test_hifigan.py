@@ -9,7 +9,7 @@ import pytest
 
 from melody_jax.errors import UserError
 from melody_jax.models import discriminators, vae
-from melody_jax.models.functional import count
+from melody_jax.models.functional import Remat, count
 from melody_jax.models.hifigan import HiFiGANConfig
 from melody_jax.models.vae import VAEConfig
 from melody_jax.training.stages.vae import VAEStage
@@ -74,8 +74,8 @@ def test_reach_by_gradient() -> None:
     assert (middle + 1) * hop + reach - 2 * hop <= seen.max() < (middle + 1) * hop + reach
 
 
-@pytest.mark.parametrize("remat", [False, True])
-def test_stage_takes_it(remat: bool) -> None:
+@pytest.mark.parametrize("remat", ["none", "blocks"])
+def test_stage_takes_it(remat: Remat) -> None:
     """Both sides get gradients; recomputing stages changes none of them."""
     model = replace(CONFIG, codec=replace(CODEC, remat=remat))
     stage = VAEStage(

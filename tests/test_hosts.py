@@ -1,27 +1,38 @@
-"""Two processes train together on this machine (Gloo): what one process with the same devices would have learned."""
+"""Two processes train together on this machine (Gloo): what one process with the same devices would have learned.
+
+Killed at any moment and started again, they end with the same bits; `benchmarks/kill.py` does the same twenty times.
+"""
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import jax
 import numpy as np
 import pytest
 
-from melody_jax.config import HostsConfig
+from melody_jax.config import HostsConfig, load_config
 from melody_jax.data.records import Manifest, encode_json, shard_name, write_manifest, write_shard
 from melody_jax.errors import UserError
+from melody_jax.training.checkpoint import Checkpoints, abstract_like
+from melody_jax.training.sharding import make_mesh, state_sharding
+from melody_jax.training.state import create_state
 
 ROOT = Path(__file__).parents[1]
+CONFIG = "configs/lm_tiny.py"
 SIZE = ["--stage.model.layers", "1", "--stage.model.width", "32", "--stage.model.ffn", "32"]
+SIZE += ["--data.window_tokens", "40", "--eval_batches", "1", "--log_every", "1", "--mesh", "-1", "2", "1"]
 
 
-@pytest.fixture(scope="module")
-def features(tmp_path_factory: pytest.TempPathFactory) -> str:
+def write_features(folder: Path) -> str:
     """Sixteen records of counting tokens."""
-    folder = tmp_path_factory.mktemp("features")
     rng = np.random.default_rng(0)
     records = [
         {
@@ -40,53 +51,146 @@ def features(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(folder)
 
 
-def start(features: str, workdir: Path, devices: int, options: list[str]) -> subprocess.Popen[str]:
-    command = [
-        sys.executable,
-        "train.py",
-        "configs/lm_tiny.py",
-        "--data.folder",
-        features,
-        "--data.window_tokens",
-        "40",
-    ]
-    command += [*SIZE, "--workdir", str(workdir), "--eval_batches", "1", "--log_every", "1", *options]
-    flags = f"--xla_force_host_platform_device_count={devices}"
-    environment = os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "GLIBC_TUNABLES": ""}
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    return subprocess.Popen(command, cwd=ROOT, env=environment, text=True, **pipes)  # type: ignore[call-overload]
+class Run:
+    """A run folder, and the processes that train in it on eight virtual devices, all of one or shared by several."""
+
+    def __init__(self, features: str, workdir: Path, options: list[str], processes: int = 2) -> None:
+        self.workdir, self.count = workdir, processes
+        self.options = [*SIZE, "--data.folder", features, "--workdir", str(workdir), *options]
+        self.processes: list[subprocess.Popen[str]] = []
+
+    def start(self) -> None:
+        with socket.socket() as probe:
+            probe.bind(("localhost", 0))
+            port = probe.getsockname()[1]
+        flags = f"--xla_force_host_platform_device_count={8 // self.count}"
+        environment = os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "GLIBC_TUNABLES": ""}
+        environment["PYTHONPATH"] = str(ROOT)
+        said = ["--hosts.join", "True", "--hosts.coordinator", f"localhost:{port}", "--hosts.count", str(self.count)]
+        self.processes = [
+            subprocess.Popen(
+                [sys.executable, "train.py", CONFIG, *self.options]
+                + ([*said, "--hosts.index", str(index)] if self.count > 1 else []),
+                cwd=ROOT,
+                env=environment,
+                text=True,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+            )
+            for index in range(self.count)
+        ]
+
+    def finish(self) -> None:
+        """Waits for all of them; none may fail."""
+        for process in self.processes:
+            _, errors = process.communicate(timeout=300)
+            assert process.returncode == 0, errors[-2000:]
+
+    def train(self) -> None:
+        self.start()
+        self.finish()
+
+    def until(self, condition: Callable[[], bool]) -> None:
+        """Returns when `condition` holds; looks every millisecond. The processes must not end before."""
+        while not condition():
+            ended = [process for process in self.processes if process.poll() is not None]
+            assert not ended, f"a process ended by itself: {ended[0].communicate()[1][-2000:]}"
+            time.sleep(1e-3)
+
+    def kill(self, victims: tuple[int, ...], patience: float) -> float:
+        """SIGKILL; how many seconds later the others ended by themselves, or `patience`, when they are killed too."""
+        for victim in victims:
+            self.processes[victim].kill()
+        began = time.monotonic()
+        while time.monotonic() - began < patience and any(process.poll() is None for process in self.processes):
+            time.sleep(0.01)
+        passed = time.monotonic() - began
+        for process in self.processes:
+            process.kill()
+            process.communicate()
+        return min(passed, patience)
+
+    def saving(self) -> bool:
+        """Whether a checkpoint is being written."""
+        return any((self.workdir / "checkpoints").glob("*.orbax-checkpoint-tmp"))
+
+    def saved(self) -> int:
+        """The last complete checkpoint."""
+        steps = (int(folder.name) for folder in (self.workdir / "checkpoints").glob("*") if folder.name.isdigit())
+        return max(steps, default=0)
+
+    def reached(self) -> int:
+        """The last step in metrics.jsonl."""
+        rows = self.rows()
+        return rows[-1]["step"] if rows else 0
+
+    def rows(self) -> list[dict[str, Any]]:
+        """The metrics but for times; a line that is still being written is left out."""
+        path = self.workdir / "metrics.jsonl"
+        lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+        rows = [json.loads(line) for line in lines if line.endswith("\n")]
+        return [{k: v for k, v in row.items() if k != "seconds" and not k.startswith("time/")} for row in rows]
+
+    def final(self) -> tuple[Any, dict[str, Any]]:
+        """State and data position of the last checkpoint, on one device of this process."""
+        config = load_config(ROOT / CONFIG, self.options)
+        shapes = jax.eval_shape(lambda: create_state(config, jax.random.key(0)))
+        checkpoints = Checkpoints(self.workdir)
+        mesh = make_mesh((1, 1, 1), jax.devices()[:1])
+        restored = checkpoints.restore(abstract_like(shapes, state_sharding(shapes, mesh)))
+        checkpoints.close()
+        return restored
 
 
-def train(features: str, workdir: Path, processes: int, options: list[str]) -> None:
-    """Trains on four devices, all of one process or shared by several."""
-    with socket.socket() as probe:
-        probe.bind(("localhost", 0))
-        port = probe.getsockname()[1]
-    started = []
-    for index in range(processes):
-        said = ["--hosts.join", "True", "--hosts.coordinator", f"localhost:{port}"]
-        said += ["--hosts.count", str(processes), "--hosts.index", str(index)]
-        started.append(start(features, workdir, 4 // processes, options + (said if processes > 1 else [])))
-    for process in started:
-        _, errors = process.communicate(timeout=300)
-        assert process.returncode == 0, errors[-2000:]
+def assert_same_run(a: Run, b: Run) -> None:
+    """Every bit of the last checkpoint, its position in the data, and every figure of every step."""
+    (state, position), (other, other_position) = a.final(), b.final()
+    assert position == other_position
+    for x, y in zip(jax.tree.leaves(state), jax.tree.leaves(other), strict=True):
+        np.testing.assert_array_equal(np.asarray(x).view(np.uint32), np.asarray(y).view(np.uint32))
+    assert a.rows() == b.rows()
 
 
-def losses(workdir: Path) -> list[float]:
-    rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-    return [row.get("loss", row.get("eval/loss")) for row in rows]
+OPTIONS = ["--steps", "24", "--save_every", "6", "--eval_every", "12"]
 
 
-def test_two_processes_learn_what_one_would_and_resume_alike(features: str, tmp_path: Path) -> None:
-    options = ["--steps", "8", "--save_every", "4", "--eval_every", "4", "--mesh", "2", "2", "1"]
-    train(features, tmp_path / "one", 1, options)
-    train(features, tmp_path / "two", 2, options)
-    one, two = losses(tmp_path / "one"), losses(tmp_path / "two")
-    assert len(one) == 10
-    np.testing.assert_allclose(two, one, rtol=1e-4)
-    (tmp_path / "two" / "checkpoints" / "8").rename(tmp_path / "gone")
-    train(features, tmp_path / "two", 2, options)
-    assert losses(tmp_path / "two") == two
+@pytest.fixture(scope="module")
+def features(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return write_features(tmp_path_factory.mktemp("features"))
+
+
+@pytest.fixture(scope="module")
+def two(features: str, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """Two processes that nobody disturbed."""
+    run = Run(features, tmp_path_factory.mktemp("two"), OPTIONS)
+    run.train()
+    return run
+
+
+def test_two_processes_learn_what_one_would(features: str, two: Run, tmp_path: Path) -> None:
+    one = Run(features, tmp_path, OPTIONS, processes=1)
+    one.train()
+    losses = [[row.get("loss", row.get("eval/loss")) for row in run.rows()] for run in (one, two)]
+    assert len(losses[0]) == 26
+    np.testing.assert_allclose(losses[0], losses[1], rtol=1e-4)
+
+
+def test_killed_three_times_and_terminated_ends_with_the_same_bits(features: str, two: Run, tmp_path: Path) -> None:
+    """Killed while saving, while training and while starting; SIGTERM to one makes both save the same step."""
+    run, rng = Run(features, tmp_path, OPTIONS), np.random.default_rng(0)
+    moments: list[Callable[[], bool]] = [run.saving, lambda: run.reached() >= run.saved() + 2, lambda: True]
+    for moment in moments:
+        run.start()
+        run.until(moment)
+        run.kill(((0,), (1,), (0, 1))[rng.integers(3)], patience=0.0)
+    run.start()
+    config, before = tmp_path / "config.json", time.time()
+    run.until(lambda: config.stat().st_mtime > before)
+    run.processes[1].send_signal(signal.SIGTERM)
+    run.finish()
+    assert run.saved() == run.reached() < 24
+    run.train()
+    assert_same_run(run, two)
 
 
 def test_hosts_must_be_said_in_full() -> None:

@@ -5,6 +5,8 @@ import json
 import os
 import shutil
 import signal
+import time
+import types
 from typing import Any, ClassVar
 
 import jax
@@ -15,7 +17,7 @@ import pytest
 from melody_jax.config import OptimizerConfig, TrainConfig
 from melody_jax.errors import UserError
 from melody_jax.training import checkpoint
-from melody_jax.training.loop import train
+from melody_jax.training.loop import accumulated, train
 from melody_jax.training.stage import loss_gradients
 
 
@@ -164,11 +166,41 @@ def test_accumulated_parts_equal_the_whole_batch(tmp_path: Any) -> None:
         toy_config(tmp_path, accumulate=3)
 
 
+def test_parts_of_unequal_weight_equal_the_whole_batch() -> None:
+    """A mean over the items that a mask names, of which the parts hold different numbers, one of them none."""
+
+    def loss(params: Any, batch: Any, key: jax.Array) -> Any:
+        count = batch["mask"].sum()
+        error = ((batch["x"] @ params["model"] - batch["y"]) ** 2).sum(axis=1)
+        return (error * batch["mask"]).sum() / jnp.maximum(count, 1), {"weight": count}
+
+    stage: Any = types.SimpleNamespace(
+        gradients=lambda params, batch, key, step: loss_gradients(loss, params, batch, key)
+    )
+    batch = next(ToyBatches()) | {"mask": np.array([1, 1, 0, 1, 1, 0, 0, 1], np.float32)}
+    params, key = {"model": jnp.eye(8)}, jax.random.key(0)
+    whole, quarters = (accumulated(stage, parts, params, batch, key, jnp.int32(0)) for parts in (1, 4))
+    np.testing.assert_allclose(quarters[0]["model"], whole[0]["model"], rtol=1e-5)
+    np.testing.assert_allclose(quarters[1]["loss"], whole[1]["loss"], rtol=1e-6)
+
+
 def test_sigterm_saves_and_resumes_identically(finished: Any, tmp_path: Any) -> None:
     config = toy_config(tmp_path)
     stopped = run(config, ToyBatches(interrupt=12))
     assert int(stopped.step) == 13
     assert_same(run(config), finished[1])
+
+
+def test_save_that_outlasts_the_time_after_sigterm_is_told(tmp_path: Any, monkeypatch: Any, capsys: Any) -> None:
+    def close(self: checkpoint.Checkpoints, close: Any = checkpoint.Checkpoints.close) -> None:
+        time.sleep(0.3)
+        close(self)
+
+    monkeypatch.setattr(checkpoint.Checkpoints, "close", close)
+    run(toy_config(tmp_path / "late", sigterm_seconds=0.05), ToyBatches(interrupt=12))
+    assert "SIGTERM came over 0.05 s ago and the save is not done" in capsys.readouterr().err
+    run(toy_config(tmp_path / "in_time"), ToyBatches(interrupt=12))
+    assert "SIGTERM" not in capsys.readouterr().err
 
 
 def test_finished_run_is_left_alone(finished: Any) -> None:

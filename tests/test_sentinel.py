@@ -43,7 +43,7 @@ def test_stopping_saves_the_state_before_the_step_and_names_what_is_wrong(tmp_pa
 def test_skipping_goes_on_without_the_batch(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     config = toy_config(tmp_path / "skips", on_nonfinite="skip", steps=20, save_every=4)
     skipped = run(config, ToyBatches(poison=7))
-    assert "after 7 steps" in capsys.readouterr().out
+    assert "after 7 steps" in capsys.readouterr().err
     assert int(skipped.step) == 20
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(skipped.params))
     assert all(row["loss"] is not None for row in rows(tmp_path / "skips") if "loss" in row)

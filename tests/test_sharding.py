@@ -1,4 +1,4 @@
-"""Eight virtual devices, in a process of their own: a sharded run equals the run on one device."""
+"""Eight virtual devices, in a process of their own: a sharded run equals one device's and goes on with another mesh."""
 
 import json
 import os
@@ -17,10 +17,12 @@ SCRIPT = """
 import sys, json, tempfile
 sys.path[:0] = [{tests!r}]
 import dataclasses, jax, numpy as np
-from test_loop import toy_config, run
+from test_loop import assert_same, toy_config, run
 mesh = {mesh}
 with tempfile.TemporaryDirectory() as folder:
     state = run(toy_config(folder, mesh=mesh, steps=12, save_every=0))
+    restored = run(toy_config(folder, mesh=(-1, 1, 1), steps=12, save_every=0))
+    assert_same(restored, state)
     resumed = run(toy_config(folder, mesh=(-1, 1, 1), steps=14, save_every=0))
 kernel = state.params["model"]["dense"]["kernel"]
 print(json.dumps([len(jax.devices()), list(kernel.sharding.spec), np.asarray(kernel).tolist(), int(resumed.step)]))
@@ -37,6 +39,8 @@ def train_on(devices: int, mesh: tuple[int, int, int]) -> list:
     script = SCRIPT.format(tests=str(tests), mesh=mesh)
     done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
+    told = "goes on with processes 1, data 8, fsdp 1, tensor 1 after processes 1, data 2, fsdp 2, tensor 2: from equal"
+    assert (told in done.stderr) == (devices == 8)
     return json.loads(done.stdout.splitlines()[-1])
 
 

@@ -87,6 +87,8 @@ def test_training_then_tokens(kind):
         params, state, metrics = update(params, state, {"audio": audio(step, batch=8)}, step)
     last = evaluate(params, held_out, jax.random.key(2))
     assert np.isfinite(metrics["loss"])
+    masked = stage.mask(jax.random.split(jax.random.fold_in(jax.random.key(1), 49))[0], 8, 32)
+    assert metrics["weight"] == masked.sum()
     assert last["loss"] < {"spectra": 0.8, "waveform": 0.9}[kind] * first["loss"]  # chance is 0.92 of the first
     np.testing.assert_array_equal(params["model"]["codebook"], 0)
 

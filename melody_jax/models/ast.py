@@ -15,7 +15,7 @@ import numpy as np
 
 from melody_jax import spectral
 from melody_jax.models import functional
-from melody_jax.models.functional import Params
+from melody_jax.models.functional import Params, Remat
 from melody_jax.models.transformer import Block, BlockConfig, layer_norm
 
 RATE_RATIO = (2, 3)
@@ -48,8 +48,8 @@ class ASTConfig:
     """Half of what divides them."""
     dtype: str = "float32"
     """Compute dtype of the matrix products."""
-    remat: bool = False
-    """Recomputes each block in the backward pass."""
+    remat: Remat = "none"
+    """What the backward pass computes again: "none", "dots" or "blocks" (models/functional.py)."""
 
     @property
     def pooled(self) -> int:

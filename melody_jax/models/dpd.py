@@ -27,7 +27,7 @@ from flax import nnx
 
 from melody_jax.errors import UserError
 from melody_jax.models import functional
-from melody_jax.models.functional import Params
+from melody_jax.models.functional import Params, Remat
 from melody_jax.models.layers import RMSNorm
 from melody_jax.models.roformer import BRANCH_GAIN, Condition, RoFormer
 from melody_jax.models.segments import (
@@ -101,8 +101,8 @@ class DPDConfig:
     """Channels of a prefix token's embedding."""
     dtype: str = "float32"
     """Compute type of the trunk; norms, softmax, rotary and diffusion angles stay float32."""
-    remat: bool = False
-    """Recomputes each block in the backward pass: less memory, a third more work."""
+    remat: Remat = "none"
+    """What the backward pass computes again: "none", "dots" or "blocks" (models/functional.py)."""
 
     def __post_init__(self) -> None:
         if self.segment < 2 or self.segment % 2:
@@ -286,7 +286,7 @@ class DPD(nnx.Module):
         sheet = segment(self.input_norm(x), config.segment)
         for block in self.blocks:
             apply = partial(block, modulation=modulation, context=context)
-            sheet = (jax.checkpoint(apply) if config.remat else apply)(sheet)
+            sheet = functional.rematerialised(apply, config.remat)(sheet)
         return self.outputs(self.output_norm(overlap_add(sheet, frames))).astype(jnp.float32)
 
     def _embed_angle(self, angle: jax.Array) -> jax.Array:

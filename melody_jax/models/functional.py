@@ -7,12 +7,18 @@ of identical blocks whose parameters are stacked along a leading axis.
 
 from collections.abc import Callable
 from functools import lru_cache
-from typing import Any
+from typing import Any, Literal, get_args
 
 import jax
 from flax import nnx
 
+from melody_jax.errors import UserError
+
 Params = dict[str, Any]
+
+Remat = Literal["none", "dots", "blocks"]
+"""What the backward pass computes again instead of keeping it: nothing; all of a block but its products with weights,
+which are most of the work; all of a block but its input, for a third more work."""
 
 
 def _string_keys(tree: Any) -> Any:
@@ -61,7 +67,7 @@ def scan_blocks(
     x: jax.Array,
     inputs: tuple[Any, ...] = (),
     keys: jax.Array | None = None,
-    remat: bool = False,
+    remat: Remat = "none",
     unroll: int | bool = 1,
 ) -> jax.Array:
     """Applies the stack: x = block(x, *inputs) for each of the stacked parameter sets, with `lax.scan`.
@@ -75,7 +81,21 @@ def scan_blocks(
         result = bind(cls, *args, params=block_params)(split_batch(carry), *inputs, **keyword)
         return split_batch(result.astype(carry.dtype)), None
 
-    return jax.lax.scan(jax.checkpoint(body) if remat else body, x, (params, keys), unroll=unroll)[0]
+    return jax.lax.scan(rematerialised(body, remat), x, (params, keys), unroll=unroll)[0]
+
+
+def rematerialised(block: Callable[..., Any], remat: Remat, static_argnums: tuple[int, ...] = ()) -> Callable[..., Any]:
+    """The block under a policy of `Remat`; its values and gradients are the same under each.
+
+    Raises:
+        UserError: there is no such policy.
+    """
+    if remat not in get_args(Remat):
+        raise UserError(f"remat {remat!r}: it must be one of {', '.join(get_args(Remat))}")
+    if remat == "none":
+        return block
+    policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if remat == "dots" else None
+    return jax.checkpoint(block, policy=policy, static_argnums=static_argnums)
 
 
 def split_batch(x: jax.Array, axis: int = 0) -> jax.Array:

@@ -20,7 +20,7 @@ from flax import nnx
 
 from melody_jax.errors import UserError
 from melody_jax.models import functional
-from melody_jax.models.functional import Params
+from melody_jax.models.functional import Params, Remat
 
 LEAK = 0.1
 LAST_LEAK = 0.01
@@ -51,8 +51,8 @@ class HiFiGANConfig:
     """Dilations of the pairs in a branch."""
     dtype: str = "float32"
     """Compute type of the convolutions."""
-    remat: bool = False
-    """Recomputes each stage in the backward pass: less memory, a third more work."""
+    remat: Remat = "none"
+    """What the backward pass computes again: "none", "dots" or "blocks" (models/functional.py)."""
 
     def __post_init__(self) -> None:
         for half in ("encoder", "decoder"):
@@ -174,7 +174,7 @@ class Half(nnx.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """(B, T, 1) to (B, L, 2 D), or (B, L, D) to (B, T, 1)."""
         x = self.first(x)
-        stage = jax.checkpoint(self._stage, static_argnums=0) if self.config.remat else self._stage
+        stage = functional.rematerialised(self._stage, self.config.remat, static_argnums=(0,))
         for index in range(len(self.rates)):
             x = stage(index, x)
         x = self.last(jax.nn.leaky_relu(x, LAST_LEAK)).astype(jnp.float32)

@@ -19,7 +19,7 @@ import numpy as np
 from melody_jax import spectral
 from melody_jax.errors import UserError
 from melody_jax.models import functional
-from melody_jax.models.functional import Params
+from melody_jax.models.functional import Params, Remat
 from melody_jax.models.layers import MASKED
 from melody_jax.models.transformer import Block, BlockConfig, layer_norm
 
@@ -52,8 +52,8 @@ class HTSATConfig:
     """Hidden channels of the feed-forward layers, times D."""
     dtype: str = "float32"
     """Compute dtype of the matrix products."""
-    remat: bool = False
-    """Recomputes each block in the backward pass."""
+    remat: Remat = "none"
+    """What the backward pass computes again: "none", "dots" or "blocks" (models/functional.py)."""
 
     def __post_init__(self) -> None:
         if len(self.depths) != len(self.heads):
@@ -191,7 +191,7 @@ def _stretching(there: int, wanted: int) -> np.ndarray:
 def _stage(params: Params, config: HTSATConfig, stage: int, x: jax.Array) -> jax.Array:
     """(B, side, side, D) through a stage's blocks, then, but for the last stage, merged to (B, side/2, side/2, 2 D)."""
     window, side = config.window, config.grid(stage)
-    look = jax.checkpoint(_look, static_argnums=(3, 4)) if config.remat else _look
+    look = functional.rematerialised(_look, config.remat, static_argnums=(3, 4))
     for i, block in enumerate(functional.unstack(params["blocks"], config.depths[stage])):
         shift = window // 2 if i % 2 and window < side else 0
         bias = params["offsets"][i][_offset_index(window)].transpose(2, 0, 1) + _seam(side, window, shift)[:, None]

@@ -17,7 +17,7 @@ from flax import nnx
 
 from melody_jax.errors import UserError
 from melody_jax.models import functional
-from melody_jax.models.functional import Params
+from melody_jax.models.functional import Params, Remat
 from melody_jax.models.layers import MASKED, RMSNorm, attend, merge_heads, rotary, split_heads
 from melody_jax.models.recall import Heard, Recall
 
@@ -55,6 +55,8 @@ class LMConfig:
     """Base of the rotary frequencies; positions are token indices."""
     dtype: str = "float32"
     """Compute dtype of the matrix products; norms, softmax and logits are float32."""
+    remat: Remat = "none"
+    """What the backward pass computes again: "none", "dots" or "blocks" (models/functional.py)."""
 
 
 TINY = LMConfig(layers=2, width=64, heads=2, ffn=128, prefix_codes=8, semantic_vocab=64)
@@ -214,7 +216,8 @@ def logits(
         x, keys = dropout(x, config.dropout, first), jnp.stack(rest)
     positions = jnp.arange(x.shape[1])
     bias = _causal_bias(positions, positions)
-    x = functional.scan_blocks(Block, config, params=params["blocks"], x=x, inputs=(positions, bias), keys=keys)
+    blocks, inputs = params["blocks"], (positions, bias)
+    x = functional.scan_blocks(Block, config, params=blocks, x=x, inputs=inputs, keys=keys, remat=config.remat)
     weights = None if weights is None else _before_any(weights)
     return _head(params, config, x[:, config.prefix_levels - 1 :], weights, history)
 

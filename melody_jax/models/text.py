@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from melody_jax.errors import UserError
 from melody_jax.models import functional
-from melody_jax.models.functional import Params
+from melody_jax.models.functional import Params, Remat
 from melody_jax.models.layers import MASKED
 from melody_jax.models.transformer import Block, BlockConfig, layer_norm, linear
 
@@ -38,8 +38,8 @@ class TextConfig:
     """How a text becomes one vector: "mean" over its word pieces, or "first", a tanh layer on [CLS] (BERT's pooler)."""
     dtype: str = "float32"
     """Compute dtype of the matrix products; norms and softmax are float32."""
-    remat: bool = False
-    """Recomputes each block in the backward pass."""
+    remat: Remat = "none"
+    """What the backward pass computes again: "none", "dots" or "blocks" (models/functional.py)."""
 
     def __post_init__(self) -> None:
         if self.pooling not in ("mean", "first"):

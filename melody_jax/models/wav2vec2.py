@@ -19,7 +19,7 @@ from melody_jax import spectral
 from melody_jax.audio import TOKEN_SAMPLES
 from melody_jax.errors import UserError
 from melody_jax.models import functional
-from melody_jax.models.functional import Params
+from melody_jax.models.functional import Params, Remat
 from melody_jax.models.layers import attend, depthwise_conv, merge_heads, rotary, split_heads
 from melody_jax.models.transformer import Block, BlockConfig, layer_norm, linear
 
@@ -66,8 +66,8 @@ class Wav2Vec2Config:
     """Which activations are the features: after this many blocks, 0 to `layers`."""
     dtype: str = "float32"
     """Compute dtype of the blocks' matrix products; norms and softmax are float32."""
-    remat: bool = False
-    """Recomputes each block in the backward pass."""
+    remat: Remat = "none"
+    """What the backward pass computes again: "none", "dots" or "blocks" (models/functional.py)."""
 
     def __post_init__(self) -> None:
         if self.width % (2 * self.heads):

@@ -18,6 +18,7 @@ from jax.sharding import Mesh
 from melody_jax.config import TrainConfig, load_config
 from melody_jax.errors import UserError
 from melody_jax.models import vae
+from melody_jax.models.functional import Remat
 from melody_jax.scale.chips import CHIPS, Roofline, roofline
 from melody_jax.scale.counting import collectives, matmul_cost
 from melody_jax.scale.programs import PAPER_SAMPLER, trace_sampler, trace_step, with_fields
@@ -42,8 +43,8 @@ class CompileConfig:
     """Items a step over all chips; 0: as the config says, one a chip for the sampler."""
     dtype: str = "bfloat16"
     """Compute type of the network; weights and optimiser stay float32."""
-    remat: bool = False
-    """Recomputes blocks in the backward pass, where the network can."""
+    remat: Remat = "none"
+    """What the backward pass computes again, where the network can: "none", "dots" or "blocks"."""
     quick: bool = False
     """Compiles with less effort, several times faster: memory and collectives are then not those of a real run."""
 
@@ -100,13 +101,13 @@ def analyse(config: CompileConfig) -> Report:
 def model_flops(config: CompileConfig) -> float:
     """FLOPs of the whole batch on all chips without what `remat` computes twice: what MFU is about."""
     mesh = make_mesh(config.mesh, _devices(config.topology, config.slices))
-    return matmul_cost(_traced(dataclasses.replace(config, remat=False), mesh)[0].jaxpr)[0]
+    return matmul_cost(_traced(dataclasses.replace(config, remat="none"), mesh)[0].jaxpr)[0]
 
 
 def _traced(config: CompileConfig, mesh: Mesh) -> tuple[Any, int]:
     """The program and its items a step."""
     if config.config == SAMPLER:
-        if config.remat:
+        if config.remat != "none":
             raise UserError("--remat: the sampler has no backward pass")
         sampler, decoder = (with_fields(model, dtype=config.dtype) for model in (PAPER_SAMPLER, vae.PAPER))
         size = config.batch_size or mesh.size
@@ -146,7 +147,9 @@ def examine(traced: Any, batch_size: int, mesh: Mesh, config: CompileConfig) -> 
 
 
 def _adapted(config: TrainConfig, wanted: CompileConfig) -> TrainConfig:
-    model = with_fields(config.stage.model, dtype=wanted.dtype, **({"remat": True} if wanted.remat else {}))
+    model = with_fields(
+        config.stage.model, dtype=wanted.dtype, **({"remat": wanted.remat} if wanted.remat != "none" else {})
+    )
     size = wanted.batch_size or config.data.batch_size
     return dataclasses.replace(
         config,

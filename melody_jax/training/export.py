@@ -52,7 +52,7 @@ def export(config: ExportConfig) -> Path:
         if not getattr(config, name):
             raise UserError(f"--{name} is missing; see melody export --help")
     run = Path(config.run)
-    described, hashes = checkpoint.read_run(run)
+    described, hashes, _ = checkpoint.read_run(run)
     check_release(config.out, hashes)
     stage: Any = stage_from_dict(described["stage"])
     data = from_dict(DataConfig, described["data"])
@@ -70,7 +70,7 @@ def run_network(run: Path, shapes: Params, mesh: Mesh) -> Params:
     Raises:
         UserError: the folder is not a run, or its checkpoint is damaged or of another shape.
     """
-    described, _ = checkpoint.read_run(run)
+    described, _, _ = checkpoint.read_run(run)
     lora = from_dict(LoRAConfig, described.get("lora", {}))
     checkpoints = checkpoint.Checkpoints(run)
     places = state_sharding(shapes, mesh)

@@ -29,6 +29,7 @@ from melody_jax.training.start import start_from
 from melody_jax.training.state import TrainState, create_state, ema_update, learning_rate, make_optimizer, trained
 
 
+@checkpoint.explains_full_disk
 def train(
     config: TrainConfig,
     batches: BatchIterator,
@@ -42,8 +43,8 @@ def train(
     `stop_minutes`, save and return early.
 
     Raises:
-        UserError: the loss or a gradient is not finite (see `TrainConfig.on_nonfinite`), or the run folder holds
-            another run.
+        UserError: the loss or a gradient is not finite (see `TrainConfig.on_nonfinite`), the run folder holds another
+            run, or the disk is full.
     """
     workdir, mesh = Path(config.workdir), make_mesh(config.mesh)
     checkpoints = checkpoint.Checkpoints(workdir, config.keep_last, config.keep_every)
@@ -94,10 +95,12 @@ def train(
             n += 1
             log.add(n, metrics)
     finally:
-        profile.close()
-        log.close()
-        alarm.close()
-        checkpoints.close()
+        try:
+            profile.close()
+            log.close()
+        finally:
+            checkpoints.close()
+            alarm.close()
     return state
 
 
@@ -134,21 +137,29 @@ def make_step(config: TrainConfig, state: TrainState) -> Callable[[TrainState, B
 def accumulated(
     stage: Stage, parts: int, params: Params, batch: Batch, key: jax.Array, step: jax.Array
 ) -> tuple[Params, Metrics]:
-    """`stage.gradients` as the mean over equal parts of the batch, worked off one after the other."""
+    """`stage.gradients` as the mean over parts of the batch, worked off one after the other.
+
+    Parts have equally many items, but weigh by the metric "weight" if the stage has one: what its loss is a mean over.
+    """
     if parts == 1:
-        return stage.gradients(params, batch, key, step)
+        grads, metrics = stage.gradients(params, batch, key, step)
+        return grads, {name: value for name, value in metrics.items() if name != "weight"}
     # strided parts: each device's rows stay where they are
     split = jax.tree.map(lambda rows: rows.reshape(-1, parts, *rows.shape[1:]).swapaxes(0, 1), batch)
 
-    def add(total: tuple[Params, Metrics], part: tuple[Batch, jax.Array]) -> tuple[tuple[Params, Metrics], None]:
-        rows, number = part
-        found = stage.gradients(params, rows, jax.random.fold_in(key, number), step)
-        return jax.tree.map(lambda a, b: a + b / parts, total, found), None
+    def weighed(rows: Batch, number: jax.Array) -> tuple[Params, Metrics, jax.Array]:
+        grads, metrics = stage.gradients(params, rows, jax.random.fold_in(key, number), step)
+        weight = metrics.pop("weight", jnp.float32(1))
+        return *jax.tree.map(lambda leaf: leaf * weight, (grads, metrics)), weight
 
-    first = jax.tree.map(lambda rows: rows[0], split)
-    shapes = jax.eval_shape(stage.gradients, params, first, key, step)
+    def add(total: Any, part: tuple[Batch, jax.Array]) -> tuple[Any, None]:
+        return jax.tree.map(jnp.add, total, weighed(*part)), None
+
+    shapes = jax.eval_shape(weighed, jax.tree.map(lambda rows: rows[0], split), step)
     zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
-    return jax.lax.scan(add, zeros, (split, jnp.arange(parts)))[0]
+    *sums, weight = jax.lax.scan(add, zeros, (split, jnp.arange(parts)))[0]
+    grads, metrics = jax.tree.map(lambda leaf: leaf / jnp.maximum(weight, 1), sums)
+    return grads, metrics
 
 
 def make_evaluate(

@@ -40,7 +40,7 @@ class MetricLog:
         self, workdir: Path, start: int, steps: int, name: str, rate: Callable[[int], Any], quiet: bool = False
     ) -> None:
         self._path, self._first = workdir / "metrics.jsonl", jax.process_index() == 0
-        self._curves = SummaryWriter(str(workdir / "tensorboard"), purge_step=start + 1) if self._first else None
+        self._curves = _curves(workdir / "tensorboard", start) if self._first else None
         self._rate, self._spent, self._flushed = rate, _nothing_spent(), time.monotonic()
         self._capacity = math.inf  # steps a second that all FLOP/s of a device would allow
         self._began = time.monotonic()
@@ -98,6 +98,7 @@ class MetricLog:
         with self._path.open("a") as file:
             file.write(json.dumps(row) + "\n")
         if self._curves is not None:
+            self._curves.flush()
             for key, value in metrics.items():
                 self._curves.add_scalar(key if "/" in key else f"train/{key}", value, step)
         for key, label in (("loss", "loss"), ("eval/loss", "held_out")):
@@ -142,7 +143,9 @@ class MetricLog:
             return began, 0.0
         lines = [(_row(line), line) for line in self._path.read_text().splitlines()]
         kept = [(row, line) for row, line in lines if step and row["step"] <= step]
-        self._path.write_text("".join(f"{line}\n" for _, line in kept))
+        temporary = self._path.with_suffix(".tmp")
+        temporary.write_text("".join(f"{line}\n" for _, line in kept))
+        temporary.replace(self._path)  # a kill, or a full disk, here loses no row
         timed = [row for row, _ in kept if "time/unix" in row]
         useful = sum(row["time/useful"] for row in timed)
         return (timed[0]["time/unix"] - timed[0]["seconds"] if timed else began), useful
@@ -175,6 +178,11 @@ class Profile:
 def mean(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     """The mean of each metric over rows of equal keys; empty for no rows."""
     return {name: float(np.mean([row[name] for row in rows])) for name in rows[0]} if rows else {}
+
+
+def _curves(folder: Path, start: int) -> SummaryWriter:
+    """A writer that is flushed at every row and never by itself: its own thread would die of a full disk unheard."""
+    return SummaryWriter(str(folder), purge_step=start + 1, max_queue=10_000, flush_secs=10**6)
 
 
 def _nothing_spent() -> dict[str, float]:

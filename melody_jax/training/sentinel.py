@@ -30,7 +30,7 @@ from melody_jax.data.pipeline import BatchIterator
 from melody_jax.errors import UserError
 from melody_jax.models.functional import Params
 from melody_jax.release import flatten
-from melody_jax.training.checkpoint import Checkpoints, abstract_like
+from melody_jax.training.checkpoint import Checkpoints, abstract_like, say
 from melody_jax.training.sharding import place_batch
 from melody_jax.training.stage import Batch, Metrics
 from melody_jax.training.state import TrainState
@@ -111,9 +111,9 @@ class Sentinel:
                 raise UserError(f"{said}, and there is no checkpoint yet to roll back to; {again}")
             abstract = abstract_like(state, jax.tree.map(lambda leaf: leaf.sharding, state))
             state, _ = self._checkpoints.restore(abstract)
-            self._tell(f"{said}; back to step {int(state.step)} and on with the data after it")
+            self._say(f"{said}; back to step {int(state.step)} and on with the data after it")
             return state
-        self._tell(f"{said}; skipped")
+        self._say(f"{said}; skipped")
         return placed(state, bad.step + 1)
 
     def _write(self, bad: BadStep, state: TrainState) -> tuple[Path, str]:
@@ -146,9 +146,9 @@ class Sentinel:
             writer.save(folder / "params", state.params)
         return folder, said
 
-    def _tell(self, line: str) -> None:
+    def _say(self, line: str) -> None:
         if jax.process_index() == 0:
-            print(line, flush=True)
+            say(line)
 
 
 def placed(state: TrainState, step: int) -> TrainState:

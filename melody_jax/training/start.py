@@ -33,7 +33,7 @@ def start_from(config: TrainConfig, state: TrainState, hashes: dict[str, str], m
     part = "base" if config.lora.rank else "model"
     folder, name = _find(config.init_from, config.stage.name), config.stage.name
     if (folder / "config.json").is_file():
-        described, theirs = checkpoint.read_run(folder)
+        described, theirs, _ = checkpoint.read_run(folder)
         _check(config, described["stage"].get("class"), described["stage"].get("model"), theirs, hashes)
         network = run_network(folder, state.params[part], mesh)
     else:

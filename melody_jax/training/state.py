@@ -116,7 +116,7 @@ def trained(params: Params) -> Params:
 
 def create_state(config: TrainConfig, key: jax.Array) -> TrainState:
     """A fresh state; the average starts at the initial parameters."""
-    params = adapted(config.stage, config.lora).init(key)
+    params = jax.tree.map(_strongly_typed, adapted(config.stage, config.lora).init(key))
     optimizer = make_optimizer(config.optimizer, config.steps)
     return TrainState(
         step=jnp.zeros((), jnp.int32),
@@ -125,6 +125,11 @@ def create_state(config: TrainConfig, key: jax.Array) -> TrainState:
         ema=jax.tree.map(jnp.copy, params["model"]),
         halted=jnp.zeros((), bool),
     )
+
+
+def _strongly_typed(leaf: jax.Array) -> jax.Array:
+    """What `jnp.full` and the like leave weakly typed would change its type in the first step: two compilations."""
+    return jax.lax.convert_element_type(leaf, leaf.dtype)
 
 
 def ema_update(ema: Params, model: Params, step: jax.Array, decay: float) -> Params:

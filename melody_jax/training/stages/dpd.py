@@ -75,7 +75,7 @@ class DPDStage:
         tokens, prefix = self._perturb(batch, keys[2])
         error = self._errors(params["model"], latents, angle, tokens, conditioned, prefix, keys[3]).mean(axis=-1)
         noisy = (angle > 0).astype(error.dtype)
-        return (error * noisy).sum() / jnp.maximum(noisy.sum(), 1), {}
+        return (error * noisy).sum() / jnp.maximum(noisy.sum(), 1), {"weight": noisy.sum()}
 
     def _perturb(self, batch: Batch, key: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Semantic tokens with some replaced, and prefix tokens with some absent (-1)."""

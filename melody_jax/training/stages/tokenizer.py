@@ -133,7 +133,7 @@ class TokenizerStage:
         right = ((chosen >= scores.max(axis=-1)) * weight).sum(axis=(0, 1))
         timbre, pitch = jnp.split(right, 2)
         loss = -(chosen * weight).sum() / self.codebooks
-        return loss, {"timbre_accuracy": timbre.mean(), "pitch_accuracy": pitch.mean()}
+        return loss, {"timbre_accuracy": timbre.mean(), "pitch_accuracy": pitch.mean(), "weight": mask.sum()}
 
     def _hide(self, inputs: jax.Array, mask: jax.Array, key: jax.Array) -> jax.Array:
         """Inputs (B, U, F) of about unit variance with noise where the mask (B, U, 1) is 1."""
@@ -146,6 +146,7 @@ class TokenizerStage:
     def evaluate(self, params: Params, batch: Batch, key: jax.Array) -> Metrics:
         """The training loss with masks fixed by the key, and the accuracies."""
         loss, metrics = self.loss(params, batch, key)
+        del metrics["weight"]
         return {"loss": loss, **metrics}
 
     def finish(self, model: Params, batches: Iterator[Batch], key: jax.Array) -> tuple[Params, Metrics]:

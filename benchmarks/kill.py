@@ -1,0 +1,96 @@
+"""Does a run that is killed again and again end with the same bits? Two processes of four virtual devices, SIGKILL.
+
+    python benchmarks/kill.py
+
+Trains the language model of the tests twice over: undisturbed, and killed at random moments (while starting, between
+saves, during a save), one process or both, and started again. Compares the last checkpoint (state, average, position in
+the data) bit by bit and every figure of metrics.jsonl; writes docs/evaluation/kills.md. About ten minutes on two cores.
+"""
+
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import tyro
+from tqdm import tqdm
+
+ROOT = Path(__file__).parents[1]
+sys.path[:0] = [str(ROOT / "tests")]
+from test_hosts import Run, assert_same_run, write_features  # noqa: E402  # the tests' supervisor
+
+PATIENCE = 60.0
+"""Seconds that a process is given to notice that the other is gone."""
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """Kills a run and compares it with an undisturbed one."""
+
+    kills: int = 20
+    """How often."""
+    steps: int = 400
+    """Steps of the run; there must be enough of them for all kills."""
+    save_every: int = 4
+    """Steps between checkpoints."""
+    seed: int = 0
+    """Of moments and victims."""
+    out: Path = ROOT / "docs" / "evaluation" / "kills.md"
+    """The report."""
+
+
+def wait(run: Run, moment: str, rng: np.random.Generator) -> None:
+    """Until a random moment of the life that has just begun."""
+    first = run.reached()
+    if moment == "starting":
+        stop = time.monotonic() + rng.uniform(0, 10)
+        run.until(lambda: time.monotonic() > stop)
+        return
+    steps = int(rng.integers(1, 16))
+    run.until(lambda: run.reached() >= run.saved() + 1 and run.reached() >= first + steps)
+    conditions: dict[str, Callable[[], bool]] = {"saving": run.saving, "training": lambda: not run.saving()}
+    run.until(conditions[moment])
+    time.sleep(rng.uniform(0, 0.02 if moment == "saving" else 0.2))
+
+
+def main() -> None:
+    """Trains, kills, compares, writes."""
+    arguments = tyro.cli(Arguments, description=__doc__)
+    options = ["--steps", str(arguments.steps), "--save_every", str(arguments.save_every), "--eval_every", "50"]
+    rng = np.random.default_rng(arguments.seed)
+    rows = [["kill", "moment", "killed", "step reached", "checkpoint", "steps lost", "the other ended after"]]
+    rows.append(["---"] * len(rows[0]))
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "features").mkdir()
+        features = write_features(Path(folder) / "features")
+        undisturbed, killed = (Run(features, Path(folder) / name, options) for name in ("undisturbed", "killed"))
+        undisturbed.train()
+        for number in tqdm(range(1, arguments.kills + 1), desc="kills"):
+            moment = str(rng.choice(["starting", "saving", "training"], p=[0.2, 0.45, 0.35]))
+            victims = ((0,), (1,), (0, 1))[rng.integers(3)]
+            killed.start()
+            wait(killed, moment, rng)
+            writing = killed.saving()
+            passed = killed.kill(victims, PATIENCE)
+            reached, saved = killed.reached(), killed.saved()
+            words = {1: f"process {victims[0]}", 2: "both"}[len(victims)]
+            said = "-" if len(victims) == 2 else f"{passed:.1f} s" if passed < PATIENCE else "killed too"
+            rows.append([str(number), moment + ", a save begun" * writing, words, str(reached), str(saved)])
+            rows[-1] += [str(max(reached - saved, 0)), said]
+            print(" | ".join(rows[-1]), flush=True)
+        killed.train()
+        assert_same_run(killed, undisturbed)
+        steps = len([row for row in killed.rows() if "loss" in row])
+    verdict = (
+        f"Killed {arguments.kills} times and started again, the run of {steps} steps ended with the same bits as the "
+        "undisturbed one: parameters, optimiser, average, position in the data, and every figure of metrics.jsonl.\n\n"
+    )
+    arguments.out.write_text(verdict + "".join(f"| {' | '.join(row)} |\n" for row in rows))
+    print(verdict)
+
+
+if __name__ == "__main__":
+    main()
