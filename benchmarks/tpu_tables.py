@@ -110,7 +110,8 @@ def compile_row(program: str, place: str) -> dict[str, Any]:
         report = analyse(config)
     except UserError as error:
         return row | {"refused": str(error)}
-    row |= dataclasses.asdict(report) | {"model_flops": model_flops(config) / report.devices}
+    flops = model_flops(config) / report.devices if config.remat else report.flops
+    row |= dataclasses.asdict(report) | {"model_flops": flops}
     return row | {"bound": report.roofline.bound, "seconds": round(time.monotonic() - start)}
 
 

@@ -77,7 +77,7 @@ HLO = """
 }
 
 %inner (p: f32[8]) -> f32[8] {
-  %all-reduce = (f32[10]{0}, f32[6]{0}) all-reduce(%c, %d), replica_groups=mesh['a'=2,'b'=4] {'b'}, to_apply=%add
+  %all-reduce = (f32[10], f32[6]) all-reduce(%c, %d), replica_groups=mesh['a'=2,'b'=4], device_ids=([4,2]T(1,0)) {'b'}
   %recv.1 = (bf16[4,8]{1,0}, u32[], token[]) recv(%after-all), channel_id=1, is_host_transfer=true
 }
 

@@ -141,17 +141,18 @@ def _sweep(step: Callable, arrays: tuple[jax.Array, ...], v: jax.Array | None, b
     writing in place costs no copy, as flipping half of the channels would.
     """
     steps, count, width = arrays[0].shape
-    halves = (slice(width // 2), slice(width // 2, None))
+    halves = (slice(0, width // 2), slice(width // 2, width))
+    parts = [None if v is None else v[half] for half in halves]
 
     def body(t: jax.Array, state: tuple) -> tuple:
         carries, out = state
         times = (steps - 1 - t, t) if backward else (t, steps - 1 - t)
         after = []
-        for time, half, carry in zip(times, halves, carries, strict=True):
-            now = [jax.lax.dynamic_index_in_dim(x, time, keepdims=False)[:, half] for x in arrays]
-            carry, put = step(carry, *now, None if v is None else v[half])
+        for time, half, part, carry in zip(times, halves, parts, carries, strict=True):
+            now = [jax.lax.dynamic_slice(x, (time, 0, half.start), (1, count, width // 2))[0] for x in arrays]
+            carry, put = step(carry, *now, part)
             after.append(carry)
-            out = jax.lax.dynamic_update_slice(out, put[None], (time, 0, half.start or 0))
+            out = jax.lax.dynamic_update_slice(out, put[None], (time, 0, half.start))
         return tuple(after), out
 
     empty = jnp.zeros((count, width // 2), arrays[0].dtype)

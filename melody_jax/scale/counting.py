@@ -139,7 +139,7 @@ def _group_size(line: str) -> int:
         return listed[1].count(",") + 1
     if grid := re.search(r"replica_groups=\[\d+,(\d+)\]<=", line):
         return int(grid[1])
-    if named := re.search(r"replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}", line):
+    if named := re.search(r"replica_groups=mesh\[([^\]]*)\][^{]*\{([^}]*)\}", line):
         sizes = dict(re.findall(r"'(\w+)'=(\d+)", named[1]))
         return math.prod(int(part or sizes[axis]) for axis, part in re.findall(r"'(\w+)'(?::\(\d+\)(\d+))?", named[2]))
     raise ValueError(f"no replica groups that can be read in: {line.strip()[:200]}")
