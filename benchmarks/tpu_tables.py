@@ -97,7 +97,7 @@ def plan(program: str, place: str) -> CompileConfig:
         slices=slices,
         mesh=(chips // wanted.fsdp, wanted.fsdp, 1),
         batch_size=chips * wanted.items[chip],
-        remat=chip in wanted.remat,
+        remat="blocks" if chip in wanted.remat else "none",
         quick=wanted.quick,
     )
 
@@ -118,7 +118,12 @@ def compile_row(program: str, place: str) -> dict[str, Any]:
 def cells(name: str, row: dict[str, Any]) -> list[str]:
     """A row of the table."""
     program, place = name.split(" on ")
-    start = [program + (", remat" if row["remat"] else ""), place, " x ".join(map(str, row["mesh"])), str(row["items"])]
+    start = [
+        program + (", remat" if row["remat"] != "none" else ""),
+        place,
+        " x ".join(map(str, row["mesh"])),
+        str(row["items"]),
+    ]
     effort = "quick" if row["quick"] else "full"
     if "refused" in row:
         return [*start, *["-"] * 9, row["refused"], effort]
