@@ -97,7 +97,7 @@ def fine_tuning(name: str, released: Path, features: Path, workdir: Path, **chan
 def run(config: TrainConfig, made_with: dict[str, str] | None = None) -> Any:
     made_with = pipeline.check_provenance(config.data, "features") if made_with is None else made_with
     held_out = pipeline.validation_batches(config.data, "features", config.eval_batches)
-    return train(config, pipeline.training_batches(config.data, "features"), held_out, made_with, quiet=True)
+    return train(config, pipeline.TrainingBatches(config.data, "features"), held_out, made_with, quiet=True)
 
 
 @pytest.mark.parametrize("name", ["lm", "dpd"])
