@@ -110,7 +110,7 @@ def compile_row(program: str, place: str) -> dict[str, Any]:
         report = analyse(config)
     except UserError as error:
         return row | {"refused": str(error)}
-    flops = model_flops(config) / report.devices if config.remat else report.flops
+    flops = report.flops if config.remat == "none" else model_flops(config) / report.devices
     row |= dataclasses.asdict(report) | {"model_flops": flops}
     return row | {"bound": report.roofline.bound, "seconds": round(time.monotonic() - start)}
 

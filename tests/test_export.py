@@ -42,7 +42,7 @@ def test_export_releases_the_average(tmp_path: Path) -> None:
         workdir=str(tmp_path / "run"),
     )
     state = random_like(lambda key: create_state(config, key))
-    checkpoints = Checkpoints(tmp_path / "run")
+    checkpoints = Checkpoints(tmp_path / "run", keep_last=1)
     checkpoints.save(state, {})
     checkpoints.close()
     write_run(tmp_path / "run", config, {})
