@@ -23,6 +23,7 @@ import numpy as np
 import tyro
 
 from melody_jax.config import load_config
+from melody_jax.data import facts
 from melody_jax.scale.counting import matmul_cost
 from melody_jax.scale.programs import example
 from melody_jax.training.loop import make_step
@@ -50,7 +51,7 @@ class Arguments:
 
 
 def fill(shapes: Any) -> Any:
-    """A random batch of the given shapes: ids below 64, quiet noise."""
+    """A random batch of the given shapes: ids of 0 and 1, quiet noise."""
     rng = np.random.default_rng(0)
 
     def leaf(shape: jax.ShapeDtypeStruct) -> np.ndarray:
@@ -67,8 +68,9 @@ def measure(name: str, steps: int, trace: str) -> list[str]:
     config = replace(config, data=replace(config.data, batch_size=BATCHES[name]))
     state = sharded_init(lambda key: create_state(config, key), jax.random.key(0), make_mesh((1, 1, 1)))
     batch = jax.device_put(fill(example(config)))
-    if "text_mask" in batch:
-        batch["text_mask"] = jnp.ones_like(batch["text_mask"])
+    if "facts" in batch:
+        known = {name: jnp.asarray(value) for name, value in facts.labels({"tempo_bpm": 120.0}).items()}
+        batch["facts"] = {name: jnp.broadcast_to(x, batch["facts"][name].shape) for name, x in known.items()}
     traced = make_step(config, state).trace(state, batch)
     step, flops = traced.lower().compile(), matmul_cost(traced.jaxpr)[0]
     peaks, best = [measured_flops()], float("inf")
