@@ -74,10 +74,9 @@ class MetricLog:
         """Fetches and writes what is pending, up to the first step that is not finite, which is returned."""
         rows = [(step, jax.device_get(metrics)) for step, metrics in self._pending]
         self._pending.clear()
-        good = [row for row in rows if math.isfinite(row[1]["loss"]) and math.isfinite(row[1][NORM])]
-        bad = next((row for row in rows if row not in good), None)
-        if bad:
-            good = rows[: rows.index(bad)]
+        finite = [math.isfinite(metrics["loss"]) and math.isfinite(metrics[NORM]) for _, metrics in rows]
+        count = finite.index(False) if False in finite else len(rows)
+        good, bad = rows[:count], rows[count] if count < len(rows) else None
         if good:
             self.write(good[-1][0], mean([metrics for _, metrics in good]) | self._timing(good[-1][0], len(good)))
         self._spent, self._flushed = _nothing_spent(), time.monotonic()
