@@ -197,6 +197,8 @@ def next_window(
 
 
 @partial(jax.jit, static_argnames="config")
-def latents_to_wave(params: Params, config: VAEConfig, latents: jax.Array) -> jax.Array:
-    """The decoder: latents (B, L, D) -> waveform float32 (B, T)."""
-    return vae.decode(params, config, latents)
+def latents_to_wave(
+    params: Params, config: VAEConfig, latents: jax.Array, first: jax.typing.ArrayLike = 0
+) -> jax.Array:
+    """The decoder: latents (B, L, D), of which the first is number `first` of its piece -> waveform float32 (B, T)."""
+    return vae.decode(params, config, latents, first)
