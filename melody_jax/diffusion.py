@@ -24,6 +24,7 @@ Legend: B batch, L latent frames, D latent width, M chunks, T steps. Latents are
 scalar, (L,) or (B, L). Angles stay float32 whatever the latents' dtype.
 """
 
+import itertools
 import math
 from collections.abc import Callable
 
@@ -151,8 +152,8 @@ def sample_angles(
     return angle[:, chunk_of_frame(frames, chunks)]
 
 
-def clean_drift(angle: float, to: float) -> float:
-    """What a steady drift of the clean estimate, one unit a radian, adds to a DDIM step from `angle` to `to`, radians.
+def drift_weight(angle: float, to: float) -> float:
+    """What a clean estimate that grows by one unit a radian adds to a DDIM step from `angle` down to `to`, radians.
 
     Along the flow d(z / sin delta) / d delta = -z0(delta) / sin^2 delta, z0 the clean estimate. A constant z0 gives
     the DDIM step; z0 + (delta - angle) adds sin(to) times the integral of (delta - angle) / sin^2 delta, which is
@@ -202,52 +203,49 @@ def sample(
     """
     passes(solver, 1)
     new = jnp.ones(noise.shape[:2], bool) if is_new is None else jnp.broadcast_to(is_new, noise.shape[:2]) != 0
-    visited = _remaining(omegas)
 
-    def velocity(latents: jax.Array, angle: jax.typing.ArrayLike) -> jax.Array:
-        return velocity_fn(latents, jnp.where(new, angle, 0.0)).astype(latents.dtype)
+    def estimate(latents: jax.Array, angle: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Velocity and clean latents."""
+        velocity = velocity_fn(latents, jnp.where(new, angle, 0.0)).astype(latents.dtype)
+        return velocity, velocity_to_clean(latents, velocity, angle).astype(latents.dtype)
 
-    def turn(latents: jax.Array, velocity: jax.Array, omega: jax.typing.ArrayLike) -> jax.Array:
-        return ddim_step(latents, velocity, jnp.where(new, omega, 0.0)).astype(latents.dtype)
-
-    def ddim(latents: jax.Array, at: dict[str, jax.Array]) -> jax.Array:
-        return turn(latents, velocity(latents, at["angle"]), at["omega"])
-
-    def heun(latents: jax.Array, at: dict[str, jax.Array]) -> jax.Array:
-        first = velocity(latents, at["angle"])
-        arrived = turn(latents, first, at["omega"])
-        moved = velocity_to_clean(arrived, velocity(arrived, at["to"]), at["to"])
-        moved -= velocity_to_clean(latents, first, at["angle"])
-        return jnp.where(new[..., None], arrived - at["drift"] / at["omega"] * moved, arrived)
-
-    def pingpong(latents: jax.Array, at: dict[str, jax.Array]) -> jax.Array:
-        assert noise_fn is not None, "pingpong draws noise at every step"
-        clean = velocity_to_clean(latents, velocity(latents, at["angle"]), at["angle"])
-        return jnp.where(new[..., None], corrupt(clean, noise_fn(at["step"]), at["to"])[0], latents)
-
-    def multistep(state: tuple[jax.Array, jax.Array], at: dict[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
+    def step(
+        state: tuple[jax.Array, jax.Array], at: dict[str, jax.Array], corrects: bool = True
+    ) -> tuple[tuple[jax.Array, jax.Array], None]:
+        """From latents and the clean estimate before them to the next."""
         latents, before = state
-        there = velocity(latents, at["angle"])
-        clean = velocity_to_clean(latents, there, at["angle"])
-        arrived = turn(latents, there, at["omega"])
-        corrected = arrived - at["drift"] / at["omega_before"] * (clean - before)
-        return jnp.where(new[..., None] & (at["step"] > 0), corrected, arrived), clean
+        velocity, clean = estimate(latents, at["angle"])
+        if solver == "pingpong":
+            assert noise_fn is not None, "pingpong draws noise at every step"
+            arrived = corrupt(clean, noise_fn(at["number"]), at["to"])[0]
+        else:
+            arrived = ddim_step(latents, velocity, at["omega"])
+        if solver == "multistep":
+            drift = jnp.where(at["number"] > 0, (before - clean) / at["omega_before"], 0.0)
+            arrived += at["drift_weight"] * drift
+        if solver == "heun" and corrects:
+            drift = (clean - estimate(arrived, at["to"])[1]) / at["omega"]
+            arrived += at["drift_weight"] * drift
+        return (jnp.where(new[..., None], arrived, latents).astype(latents.dtype), clean), None
 
-    turns = {
+    steps = _plan(omegas)
+    if solver != "heun":
+        return jax.lax.scan(step, (noise, noise), steps)[0][0]
+    all_but_last, last = (jax.tree.map(lambda values, part=part: values[part], steps) for part in (slice(-1), -1))
+    state, _ = jax.lax.scan(step, (noise, noise), all_but_last)
+    return step(state, last, corrects=False)[0][0]  # at angle 0 there is nothing left to look at
+
+
+def _plan(omegas: np.ndarray) -> dict[str, jax.Array]:
+    """What each step needs to know of the schedule, by name, (T,) each."""
+    visited = _remaining(omegas)
+    plan = {
         "angle": visited[:-1],
         "to": visited[1:],
         "omega": np.asarray(omegas),
         "omega_before": np.append(1.0, omegas[:-1]),
-        "drift": np.array([clean_drift(angle, to) for angle, to in zip(visited[:-1], visited[1:], strict=True)]),
+        "drift_weight": np.array([drift_weight(angle, to) for angle, to in itertools.pairwise(visited)]),
     }
-    turns = {name: jnp.asarray(values, jnp.float32) for name, values in turns.items()}
-    turns["step"] = jnp.arange(len(omegas))
-    if solver == "multistep":
-        return jax.lax.scan(lambda state, at: (multistep(state, at), None), (noise, noise), turns)[0][0]
-    one = {"ddim": ddim, "heun": heun, "pingpong": pingpong}[solver]
-    if solver == "heun":  # at angle 0 there is nothing to correct
-        last = jax.tree.map(lambda values: values[-1], turns)
-        turns = jax.tree.map(lambda values: values[:-1], turns)
-        latents = jax.lax.scan(lambda latents, at: (heun(latents, at), None), noise, turns)[0]
-        return ddim(latents, last)
-    return jax.lax.scan(lambda latents, at: (one(latents, at), None), noise, turns)[0]
+    return {name: jnp.asarray(values, jnp.float32) for name, values in plan.items()} | {
+        "number": jnp.arange(len(omegas))
+    }
