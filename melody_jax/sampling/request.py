@@ -122,7 +122,7 @@ def parts(prompt: Prompt) -> tuple[Part, ...]:
 def make_requests(prompts: Prompt | Sequence[Prompt], settings: dict[str, Any]) -> list[Request]:
     """A request a prompt. Each setting is one value for all of them, or a list of one value each.
 
-    One `seed` gives item i the seed + i.
+    One `seed` (0 if there is none) gives item i the seed + i.
 
     Raises:
         UserError: no prompts, an unknown setting, a list of another length, a value out of range.
@@ -135,7 +135,7 @@ def make_requests(prompts: Prompt | Sequence[Prompt], settings: dict[str, Any]) 
         if name not in known:
             near = difflib.get_close_matches(name, known, 1)
             raise UserError(f"unknown setting {name!r}; " + (f"is {near[0]!r} meant?" if near else f"see {Request}"))
-    columns = {name: _column(name, value, len(wanted)) for name, value in settings.items()}
+    columns = {name: _column(name, value, len(wanted)) for name, value in ({"seed": 0} | settings).items()}
     return [
         Request(prompt=prompt, **{name: values[i] for name, values in columns.items()})  # type: ignore[arg-type]
         for i, prompt in enumerate(wanted)
