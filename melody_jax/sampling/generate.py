@@ -11,10 +11,11 @@ import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh, PartitionSpec
 
 from melody_jax import diffusion
 from melody_jax.errors import UserError
@@ -184,15 +185,37 @@ def tokens_to_latents(
     return diffusion.sample(velocity, start, omegas, is_new, config.solver, later_noise)
 
 
-@partial(jax.jit, static_argnames="config")
-def first_window(params: dict[str, Params], config: SamplerConfig, controls: Controls) -> Window:
-    """The first window. `params` holds the parameters of "lm" and "dpd"."""
-    keys = item_keys(controls)
-    tokens = prefix_to_tokens(params["lm"], config, controls, keys)
-    return Window(tokens, tokens_to_latents(params["dpd"], config, controls, tokens, keys))
+def apart(function: Callable[..., Any], mesh: Mesh | None, whole: int = 1) -> Callable[..., Any]:
+    """`function` of batches, each device of the mesh working on its own items; nothing is sent. None: as it is.
+
+    The first `whole` arguments belong to no item: every device has all of them. Items must divide over the devices.
+    """
+    if mesh is None:
+        return function
+    items = PartitionSpec(mesh.axis_names)
+
+    def spread(*arguments: Any) -> Any:
+        specs = (PartitionSpec(),) * whole + (items,) * (len(arguments) - whole)
+        return jax.shard_map(function, mesh=mesh, in_specs=specs, out_specs=items, check_vma=False)(*arguments)
+
+    return spread
 
 
-@partial(jax.jit, static_argnames=("config", "moved"))
+@partial(jax.jit, static_argnames=("config", "mesh"))
+def first_window(
+    params: dict[str, Params], config: SamplerConfig, controls: Controls, mesh: Mesh | None = None
+) -> Window:
+    """The first window. `params` holds the parameters of "lm" and "dpd"; mesh: spreads the items (`apart`)."""
+
+    def make(params: dict[str, Params], controls: Controls) -> Window:
+        keys = item_keys(controls)
+        tokens = prefix_to_tokens(params["lm"], config, controls, keys)
+        return Window(tokens, tokens_to_latents(params["dpd"], config, controls, tokens, keys))
+
+    return apart(make, mesh)(params, controls)
+
+
+@partial(jax.jit, static_argnames=("config", "moved", "mesh"))
 def next_window(
     params: dict[str, Params],
     config: SamplerConfig,
@@ -200,37 +223,53 @@ def next_window(
     window: Window,
     moved: int,
     number: jax.Array,
+    mesh: Mesh | None = None,
 ) -> Window:
     """The window one chunk later (section 3.5, algorithm 2): its last chunk is new, what comes before stays.
 
     moved: tokens by which it moves on, `config.chunk_tokens(number)`; number: which chunk after the first window, from
     1, int32. Only the new chunk turns, where the paper's text turns the whole window (Q3).
     """
-    keys = _part_keys(item_keys(controls), 2 + number)  # below are the first window's own
-    tokens = prefix_to_tokens(params["lm"], config, controls, keys, window.semantic_tokens[:, moved:])
-    context = jnp.roll(window.latents, -config.chunk_frames, axis=1)
-    is_new = jnp.arange(config.dpd.frames) >= config.dpd.frames - config.chunk_frames
-    return Window(tokens, tokens_to_latents(params["dpd"], config, controls, tokens, keys, context, is_new))
+
+    def make(params: dict[str, Params], number: jax.Array, controls: Controls, window: Window) -> Window:
+        keys = _part_keys(item_keys(controls), 2 + number)  # below are the first window's own
+        tokens = prefix_to_tokens(params["lm"], config, controls, keys, window.semantic_tokens[:, moved:])
+        context = jnp.roll(window.latents, -config.chunk_frames, axis=1)
+        is_new = jnp.arange(config.dpd.frames) >= config.dpd.frames - config.chunk_frames
+        return Window(tokens, tokens_to_latents(params["dpd"], config, controls, tokens, keys, context, is_new))
+
+    return apart(make, mesh, whole=2)(params, number, controls, window)
 
 
 def windows(
-    params: dict[str, Params], config: SamplerConfig, controls_at: Callable[[int], Controls]
+    params: dict[str, Params],
+    config: SamplerConfig,
+    controls_at: Callable[[int], Controls],
+    mesh: Mesh | None = None,
 ) -> Iterator[jax.Array]:
     """New latents (B, n, D) without end: those of the first window, then of one chunk after the other.
 
     controls_at(number): what is asked for in chunk `number`; 0 is the first window.
     """
-    window = first_window(params, config, controls_at(0))
+    window = first_window(params, config, controls_at(0), mesh)
     yield window.latents
     for number in itertools.count(1):
         moved = config.chunk_tokens(number)
-        window = next_window(params, config, controls_at(number), window, moved, jnp.int32(number))
+        window = next_window(params, config, controls_at(number), window, moved, jnp.int32(number), mesh)
         yield window.latents[:, -config.chunk_frames :]
 
 
-@partial(jax.jit, static_argnames="config")
+@partial(jax.jit, static_argnames=("config", "mesh"))
 def latents_to_wave(
-    params: Params, config: VAEConfig, latents: jax.Array, first: jax.typing.ArrayLike = 0
+    params: Params,
+    config: VAEConfig,
+    latents: jax.Array,
+    first: jax.typing.ArrayLike = 0,
+    mesh: Mesh | None = None,
 ) -> jax.Array:
     """The decoder: latents (B, L, D), of which the first is number `first` of its piece -> waveform float32 (B, T)."""
-    return vae.decode(params, config, latents, first)
+
+    def make(params: Params, first: jax.Array, latents: jax.Array) -> jax.Array:
+        return vae.decode(params, config, latents, first)
+
+    return apart(make, mesh, whole=2)(params, first, latents)

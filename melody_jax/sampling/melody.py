@@ -1,8 +1,9 @@
 """The public face of the cascade: `load("mini").generate(prompts, seconds=10, seed=0)`."""
 
 import dataclasses
+import hashlib
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,13 +11,14 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from tokenizers import Tokenizer
 from tqdm import tqdm
 
 from melody_jax import audio, release
 from melody_jax.errors import UserError
 from melody_jax.models.functional import Params
-from melody_jax.sampling import generate
+from melody_jax.sampling import decode, generate
 from melody_jax.sampling.generate import Controls, SamplerConfig
 from melody_jax.sampling.prompts import PromptEncoder
 from melody_jax.sampling.request import Prompt, Request, make_requests
@@ -44,10 +46,31 @@ class Melody:
 
     sample_rate = audio.SAMPLE_RATE
 
-    def __init__(self, params: dict[str, Params], configs: dict[str, Any], tokenizer: Tokenizer | None) -> None:
+    def __init__(
+        self,
+        params: dict[str, Params],
+        configs: dict[str, Any],
+        tokenizer: Tokenizer | None,
+        hashes: dict[str, str],
+        mesh: Mesh | None = None,
+    ) -> None:
         self.params = params
         self.configs = configs
         self.tokenizer = tokenizer
+        self.hashes = hashes
+        self.mesh = mesh
+
+    @property
+    def hash(self) -> str:
+        """Names the weights of all networks that sampling uses, 16 hexadecimal digits."""
+        together = "".join(self.hashes[network] for network in NETWORKS if network in self.hashes)
+        return hashlib.sha256(together.encode()).hexdigest()[:16]
+
+    def spread(self, mesh: Mesh) -> "Melody":
+        """The same with its batches spread over the mesh's devices, which batches must then divide over."""
+        whole = NamedSharding(mesh, PartitionSpec())
+        placed = {name: jax.device_put(self.params[name], whole) for name in ("lm", "dpd", "vae")}
+        return Melody(self.params | placed, self.configs, self.tokenizer, self.hashes, mesh)
 
     @property
     def window_samples(self) -> int:
@@ -83,10 +106,39 @@ class Melody:
         for group in self.groups(requests):
             made = islice(self.windows(group), 1 + group.chunks)
             bar = tqdm(made, total=1 + group.chunks, desc="chunks", disable=not (progress and group.chunks))
-            latents = jnp.concatenate([jax.block_until_ready(new) for new in bar], axis=1)
-            wave = np.asarray(generate.latents_to_wave(self.params["vae"], self.configs["vae"], latents))
-            clips |= zip(group.requests, self._finish(group, wave), strict=True)
+            longest = max(round(request.seconds * self.sample_rate) for request in group.requests)
+            waves, done = np.empty((len(group.rows), longest), np.float32), 0
+            for stretch in self._sound(bar, group.config.dpd.frames):
+                waves[:, done : done + stretch.shape[1]] = stretch[:, : longest - done]
+                done += stretch.shape[1]
+            clips |= zip(group.requests, self._finish(group, waves), strict=True)
         return [clips[request] for request in requests]
+
+    def stream(self, prompt: Prompt, *, seconds: float | None = None, **settings: Any) -> Iterator[np.ndarray]:
+        """Music for one prompt while it is being made: stretches float32 (n,) of it, in [-1, 1] at `sample_rate`.
+
+        The first comes with the first window, then one with every chunk; put together they are what `generate` makes,
+        to 1e-4. Memory does not grow with the length.
+        seconds: where it ends, at most 600; None: never. settings: other fields of `Request`; `best_of` must be 1.
+        Raises UserError, one line, for anything out of its range.
+        """
+        (request,) = make_requests([prompt], settings if seconds is None else settings | {"seconds": seconds})
+        if request.best_of > 1:
+            raise UserError(f"best_of is {request.best_of}; a stream is heard before it could be chosen, it must be 1")
+        (group,) = self.groups([request])
+        made = self.windows(group)
+        if seconds is not None:
+            made = islice(made, 1 + group.chunks)
+        stretches = self._sound(made, group.config.chunk_frames)
+        return _cut(
+            (stretch[0] for stretch in stretches), None if seconds is None else round(seconds * self.sample_rate)
+        )
+
+    def _sound(self, blocks: Iterable[jax.Array], window: int) -> Iterator[np.ndarray]:
+        """Stretches (rows, n) of the sound of latents, of which at least `window` are decoded at a time."""
+        config = self.configs["vae"]
+        window = max(window, self.configs["dpd"].frames // self.configs["dpd"].chunks + 2 * decode.context(config))
+        return decode.decode(self.params["vae"], config, blocks, window, self.mesh)
 
     @property
     def prompt_encoder(self) -> PromptEncoder:
@@ -99,7 +151,7 @@ class Melody:
         """The requests by the program that serves them, in the order of their first."""
         found: dict[tuple[SamplerConfig, int], Group] = {}
         for request in requests:
-            config, chunks = self.sampler_config(request), self._chunks(request.seconds)
+            config, chunks = self.sampler_config(request), self.chunks(request.seconds)
             found.setdefault((config, chunks), Group(config, chunks, [])).requests.append(request)
         return list(found.values())
 
@@ -123,7 +175,9 @@ class Melody:
     def windows(self, group: Group) -> Iterator[jax.Array]:
         """New latents (rows, n, D) of the group, window and chunks, without end (`generate.windows`)."""
         params = {name: self.params[name] for name in ("lm", "dpd")}
-        return generate.windows(params, group.config, self.controls_at(group))
+        if self.mesh is not None and len(group.rows) % self.mesh.size:
+            raise UserError(f"{len(group.rows)} clips do not divide over {self.mesh.size} devices")
+        return generate.windows(params, group.config, self.controls_at(group), self.mesh)
 
     def controls_at(self, group: Group) -> Callable[[int], Controls]:
         """Chunk number -> what is asked for in it: the scene that holds where it begins."""
@@ -165,20 +219,20 @@ class Melody:
 
         return at
 
-    def _chunks(self, seconds: float) -> int:
+    def chunks(self, seconds: float) -> int:
         """Chunks after the first window that a clip needs."""
         missing = seconds - self.window_seconds
         return math.ceil(missing / self.chunk_seconds - 1e-9) if missing > 0 else 0
 
     def _finish(self, group: Group, waves: np.ndarray) -> Iterator[np.ndarray]:
-        """The clip of each request of the group from the waves (rows, T): the best candidate, cut, peaks limited."""
+        """The clip of each request of the group from the waves (rows, T): the best candidate, cut."""
         first = 0
         for request in group.requests:
             samples = round(request.seconds * self.sample_rate)
             candidates = waves[first : first + request.best_of, :samples]
             first += request.best_of
             best = 0 if request.best_of == 1 else int(np.argmax([self.score(request, wave) for wave in candidates]))
-            yield audio.peak_limit(candidates[best])
+            yield candidates[best]
 
     def score(self, request: Request, wave: np.ndarray) -> float:
         """How close a clip (T,) is to its prompts in MuLan's space: the mean cosine, scene by scene.
@@ -218,4 +272,16 @@ def load(name: str = "mini", *, folder: str | Path | None = None, networks: Sequ
                 )
     configs = {network: config for network, (_, config, _) in loaded.items()}
     tokenizer = release.load_tokenizer(path, configs["mulan"].text.vocab_size) if "mulan" in configs else None
-    return Melody({network: params for network, (params, _, _) in loaded.items()}, configs, tokenizer)
+    return Melody({network: params for network, (params, _, _) in loaded.items()}, configs, tokenizer, own)
+
+
+def _cut(stretches: Iterable[np.ndarray], samples: int | None) -> Iterator[np.ndarray]:
+    """The first so many samples of the stretches (n,); None: all."""
+    left = math.inf if samples is None else samples
+    for stretch in stretches:
+        if left < len(stretch):
+            stretch = stretch[: int(left)]
+        left -= len(stretch)
+        yield stretch
+        if left == 0:
+            return

@@ -69,6 +69,14 @@ class PromptEncoder:
             total += part.weight * np.asarray(point)
         return np.asarray(mulan.unit(jnp.asarray(total)))
 
+    def check(self, prompt: Prompt) -> None:
+        """Raises what `target` would, without the work."""
+        for part in parts(prompt):
+            if part.audio is None:
+                _tokenise(part.text, self.config.text.max_length, self.tokenizer)
+            else:
+                _read(part.audio)
+
     def prefix(self, prompt: Prompt) -> np.ndarray:
         """The prefix tokens int32 (P,) of a prompt. Raises as `target`."""
         return np.asarray(targets_to_prefix(self.params, self.config, self.target(prompt)[None])[0])
