@@ -44,6 +44,11 @@ class SamplerConfig:
     """Moves on by ceil(U / M) tokens a chunk, as printed, although a chunk's latents may be fewer (Q4)."""
 
     @property
+    def branches(self) -> int:
+        """Passes of the diffusion a step: two if it is guided, but one if it takes the guidance scale as an input."""
+        return 2 if self.guided and not self.dpd.guidance_range else 1
+
+    @property
     def tokens(self) -> int:
         """Semantic tokens in a window, U."""
         return self.dpd.frames // self.dpd.frames_per_token
@@ -134,12 +139,13 @@ def tokens_to_latents(
     doubled batch: the first half sees the tokens, the second half is the null branch.
     """
     batch = semantic_tokens.shape[0]
-    branches = 2 if config.guided else 1
+    branches = config.branches
 
     def velocity(noisy: jax.Array, angle: jax.Array) -> jax.Array:
         noisy, angle = jnp.tile(noisy, (branches, 1, 1)), jnp.tile(angle, (branches, 1))
-        predicted = dpd.velocity(params, config.dpd, noisy, angle, semantic_tokens, batch, prefix_tokens)
-        return diffusion.guide(predicted[:batch], predicted[batch:], guidance_scale) if config.guided else predicted
+        scale = guidance_scale if config.dpd.guidance_range else None
+        predicted = dpd.velocity(params, config.dpd, noisy, angle, semantic_tokens, batch, prefix_tokens, scale)
+        return diffusion.guide(predicted[:batch], predicted[batch:], guidance_scale) if branches == 2 else predicted
 
     start, known = initial_noise(keys, config.dpd.frames, config.dpd.latent_dim), 0
     if context is not None:

@@ -75,6 +75,9 @@ class Melody:
             _check_number(name, value, -100.0, 100.0)
         _check_number("temperature", temperature, -1e-9, 100.0)
         diffusion.omegas(schedule, steps)  # names an unknown schedule
+        least, most = self.configs["dpd"].guidance_range or (-math.inf, math.inf)
+        if not least <= guidance_scale <= most:
+            raise UserError(f"guidance_scale is {guidance_scale}; the distilled diffusion knows {least:g} to {most:g}")
         config = generate.SamplerConfig(
             mulan=self.configs["mulan"],
             lm=self.configs["lm"],
@@ -102,10 +105,17 @@ class Melody:
         return np.stack([audio.peak_limit(item) for item in np.asarray(wave)[:, :samples]])
 
 
-def load(name: str = "mini", *, folder: str | Path | None = None, networks: Sequence[str] = NETWORKS) -> Melody:
+def load(
+    name: str = "mini",
+    *,
+    folder: str | Path | None = None,
+    networks: Sequence[str] = NETWORKS,
+    distilled: bool = False,
+) -> Melody:
     """The released cascade `name`, from the package or from `folder/name`; nothing is downloaded.
 
     networks: those to load; generating needs the default, measuring stages also "tokenizer".
+    distilled: the diffusion for 1, 2 or 4 steps takes the place of the other one (docs/distillation.md).
 
     Raises UserError if there is no such release, a file of it is missing or damaged, or its networks were not made
     for each other (the hashes in each JSON name the networks it was trained with).
@@ -115,6 +125,8 @@ def load(name: str = "mini", *, folder: str | Path | None = None, networks: Sequ
     if not path.is_dir():
         there = sorted(p.name for p in root.iterdir() if p.is_dir()) if root.is_dir() else []
         raise UserError(f"no released model {name!r} in {root}; there are: {', '.join(there) or 'none'}")
+    if distilled:
+        networks = ["dpd_distilled" if network == "dpd" else network for network in networks]
     loaded = {network: release.load_network(path, network) for network in networks}
     own = {network: release.network_hash(path, network) for network in networks}
     for network, (_, _, needs) in loaded.items():
@@ -124,6 +136,7 @@ def load(name: str = "mini", *, folder: str | Path | None = None, networks: Sequ
                     f"{path}: {network} was trained with {other} {digest[:12]}, but {other} here is {own[other][:12]}; "
                     "take all files from one release"
                 )
+    loaded = {release.DIFFERENCES.get(network, network): parts for network, parts in loaded.items()}
     configs = {network: config for network, (_, config, _) in loaded.items()}
     tokenizer = release.load_tokenizer(path, configs["mulan"].text.vocab_size) if "mulan" in configs else None
     return Melody({network: params for network, (params, _, _) in loaded.items()}, configs, tokenizer)

@@ -83,9 +83,7 @@ class ConsistencyStage:
         if not 0 < self.span <= diffusion.HALF_PI:
             raise UserError(f"stage.span is {self.span}; it must be above 0 and at most pi/2")
         if not least <= self.usual_guidance <= largest:
-            raise UserError(
-                f"stage.guidance is {least} to {largest}; it must be above 0 and hold {self.usual_guidance}"
-            )
+            raise UserError(f"stage.usual_guidance is {self.usual_guidance}; it must be from {least} to {largest}")
 
     @property
     def teacher(self) -> DPDStage:
@@ -133,9 +131,9 @@ class ConsistencyStage:
         rows = jnp.arange(len(walks.angle))
         noisy, angle = visited[chosen, rows], angles[chosen, rows, None] * walks.is_new
         count = len(chosen)
-        every = [x.reshape(-1, *x.shape[2:]) for x in (noisy, angle)]
+        points, at = noisy.reshape(-1, *noisy.shape[2:]), angle.reshape(-1, angle.shape[-1])
         scales = jnp.tile(walks.guidance_scale, count)
-        velocity = self._velocity(student, *every, _repeat(batch, count), scales).reshape(noisy.shape)
+        velocity = self._velocity(student, points, at, _repeat(batch, count), scales).reshape(noisy.shape)
         # angles of frames that are not new only keep the division finite
         wanted = diffusion.clean_to_velocity(noisy, target, jnp.where(walks.is_new, angle, 1.0))
         return jnp.square(velocity - jax.lax.stop_gradient(wanted)).mean(axis=-1)
