@@ -115,9 +115,8 @@ class Bench:
 
         config, controls, keys, tokens = batch
         network = self.networks[row.network]
-        config = dataclasses.replace(
-            config, dpd=network.configs["dpd"], steps=row.steps, schedule=row.schedule, solver=row.solver
-        )
+        how = {"steps": row.steps, "schedule": row.schedule, "solver": row.solver}
+        config = dataclasses.replace(config, dpd=network.configs["dpd"], guided=row.network == "diffusion", **how)
         latents = self.diffuse(network.params["dpd"], config, controls, tokens, keys)
         return np.asarray(generate.latents_to_wave(self.melody.params["vae"], self.melody.configs["vae"], latents))
 
