@@ -61,6 +61,8 @@ class Arguments:
     """Name of a released model."""
     folder: Path | None = None
     """Where released models are; the package's own if left out."""
+    distilled: bool = False
+    """Uses the diffusion distilled for few steps: `--distilled True --steps 2 --solver pingpong`."""
 
 
 @exits_cleanly
@@ -95,7 +97,7 @@ def main() -> None:
     settings = {name: getattr(arguments, name) for name in shared} | {"story": story}
     requests = make_requests([prompt] * arguments.batch, settings)
 
-    melody = load(arguments.model, folder=arguments.folder)
+    melody = load(arguments.model, folder=arguments.folder, distilled=arguments.distilled)
     started = time.perf_counter()
     waves = melody.run(requests, progress=True)
     took = time.perf_counter() - started

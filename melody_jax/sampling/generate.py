@@ -39,7 +39,8 @@ class SamplerConfig:
     solver: str = "ddim"
     """See `diffusion.SOLVERS`."""
     guided: bool = True
-    """Whether the diffusion is guided; if not, its null branch is left out, which halves the cost."""
+    """Whether the diffusion is guided by a null branch; without, as where it takes the guidance scale as an input, it
+    costs half."""
     lm_guided: bool = False
     """The same for the LM."""
     candidates: int = CANDIDATES
@@ -90,7 +91,7 @@ class Controls(NamedTuple):
     lm_guidance_scale: jax.Array
     """float32 (B,); looked at if `SamplerConfig.lm_guided`."""
     guidance_scale: jax.Array
-    """float32 (B,); looked at if `SamplerConfig.guided`."""
+    """float32 (B,); looked at if `SamplerConfig.guided`, and by a distilled diffusion."""
 
 
 class Window(NamedTuple):
@@ -166,12 +167,11 @@ def tokens_to_latents(
 
     def velocity(noisy: jax.Array, angle: jax.Array) -> jax.Array:
         noisy, angle = jnp.tile(noisy, (branches, 1, 1)), jnp.tile(angle, (branches, 1))
-        predicted = dpd.velocity(
-            params, config.dpd, noisy, angle, semantic_tokens, batch, prefix_tokens=controls.prefix_tokens
-        )
+        prefix, scale = controls.prefix_tokens, controls.guidance_scale
+        predicted = dpd.velocity(params, config.dpd, noisy, angle, semantic_tokens, batch, prefix, scale)
         if not config.guided:
             return predicted
-        return diffusion.guide(predicted[:batch], predicted[batch:], controls.guidance_scale[:, None, None])
+        return diffusion.guide(predicted[:batch], predicted[batch:], scale[:, None, None])
 
     def later_noise(step: jax.Array) -> jax.Array:
         return _noise(_part_keys(_part_keys(keys, 2), step), frames, channels)

@@ -159,13 +159,16 @@ class Melody:
         """What has to be compiled for the request. Raises `UserError` if a network for it was not loaded."""
         if missing := [network for network in NETWORKS if network not in self.params]:
             raise UserError(f"{missing[0]} was not loaded; generating needs {', '.join(NETWORKS)}")
+        scale, known = request.guidance_scale, self.configs["dpd"].guidance_range
+        if known and not known[0] <= scale <= known[1]:
+            raise UserError(f"guidance_scale is {scale}; the distilled diffusion knows {known[0]:g} to {known[1]:g}")
         config = SamplerConfig(
             lm=self.configs["lm"],
             dpd=self.configs["dpd"],
             steps=int(request.steps),
             schedule=request.schedule,
             solver=request.solver,
-            guided=request.guidance_scale != 1,
+            guided=scale != 1 and not known,
             lm_guided=request.lm_guidance_scale != 1,
         )
         if request.top_k > config.candidates:
@@ -248,10 +251,17 @@ class Melody:
         return float(np.mean(cosines))
 
 
-def load(name: str = "mini", *, folder: str | Path | None = None, networks: Sequence[str] = NETWORKS) -> Melody:
+def load(
+    name: str = "mini",
+    *,
+    folder: str | Path | None = None,
+    networks: Sequence[str] = NETWORKS,
+    distilled: bool = False,
+) -> Melody:
     """The released cascade `name`, from the package or from `folder/name`; nothing is downloaded.
 
     networks: those to load; generating needs the default, measuring stages also "tokenizer".
+    distilled: the diffusion for 1, 2 or 4 steps takes the place of the other one (docs/distillation.md).
 
     Raises UserError if there is no such release, a file of it is missing or damaged, or its networks were not made
     for each other (the hashes in each JSON name the networks it was trained with).
@@ -261,6 +271,8 @@ def load(name: str = "mini", *, folder: str | Path | None = None, networks: Sequ
     if not path.is_dir():
         there = sorted(p.name for p in root.iterdir() if p.is_dir()) if root.is_dir() else []
         raise UserError(f"no released model {name!r} in {root}; there are: {', '.join(there) or 'none'}")
+    if distilled:
+        networks = ["dpd_distilled" if network == "dpd" else network for network in networks]
     loaded = {network: release.load_network(path, network) for network in networks}
     own = {network: release.network_hash(path, network) for network in networks}
     for network, (_, _, needs) in loaded.items():
@@ -270,6 +282,7 @@ def load(name: str = "mini", *, folder: str | Path | None = None, networks: Sequ
                     f"{path}: {network} was trained with {other} {digest[:12]}, but {other} here is {own[other][:12]}; "
                     "take all files from one release"
                 )
+    loaded = {release.DIFFERENCES.get(network, network): parts for network, parts in loaded.items()}
     configs = {network: config for network, (_, config, _) in loaded.items()}
     tokenizer = release.load_tokenizer(path, configs["mulan"].text.vocab_size) if "mulan" in configs else None
     return Melody({network: params for network, (params, _, _) in loaded.items()}, configs, tokenizer, own)

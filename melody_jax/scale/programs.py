@@ -127,7 +127,7 @@ def example(config: TrainConfig) -> dict[str, Any]:
 
 def _latents(stage: Any, data: DataConfig) -> tuple[int, int]:
     """Frames and channels of the latents; the LM does not look at them."""
-    return (stage.model.frames, stage.model.latent_dim) if stage.name == "dpd" else (data.window_tokens, 1)
+    return (stage.model.frames, stage.model.latent_dim) if stage.name.startswith("dpd") else (data.window_tokens, 1)
 
 
 def with_fields(model: Any, **changes: Any) -> Any:
