@@ -98,7 +98,7 @@ def test_same_seed_same_bits_other_seed_other_music(melody) -> None:
 
 def test_batch_of_four_equals_four_of_one(melody) -> None:
     group = melody.groups(make_requests(PROMPTS, {"seed": 7, "steps": 3, "guidance_scale": [2.5, 2.0, 0.5, 4.0]}))[0]
-    controls = melody.controls_at(group)(0)
+    controls = melody.controls_at(group)([0.0] * 4)
     tokens = jax.random.randint(jax.random.key(1), (4, group.config.tokens), 0, group.config.dpd.semantic_tokens)
 
     def made(items: slice) -> tuple[np.ndarray, np.ndarray]:
@@ -158,8 +158,8 @@ def test_a_story_changes_the_prompt_where_it_says(melody) -> None:
     at, encoder = melody.controls_at(group), melody.prompt_encoder
     begin, later = (encoder.prefix(prompt) for prompt in PROMPTS[:2])
     assert np.any(begin != later)
-    for number, expected in ((0, begin), (1, begin), (2, later), (9, later)):  # chunk 2 begins after 4 s
-        np.testing.assert_array_equal(at(number).prefix_tokens[0], expected)
+    for seconds, expected in ((0.0, begin), (3.2, begin), (4.0, later), (9.6, later)):
+        np.testing.assert_array_equal(at([seconds]).prefix_tokens[0], expected)
 
 
 def test_guidance_of_one_is_no_guidance(melody) -> None:

@@ -15,10 +15,10 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from tokenizers import Tokenizer
 from tqdm import tqdm
 
-from melody_jax import audio, release
+from melody_jax import audio, diffusion, release
 from melody_jax.errors import UserError
 from melody_jax.models.functional import Params
-from melody_jax.sampling import decode, generate
+from melody_jax.sampling import decode, edit, generate
 from melody_jax.sampling.generate import Controls, SamplerConfig
 from melody_jax.sampling.prompts import PromptEncoder
 from melody_jax.sampling.request import Prompt, Request, make_requests
@@ -31,9 +31,11 @@ class Group(NamedTuple):
 
     config: SamplerConfig
     chunks: int
-    """Chunks after the first window."""
+    """Chunks after the first window; or, of sources, the windows to fill."""
     requests: list[Request]
     """Their `best_of` candidates are rows of the batch."""
+    pieces: list[edit.Piece]
+    """The source of each row, if they have sources; one has as many windows to fill as the other."""
 
     @property
     def rows(self) -> list[tuple[Request, int]]:
@@ -63,7 +65,7 @@ class Melody:
     @property
     def hash(self) -> str:
         """Names the weights of all networks that sampling uses, 16 hexadecimal digits."""
-        together = "".join(self.hashes[network] for network in NETWORKS if network in self.hashes)
+        together = "".join(self.hashes[network] for network in sorted(self.hashes) if network != "tokenizer")
         return hashlib.sha256(together.encode()).hexdigest()[:16]
 
     def spread(self, mesh: Mesh) -> "Melody":
@@ -104,15 +106,38 @@ class Melody:
         """The clips (samples,) of the requests, in their order; those that share a program are made in one batch."""
         clips: dict[Request, np.ndarray] = {}
         for group in self.groups(requests):
-            made = islice(self.windows(group), 1 + group.chunks)
-            bar = tqdm(made, total=1 + group.chunks, desc="chunks", disable=not (progress and group.chunks))
-            longest = max(round(request.seconds * self.sample_rate) for request in group.requests)
-            waves, done = np.empty((len(group.rows), longest), np.float32), 0
-            for stretch in self._sound(bar, group.config.dpd.frames):
-                waves[:, done : done + stretch.shape[1]] = stretch[:, : longest - done]
-                done += stretch.shape[1]
-            clips |= zip(group.requests, self._finish(group, waves), strict=True)
+            waves = self._edited(group, progress) if group.pieces else self._made(group, progress)
+            clips |= zip(group.requests, self._best(group, waves), strict=True)
         return [clips[request] for request in requests]
+
+    def _made(self, group: Group, progress: bool) -> list[np.ndarray]:
+        """The sound of each row, made from nothing."""
+        windows = islice(self.windows(group), 1 + group.chunks)
+        bar = tqdm(windows, total=1 + group.chunks, desc="chunks", disable=not (progress and group.chunks))
+        lengths = [round(request.seconds * self.sample_rate) for request, _ in group.rows]
+        waves, done = np.empty((len(lengths), max(lengths)), np.float32), 0
+        for stretch in self._sound(bar, group.config.dpd.frames):
+            waves[:, done : done + stretch.shape[1]] = stretch[:, : waves.shape[1] - done]
+            done += stretch.shape[1]
+        return [wave[:length] for wave, length in zip(waves, lengths, strict=True)]
+
+    def _edited(self, group: Group, progress: bool) -> list[np.ndarray]:
+        """The sound of each row, made from its source."""
+        params = {name: self.params[name] for name in ("lm", "dpd")}
+        keep_tokens, controls = [request.keep_tokens for request, _ in group.rows], self.controls_at(group)
+        for number in tqdm(range(group.chunks), desc="windows", disable=not (progress and group.chunks > 1)):
+
+            def make(window, new_tokens, new_frames, seconds, given, draws, number=number):
+                own, index = controls(seconds), jnp.int32(number)
+                return generate.fill_window(
+                    params, group.config, own, window, new_tokens, new_frames, index, given, draws
+                )
+
+            edit.fill(group.pieces, keep_tokens, number, make)
+        longest = max(len(piece.latents) for piece in group.pieces)
+        latents = [np.pad(piece.latents, ((0, longest - len(piece.latents)), (0, 0))) for piece in group.pieces]
+        wave = np.concatenate(list(self._sound([np.stack(latents)], group.config.dpd.frames)), axis=1)
+        return [edit.splice(piece, row) for piece, row in zip(group.pieces, wave, strict=True)]
 
     def stream(self, prompt: Prompt, *, seconds: float | None = None, **settings: Any) -> Iterator[np.ndarray]:
         """Music for one prompt while it is being made: stretches float32 (n,) of it, in [-1, 1] at `sample_rate`.
@@ -149,10 +174,15 @@ class Melody:
 
     def groups(self, requests: Sequence[Request]) -> list[Group]:
         """The requests by the program that serves them, in the order of their first."""
-        found: dict[tuple[SamplerConfig, int], Group] = {}
+        found: dict[tuple[SamplerConfig, int, bool], Group] = {}
         for request in requests:
-            config, chunks = self.sampler_config(request), self.chunks(request.seconds)
-            found.setdefault((config, chunks), Group(config, chunks, [])).requests.append(request)
+            config, chunks, edited = self.sampler_config(request), self.chunks(request.seconds), []
+            if request.source is not None:
+                edited = [edit.prepare(request, self.params, self.configs) for _ in range(request.best_of)]
+                chunks = len(edited[0].fills)
+            group = found.setdefault((config, chunks, bool(edited)), Group(config, chunks, [], []))
+            group.requests.append(request)
+            group.pieces.extend(edited)
         return list(found.values())
 
     def sampler_config(self, request: Request) -> SamplerConfig:
@@ -168,6 +198,7 @@ class Melody:
             steps=int(request.steps),
             schedule=request.schedule,
             solver=request.solver,
+            start=float(request.strength * diffusion.HALF_PI),
             guided=scale != 1 and not known,
             lm_guided=request.lm_guidance_scale != 1,
         )
@@ -180,10 +211,16 @@ class Melody:
         params = {name: self.params[name] for name in ("lm", "dpd")}
         if self.mesh is not None and len(group.rows) % self.mesh.size:
             raise UserError(f"{len(group.rows)} clips do not divide over {self.mesh.size} devices")
-        return generate.windows(params, group.config, self.controls_at(group), self.mesh)
+        controls = self.controls_at(group)
 
-    def controls_at(self, group: Group) -> Callable[[int], Controls]:
-        """Chunk number -> what is asked for in it: the scene that holds where it begins."""
+        def at(number: int) -> Controls:
+            begins = self.window_seconds + (number - 1) * self.chunk_seconds if number else 0.0
+            return controls([begins] * len(group.rows))
+
+        return generate.windows(params, group.config, at, self.mesh)
+
+    def controls_at(self, group: Group) -> Callable[[Sequence[float]], Controls]:
+        """Seconds from the beginning, one number a row -> what is asked for then: the scene that holds."""
         encoder, encoded = self.prompt_encoder, {}
 
         def prefix(prompt: Prompt) -> np.ndarray:
@@ -200,12 +237,15 @@ class Melody:
         def column(name: str, dtype: Any) -> jax.Array:
             return jnp.asarray([getattr(request, name) for request in requests], dtype)
 
-        def prefixes(seconds: float) -> jax.Array:
-            held = [[made for at, made in story if at <= seconds + 1e-9][-1] for story in stories]
+        def prefixes(seconds: Sequence[float]) -> jax.Array:
+            held = [
+                [made for at, made in story if at <= time + 1e-9][-1]
+                for story, time in zip(stories, seconds, strict=True)
+            ]
             return jnp.asarray(np.stack(held))
 
         controls = Controls(
-            prefix_tokens=prefixes(0.0),
+            prefix_tokens=prefixes([0.0] * len(requests)),
             negative_prefix_tokens=jnp.asarray(np.stack([prefix(text) if text else none for text in unwanted])),
             seeds=column("seed", np.int32),
             candidate=jnp.asarray([candidate for _, candidate in group.rows], jnp.int32),
@@ -216,24 +256,18 @@ class Melody:
             guidance_scale=column("guidance_scale", np.float32),
         )
 
-        def at(number: int) -> Controls:
-            begins = self.window_seconds + (number - 1) * self.chunk_seconds if number else 0.0
-            return controls._replace(prefix_tokens=prefixes(begins))
-
-        return at
+        return lambda seconds: controls._replace(prefix_tokens=prefixes(seconds))
 
     def chunks(self, seconds: float) -> int:
         """Chunks after the first window that a clip needs."""
         missing = seconds - self.window_seconds
         return math.ceil(missing / self.chunk_seconds - 1e-9) if missing > 0 else 0
 
-    def _finish(self, group: Group, waves: np.ndarray) -> Iterator[np.ndarray]:
-        """The clip of each request of the group from the waves (rows, T): the best candidate, cut."""
-        first = 0
+    def _best(self, group: Group, waves: list[np.ndarray]) -> Iterator[np.ndarray]:
+        """The clip of each request of the group from the sound of every row: that of the best candidate."""
+        rows = iter(waves)
         for request in group.requests:
-            samples = round(request.seconds * self.sample_rate)
-            candidates = waves[first : first + request.best_of, :samples]
-            first += request.best_of
+            candidates = list(islice(rows, request.best_of))
             best = 0 if request.best_of == 1 else int(np.argmax([self.score(request, wave) for wave in candidates]))
             yield candidates[best]
 
