@@ -108,8 +108,8 @@ class Melody:
             bar = tqdm(made, total=1 + group.chunks, desc="chunks", disable=not (progress and group.chunks))
             longest = max(round(request.seconds * self.sample_rate) for request in group.requests)
             waves, done = np.empty((len(group.rows), longest), np.float32), 0
-            for stretch in self._sound(bar, group.config.dpd.frames):
-                waves[:, done : done + stretch.shape[1]] = stretch[:, : longest - done]
+            for stretch in _cut(self._sound(bar, group.config.dpd.frames), longest):
+                waves[:, done : done + stretch.shape[1]] = stretch
                 done += stretch.shape[1]
             clips |= zip(group.requests, self._finish(group, waves), strict=True)
         return [clips[request] for request in requests]
@@ -129,10 +129,8 @@ class Melody:
         made = self.windows(group)
         if seconds is not None:
             made = islice(made, 1 + group.chunks)
-        stretches = self._sound(made, group.config.chunk_frames)
-        return _cut(
-            (stretch[0] for stretch in stretches), None if seconds is None else round(seconds * self.sample_rate)
-        )
+        samples = None if seconds is None else round(seconds * self.sample_rate)
+        return (stretch[0] for stretch in _cut(self._sound(made, group.config.chunk_frames), samples))
 
     def _sound(self, blocks: Iterable[jax.Array], window: int) -> Iterator[np.ndarray]:
         """Stretches (rows, n) of the sound of latents, of which at least `window` are decoded at a time."""
@@ -276,12 +274,10 @@ def load(name: str = "mini", *, folder: str | Path | None = None, networks: Sequ
 
 
 def _cut(stretches: Iterable[np.ndarray], samples: int | None) -> Iterator[np.ndarray]:
-    """The first so many samples of the stretches (n,); None: all."""
+    """The first so many samples of the stretches (rows, n); None: all."""
     left = math.inf if samples is None else samples
     for stretch in stretches:
-        if left < len(stretch):
-            stretch = stretch[: int(left)]
-        left -= len(stretch)
-        yield stretch
-        if left == 0:
+        yield stretch[:, : int(min(left, stretch.shape[1]))]
+        left -= stretch.shape[1]
+        if left <= 0:
             return
