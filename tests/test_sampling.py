@@ -250,3 +250,16 @@ def test_sample_script_says_one_line(releases: Path, tmp_path: Path, arguments: 
     assert done.returncode == 2
     assert len(done.stderr.strip().splitlines()) == 1, done.stderr
     assert not list(tmp_path.rglob("*.wav"))
+
+
+def test_sample_script_streams(releases: Path, tmp_path: Path) -> None:
+    script = Path(__file__).parents[1] / "sample.py"
+    options = ["--steps", "1", "--stream", "True", "--model", "tiny", "--folder", str(releases)]
+    process = subprocess.Popen([sys.executable, str(script), "piano", *options], stdout=subprocess.PIPE, cwd=tmp_path)
+    assert process.stdout is not None
+    heard = process.stdout.read(5 * 48_000)  # goes on until nobody listens
+    process.stdout.close()
+    assert process.wait(timeout=60) == 0
+    assert len(heard) == 5 * 48_000
+    assert np.frombuffer(heard, np.int16).std() > 0
+    assert not list(tmp_path.iterdir())

@@ -189,15 +189,17 @@ def test_bad_jobs_are_told(melody: Melody, tmp_path: Path, changes: dict, named:
 
 
 def test_eight_devices_make_the_same_clips(melody: Melody, releases: Path, tmp_path: Path) -> None:
+    """Through the script."""
     one = job(tmp_path)
     serve(melody, one, DEFAULTS)
-    code = (
-        "import jax; from pathlib import Path; from melody_jax import load; from melody_jax.sampling import service\n"
-        "assert jax.device_count() == 8\n"
-        f"config = service.ServiceConfig(prompts=Path({str(one.prompts)!r}), out=Path({str(tmp_path / 'eight')!r}))\n"
-        f"service.serve(load('tiny', folder={str(releases)!r}), config, {DEFAULTS!r})"
-    )
+    script = Path(__file__).parents[1] / "sample.py"
+    options = ["--model", "tiny", "--folder", str(releases), "--prompts", str(one.prompts), "--out", "eight"]
+    options += [part for name, value in DEFAULTS.items() for part in (f"--{name}", str(value))]
     environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
-    subprocess.run([sys.executable, "-c", code], check=True, env=environment, timeout=300)
+    command = [sys.executable, str(script), *options]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "eight: 5 clips made\n"
+    assert "5/5" in done.stderr
     for path in one.out.glob("*.wav"):
         np.testing.assert_allclose(audio.read(tmp_path / "eight" / path.name), audio.read(path), atol=1e-4)

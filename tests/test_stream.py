@@ -62,3 +62,15 @@ def test_a_long_clip_is_decoded_a_window_at_a_time(melody: Melody, monkeypatch: 
 def test_what_cannot_be_streamed_is_told_at_once(melody: Melody, settings: dict, named: str) -> None:
     with pytest.raises(UserError, match=named):
         melody.stream(PROMPT, **settings)
+
+
+def test_the_end_may_lie_before_the_last_stretch(melody: Melody) -> None:
+    """Which is decoded from whole chunks: the clip needs less of them."""
+    hop = melody.configs["vae"].hop
+    assert hop * melody.configs["dpd"].frames == melody.window_samples
+    samples = 321 * hop  # 340 latents are made, and their last stretch begins at latent 328
+    assert len(melody.generate(PROMPT, seconds=samples / melody.sample_rate, steps=1)[0]) == samples
+    samples = melody.window_samples + hop  # 100 latents, 88
+    stretches = list(melody.stream(PROMPT, seconds=samples / melody.sample_rate, steps=1))
+    assert sum(map(len, stretches)) == samples
+    assert all(map(len, stretches))

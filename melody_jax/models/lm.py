@@ -292,7 +292,7 @@ def _generate(
     guidance_scale: jax.Array,
 ) -> jax.Array:
     """`generate` on prefix embeddings (B, P, D), or (2B, P, D) with the guiding half second; numbers are (B,)."""
-    batch, known = given.shape
+    batch, begun = given.shape
     copies = prefix.shape[0] // batch
     blocks = functional.unstack(params["blocks"], config.layers)
     rows, depth, positions = prefix.shape[0] * config.heads, config.width // config.heads, config.prefix_levels + length
@@ -325,9 +325,9 @@ def _generate(
     def step(index: jax.Array, state: State) -> State:
         return advance(index, state, jax.lax.dynamic_slice_in_dim(state[0], index - 1, 1, axis=1), False)
 
-    tokens = jnp.zeros((batch, length), jnp.int32).at[:, :known].set(given)
+    tokens = jnp.zeros((batch, length), jnp.int32).at[:, :begun].set(given)
     state = tokens, _nothing_heard(params, config, prefix, length), [empty] * config.layers
-    return jax.lax.fori_loop(known + 1, length, step, advance(known, state, given, True))[0]
+    return jax.lax.fori_loop(begun + 1, length, step, advance(begun, state, given, True))[0]
 
 
 def generate(
@@ -352,7 +352,8 @@ def generate(
     the null side is the learned null prefix, or `negative_prefix_tokens` (B, P) if given, in which -1 is null.
     `temperature` >= 0, `top_k` >= 1, `top_p` in (0, 1] and `guidance_scale` may be traced, each one number or (B,);
     at most the `candidates` best ids are drawn from. `known` (B, length): tokens that are there already, anywhere; -1
-    is one to draw. What is drawn follows from what comes before it only. Raises `UserError` if the prefix or `given` has the wrong length.
+    is one to draw. What is drawn follows from what comes before it only. Raises `UserError` if the prefix or `given`
+    has the wrong length.
     """
     batch = prefix_tokens.shape[0]
     start = jnp.zeros((batch, 0), jnp.int32) if given is None else given

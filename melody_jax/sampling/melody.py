@@ -154,12 +154,10 @@ class Melody:
         made = self.windows(group)
         if seconds is not None:
             made = islice(made, 1 + group.chunks)
-        stretches = self._sound(made, group.config.chunk_frames)
-        return _cut(
-            (stretch[0] for stretch in stretches), None if seconds is None else round(seconds * self.sample_rate)
-        )
+        samples = None if seconds is None else round(seconds * self.sample_rate)
+        return (stretch[0] for stretch in _cut(self._sound(made, group.config.chunk_frames), samples))
 
-    def _sound(self, blocks: Iterable[jax.Array], window: int) -> Iterator[np.ndarray]:
+    def _sound(self, blocks: Iterable[np.ndarray | jax.Array], window: int) -> Iterator[np.ndarray]:
         """Stretches (rows, n) of the sound of latents, of which at least `window` are decoded at a time."""
         config = self.configs["vae"]
         window = max(window, self.configs["dpd"].frames // self.configs["dpd"].chunks + 2 * decode.context(config))
@@ -323,12 +321,10 @@ def load(
 
 
 def _cut(stretches: Iterable[np.ndarray], samples: int | None) -> Iterator[np.ndarray]:
-    """The first so many samples of the stretches (n,); None: all."""
+    """The first so many samples of the stretches (rows, n); None: all."""
     left = math.inf if samples is None else samples
     for stretch in stretches:
-        if left < len(stretch):
-            stretch = stretch[: int(left)]
-        left -= len(stretch)
-        yield stretch
-        if left == 0:
+        yield stretch[:, : int(min(left, stretch.shape[1]))]
+        left -= stretch.shape[1]
+        if left <= 0:
             return

@@ -75,7 +75,7 @@ class PromptEncoder:
             if part.audio is None:
                 _tokenise(part.text, self.config.text.max_length, self.tokenizer)
             else:
-                _read(part.audio)
+                read_sound(part.audio, "an audio prompt")
 
     def prefix(self, prompt: Prompt) -> np.ndarray:
         """The prefix tokens int32 (P,) of a prompt. Raises as `target`."""
