@@ -13,7 +13,7 @@ import soundfile
 
 from melody_jax import load, release
 from melody_jax.errors import UserError
-from melody_jax.models import dpd, lm, mulan, vae
+from melody_jax.models import dpd, lm, mulan, tokenizer, vae
 from melody_jax.sampling import generate
 from melody_jax.sampling.request import Part, Request, Scene, make_requests
 
@@ -21,10 +21,11 @@ PROMPTS = ["a calm solo piano piece", "driving techno at 130 bpm", "slow sad cel
 
 
 def tiny_networks() -> dict:
-    """Config and random parameters of each network that sampling needs, made to fit together."""
+    """Config and random parameters of each network, made to fit together."""
     keys = jax.random.split(jax.random.key(3), 8)
     configs = {
         "mulan": mulan.TINY,
+        "tokenizer": tokenizer.TINY,
         "vae": vae.TINY,
         "lm": dataclasses.replace(lm.TINY, prefix_levels=mulan.TINY.levels, prefix_codes=mulan.TINY.codes),
         "dpd": dataclasses.replace(
@@ -36,9 +37,13 @@ def tiny_networks() -> dict:
     }
     started = {  # jitted: one compilation each instead of one for every little operation
         name: jax.jit(module.init, static_argnums=0)(configs[name], keys[i])
-        for i, (name, module) in enumerate({"mulan": mulan, "vae": vae, "lm": lm, "dpd": dpd}.items())
+        for i, (name, module) in enumerate(
+            {"mulan": mulan, "vae": vae, "lm": lm, "dpd": dpd, "tokenizer": tokenizer}.items()
+        )
     }
+    codebook = jax.random.normal(keys[6], started["tokenizer"]["codebook"].shape)
     params = started | {
+        "tokenizer": started["tokenizer"] | {"codebook": codebook},
         "mulan": started["mulan"]
         | {
             "music_mean": jnp.zeros(mulan.TINY.embedding),

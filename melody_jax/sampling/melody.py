@@ -136,7 +136,8 @@ class Melody:
             edit.fill(group.pieces, keep_tokens, number, make)
         longest = max(len(piece.latents) for piece in group.pieces)
         latents = [np.pad(piece.latents, ((0, longest - len(piece.latents)), (0, 0))) for piece in group.pieces]
-        wave = np.concatenate(list(self._sound([np.stack(latents)], group.config.dpd.frames)), axis=1)
+        decoder, window = (self.params["vae"], self.configs["vae"]), group.config.dpd.frames
+        wave = np.concatenate(list(decode.decode(*decoder, [np.stack(latents)], window)), axis=1)
         return [edit.splice(piece, row) for piece, row in zip(group.pieces, wave, strict=True)]
 
     def stream(self, prompt: Prompt, *, seconds: float | None = None, **settings: Any) -> Iterator[np.ndarray]:
@@ -150,6 +151,8 @@ class Melody:
         (request,) = make_requests([prompt], settings if seconds is None else settings | {"seconds": seconds})
         if request.best_of > 1:
             raise UserError(f"best_of is {request.best_of}; a stream is heard before it could be chosen, it must be 1")
+        if request.source is not None:
+            raise UserError("a stream has no source; it begins with a prompt")
         (group,) = self.groups([request])
         made = self.windows(group)
         if seconds is not None:
@@ -157,7 +160,7 @@ class Melody:
         samples = None if seconds is None else round(seconds * self.sample_rate)
         return (stretch[0] for stretch in _cut(self._sound(made, group.config.chunk_frames), samples))
 
-    def _sound(self, blocks: Iterable[np.ndarray | jax.Array], window: int) -> Iterator[np.ndarray]:
+    def _sound(self, blocks: Iterable[jax.Array], window: int) -> Iterator[np.ndarray]:
         """Stretches (rows, n) of the sound of latents, of which at least `window` are decoded at a time."""
         config = self.configs["vae"]
         window = max(window, self.configs["dpd"].frames // self.configs["dpd"].chunks + 2 * decode.context(config))

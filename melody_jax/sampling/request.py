@@ -118,9 +118,9 @@ class Request:
         _check_number("strength", self.strength, 0.0, 1.0)
         if self.source is None and (self.regions or self.strength < 1 or self.keep_tokens):
             raise UserError("regions, strength and keep_tokens are about a source; there is none")
-        for begin, end in self.regions:
-            if not 0 <= begin < end:
-                raise UserError(f"region {begin} to {end}; it must begin at 0 s or later and end after it begins")
+        for region in self.regions:
+            if not isinstance(region, Sequence) or len(region) != 2 or not 0 <= region[0] < region[1]:
+                raise UserError(f"region {region}; it must be (begin, end) in seconds, 0 <= begin < end")
 
     @property
     def continues(self) -> bool:
@@ -170,7 +170,7 @@ def make_requests(prompts: Prompt | Sequence[Prompt], settings: dict[str, Any]) 
 
 def _column(name: str, value: Any, count: int) -> list[Any]:
     """The setting of each of `count` items."""
-    if isinstance(value, list | np.ndarray):
+    if isinstance(value, list) or (isinstance(value, np.ndarray) and name != "source"):
         if len(value) != count:
             raise UserError(f"{len(value)} values of {name} for {count} prompts; give one, or one per prompt")
         return list(value)

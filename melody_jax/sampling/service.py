@@ -132,7 +132,8 @@ def batches(melody: Melody, items: list[Item], size: int, devices: int) -> Itera
     kinds: dict[Any, list[Item]] = {}
     for item in items:
         request = item.request
-        kind = melody.sampler_config(request), melody.chunks(request.seconds), request.best_of
+        length = melody.chunks(request.seconds) if request.source is None else None
+        kind = melody.sampler_config(request), length, request.best_of
         kinds.setdefault(kind, []).append(item)
     for (_, _, best_of), alike in kinds.items():
         rows = min(size, 2 ** math.ceil(math.log2(len(alike) * best_of)))
