@@ -123,17 +123,16 @@ class Melody:
 
     def _edited(self, group: Group, progress: bool) -> list[np.ndarray]:
         """The sound of each row, made from its source."""
-        params = {name: self.params[name] for name in ("lm", "dpd")}
         keep_tokens, controls = [request.keep_tokens for request, _ in group.rows], self.controls_at(group)
         for number in tqdm(range(group.chunks), desc="windows", disable=not (progress and group.chunks > 1)):
-
-            def make(window, new_tokens, new_frames, seconds, given, draws, number=number):
-                own, index = controls(seconds), jnp.int32(number)
-                return generate.fill_window(
-                    params, group.config, own, window, new_tokens, new_frames, index, given, draws
-                )
-
-            edit.fill(group.pieces, keep_tokens, number, make)
+            gap, index = edit.gap(group.pieces, keep_tokens, number), jnp.int32(number)
+            asked = (group.config, controls(gap.seconds))
+            tokens = generate.fill_tokens(
+                self.params["lm"], *asked, gap.window.semantic_tokens, gap.new_tokens, index, gap.given, gap.draws
+            )
+            window = gap.window._replace(semantic_tokens=tokens)
+            latents = generate.fill_latents(self.params["dpd"], *asked, window, gap.new_frames, index)
+            edit.fill(group.pieces, number, window._replace(latents=latents))
         longest = max(len(piece.latents) for piece in group.pieces)
         latents = [np.pad(piece.latents, ((0, longest - len(piece.latents)), (0, 0))) for piece in group.pieces]
         decoder, window = (self.params["vae"], self.configs["vae"]), group.config.dpd.frames
