@@ -127,10 +127,11 @@ class Melody:
         for number in tqdm(range(group.chunks), desc="windows", disable=not (progress and group.chunks > 1)):
             gap, index = edit.gap(group.pieces, keep_tokens, number), jnp.int32(number)
             asked = (group.config, controls(gap.seconds))
-            tokens = generate.fill_tokens(
-                self.params["lm"], *asked, gap.window.semantic_tokens, gap.new_tokens, index, gap.given, gap.draws
-            )
-            window = gap.window._replace(semantic_tokens=tokens)
+            window = gap.window
+            if gap.new_tokens.any():
+                there = window.semantic_tokens, gap.new_tokens
+                tokens = generate.fill_tokens(self.params["lm"], *asked, *there, index, gap.given, gap.draws)
+                window = window._replace(semantic_tokens=tokens)
             latents = generate.fill_latents(self.params["dpd"], *asked, window, gap.new_frames, index)
             edit.fill(group.pieces, number, window._replace(latents=latents))
         longest = max(len(piece.latents) for piece in group.pieces)

@@ -174,10 +174,10 @@ def _column(name: str, value: Any, count: int) -> list[Any]:
         if len(value) != count:
             raise UserError(f"{len(value)} values of {name} for {count} prompts; give one, or one per prompt")
         return list(value)
-    if name == "seed":
-        _check_integer("seed", value, 0, 2**31 - count)
-        return [value + i for i in range(count)]
-    return [value] * count
+    if name != "seed":
+        return [value] * count
+    _check_integer("seed", value, 0, 2**31 - count)  # type: ignore[arg-type]
+    return [value + i for i in range(count)]
 
 
 def _check_number(name: str, value: float, above: float, most: float) -> None:
