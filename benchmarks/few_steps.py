@@ -92,9 +92,8 @@ class Bench:
 
     def batches(self) -> list[tuple[Any, Any, jax.Array, jax.Array]]:
         """(sampler config, controls, keys, tokens) of each batch of prompts."""
-        from melody_jax.sampling.request import make_requests
-
         from melody_jax.sampling import generate
+        from melody_jax.sampling.request import make_requests
 
         found = []
         for start in tqdm(range(0, len(self.prompts), BATCH), desc="tokens"):
