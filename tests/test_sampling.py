@@ -14,7 +14,7 @@ import soundfile
 
 from melody_jax import load, release
 from melody_jax.errors import UserError
-from melody_jax.models import dpd, functional, lm, mulan, vae
+from melody_jax.models import dpd, functional, lm, mulan, tokenizer, vae
 from melody_jax.sampling import generate
 from melody_jax.sampling.request import Part, Request, Scene, make_requests
 
@@ -22,10 +22,11 @@ PROMPTS = ["a calm solo piano piece", "driving techno at 130 bpm", "slow sad cel
 
 
 def tiny_networks() -> dict:
-    """Config and random parameters of each network that sampling needs, made to fit together."""
+    """Config and random parameters of each network, made to fit together."""
     keys = jax.random.split(jax.random.key(3), 8)
     configs = {
         "mulan": mulan.TINY,
+        "tokenizer": tokenizer.TINY,
         "vae": vae.TINY,
         "lm": dataclasses.replace(lm.TINY, prefix_levels=mulan.TINY.levels, prefix_codes=mulan.TINY.codes),
         "dpd": dataclasses.replace(
@@ -37,9 +38,13 @@ def tiny_networks() -> dict:
     }
     started = {  # jitted: one compilation each instead of one for every little operation
         name: jax.jit(module.init, static_argnums=0)(configs[name], keys[i])
-        for i, (name, module) in enumerate({"mulan": mulan, "vae": vae, "lm": lm, "dpd": dpd}.items())
+        for i, (name, module) in enumerate(
+            {"mulan": mulan, "vae": vae, "lm": lm, "dpd": dpd, "tokenizer": tokenizer}.items()
+        )
     }
+    codebook = jax.random.normal(keys[6], started["tokenizer"]["codebook"].shape)
     params = started | {
+        "tokenizer": started["tokenizer"] | {"codebook": codebook},
         "mulan": started["mulan"]
         | {
             "music_mean": jnp.zeros(mulan.TINY.embedding),
@@ -99,7 +104,7 @@ def test_same_seed_same_bits_other_seed_other_music(melody) -> None:
 
 def test_batch_of_four_equals_four_of_one(melody) -> None:
     group = melody.groups(make_requests(PROMPTS, {"seed": 7, "steps": 3, "guidance_scale": [2.5, 2.0, 0.5, 4.0]}))[0]
-    controls = melody.controls_at(group)(0)
+    controls = melody.controls_at(group)([0.0] * 4)
     tokens = jax.random.randint(jax.random.key(1), (4, group.config.tokens), 0, group.config.dpd.semantic_tokens)
 
     def made(items: slice) -> tuple[np.ndarray, np.ndarray]:
@@ -159,8 +164,8 @@ def test_a_story_changes_the_prompt_where_it_says(melody) -> None:
     at, encoder = melody.controls_at(group), melody.prompt_encoder
     begin, later = (encoder.prefix(prompt) for prompt in PROMPTS[:2])
     assert np.any(begin != later)
-    for number, expected in ((0, begin), (1, begin), (2, later), (9, later)):  # chunk 2 begins after 4 s
-        np.testing.assert_array_equal(at(number).prefix_tokens[0], expected)
+    for seconds, expected in ((0.0, begin), (3.2, begin), (4.0, later), (9.6, later)):
+        np.testing.assert_array_equal(at([seconds]).prefix_tokens[0], expected)
 
 
 def test_guidance_of_one_is_no_guidance(melody) -> None:
@@ -269,3 +274,16 @@ def test_sample_script_says_one_line(releases: Path, tmp_path: Path, arguments: 
     assert done.returncode == 2
     assert len(done.stderr.strip().splitlines()) == 1, done.stderr
     assert not list(tmp_path.rglob("*.wav"))
+
+
+def test_sample_script_streams(releases: Path, tmp_path: Path) -> None:
+    script = Path(__file__).parents[1] / "sample.py"
+    options = ["--steps", "1", "--stream", "True", "--model", "tiny", "--folder", str(releases)]
+    process = subprocess.Popen([sys.executable, str(script), "piano", *options], stdout=subprocess.PIPE, cwd=tmp_path)
+    assert process.stdout is not None
+    heard = process.stdout.read(5 * 48_000)  # goes on until nobody listens
+    process.stdout.close()
+    assert process.wait(timeout=60) == 0
+    assert len(heard) == 5 * 48_000
+    assert np.frombuffer(heard, np.int16).std() > 0
+    assert not list(tmp_path.iterdir())

@@ -137,7 +137,7 @@ def swap_stages(
                 "temperature": temperature, "seconds": melody.window_seconds, "seed": seed}  # fmt: skip
     (group,) = melody.groups(make_requests(texts, settings))
     prefix, tokens, latents = _features(params, tuple(configs.items()), jnp.asarray(waves))
-    controls = melody.controls_at(group)(0)._replace(prefix_tokens=prefix)
+    controls = melody.controls_at(group)([0.0] * len(texts))._replace(prefix_tokens=prefix)
     keys = generate.item_keys(controls)
     decode = partial(generate.latents_to_wave, params["vae"], configs["vae"])
     diffuse = partial(_diffuse, params["dpd"], group.config, controls)

@@ -283,6 +283,7 @@ def _generate(
     prefix: jax.Array,
     keys: jax.Array,
     given: jax.Array,
+    known: jax.Array,
     length: int,
     candidates: int,
     temperature: jax.Array,
@@ -291,7 +292,7 @@ def _generate(
     guidance_scale: jax.Array,
 ) -> jax.Array:
     """`generate` on prefix embeddings (B, P, D), or (2B, P, D) with the guiding half second; numbers are (B,)."""
-    batch, known = given.shape
+    batch, begun = given.shape
     copies = prefix.shape[0] // batch
     blocks = functional.unstack(params["blocks"], config.layers)
     rows, depth, positions = prefix.shape[0] * config.heads, config.width // config.heads, config.prefix_levels + length
@@ -302,7 +303,10 @@ def _generate(
             wanted, unwanted = jnp.split(scores, 2)
             scores = unwanted + guidance_scale[:, None] * (wanted - unwanted)
         item_keys = jax.vmap(lambda key: jax.random.fold_in(key, index))(keys)
-        return jax.vmap(partial(sample_token, candidates=candidates))(item_keys, scores, temperature, top_k, top_p)
+        sample = jax.vmap(partial(sample_token, candidates=candidates))
+        drawn = sample(item_keys, scores, temperature, top_k, top_p)
+        there = jax.lax.dynamic_index_in_dim(known, index, axis=1, keepdims=False)
+        return jnp.where(there < 0, drawn, there)
 
     def advance(index: jax.Array | int, state: State, new: jax.Array, begin: bool) -> State:
         """Hears `new` (B, N), the latest of the tokens before `index`, and draws the one there."""
@@ -321,9 +325,9 @@ def _generate(
     def step(index: jax.Array, state: State) -> State:
         return advance(index, state, jax.lax.dynamic_slice_in_dim(state[0], index - 1, 1, axis=1), False)
 
-    tokens = jnp.zeros((batch, length), jnp.int32).at[:, :known].set(given)
+    tokens = jnp.zeros((batch, length), jnp.int32).at[:, :begun].set(given)
     state = tokens, _nothing_heard(params, config, prefix, length), [empty] * config.layers
-    return jax.lax.fori_loop(known + 1, length, step, advance(known, state, given, True))[0]
+    return jax.lax.fori_loop(begun + 1, length, step, advance(begun, state, given, True))[0]
 
 
 def generate(
@@ -339,6 +343,7 @@ def generate(
     given: jax.Array | None = None,
     negative_prefix_tokens: jax.Array | None = None,
     candidates: int = CANDIDATES,
+    known: jax.Array | None = None,
 ) -> jax.Array:
     """Samples semantic tokens (B, length) int32 after prefix tokens (B, P), beginning with `given` (B, G), G < length.
 
@@ -346,7 +351,9 @@ def generate(
     `guidance_scale` g draws from null + g (prefix - null) in logits, at twice the cost unless it is the number 1;
     the null side is the learned null prefix, or `negative_prefix_tokens` (B, P) if given, in which -1 is null.
     `temperature` >= 0, `top_k` >= 1, `top_p` in (0, 1] and `guidance_scale` may be traced, each one number or (B,);
-    at most the `candidates` best ids are drawn from. Raises `UserError` if the prefix or `given` has the wrong length.
+    at most the `candidates` best ids are drawn from. `known` (B, length): tokens that are there already, anywhere; -1
+    is one to draw. What is drawn follows from what comes before it only. Raises `UserError` if the prefix or `given`
+    has the wrong length.
     """
     batch = prefix_tokens.shape[0]
     start = jnp.zeros((batch, 0), jnp.int32) if given is None else given
@@ -361,4 +368,5 @@ def generate(
     numbers = (
         jnp.broadcast_to(jnp.asarray(n, jnp.float32), batch) for n in (temperature, top_k, top_p, guidance_scale)
     )
-    return _generate(params, config, prefix, keys, start, length, candidates, *numbers)
+    known = jnp.full((batch, length), -1) if known is None else known
+    return _generate(params, config, prefix, keys, start, known, length, candidates, *numbers)

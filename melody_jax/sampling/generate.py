@@ -11,10 +11,11 @@ import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh, PartitionSpec
 
 from melody_jax import diffusion
 from melody_jax.errors import UserError
@@ -37,6 +38,8 @@ class SamplerConfig:
     """Angle schedule, see `diffusion.omegas`."""
     solver: str = "ddim"
     """See `diffusion.SOLVERS`."""
+    start: float = diffusion.HALF_PI
+    """Angle that the diffusion starts from, radians; below pi/2 it varies the latents that are there."""
     guided: bool = True
     """Whether the diffusion is guided by a null branch; without, as where it takes the guidance scale as an input, it
     costs half."""
@@ -125,11 +128,16 @@ def initial_noise(keys: jax.Array, frames: int, channels: int) -> jax.Array:
 
 
 def prefix_to_tokens(
-    params: Params, config: SamplerConfig, controls: Controls, keys: jax.Array, given: jax.Array | None = None
+    params: Params,
+    config: SamplerConfig,
+    controls: Controls,
+    keys: jax.Array,
+    given: jax.Array | None = None,
+    known: jax.Array | None = None,
 ) -> jax.Array:
     """Semantic tokens int32 (B, U), U = one window of the DPD, sampled by the LM.
 
-    The first ones are `given` (B, G), if they are.
+    The first ones are `given` (B, G), if they are; those `known` (B, U) elsewhere stay, -1 is one to draw.
     """
     return lm.generate(
         params,
@@ -144,6 +152,7 @@ def prefix_to_tokens(
         given=given,
         negative_prefix_tokens=controls.negative_prefix_tokens,
         candidates=config.candidates,
+        known=known,
     )
 
 
@@ -158,7 +167,8 @@ def tokens_to_latents(
 ) -> jax.Array:
     """Semantic tokens (B, U) -> latents (B, L, D) by the config's solver with classifier-free guidance (3.3-3.5).
 
-    Frames where `is_new` (L,) or (B, L) is False are those of `context` (B, L, D) and stay as they are to the bit. Both
+    Frames where `is_new` (L,) or (B, L) is False are those of `context` (B, L, D) and stay as they are to the bit; new
+    ones start from noise, or from their `context` with noise to the angle `config.start`. Both
     branches of guidance run in one doubled batch: the first half sees the tokens, the second half is the null branch.
     """
     batch, frames, channels = semantic_tokens.shape[0], config.dpd.frames, config.dpd.latent_dim
@@ -179,20 +189,44 @@ def tokens_to_latents(
     if context is not None:
         assert is_new is not None, "context needs to be told from what is new"
         is_new = jnp.broadcast_to(is_new, (batch, frames))
+        if config.start < diffusion.HALF_PI:
+            start = diffusion.corrupt(context, start, config.start)[0]
         start = jnp.where(is_new[..., None], start, context)
-    omegas = diffusion.omegas(config.schedule, config.steps)
+    omegas = diffusion.omegas(config.schedule, config.steps, config.start)
     return diffusion.sample(velocity, start, omegas, is_new, config.solver, later_noise)
 
 
-@partial(jax.jit, static_argnames="config")
-def first_window(params: dict[str, Params], config: SamplerConfig, controls: Controls) -> Window:
-    """The first window. `params` holds the parameters of "lm" and "dpd"."""
-    keys = item_keys(controls)
-    tokens = prefix_to_tokens(params["lm"], config, controls, keys)
-    return Window(tokens, tokens_to_latents(params["dpd"], config, controls, tokens, keys))
+def apart(function: Callable[..., Any], mesh: Mesh | None, whole: int = 1) -> Callable[..., Any]:
+    """`function` of batches, each device of the mesh working on its own items; nothing is sent. None: as it is.
+
+    The first `whole` arguments belong to no item: every device has all of them. Items must divide over the devices.
+    """
+    if mesh is None:
+        return function
+    items = PartitionSpec(mesh.axis_names)
+
+    def spread(*arguments: Any) -> Any:
+        specs = (PartitionSpec(),) * whole + (items,) * (len(arguments) - whole)
+        return jax.shard_map(function, mesh=mesh, in_specs=specs, out_specs=items, check_vma=False)(*arguments)
+
+    return spread
 
 
-@partial(jax.jit, static_argnames=("config", "moved"))
+@partial(jax.jit, static_argnames=("config", "mesh"))
+def first_window(
+    params: dict[str, Params], config: SamplerConfig, controls: Controls, mesh: Mesh | None = None
+) -> Window:
+    """The first window. `params` holds the parameters of "lm" and "dpd"; mesh: spreads the items (`apart`)."""
+
+    def make(params: dict[str, Params], controls: Controls) -> Window:
+        keys = item_keys(controls)
+        tokens = prefix_to_tokens(params["lm"], config, controls, keys)
+        return Window(tokens, tokens_to_latents(params["dpd"], config, controls, tokens, keys))
+
+    return apart(make, mesh)(params, controls)
+
+
+@partial(jax.jit, static_argnames=("config", "moved", "mesh"))
 def next_window(
     params: dict[str, Params],
     config: SamplerConfig,
@@ -200,35 +234,90 @@ def next_window(
     window: Window,
     moved: int,
     number: jax.Array,
+    mesh: Mesh | None = None,
 ) -> Window:
     """The window one chunk later (section 3.5, algorithm 2): its last chunk is new, what comes before stays.
 
     moved: tokens by which it moves on, `config.chunk_tokens(number)`; number: which chunk after the first window, from
     1, int32. Only the new chunk turns, where the paper's text turns the whole window (Q3).
     """
-    keys = _part_keys(item_keys(controls), 2 + number)  # below are the first window's own
-    tokens = prefix_to_tokens(params["lm"], config, controls, keys, window.semantic_tokens[:, moved:])
-    context = jnp.roll(window.latents, -config.chunk_frames, axis=1)
-    is_new = jnp.arange(config.dpd.frames) >= config.dpd.frames - config.chunk_frames
-    return Window(tokens, tokens_to_latents(params["dpd"], config, controls, tokens, keys, context, is_new))
+
+    def make(params: dict[str, Params], number: jax.Array, controls: Controls, window: Window) -> Window:
+        keys = _part_keys(item_keys(controls), 2 + number)  # below are the first window's own
+        tokens = prefix_to_tokens(params["lm"], config, controls, keys, window.semantic_tokens[:, moved:])
+        context = jnp.roll(window.latents, -config.chunk_frames, axis=1)
+        is_new = jnp.arange(config.dpd.frames) >= config.dpd.frames - config.chunk_frames
+        return Window(tokens, tokens_to_latents(params["dpd"], config, controls, tokens, keys, context, is_new))
+
+    return apart(make, mesh, whole=2)(params, number, controls, window)
+
+
+@partial(jax.jit, static_argnames=("config", "given", "draws"))
+def fill_window(
+    params: dict[str, Params],
+    config: SamplerConfig,
+    controls: Controls,
+    window: Window,
+    new_tokens: jax.Array,
+    new_frames: jax.Array,
+    number: jax.Array,
+    given: int = 0,
+    draws: int = 1,
+) -> Window:
+    """`window` with the tokens where `new_tokens` (B, U) and the frames where `new_frames` (B, L) are made; the rest
+    stays to the bit.
+
+    number: which window of a piece this is, int32, from 0: each has noise of its own. given: so many first tokens of
+    every item are known, which saves the LM that many steps. draws: the LM writes so many fillings, and the one that
+    makes the tokens after them likeliest is taken (Q23).
+    """
+    keys, batch = _part_keys(item_keys(controls), 2 + number), len(new_tokens)
+    known = jnp.where(new_tokens, -1, window.semantic_tokens)
+
+    def repeat(rows: jax.Array) -> jax.Array:
+        return jnp.repeat(rows, draws, axis=0)
+
+    many, filled = jax.tree.map(repeat, controls), repeat(known)
+    draw_keys = jax.vmap(jax.random.fold_in)(repeat(keys), jnp.tile(jnp.arange(draws), batch))
+    tokens = prefix_to_tokens(params["lm"], config, many, draw_keys, filled[:, :given], filled)
+    if draws > 1:
+        scores = jax.nn.log_softmax(lm.logits(params["lm"], config.lm, many.prefix_tokens, tokens))
+        likelihood = jnp.take_along_axis(scores, tokens[..., None], axis=2)[..., 0]
+        after = (jnp.cumsum(filled < 0, axis=1) > 0) & (filled >= 0)
+        best = jnp.argmax((likelihood * after).sum(axis=1).reshape(batch, draws), axis=1)
+        tokens = tokens.reshape(batch, draws, -1)[jnp.arange(batch), best]
+    return Window(tokens, tokens_to_latents(params["dpd"], config, controls, tokens, keys, window.latents, new_frames))
 
 
 def windows(
-    params: dict[str, Params], config: SamplerConfig, controls_at: Callable[[int], Controls]
+    params: dict[str, Params],
+    config: SamplerConfig,
+    controls_at: Callable[[int], Controls],
+    mesh: Mesh | None = None,
 ) -> Iterator[jax.Array]:
     """New latents (B, n, D) without end: those of the first window, then of one chunk after the other.
 
     controls_at(number): what is asked for in chunk `number`; 0 is the first window.
     """
-    window = first_window(params, config, controls_at(0))
+    window = first_window(params, config, controls_at(0), mesh)
     yield window.latents
     for number in itertools.count(1):
         moved = config.chunk_tokens(number)
-        window = next_window(params, config, controls_at(number), window, moved, jnp.int32(number))
+        window = next_window(params, config, controls_at(number), window, moved, jnp.int32(number), mesh)
         yield window.latents[:, -config.chunk_frames :]
 
 
-@partial(jax.jit, static_argnames="config")
-def latents_to_wave(params: Params, config: VAEConfig, latents: jax.Array) -> jax.Array:
-    """The decoder: latents (B, L, D) -> waveform float32 (B, T)."""
-    return vae.decode(params, config, latents)
+@partial(jax.jit, static_argnames=("config", "mesh"))
+def latents_to_wave(
+    params: Params,
+    config: VAEConfig,
+    latents: jax.Array,
+    first: jax.typing.ArrayLike = 0,
+    mesh: Mesh | None = None,
+) -> jax.Array:
+    """The decoder: latents (B, L, D), of which the first is number `first` of its piece -> waveform float32 (B, T)."""
+
+    def make(params: Params, first: jax.Array, latents: jax.Array) -> jax.Array:
+        return vae.decode(params, config, latents, first)
+
+    return apart(make, mesh, whole=2)(params, first, latents)

@@ -1,8 +1,9 @@
 """The public face of the cascade: `load("mini").generate(prompts, seconds=10, seed=0)`."""
 
 import dataclasses
+import hashlib
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,13 +11,14 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from tokenizers import Tokenizer
 from tqdm import tqdm
 
-from melody_jax import audio, release
+from melody_jax import audio, diffusion, release
 from melody_jax.errors import UserError
 from melody_jax.models.functional import Params
-from melody_jax.sampling import generate
+from melody_jax.sampling import decode, edit, generate
 from melody_jax.sampling.generate import Controls, SamplerConfig
 from melody_jax.sampling.prompts import PromptEncoder
 from melody_jax.sampling.request import Prompt, Request, make_requests
@@ -29,9 +31,11 @@ class Group(NamedTuple):
 
     config: SamplerConfig
     chunks: int
-    """Chunks after the first window."""
+    """Chunks after the first window; or, of sources, the windows to fill."""
     requests: list[Request]
     """Their `best_of` candidates are rows of the batch."""
+    pieces: list[edit.Piece]
+    """The source of each row, if they have sources; one has as many windows to fill as the other."""
 
     @property
     def rows(self) -> list[tuple[Request, int]]:
@@ -44,10 +48,31 @@ class Melody:
 
     sample_rate = audio.SAMPLE_RATE
 
-    def __init__(self, params: dict[str, Params], configs: dict[str, Any], tokenizer: Tokenizer | None) -> None:
+    def __init__(
+        self,
+        params: dict[str, Params],
+        configs: dict[str, Any],
+        tokenizer: Tokenizer | None,
+        hashes: dict[str, str],
+        mesh: Mesh | None = None,
+    ) -> None:
         self.params = params
         self.configs = configs
         self.tokenizer = tokenizer
+        self.hashes = hashes
+        self.mesh = mesh
+
+    @property
+    def hash(self) -> str:
+        """Names the weights of all networks that sampling uses, 16 hexadecimal digits."""
+        together = "".join(self.hashes[network] for network in sorted(self.hashes) if network != "tokenizer")
+        return hashlib.sha256(together.encode()).hexdigest()[:16]
+
+    def spread(self, mesh: Mesh) -> "Melody":
+        """The same with its batches spread over the mesh's devices, which batches must then divide over."""
+        whole = NamedSharding(mesh, PartitionSpec())
+        placed = {name: jax.device_put(self.params[name], whole) for name in ("lm", "dpd", "vae")}
+        return Melody(self.params | placed, self.configs, self.tokenizer, self.hashes, mesh)
 
     @property
     def window_samples(self) -> int:
@@ -81,12 +106,65 @@ class Melody:
         """The clips (samples,) of the requests, in their order; those that share a program are made in one batch."""
         clips: dict[Request, np.ndarray] = {}
         for group in self.groups(requests):
-            made = islice(self.windows(group), 1 + group.chunks)
-            bar = tqdm(made, total=1 + group.chunks, desc="chunks", disable=not (progress and group.chunks))
-            latents = jnp.concatenate([jax.block_until_ready(new) for new in bar], axis=1)
-            wave = np.asarray(generate.latents_to_wave(self.params["vae"], self.configs["vae"], latents))
-            clips |= zip(group.requests, self._finish(group, wave), strict=True)
+            waves = self._edited(group, progress) if group.pieces else self._made(group, progress)
+            clips |= zip(group.requests, self._best(group, waves), strict=True)
         return [clips[request] for request in requests]
+
+    def _made(self, group: Group, progress: bool) -> list[np.ndarray]:
+        """The sound of each row, made from nothing."""
+        windows = islice(self.windows(group), 1 + group.chunks)
+        bar = tqdm(windows, total=1 + group.chunks, desc="chunks", disable=not (progress and group.chunks))
+        lengths = [round(request.seconds * self.sample_rate) for request, _ in group.rows]
+        waves, done = np.empty((len(lengths), max(lengths)), np.float32), 0
+        for stretch in self._sound(bar, group.config.dpd.frames):
+            waves[:, done : done + stretch.shape[1]] = stretch[:, : waves.shape[1] - done]
+            done += stretch.shape[1]
+        return [wave[:length] for wave, length in zip(waves, lengths, strict=True)]
+
+    def _edited(self, group: Group, progress: bool) -> list[np.ndarray]:
+        """The sound of each row, made from its source."""
+        params = {name: self.params[name] for name in ("lm", "dpd")}
+        keep_tokens, controls = [request.keep_tokens for request, _ in group.rows], self.controls_at(group)
+        for number in tqdm(range(group.chunks), desc="windows", disable=not (progress and group.chunks > 1)):
+
+            def make(window, new_tokens, new_frames, seconds, given, draws, number=number):
+                own, index = controls(seconds), jnp.int32(number)
+                return generate.fill_window(
+                    params, group.config, own, window, new_tokens, new_frames, index, given, draws
+                )
+
+            edit.fill(group.pieces, keep_tokens, number, make)
+        longest = max(len(piece.latents) for piece in group.pieces)
+        latents = [np.pad(piece.latents, ((0, longest - len(piece.latents)), (0, 0))) for piece in group.pieces]
+        decoder, window = (self.params["vae"], self.configs["vae"]), group.config.dpd.frames
+        wave = np.concatenate(list(decode.decode(*decoder, [np.stack(latents)], window)), axis=1)
+        return [edit.splice(piece, row) for piece, row in zip(group.pieces, wave, strict=True)]
+
+    def stream(self, prompt: Prompt, *, seconds: float | None = None, **settings: Any) -> Iterator[np.ndarray]:
+        """Music for one prompt while it is being made: stretches float32 (n,) of it, in [-1, 1] at `sample_rate`.
+
+        The first comes with the first window, then one with every chunk; put together they are what `generate` makes,
+        to 1e-4. Memory does not grow with the length.
+        seconds: where it ends, at most 600; None: never. settings: other fields of `Request`; `best_of` must be 1.
+        Raises UserError, one line, for anything out of its range.
+        """
+        (request,) = make_requests([prompt], settings if seconds is None else settings | {"seconds": seconds})
+        if request.best_of > 1:
+            raise UserError(f"best_of is {request.best_of}; a stream is heard before it could be chosen, it must be 1")
+        if request.source is not None:
+            raise UserError("a stream has no source; it begins with a prompt")
+        (group,) = self.groups([request])
+        made = self.windows(group)
+        if seconds is not None:
+            made = islice(made, 1 + group.chunks)
+        samples = None if seconds is None else round(seconds * self.sample_rate)
+        return (stretch[0] for stretch in _cut(self._sound(made, group.config.chunk_frames), samples))
+
+    def _sound(self, blocks: Iterable[jax.Array], window: int) -> Iterator[np.ndarray]:
+        """Stretches (rows, n) of the sound of latents, of which at least `window` are decoded at a time."""
+        config = self.configs["vae"]
+        window = max(window, self.configs["dpd"].frames // self.configs["dpd"].chunks + 2 * decode.context(config))
+        return decode.decode(self.params["vae"], config, blocks, window, self.mesh)
 
     @property
     def prompt_encoder(self) -> PromptEncoder:
@@ -97,10 +175,15 @@ class Melody:
 
     def groups(self, requests: Sequence[Request]) -> list[Group]:
         """The requests by the program that serves them, in the order of their first."""
-        found: dict[tuple[SamplerConfig, int], Group] = {}
+        found: dict[tuple[SamplerConfig, int, bool], Group] = {}
         for request in requests:
-            config, chunks = self.sampler_config(request), self._chunks(request.seconds)
-            found.setdefault((config, chunks), Group(config, chunks, [])).requests.append(request)
+            config, chunks, edited = self.sampler_config(request), self.chunks(request.seconds), []
+            if request.source is not None:
+                edited = [edit.prepare(request, self.params, self.configs) for _ in range(request.best_of)]
+                chunks = len(edited[0].fills)
+            group = found.setdefault((config, chunks, bool(edited)), Group(config, chunks, [], []))
+            group.requests.append(request)
+            group.pieces.extend(edited)
         return list(found.values())
 
     def sampler_config(self, request: Request) -> SamplerConfig:
@@ -116,6 +199,7 @@ class Melody:
             steps=int(request.steps),
             schedule=request.schedule,
             solver=request.solver,
+            start=float(request.strength * diffusion.HALF_PI),
             guided=scale != 1 and not known,
             lm_guided=request.lm_guidance_scale != 1,
         )
@@ -126,10 +210,18 @@ class Melody:
     def windows(self, group: Group) -> Iterator[jax.Array]:
         """New latents (rows, n, D) of the group, window and chunks, without end (`generate.windows`)."""
         params = {name: self.params[name] for name in ("lm", "dpd")}
-        return generate.windows(params, group.config, self.controls_at(group))
+        if self.mesh is not None and len(group.rows) % self.mesh.size:
+            raise UserError(f"{len(group.rows)} clips do not divide over {self.mesh.size} devices")
+        controls = self.controls_at(group)
 
-    def controls_at(self, group: Group) -> Callable[[int], Controls]:
-        """Chunk number -> what is asked for in it: the scene that holds where it begins."""
+        def at(number: int) -> Controls:
+            begins = self.window_seconds + (number - 1) * self.chunk_seconds if number else 0.0
+            return controls([begins] * len(group.rows))
+
+        return generate.windows(params, group.config, at, self.mesh)
+
+    def controls_at(self, group: Group) -> Callable[[Sequence[float]], Controls]:
+        """Seconds from the beginning, one number a row -> what is asked for then: the scene that holds."""
         encoder, encoded = self.prompt_encoder, {}
 
         def prefix(prompt: Prompt) -> np.ndarray:
@@ -146,12 +238,15 @@ class Melody:
         def column(name: str, dtype: Any) -> jax.Array:
             return jnp.asarray([getattr(request, name) for request in requests], dtype)
 
-        def prefixes(seconds: float) -> jax.Array:
-            held = [[made for at, made in story if at <= seconds + 1e-9][-1] for story in stories]
+        def prefixes(seconds: Sequence[float]) -> jax.Array:
+            held = [
+                [made for at, made in story if at <= time + 1e-9][-1]
+                for story, time in zip(stories, seconds, strict=True)
+            ]
             return jnp.asarray(np.stack(held))
 
         controls = Controls(
-            prefix_tokens=prefixes(0.0),
+            prefix_tokens=prefixes([0.0] * len(requests)),
             negative_prefix_tokens=jnp.asarray(np.stack([prefix(text) if text else none for text in unwanted])),
             seeds=column("seed", np.int32),
             candidate=jnp.asarray([candidate for _, candidate in group.rows], jnp.int32),
@@ -162,26 +257,20 @@ class Melody:
             guidance_scale=column("guidance_scale", np.float32),
         )
 
-        def at(number: int) -> Controls:
-            begins = self.window_seconds + (number - 1) * self.chunk_seconds if number else 0.0
-            return controls._replace(prefix_tokens=prefixes(begins))
+        return lambda seconds: controls._replace(prefix_tokens=prefixes(seconds))
 
-        return at
-
-    def _chunks(self, seconds: float) -> int:
+    def chunks(self, seconds: float) -> int:
         """Chunks after the first window that a clip needs."""
         missing = seconds - self.window_seconds
         return math.ceil(missing / self.chunk_seconds - 1e-9) if missing > 0 else 0
 
-    def _finish(self, group: Group, waves: np.ndarray) -> Iterator[np.ndarray]:
-        """The clip of each request of the group from the waves (rows, T): the best candidate, cut, peaks limited."""
-        first = 0
+    def _best(self, group: Group, waves: list[np.ndarray]) -> Iterator[np.ndarray]:
+        """The clip of each request of the group from the sound of every row: that of the best candidate."""
+        rows = iter(waves)
         for request in group.requests:
-            samples = round(request.seconds * self.sample_rate)
-            candidates = waves[first : first + request.best_of, :samples]
-            first += request.best_of
+            candidates = list(islice(rows, request.best_of))
             best = 0 if request.best_of == 1 else int(np.argmax([self.score(request, wave) for wave in candidates]))
-            yield audio.peak_limit(candidates[best])
+            yield candidates[best]
 
     def score(self, request: Request, wave: np.ndarray) -> float:
         """How close a clip (T,) is to its prompts in MuLan's space: the mean cosine, scene by scene.
@@ -231,4 +320,14 @@ def load(
     loaded = {release.DIFFERENCES.get(network, network): parts for network, parts in loaded.items()}
     configs = {network: config for network, (_, config, _) in loaded.items()}
     tokenizer = release.load_tokenizer(path, configs["mulan"].text.vocab_size) if "mulan" in configs else None
-    return Melody({network: params for network, (params, _, _) in loaded.items()}, configs, tokenizer)
+    return Melody({network: params for network, (params, _, _) in loaded.items()}, configs, tokenizer, own)
+
+
+def _cut(stretches: Iterable[np.ndarray], samples: int | None) -> Iterator[np.ndarray]:
+    """The first so many samples of the stretches (rows, n); None: all."""
+    left = math.inf if samples is None else samples
+    for stretch in stretches:
+        yield stretch[:, : int(min(left, stretch.shape[1]))]
+        left -= stretch.shape[1]
+        if left <= 0:
+            return

@@ -65,9 +65,17 @@ class PromptEncoder:
                 ids, mask = _tokenise(part.text, self.config.text.max_length, self.tokenizer)
                 point = text_targets(self.params, self.config, ids, mask)[0]
             else:
-                point = self.heard(_read(part.audio))
+                point = self.heard(read_sound(part.audio, "an audio prompt"))
             total += part.weight * np.asarray(point)
         return np.asarray(mulan.unit(jnp.asarray(total)))
+
+    def check(self, prompt: Prompt) -> None:
+        """Raises what `target` would, without the work."""
+        for part in parts(prompt):
+            if part.audio is None:
+                _tokenise(part.text, self.config.text.max_length, self.tokenizer)
+            else:
+                read_sound(part.audio, "an audio prompt")
 
     def prefix(self, prompt: Prompt) -> np.ndarray:
         """The prefix tokens int32 (P,) of a prompt. Raises as `target`."""
@@ -85,11 +93,16 @@ class PromptEncoder:
         return np.asarray(mulan.unit(jnp.asarray(np.mean(points, axis=0))))
 
 
-def _read(sound: Any) -> np.ndarray:
+def read_sound(sound: Any, what: str) -> np.ndarray:
+    """A sound file, or an array as it is: float32 (T,) at 24 kHz. `what` names it in the error.
+
+    Raises:
+        UserError: it cannot be read, is not mono or not finite, or is under a second.
+    """
     wave = sound if isinstance(sound, np.ndarray) else audio.read(sound)
     if wave.ndim != 1 or not np.isfinite(wave).all() or len(wave) < audio.SAMPLE_RATE:
-        what = f"shape {wave.shape}" if isinstance(sound, np.ndarray) else f"{sound}, {len(wave)} samples"
-        raise UserError(f"an audio prompt of {what}; it must be mono, finite and at least a second at 24 kHz")
+        which = f"shape {wave.shape}" if isinstance(sound, np.ndarray) else f"{sound}, {len(wave)} samples"
+        raise UserError(f"{what} of {which}; it must be mono, finite and at least a second at 24 kHz")
     return wave.astype(np.float32)
 
 

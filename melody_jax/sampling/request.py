@@ -54,8 +54,9 @@ class Scene:
 class Request:
     """One clip. Equal requests give equal clips, whatever else is in their batch."""
 
-    prompt: Prompt
-    """What is wanted; a text has at most as many word pieces as the text encoder takes (62)."""
+    prompt: Prompt = ""
+    """What is wanted; a text has at most as many word pieces as the text encoder takes (62). Empty: the style of the
+    `source`."""
     negative_prompt: str = ""
     """What the language model is led away from, by `lm_guidance_scale`; empty: from having no prompt."""
     story: Sequence[Scene] = ()
@@ -83,8 +84,18 @@ class Request:
     best_of: int = 1
     """Clips made of which the one closest to the prompt in MuLan's space is kept, 1 to 64."""
 
+    source: str | Path | np.ndarray | None = None
+    """Music to work on, a sound file or float32 (T,) at 24 kHz, of a second to ten minutes. It is continued up to
+    `seconds`, unless `regions`, `strength` or `keep_tokens` say what else: then the clip is as long as the source."""
+    regions: Sequence[tuple[float, float]] = ()
+    """(begin, end) in seconds of what is made anew within the source; all else stays to the sample."""
+    strength: float = 1.0
+    """How far what is made anew leaves the source: its diffusion starts at this share of pi/2, above 0, at most 1."""
+    keep_tokens: bool = False
+    """Keeps the source's semantic tokens (its notes and rhythm, mostly) where it is made anew."""
+
     def __post_init__(self) -> None:
-        parts(self.prompt)
+        parts(self.scenes[0][1])
         times = [scene.at for scene in self.story]
         if times != sorted(times):
             raise UserError(f"the times of the story are {times}; they must rise")
@@ -97,15 +108,30 @@ class Request:
             _check_number(name, getattr(self, name), -100.0, 100.0)
         _check_number("temperature", self.temperature, -1e-9, 100.0)
         _check_number("top_p", self.top_p, 0.0, 1.0)
+        self._check_source()
         diffusion.omegas(self.schedule, self.steps)
         diffusion.passes(self.solver, self.steps)
         if self.negative_prompt and self.lm_guidance_scale == 1:
             raise UserError("a negative_prompt needs guidance; lm_guidance_scale is 1, set e.g. 2")
 
+    def _check_source(self) -> None:
+        _check_number("strength", self.strength, 0.0, 1.0)
+        if self.source is None and (self.regions or self.strength < 1 or self.keep_tokens):
+            raise UserError("regions, strength and keep_tokens are about a source; there is none")
+        for region in self.regions:
+            if not isinstance(region, Sequence) or len(region) != 2 or not 0 <= region[0] < region[1]:
+                raise UserError(f"region {region}; it must be (begin, end) in seconds, 0 <= begin < end")
+
+    @property
+    def continues(self) -> bool:
+        """Whether the source is continued, not changed."""
+        return self.source is not None and not (self.regions or self.strength < 1 or self.keep_tokens)
+
     @property
     def scenes(self) -> list[tuple[float, Prompt]]:
         """From when (seconds) which prompt holds, the first from 0."""
-        return [(0.0, self.prompt), *((scene.at, scene.prompt) for scene in self.story)]
+        first = self.prompt if self.prompt or self.source is None else (Part(audio=self.source),)
+        return [(0.0, first), *((scene.at, scene.prompt) for scene in self.story)]
 
 
 def parts(prompt: Prompt) -> tuple[Part, ...]:
@@ -144,7 +170,7 @@ def make_requests(prompts: Prompt | Sequence[Prompt], settings: dict[str, Any]) 
 
 def _column(name: str, value: Any, count: int) -> list[Any]:
     """The setting of each of `count` items."""
-    if isinstance(value, list | np.ndarray):
+    if isinstance(value, list) or (isinstance(value, np.ndarray) and name != "source"):
         if len(value) != count:
             raise UserError(f"{len(value)} values of {name} for {count} prompts; give one, or one per prompt")
         return list(value)
