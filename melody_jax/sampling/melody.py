@@ -116,8 +116,8 @@ class Melody:
         bar = tqdm(windows, total=1 + group.chunks, desc="chunks", disable=not (progress and group.chunks))
         lengths = [round(request.seconds * self.sample_rate) for request, _ in group.rows]
         waves, done = np.empty((len(lengths), max(lengths)), np.float32), 0
-        for stretch in self._sound(bar, group.config.dpd.frames):
-            waves[:, done : done + stretch.shape[1]] = stretch[:, : waves.shape[1] - done]
+        for stretch in _cut(self._sound(bar, group.config.dpd.frames), max(lengths)):
+            waves[:, done : done + stretch.shape[1]] = stretch
             done += stretch.shape[1]
         return [wave[:length] for wave, length in zip(waves, lengths, strict=True)]
 
@@ -145,14 +145,15 @@ class Melody:
 
         The first comes with the first window, then one with every chunk; put together they are what `generate` makes,
         to 1e-4. Memory does not grow with the length.
-        seconds: where it ends, at most 600; None: never. settings: other fields of `Request`; `best_of` must be 1.
+        seconds: where it ends, at most 600; None: never. settings: other fields of `Request` but `source`; `best_of`
+        must be 1.
         Raises UserError, one line, for anything out of its range.
         """
         (request,) = make_requests([prompt], settings if seconds is None else settings | {"seconds": seconds})
         if request.best_of > 1:
             raise UserError(f"best_of is {request.best_of}; a stream is heard before it could be chosen, it must be 1")
         if request.source is not None:
-            raise UserError("a stream has no source; it begins with a prompt")
+            raise UserError("a source cannot be streamed; use generate")
         (group,) = self.groups([request])
         made = self.windows(group)
         if seconds is not None:
