@@ -42,6 +42,7 @@ COMMANDS: dict[str, Command] = {
     ),
     "replay": Command("melody_jax.training.replay", "ReplayConfig", "replay", "repeat a step that was not finite"),
     "export": Command("melody_jax.training.export", "ExportConfig", "export", "release a trained network"),
+    "nfe": Command("melody_jax.sampling.nfe", "NFEConfig", "nfe", "count passes through the networks beside MusicLM's"),
 }
 
 
