@@ -24,6 +24,10 @@ from melody_jax.errors import UserError
 SAMPLE_RATE = 24_000
 TOKEN_SAMPLES = 960
 """Samples of a semantic token: 25 Hz."""
+LOOKAHEAD = 0.004
+"""Seconds before a peak at which `peak_limit` has turned the gain down, half of what it looks at to either side."""
+BLOCK = 1 << 20
+"""Samples that `write` converts at a time."""
 FORMATS = {".wav": "WAV", ".flac": "FLAC", ".ogg": "OGG"}
 
 
@@ -115,12 +119,16 @@ def write(path: str | os.PathLike, audio: np.ndarray, sample_rate: int = SAMPLE_
     """
     path = Path(path)
     file_format = check_writable(path)
-    samples = to_int16(audio, str(path))
+    audio = _checked(audio, str(path))
     temporary = None
     try:
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
-        with os.fdopen(handle, "wb") as file:
-            soundfile.write(file, samples, sample_rate, format=file_format)
+        with (
+            os.fdopen(handle, "wb") as file,
+            soundfile.SoundFile(file, "w", sample_rate, 1, format=file_format) as sound,
+        ):
+            for first in range(0, len(audio), BLOCK):  # ten minutes need no copies of themselves
+                sound.write(to_int16(audio[first : first + BLOCK], str(path)))
         os.chmod(temporary, 0o644)
         os.replace(temporary, path)
     except (OSError, soundfile.SoundFileError, RuntimeError) as error:
@@ -208,7 +216,7 @@ def loudness_normalise(
 
 
 def peak_limit(
-    audio: np.ndarray, ceiling: float = 0.98, lookahead: float = 0.004, sample_rate: int = SAMPLE_RATE
+    audio: np.ndarray, ceiling: float = 0.98, lookahead: float = LOOKAHEAD, sample_rate: int = SAMPLE_RATE
 ) -> np.ndarray:
     """Turns the gain down around peaks of float32 (T,) so that no sample exceeds `ceiling`; untouched if none does.
 
@@ -240,12 +248,17 @@ def _running_minimum(values: np.ndarray, width: int) -> np.ndarray:
 
 def to_int16(audio: np.ndarray, name: str) -> np.ndarray:
     """Float (T,) as int16, clipped at full scale. Raises `UserError`, naming `name`: empty, not 1-D or not finite."""
+    samples = _checked(audio, name).astype(np.float32)
+    return np.clip(np.rint(samples * 32768.0), -32768, 32767).astype(np.int16)
+
+
+def _checked(audio: np.ndarray, name: str) -> np.ndarray:
     audio = np.asarray(audio)
     if audio.ndim != 1 or len(audio) == 0:
         raise UserError(f"{name}: audio must be mono with at least one sample, got shape {audio.shape}")
     if not np.isfinite(audio).all():
         raise UserError(f"{name}: audio holds samples that are not finite (NaN or infinity)")
-    return np.clip(np.rint(audio.astype(np.float32) * 32768.0), -32768, 32767).astype(np.int16)
+    return audio
 
 
 def _refuse_cut_riff(path: Path) -> None:

@@ -217,6 +217,8 @@ class TrainConfig:
             raise UserError(f"data.batch_size {self.data.batch_size} does not divide into accumulate {self.accumulate}")
         if self.lora.rank and not self.init_from:
             raise UserError(f"lora.rank is {self.lora.rank} without --init_from: adapters need weights to adapt")
+        if hasattr(self.stage, "teacher") and (self.lora.rank or not self.init_from):
+            raise UserError("distillation needs --init_from, a released teacher, and no adapters (lora.rank 0)")
         if not 0 <= self.ema_decay < 1:
             raise UserError(f"ema_decay is {self.ema_decay}; it must be at least 0 and below 1")
 

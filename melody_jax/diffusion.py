@@ -24,6 +24,7 @@ Legend: B batch, L latent frames, D latent width, M chunks, T steps. Latents are
 scalar, (L,) or (B, L). Angles stay float32 whatever the latents' dtype.
 """
 
+import itertools
 import math
 from collections.abc import Callable
 
@@ -151,30 +152,100 @@ def sample_angles(
     return angle[:, chunk_of_frame(frames, chunks)]
 
 
+def drift_weight(angle: float, to: float) -> float:
+    """What a clean estimate that grows by one unit a radian adds to a DDIM step from `angle` down to `to`, radians.
+
+    Along the flow d(z / sin delta) / d delta = -z0(delta) / sin^2 delta, z0 the clean estimate. A constant z0 gives
+    the DDIM step; z0 + (delta - angle) adds sin(to) times the integral of (delta - angle) / sin^2 delta, which is
+    (to - angle) cos(to) + sin(to) ln(sin(angle) / sin(to)): finite at both ends, -angle at 0.
+    """
+    spread = math.sin(to) * math.log(math.sin(angle) / math.sin(to)) if to > 0 else 0.0
+    return (to - angle) * math.cos(to) + spread
+
+
+SOLVERS = ("ddim", "heun", "multistep", "pingpong")
+"""How `sample` gets from one angle to the next, by name.
+
+  ddim       the paper's: turns by the velocity; first order
+  heun       looks at the angle it arrives at and corrects the step; second order, two passes a step but the last
+  multistep  corrects by how the clean estimate moved since the last step; second order, one pass a step
+  pingpong   estimates the clean latents and mixes them with fresh noise at the next angle; stochastic. For distilled
+             networks: the mean that any other network estimates narrows the draws a little at every step
+"""
+
+
+def passes(solver: str, steps: int) -> int:
+    """Evaluations of the velocity that `sample` needs. Raises `UserError` for an unknown solver."""
+    if solver not in SOLVERS:
+        raise UserError(f"unknown solver {solver!r}: expected one of {', '.join(SOLVERS)}")
+    return 2 * steps - 1 if solver == "heun" else steps
+
+
 def sample(
     velocity_fn: Callable[[jax.Array, jax.Array], jax.Array],
     noise: jax.Array,
     omegas: np.ndarray,
     is_new: jax.Array | None = None,
+    solver: str = "ddim",
+    noise_fn: Callable[[jax.Array], jax.Array] | None = None,
 ) -> jax.Array:
-    """Latents (B, L, D) from noise by DDIM; guidance, tokens and parameters live in `velocity_fn`.
+    """Latents (B, L, D) from noise; guidance, tokens and parameters live in `velocity_fn`.
 
     velocity_fn(noisy (B, L, D), angle (B, L)) -> velocity (B, L, D).
     noise: N(0, I) in new frames, clean latents in context frames. For a variation, `corrupt` latents to the schedule's
         starting angle first.
     omegas: (T,) concrete steps in the order they are taken, see `omegas`.
     is_new: (L,) or (B, L) bool, the frames to generate; None is all. Frames outside keep angle 0 and every bit.
+    solver: see `SOLVERS`. noise_fn(step) -> N(0, I) (B, L, D), for "pingpong" alone.
 
-    The result is not clipped: the range of latents is the autoencoder's affair.
+    The result is not clipped: the range of latents is the autoencoder's affair. Raises `UserError` for an unknown
+    solver.
     """
+    passes(solver, 1)
     new = jnp.ones(noise.shape[:2], bool) if is_new is None else jnp.broadcast_to(is_new, noise.shape[:2]) != 0
 
-    def step(latents: jax.Array, turn: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
-        angle, omega = turn
-        velocity = velocity_fn(latents, jnp.where(new, angle, 0.0))
-        return ddim_step(latents, velocity.astype(latents.dtype), jnp.where(new, omega, 0.0)).astype(
-            latents.dtype
-        ), None
+    def estimate(latents: jax.Array, angle: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Velocity and clean latents."""
+        velocity = velocity_fn(latents, jnp.where(new, angle, 0.0)).astype(latents.dtype)
+        return velocity, velocity_to_clean(latents, velocity, angle).astype(latents.dtype)
 
-    turns = (jnp.asarray(_remaining(omegas)[:-1], jnp.float32), jnp.asarray(omegas, jnp.float32))
-    return jax.lax.scan(step, noise, turns)[0]
+    def step(
+        state: tuple[jax.Array, jax.Array], at: dict[str, jax.Array], corrects: bool = True
+    ) -> tuple[tuple[jax.Array, jax.Array], None]:
+        """From latents and the clean estimate before them to the next."""
+        latents, before = state
+        velocity, clean = estimate(latents, at["angle"])
+        if solver == "pingpong":
+            assert noise_fn is not None, "pingpong draws noise at every step"
+            arrived = corrupt(clean, noise_fn(at["number"]), at["to"])[0]
+        else:
+            arrived = ddim_step(latents, velocity, at["omega"])
+        if solver == "multistep":
+            drift = jnp.where(at["number"] > 0, (before - clean) / at["omega_before"], 0.0)
+            arrived += at["drift_weight"] * drift
+        if solver == "heun" and corrects:
+            drift = (clean - estimate(arrived, at["to"])[1]) / at["omega"]
+            arrived += at["drift_weight"] * drift
+        return (jnp.where(new[..., None], arrived, latents).astype(latents.dtype), clean), None
+
+    steps = _plan(omegas)
+    if solver != "heun":
+        return jax.lax.scan(step, (noise, noise), steps)[0][0]
+    all_but_last, last = (jax.tree.map(lambda values, part=part: values[part], steps) for part in (slice(-1), -1))
+    state, _ = jax.lax.scan(step, (noise, noise), all_but_last)
+    return step(state, last, corrects=False)[0][0]  # at angle 0 there is nothing left to look at
+
+
+def _plan(omegas: np.ndarray) -> dict[str, jax.Array]:
+    """What each step needs to know of the schedule, by name, (T,) each."""
+    visited = _remaining(omegas)
+    plan = {
+        "angle": visited[:-1],
+        "to": visited[1:],
+        "omega": np.asarray(omegas),
+        "omega_before": np.append(1.0, omegas[:-1]),
+        "drift_weight": np.array([drift_weight(angle, to) for angle, to in itertools.pairwise(visited)]),
+    }
+    return {name: jnp.asarray(values, jnp.float32) for name, values in plan.items()} | {
+        "number": jnp.arange(len(omegas))
+    }

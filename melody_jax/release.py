@@ -6,6 +6,8 @@ How a tensor is stored, by path and size:
                                              (stacked blocks, convolution taps) have scales of their own
   gains, biases and small floats             float16 (float32 if their size asks for it)
   tensors named in `KEEP`                    the type said there
+  a network in `DIFFERENCES`                 what is to be added to its base: matrices in 4 bits, two numbers a byte,
+                                             with scales as above; what is all zero is left out
 The JSON holds the network's config, the hashes of the networks it was trained on, metrics, and the tensors' sha256.
 Beside a MuLan whose text tower has another vocabulary than the packaged one lies its `mulan.tokenizer.json`.
 """
@@ -39,7 +41,10 @@ NETWORKS = {
     "tokenizer": "TokenizerConfig",
     "lm": "LMConfig",
     "dpd": "DPDConfig",
+    "dpd_distilled": "DPDConfig",
 }
+DIFFERENCES = {"dpd_distilled": "dpd"}
+"""Networks of which only the difference to another one, in the same folder, is stored; loading gives the sum."""
 KEEP = {"codebook": "float16", "codebooks": "float16", "latent_mean": "float32", "latent_scale": "float32"}
 LOOKUP = ("embedding", "table", "words", "positions", "prefix", "semantic")  # endings of their paths
 SMALLEST_INT8 = 4096  # numbers; below it the scales and the error are not worth the bytes
@@ -58,12 +63,16 @@ def save_network(
     """Writes the network `name` into the folder `path` and returns the tensor file's path.
 
     `config` is the network's config dataclass, `hashes` maps each network it depends on to its sha256. `keep` maps
-    the last part of a tensor's path to its stored type and replaces `KEEP`.
+    the last part of a tensor's path to its stored type and replaces `KEEP`. Of a network in `DIFFERENCES`, `params` are
+    what is added to its base, and what the base lacks.
     """
     folder = Path(path)
     tensors: dict[str, np.ndarray] = {}
     for tensor_name, value in flatten(params).items():
-        tensors |= _store(tensor_name, np.asarray(value), KEEP if keep is None else keep)
+        if name not in DIFFERENCES:
+            tensors |= _store(tensor_name, np.asarray(value), KEEP if keep is None else keep)
+        elif np.any(value):
+            tensors |= _store(tensor_name, np.asarray(value), {}, bits=4)
     data = safetensors.numpy.save(tensors, {"format": "melody_jax"})  # several keys come out in a random order
     description = {
         "format_version": FORMAT_VERSION,
@@ -107,10 +116,28 @@ def read_network(path: str | os.PathLike, name: str) -> tuple[Params, Any, dict[
     for tensor_name, value in stored.items():
         if tensor_name.endswith(_SCALE):
             continue
-        if value.dtype == np.int8 and tensor_name + _SCALE in stored:
-            value = value.astype(np.float32) * stored[tensor_name + _SCALE]
+        if tensor_name + _SCALE in stored:
+            scale = stored[tensor_name + _SCALE]
+            codes = _unpack(value, scale.shape, _scaled_axis(tensor_name)) if value.dtype == np.uint8 else value
+            value = codes.astype(np.float32) * scale
         values[tensor_name] = value.astype(np.float32) if np.issubdtype(value.dtype, np.floating) else value
-    return unflatten(values), from_dict(_config_class(name), description["config"]), description["hashes"]
+    params = unflatten(values)
+    if name in DIFFERENCES:
+        params = add_difference(_read_base(folder, name, description["hashes"]), params)
+    return params, from_dict(_config_class(name), description["config"]), description["hashes"]
+
+
+def add_difference(base: Params, difference: Params) -> Params:
+    """The network `base` with what a network of `DIFFERENCES` holds added; what `base` lacks is taken as it is."""
+    sums, added = flatten(base), flatten(difference)
+    return unflatten(sums | {path: sums[path] + value if path in sums else value for path, value in added.items()})
+
+
+def _read_base(folder: Path, name: str, hashes: dict[str, str]) -> Params:
+    base = DIFFERENCES[name]
+    if hashes.get(base) != network_hash(folder, base):
+        raise UserError(f"{folder}: {name} was made from another {base} than the one here; take both from one release")
+    return read_network(folder, base)[0]
 
 
 def save_tokenizer(path: str | os.PathLike, source: str, size: int) -> None:
@@ -191,7 +218,7 @@ def unflatten(flat: dict[str, Any]) -> Params:
     return nested
 
 
-def _store(name: str, value: np.ndarray, keep: dict[str, str]) -> dict[str, np.ndarray]:
+def _store(name: str, value: np.ndarray, keep: dict[str, str], bits: int = 8) -> dict[str, np.ndarray]:
     last = name.split("/")[-1]
     if not np.issubdtype(value.dtype, np.floating):
         return {name: np.ascontiguousarray(value)}
@@ -200,16 +227,37 @@ def _store(name: str, value: np.ndarray, keep: dict[str, str]) -> dict[str, np.n
     if value.ndim < 2 or value.size < SMALLEST_INT8 or last.endswith(("scale", "bias")):
         small = float(np.max(np.abs(value), initial=0.0)) < float(np.finfo(np.float16).max)
         return {name: np.ascontiguousarray(value, np.float16 if small else np.float32)}
-    axis = -1 if last.endswith(LOOKUP) else -2
-    scale = np.max(np.abs(value), axis=axis, keepdims=True).astype(np.float32) / 127
+    bits = 8 if value.size % 2 else bits
+    most, axis = 2 ** (bits - 1) - 1, _scaled_axis(name)
+    scale = np.max(np.abs(value), axis=axis, keepdims=True).astype(np.float32) / most
     codes = np.rint(value / np.where(scale == 0, 1, scale)).astype(np.int8)
-    return {name: np.ascontiguousarray(codes), name + _SCALE: np.ascontiguousarray(scale)}
+    stored = _pack(codes) if bits == 4 else np.ascontiguousarray(codes)
+    return {name: stored, name + _SCALE: np.ascontiguousarray(scale)}
+
+
+def _scaled_axis(name: str) -> int:
+    """The axis along which numbers share a scale."""
+    return -1 if name.split("/")[-1].endswith(LOOKUP) else -2
+
+
+def _pack(codes: np.ndarray) -> np.ndarray:
+    """Evenly many integers from -8 to 7 as bytes (N / 2,), the first of a pair in the low four bits."""
+    low, high = (codes.reshape(-1, 2) & 15).astype(np.uint8).T
+    return low | high << 4
+
+
+def _unpack(packed: np.ndarray, scale_shape: tuple[int, ...], axis: int) -> np.ndarray:
+    """What `_pack` packed, in its shape: that of its scales, longer along `axis`."""
+    pairs = np.stack([packed & 15, packed >> 4], axis=-1).astype(np.int8)
+    shape = list(scale_shape)
+    shape[axis] = -1
+    return ((pairs ^ 8) - 8).reshape(shape)
 
 
 def _config_class(name: str) -> Any:
     if name not in NETWORKS:
         raise UserError(f"network {name!r} is unknown; there are {', '.join(NETWORKS)}")
-    return getattr(importlib.import_module(f"melody_jax.models.{name}"), NETWORKS[name])
+    return getattr(importlib.import_module(f"melody_jax.models.{DIFFERENCES.get(name, name)}"), NETWORKS[name])
 
 
 def _read(file: Path) -> bytes:

@@ -5,7 +5,7 @@ their centres and without a frame too many; the ends are padded with zeros. Fram
 of shifted pieces rather than by a gather: its gradient is then a sum of shifted pieces and not a scatter.
 """
 
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import jax
 import jax.numpy as jnp
@@ -90,19 +90,27 @@ def istft(spectrum: jax.Array, n_fft: int, hop: int, win: int | None = None) -> 
 
 
 def griffin_lim(
-    magnitudes: jax.Array, n_fft: int, hop: int, steps: int, momentum: float = 0.99, damping: float = 0.3
+    magnitudes: jax.Array,
+    n_fft: int,
+    hop: int,
+    steps: int,
+    momentum: float = 0.99,
+    damping: float = 0.3,
+    first: jax.typing.ArrayLike = 0,
 ) -> jax.Array:
     """A waveform whose centred `stft` has nearly these magnitudes: (B, frames, n_fft // 2 + 1) -> (B, frames * hop).
 
     The fast Griffin-Lim algorithm (Perraudin, Balazs and Sondergaard 2013, doi 10.1109/WASPAA.2013.6701851) from phases
     that are random but always the same, so that equal magnitudes give equal waveforms. steps: 0 or more; each is an
-    inverse and a forward transform. momentum: 0 is the original algorithm.
+    inverse and a forward transform. momentum: 0 is the original algorithm. first: the number of the first frame, where
+    these are part of something longer: a frame's first phases depend on its number only.
 
     damping: a bin that the last estimate fills by less than about this share of its magnitude gets less than all of it;
     0 is the published algorithm. Such a bin's phase is decided by rounding, which the original magnifies: clips of a
     batch then differ from single ones (docs/mini.md has the figures).
     """
-    phases = jax.random.uniform(jax.random.key(0), magnitudes.shape[1:], maxval=2 * np.pi)
+    keys = jax.vmap(partial(jax.random.fold_in, jax.random.key(0)))(first + jnp.arange(magnitudes.shape[1]))
+    phases = jax.vmap(lambda key: jax.random.uniform(key, magnitudes.shape[2:], maxval=2 * np.pi))(keys)
     start = magnitudes * jnp.exp(1j * phases)
     floor = (damping * magnitudes) ** 2 + 1e-10
 
@@ -114,6 +122,12 @@ def griffin_lim(
 
     (spectrum, _), _ = jax.lax.scan(step, (start, jnp.zeros_like(start)), length=steps)
     return istft(spectrum, n_fft, hop)
+
+
+def griffin_lim_reach(n_fft: int, hop: int, steps: int) -> int:
+    """How many frames on either side of its own a hop of `griffin_lim`'s waveform can depend on, at most."""
+    pieces = -(-n_fft // hop)
+    return steps * (pieces - 1) + pieces // 2
 
 
 def _hz_to_mel(hz: np.ndarray) -> np.ndarray:

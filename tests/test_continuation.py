@@ -8,18 +8,28 @@ import numpy as np
 import pytest
 
 from melody_jax.errors import UserError
-from melody_jax.models import dpd, lm, mulan
+from melody_jax.models import dpd, lm
 from melody_jax.models.dpd import DPDConfig
 from melody_jax.sampling import generate
-from melody_jax.sampling.generate import SamplerConfig, Window
+from melody_jax.sampling.generate import Controls, SamplerConfig, Window
 
-SCALES = (jnp.float32(1.0), jnp.float32(1.0), jnp.float32(1.0))
-SEEDS = np.array([3, 4], np.int32)
+CONTROLS = Controls(
+    prefix_tokens=jax.random.randint(jax.random.key(2), (2, 12), 0, 8),
+    negative_prefix_tokens=jnp.full((2, 12), -1),
+    seeds=jnp.array([3, 4]),
+    candidate=jnp.zeros(2, jnp.int32),
+    temperature=jnp.ones(2),
+    top_k=jnp.full(2, 250),
+    top_p=jnp.ones(2),
+    lm_guidance_scale=jnp.ones(2),
+    guidance_scale=jnp.ones(2),
+)
+SECOND = jax.tree.map(lambda rows: rows[1:], CONTROLS)
 
 
 def sampler(frames: int, per_token: int, **changes: object) -> SamplerConfig:
     small = dataclasses.replace(dpd.TINY, frames=frames, frames_per_token=per_token, semantic_tokens=64, prefix_codes=8)
-    return SamplerConfig(mulan=mulan.TINY, lm=lm.TINY, dpd=small, steps=2, guided=False, **changes)  # type: ignore[arg-type]
+    return SamplerConfig(lm=lm.TINY, dpd=small, steps=2, guided=False, **changes)  # type: ignore[arg-type]
 
 
 CONFIG = sampler(20, 2)
@@ -38,20 +48,19 @@ def params() -> dict:
 def window() -> Window:
     keys = jax.random.split(jax.random.key(1), 3)
     return Window(
-        jax.random.randint(keys[0], (2, 12), 0, 8),
         jax.random.randint(keys[1], (2, 10), 0, 64),
         jax.random.normal(keys[2], (2, 20, 8)),
     )
 
 
-def advance(params: dict, config: SamplerConfig, window: Window, number: int, seeds: np.ndarray = SEEDS) -> Window:
+def advance(params: dict, config: SamplerConfig, window: Window, number: int, controls: Controls = CONTROLS) -> Window:
     moved = config.chunk_tokens(number)
-    return generate.next_window(params, config, window, moved, jnp.int32(number), seeds, *SCALES)
+    return generate.next_window(params, config, controls, window, moved, jnp.int32(number))
 
 
 def test_tokens_and_latents_stay_together() -> None:
     for size, moves in ((dpd.PAPER, [62, 63, 62, 63]), (dpd.PAPER_ALIGNED, [64] * 4)):
-        config = SamplerConfig(mulan=mulan.PAPER, lm=lm.PAPER, dpd=size)
+        config = SamplerConfig(lm=lm.PAPER, dpd=size)
         assert [config.chunk_tokens(number) for number in range(1, 5)] == moves
         literal = dataclasses.replace(config, literal_chunks=True)
         assert [literal.chunk_tokens(number) for number in range(1, 5)] == [max(moves)] * 4
@@ -62,7 +71,6 @@ def test_tokens_and_latents_stay_together() -> None:
 
 def test_what_is_there_stays(params: dict, window: Window) -> None:
     following = advance(params, CONFIG, window, 1)
-    np.testing.assert_array_equal(following.prefix_tokens, window.prefix_tokens)
     np.testing.assert_array_equal(following.semantic_tokens[:, :8], window.semantic_tokens[:, 2:])
     np.testing.assert_array_equal(following.latents[:, :15], window.latents[:, 5:])
     assert following.semantic_tokens.shape == window.semantic_tokens.shape
@@ -75,10 +83,10 @@ def test_what_is_new_is_the_items_own_and_the_chunks_own(params: dict, window: W
     np.testing.assert_array_equal(both.latents, again.latents)
     assert not np.array_equal(both.latents[:, 15:], other.latents[:, 15:])
     second = Window(*(part[1:] for part in window))
-    alone = advance(params, CONFIG, second, 1, SEEDS[1:])
+    alone = advance(params, CONFIG, second, 1, SECOND)
     np.testing.assert_array_equal(both.semantic_tokens[1:], alone.semantic_tokens)
     np.testing.assert_allclose(both.latents[1:], alone.latents, atol=1e-5)
-    stranger = advance(params, CONFIG, second, 1, SEEDS[:1])
+    stranger = advance(params, CONFIG, second, 1, SECOND._replace(seeds=CONTROLS.seeds[:1]))
     assert not np.allclose(stranger.latents[:, 15:], alone.latents[:, 15:])
 
 

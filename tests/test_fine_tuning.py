@@ -18,10 +18,12 @@ from melody_jax.data.records import Manifest, encode_json, shard_name, write_man
 from melody_jax.errors import UserError
 from melody_jax.models import mulan, vae
 from melody_jax.models.functional import count
+from melody_jax.release import add_difference
 from melody_jax.training.export import ExportConfig, export, run_network
 from melody_jax.training.loop import train
 from melody_jax.training.lora import adapted
 from melody_jax.training.sharding import make_mesh
+from melody_jax.training.stages.consistency import ConsistencyStage
 
 MADE_WITH = {"mulan": mulan.TINY, "tokenizer": STAGES["tokenizer"].model, "vae": vae.TINY}
 
@@ -137,3 +139,26 @@ def test_adapters_from_release_to_release(name: str, released: Path, features: P
             load(foreign.name, folder=tmp_path, networks=("lm", "dpd", "vae", "tokenizer"))
         with pytest.raises(UserError, match=f"holds another {other}"):
             export(ExportConfig(run=str(tmp_path / "run"), out=str(foreign)))
+
+
+def test_distilled_from_release_to_release(released: Path, features: Path, tmp_path: Path) -> None:
+    told = dataclasses.replace(STAGES["dpd"].model, guidance_range=(1.0, 4.0))
+    stage = ConsistencyStage(model=told, teacher_steps=2, points=1)
+    config = fine_tuning("dpd", released, features, tmp_path / "run", stage=stage, lora=LoRAConfig(), steps=3)
+    state = run(config)
+    base = release.load_network(released, "dpd")[0]
+    assert_same(state.params["base"], base)
+    shutil.copytree(released, tmp_path / "mine")
+    export(ExportConfig(run=str(tmp_path / "run"), out=str(tmp_path / "mine")))
+    melody = load("mine", folder=tmp_path, distilled=True)
+    assert melody.configs["dpd"] == told
+    assert_same(load("mine", folder=tmp_path).params["dpd"], base)
+    loaded, learned = release.flatten(melody.params["dpd"]), release.flatten(add_difference(base, state.ema))
+    for path, added in release.flatten(state.ema).items():  # in steps of a seventh of the largest
+        assert np.abs(loaded[path] - learned[path]).max() <= 0.51 / 7 * np.abs(added).max() + 1e-6, path
+    assert np.abs(state.ema["inputs"]["kernel"]).max() > 0
+
+    shutil.copytree(released, tmp_path / "other")
+    release.save_network(tmp_path / "other", "dpd", jax.tree.map(lambda leaf: 2 * leaf, base), STAGES["dpd"].model, {})
+    with pytest.raises(UserError, match="holds another dpd than the one this run started from"):
+        export(ExportConfig(run=str(tmp_path / "run"), out=str(tmp_path / "other")))

@@ -144,6 +144,37 @@ def test_negative_prefix():
     np.testing.assert_array_equal(cancelled, lm.generate(PARAMS, CONFIG, prefix, KEYS[:1], 16))
 
 
+def test_every_item_has_its_own_settings():
+    prefix, semantic = tokens(11, 3)
+    negative = jnp.stack([jnp.full_like(prefix[0], -1), *tokens(12, 2)[0]])
+    settings = {
+        "temperature": jnp.array([0.0, 1.0, 1.3]),
+        "top_k": jnp.array([5, 1, 40]),
+        "top_p": jnp.array([1.0, 0.9, 0.8]),
+        "guidance_scale": jnp.array([2.0, 1.0, 3.0]),
+        "negative_prefix_tokens": negative,
+    }
+    together = lm.generate(PARAMS, CONFIG, prefix, KEYS, 14, given=semantic[:, :2], **settings)
+    turned = {name: jnp.roll(values, 1, axis=0) for name, values in settings.items()}
+    others = [jnp.roll(values, 1, axis=0) for values in (prefix, KEYS, semantic[:, :2])]
+    again = lm.generate(PARAMS, CONFIG, *others[:2], 14, given=others[2], **turned)
+    np.testing.assert_array_equal(jnp.roll(together, 1, axis=0), again)
+    null = settings | {"negative_prefix_tokens": jnp.full_like(prefix, -1)}
+    explicit = lm.generate(PARAMS, CONFIG, prefix, KEYS, 14, given=semantic[:, :2], **null)
+    del null["negative_prefix_tokens"]
+    implied = lm.generate(PARAMS, CONFIG, prefix, KEYS, 14, given=semantic[:, :2], **null)
+    np.testing.assert_array_equal(explicit, implied)
+    np.testing.assert_array_equal(explicit[0], together[0])
+    assert np.any(explicit[2] != together[2])
+
+
+def test_a_draw_does_not_depend_on_how_many_are_looked_at():
+    scores = jax.random.normal(jax.random.key(3), (64,))
+    for key in jax.random.split(jax.random.key(4), 20):
+        few, all_ = (lm.sample_token(key, scores, 1.0, 8, 1.0, candidates) for candidates in (8, 64))
+        assert few == all_
+
+
 def test_sampling_limits_and_frequencies():
     scores = jnp.log(jnp.array([0.1, 0.4, 0.05, 0.3, 0.15]))
     keys = jax.random.split(jax.random.key(0), 4000)

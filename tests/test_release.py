@@ -10,6 +10,7 @@ import safetensors.numpy
 
 from melody_jax import release
 from melody_jax.errors import UserError
+from melody_jax.models.dpd import DPDConfig
 from melody_jax.models.vae import VAEConfig
 
 
@@ -106,3 +107,33 @@ def test_unknown_network_and_unwritable_folder(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot be written"):
         release.save_network(tmp_path / "file", "vae", {"a": np.zeros(2, np.float32)}, VAEConfig(), {})
+
+
+def test_a_difference_is_stored_in_four_bits_and_added_on_loading(tmp_path: Path) -> None:
+    rng, config = np.random.default_rng(1), DPDConfig()
+    base = {"table": rng.normal(size=(64, 64)), "dense": {"kernel": rng.normal(size=(2, 64, 96)), "bias": np.ones(96)}}
+    base = jax.tree.map(lambda leaf: leaf.astype(np.float32), base)
+    release.save_network(tmp_path, "dpd", base, config, {})
+    base = release.load_network(tmp_path, "dpd")[0]
+    own = {"dpd": release.network_hash(tmp_path, "dpd")}
+    codes = rng.integers(-7, 8, (2, 64, 96))
+    codes[:, 0] = 7
+    difference = {
+        "table": np.zeros((64, 64), np.float32),
+        "dense": {"kernel": codes.astype(np.float32) / 7, "bias": np.full(96, 0.5, np.float32)},
+        "guidance": np.full((3, 3), 0.25, np.float32),
+    }
+    file = release.save_network(tmp_path, "dpd_distilled", difference, config, own)
+    stored = safetensors.numpy.load(file.read_bytes())
+    assert set(stored) == {"dense/kernel", "dense/kernel:scale", "dense/bias", "guidance"}  # no zeros
+    assert stored["dense/kernel"].nbytes == codes.size // 2
+    params, found, hashes = release.load_network(tmp_path, "dpd_distilled")
+    assert (found, hashes) == (config, own)
+    np.testing.assert_array_equal(params["table"], base["table"])
+    np.testing.assert_array_equal(params["guidance"], difference["guidance"])
+    added = jax.tree.map(lambda a, b: a - b, params["dense"], base["dense"])
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), added, difference["dense"])
+
+    release.save_network(tmp_path, "dpd", {**base, "table": base["table"] + 1}, config, {})
+    with pytest.raises(UserError, match="dpd_distilled was made from another dpd than the one here"):
+        release.load_network(tmp_path, "dpd_distilled")

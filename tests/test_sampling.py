@@ -15,6 +15,7 @@ from melody_jax import load, release
 from melody_jax.errors import UserError
 from melody_jax.models import dpd, lm, mulan, vae
 from melody_jax.sampling import generate
+from melody_jax.sampling.request import Part, Request, Scene, make_requests
 
 PROMPTS = ["a calm solo piano piece", "driving techno at 130 bpm", "slow sad cello", "bossa nova"]
 
@@ -70,8 +71,8 @@ def test_a_part_of_the_cascade_can_be_loaded(releases: Path) -> None:
 
 def test_shape_range_and_rate(melody) -> None:
     waves = melody.generate(PROMPTS[:2], seconds=1.5, steps=2)
-    assert waves.shape == (2, 36_000)
-    assert waves.dtype == np.float32
+    assert [wave.shape for wave in waves] == [(36_000,), (36_000,)]
+    assert waves[0].dtype == np.float32
     assert np.isfinite(waves).all()
     assert np.abs(waves).max() <= 1.0
     assert not np.array_equal(waves[0], waves[1])
@@ -80,11 +81,11 @@ def test_shape_range_and_rate(melody) -> None:
 def test_longer_than_a_window_is_continued(melody) -> None:
     assert melody.window_seconds == 3.2
     short, long = (melody.generate(PROMPTS[:2], seconds=seconds, steps=2) for seconds in (3.2, 4.5))
-    assert long.shape == (2, 108_000)
+    assert [wave.shape for wave in long] == [(108_000,), (108_000,)]
     assert np.isfinite(long).all()
     begin = slice(0, 60_000)  # near the end of the short clip its phase is another
-    for one, other in zip(short[:, begin], long[:, begin], strict=True):
-        assert np.corrcoef(one, other)[0, 1] > 0.99
+    for one, other in zip(short, long, strict=True):
+        assert np.corrcoef(one[begin], other[begin])[0, 1] > 0.99
     again = melody.generate(PROMPTS[1], seconds=4.5, steps=2, seed=1)
     np.testing.assert_allclose(again[0], long[1], atol=1e-4)
 
@@ -96,30 +97,69 @@ def test_same_seed_same_bits_other_seed_other_music(melody) -> None:
 
 
 def test_batch_of_four_equals_four_of_one(melody) -> None:
-    keys = generate.item_keys(np.arange(7, 11, dtype=np.int32))
-    noise = generate.initial_noise(keys, 16, 8)
-    for i in range(4):
-        alone = generate.initial_noise(generate.item_keys(np.asarray([7 + i], np.int32)), 16, 8)
-        assert np.array_equal(noise[i], alone[0])
-    config = generate.SamplerConfig(**{k: melody.configs[k] for k in ("mulan", "lm", "dpd")}, steps=3)
-    prefix = jax.random.randint(jax.random.key(0), (4, config.lm.prefix_levels), 0, config.lm.prefix_codes)
-    tokens = jax.random.randint(jax.random.key(1), (4, config.tokens), 0, config.dpd.semantic_tokens)
+    group = melody.groups(make_requests(PROMPTS, {"seed": 7, "steps": 3, "guidance_scale": [2.5, 2.0, 0.5, 4.0]}))[0]
+    controls = melody.controls_at(group)(0)
+    tokens = jax.random.randint(jax.random.key(1), (4, group.config.tokens), 0, group.config.dpd.semantic_tokens)
 
-    def waves(items: slice) -> np.ndarray:
-        latents = generate.tokens_to_latents(
-            melody.params["dpd"], config, prefix[items], tokens[items], keys[items], jnp.float32(2.5)
-        )
-        return np.asarray(generate.latents_to_wave(melody.params["vae"], melody.configs["vae"], latents))
+    def made(items: slice) -> tuple[np.ndarray, np.ndarray]:
+        own = jax.tree.map(lambda rows: rows[items], controls)
+        keys = generate.item_keys(own)
+        latents = generate.tokens_to_latents(melody.params["dpd"], group.config, own, tokens[items], keys)
+        wave = generate.latents_to_wave(melody.params["vae"], melody.configs["vae"], latents)
+        return np.asarray(generate.initial_noise(keys, 16, 8)), np.asarray(wave)
 
-    together = waves(slice(0, 4))
+    noise, together = made(slice(0, 4))
     for i in range(4):
-        np.testing.assert_allclose(together[i], waves(slice(i, i + 1))[0], atol=1e-4)
+        own_noise, alone = made(slice(i, i + 1))
+        assert np.array_equal(noise[i], own_noise[0])
+        np.testing.assert_allclose(together[i], alone[0], atol=1e-4)
 
 
 def test_seed_per_prompt_is_the_items_own(melody) -> None:
     both = melody.generate(PROMPTS[:2], seconds=1, steps=2, seed=[9, 4])
     alone = melody.generate(PROMPTS[1], seconds=1, steps=2, seed=4)
     np.testing.assert_allclose(both[1], alone[0], atol=1e-4)
+
+
+def test_items_with_their_own_settings_are_as_alone(melody) -> None:
+    """Items of one program share a batch, others have their own; the order stays that of the prompts."""
+    settings = {"seconds": [1, 3.5, 1], "steps": 2, "temperature": [1.0, 0.5, 1.1], "seed": [4, 5, 6]}
+    together = melody.generate(PROMPTS[:3], **settings)
+    assert [len(wave) for wave in together] == [24_000, 84_000, 24_000]
+    own = {name: value[2] for name, value in settings.items() if isinstance(value, list)}
+    np.testing.assert_allclose(together[2], melody.generate(PROMPTS[2], steps=2, **own)[0], atol=1e-4)
+
+
+def test_best_of_keeps_the_closest(melody) -> None:
+    (best,) = melody.generate(PROMPTS[0], seconds=1, steps=2, seed=3, best_of=3)
+    request = Request(prompt=PROMPTS[0], seconds=1, steps=2, seed=3, best_of=3)
+    (group,) = melody.groups([request])
+    latents = next(melody.windows(group))
+    waves = np.asarray(generate.latents_to_wave(melody.params["vae"], melody.configs["vae"], latents))[:, :24_000]
+    scores = [melody.score(request, wave) for wave in waves]
+    assert len(set(scores)) == 3
+    np.testing.assert_allclose(best, waves[np.argmax(scores)], atol=1e-4)
+
+
+def test_blends_and_sounds_as_prompts(melody) -> None:
+    encoder, sound = melody.prompt_encoder, np.random.default_rng(0).normal(0, 0.1, 30_000).astype(np.float32)
+    texts = [encoder.target(text) for text in PROMPTS[:2]]
+    half = encoder.target([Part(text=PROMPTS[0]), Part(text=PROMPTS[1])])
+    np.testing.assert_allclose(half @ texts[0], half @ texts[1], atol=1e-5)
+    np.testing.assert_allclose(encoder.target([Part(text=PROMPTS[0], weight=0.1)]), texts[0], atol=1e-6)
+    heard = encoder.target([Part(audio=sound)])
+    np.testing.assert_allclose(np.linalg.norm(heard), 1, atol=1e-5)
+    assert encoder.prefix([Part(audio=sound)]).shape == (melody.configs["mulan"].levels,)
+
+
+def test_a_story_changes_the_prompt_where_it_says(melody) -> None:
+    story = (Scene(at=3.9, prompt=PROMPTS[1]),)
+    (group,) = melody.groups([Request(prompt=PROMPTS[0], story=story, seconds=6)])
+    at, encoder = melody.controls_at(group), melody.prompt_encoder
+    begin, later = (encoder.prefix(prompt) for prompt in PROMPTS[:2])
+    assert np.any(begin != later)
+    for number, expected in ((0, begin), (1, begin), (2, later), (9, later)):  # chunk 2 begins after 4 s
+        np.testing.assert_array_equal(at(number).prefix_tokens[0], expected)
 
 
 def test_guidance_of_one_is_no_guidance(melody) -> None:
@@ -141,8 +181,15 @@ def test_guidance_of_one_is_no_guidance(melody) -> None:
         ({"steps": 0}, "steps is 0"),
         ({"steps": 10**9}, "steps is 1000000000"),
         ({"steps": 2.5}, "steps is 2.5"),
-        ({"seed": -1}, "seed -1"),
-        ({"seed": [1, 2]}, "2 seeds for 1 prompts"),
+        ({"seed": -1}, "seed is -1"),
+        ({"seed": [1, 2]}, "2 values of seed for 1 prompts"),
+        ({"secnds": 3}, "'secnds'; is 'seconds' meant"),
+        ({"solver": "euler"}, "'euler'"),
+        ({"top_p": 0.0}, "top_p is 0.0"),
+        ({"best_of": 65}, "best_of is 65"),
+        ({"negative_prompt": "drums", "lm_guidance_scale": 1.0}, "needs guidance"),
+        ({"prompts": [(Part(audio=np.zeros(100, np.float32)),)]}, "at least a second"),
+        ({"prompts": [("piano",)]}, "sequence of Part"),
         ({"guidance_scale": float("inf")}, "guidance_scale is inf"),
         ({"temperature": -0.5}, "temperature is -0.5"),
         ({"top_k": 0}, "top_k is 0"),
@@ -152,6 +199,15 @@ def test_guidance_of_one_is_no_guidance(melody) -> None:
 def test_bad_arguments_are_named(melody, arguments: dict, named: str) -> None:
     with pytest.raises(UserError, match=named):
         melody.generate(**{"prompts": PROMPTS[0], "seconds": 1, **arguments})
+
+
+def test_bad_stories_and_parts_are_named() -> None:
+    with pytest.raises(UserError, match="must rise"):
+        Request(prompt="piano", story=(Scene(at=5, prompt="drums"), Scene(at=2, prompt="flute")))
+    with pytest.raises(UserError, match="one of the two"):
+        Part(text="piano", audio="piano.wav")
+    with pytest.raises(UserError, match="weight is 11"):
+        Part(text="piano", weight=11)
 
 
 def test_unknown_release_lists_what_there_is(releases: Path) -> None:

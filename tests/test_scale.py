@@ -164,13 +164,13 @@ def test_example_batches_fit_every_stage(name: str, dtype: str) -> None:
     assert functional.count(found) > 0
 
 
-TINY_SAMPLER = SamplerConfig(mulan=mulan.TINY, lm=lm.TINY, dpd=dpd.TINY, lm_guided=True)
+TINY_SAMPLER = SamplerConfig(lm=lm.TINY, dpd=dpd.TINY, lm_guided=True)
 
 
 def test_sampler_is_one_program_a_chip_without_collectives() -> None:
     """Twice the clips on one device are twice the FLOPs and bytes of activations, and only the weights are shared."""
     mesh = make_mesh((1, 1, 1), jax.devices()[:1])
-    one, two = (programs.trace_sampler(TINY_SAMPLER, vae.TINY, size, mesh) for size in (1, 2))
+    one, two = (programs.trace_sampler(TINY_SAMPLER, mulan.TINY, vae.TINY, size, mesh) for size in (1, 2))
     assert one.out_info.shape[0] == 1
     assert two.out_info.shape == (2, *one.out_info.shape[1:])
     assert matmul_cost(two.jaxpr)[0] == pytest.approx(2 * matmul_cost(one.jaxpr)[0], rel=1e-6)
@@ -180,7 +180,7 @@ def test_sampler_is_one_program_a_chip_without_collectives() -> None:
 def test_batches_that_do_not_divide_are_refused() -> None:
     mesh = make_mesh((1, 1, 1), jax.devices()[:1])
     with pytest.raises(UserError, match="batch_size 0 does not divide over mesh"):
-        programs.trace_sampler(TINY_SAMPLER, vae.TINY, 0, mesh)
+        programs.trace_sampler(TINY_SAMPLER, mulan.TINY, vae.TINY, 0, mesh)
 
 
 @pytest.mark.skipif(find_spec("libtpu") is None, reason="needs libtpu, the extra tpu (213 MB)")

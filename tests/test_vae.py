@@ -12,7 +12,7 @@ import pytest
 from melody_jax import spectral
 from melody_jax.errors import UserError
 from melody_jax.evaluation import reconstruction
-from melody_jax.models import discriminators, magnitudes, vae
+from melody_jax.models import discriminators, vae
 from melody_jax.models.functional import count
 from melody_jax.training.stages.vae import VAEStage, balanced
 
@@ -58,11 +58,11 @@ def test_items_do_not_see_each_other(params) -> None:
 
 
 def test_decoder_reach_by_gradient(params) -> None:
-    """The frames of one latent's stretch depend on `decoder_reach` latents either side, and on the last of them."""
+    """One latent's stretch depends on `decoder_reach` latents either side, phase and all, and on the last of them."""
     reach, middle = vae.decoder_reach(vae.TINY), 10
     latents = jax.random.normal(jax.random.key(3), (1, 21, 8))
-    stretch = slice(middle * 4, (middle + 1) * 4)
-    slope = jax.grad(lambda z: jnp.sum(magnitudes.magnitudes(params, vae.TINY.codec, z)[:, stretch] ** 2))(latents)
+    stretch = slice(middle * 960, (middle + 1) * 960)
+    slope = jax.jit(jax.grad(lambda z: jnp.sum(vae.decode(params, vae.TINY, z)[:, stretch] ** 2)))(latents)
     seen = np.flatnonzero(np.abs(slope).sum((0, 2)) > 0)
     assert (seen.min(), seen.max()) == (middle - reach, middle + reach)
 
@@ -80,9 +80,12 @@ def test_a_stretch_with_context_decodes_as_in_the_whole(params) -> None:
     """What streaming relies on."""
     reach = vae.decoder_reach(vae.TINY)
     latents = jax.random.normal(jax.random.key(5), (1, 24, 8))
-    whole = magnitudes.magnitudes(params, vae.TINY.codec, latents)
-    part = magnitudes.magnitudes(params, vae.TINY.codec, latents[:, 8 - reach : 12 + reach])
-    np.testing.assert_allclose(part[:, reach * 4 : (reach + 4) * 4], whole[:, 8 * 4 : 12 * 4], rtol=1e-4)
+    decode = jax.jit(partial(vae.decode, params, vae.TINY))
+    whole = decode(latents)[:, 8 * 960 : 12 * 960]
+    inner = slice(reach * 960, (reach + 4) * 960)
+    part, elsewhere = (decode(latents[:, 8 - reach : 12 + reach], at) for at in (8 - reach, 0))
+    np.testing.assert_allclose(part[:, inner], whole, atol=1e-6)
+    assert not np.allclose(elsewhere[:, inner], whole, atol=1e-3)  # the phase search began with other phases
 
 
 def test_paper_kind_scales_and_clips_once() -> None:

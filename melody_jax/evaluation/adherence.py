@@ -32,6 +32,7 @@ from melody_jax.models import mulan, tokenizer, vae
 from melody_jax.models.functional import Params
 from melody_jax.sampling import generate
 from melody_jax.sampling.melody import Melody
+from melody_jax.sampling.request import make_requests
 
 SECONDS = 10.24
 """Length of the pieces that prompts describe: one window of the shipped model."""
@@ -132,26 +133,21 @@ def swap_stages(
     `melody` must hold the "tokenizer" too, see `sampling.melody.load(..., networks=...)`.
     """
     params, configs = melody.params, melody.configs
-    config = generate.SamplerConfig(
-        mulan=configs["mulan"], lm=configs["lm"], dpd=configs["dpd"], steps=steps, guided=guidance_scale != 1,
-        lm_guided=lm_guidance_scale != 1,
-    )  # fmt: skip
-    keys = generate.item_keys(jnp.arange(seed, seed + len(waves), dtype=jnp.int32))
-    decode = partial(generate.latents_to_wave, params["vae"], configs["vae"])
-    diffuse = partial(_diffuse, params["dpd"], config)
-
+    settings = {"steps": steps, "guidance_scale": guidance_scale, "lm_guidance_scale": lm_guidance_scale,
+                "temperature": temperature, "seconds": melody.window_seconds, "seed": seed}  # fmt: skip
+    (group,) = melody.groups(make_requests(texts, settings))
     prefix, tokens, latents = _features(params, tuple(configs.items()), jnp.asarray(waves))
-    drawn = _write(params["lm"], config, prefix, keys, jnp.float32(temperature), jnp.float32(lm_guidance_scale))
-    scale = jnp.float32(guidance_scale)
+    controls = melody.controls_at(group)(0)._replace(prefix_tokens=prefix)
+    keys = generate.item_keys(controls)
+    decode = partial(generate.latents_to_wave, params["vae"], configs["vae"])
+    diffuse = partial(_diffuse, params["dpd"], group.config, controls)
+    drawn = _write(params["lm"], group.config, controls, keys)
     return {
         "vae": np.asarray(decode(latents)),
-        "dpd": np.asarray(decode(diffuse(prefix, tokens, keys, scale))),
-        "lm": np.asarray(decode(diffuse(prefix, drawn, keys, scale))),
-        "text": melody.generate(
-            texts, seconds=melody.window_seconds, steps=steps, seed=seed, guidance_scale=guidance_scale,
-            lm_guidance_scale=lm_guidance_scale, temperature=temperature,
-        ),
-    }  # fmt: skip
+        "dpd": np.asarray(decode(diffuse(tokens, keys))),
+        "lm": np.asarray(decode(diffuse(drawn, keys))),
+        "text": np.stack(melody.run(group.requests)),
+    }
 
 
 _diffuse = partial(jax.jit, static_argnums=1)(generate.tokens_to_latents)

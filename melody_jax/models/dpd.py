@@ -99,6 +99,9 @@ class DPDConfig:
     """Codes of one prefix level."""
     prefix_width: int = 64
     """Channels of a prefix token's embedding."""
+    guidance_range: tuple[float, float] | None = None
+    """Least and largest guidance scale that a distilled network (training/stages/consistency.py) takes as an input: one
+    pass gives the guided velocity. None: not an input; guidance needs a second pass without the condition."""
     dtype: str = "float32"
     """Compute type of the trunk; norms, softmax, rotary and diffusion angles stay float32."""
     remat: Remat = "none"
@@ -111,6 +114,8 @@ class DPDConfig:
             raise UserError(f"width {self.width} in {self.heads} heads: rotary positions need an even width a head")
         if self.film not in ("mlp", "affine"):
             raise UserError(f"unknown film {self.film!r}: expected mlp or affine")
+        if self.guidance_range and not 0 < self.guidance_range[0] <= self.guidance_range[1]:
+            raise UserError(f"guidance_range is {self.guidance_range}: both above 0, the smaller one first")
 
 
 PAPER = DPDConfig()
@@ -161,6 +166,21 @@ class MLP(nnx.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """(..., inputs) to (..., width)."""
         return self.norm(self.out(jax.nn.gelu(self.hidden(x))))
+
+
+class GuidanceEmbedding(nnx.Module):
+    """A smooth function of the logarithm of the guidance scale that is zero at first."""
+
+    WIDTH = 64
+
+    def __init__(self, width: int, dtype: str, *, rngs: nnx.Rngs) -> None:
+        wide = nnx.initializers.normal(1.0)  # the input is one number of about 1, the bias puts the bends along it
+        self.hidden = nnx.Linear(1, self.WIDTH, kernel_init=wide, bias_init=wide, dtype=dtype, rngs=rngs)
+        self.out = nnx.Linear(self.WIDTH, width, kernel_init=nnx.initializers.zeros, dtype=dtype, rngs=rngs)
+
+    def __call__(self, scale: jax.Array) -> jax.Array:
+        """(B,) scales above 0 to (B, width)."""
+        return self.out(jax.nn.gelu(self.hidden(jnp.log(scale)[:, None])))
 
 
 class FiLM(nnx.Module):
@@ -239,6 +259,8 @@ class DPD(nnx.Module):
             rows = config.prefix_levels * config.prefix_codes
             self.prefix_table = nnx.Param(jax.random.normal(rngs.params(), (rows, config.prefix_width)))
             self.prefix = MLP(config.prefix_width, width, dtype, rngs=rngs)
+        if config.guidance_range:
+            self.guidance = GuidanceEmbedding(width, dtype, rngs=rngs)
         self.inputs = nnx.Linear(config.latent_dim, width, dtype=dtype, rngs=rngs)
         self.input_norm = RMSNorm(width, rngs=rngs)
         self.blocks = nnx.List([Block(config, merge_width(i, config.blocks), rngs=rngs) for i in range(config.blocks)])
@@ -254,6 +276,7 @@ class DPD(nnx.Module):
         semantic_tokens: jax.Array,
         conditioned: jax.Array | int,
         prefix_tokens: jax.Array | None,
+        guidance_scale: jax.Array | None = None,
     ) -> jax.Array:
         """See `velocity`."""
         config = self.config
@@ -268,6 +291,9 @@ class DPD(nnx.Module):
             return x * conditioned.reshape(-1, *[1] * (x.ndim - 1)).astype(x.dtype)
 
         angles = self._embed_angle(angle)
+        if config.guidance_range:
+            assert guidance_scale is not None, "this network takes the guidance scale as an input"
+            angles = angles + self.guidance(jnp.broadcast_to(guidance_scale, (batch,)))[:, None]
         tokens = functional.split_batch(self.token(functional.look_up(self.token_table[...], semantic_tokens[:rows])))
         pooled = tokens.mean(axis=1)
         if config.prefix_conditioning:
@@ -326,6 +352,7 @@ def velocity(
     semantic_tokens: jax.Array,
     conditioned: jax.Array | int,
     prefix_tokens: jax.Array | None = None,
+    guidance_scale: jax.Array | None = None,
 ) -> jax.Array:
     """The velocity (B, L, D) of noisy latents, float32.
 
@@ -334,8 +361,10 @@ def velocity(
         computes both of its forms; or a Python int n, the first n items have a condition and the rest have none, for
         guidance: nothing is computed twice (`semantic_tokens` and `prefix_tokens` may then have n rows only).
     prefix_tokens: (B, P) int, -1 for an absent level; None is all absent. Unused without `prefix_conditioning`.
+    guidance_scale: (B,) or a scalar within `guidance_range`; unused by a network without one.
     """
-    return functional.bind(DPD, config, params=params)(noisy, angle, semantic_tokens, conditioned, prefix_tokens)
+    network = functional.bind(DPD, config, params=params)
+    return network(noisy, angle, semantic_tokens, conditioned, prefix_tokens, guidance_scale)
 
 
 def flops(config: DPDConfig, frames: int | None = None) -> int:

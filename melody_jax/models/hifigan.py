@@ -196,8 +196,9 @@ def encode(params: Params, config: HiFiGANConfig, latent_width: int, audio: jax.
     return half(audio[..., None].astype(config.dtype))
 
 
-def decode(params: Params, config: HiFiGANConfig, latents: jax.Array) -> jax.Array:
-    """Latents (B, L, D) to audio (B, L * hop), float32."""
+def decode(params: Params, config: HiFiGANConfig, latents: jax.Array, first: jax.typing.ArrayLike = 0) -> jax.Array:
+    """Latents (B, L, D) to audio (B, L * hop), float32; to this codec it is all one where they are in a piece."""
+    del first
     half = functional.bind(Half, config, latents.shape[-1], False, params=params["decoder"])
     return half(latents.astype(config.dtype))[..., 0]
 

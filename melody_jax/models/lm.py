@@ -148,10 +148,14 @@ def init(config: LMConfig, key: jax.Array) -> Params:
 def embed_prefix(
     params: Params, config: LMConfig, prefix_tokens: jax.Array, prefix_levels: jax.Array | None = None
 ) -> jax.Array:
-    """Embeddings (B, P, D) of prefix tokens (B, P); levels >= `prefix_levels` (B,) become null (0: no prefix)."""
+    """Embeddings (B, P, D) of prefix tokens (B, P); levels >= `prefix_levels` (B,) become null (0: no prefix).
+
+    A token below 0 is null too.
+    """
     levels = jnp.arange(config.prefix_levels)
     if prefix_levels is not None:
-        prefix_tokens = jnp.where(levels < prefix_levels[:, None], prefix_tokens, config.prefix_codes)
+        prefix_tokens = jnp.where(levels < prefix_levels[:, None], prefix_tokens, -1)
+    prefix_tokens = jnp.where(prefix_tokens < 0, config.prefix_codes, prefix_tokens)
     return functional.look_up(params["prefix"].astype(config.dtype), prefix_tokens + levels * (config.prefix_codes + 1))
 
 
@@ -267,23 +271,34 @@ def _cached(
     return x[:, -1:], updated
 
 
+CANDIDATES = 256
+"""Best ids that are looked at where `top_k` is no larger; beyond it all are."""
+
+
 def sample_token(
-    key: jax.Array, scores: jax.Array, temperature: jax.Array | float, top_k: int, top_p: jax.Array | float
+    key: jax.Array,
+    scores: jax.Array,
+    temperature: jax.Array | float,
+    top_k: jax.Array | int,
+    top_p: jax.Array | float,
+    candidates: int = CANDIDATES,
 ) -> jax.Array:
     """Draws one id from logits (vocab,): the `top_k` best, of those the smallest set holding `top_p` of their mass.
 
-    Temperature 0 is the best id. Ids beyond the two limits are never drawn.
+    Temperature 0 is the best id. Ids beyond the two limits are never drawn. `candidates` bounds `top_k`. The noise
+    belongs to the id, not to its rank: where rounding swaps two neighbours, the draw stays.
     """
-    best, ids = jax.lax.top_k(scores, min(top_k, scores.shape[-1]))
-    probabilities = jax.nn.softmax(best / jnp.maximum(temperature, 1e-6))
+    best, ids = jax.lax.top_k(scores, min(candidates, scores.shape[-1]))
     rank = jnp.arange(best.shape[0])
+    kept = best + MASKED * (rank >= top_k)
+    probabilities = jax.nn.softmax(kept / jnp.maximum(temperature, 1e-6))
     better = probabilities @ (rank[:, None] < rank).astype(jnp.float32)  # `cumsum` takes 20x as long on XLA:CPU
-    outside = (better >= top_p) & (rank > 0)
-    noisy = best + temperature * jax.random.gumbel(key, best.shape) + MASKED * outside
+    noise = jax.random.gumbel(key, scores.shape)[ids]
+    noisy = kept + temperature * noise + MASKED * ((better >= top_p) & (rank > 0))
     return ids[jnp.argmax(noisy)].astype(jnp.int32)
 
 
-@partial(jax.jit, static_argnames=("config", "length", "top_k"))
+@partial(jax.jit, static_argnames=("config", "length", "candidates"))
 def _generate(
     params: Params,
     config: LMConfig,
@@ -291,30 +306,32 @@ def _generate(
     keys: jax.Array,
     given: jax.Array,
     length: int,
-    top_k: int,
+    candidates: int,
     temperature: jax.Array,
+    top_k: jax.Array,
     top_p: jax.Array,
     guidance_scale: jax.Array,
 ) -> jax.Array:
-    """`generate` on prefix embeddings (B, P, D), or (2B, P, D) with the guiding half second.
+    """`generate` on prefix embeddings (B, P, D), or (2B, P, D) with the guiding half second; numbers are (B,).
 
     A CPU reads unrolled blocks several times as fast as it does slices of stacked ones.
     """
-    arrays = (params, prefix, keys, given, temperature, top_p, guidance_scale)
-    unrolled, scanned = (partial(_decode, config, length, top_k, unrolled) for unrolled in (True, False))
+    arrays = (params, prefix, keys, given, temperature, top_k, top_p, guidance_scale)
+    unrolled, scanned = (partial(_decode, config, length, candidates, unrolled) for unrolled in (True, False))
     return jax.lax.platform_dependent(*arrays, cpu=unrolled, default=scanned)
 
 
 def _decode(
     config: LMConfig,
     length: int,
-    top_k: int,
+    candidates: int,
     unrolled: bool,
     params: Params,
     prefix: jax.Array,
     keys: jax.Array,
     given: jax.Array,
     temperature: jax.Array,
+    top_k: jax.Array,
     top_p: jax.Array,
     guidance_scale: jax.Array,
 ) -> jax.Array:
@@ -333,9 +350,9 @@ def _decode(
     def draw(scores: jax.Array, index: jax.Array | int) -> jax.Array:
         if copies == 2:
             wanted, unwanted = jnp.split(scores, 2)
-            scores = unwanted + guidance_scale * (wanted - unwanted)
+            scores = unwanted + guidance_scale[:, None] * (wanted - unwanted)
         item_keys = jax.vmap(lambda key: jax.random.fold_in(key, index))(keys)
-        return jax.vmap(lambda key, row: sample_token(key, row, temperature, top_k, top_p))(item_keys, scores)
+        return jax.vmap(partial(sample_token, candidates=candidates))(item_keys, scores, temperature, top_k, top_p)
 
     def advance(index: jax.Array | int, state: State, new: jax.Array, begin: bool) -> State:
         """Hears `new` (B, N), the latest of the tokens before `index`, and draws the one there."""
@@ -366,19 +383,20 @@ def generate(
     keys: jax.Array,
     length: int,
     temperature: jax.Array | float = 1.0,
-    top_k: int = 250,
+    top_k: jax.Array | int = 250,
     top_p: jax.Array | float = 1.0,
     guidance_scale: jax.Array | float = 1.0,
     given: jax.Array | None = None,
     negative_prefix_tokens: jax.Array | None = None,
+    candidates: int = CANDIDATES,
 ) -> jax.Array:
     """Samples semantic tokens (B, length) int32 after prefix tokens (B, P), beginning with `given` (B, G), G < length.
 
     `keys` (B,) are PRNG keys, one an item: token u of an item is drawn with `fold_in(key, u)`, whatever the batch.
     `guidance_scale` g draws from null + g (prefix - null) in logits, at twice the cost unless it is the number 1;
-    the null side is the learned null prefix, or `negative_prefix_tokens` (B, P) if given. `temperature` >= 0,
-    `top_p` in (0, 1] and `guidance_scale` may be traced. Raises `UserError` if the prefix or
-    `given` has the wrong length.
+    the null side is the learned null prefix, or `negative_prefix_tokens` (B, P) if given, in which -1 is null.
+    `temperature` >= 0, `top_k` >= 1, `top_p` in (0, 1] and `guidance_scale` may be traced, each one number or (B,);
+    at most the `candidates` best ids are drawn from. Raises `UserError` if the prefix or `given` has the wrong length.
     """
     batch = prefix_tokens.shape[0]
     start = jnp.zeros((batch, 0), jnp.int32) if given is None else given
@@ -388,8 +406,9 @@ def generate(
         raise UserError(f"a prefix of {prefix_tokens.shape[1]} tokens, this model needs {config.prefix_levels}")
     prefix = embed_prefix(params, config, prefix_tokens)
     if isinstance(guidance_scale, jax.Array) or guidance_scale != 1.0:
-        levels = jnp.full(batch, config.prefix_levels if negative_prefix_tokens is not None else 0)
-        other = prefix_tokens if negative_prefix_tokens is None else negative_prefix_tokens
-        prefix = jnp.concatenate([prefix, embed_prefix(params, config, other, levels)])
-    scalars = (jnp.asarray(value, jnp.float32) for value in (temperature, top_p, guidance_scale))
-    return _generate(params, config, prefix, keys, start, length, top_k, *scalars)
+        other = jnp.full_like(prefix_tokens, -1) if negative_prefix_tokens is None else negative_prefix_tokens
+        prefix = jnp.concatenate([prefix, embed_prefix(params, config, other)])
+    numbers = (
+        jnp.broadcast_to(jnp.asarray(n, jnp.float32), batch) for n in (temperature, top_k, top_p, guidance_scale)
+    )
+    return _generate(params, config, prefix, keys, start, length, candidates, *numbers)

@@ -193,10 +193,13 @@ def magnitudes(params: Params, config: MagnitudesConfig, latents: jax.Array) -> 
     return jnp.exp(jnp.minimum(log_size, LOUDEST)) * spectral.window_gain(config.n_fft)
 
 
-def decode(params: Params, config: MagnitudesConfig, latents: jax.Array) -> jax.Array:
-    """Latents (B, L, D) to audio (B, L * hop), float32: `magnitudes`, then a phase that fits them."""
-    size = magnitudes(params, config, latents)
-    return spectral.griffin_lim(size, config.n_fft, config.frame_hop, config.griffin_lim_steps)
+def decode(params: Params, config: MagnitudesConfig, latents: jax.Array, first: jax.typing.ArrayLike = 0) -> jax.Array:
+    """Latents (B, L, D) to audio (B, L * hop), float32: `magnitudes`, then a phase that fits them.
+
+    first: the number of the first latent, on which the phases depend that the search begins with.
+    """
+    size, frame = magnitudes(params, config, latents), first * config.downsample
+    return spectral.griffin_lim(size, config.n_fft, config.frame_hop, config.griffin_lim_steps, first=frame)
 
 
 def reconstruct(params: Params, config: MagnitudesConfig, latents: jax.Array, audio: jax.Array) -> jax.Array:
@@ -207,8 +210,9 @@ def reconstruct(params: Params, config: MagnitudesConfig, latents: jax.Array, au
 
 
 def decoder_reach(config: MagnitudesConfig) -> int:
-    """How many latents on either side of its own a frame of `magnitudes` can depend on."""
+    """How many latents on either side of its own a sample can depend on, at most."""
     frames = config.decoder_frame_blocks * (KERNEL // 2)
+    frames += spectral.griffin_lim_reach(config.n_fft, config.frame_hop, config.griffin_lim_steps)
     return config.decoder_latent_blocks * (KERNEL // 2) - (-frames // config.downsample)
 
 

@@ -111,9 +111,13 @@ def encode(params: Params, config: VAEConfig, audio: jax.Array, key: jax.Array |
     return normalise(params, config, mean if key is None else sample(mean, log_variance, key))
 
 
-def decode(params: Params, config: VAEConfig, latents: jax.Array) -> jax.Array:
-    """Normalised latents (B, L, D) to audio (B, L * hop), float32."""
-    return CODECS[type(config.codec)].decode(params, config.codec, _for_decoder(params, config, latents))
+def decode(params: Params, config: VAEConfig, latents: jax.Array, first: jax.typing.ArrayLike = 0) -> jax.Array:
+    """Normalised latents (B, L, D) to audio (B, L * hop), float32.
+
+    first: the number of the first latent in its piece, where these are a part: what lies `decoder_reach` latents from
+    a part's ends is then decoded as in the whole.
+    """
+    return CODECS[type(config.codec)].decode(params, config.codec, _for_decoder(params, config, latents), first)
 
 
 def reconstruct(params: Params, config: VAEConfig, latents: jax.Array, audio: jax.Array) -> jax.Array:
@@ -123,7 +127,7 @@ def reconstruct(params: Params, config: VAEConfig, latents: jax.Array, audio: ja
 
 
 def decoder_reach(config: VAEConfig) -> int:
-    """How many latents on either side of its own the decoder's output can depend on (before a phase is looked for)."""
+    """How many latents on either side of its own a sample of the decoder's can depend on, at most."""
     return CODECS[type(config.codec)].decoder_reach(config.codec)
 
 

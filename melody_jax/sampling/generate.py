@@ -1,25 +1,28 @@
-"""Prompt to a window of latents in one jitted function, latents to waveform in another (paper sections 3.2 and 3.3).
+"""Prefix tokens to windows of latents in jitted functions, latents to waveform in another (paper sections 3.2 and 3.3).
 
 Music longer than a window is made a chunk at a time (`next_window`, the paper's algorithm 2). Everything random comes
-from one key per item, so an item does not depend on what else is in its batch.
+from one key per item, and every setting that is a number is an item's own, so an item does not depend on what else is
+in its batch.
 
 B batch, P prefix levels, U semantic tokens, L latent frames, M chunks of a window, D latent channels, T samples.
 """
 
+import itertools
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh, PartitionSpec
 
 from melody_jax import diffusion
 from melody_jax.errors import UserError
-from melody_jax.models import dpd, lm, mulan, vae
+from melody_jax.models import dpd, lm, vae
 from melody_jax.models.dpd import DPDConfig
 from melody_jax.models.functional import Params
-from melody_jax.models.lm import LMConfig
-from melody_jax.models.mulan import MuLanConfig
+from melody_jax.models.lm import CANDIDATES, LMConfig
 from melody_jax.models.vae import VAEConfig
 
 
@@ -27,19 +30,21 @@ from melody_jax.models.vae import VAEConfig
 class SamplerConfig:
     """What is compiled into the sampler; a new value of any field compiles a new program."""
 
-    mulan: MuLanConfig
     lm: LMConfig
     dpd: DPDConfig
     steps: int = 5
     """Diffusion steps, >= 1."""
     schedule: str = "paper"
     """Angle schedule, see `diffusion.omegas`."""
+    solver: str = "ddim"
+    """See `diffusion.SOLVERS`."""
     guided: bool = True
-    """Whether the diffusion is guided; if not, its null branch is left out, which halves the cost."""
+    """Whether the diffusion is guided by a null branch; without, as where it takes the guidance scale as an input, it
+    costs half."""
     lm_guided: bool = False
     """The same for the LM."""
-    top_k: int = 250
-    """Semantic tokens kept at each step of the LM, the most likely ones; 1 is greedy."""
+    candidates: int = CANDIDATES
+    """The most that `Controls.top_k` of an item can be."""
     literal_chunks: bool = False
     """Moves on by ceil(U / M) tokens a chunk, as printed, although a chunk's latents may be fewer (Q4)."""
 
@@ -66,137 +71,205 @@ class SamplerConfig:
         return number * tokens // chunks - (number - 1) * tokens // chunks
 
 
+class Controls(NamedTuple):
+    """What each item of a batch is asked for."""
+
+    prefix_tokens: jax.Array
+    """int32 (B, P)."""
+    negative_prefix_tokens: jax.Array
+    """int32 (B, P): what the guided LM is led away from; -1 is the learned null."""
+    seeds: jax.Array
+    """int32 (B,)."""
+    candidate: jax.Array
+    """int32 (B,): which of several clips of one seed."""
+    temperature: jax.Array
+    """float32 (B,), >= 0, of the LM."""
+    top_k: jax.Array
+    """int32 (B,), at least 1, of the LM."""
+    top_p: jax.Array
+    """float32 (B,) in (0, 1], of the LM."""
+    lm_guidance_scale: jax.Array
+    """float32 (B,); looked at if `SamplerConfig.lm_guided`."""
+    guidance_scale: jax.Array
+    """float32 (B,); looked at if `SamplerConfig.guided`, and by a distilled diffusion."""
+
+
 class Window(NamedTuple):
     """What one window of music is made of."""
 
-    prefix_tokens: jax.Array
-    """(B, P)."""
     semantic_tokens: jax.Array
     """(B, U)."""
     latents: jax.Array
     """(B, L, D)."""
 
 
-def item_keys(seeds: jax.Array) -> jax.Array:
-    """One Threefry key per seed: int32 (B,) -> keys (B,)."""
-    return jax.vmap(partial(jax.random.fold_in, jax.random.key(0, impl="threefry2x32")))(seeds)
-
-
-def prompt_to_prefix(params: Params, config: MuLanConfig, ids: jax.Array, mask: jax.Array) -> jax.Array:
-    """Text token ids and mask (B, N) -> prefix tokens int32 (B, P)."""
-    return mulan.quantise(params, config, mulan.embed_text(params, config, ids, mask), modality="text")
-
-
-def prefix_to_tokens(
-    params: Params,
-    config: SamplerConfig,
-    prefix_tokens: jax.Array,
-    keys: jax.Array,
-    temperature: jax.Array,
-    guidance_scale: jax.Array,
-    given: jax.Array | None = None,
-) -> jax.Array:
-    """Prefix tokens (B, P) -> semantic tokens int32 (B, U), U = one window of the DPD, sampled by the LM.
-
-    The first ones are `given` (B, G), if they are.
-    """
-    keys = jax.vmap(lambda key: jax.random.fold_in(key, 0))(keys)
-    return lm.generate(
-        params,
-        config.lm,
-        prefix_tokens,
-        keys,
-        config.tokens,
-        temperature=temperature,
-        top_k=config.top_k,
-        guidance_scale=guidance_scale if config.lm_guided else 1.0,
-        given=given,
+def item_keys(controls: Controls) -> jax.Array:
+    """One Threefry key per item, of its seed and candidate: keys (B,)."""
+    fold = jax.vmap(jax.random.fold_in, in_axes=(None, 0))
+    return jax.vmap(jax.random.fold_in)(
+        fold(jax.random.key(0, impl="threefry2x32"), controls.seeds), controls.candidate
     )
+
+
+def _part_keys(keys: jax.Array, part: int | jax.Array) -> jax.Array:
+    """The keys of one of the uses that an item has for its own: 0 tokens, 1 noise, 2 noise of later steps."""
+    return jax.vmap(lambda key: jax.random.fold_in(key, part))(keys)
+
+
+def _noise(keys: jax.Array, frames: int, channels: int) -> jax.Array:
+    return jax.vmap(lambda key: jax.random.normal(key, (frames, channels)))(keys)
 
 
 def initial_noise(keys: jax.Array, frames: int, channels: int) -> jax.Array:
     """Standard normal latents (B, L, D), each item's from its own key."""
-    return jax.vmap(lambda key: jax.random.normal(jax.random.fold_in(key, 1), (frames, channels)))(keys)
+    return _noise(_part_keys(keys, 1), frames, channels)
+
+
+def prefix_to_tokens(
+    params: Params, config: SamplerConfig, controls: Controls, keys: jax.Array, given: jax.Array | None = None
+) -> jax.Array:
+    """Semantic tokens int32 (B, U), U = one window of the DPD, sampled by the LM.
+
+    The first ones are `given` (B, G), if they are.
+    """
+    return lm.generate(
+        params,
+        config.lm,
+        controls.prefix_tokens,
+        _part_keys(keys, 0),
+        config.tokens,
+        temperature=controls.temperature,
+        top_k=controls.top_k,
+        top_p=controls.top_p,
+        guidance_scale=controls.lm_guidance_scale if config.lm_guided else 1.0,
+        given=given,
+        negative_prefix_tokens=controls.negative_prefix_tokens,
+        candidates=config.candidates,
+    )
 
 
 def tokens_to_latents(
     params: Params,
     config: SamplerConfig,
-    prefix_tokens: jax.Array,
+    controls: Controls,
     semantic_tokens: jax.Array,
     keys: jax.Array,
-    guidance_scale: jax.Array,
     context: jax.Array | None = None,
+    is_new: jax.Array | None = None,
 ) -> jax.Array:
-    """Semantic tokens (B, U) -> latents (B, L, D) by angular DDIM with classifier-free guidance (sections 3.3-3.5).
+    """Semantic tokens (B, U) -> latents (B, L, D) by the config's solver with classifier-free guidance (3.3-3.5).
 
-    The first ones are `context` (B, C, D), if it is given, and stay as they are to the bit. Both branches run in one
-    doubled batch: the first half sees the tokens, the second half is the null branch.
+    Frames where `is_new` (L,) or (B, L) is False are those of `context` (B, L, D) and stay as they are to the bit. Both
+    branches of guidance run in one doubled batch: the first half sees the tokens, the second half is the null branch.
     """
-    batch = semantic_tokens.shape[0]
+    batch, frames, channels = semantic_tokens.shape[0], config.dpd.frames, config.dpd.latent_dim
     branches = 2 if config.guided else 1
 
     def velocity(noisy: jax.Array, angle: jax.Array) -> jax.Array:
         noisy, angle = jnp.tile(noisy, (branches, 1, 1)), jnp.tile(angle, (branches, 1))
-        predicted = dpd.velocity(params, config.dpd, noisy, angle, semantic_tokens, batch, prefix_tokens)
-        return diffusion.guide(predicted[:batch], predicted[batch:], guidance_scale) if config.guided else predicted
+        prefix, scale = controls.prefix_tokens, controls.guidance_scale
+        predicted = dpd.velocity(params, config.dpd, noisy, angle, semantic_tokens, batch, prefix, scale)
+        if not config.guided:
+            return predicted
+        return diffusion.guide(predicted[:batch], predicted[batch:], scale[:, None, None])
 
-    start, known = initial_noise(keys, config.dpd.frames, config.dpd.latent_dim), 0
+    def later_noise(step: jax.Array) -> jax.Array:
+        return _noise(_part_keys(_part_keys(keys, 2), step), frames, channels)
+
+    start = initial_noise(keys, frames, channels)
     if context is not None:
-        known = context.shape[1]
-        start = jnp.concatenate([context, start[:, known:]], axis=1)
-    is_new = jnp.arange(config.dpd.frames) >= known
-    return diffusion.sample(velocity, start, diffusion.omegas(config.schedule, config.steps), is_new)
+        assert is_new is not None, "context needs to be told from what is new"
+        is_new = jnp.broadcast_to(is_new, (batch, frames))
+        start = jnp.where(is_new[..., None], start, context)
+    omegas = diffusion.omegas(config.schedule, config.steps)
+    return diffusion.sample(velocity, start, omegas, is_new, config.solver, later_noise)
 
 
-@partial(jax.jit, static_argnames="config")
-def first_window(
-    params: dict[str, Params],
-    config: SamplerConfig,
-    ids: jax.Array,
-    mask: jax.Array,
-    seeds: jax.Array,
-    temperature: jax.Array,
-    lm_guidance_scale: jax.Array,
-    guidance_scale: jax.Array,
-) -> Window:
-    """The whole sampler: text token ids and mask (B, N), seeds int32 (B,) -> the first window.
+def apart(function: Callable[..., Any], mesh: Mesh | None, whole: int = 1) -> Callable[..., Any]:
+    """`function` of batches, each device of the mesh working on its own items; nothing is sent. None: as it is.
 
-    `params` holds the parameters of "mulan", "lm" and "dpd".
+    The first `whole` arguments belong to no item: every device has all of them. Items must divide over the devices.
     """
-    keys = item_keys(seeds)
-    prefix = prompt_to_prefix(params["mulan"], config.mulan, ids, mask)
-    tokens = prefix_to_tokens(params["lm"], config, prefix, keys, temperature, lm_guidance_scale)
-    return Window(prefix, tokens, tokens_to_latents(params["dpd"], config, prefix, tokens, keys, guidance_scale))
+    if mesh is None:
+        return function
+    items = PartitionSpec(mesh.axis_names)
+
+    def spread(*arguments: Any) -> Any:
+        specs = (PartitionSpec(),) * whole + (items,) * (len(arguments) - whole)
+        return jax.shard_map(function, mesh=mesh, in_specs=specs, out_specs=items, check_vma=False)(*arguments)
+
+    return spread
 
 
-@partial(jax.jit, static_argnames=("config", "moved"))
+@partial(jax.jit, static_argnames=("config", "mesh"))
+def first_window(
+    params: dict[str, Params], config: SamplerConfig, controls: Controls, mesh: Mesh | None = None
+) -> Window:
+    """The first window. `params` holds the parameters of "lm" and "dpd"; mesh: spreads the items (`apart`)."""
+
+    def make(params: dict[str, Params], controls: Controls) -> Window:
+        keys = item_keys(controls)
+        tokens = prefix_to_tokens(params["lm"], config, controls, keys)
+        return Window(tokens, tokens_to_latents(params["dpd"], config, controls, tokens, keys))
+
+    return apart(make, mesh)(params, controls)
+
+
+@partial(jax.jit, static_argnames=("config", "moved", "mesh"))
 def next_window(
     params: dict[str, Params],
     config: SamplerConfig,
+    controls: Controls,
     window: Window,
     moved: int,
     number: jax.Array,
-    seeds: jax.Array,
-    temperature: jax.Array,
-    lm_guidance_scale: jax.Array,
-    guidance_scale: jax.Array,
+    mesh: Mesh | None = None,
 ) -> Window:
     """The window one chunk later (section 3.5, algorithm 2): its last chunk is new, what comes before stays.
 
     moved: tokens by which it moves on, `config.chunk_tokens(number)`; number: which chunk after the first window, from
     1, int32. Only the new chunk turns, where the paper's text turns the whole window (Q3).
     """
-    keys = jax.vmap(lambda key: jax.random.fold_in(key, 1 + number))(item_keys(seeds))  # 0 and 1: the first window's
-    prefix, given, context = window.prefix_tokens, window.semantic_tokens[:, moved:], window.latents
-    tokens = prefix_to_tokens(params["lm"], config, prefix, keys, temperature, lm_guidance_scale, given)
-    context = context[:, config.chunk_frames :]
-    return Window(
-        prefix, tokens, tokens_to_latents(params["dpd"], config, prefix, tokens, keys, guidance_scale, context)
-    )
+
+    def make(params: dict[str, Params], number: jax.Array, controls: Controls, window: Window) -> Window:
+        keys = _part_keys(item_keys(controls), 2 + number)  # below are the first window's own
+        tokens = prefix_to_tokens(params["lm"], config, controls, keys, window.semantic_tokens[:, moved:])
+        context = jnp.roll(window.latents, -config.chunk_frames, axis=1)
+        is_new = jnp.arange(config.dpd.frames) >= config.dpd.frames - config.chunk_frames
+        return Window(tokens, tokens_to_latents(params["dpd"], config, controls, tokens, keys, context, is_new))
+
+    return apart(make, mesh, whole=2)(params, number, controls, window)
 
 
-@partial(jax.jit, static_argnames="config")
-def latents_to_wave(params: Params, config: VAEConfig, latents: jax.Array) -> jax.Array:
-    """The decoder: latents (B, L, D) -> waveform float32 (B, T)."""
-    return vae.decode(params, config, latents)
+def windows(
+    params: dict[str, Params],
+    config: SamplerConfig,
+    controls_at: Callable[[int], Controls],
+    mesh: Mesh | None = None,
+) -> Iterator[jax.Array]:
+    """New latents (B, n, D) without end: those of the first window, then of one chunk after the other.
+
+    controls_at(number): what is asked for in chunk `number`; 0 is the first window.
+    """
+    window = first_window(params, config, controls_at(0), mesh)
+    yield window.latents
+    for number in itertools.count(1):
+        moved = config.chunk_tokens(number)
+        window = next_window(params, config, controls_at(number), window, moved, jnp.int32(number), mesh)
+        yield window.latents[:, -config.chunk_frames :]
+
+
+@partial(jax.jit, static_argnames=("config", "mesh"))
+def latents_to_wave(
+    params: Params,
+    config: VAEConfig,
+    latents: jax.Array,
+    first: jax.typing.ArrayLike = 0,
+    mesh: Mesh | None = None,
+) -> jax.Array:
+    """The decoder: latents (B, L, D), of which the first is number `first` of its piece -> waveform float32 (B, T)."""
+
+    def make(params: Params, first: jax.Array, latents: jax.Array) -> jax.Array:
+        return vae.decode(params, config, latents, first)
+
+    return apart(make, mesh, whole=2)(params, first, latents)

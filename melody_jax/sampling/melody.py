@@ -1,23 +1,44 @@
 """The public face of the cascade: `load("mini").generate(prompts, seconds=10, seed=0)`."""
 
+import dataclasses
+import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from tokenizers import Tokenizer
 from tqdm import tqdm
 
-from melody_jax import audio, diffusion, release
-from melody_jax.data import text
+from melody_jax import audio, release
 from melody_jax.errors import UserError
 from melody_jax.models.functional import Params
-from melody_jax.sampling import generate
+from melody_jax.sampling import decode, generate
+from melody_jax.sampling.generate import Controls, SamplerConfig
+from melody_jax.sampling.prompts import PromptEncoder
+from melody_jax.sampling.request import Prompt, Request, make_requests
 
 NETWORKS = ("mulan", "lm", "dpd", "vae")
-MAX_SECONDS = 600.0
+
+
+class Group(NamedTuple):
+    """Requests that one compiled program serves, as one batch."""
+
+    config: SamplerConfig
+    chunks: int
+    """Chunks after the first window."""
+    requests: list[Request]
+    """Their `best_of` candidates are rows of the batch."""
+
+    @property
+    def rows(self) -> list[tuple[Request, int]]:
+        """(request, candidate) of each row of the batch."""
+        return [(request, candidate) for request in self.requests for candidate in range(request.best_of)]
 
 
 class Melody:
@@ -25,87 +46,222 @@ class Melody:
 
     sample_rate = audio.SAMPLE_RATE
 
-    def __init__(self, params: dict[str, Params], configs: dict, tokenizer: Tokenizer | None) -> None:
+    def __init__(
+        self,
+        params: dict[str, Params],
+        configs: dict[str, Any],
+        tokenizer: Tokenizer | None,
+        hashes: dict[str, str],
+        mesh: Mesh | None = None,
+    ) -> None:
         self.params = params
         self.configs = configs
         self.tokenizer = tokenizer
+        self.hashes = hashes
+        self.mesh = mesh
+
+    @property
+    def hash(self) -> str:
+        """Names the weights of all networks that sampling uses, 16 hexadecimal digits."""
+        together = "".join(self.hashes[network] for network in NETWORKS if network in self.hashes)
+        return hashlib.sha256(together.encode()).hexdigest()[:16]
+
+    def spread(self, mesh: Mesh) -> "Melody":
+        """The same with its batches spread over the mesh's devices, which batches must then divide over."""
+        whole = NamedSharding(mesh, PartitionSpec())
+        placed = {name: jax.device_put(self.params[name], whole) for name in ("lm", "dpd", "vae")}
+        return Melody(self.params | placed, self.configs, self.tokenizer, self.hashes, mesh)
+
+    @property
+    def window_samples(self) -> int:
+        """Samples of one window: what the networks hear and make at a time."""
+        return self.configs["dpd"].frames * self.configs["vae"].hop
 
     @property
     def window_seconds(self) -> float:
-        """How long one window is: what the networks hear and make at a time."""
-        return self.configs["dpd"].frames * self.configs["vae"].hop / self.sample_rate
+        """Seconds of one window."""
+        return self.window_samples / self.sample_rate
+
+    @property
+    def chunk_seconds(self) -> float:
+        """By how much a chunk makes the music longer."""
+        return self.window_seconds / self.configs["dpd"].chunks
 
     def generate(
-        self,
-        prompts: str | Sequence[str],
-        *,
-        seconds: float = 10.0,
-        steps: int = 5,
-        guidance_scale: float = 2.5,
-        seed: int | Sequence[int] = 0,
-        temperature: float = 1.1,
-        lm_guidance_scale: float = 2.0,
-        top_k: int = 250,
-        schedule: str = "paper",
-        progress: bool = False,
-    ) -> np.ndarray:
-        """Music for each prompt: float32 (B, samples) in [-1, 1] at `sample_rate`, trimmed to `seconds`.
+        self, prompts: Prompt | Sequence[Prompt], *, progress: bool = False, **settings: Any
+    ) -> list[np.ndarray]:
+        """Music for each prompt: float32 (samples,) in [-1, 1] at `sample_rate`, as long as was asked for.
 
-        prompts: one text or a list of B texts, each at most as many word pieces as the text encoder takes (62).
-        seconds: above 0, at most 600; what is longer than `window_seconds` is continued chunk by chunk (section 3.5).
-        steps: diffusion steps of a window, 1 to 1000.
-        guidance_scale: of the diffusion, finite, 1 is none (2.5 in the paper, section 3.5).
-        seed: one integer (item i gets seed + i) or one per prompt, in [0, 2**31). An item's clip depends on its own
-        prompt and seed only.
-        temperature, top_k, lm_guidance_scale: of the language model; temperature >= 0, 0 is greedy. At the defaults
-        mini's tokens repeat as often as those of real clips (docs/mini.md).
-        schedule: angle schedule, "paper" or "uniform" (section 3.4). progress: shows a bar of the chunks.
-        Raises UserError, one line, for anything outside these ranges.
+        prompts: one text, or a list of them; in a list, several `Part`s (words and sounds, weighted) make one prompt.
+        settings: any field of `Request` by name, such as seconds=30 or guidance_scale=[1.5, 2.5]: one value for all, or
+        a list of one each. One seed gives item i the seed + i. An item's clip depends on its own settings only.
+        progress: shows a bar of the chunks.
+        Raises UserError, one line, for anything out of its range.
         """
+        return self.run(make_requests(prompts, settings), progress=progress)
+
+    def run(self, requests: Sequence[Request], *, progress: bool = False) -> list[np.ndarray]:
+        """The clips (samples,) of the requests, in their order; those that share a program are made in one batch."""
+        clips: dict[Request, np.ndarray] = {}
+        for group in self.groups(requests):
+            made = islice(self.windows(group), 1 + group.chunks)
+            bar = tqdm(made, total=1 + group.chunks, desc="chunks", disable=not (progress and group.chunks))
+            longest = max(round(request.seconds * self.sample_rate) for request in group.requests)
+            waves, done = np.empty((len(group.rows), longest), np.float32), 0
+            for stretch in self._sound(bar, group.config.dpd.frames):
+                waves[:, done : done + stretch.shape[1]] = stretch[:, : longest - done]
+                done += stretch.shape[1]
+            clips |= zip(group.requests, self._finish(group, waves), strict=True)
+        return [clips[request] for request in requests]
+
+    def stream(self, prompt: Prompt, *, seconds: float | None = None, **settings: Any) -> Iterator[np.ndarray]:
+        """Music for one prompt while it is being made: stretches float32 (n,) of it, in [-1, 1] at `sample_rate`.
+
+        The first comes with the first window, then one with every chunk; put together they are what `generate` makes,
+        to 1e-4. Memory does not grow with the length.
+        seconds: where it ends, at most 600; None: never. settings: other fields of `Request`; `best_of` must be 1.
+        Raises UserError, one line, for anything out of its range.
+        """
+        (request,) = make_requests([prompt], settings if seconds is None else settings | {"seconds": seconds})
+        if request.best_of > 1:
+            raise UserError(f"best_of is {request.best_of}; a stream is heard before it could be chosen, it must be 1")
+        (group,) = self.groups([request])
+        made = self.windows(group)
+        if seconds is not None:
+            made = islice(made, 1 + group.chunks)
+        stretches = self._sound(made, group.config.chunk_frames)
+        return _cut(
+            (stretch[0] for stretch in stretches), None if seconds is None else round(seconds * self.sample_rate)
+        )
+
+    def _sound(self, blocks: Iterable[jax.Array], window: int) -> Iterator[np.ndarray]:
+        """Stretches (rows, n) of the sound of latents, of which at least `window` are decoded at a time."""
+        config = self.configs["vae"]
+        window = max(window, self.configs["dpd"].frames // self.configs["dpd"].chunks + 2 * decode.context(config))
+        return decode.decode(self.params["vae"], config, blocks, window, self.mesh)
+
+    @property
+    def prompt_encoder(self) -> PromptEncoder:
+        """MuLan with its tokenizer. Raises `UserError` if it was not loaded."""
+        if self.tokenizer is None:
+            raise UserError("mulan was not loaded; prompts need it")
+        return PromptEncoder(self.params["mulan"], self.configs["mulan"], self.tokenizer, self.window_samples)
+
+    def groups(self, requests: Sequence[Request]) -> list[Group]:
+        """The requests by the program that serves them, in the order of their first."""
+        found: dict[tuple[SamplerConfig, int], Group] = {}
+        for request in requests:
+            config, chunks = self.sampler_config(request), self.chunks(request.seconds)
+            found.setdefault((config, chunks), Group(config, chunks, [])).requests.append(request)
+        return list(found.values())
+
+    def sampler_config(self, request: Request) -> SamplerConfig:
+        """What has to be compiled for the request. Raises `UserError` if a network for it was not loaded."""
         if missing := [network for network in NETWORKS if network not in self.params]:
             raise UserError(f"{missing[0]} was not loaded; generating needs {', '.join(NETWORKS)}")
-        assert self.tokenizer is not None
-        texts = [prompts] if isinstance(prompts, str) else list(prompts)
-        seeds = _seeds(seed, len(texts))
-        ids, mask = _tokenise(texts, self.configs["mulan"].text.max_length, self.tokenizer)
-        _check_number("seconds", seconds, 0.0, MAX_SECONDS)
-        _check_integer("steps", steps, 1, 1000)
-        _check_integer("top_k", top_k, 1, 2**31 - 1)
-        for name, value in (("guidance_scale", guidance_scale), ("lm_guidance_scale", lm_guidance_scale)):
-            _check_number(name, value, -100.0, 100.0)
-        _check_number("temperature", temperature, -1e-9, 100.0)
-        diffusion.omegas(schedule, steps)  # names an unknown schedule
-        config = generate.SamplerConfig(
-            mulan=self.configs["mulan"],
+        scale, known = request.guidance_scale, self.configs["dpd"].guidance_range
+        if known and not known[0] <= scale <= known[1]:
+            raise UserError(f"guidance_scale is {scale}; the distilled diffusion knows {known[0]:g} to {known[1]:g}")
+        config = SamplerConfig(
             lm=self.configs["lm"],
             dpd=self.configs["dpd"],
-            steps=steps,
-            schedule=schedule,
-            guided=guidance_scale != 1,
-            lm_guided=lm_guidance_scale != 1,
-            top_k=top_k,
+            steps=int(request.steps),
+            schedule=request.schedule,
+            solver=request.solver,
+            guided=scale != 1 and not known,
+            lm_guided=request.lm_guidance_scale != 1,
         )
-        sampler_params = {name: self.params[name] for name in ("mulan", "lm", "dpd")}
-        scales = (jnp.float32(temperature), jnp.float32(lm_guidance_scale), jnp.float32(guidance_scale))
-        window = generate.first_window(sampler_params, config, ids, mask, seeds, *scales)
-        latents = [window.latents]
-        frame_seconds = self.configs["vae"].hop / self.sample_rate
-        missing_frames = math.ceil(seconds / frame_seconds - 1e-9) - config.dpd.frames
-        chunks = math.ceil(missing_frames / config.chunk_frames) if missing_frames > 0 else 0
-        for number in tqdm(range(1, chunks + 1), desc="chunks", disable=not (progress and chunks)):
-            moved = config.chunk_tokens(number)
-            window = generate.next_window(sampler_params, config, window, moved, jnp.int32(number), seeds, *scales)
-            latents.append(jax.block_until_ready(window.latents[:, -config.chunk_frames :]))
-        latents = jnp.concatenate(latents, axis=1)
-        wave = generate.latents_to_wave(self.params["vae"], self.configs["vae"], latents)
-        samples = round(seconds * self.sample_rate)
-        return np.stack([audio.peak_limit(item) for item in np.asarray(wave)[:, :samples]])
+        if request.top_k > config.candidates:
+            config = dataclasses.replace(config, candidates=config.lm.semantic_vocab)
+        return config
+
+    def windows(self, group: Group) -> Iterator[jax.Array]:
+        """New latents (rows, n, D) of the group, window and chunks, without end (`generate.windows`)."""
+        params = {name: self.params[name] for name in ("lm", "dpd")}
+        if self.mesh is not None and len(group.rows) % self.mesh.size:
+            raise UserError(f"{len(group.rows)} clips do not divide over {self.mesh.size} devices")
+        return generate.windows(params, group.config, self.controls_at(group), self.mesh)
+
+    def controls_at(self, group: Group) -> Callable[[int], Controls]:
+        """Chunk number -> what is asked for in it: the scene that holds where it begins."""
+        encoder, encoded = self.prompt_encoder, {}
+
+        def prefix(prompt: Prompt) -> np.ndarray:
+            key = prompt if isinstance(prompt, str) else id(prompt)
+            if key not in encoded:
+                encoded[key] = encoder.prefix(prompt)
+            return encoded[key]
+
+        requests = [request for request, _ in group.rows]
+        stories = [[(at, prefix(prompt)) for at, prompt in request.scenes] for request in requests]
+        none = np.full(self.configs["mulan"].levels, -1, np.int32)
+        unwanted = [request.negative_prompt for request in requests]
+
+        def column(name: str, dtype: Any) -> jax.Array:
+            return jnp.asarray([getattr(request, name) for request in requests], dtype)
+
+        def prefixes(seconds: float) -> jax.Array:
+            held = [[made for at, made in story if at <= seconds + 1e-9][-1] for story in stories]
+            return jnp.asarray(np.stack(held))
+
+        controls = Controls(
+            prefix_tokens=prefixes(0.0),
+            negative_prefix_tokens=jnp.asarray(np.stack([prefix(text) if text else none for text in unwanted])),
+            seeds=column("seed", np.int32),
+            candidate=jnp.asarray([candidate for _, candidate in group.rows], jnp.int32),
+            temperature=column("temperature", np.float32),
+            top_k=jnp.asarray([min(request.top_k, group.config.candidates) for request in requests], jnp.int32),
+            top_p=column("top_p", np.float32),
+            lm_guidance_scale=column("lm_guidance_scale", np.float32),
+            guidance_scale=column("guidance_scale", np.float32),
+        )
+
+        def at(number: int) -> Controls:
+            begins = self.window_seconds + (number - 1) * self.chunk_seconds if number else 0.0
+            return controls._replace(prefix_tokens=prefixes(begins))
+
+        return at
+
+    def chunks(self, seconds: float) -> int:
+        """Chunks after the first window that a clip needs."""
+        missing = seconds - self.window_seconds
+        return math.ceil(missing / self.chunk_seconds - 1e-9) if missing > 0 else 0
+
+    def _finish(self, group: Group, waves: np.ndarray) -> Iterator[np.ndarray]:
+        """The clip of each request of the group from the waves (rows, T): the best candidate, cut."""
+        first = 0
+        for request in group.requests:
+            samples = round(request.seconds * self.sample_rate)
+            candidates = waves[first : first + request.best_of, :samples]
+            first += request.best_of
+            best = 0 if request.best_of == 1 else int(np.argmax([self.score(request, wave) for wave in candidates]))
+            yield candidates[best]
+
+    def score(self, request: Request, wave: np.ndarray) -> float:
+        """How close a clip (T,) is to its prompts in MuLan's space: the mean cosine, scene by scene.
+
+        A scene is heard from its time to the next one's, at least a second of it.
+        """
+        begins = [round(at * self.sample_rate) for at, _ in request.scenes]
+        cosines, encoder = [], self.prompt_encoder
+        for begin, end, (_, prompt) in zip(begins, [*begins[1:], len(wave)], request.scenes, strict=True):
+            scene = wave[begin : min(end, len(wave))]
+            if len(scene) >= self.sample_rate or begin == 0:
+                cosines.append(encoder.target(prompt) @ encoder.heard(scene))
+        return float(np.mean(cosines))
 
 
-def load(name: str = "mini", *, folder: str | Path | None = None, networks: Sequence[str] = NETWORKS) -> Melody:
+def load(
+    name: str = "mini",
+    *,
+    folder: str | Path | None = None,
+    networks: Sequence[str] = NETWORKS,
+    distilled: bool = False,
+) -> Melody:
     """The released cascade `name`, from the package or from `folder/name`; nothing is downloaded.
 
     networks: those to load; generating needs the default, measuring stages also "tokenizer".
+    distilled: the diffusion for 1, 2 or 4 steps takes the place of the other one (docs/distillation.md).
 
     Raises UserError if there is no such release, a file of it is missing or damaged, or its networks were not made
     for each other (the hashes in each JSON name the networks it was trained with).
@@ -115,6 +271,8 @@ def load(name: str = "mini", *, folder: str | Path | None = None, networks: Sequ
     if not path.is_dir():
         there = sorted(p.name for p in root.iterdir() if p.is_dir()) if root.is_dir() else []
         raise UserError(f"no released model {name!r} in {root}; there are: {', '.join(there) or 'none'}")
+    if distilled:
+        networks = ["dpd_distilled" if network == "dpd" else network for network in networks]
     loaded = {network: release.load_network(path, network) for network in networks}
     own = {network: release.network_hash(path, network) for network in networks}
     for network, (_, _, needs) in loaded.items():
@@ -124,44 +282,19 @@ def load(name: str = "mini", *, folder: str | Path | None = None, networks: Sequ
                     f"{path}: {network} was trained with {other} {digest[:12]}, but {other} here is {own[other][:12]}; "
                     "take all files from one release"
                 )
+    loaded = {release.DIFFERENCES.get(network, network): parts for network, parts in loaded.items()}
     configs = {network: config for network, (_, config, _) in loaded.items()}
     tokenizer = release.load_tokenizer(path, configs["mulan"].text.vocab_size) if "mulan" in configs else None
-    return Melody({network: params for network, (params, _, _) in loaded.items()}, configs, tokenizer)
+    return Melody({network: params for network, (params, _, _) in loaded.items()}, configs, tokenizer, own)
 
 
-def _seeds(seed: int | Sequence[int], count: int) -> np.ndarray:
-    seeds = [int(seed) + i for i in range(count)] if isinstance(seed, int | np.integer) else [int(s) for s in seed]
-    if len(seeds) != count:
-        raise UserError(f"{len(seeds)} seeds for {count} prompts; give one integer or one seed per prompt")
-    for value in seeds:
-        if not 0 <= value < 2**31:
-            raise UserError(f"seed {value} is outside 0 to {2**31 - 1}")
-    return np.asarray(seeds, np.int32)
-
-
-def _tokenise(texts: list[str], length: int, tokenizer: Tokenizer) -> tuple[np.ndarray, np.ndarray]:
-    if not texts:
-        raise UserError("no prompts; give at least one")
-    for item in texts:
-        if not isinstance(item, str) or not item.strip():
-            raise UserError(f"prompt {item!r} is empty; describe the music in a few words")
-        pieces = text.token_count(item, tokenizer)
-        if pieces > length:
-            raise UserError(
-                f"prompt {item[:40]!r}... has {pieces - 2} word pieces; at most {length - 2} fit, shorten it"
-            )
-    return text.tokenize(texts, length, tokenizer)
-
-
-def _check_number(name: str, value: float, above: float, most: float, hint: str = "") -> None:
-    number = isinstance(value, int | float | np.number) and not isinstance(value, bool)
-    if not number or not above < value <= most:
-        raise UserError(
-            f"{name} is {value}; it must be above {max(above, 0) if above > -1 else above:g} and at most "
-            f"{most:g}{f' ({hint})' if hint else ''}"
-        )
-
-
-def _check_integer(name: str, value: int, least: int, most: int) -> None:
-    if not isinstance(value, int | np.integer) or isinstance(value, bool) or not least <= value <= most:
-        raise UserError(f"{name} is {value}; it must be a whole number from {least} to {most}")
+def _cut(stretches: Iterable[np.ndarray], samples: int | None) -> Iterator[np.ndarray]:
+    """The first so many samples of the stretches (n,); None: all."""
+    left = math.inf if samples is None else samples
+    for stretch in stretches:
+        if left < len(stretch):
+            stretch = stretch[: int(left)]
+        left -= len(stretch)
+        yield stretch
+        if left == 0:
+            return

@@ -17,7 +17,7 @@ from jax.sharding import Mesh
 
 from melody_jax.config import TrainConfig, load_config
 from melody_jax.errors import UserError
-from melody_jax.models import vae
+from melody_jax.models import mulan, vae
 from melody_jax.models.functional import Remat
 from melody_jax.scale.chips import CHIPS, Roofline, roofline
 from melody_jax.scale.counting import collectives, matmul_cost
@@ -109,9 +109,10 @@ def _traced(config: CompileConfig, mesh: Mesh) -> tuple[Any, int]:
     if config.config == SAMPLER:
         if config.remat != "none":
             raise UserError("--remat: the sampler has no backward pass")
-        sampler, decoder = (with_fields(model, dtype=config.dtype) for model in (PAPER_SAMPLER, vae.PAPER))
+        models = (PAPER_SAMPLER, mulan.PAPER, vae.PAPER)
+        sampler, encoder, decoder = (with_fields(model, dtype=config.dtype) for model in models)
         size = config.batch_size or mesh.size
-        return trace_sampler(sampler, decoder, size, mesh), size
+        return trace_sampler(sampler, encoder, decoder, size, mesh), size
     run = _adapted(load_config(config.config), config)
     return trace_step(run, mesh), run.data.batch_size
 

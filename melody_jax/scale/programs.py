@@ -16,15 +16,17 @@ from melody_jax.data import facts
 from melody_jax.errors import UserError
 from melody_jax.models import dpd, lm, mulan, vae
 from melody_jax.models.functional import Params
+from melody_jax.models.mulan import MuLanConfig
 from melody_jax.models.vae import VAEConfig
-from melody_jax.sampling.generate import SamplerConfig, first_window, latents_to_wave
+from melody_jax.sampling.generate import Controls, SamplerConfig, first_window, latents_to_wave
+from melody_jax.sampling.prompts import targets_to_prefix, text_targets
 from melody_jax.training.checkpoint import abstract_like
 from melody_jax.training.loop import make_step
 from melody_jax.training.sharding import batch_sharding, state_sharding, using
 from melody_jax.training.state import create_state
 
 ITEMS = PartitionSpec(("data", "fsdp"))
-PAPER_SAMPLER = SamplerConfig(mulan=mulan.PAPER, lm=lm.PAPER, dpd=dpd.PAPER, lm_guided=True)
+PAPER_SAMPLER = SamplerConfig(lm=lm.PAPER, dpd=dpd.PAPER, lm_guided=True)
 """Five diffusion steps, both networks guided, as `Melody.generate` does by default."""
 PAPER_PIECES = 64
 """Word pieces a prompt."""
@@ -46,37 +48,52 @@ def trace_step(config: TrainConfig, mesh: Mesh) -> Any:
         return make_step(config, state).trace(state, batch)
 
 
-def trace_sampler(config: SamplerConfig, decoder: VAEConfig, batch_size: int, mesh: Mesh) -> Any:
+def trace_sampler(config: SamplerConfig, encoder: MuLanConfig, decoder: VAEConfig, batch_size: int, mesh: Mesh) -> Any:
     """Texts to sound, traced: every device holds all weights and makes its own items, and nothing is sent.
 
     Raises `UserError` as `check_batch`.
     """
     check_batch(batch_size, mesh)
 
-    def sample(params: dict[str, Params], ids: jax.Array, mask: jax.Array, seeds: jax.Array, scales: jax.Array):
-        window = first_window(params, config, ids, mask, seeds, scales[0], scales[1], scales[2])
+    def sample(params: dict[str, Params], ids: jax.Array, mask: jax.Array, controls: Controls) -> jax.Array:
+        targets = text_targets(params["mulan"], encoder, ids, mask)
+        controls = controls._replace(prefix_tokens=targets_to_prefix(params["mulan"], encoder, targets))
+        window = first_window(params, config, controls)
         return latents_to_wave(params["vae"], decoder, window.latents)
 
     whole = NamedSharding(mesh, PartitionSpec())
-    params = _placed(jax.eval_shape(partial(_sampler_params, config, decoder), jax.random.key(0)), whole)
-    rows = (batch_size, PAPER_PIECES)
-    items = (
-        jax.ShapeDtypeStruct(rows, jnp.int32),
-        jax.ShapeDtypeStruct(rows, jnp.float32),
-        jax.ShapeDtypeStruct(rows[:1], jnp.int32),
-    )
-    specs = (PartitionSpec(), ITEMS, ITEMS, ITEMS, PartitionSpec())
+    params = _placed(jax.eval_shape(partial(_sampler_params, config, encoder, decoder), jax.random.key(0)), whole)
+    items = jax.eval_shape(partial(_inputs, batch_size, encoder.levels))
+    specs = (PartitionSpec(), ITEMS, ITEMS, ITEMS)
     apart = jax.shard_map(sample, mesh=mesh, in_specs=specs, out_specs=ITEMS, check_vma=False)
-    scales = jax.ShapeDtypeStruct((3,), jnp.float32, sharding=whole)
-    return jax.jit(apart).trace(params, *_placed(items, batch_sharding(mesh)), scales)
+    return jax.jit(apart).trace(params, *_placed(items, batch_sharding(mesh)))
 
 
-def _sampler_params(config: SamplerConfig, decoder: VAEConfig, key: jax.Array) -> dict[str, Params]:
+def _inputs(batch_size: int, levels: int) -> tuple[jax.Array, jax.Array, Controls]:
+    """Word pieces, their mask, and what each item is asked for."""
+    pieces = jnp.zeros((batch_size, PAPER_PIECES), jnp.int32)
+    prefix, whole, real = jnp.zeros((batch_size, levels), jnp.int32), pieces[:, 0], jnp.zeros(batch_size)
+    controls = Controls(
+        prefix_tokens=prefix,
+        negative_prefix_tokens=prefix,
+        seeds=whole,
+        candidate=whole,
+        temperature=real,
+        top_k=whole,
+        top_p=real,
+        lm_guidance_scale=real,
+        guidance_scale=real,
+    )
+    return pieces, pieces.astype(jnp.float32), controls
+
+
+def _sampler_params(
+    config: SamplerConfig, encoder: MuLanConfig, decoder: VAEConfig, key: jax.Array
+) -> dict[str, Params]:
     """Of the four networks, with what is fitted to MuLan after training."""
-    model = mulan.init(config.mulan, key)
-    width = config.mulan.embedding
-    model |= {"music_mean": jnp.zeros(width), "text_mean": jnp.zeros(width)}
-    model |= {"codebooks": jnp.zeros((config.mulan.levels, config.mulan.codes, width))}
+    model = mulan.init(encoder, key)
+    model |= {"music_mean": jnp.zeros(encoder.embedding), "text_mean": jnp.zeros(encoder.embedding)}
+    model |= {"codebooks": jnp.zeros((encoder.levels, encoder.codes, encoder.embedding))}
     return {
         "mulan": model,
         "lm": lm.init(config.lm, key),
@@ -110,7 +127,7 @@ def example(config: TrainConfig) -> dict[str, Any]:
 
 def _latents(stage: Any, data: DataConfig) -> tuple[int, int]:
     """Frames and channels of the latents; the LM does not look at them."""
-    return (stage.model.frames, stage.model.latent_dim) if stage.name == "dpd" else (data.window_tokens, 1)
+    return (stage.model.frames, stage.model.latent_dim) if stage.name.startswith("dpd") else (data.window_tokens, 1)
 
 
 def with_fields(model: Any, **changes: Any) -> Any:

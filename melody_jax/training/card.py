@@ -13,6 +13,7 @@ ROLES = {
     "tokenizer": "audio to 25 Hz semantic tokens",
     "lm": "prefix tokens to semantic tokens",
     "dpd": "semantic tokens to latents, by dual-path diffusion",
+    "dpd_distilled": "semantic tokens to latents in 1, 2 or 4 steps; what is added to `dpd`",
     "vae": "latents to audio and back",
 }
 

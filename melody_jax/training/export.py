@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from jax.sharding import Mesh
 
 from melody_jax import release
@@ -21,7 +22,14 @@ from melody_jax.training.lora import init_adapters, merge
 from melody_jax.training.sharding import make_mesh, state_sharding
 from melody_jax.training.stage import Metrics
 
-STAGES = {"VAEStage": "vae", "MuLanStage": "mulan", "TokenizerStage": "tokenizer", "LMStage": "lm", "DPDStage": "dpd"}
+STAGES = {
+    "VAEStage": "vae",
+    "MuLanStage": "mulan",
+    "TokenizerStage": "tokenizer",
+    "LMStage": "lm",
+    "DPDStage": "dpd",
+    "ConsistencyStage": "consistency",
+}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -43,7 +51,8 @@ class ExportConfig:
 def export(config: ExportConfig) -> Path:
     """Writes `<out>/<name>.safetensors`, `.json` and the model card `.md`; returns the tensor file.
 
-    The weights are the run's latest average, adapters merged into them.
+    The weights are the run's latest average, adapters merged into them. Of a distilled network the difference is
+    written to the one it was made from, which must be in `out`.
 
     Raises:
         UserError: no such run, a damaged checkpoint, or networks in `out` that are not those the run was trained on.
@@ -56,8 +65,11 @@ def export(config: ExportConfig) -> Path:
     check_release(config.out, hashes)
     stage: Any = stage_from_dict(described["stage"])
     data = from_dict(DataConfig, described["data"])
-    shapes = jax.eval_shape(lambda: stage.init(jax.random.key(0))["model"])
-    model = run_network(run, shapes, make_mesh((1, 1, 1), jax.devices()[:1]))
+    shapes = jax.eval_shape(lambda: stage.init(jax.random.key(0)))
+    mesh = make_mesh((1, 1, 1), jax.devices()[:1])
+    if stage.name in release.DIFFERENCES:
+        hashes |= _hash_of_base(run, shapes["base"], mesh, config.out, release.DIFFERENCES[stage.name])
+    model = run_network(run, shapes["model"], mesh)
     batches = pipeline.finishing_batches(data, stage.batch, config.batches)
     model, fitted = stage.finish(model, batches, jax.random.key(config.seed))
     recipe = {name: value for name, value in described.items() if name not in ("workdir", "mesh")}
@@ -84,6 +96,19 @@ def run_network(run: Path, shapes: Params, mesh: Mesh) -> Params:
     finally:
         checkpoints.close()
     return jax.jit(lambda base, adapters: merge(base, adapters, lora), out_shardings=places)(base, average)
+
+
+def _hash_of_base(run: Path, shapes: Params, mesh: Mesh, out: str, name: str) -> dict[str, str]:
+    """{name: sha256} of the released network in `out`; refuses another one than the run's base."""
+    checkpoints = checkpoint.Checkpoints(run)
+    try:
+        base = checkpoints.restore_base(checkpoint.abstract_like(shapes, state_sharding(shapes, mesh)))
+    finally:
+        checkpoints.close()
+    there, own = release.flatten(release.read_network(out, name)[0]), release.flatten(base)
+    if there.keys() != own.keys() or not all(np.array_equal(there[path], own[path]) for path in own):
+        raise UserError(f"{out} holds another {name} than the one this run started from; export it where that one is")
+    return {name: release.network_hash(out, name)}
 
 
 def publish(

@@ -1,4 +1,7 @@
-"""Weights that a fresh run starts from: those of another run, or of a release (`--init_from`)."""
+"""Weights that a fresh run starts from: those of another run, or of a release (`--init_from`).
+
+Where `params["base"]` exists (adapters, distillation) they go there, and what is added to it stays fresh.
+"""
 
 from pathlib import Path
 from typing import Any
@@ -22,7 +25,7 @@ COMPUTE_FIELDS = ("dtype", "remat", "dropout")
 
 
 def start_from(config: TrainConfig, state: TrainState, hashes: dict[str, str], mesh: Mesh) -> TrainState:
-    """The fresh `state` with the network of `config.init_from`, every array placed as it was; adapters stay fresh.
+    """The fresh `state` with the network of `config.init_from`, every array placed as it was.
 
     `hashes` are those of the networks that made the run's data. What a release has only since `Stage.finish`
     (codebooks, means) is left out, for finishing fits it anew.
@@ -30,15 +33,16 @@ def start_from(config: TrainConfig, state: TrainState, hashes: dict[str, str], m
     Raises:
         UserError: there is no such network, it has another shape, or it learned from data of other networks.
     """
-    part = "base" if config.lora.rank else "model"
-    folder, name = _find(config.init_from, config.stage.name), config.stage.name
+    stage = getattr(config.stage, "teacher", config.stage)
+    part = "base" if "base" in state.params else "model"
+    folder, name = _find(config.init_from, stage.name), stage.name
     if (folder / "config.json").is_file():
         described, theirs, _ = checkpoint.read_run(folder)
-        _check(config, described["stage"].get("class"), described["stage"].get("model"), theirs, hashes)
+        _check(config, stage, described["stage"].get("class"), described["stage"].get("model"), theirs, hashes)
         network = run_network(folder, state.params[part], mesh)
     else:
         values, model, theirs = release.read_network(folder, name)
-        _check(config, type(config.stage).__name__, to_dict(model), theirs, hashes)
+        _check(config, stage, type(stage).__name__, to_dict(model), theirs, hashes)
         network = _placed(values, state.params[part], f"{folder}: {name}")
     state = state._replace(params=state.params | {part: network})
     # a copy: the step is given both to write into
@@ -57,14 +61,16 @@ def _find(source: str, name: str) -> Path:
     )
 
 
-def _check(config: TrainConfig, kind: Any, model: Any, theirs: dict[str, str], hashes: dict[str, str]) -> None:
+def _check(
+    config: TrainConfig, stage: Any, kind: Any, model: Any, theirs: dict[str, str], hashes: dict[str, str]
+) -> None:
     """Refuses another stage's network, another shape, and a network that learned from other features."""
-    source, own = config.init_from, type(config.stage).__name__
+    source, own = config.init_from, type(stage).__name__
     if kind != own:
         raise UserError(f"init_from {source} is a run of {kind}; this one is of {own}")
     fields = [
         f"{name} is {there} there and {here} here"
-        for name, (there, here) in difference(model, config.stage.model).items()
+        for name, (there, here) in difference(model, stage.model).items()
         if name.rpartition(".")[2] not in COMPUTE_FIELDS
     ]
     if fields:

@@ -1,0 +1,166 @@
+"""Is a clip the same whatever it is made with? And how many clips a second does a batch make?
+
+    python benchmarks/batch_invariance.py --items 1000 --waves 64
+
+Every item is made alone, in shuffled batches whose last is filled up, and in such batches spread over 8 devices
+(virtual ones on a CPU). Compared are its draws (bits), its semantic tokens, and, from the tokens it had alone, its
+sound. Two processes make the same clip, and their files are compared. About 15 minutes on two cores.
+"""
+
+import hashlib
+import itertools
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tyro
+from tqdm import tqdm
+
+ROOT = Path(__file__).parents[1]
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """Measures what an item's batch changes about it."""
+
+    model: str = "mini"
+    """Name of the release."""
+    folder: Path | None = None
+    """Where releases are; the package's own if left out."""
+    items: int = 1000
+    """Clips whose draws and tokens are compared."""
+    waves: int = 64
+    """Clips whose sound is compared."""
+    batch: int = 16
+    """Clips made at a time."""
+    devices: int = 8
+    """Devices over which batches are spread."""
+
+
+def load_requests(args: Arguments) -> tuple[Any, list[Any]]:
+    """The model, and the committed prompts over and over with seeds 0, 1, ..."""
+    from melody_jax import load
+    from melody_jax.process import enable_compile_cache
+    from melody_jax.sampling.request import Request
+
+    enable_compile_cache()
+    lines = (ROOT / "docs" / "evaluation" / "prompts.jsonl").read_text().splitlines()
+    texts = itertools.islice(itertools.cycle(json.loads(line)["text"] for line in lines), args.items)
+    return load(args.model, folder=args.folder), [Request(prompt=text, seed=i) for i, text in enumerate(texts)]
+
+
+def in_batches(function: Any, name: str, size: int, *items: Any) -> Any:
+    """`function` of the items (trees of arrays (N, ...)), `size` at a time, shuffled if that is more than one."""
+    import jax
+
+    count = len(jax.tree.leaves(items)[0])
+    order = np.random.default_rng(0).permutation(count) if size > 1 else np.arange(count)
+    made = []
+    for first in tqdm(range(0, count, size), desc=name):
+        rows = np.resize(order[first : first + size], size)
+        made.append(jax.tree.map(np.asarray, function(*jax.tree.map(lambda leaf, rows=rows: leaf[rows], items))))
+    back = np.argsort(order)
+    return jax.tree.map(lambda *parts: np.concatenate(parts)[:count][back], *made)
+
+
+def compare(args: Arguments) -> dict[str, float]:
+    """Differences between alone, in a batch, and in a batch over devices."""
+    import jax
+
+    from melody_jax.sampling import generate
+    from melody_jax.sampling.melody import Group
+    from melody_jax.training.sharding import make_mesh
+
+    melody, requests = load_requests(args)
+    config, vae = melody.sampler_config(requests[0]), melody.configs["vae"]
+    controls = jax.tree.map(np.asarray, melody.controls_at(Group(config, 0, requests))(0))
+    mesh = make_mesh((-1, 1, 1), jax.devices())
+    everywhere = jax.device_put(melody.params, jax.NamedSharding(mesh, jax.P()))
+    ways = {"alone": (1, None), f"batch {args.batch}": (args.batch, None)}
+    ways[f"batch {args.batch} on {len(jax.devices())} devices"] = (args.batch, mesh)
+
+    def draws(_: Any, controls: Any) -> tuple[jax.Array, jax.Array]:
+        keys = generate.item_keys(controls)
+        noise = jax.vmap(lambda key: jax.random.gumbel(key, (config.tokens, 64)))(keys)
+        return generate.initial_noise(keys, config.dpd.frames, config.dpd.latent_dim), noise
+
+    def tokens(params: Any, controls: Any) -> jax.Array:
+        return generate.prefix_to_tokens(params["lm"], config, controls, generate.item_keys(controls))
+
+    def sound(params: Any, controls: Any, tokens: jax.Array) -> jax.Array:
+        keys = generate.item_keys(controls)
+        latents = generate.tokens_to_latents(params["dpd"], config, controls, tokens, keys)
+        return generate.latents_to_wave(params["vae"], vae, latents, np.int32(0))
+
+    def made(function: Any, count: int, *items: Any) -> list[Any]:
+        results = []
+        for name, (size, spread) in ways.items():
+            placed = melody.params if spread is None else everywhere
+            compiled = jax.jit(generate.apart(function, spread))
+            items = jax.tree.map(lambda leaf: leaf[:count], items)
+            results.append(in_batches(partial(compiled, placed), f"{function.__name__}, {name}", size, *items))
+        return results
+
+    def digests(results: list[Any]) -> list[list[str]]:
+        return [[hashlib.sha256(item.tobytes()).hexdigest() for item in leaf] for leaf in jax.tree.leaves(results)]
+
+    report: dict[str, float] = {}
+    alone, *others = [digests(list(result)) for result in made(draws, args.items, controls)]
+    for name, other in zip(list(ways)[1:], others, strict=True):
+        same = [a == b for mine, its in zip(alone, other, strict=True) for a, b in zip(mine, its, strict=True)]
+        report[f"draws equal to the bit, {name}"] = float(np.mean(same))
+    alone, *others = made(tokens, args.items, controls)
+    for name, other in zip(list(ways)[1:], others, strict=True):
+        report[f"tokens equal, {name}"] = float(np.mean(alone == other))
+        report[f"items with all tokens equal, {name}"] = float(np.mean((alone == other).all(axis=1)))
+    alone, *others = made(sound, args.waves, controls, alone)
+    for name, other in zip(list(ways)[1:], others, strict=True):
+        report[f"largest difference of waves, {name}"] = float(np.abs(other - alone).max())
+    return report
+
+
+def clips_a_second(args: Arguments) -> dict[str, float]:
+    """Of a warm batch of 10 s clips, the best of three, text encoder and all."""
+    melody, requests = load_requests(args)
+    best = float("inf")
+    for _ in range(4):
+        started = time.perf_counter()
+        melody.run(requests[: args.batch])
+        best = min(best, time.perf_counter() - started)
+    return {f"clips of 10 s a second, batch {args.batch}": args.batch / best}
+
+
+def run_twice(args: Arguments) -> dict[str, float]:
+    """Whether two processes write the same file."""
+    with tempfile.TemporaryDirectory() as folder:
+        files = [Path(folder) / f"{i}.wav" for i in range(2)]
+        for file in files:
+            command = [sys.executable, str(ROOT / "sample.py"), "slow sad cello", "--out", str(file)]
+            command += ["--model", args.model, *(["--folder", str(args.folder)] if args.folder else [])]
+            subprocess.run(command, check=True, capture_output=True)
+        return {"two processes write the same bytes": float(files[0].read_bytes() == files[1].read_bytes())}
+
+
+def main() -> None:
+    args = tyro.cli(Arguments)
+    for part, devices in ((clips_a_second, 1), (run_twice, 1), (compare, args.devices)):
+        flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={devices}"
+        before, os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", ""), flags
+        with ProcessPoolExecutor(1, get_context("spawn")) as process:
+            for name, value in process.submit(part, args).result().items():
+                print(f"{name}: {value:.6g}", flush=True)
+        os.environ["XLA_FLAGS"] = before
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,21 @@
+"""The diffusion of `mini` for 1, 2 or 4 steps of one pass each, made from the released DPD (docs/distillation.md).
+
+python train.py configs/dpd_mini_distilled.py --data.folder features/mini --workdir runs/dpd_distilled
+"""
+
+from dataclasses import replace
+from pathlib import Path
+
+from melody_jax.config import OptimizerConfig, TrainConfig, load_config
+from melody_jax.training.stages.consistency import ConsistencyStage
+
+
+def config() -> TrainConfig:
+    """As `dpd_mini.py`, from its released weights; the tables of tokens stay as they are."""
+    mini = load_config(Path(__file__).with_name("dpd_mini.py"))
+    stage = ConsistencyStage(model=replace(mini.stage.model, guidance_range=(1.0, 4.0)))
+    tables = (("model/token_table", 0.0), ("model/prefix_table", 0.0))
+    optimizer = OptimizerConfig(learning_rate=1.5e-3, muon=True, warmup_steps=20, rate_scales=tables)
+    data = replace(mini.data, batch_size=4)
+    shorter = replace(mini, stage=stage, data=data, optimizer=optimizer, steps=450, eval_every=50, eval_batches=2)
+    return replace(shorter, ema_decay=0.98, save_minutes=5.0, init_from="mini", workdir="runs/dpd_mini_distilled")

@@ -1,0 +1,64 @@
+"""A stream is the clip, chunk by chunk: what comes when, the same sound, no end unless one is asked for."""
+
+from itertools import islice
+
+import numpy as np
+import pytest
+from test_sampling import tiny_networks
+
+from melody_jax import load, release
+from melody_jax.errors import UserError
+from melody_jax.sampling import decode, generate
+from melody_jax.sampling.melody import Melody
+
+PROMPT = "a calm solo piano piece"
+
+
+@pytest.fixture(scope="module")
+def melody(tmp_path_factory: pytest.TempPathFactory) -> Melody:
+    root = tmp_path_factory.mktemp("releases")
+    for name, (params, config) in tiny_networks().items():
+        release.save_network(root / "tiny", name, params, config, {})
+    return load("tiny", folder=root)
+
+
+@pytest.mark.parametrize("seconds", [1.5, 3.2, 6.03])
+def test_a_stream_is_the_clip(melody: Melody, seconds: float) -> None:
+    (clip,) = melody.generate(PROMPT, seconds=seconds, steps=1, seed=3)
+    stretches = list(melody.stream(PROMPT, seconds=seconds, steps=1, seed=3))
+    assert all(len(stretch) > 0 and stretch.dtype == np.float32 for stretch in stretches)
+    np.testing.assert_allclose(np.concatenate(stretches), clip, atol=1e-4)
+
+
+def test_each_chunk_comes_when_it_is_made(melody: Melody, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = []
+    for name in ("first_window", "next_window"):
+        plain = getattr(generate, name)
+        monkeypatch.setattr(generate, name, lambda *a, name=name, plain=plain: (made.append(name), plain(*a))[1])
+    stream = melody.stream(PROMPT, steps=1)
+    assert made == []
+    first, heard = next(stream), 0
+    assert made == ["first_window"]
+    chunk = round(melody.chunk_seconds * melody.sample_rate)
+    assert len(first) >= chunk
+    for stretch in islice(stream, 8):  # without an end
+        heard += len(stretch)
+        assert heard + len(first) + 2 * chunk > melody.window_samples + chunk * made.count("next_window") - 2 * chunk
+    assert len(made) > 4
+
+
+def test_a_long_clip_is_decoded_a_window_at_a_time(melody: Melody, monkeypatch: pytest.MonkeyPatch) -> None:
+    shapes, plain = [], decode.latents_to_wave
+    monkeypatch.setattr(decode, "latents_to_wave", lambda p, c, z, *a: (shapes.append(z.shape), plain(p, c, z, *a))[1])
+    short, long = (melody.generate(PROMPT, seconds=seconds, steps=1)[0] for seconds in (2.0, 9.0))
+    assert set(shapes) == {(1, melody.configs["dpd"].frames, melody.configs["vae"].latent_width)}
+    assert len(long) == 9 * melody.sample_rate
+    np.testing.assert_allclose(long[: len(short)], short, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("settings", "named"), [({"best_of": 4}, "best_of is 4"), ({"seconds": 0}, "seconds is 0"), ({"stepz": 1}, "stepz")]
+)
+def test_what_cannot_be_streamed_is_told_at_once(melody: Melody, settings: dict, named: str) -> None:
+    with pytest.raises(UserError, match=named):
+        melody.stream(PROMPT, **settings)
