@@ -47,7 +47,14 @@ def test_command(capsys):
     assert "99.6" not in "".join(lines)
 
 
-@pytest.mark.parametrize("setting", [{"seconds": 0.0}, {"seconds": 601.0}, {"steps": 0}, {"distilled_steps": 1001}])
+def test_heun_takes_two_passes_a_step_but_the_last():
+    rows = dict(nfe.table(NFEConfig(solver="heun")))
+    assert rows["mini, 5 steps"] == Evaluations(256, 9)
+
+
+@pytest.mark.parametrize(
+    "setting", [{"seconds": 0.0}, {"seconds": 601.0}, {"steps": 0}, {"distilled_steps": 1001}, {"solver": "euler"}]
+)
 def test_out_of_range(setting):
     with pytest.raises(UserError, match=next(iter(setting))):
         nfe.table(NFEConfig(**setting))

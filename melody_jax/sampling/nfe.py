@@ -16,10 +16,12 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
+from melody_jax import diffusion
 from melody_jax.errors import UserError
 from melody_jax.models import dpd, vae
 from melody_jax.models.dpd import DPDConfig
-from melody_jax.sampling.melody import MAX_SECONDS, Melody, load
+from melody_jax.sampling.melody import Melody, load
+from melody_jax.sampling.request import MAX_SECONDS
 
 MUSICLM_RATE = 25 + 200 + 400
 """Tokens a second of MusicLM's semantic, coarse and fine models: a pass each."""
@@ -52,7 +54,9 @@ class NFEConfig:
     steps: int = 5
     """Diffusion steps of our rows, 1 to 1000."""
     distilled_steps: int = 2
-    """The same of a distilled network, which needs no guidance."""
+    """The same of a distilled network, which needs no second pass for guidance."""
+    solver: str = "ddim"
+    """Of our rows: heun takes two passes a step but the last (`diffusion.SOLVERS`)."""
     model: str = "mini"
     """Name of a released model, whose windows ours are."""
     folder: Path | None = None
@@ -93,7 +97,7 @@ def sampler(
 def table(settings: NFEConfig) -> list[tuple[str, Evaluations | int]]:
     """Rows: what is counted, and how often; of the paper's rivals only the sum is known.
 
-    Raises `UserError` where a setting is out of its range or the model is unknown.
+    Raises `UserError` where a setting is out of its range, or the model or solver is unknown.
     """
     seconds = settings.seconds
     if not 0 < seconds <= MAX_SECONDS:
@@ -104,7 +108,8 @@ def table(settings: NFEConfig) -> list[tuple[str, Evaluations | int]]:
     paper = partial(sampler, dpd.PAPER, vae.PAPER.hop / Melody.sample_rate, seconds, PAPER_STEPS)
     melody = load(settings.model, folder=settings.folder, networks=("dpd", "vae"))
     ours = partial(sampler, melody.configs["dpd"], melody.configs["vae"].hop / melody.sample_rate, seconds)
-    name, steps = f"{settings.model}, {settings.steps} steps", settings.steps
+    steps = diffusion.passes(settings.solver, settings.steps)
+    name = f"{settings.model}, {settings.steps} steps"
     return [
         ("MusicLM", musiclm(seconds)),
         ("Noise2Music", NOISE2MUSIC_STEPS),
