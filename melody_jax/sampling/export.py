@@ -6,10 +6,10 @@
 A folder holds, for one batch size and one window of music:
   sampler.cpu.jax, sampler.accelerator.jax   word pieces and settings -> semantic tokens and latents. The language
                                              model's loop is unrolled for CPUs and scanned for TPUs and GPUs
-  decoder.cpu.jax, decoder.accelerator.jax   latents -> sound
+  decoder.cpu.jax, decoder.accelerator.jax   latents -> sound, its peaks limited
   weights.safetensors, tokenizer.json        float32; the tokenizer pads and cuts to the programs' length
   sampler.json                               inputs with their shapes and defaults, settings, hashes of all files
-  play.py                                    reads all this in thirty lines
+  play.py                                    reads all this in thirty lines, and keeps what it compiles in the folder
 A program takes a dict of weights by name and a dict of inputs (the decoder: latents), all with the shapes said there.
 """
 
@@ -29,7 +29,7 @@ import safetensors.numpy
 from tokenizers import Tokenizer
 from tqdm import tqdm
 
-from melody_jax import __version__, release
+from melody_jax import __version__, audio, release
 from melody_jax.errors import UserError
 from melody_jax.models import mulan
 from melody_jax.sampling import generate
@@ -104,30 +104,24 @@ def export_sampler(settings: SamplerExportConfig) -> None:
 def _write(
     folder: Path, melody: Melody, config: SamplerConfig, request: Request, settings: SamplerExportConfig
 ) -> None:
-    weights = {
-        name: value for name, value in release.flatten(melody.params).items() if not name.startswith("mulan/music/")
-    }
-    safetensors.numpy.save_file(
-        {name: np.asarray(value) for name, value in weights.items()}, folder / "weights.safetensors"
-    )
     length = melody.configs["mulan"].text.max_length
+    inputs, batch = _inputs(request, length), settings.batch
+    weights = {
+        name: np.asarray(value)
+        for name, value in release.flatten(melody.params).items()
+        if not name.startswith("mulan/music/")  # prompts are words
+    }
+    (folder / "weights.safetensors").write_bytes(safetensors.numpy.save(weights))
     _padded(melody.prompt_encoder.tokenizer, length).save(str(folder / "tokenizer.json"))
     shutil.copyfile(Path(__file__).with_name("standalone.py"), folder / "play.py")
-    inputs, batch = _inputs(request, length), settings.batch
     shapes = {name: jax.ShapeDtypeStruct((batch, *shape), dtype) for name, (shape, dtype, _) in inputs.items()}
     latents = jax.ShapeDtypeStruct((batch, config.dpd.frames, config.dpd.latent_dim), jnp.float32)
     programs = {"sampler": (_sampler(melody, config), shapes), "decoder": (_decoder(melody), latents)}
-    files: dict[str, dict[str, str]] = {name: {} for name in programs}
     for name, target in tqdm([(name, target) for name in programs for target in PLATFORMS], desc="programs"):
         function, arguments = programs[name]
-        own = {
-            key: jax.ShapeDtypeStruct(v.shape, v.dtype)
-            for key, v in weights.items()
-            if key.split("/")[0] in WEIGHTS[name]
-        }
+        own = {key: value for key, value in weights.items() if key.split("/")[0] in WEIGHTS[name]}
         exported = jax.export.export(jax.jit(function), platforms=PLATFORMS[target])(own, arguments)
-        files[name][target] = f"{name}.{target}.jax"
-        (folder / files[name][target]).write_bytes(exported.serialize())
+        (folder / f"{name}.{target}.jax").write_bytes(exported.serialize())
     described = {
         "format_version": FORMAT_VERSION,
         "made_with": {"melody_jax": __version__, "jax": jax.__version__},
@@ -137,7 +131,7 @@ def _write(
         "seconds": melody.window_seconds,
         "batch": batch,
         "settings": {name: getattr(config, name) for name in ("steps", "schedule", "solver", "guided", "lm_guided")},
-        "programs": files,
+        "programs": {name: {target: f"{name}.{target}.jax" for target in PLATFORMS} for name in programs},
         "platforms": PLATFORMS,
         "weights": WEIGHTS,
         "inputs": {
@@ -189,6 +183,17 @@ def _decoder(melody: Melody) -> Callable[[Tensors, jax.Array], jax.Array]:
     config = melody.configs["vae"]
 
     def decode(weights: Tensors, latents: jax.Array) -> jax.Array:
-        return generate.latents_to_wave(release.unflatten(weights)["vae"], config, latents)
+        return limited(generate.latents_to_wave(release.unflatten(weights)["vae"], config, latents))
 
     return decode
+
+
+def limited(wave: jax.Array) -> jax.Array:
+    """`audio.peak_limit` of each item of (B, T), to rounding."""
+    span = round(audio.LOOKAHEAD * audio.SAMPLE_RATE)
+    window = ((1, 2 * span + 1), (1, 1), "VALID")
+    needed = jnp.minimum(1.0, audio.CEILING / jnp.maximum(jnp.abs(wave), audio.CEILING))
+    needed = jnp.pad(needed, ((0, 0), (2 * span, 2 * span)), constant_values=1.0)
+    lowest = jax.lax.reduce_window(needed, jnp.inf, jax.lax.min, *window)
+    gain = jax.lax.reduce_window(lowest, 0.0, jax.lax.add, *window) / (2 * span + 1)
+    return jnp.clip(wave * gain, -audio.CEILING, audio.CEILING)

@@ -21,6 +21,7 @@ parser.add_argument("--out", default="song.wav")
 arguments = parser.parse_args()
 
 folder = Path(__file__).parent
+jax.config.update("jax_compilation_cache_dir", str(folder / "compiled"))  # the second start is fast
 about = json.loads((folder / "sampler.json").read_text())
 platform = "cpu" if jax.default_backend() == "cpu" else "accelerator"
 
