@@ -340,10 +340,10 @@ def _decode(
     copies = prefix.shape[0] // batch
     rows, depth, positions = prefix.shape[0] * config.heads, config.width // config.heads, config.prefix_levels + length
     empty = (jnp.zeros((rows, depth, positions), config.dtype), jnp.zeros((rows, positions, depth), config.dtype))
-    blocks, product = params["blocks"], jax.lax.dot_general
     caches = jax.tree.map(lambda cache: jnp.stack([cache] * config.layers), empty)
+    blocks, product = params["blocks"], jax.lax.dot_general
     if unrolled:
-        blocks, caches = functional.unstack(blocks, config.layers), [empty] * config.layers
+        blocks = functional.unstack(blocks, config.layers)
         if prefix.shape[0] <= few_rows.FEW:
             blocks, product = [few_rows.outputs_first(block) for block in blocks], few_rows.product
 
@@ -359,8 +359,9 @@ def _decode(
         tokens, heard, caches = state
         first = index - new.shape[1]
         x, weights, heard = _hear(params, config, jnp.tile(new, (copies, 1)), prefix, first, heard)
-        if begin:
-            x, caches = _cached(blocks, config, jnp.concatenate([prefix, x], axis=1), 0, caches, product)
+        if begin:  # once and of many rows: scanned everywhere
+            x, caches = _cached(params["blocks"], config, jnp.concatenate([prefix, x], axis=1), 0, caches)
+            caches = functional.unstack(caches, config.layers) if unrolled else caches
         else:
             x, caches = _cached(blocks, config, x, config.prefix_levels + first, caches, product)
         weights = None if weights is None else _before_any(weights)[:, :, -1:]
