@@ -130,13 +130,14 @@ def _region(text: str) -> tuple[float, float]:
         raise UserError(f"region {text!r}: it must be BEGIN-END in seconds, such as 3-5") from None
 
 
-def _load(arguments: Arguments) -> Any:
+def _load(arguments: Arguments, sources: bool) -> Any:
+    """The model, with what listens to sources if there are any."""
     from melody_jax import load
     from melody_jax.process import enable_compile_cache
     from melody_jax.sampling.melody import NETWORKS
 
     enable_compile_cache()
-    networks = (*NETWORKS, "tokenizer") if arguments.source else NETWORKS
+    networks = (*NETWORKS, "tokenizer") if sources else NETWORKS
     return load(arguments.model, folder=arguments.folder, networks=networks, distilled=arguments.distilled)
 
 
@@ -155,7 +156,7 @@ def _write_clips(arguments: Arguments, text: str, settings: dict[str, Any]) -> N
         audio.check_writable(path)
     prompt, story = _prompt(arguments, text)
     requests = make_requests([prompt] * batch, settings | {"story": story})
-    melody = _load(arguments)
+    melody = _load(arguments, arguments.source is not None)
     started = time.perf_counter()
     waves = melody.run(requests, progress=True)
     took = time.perf_counter() - started
@@ -175,7 +176,7 @@ def _stream(arguments: Arguments, text: str, settings: dict[str, Any]) -> None:
 
     prompt, story = _prompt(arguments, text)
     try:
-        for stretch in _load(arguments).stream(prompt, **settings, story=story):
+        for stretch in _load(arguments, sources=False).stream(prompt, **settings, story=story):
             sys.stdout.buffer.write(audio.to_int16(stretch, "stream").tobytes())
             sys.stdout.buffer.flush()
     except BrokenPipeError:
@@ -189,6 +190,7 @@ def _serve(arguments: Arguments, text: str, settings: dict[str, Any]) -> None:
             raise UserError(f"{name} does not go with prompts; put prompts of several parts and stories into the file")
     if text:
         raise UserError(f"PROMPT {text!r} does not go with prompts; give one or the other")
+    from melody_jax.sampling.manifest import read_items
     from melody_jax.sampling.service import ServiceConfig, serve
 
     assert arguments.prompts is not None
@@ -201,7 +203,9 @@ def _serve(arguments: Arguments, text: str, settings: dict[str, Any]) -> None:
         processes=arguments.processes,
         replace=arguments.replace,
     )
-    print(f"{arguments.out}: {serve(_load(arguments), config, settings)} clips made")
+    items = read_items(arguments.prompts, settings)
+    melody = _load(arguments, any(item.request.source is not None for item in items))
+    print(f"{arguments.out}: {serve(melody, config, items)} clips made")
 
 
 def _prompt(arguments: Arguments, text: str) -> tuple[Any, Any]:

@@ -99,8 +99,6 @@ def test_continuing_mending_and_varying(melody: Melody) -> None:
         assert changed[region].mean() > 0.9
         changed[region] = False
         assert not changed.any()
-    (again,) = melody.generate(PROMPTS[1], **{n: v[1] if isinstance(v, list) else v for n, v in asked.items()}, seed=1)
-    np.testing.assert_allclose(again, mended, atol=1e-4)
 
 
 def test_a_small_strength_stays_close(melody: Melody) -> None:

@@ -50,6 +50,10 @@ def job(folder: Path, lines: list = LINES, **changes: object) -> ServiceConfig:
     return ServiceConfig(**{"prompts": prompts, "out": folder / "clips", "batch": 2} | changes)  # type: ignore[arg-type]
 
 
+def run(melody: Melody, config: ServiceConfig) -> int:
+    return serve(melody, config, manifest.read_items(config.prompts, DEFAULTS))
+
+
 def entries(config: ServiceConfig) -> dict[str, dict]:
     lines = [json.loads(line) for path in config.out.glob("manifest*") for line in path.read_text().splitlines()]
     assert len({line["id"] for line in lines}) == len(lines)
@@ -58,7 +62,7 @@ def entries(config: ServiceConfig) -> dict[str, dict]:
 
 def test_a_job_is_made_once(melody: Melody, tmp_path: Path) -> None:
     config = job(tmp_path)
-    assert serve(melody, config, DEFAULTS) == 5
+    assert run(melody, config) == 5
     made = entries(config)
     assert set(made) == {"cello", "000001", "000002", "waltz", "blend"}
     assert [made[name]["seed"] for name in made] == [
@@ -72,7 +76,7 @@ def test_a_job_is_made_once(melody: Melody, tmp_path: Path) -> None:
     assert made["000002"]["temperature"] == 0.5
     assert made["blend"]["prompt"][0] == {"text": "piano", "audio": None, "weight": 2}
     before = {path: path.stat().st_mtime_ns for path in config.out.iterdir()}
-    assert serve(melody, config, DEFAULTS) == 0
+    assert run(melody, config) == 0
     assert {path: path.stat().st_mtime_ns for path in config.out.iterdir()} == before
     alone = melody.generate("driving techno", temperature=0.5, seed=2, **DEFAULTS)[0]
     np.testing.assert_allclose(audio.read(config.out / "000002.wav"), alone, atol=1e-4)
@@ -91,7 +95,7 @@ def test_a_killed_job_goes_on(melody: Melody, tmp_path: Path, monkeypatch: pytes
 
     monkeypatch.setattr(manifest.Manifest, "add", killed)
     with pytest.raises(KeyboardInterrupt):
-        serve(melody, config, DEFAULTS)
+        run(melody, config)
     monkeypatch.undo()
     with open(config.out / "manifest.jsonl", "ab") as file:
         file.write(b'{"id": "torn", "ma')
@@ -99,45 +103,45 @@ def test_a_killed_job_goes_on(melody: Melody, tmp_path: Path, monkeypatch: pytes
     foreign = config.out / ".another.wav.abc.part"
     torn.write_bytes(b"RIFF")
     foreign.write_bytes(b"RIFF")
-    assert serve(melody, config, DEFAULTS) == 3
+    assert run(melody, config) == 3
     assert len(entries(config)) == 5
     assert not torn.exists()
     assert foreign.exists()  # may be another process's, at work
     (config.out / "waltz.wav").unlink()
-    assert serve(melody, config, DEFAULTS) == 1
+    assert run(melody, config) == 1
 
 
 def test_changed_settings_are_noticed(melody: Melody, tmp_path: Path) -> None:
     config = job(tmp_path, LINES[:2])
-    serve(melody, config, DEFAULTS)
+    run(melody, config)
     before = (config.out / "cello.wav").read_bytes()
     other = [{"prompt": "slow sad cello", "id": "cello", "seed": 5}, LINES[1]]
     with pytest.raises(UserError, match="cello was made with seed 0 and now 5"):
-        serve(melody, job(tmp_path, other), DEFAULTS)
+        run(melody, job(tmp_path, other))
     with pytest.raises(UserError, match=r"was made with file cello\.wav and now cello\.flac"):
-        serve(melody, job(tmp_path, LINES[:2], suffix=".flac"), DEFAULTS)
+        run(melody, job(tmp_path, LINES[:2], suffix=".flac"))
     assert (config.out / "cello.wav").read_bytes() == before
-    assert serve(melody, job(tmp_path, other, replace=True), DEFAULTS) == 1
+    assert run(melody, job(tmp_path, other, replace=True)) == 1
     assert (config.out / "cello.wav").read_bytes() != before
-    assert serve(melody, job(tmp_path, other), DEFAULTS) == 0
+    assert run(melody, job(tmp_path, other)) == 0
     stranger = Melody(melody.params, melody.configs, melody.tokenizer, melody.hashes | {"dpd": "0" * 64})
     with pytest.raises(UserError, match=f"was made with model {melody.hash} and now {stranger.hash}"):
-        serve(stranger, job(tmp_path, other), DEFAULTS)
+        run(stranger, job(tmp_path, other))
 
 
 def test_processes_share_a_job(melody: Melody, tmp_path: Path) -> None:
     first, second = (job(tmp_path, process=process, processes=2) for process in range(2))
-    assert [serve(melody, config, DEFAULTS) for config in (first, second)] == [3, 2]
+    assert [run(melody, config) for config in (first, second)] == [3, 2]
     assert len(entries(first)) == 5
     assert sorted(path.name for path in first.out.glob("manifest*")) == ["manifest-000.jsonl", "manifest-001.jsonl"]
-    assert serve(melody, job(tmp_path), DEFAULTS) == 0  # all parts are read, whatever their number
+    assert run(melody, job(tmp_path)) == 0  # all parts are read, whatever their number
     with manifest.opened(first.out, 0, 2), pytest.raises(UserError, match="another process is writing it"):
-        serve(melody, first, DEFAULTS)
+        run(melody, first)
 
 
 def test_batches_keep_to_their_shape(melody: Melody, tmp_path: Path) -> None:
     lines = [{"prompt": f"piano {i}", "best_of": 3 if i > 6 else 1, "steps": 2 if i == 0 else 1} for i in range(10)]
-    items = manifest.read_items(written(tmp_path / "a.jsonl", lines), DEFAULTS, lambda request: None)
+    items = manifest.read_items(written(tmp_path / "a.jsonl", lines), DEFAULTS)
     for devices, expected in ((1, [(1, 1), (4, 4), (2, 4), (1, 1), (1, 1), (1, 1)]), (8, [(1, 8), (6, 8), (3, 8)])):
         made = [(len(batch), size) for batch, size in service.batches(melody, items, 4, devices)]
         assert made == expected, devices
@@ -152,7 +156,10 @@ def test_batches_keep_to_their_shape(melody: Melody, tmp_path: Path) -> None:
         ),
         (["{nonsense"], "line 1: not JSON"),
         (["[]"], "must be an object with a"),
-        ([{"text": "a"}], "must be an object with a"),
+        ([{"text": "a"}], "unknown setting 'text'"),
+        ([{"seconds": 3}], "prompt '' is empty"),
+        ([{"prompt": "a", "regions": [3, 5]}], r"regions are \[3, 5\]"),
+        ([{"source": "absent.wav", "prompt": "a"}], r"absent\.wav: cannot be read"),
         ([{"prompt": "a", "stepz": 3}], "'stepz'.*'steps'"),
         ([{"prompt": "a", "steps": [1, 2]}], r"steps is \[1, 2\]; a clip has one value"),
         ([{"prompt": "a", "id": "../up"}], "id '../up' is no file name"),
@@ -170,7 +177,7 @@ def test_batches_keep_to_their_shape(melody: Melody, tmp_path: Path) -> None:
 def test_bad_lines_are_named_before_any_work(melody: Melody, tmp_path: Path, lines: list, named: str) -> None:
     config = job(tmp_path, lines)
     with pytest.raises(UserError, match=named):
-        serve(melody, config, DEFAULTS)
+        run(melody, config)
     assert not config.out.exists()
 
 
@@ -185,13 +192,13 @@ def test_bad_lines_are_named_before_any_work(melody: Melody, tmp_path: Path, lin
 )
 def test_bad_jobs_are_told(melody: Melody, tmp_path: Path, changes: dict, named: str) -> None:
     with pytest.raises(UserError, match=named):
-        serve(melody, job(tmp_path, **changes), DEFAULTS)
+        run(melody, job(tmp_path, **changes))
 
 
 def test_eight_devices_make_the_same_clips(melody: Melody, releases: Path, tmp_path: Path) -> None:
     """Through the script."""
     one = job(tmp_path)
-    serve(melody, one, DEFAULTS)
+    run(melody, one)
     script = Path(__file__).parents[1] / "sample.py"
     options = ["--model", "tiny", "--folder", str(releases), "--prompts", str(one.prompts), "--out", "eight"]
     options += [part for name, value in DEFAULTS.items() for part in (f"--{name}", str(value))]

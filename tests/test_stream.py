@@ -12,6 +12,7 @@ from melody_jax.sampling import decode, generate
 from melody_jax.sampling.melody import Melody
 
 PROMPT = "a calm solo piano piece"
+PLAIN = {"steps": 1, "guidance_scale": 1.0, "lm_guidance_scale": 1.0}
 
 
 @pytest.fixture(scope="module")
@@ -24,8 +25,8 @@ def melody(tmp_path_factory: pytest.TempPathFactory) -> Melody:
 
 @pytest.mark.parametrize("seconds", [1.5, 3.2, 6.03])
 def test_a_stream_is_the_clip(melody: Melody, seconds: float) -> None:
-    (clip,) = melody.generate(PROMPT, seconds=seconds, steps=1, seed=3)
-    stretches = list(melody.stream(PROMPT, seconds=seconds, steps=1, seed=3))
+    (clip,) = melody.generate(PROMPT, seconds=seconds, seed=3, **PLAIN)
+    stretches = list(melody.stream(PROMPT, seconds=seconds, seed=3, **PLAIN))
     assert all(len(stretch) > 0 and stretch.dtype == np.float32 for stretch in stretches)
     np.testing.assert_allclose(np.concatenate(stretches), clip, atol=1e-4)
 
@@ -35,7 +36,7 @@ def test_each_chunk_comes_when_it_is_made(melody: Melody, monkeypatch: pytest.Mo
     for name in ("first_window", "next_window"):
         plain = getattr(generate, name)
         monkeypatch.setattr(generate, name, lambda *a, name=name, plain=plain: (made.append(name), plain(*a))[1])
-    stream = melody.stream(PROMPT, steps=1)
+    stream = melody.stream(PROMPT, **PLAIN)
     assert made == []
     first, heard = next(stream), 0
     assert made == ["first_window"]
@@ -50,7 +51,7 @@ def test_each_chunk_comes_when_it_is_made(melody: Melody, monkeypatch: pytest.Mo
 def test_a_long_clip_is_decoded_a_window_at_a_time(melody: Melody, monkeypatch: pytest.MonkeyPatch) -> None:
     shapes, plain = [], decode.latents_to_wave
     monkeypatch.setattr(decode, "latents_to_wave", lambda p, c, z, *a: (shapes.append(z.shape), plain(p, c, z, *a))[1])
-    short, long = (melody.generate(PROMPT, seconds=seconds, steps=1)[0] for seconds in (2.0, 9.0))
+    short, long = (melody.generate(PROMPT, seconds=seconds, **PLAIN)[0] for seconds in (2.0, 9.0))
     assert set(shapes) == {(1, melody.configs["dpd"].frames, melody.configs["vae"].latent_width)}
     assert len(long) == 9 * melody.sample_rate
     np.testing.assert_allclose(long[: len(short)], short, atol=1e-4)
@@ -69,8 +70,8 @@ def test_the_end_may_lie_before_the_last_stretch(melody: Melody) -> None:
     hop = melody.configs["vae"].hop
     assert hop * melody.configs["dpd"].frames == melody.window_samples
     samples = 321 * hop  # 340 latents are made, and their last stretch begins at latent 328
-    assert len(melody.generate(PROMPT, seconds=samples / melody.sample_rate, steps=1)[0]) == samples
+    assert len(melody.generate(PROMPT, seconds=samples / melody.sample_rate, **PLAIN)[0]) == samples
     samples = melody.window_samples + hop  # 100 latents, 88
-    stretches = list(melody.stream(PROMPT, seconds=samples / melody.sample_rate, steps=1))
+    stretches = list(melody.stream(PROMPT, seconds=samples / melody.sample_rate, **PLAIN))
     assert sum(map(len, stretches)) == samples
     assert all(map(len, stretches))

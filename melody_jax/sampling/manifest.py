@@ -1,17 +1,19 @@
 """What a batch job has to make, and what it has made: a file of prompts, and manifests, one JSON object a line.
 
 A line of prompts has a "prompt" and may have an "id", which becomes the file's name, and any field of `Request`; the
-prompt of a blend is a list of {"text" or "audio", "weight"}, a story a list of {"at", "prompt"}. A line of a manifest
+prompt of a blend is a list of {"text" or "audio", "weight"}, a story a list of {"at", "prompt"}, regions are a list of
+[begin, end]. Sound files are looked for from the folder of the prompts. A line of a manifest
 has all of the clip's request, its id and file, the hash of the networks, the seconds it took and when it was made.
 """
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import json
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -29,6 +31,8 @@ PARTS = "manifest*.jsonl"
 class Item:
     """One clip to make."""
 
+    line: int
+    """Where in the file it is asked for, from 1."""
     name: str
     """Its id, unique in the job."""
     request: Request
@@ -37,12 +41,11 @@ class Item:
     """The request as JSON has it: while it is the same, a clip need not be made again."""
 
 
-def read_items(path: Path, defaults: dict[str, Any], check: Callable[[Request], None]) -> list[Item]:
+def read_items(path: Path, defaults: dict[str, Any]) -> list[Item]:
     """The clips that a file of prompts asks for, in order; empty lines do not count.
 
     What a line leaves out is taken from `defaults`, its seed from the default seed plus its place (from 0), its id from
-    the place. Sound files are looked for from the file's folder. check: raises `UserError` for a request that the
-    networks cannot serve.
+    the place.
 
     Raises:
         UserError: the file cannot be read or is empty, or lines are bad: names the first and counts the others.
@@ -55,26 +58,30 @@ def read_items(path: Path, defaults: dict[str, Any], check: Callable[[Request], 
     bad: list[str] = []
     for place, number in enumerate(number for number, line in enumerate(lines) if line.strip()):
         try:
-            item = _item(json.loads(lines[number]), place, defaults, path.parent)
-            check(item.request)
+            item = _item(json.loads(lines[number]), number + 1, place, defaults, path.parent)
             if items.setdefault(item.name.casefold(), item) is not item:
                 raise UserError(f"id {item.name!r} is an earlier line's too")
         except json.JSONDecodeError as error:
             bad.append(f"line {number + 1}: not JSON ({error.msg})")
         except UserError as error:
             bad.append(f"line {number + 1}: {error}")
-    if bad:
-        others = f" (and {len(bad) - 1} more bad lines)" if len(bad) > 1 else ""
-        raise UserError(f"{path}, {bad[0]}{others}")
+    refuse_lines(bad, path)
     if not items:
         raise UserError(f'{path}: no prompts; a line is like {{"prompt": "slow sad cello"}}')
     return list(items.values())
 
 
-def _item(line: Any, place: int, defaults: dict[str, Any], folder: Path) -> Item:
-    if not isinstance(line, dict) or "prompt" not in line:
+def refuse_lines(bad: list[str], path: Path) -> None:
+    """Raises `UserError` with the first of what is said of lines of the file, if anything is."""
+    if bad:
+        others = f" (and {len(bad) - 1} more bad lines)" if len(bad) > 1 else ""
+        raise UserError(f"{path}, {bad[0]}{others}")
+
+
+def _item(line: Any, number: int, place: int, defaults: dict[str, Any], folder: Path) -> Item:
+    if not isinstance(line, dict):
         raise UserError('a line must be an object with a "prompt"')
-    own = {name: value for name, value in line.items() if name not in ("id", "prompt", "story")}
+    own = {name: value for name, value in line.items() if name not in ("id", "prompt", "story", "regions")}
     for name, value in own.items():
         if isinstance(value, list | dict) and name != "regions":
             raise UserError(f"{name} is {value}; a clip has one value of it")
@@ -86,11 +93,15 @@ def _item(line: Any, place: int, defaults: dict[str, Any], folder: Path) -> Item
     if "story" in line:
         scenes = _objects(line["story"], "story", {"at", "prompt"})
         settings["story"] = tuple(Scene(at=one["at"], prompt=_prompt(one["prompt"], folder)) for one in scenes)
+    if "source" in line:
+        settings["source"] = folder / str(line["source"])
+    if "regions" in line:
+        settings["regions"] = _regions(line["regions"])
     name = str(line.get("id", f"{place:06d}"))
     if not NAME.fullmatch(name):
         raise UserError(f"id {name!r} is no file name; it must be 1 to 100 of A-Z a-z 0-9 . _ - and not begin with a .")
-    (request,) = make_requests([_prompt(line["prompt"], folder)], settings)
-    return Item(name=name, request=request, settings=_plain(request))
+    (request,) = make_requests([_prompt(line.get("prompt", ""), folder)], settings)
+    return Item(line=number, name=name, request=request, settings=_plain(request))
 
 
 def _prompt(value: Any, folder: Path) -> Prompt:
@@ -104,6 +115,14 @@ def _prompt(value: Any, folder: Path) -> Prompt:
         if "audio" in part:
             part["audio"] = folder / str(part["audio"])
     return tuple(Part(**part) for part in parts)
+
+
+def _regions(value: Any) -> tuple[tuple[float, float], ...]:
+    pairs = value if isinstance(value, list) else [value]
+    for pair in pairs:
+        if not isinstance(pair, list) or len(pair) != 2 or not all(isinstance(end, int | float) for end in pair):
+            raise UserError(f"regions are {value}; they must be a list of [begin, end] in seconds")
+    return tuple((begin, end) for begin, end in pairs)
 
 
 def _objects(value: Any, name: str, needed: set[str]) -> list[dict[str, Any]]:
@@ -121,13 +140,18 @@ def _plain(value: Any) -> Any:
     if dataclasses.is_dataclass(value):
         return {field.name: _plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
     if isinstance(value, Path):
-        try:
-            return {"file": value.name, "sha256": hashlib.sha256(value.read_bytes()).hexdigest()}
-        except OSError as error:
-            raise UserError(f"{value}: cannot be read ({error.strerror})") from None
+        return {"file": value.name, "sha256": _file_hash(value)}
     if isinstance(value, list | tuple):
         return [_plain(element) for element in value]
     return value
+
+
+@functools.lru_cache(maxsize=1024)
+def _file_hash(path: Path) -> str:
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
 
 
 class Manifest:

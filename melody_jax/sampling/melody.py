@@ -116,24 +116,24 @@ class Melody:
         bar = tqdm(windows, total=1 + group.chunks, desc="chunks", disable=not (progress and group.chunks))
         lengths = [round(request.seconds * self.sample_rate) for request, _ in group.rows]
         waves, done = np.empty((len(lengths), max(lengths)), np.float32), 0
-        for stretch in self._sound(bar, group.config.dpd.frames):
-            waves[:, done : done + stretch.shape[1]] = stretch[:, : waves.shape[1] - done]
+        for stretch in _cut(self._sound(bar, group.config.dpd.frames), max(lengths)):
+            waves[:, done : done + stretch.shape[1]] = stretch
             done += stretch.shape[1]
         return [wave[:length] for wave, length in zip(waves, lengths, strict=True)]
 
     def _edited(self, group: Group, progress: bool) -> list[np.ndarray]:
         """The sound of each row, made from its source."""
-        params = {name: self.params[name] for name in ("lm", "dpd")}
         keep_tokens, controls = [request.keep_tokens for request, _ in group.rows], self.controls_at(group)
         for number in tqdm(range(group.chunks), desc="windows", disable=not (progress and group.chunks > 1)):
-
-            def make(window, new_tokens, new_frames, seconds, given, draws, number=number):
-                own, index = controls(seconds), jnp.int32(number)
-                return generate.fill_window(
-                    params, group.config, own, window, new_tokens, new_frames, index, given, draws
-                )
-
-            edit.fill(group.pieces, keep_tokens, number, make)
+            gap, index = edit.gap(group.pieces, keep_tokens, number), jnp.int32(number)
+            asked = (group.config, controls(gap.seconds))
+            window = gap.window
+            if gap.new_tokens.any():
+                there = window.semantic_tokens, gap.new_tokens
+                tokens = generate.fill_tokens(self.params["lm"], *asked, *there, index, gap.given, gap.draws)
+                window = window._replace(semantic_tokens=tokens)
+            latents = generate.fill_latents(self.params["dpd"], *asked, window, gap.new_frames, index)
+            edit.fill(group.pieces, number, window._replace(latents=latents))
         longest = max(len(piece.latents) for piece in group.pieces)
         latents = [np.pad(piece.latents, ((0, longest - len(piece.latents)), (0, 0))) for piece in group.pieces]
         decoder, window = (self.params["vae"], self.configs["vae"]), group.config.dpd.frames
@@ -145,14 +145,15 @@ class Melody:
 
         The first comes with the first window, then one with every chunk; put together they are what `generate` makes,
         to 1e-4. Memory does not grow with the length.
-        seconds: where it ends, at most 600; None: never. settings: other fields of `Request`; `best_of` must be 1.
+        seconds: where it ends, at most 600; None: never. settings: other fields of `Request` but `source`; `best_of`
+        must be 1.
         Raises UserError, one line, for anything out of its range.
         """
         (request,) = make_requests([prompt], settings if seconds is None else settings | {"seconds": seconds})
         if request.best_of > 1:
             raise UserError(f"best_of is {request.best_of}; a stream is heard before it could be chosen, it must be 1")
         if request.source is not None:
-            raise UserError("a stream has no source; it begins with a prompt")
+            raise UserError("a source cannot be streamed; use generate")
         (group,) = self.groups([request])
         made = self.windows(group)
         if seconds is not None:

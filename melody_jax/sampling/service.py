@@ -7,7 +7,7 @@ not made again, so a job that was killed goes on with the same command.
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,9 +18,8 @@ from tqdm import tqdm
 from melody_jax import audio
 from melody_jax.config import difference
 from melody_jax.errors import UserError
-from melody_jax.sampling.manifest import Item, Manifest, opened, read_items
+from melody_jax.sampling.manifest import Item, Manifest, opened, refuse_lines
 from melody_jax.sampling.melody import Melody
-from melody_jax.sampling.request import Request
 from melody_jax.training.sharding import make_mesh
 
 WRITTEN = ("id", "file", "model_hash", "seconds_taken", "made_at")
@@ -57,39 +56,41 @@ class ServiceConfig:
             raise UserError(f"suffix is {self.suffix!r}; it must be one of {', '.join(audio.FORMATS)}")
 
 
-def serve(melody: Melody, config: ServiceConfig, defaults: dict[str, Any]) -> int:
-    """Makes the clips of a job that are not there yet and returns how many; `defaults` as in `read_items`.
+def serve(melody: Melody, config: ServiceConfig, items: list[Item]) -> int:
+    """Makes those of the clips that are not there yet, of this process's share, and returns how many.
 
     Raises:
         UserError: before any work for bad lines, a folder that cannot be written or is being written to, and clips that
             are there with other settings (unless `config.replace`); later if the disk is full.
     """
-    items = read_items(config.prompts, defaults, _checker(melody))[config.process :: config.processes]
+    _check(melody, config, items)
+    items = items[config.process :: config.processes]
     with opened(config.out, config.process, config.processes) as manifest:
         missing = _missing(items, manifest, config, melody.hash)
         _remove_torn_files(config, missing)
         devices = jax.local_devices()
-        if len(devices) > 1:
-            melody = melody.spread(make_mesh((-1, 1, 1), devices))
+        spread = melody.spread(make_mesh((-1, 1, 1), devices)) if len(devices) > 1 else melody
         progress = tqdm(total=len(items), initial=len(items) - len(missing), unit="clip", desc=str(config.out))
         with progress:
             for batch, size in batches(melody, missing, config.batch, len(devices)):
-                _make(melody, batch, size, config, manifest)
+                edited = batch[0].request.source is not None
+                _make(melody if edited else spread, batch, size, config, manifest)
                 progress.update(len(batch))
     return len(missing)
 
 
-def _checker(melody: Melody) -> Callable[[Request], None]:
-    encoder = melody.prompt_encoder
-
-    def check(request: Request) -> None:
-        melody.sampler_config(request)
-        for _, prompt in request.scenes:
-            encoder.check(prompt)
-        if request.negative_prompt:
-            encoder.check(request.negative_prompt)
-
-    return check
+def _check(melody: Melody, config: ServiceConfig, items: list[Item]) -> None:
+    """Refuses what these networks cannot serve, by its lines."""
+    encoder, bad = melody.prompt_encoder, []
+    for item in items:
+        try:
+            melody.sampler_config(item.request)
+            prompts = [prompt for _, prompt in item.request.scenes]
+            for prompt in prompts + [item.request.negative_prompt] * bool(item.request.negative_prompt):
+                encoder.check(prompt)
+        except UserError as error:
+            bad.append(f"line {item.line}: {error}")
+    refuse_lines(bad, config.prompts)
 
 
 def _missing(items: list[Item], manifest: Manifest, config: ServiceConfig, model_hash: str) -> list[Item]:
@@ -127,13 +128,15 @@ def batches(melody: Melody, items: list[Item], size: int, devices: int) -> Itera
     """Items that one compiled program serves, and of how many requests it is a batch: the last ones have fewer items.
 
     A batch has about `size` rows (`best_of` rows a request), fewer where all items of its kind are fewer, and always a
-    multiple of `devices`.
+    multiple of `devices`. Clips with a source are made one by one: what they need differs from source to source.
     """
     kinds: dict[Any, list[Item]] = {}
     for item in items:
         request = item.request
-        length = melody.chunks(request.seconds) if request.source is None else None
-        kind = melody.sampler_config(request), length, request.best_of
+        if request.source is not None:
+            yield [item], 1
+            continue
+        kind = melody.sampler_config(request), melody.chunks(request.seconds), request.best_of
         kinds.setdefault(kind, []).append(item)
     for (_, _, best_of), alike in kinds.items():
         rows = min(size, 2 ** math.ceil(math.log2(len(alike) * best_of)))
