@@ -7,7 +7,7 @@ How a tensor is stored, by path and size:
   gains, biases and small floats             float16 (float32 if their size asks for it)
   tensors named in `KEEP`                    the type said there
   a network in `DIFFERENCES`                 what is to be added to its base: matrices in 4 bits, two numbers a byte,
-                                             with scales as above; what is all zero is left out
+                                             with scales as above
 The JSON holds the network's config, the hashes of the networks it was trained on, metrics, and the tensors' sha256.
 Beside a MuLan whose text tower has another vocabulary than the packaged one lies its `mulan.tokenizer.json`.
 """
@@ -69,10 +69,8 @@ def save_network(
     folder = Path(path)
     tensors: dict[str, np.ndarray] = {}
     for tensor_name, value in flatten(params).items():
-        if name not in DIFFERENCES:
-            tensors |= _store(tensor_name, np.asarray(value), KEEP if keep is None else keep)
-        elif np.any(value):
-            tensors |= _store(tensor_name, np.asarray(value), {}, bits=4)
+        bits = 4 if name in DIFFERENCES else 8
+        tensors |= _store(tensor_name, np.asarray(value), KEEP if keep is None else keep, bits)
     data = safetensors.numpy.save(tensors, {"format": "melody_jax"})  # several keys come out in a random order
     description = {
         "format_version": FORMAT_VERSION,
@@ -218,7 +216,7 @@ def unflatten(flat: dict[str, Any]) -> Params:
     return nested
 
 
-def _store(name: str, value: np.ndarray, keep: dict[str, str], bits: int = 8) -> dict[str, np.ndarray]:
+def _store(name: str, value: np.ndarray, keep: dict[str, str], bits: int) -> dict[str, np.ndarray]:
     last = name.split("/")[-1]
     if not np.issubdtype(value.dtype, np.floating):
         return {name: np.ascontiguousarray(value)}

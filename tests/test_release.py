@@ -125,7 +125,6 @@ def test_a_difference_is_stored_in_four_bits_and_added_on_loading(tmp_path: Path
     }
     file = release.save_network(tmp_path, "dpd_distilled", difference, config, own)
     stored = safetensors.numpy.load(file.read_bytes())
-    assert set(stored) == {"dense/kernel", "dense/kernel:scale", "dense/bias", "guidance"}  # no zeros
     assert stored["dense/kernel"].nbytes == codes.size // 2
     params, found, hashes = release.load_network(tmp_path, "dpd_distilled")
     assert (found, hashes) == (config, own)

@@ -1,6 +1,7 @@
 """The sampler end to end at tiny size: shapes, sameness, batches, releases that do not fit, bad input."""
 
 import dataclasses
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +14,7 @@ import soundfile
 
 from melody_jax import load, release
 from melody_jax.errors import UserError
-from melody_jax.models import dpd, lm, mulan, vae
+from melody_jax.models import dpd, functional, lm, mulan, tokenizer, vae
 from melody_jax.sampling import generate
 from melody_jax.sampling.request import Part, Request, Scene, make_requests
 
@@ -21,10 +22,11 @@ PROMPTS = ["a calm solo piano piece", "driving techno at 130 bpm", "slow sad cel
 
 
 def tiny_networks() -> dict:
-    """Config and random parameters of each network that sampling needs, made to fit together."""
+    """Config and random parameters of each network, made to fit together."""
     keys = jax.random.split(jax.random.key(3), 8)
     configs = {
         "mulan": mulan.TINY,
+        "tokenizer": tokenizer.TINY,
         "vae": vae.TINY,
         "lm": dataclasses.replace(lm.TINY, prefix_levels=mulan.TINY.levels, prefix_codes=mulan.TINY.codes),
         "dpd": dataclasses.replace(
@@ -36,9 +38,13 @@ def tiny_networks() -> dict:
     }
     started = {  # jitted: one compilation each instead of one for every little operation
         name: jax.jit(module.init, static_argnums=0)(configs[name], keys[i])
-        for i, (name, module) in enumerate({"mulan": mulan, "vae": vae, "lm": lm, "dpd": dpd}.items())
+        for i, (name, module) in enumerate(
+            {"mulan": mulan, "vae": vae, "lm": lm, "dpd": dpd, "tokenizer": tokenizer}.items()
+        )
     }
+    codebook = jax.random.normal(keys[6], started["tokenizer"]["codebook"].shape)
     params = started | {
+        "tokenizer": started["tokenizer"] | {"codebook": codebook},
         "mulan": started["mulan"]
         | {
             "music_mean": jnp.zeros(mulan.TINY.embedding),
@@ -166,6 +172,24 @@ def test_guidance_of_one_is_no_guidance(melody) -> None:
     plain = melody.generate(PROMPTS[0], seconds=1, steps=2, guidance_scale=1.0)
     nearly = melody.generate(PROMPTS[0], seconds=1, steps=2, guidance_scale=1.0 + 1e-6)
     np.testing.assert_allclose(plain, nearly, atol=1e-3)
+
+
+def test_a_distilled_diffusion_is_told_the_guidance_scale(releases: Path, tmp_path: Path) -> None:
+    mine = shutil.copytree(releases / "tiny", tmp_path / "mine")
+    config = dataclasses.replace(
+        load("mine", folder=tmp_path, networks=("dpd",)).configs["dpd"], guidance_range=(1.0, 4.0)
+    )
+    added = {"guidance": functional.init(dpd.GuidanceEmbedding, config.width, config.dtype, key=jax.random.key(0))}
+    added["guidance"]["out"]["kernel"] = jax.random.normal(jax.random.key(1), (64, config.width))
+    release.save_network(mine, "dpd_distilled", added, config, {"dpd": release.network_hash(mine, "dpd")})
+    melody = load("mine", folder=tmp_path, distilled=True)
+    settings = {"seconds": 1, "steps": 2, "solver": "pingpong", "seed": [3, 3], "guidance_scale": [1.0, 3.0]}
+    (group,) = melody.groups(make_requests([PROMPTS[0]] * 2, settings))  # one program for all scales
+    assert not group.config.guided
+    first, second = melody.run(group.requests)
+    assert np.abs(first - second).max() > 1e-3
+    with pytest.raises(UserError, match=r"guidance_scale is 5\.0; the distilled diffusion knows 1 to 4"):
+        melody.generate(PROMPTS[0], guidance_scale=5.0)
 
 
 @pytest.mark.parametrize(

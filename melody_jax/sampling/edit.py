@@ -9,7 +9,7 @@ the other.
 U tokens of a window, n tokens of a piece, T samples.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
@@ -67,6 +67,27 @@ class Piece:
     """Tokens of a window, U."""
     fills: list[Fill]
 
+    @property
+    def rate(self) -> int:
+        """Latents of a token."""
+        return len(self.latents) // len(self.semantic_tokens)
+
+
+class Gap(NamedTuple):
+    """A window of every piece of a batch with what is new in it; see `generate.fill_tokens`."""
+
+    window: Window
+    new_tokens: np.ndarray
+    """(B, U) bool."""
+    new_frames: np.ndarray
+    """(B, L) bool."""
+    seconds: list[float]
+    """Where in its piece each row's new part begins."""
+    given: int
+    """First tokens that every row knows."""
+    draws: int
+    """Fillings to choose from."""
+
 
 def plan(regions: list[tuple[int, int]], length: int, window: int, step: int) -> list[Fill]:
     """The windows that fill the `regions`, tokens from and to, of a piece of `length` tokens.
@@ -120,35 +141,34 @@ def prepare(request: Request, params: dict[str, Params], configs: dict[str, Any]
     return Piece(sound, gain, regions, tokens, latents, window, plan(snapped, length, window, step))
 
 
-def fill(
-    pieces: Sequence[Piece],
-    keep_tokens: Sequence[bool],
-    number: int,
-    make: Callable[[Window, np.ndarray, np.ndarray, list[float], int, int], Window],
-) -> None:
-    """Fills window `number` of every piece, in place; all have as many.
-
-    make(window, new_tokens (B, U), new_frames (B, L), seconds at which each row's new part begins, given, draws): see
-    `generate.fill_window`.
-    """
+def gap(pieces: Sequence[Piece], keep_tokens: Sequence[bool], number: int) -> Gap:
+    """Window `number` of every piece; all pieces have as many."""
     fills = [piece.fills[number] for piece in pieces]
-    rate = len(pieces[0].latents) // len(pieces[0].semantic_tokens)
     spans = [slice(fill.start, fill.start + piece.window) for piece, fill in zip(pieces, fills, strict=True)]
     unfilled = np.stack([_unfilled(piece, number)[span] for piece, span in zip(pieces, spans, strict=True)])
     tokens = np.stack([piece.semantic_tokens[span] for piece, span in zip(pieces, spans, strict=True)])
-    latents = np.stack([piece.latents[_times(span, rate)] for piece, span in zip(pieces, spans, strict=True)])
+    latents = np.stack([piece.latents[_times(span, piece.rate)] for piece, span in zip(pieces, spans, strict=True)])
     new_tokens = unfilled & ~np.asarray(keep_tokens)[:, None]
-    step = pieces[0].window // GIVEN_STEPS
-    known = np.where(new_tokens.any(axis=1), new_tokens.argmax(axis=1), pieces[0].window).min()
-    given = min(int(known) // step, GIVEN_STEPS - 1) * step
+    known = np.where(new_tokens.any(axis=1), new_tokens.argmax(axis=1), unfilled.shape[1] - 1).min()
+    step = unfilled.shape[1] // GIVEN_STEPS
     closed = any(fill.closed and not kept for fill, kept in zip(fills, keep_tokens, strict=True))
-    seconds = [fill.first * TOKEN_SAMPLES / SAMPLE_RATE for fill in fills]
-    window, frames = Window(jnp.asarray(tokens), jnp.asarray(latents)), np.repeat(unfilled, rate, axis=1)
-    made = make(window, new_tokens, frames, seconds, given, DRAWS if closed else 1)
-    for piece, fill, made_tokens, made_latents in zip(pieces, fills, *map(np.asarray, made), strict=True):
-        new, inside = slice(fill.first, fill.last), slice(fill.first - fill.start, fill.last - fill.start)
-        piece.semantic_tokens[new] = made_tokens[inside]
-        piece.latents[_times(new, rate)] = made_latents[_times(inside, rate)]
+    return Gap(
+        window=Window(jnp.asarray(tokens), jnp.asarray(latents)),
+        new_tokens=new_tokens,
+        new_frames=np.repeat(unfilled, pieces[0].rate, axis=1),
+        seconds=[fill.first * TOKEN_SAMPLES / SAMPLE_RATE for fill in fills],
+        given=int(known) // step * step,
+        draws=DRAWS if closed else 1,
+    )
+
+
+def fill(pieces: Sequence[Piece], number: int, window: Window) -> None:
+    """Puts what is new in window `number` of every piece where it belongs."""
+    for piece, tokens, latents in zip(pieces, *map(np.asarray, window), strict=True):
+        start, first, last, _ = piece.fills[number]
+        new, inside = slice(first, last), slice(first - start, last - start)
+        piece.semantic_tokens[new] = tokens[inside]
+        piece.latents[_times(new, piece.rate)] = latents[_times(inside, piece.rate)]
 
 
 def _unfilled(piece: Piece, number: int) -> np.ndarray:

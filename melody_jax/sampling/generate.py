@@ -253,40 +253,46 @@ def next_window(
 
 
 @partial(jax.jit, static_argnames=("config", "given", "draws"))
-def fill_window(
-    params: dict[str, Params],
+def fill_tokens(
+    params: Params,
     config: SamplerConfig,
     controls: Controls,
-    window: Window,
-    new_tokens: jax.Array,
-    new_frames: jax.Array,
+    semantic_tokens: jax.Array,
+    is_new: jax.Array,
     number: jax.Array,
     given: int = 0,
     draws: int = 1,
-) -> Window:
-    """`window` with the tokens where `new_tokens` (B, U) and the frames where `new_frames` (B, L) are made; the rest
-    stays to the bit.
+) -> jax.Array:
+    """A window of `semantic_tokens` (B, U) with those where `is_new` (B, U) written by the LM; the others stay.
 
-    number: which window of a piece this is, int32, from 0: each has noise of its own. given: so many first tokens of
+    number: which window of a piece this is, int32, from 0: each has draws of its own. given: so many first tokens of
     every item are known, which saves the LM that many steps. draws: the LM writes so many fillings, and the one that
     makes the tokens after them likeliest is taken (Q23).
     """
-    keys, batch = _part_keys(item_keys(controls), 2 + number), len(new_tokens)
-    known = jnp.where(new_tokens, -1, window.semantic_tokens)
+    batch, known = len(is_new), jnp.where(is_new, -1, semantic_tokens)
+    many, known = jax.tree.map(lambda rows: jnp.repeat(rows, draws, axis=0), (controls, known))
+    keys = _part_keys(item_keys(many), 2 + number)
+    keys = jax.vmap(jax.random.fold_in)(keys, jnp.tile(jnp.arange(draws), batch))
+    tokens = prefix_to_tokens(params, config, many, keys, known[:, :given], known)
+    if draws == 1:
+        return tokens
+    scores = jax.nn.log_softmax(lm.logits(params, config.lm, many.prefix_tokens, tokens))
+    likelihood = jnp.take_along_axis(scores, tokens[..., None], axis=2)[..., 0]
+    after = (jnp.cumsum(known < 0, axis=1) > 0) & (known >= 0)
+    best = jnp.argmax((likelihood * after).sum(axis=1).reshape(batch, draws), axis=1)
+    return tokens.reshape(batch, draws, -1)[jnp.arange(batch), best]
 
-    def repeat(rows: jax.Array) -> jax.Array:
-        return jnp.repeat(rows, draws, axis=0)
 
-    many, filled = jax.tree.map(repeat, controls), repeat(known)
-    draw_keys = jax.vmap(jax.random.fold_in)(repeat(keys), jnp.tile(jnp.arange(draws), batch))
-    tokens = prefix_to_tokens(params["lm"], config, many, draw_keys, filled[:, :given], filled)
-    if draws > 1:
-        scores = jax.nn.log_softmax(lm.logits(params["lm"], config.lm, many.prefix_tokens, tokens))
-        likelihood = jnp.take_along_axis(scores, tokens[..., None], axis=2)[..., 0]
-        after = (jnp.cumsum(filled < 0, axis=1) > 0) & (filled >= 0)
-        best = jnp.argmax((likelihood * after).sum(axis=1).reshape(batch, draws), axis=1)
-        tokens = tokens.reshape(batch, draws, -1)[jnp.arange(batch), best]
-    return Window(tokens, tokens_to_latents(params["dpd"], config, controls, tokens, keys, window.latents, new_frames))
+@partial(jax.jit, static_argnames="config")
+def fill_latents(
+    params: Params, config: SamplerConfig, controls: Controls, window: Window, is_new: jax.Array, number: jax.Array
+) -> jax.Array:
+    """The latents of `window` with those where `is_new` (B, L) made from its tokens; the others stay to the bit.
+
+    number: as in `fill_tokens`.
+    """
+    keys = _part_keys(item_keys(controls), 2 + number)
+    return tokens_to_latents(params, config, controls, window.semantic_tokens, keys, window.latents, is_new)
 
 
 def windows(

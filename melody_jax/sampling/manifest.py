@@ -83,8 +83,12 @@ def _item(line: Any, number: int, place: int, defaults: dict[str, Any], folder: 
         raise UserError('a line must be an object with a "prompt"')
     own = {name: value for name, value in line.items() if name not in ("id", "prompt", "story", "regions")}
     for name, value in own.items():
-        if isinstance(value, list | dict):
+        if isinstance(value, list | dict) and name != "regions":
             raise UserError(f"{name} is {value}; a clip has one value of it")
+    if "regions" in own:
+        own["regions"] = tuple(own["regions"]) if isinstance(own["regions"], list) else own["regions"]
+    if own.get("source") is not None:
+        own["source"] = folder / str(own["source"])
     settings = defaults | {"seed": defaults.get("seed", 0) + place} | own
     if "story" in line:
         scenes = _objects(line["story"], "story", {"at", "prompt"})

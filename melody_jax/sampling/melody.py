@@ -123,20 +123,21 @@ class Melody:
 
     def _edited(self, group: Group, progress: bool) -> list[np.ndarray]:
         """The sound of each row, made from its source."""
-        params = {name: self.params[name] for name in ("lm", "dpd")}
         keep_tokens, controls = [request.keep_tokens for request, _ in group.rows], self.controls_at(group)
         for number in tqdm(range(group.chunks), desc="windows", disable=not (progress and group.chunks > 1)):
-
-            def make(window, new_tokens, new_frames, seconds, given, draws, number=number):
-                own, index = controls(seconds), jnp.int32(number)
-                return generate.fill_window(
-                    params, group.config, own, window, new_tokens, new_frames, index, given, draws
-                )
-
-            edit.fill(group.pieces, keep_tokens, number, make)
+            gap, index = edit.gap(group.pieces, keep_tokens, number), jnp.int32(number)
+            asked = (group.config, controls(gap.seconds))
+            window = gap.window
+            if gap.new_tokens.any():
+                there = window.semantic_tokens, gap.new_tokens
+                tokens = generate.fill_tokens(self.params["lm"], *asked, *there, index, gap.given, gap.draws)
+                window = window._replace(semantic_tokens=tokens)
+            latents = generate.fill_latents(self.params["dpd"], *asked, window, gap.new_frames, index)
+            edit.fill(group.pieces, number, window._replace(latents=latents))
         longest = max(len(piece.latents) for piece in group.pieces)
         latents = [np.pad(piece.latents, ((0, longest - len(piece.latents)), (0, 0))) for piece in group.pieces]
-        wave = np.concatenate(list(self._sound([np.stack(latents)], group.config.dpd.frames)), axis=1)
+        decoder, window = (self.params["vae"], self.configs["vae"]), group.config.dpd.frames
+        wave = np.concatenate(list(decode.decode(*decoder, [np.stack(latents)], window)), axis=1)
         return [edit.splice(piece, row) for piece, row in zip(group.pieces, wave, strict=True)]
 
     def stream(self, prompt: Prompt, *, seconds: float | None = None, **settings: Any) -> Iterator[np.ndarray]:
@@ -160,7 +161,7 @@ class Melody:
         samples = None if seconds is None else round(seconds * self.sample_rate)
         return (stretch[0] for stretch in _cut(self._sound(made, group.config.chunk_frames), samples))
 
-    def _sound(self, blocks: Iterable[np.ndarray | jax.Array], window: int) -> Iterator[np.ndarray]:
+    def _sound(self, blocks: Iterable[jax.Array], window: int) -> Iterator[np.ndarray]:
         """Stretches (rows, n) of the sound of latents, of which at least `window` are decoded at a time."""
         config = self.configs["vae"]
         window = max(window, self.configs["dpd"].frames // self.configs["dpd"].chunks + 2 * decode.context(config))

@@ -118,9 +118,9 @@ class Request:
         _check_number("strength", self.strength, 0.0, 1.0)
         if self.source is None and (self.regions or self.strength < 1 or self.keep_tokens):
             raise UserError("regions, strength and keep_tokens are about a source; there is none")
-        for begin, end in self.regions:
-            if not 0 <= begin < end:
-                raise UserError(f"region {begin} to {end}; it must begin at 0 s or later and end after it begins")
+        for region in self.regions:
+            if not isinstance(region, Sequence) or len(region) != 2 or not 0 <= region[0] < region[1]:
+                raise UserError(f"region {region}; it must be (begin, end) in seconds, 0 <= begin < end")
 
     @property
     def continues(self) -> bool:
@@ -163,21 +163,21 @@ def make_requests(prompts: Prompt | Sequence[Prompt], settings: dict[str, Any]) 
             raise UserError(f"unknown setting {name!r}; " + (f"is {near[0]!r} meant?" if near else f"see {Request}"))
     columns = {name: _column(name, value, len(wanted)) for name, value in ({"seed": 0} | settings).items()}
     return [
-        Request(prompt=prompt, **{name: values[i] for name, values in columns.items()})  # type: ignore[arg-type]
+        Request(prompt=prompt, **{name: values[i] for name, values in columns.items()})
         for i, prompt in enumerate(wanted)
     ]
 
 
 def _column(name: str, value: Any, count: int) -> list[Any]:
     """The setting of each of `count` items."""
-    if isinstance(value, list | np.ndarray):
+    if isinstance(value, list) or (isinstance(value, np.ndarray) and name != "source"):
         if len(value) != count:
             raise UserError(f"{len(value)} values of {name} for {count} prompts; give one, or one per prompt")
         return list(value)
-    if name == "seed":
-        _check_integer("seed", value, 0, 2**31 - count)
-        return [value + i for i in range(count)]
-    return [value] * count
+    if name != "seed":
+        return [value] * count
+    _check_integer("seed", value, 0, 2**31 - count)
+    return [value + i for i in range(count)]
 
 
 def _check_number(name: str, value: float, above: float, most: float) -> None:
@@ -187,6 +187,6 @@ def _check_number(name: str, value: float, above: float, most: float) -> None:
         raise UserError(f"{name} is {value}; it must be above {least} and at most {most:g}")
 
 
-def _check_integer(name: str, value: int, least: int, most: int) -> None:
+def _check_integer(name: str, value: Any, least: int, most: int) -> None:
     if not isinstance(value, int | np.integer) or isinstance(value, bool) or not least <= value <= most:
         raise UserError(f"{name} is {value}; it must be a whole number from {least} to {most}")

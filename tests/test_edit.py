@@ -1,0 +1,136 @@
+"""One's own music: what is planned, what stays to the sample, what is refused."""
+
+import numpy as np
+import pytest
+from test_sampling import PROMPTS, tiny_networks
+
+from melody_jax.audio import SAMPLE_RATE
+from melody_jax.errors import UserError
+from melody_jax.sampling import edit
+from melody_jax.sampling.edit import Fill, Piece
+from melody_jax.sampling.melody import Melody
+from melody_jax.sampling.request import Request, make_requests
+
+
+def test_a_gap_has_what_is_known_on_both_sides() -> None:
+    assert edit.plan([(100, 110)], 200, 80, 20) == [Fill(65, 100, 110, True)]
+    assert edit.plan([(3, 10)], 200, 80, 20) == [Fill(0, 3, 10, True)]  # at the beginning
+    assert edit.plan([(190, 199)], 200, 80, 20) == [Fill(120, 190, 199, True)]
+
+
+def test_a_long_gap_is_filled_from_the_left() -> None:
+    fills = edit.plan([(100, 180)], 300, 80, 20)
+    assert fills[:2] == [Fill(40, 100, 120, False), Fill(60, 120, 140, False)]
+    assert fills[2:] == [Fill(120, 140, 180, True)]  # what fits into half a window has both sides
+
+
+def test_a_continuation_moves_on_by_chunks() -> None:
+    short = edit.plan([(30, 120)], 120, 80, 20)
+    assert short == [Fill(0, 30, 80, False), Fill(20, 80, 100, False), Fill(40, 100, 120, False)]
+    long = edit.plan([(130, 170)], 170, 80, 20)
+    assert long == [Fill(70, 130, 150, False), Fill(90, 150, 170, False)]
+    assert edit.plan([(0, 100)], 100, 80, 20) == [Fill(0, 0, 80, False), Fill(20, 80, 100, False)]
+
+
+def test_plans_cover_every_new_token_once() -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(200):
+        length = int(rng.integers(80, 400))
+        edges = np.sort(rng.choice(length + 1, 4, replace=False)).tolist()
+        regions = [(edges[0], edges[1]), (edges[2], edges[3])]
+        covered = np.zeros(length, int)
+        for fill in edit.plan(regions, length, 80, 20):
+            assert 0 <= fill.start <= fill.first < fill.last <= fill.start + 80 <= length
+            covered[fill.first : fill.last] += 1
+        wanted = np.zeros(length, int)
+        for first, last in regions:
+            wanted[first:last] = 1
+        np.testing.assert_array_equal(covered, wanted)
+
+
+def sine(seconds: float, frequency: float = 220.0, level: float = 0.3) -> np.ndarray:
+    return (level * np.sin(2 * np.pi * frequency * np.arange(round(seconds * SAMPLE_RATE)) / SAMPLE_RATE)).astype("f4")
+
+
+@pytest.mark.parametrize(("first", "last"), [(24_000, 40_000), (0, 9_000), (60_000, 90_000)])
+def test_splicing_keeps_the_rest_to_the_bit_and_does_not_click(first: int, last: int) -> None:
+    source, made = sine(2.5), sine(4.0, 330.0)
+    piece = Piece(source, 2.0, [(first, last)], np.zeros(0), np.zeros(0), 80, [])
+    spliced = edit.splice(piece, 2 * made)
+    assert len(spliced) == max(len(source), last)
+    np.testing.assert_array_equal(spliced[:first], source[:first])
+    np.testing.assert_array_equal(spliced[last:], source[last:])
+    np.testing.assert_allclose(spliced[first + 500 : last - 500], made[first + 500 : last - 500], atol=1e-6)
+    steepest = 0.3 * 2 * np.pi * 330 / SAMPLE_RATE  # of both sines; at a fade they add up to sqrt(2) of one at most
+    assert np.abs(np.diff(spliced)).max() < 1.6 * steepest
+
+
+@pytest.fixture(scope="module")
+def melody() -> Melody:
+    from tokenizers import Tokenizer
+
+    from melody_jax.release import load_tokenizer
+
+    networks = tiny_networks()
+    params, configs = ({name: part[i] for name, part in networks.items()} for i in (0, 1))
+    words: Tokenizer = load_tokenizer(".", configs["mulan"].text.vocab_size)
+    return Melody(params, configs, words, {})
+
+
+def test_continuing_mending_and_varying(melody: Melody) -> None:
+    source = np.random.default_rng(1).normal(0, 0.1, 52_800).astype(np.float32)
+    asked = {
+        "source": source,
+        "steps": 1,
+        "seconds": [4.0, 10.0, 10.0],
+        "regions": [(), ((0.5, 1.0),), ((0.5, 1.0),)],
+        "keep_tokens": [False, False, True],
+        "guidance_scale": 1.0,
+        "lm_guidance_scale": 1.0,
+    }
+    longer, mended, kept = melody.run(make_requests(PROMPTS[:3], asked))
+    assert len(longer) == 4 * SAMPLE_RATE
+    np.testing.assert_array_equal(longer[: len(source)], source)
+    assert np.std(longer[len(source) :]) > 0
+    region = slice(SAMPLE_RATE // 2, SAMPLE_RATE)
+    for clip in (mended, kept):
+        assert len(clip) == len(source)
+        changed = clip != source
+        assert changed[region].mean() > 0.9
+        changed[region] = False
+        assert not changed.any()
+
+
+def test_a_small_strength_stays_close(melody: Melody) -> None:
+    source = sine(3.2)
+    piece = edit.prepare(Request(source=source, strength=0.01), melody.params, melody.configs)
+    before = piece.latents.copy()
+    (group,) = melody.groups([Request(source=source, strength=0.01, steps=1, guidance_scale=1, lm_guidance_scale=1)])
+    melody.run(group.requests)
+    melody._edited(group, progress=False)
+    np.testing.assert_allclose(group.pieces[0].latents, before, atol=0.2)
+    assert np.any(group.pieces[0].latents != before)
+
+
+def test_silence_can_be_a_source(melody: Melody) -> None:
+    piece = edit.prepare(Request(source=np.zeros(30_000, np.float32), seconds=3), melody.params, melody.configs)
+    assert np.isfinite(piece.latents).all()
+    assert piece.gain == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        ({"source": np.zeros(100, np.float32)}, "at least a second"),
+        ({"source": "no/such.wav"}, "no such audio file"),
+        ({"source": sine(3), "seconds": 2}, "has 3.00 already"),
+        ({"source": sine(3), "regions": ((2.0, 4.0),)}, "ends at 4.0 s; the source ends at 3.00 s"),
+        ({"source": sine(3), "regions": ((2.0, 1.0),)}, "0 <= begin < end"),
+        ({"source": sine(3), "regions": (2.0, 1.0)}, "0 <= begin < end"),
+        ({"source": sine(3), "strength": 0.0}, "strength is 0.0"),
+        ({"regions": ((0.0, 1.0),)}, "there is none"),
+    ],
+)
+def test_bad_wishes_are_named(melody: Melody, arguments: dict, named: str) -> None:
+    with pytest.raises(UserError, match=named):
+        melody.generate(PROMPTS[0], **arguments)
