@@ -24,6 +24,8 @@ from melody_jax.errors import UserError
 SAMPLE_RATE = 24_000
 TOKEN_SAMPLES = 960
 """Samples of a semantic token: 25 Hz."""
+CEILING = 0.98
+"""Largest sample that the peak limiter lets through."""
 LOOKAHEAD = 0.004
 """Seconds before a peak at which `peak_limit` has turned the gain down, half of what it looks at to either side."""
 BLOCK = 1 << 20
@@ -216,7 +218,7 @@ def loudness_normalise(
 
 
 def peak_limit(
-    audio: np.ndarray, ceiling: float = 0.98, lookahead: float = LOOKAHEAD, sample_rate: int = SAMPLE_RATE
+    audio: np.ndarray, ceiling: float = CEILING, lookahead: float = LOOKAHEAD, sample_rate: int = SAMPLE_RATE
 ) -> np.ndarray:
     """Turns the gain down around peaks of float32 (T,) so that no sample exceeds `ceiling`; untouched if none does.
 

@@ -42,6 +42,13 @@ COMMANDS: dict[str, Command] = {
     ),
     "replay": Command("melody_jax.training.replay", "ReplayConfig", "replay", "repeat a step that was not finite"),
     "export": Command("melody_jax.training.export", "ExportConfig", "export", "release a trained network"),
+    "export-sampler": Command(
+        "melody_jax.sampling.export",
+        "SamplerExportConfig",
+        "export_sampler",
+        "write a sampler that plays without this package",
+    ),
+    "nfe": Command("melody_jax.sampling.nfe", "NFEConfig", "nfe", "count passes through the networks beside MusicLM's"),
 }
 
 
@@ -57,7 +64,7 @@ def run(arguments: list[str]) -> None:
     if name in ("-h", "--help"):
         print("usage: melody COMMAND [--option value ...]   (melody COMMAND --help lists the options)\n")
         for command, entry in COMMANDS.items():
-            print(f"  {command:<12}{entry.summary}")
+            print(f"  {command:<16}{entry.summary}")
         return
     if name not in COMMANDS:
         close = difflib.get_close_matches(name, COMMANDS, n=1)

@@ -1,4 +1,5 @@
 import dataclasses
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -246,3 +247,15 @@ def test_dropout_levels():
     assert abs((levels == 0).mean() - 0.2) < 0.02
     assert abs((levels == 12).mean() - 0.8 * (0.5 + 0.5 / 12)) < 0.02
     assert set(levels) == set(range(13))
+
+
+@pytest.mark.parametrize("rows", [1, 5])
+def test_unrolled_and_scanned_draw_the_same(rows):
+    """A CPU's way of decoding, with its products of few and of many rows, and that of the other platforms."""
+    prefix, _ = tokens(11, rows)
+    prefix = jnp.concatenate([lm.embed_prefix(PARAMS, CONFIG, p) for p in (prefix, jnp.full_like(prefix, -1))])
+    keys, ones = jax.vmap(jax.random.key)(jnp.arange(rows)), jnp.ones(rows)
+    arrays = (PARAMS, prefix, keys, jnp.full((rows, 2), 7), ones, 20 * ones, ones, 2 * ones)
+    drawn = [jax.jit(partial(lm._decode, CONFIG, 16, 48, unrolled))(*arrays) for unrolled in (True, False)]
+    np.testing.assert_array_equal(*drawn)
+    assert len(np.unique(drawn[0])) > 3

@@ -55,8 +55,8 @@ def bind(cls: Callable[..., nnx.Module], *args: Any, params: Params) -> Any:
     return nnx.merge(graph, state)
 
 
-def unstack(stacked: Params, depth: int) -> list[Params]:
-    """The `depth` parameter dicts that `init_stack` stacked."""
+def unstack(stacked: Any, depth: int) -> list[Any]:
+    """The `depth` trees that `stacked` holds along the first axis of each leaf: parameters of `init_stack`, caches."""
     return [jax.tree.map(lambda leaf, i=i: leaf[i], stacked) for i in range(depth)]
 
 

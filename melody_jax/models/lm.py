@@ -8,22 +8,26 @@ The head covers the semantic ids only. Positions enter through RoPE alone, so wi
 B batch, P prefix levels, U semantic tokens, T = P + U positions, H heads, D channels.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from melody_jax.errors import UserError
-from melody_jax.models import functional
+from melody_jax.models import few_rows, functional
 from melody_jax.models.functional import Params, Remat
 from melody_jax.models.layers import MASKED, RMSNorm, attend, merge_heads, rotary, split_heads
 from melody_jax.models.recall import Heard, Recall
 
 Cache = tuple[jax.Array, jax.Array]
-State = tuple[jax.Array, Heard | None, list[Cache]]
-"""Of decoding: tokens (B, length), what may be recalled, and a cache a block."""
+Caches = Any
+"""A list of one cache a block, or one of all blocks' stacked."""
+State = tuple[jax.Array, Heard | None, Caches]
+"""Of decoding: tokens (B, length), what may be recalled, and the caches."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,23 +86,28 @@ def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
     return x * (kept.astype(x.dtype) / (1.0 - rate))
 
 
-def _linear(inputs: int, outputs: int, config: LMConfig, rngs: nnx.Rngs, gain: float = 1.0) -> nnx.Linear:
-    init = nnx.initializers.normal(gain * inputs**-0.5)
-    return nnx.Linear(inputs, outputs, use_bias=False, kernel_init=init, dtype=jnp.dtype(config.dtype), rngs=rngs)
-
-
 class Block(nnx.Module):
-    """Pre-norm attention and SwiGLU. Split in two halves around the attention so that cached decoding shares it."""
+    """Pre-norm attention and SwiGLU. Split in two halves around the attention so that cached decoding shares it.
 
-    def __init__(self, config: LMConfig, *, rngs: nnx.Rngs) -> None:
+    `product` is what multiplies with the weights, in place of `jax.lax.dot_general`.
+    """
+
+    def __init__(self, config: LMConfig, product: Callable = jax.lax.dot_general, *, rngs: nnx.Rngs) -> None:
         self.config = config
+
+        def linear(inputs: int, outputs: int, gain: float = 1.0) -> nnx.Linear:
+            init, dtype = nnx.initializers.normal(gain * inputs**-0.5), jnp.dtype(config.dtype)
+            return nnx.Linear(
+                inputs, outputs, use_bias=False, kernel_init=init, dtype=dtype, dot_general=product, rngs=rngs
+            )
+
         residual = (2 * config.layers) ** -0.5
         self.norm = RMSNorm(config.width, rngs=rngs)
-        self.qkv = _linear(config.width, 3 * config.width, config, rngs)
-        self.out = _linear(config.width, config.width, config, rngs, residual)
+        self.qkv = linear(config.width, 3 * config.width)
+        self.out = linear(config.width, config.width, residual)
         self.ffn_norm = RMSNorm(config.width, rngs=rngs)
-        self.gate_up = _linear(config.width, 2 * config.ffn, config, rngs)
-        self.down = _linear(config.ffn, config.width, config, rngs, residual)
+        self.gate_up = linear(config.width, 2 * config.ffn)
+        self.down = linear(config.ffn, config.width, residual)
 
     def project(self, x: jax.Array, positions: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         """(B, T, D) and (T,) to rotated queries, rotated keys and values, each (B, H, T, D / H)."""
@@ -227,25 +236,38 @@ def logits(
 
 
 def _cached(
-    blocks: list[Params], config: LMConfig, x: jax.Array, start: jax.Array | int, caches: list[Cache]
-) -> tuple[jax.Array, list[Cache]]:
+    blocks: list[Params] | Params,
+    config: LMConfig,
+    x: jax.Array,
+    start: jax.Array | int,
+    caches: Caches,
+    product: Callable = jax.lax.dot_general,
+) -> tuple[jax.Array, Caches]:
     """Runs embeddings (B, N, D) at positions start.. against the caches; the stream (B, 1, D) after the last of them.
 
-    A cache is keys (B * H, D / H, T) and values (B * H, T, D / H): with any other shape XLA:CPU copies or transposes
-    both at every step.
+    A list of blocks is unrolled, stacked ones are scanned. A cache is keys (B * H, D / H, T) and values
+    (B * H, T, D / H): with any other shape XLA:CPU copies or transposes both at every step.
     """
     positions = start + jnp.arange(x.shape[1])
-    bias = _causal_bias(positions, jnp.arange(caches[0][0].shape[2]))
-    updated = []
-    for block_params, (k_cache, v_cache) in zip(blocks, caches, strict=True):
-        block = functional.bind(Block, config, params=block_params)
+    bias = _causal_bias(positions, jnp.arange(jax.tree.leaves(caches)[0].shape[-1]))
+
+    def apply(x: jax.Array, layer: tuple[Params, Cache]) -> tuple[jax.Array, Cache]:
+        block_params, (k_cache, v_cache) = layer
+        block = functional.bind(Block, config, product, params=block_params)
         q, k, v = (h.reshape(-1, *h.shape[2:]) for h in block.project(x, positions))
         k_cache = jax.lax.dynamic_update_slice_in_dim(k_cache, k.swapaxes(1, 2), start, axis=2)
         v_cache = jax.lax.dynamic_update_slice_in_dim(v_cache, v, start, axis=1)
         scores = (q @ k_cache).astype(jnp.float32) * q.shape[-1] ** -0.5 + bias
         attended = jax.nn.softmax(scores).astype(v.dtype) @ v_cache
-        x = block.update(x, attended.reshape(-1, config.heads, *attended.shape[1:]))
-        updated.append((k_cache, v_cache))
+        return block.update(x, attended.reshape(-1, config.heads, *attended.shape[1:])), (k_cache, v_cache)
+
+    if isinstance(blocks, list):
+        updated = []
+        for layer in zip(blocks, caches, strict=True):
+            x, cache = apply(x, layer)
+            updated.append(cache)
+        return x[:, -1:], updated
+    x, updated = jax.lax.scan(apply, x, (blocks, caches))
     return x[:, -1:], updated
 
 
@@ -291,12 +313,41 @@ def _generate(
     top_p: jax.Array,
     guidance_scale: jax.Array,
 ) -> jax.Array:
-    """`generate` on prefix embeddings (B, P, D), or (2B, P, D) with the guiding half second; numbers are (B,)."""
+    """`generate` on prefix embeddings (B, P, D), or (2B, P, D) with the guiding half second; numbers are (B,).
+
+    A CPU reads unrolled blocks several times as fast as it does slices of stacked ones.
+    """
+    arrays = (params, prefix, keys, given, known, temperature, top_k, top_p, guidance_scale)
+    unrolled, scanned = (partial(_decode, config, length, candidates, unrolled) for unrolled in (True, False))
+    return jax.lax.platform_dependent(*arrays, cpu=unrolled, default=scanned)
+
+
+def _decode(
+    config: LMConfig,
+    length: int,
+    candidates: int,
+    unrolled: bool,
+    params: Params,
+    prefix: jax.Array,
+    keys: jax.Array,
+    given: jax.Array,
+    known: jax.Array,
+    temperature: jax.Array,
+    top_k: jax.Array,
+    top_p: jax.Array,
+    guidance_scale: jax.Array,
+) -> jax.Array:
+    """`_generate` with its blocks unrolled or scanned."""
     batch, begun = given.shape
     copies = prefix.shape[0] // batch
-    blocks = functional.unstack(params["blocks"], config.layers)
     rows, depth, positions = prefix.shape[0] * config.heads, config.width // config.heads, config.prefix_levels + length
     empty = (jnp.zeros((rows, depth, positions), config.dtype), jnp.zeros((rows, positions, depth), config.dtype))
+    caches = jax.tree.map(lambda cache: jnp.stack([cache] * config.layers), empty)
+    blocks, product = params["blocks"], jax.lax.dot_general
+    if unrolled:
+        blocks = functional.unstack(blocks, config.layers)
+        if prefix.shape[0] <= few_rows.FEW:
+            blocks, product = [few_rows.outputs_first(block) for block in blocks], few_rows.product
 
     def draw(scores: jax.Array, index: jax.Array | int) -> jax.Array:
         if copies == 2:
@@ -313,10 +364,11 @@ def _generate(
         tokens, heard, caches = state
         first = index - new.shape[1]
         x, weights, heard = _hear(params, config, jnp.tile(new, (copies, 1)), prefix, first, heard)
-        if begin:
-            x, caches = _cached(blocks, config, jnp.concatenate([prefix, x], axis=1), 0, caches)
+        if begin:  # once and of many rows: scanned everywhere
+            x, caches = _cached(params["blocks"], config, jnp.concatenate([prefix, x], axis=1), 0, caches)
+            caches = functional.unstack(caches, config.layers) if unrolled else caches
         else:
-            x, caches = _cached(blocks, config, x, config.prefix_levels + first, caches)
+            x, caches = _cached(blocks, config, x, config.prefix_levels + first, caches, product)
         weights = None if weights is None else _before_any(weights)[:, :, -1:]
         scores = _head(params, config, x, weights, jnp.tile(tokens, (copies, 1)))[:, 0]
         tokens = jax.lax.dynamic_update_slice_in_dim(tokens, draw(scores, index)[:, None], index, axis=1)
@@ -326,7 +378,7 @@ def _generate(
         return advance(index, state, jax.lax.dynamic_slice_in_dim(state[0], index - 1, 1, axis=1), False)
 
     tokens = jnp.zeros((batch, length), jnp.int32).at[:, :begun].set(given)
-    state = tokens, _nothing_heard(params, config, prefix, length), [empty] * config.layers
+    state = tokens, _nothing_heard(params, config, prefix, length), caches
     return jax.lax.fori_loop(begun + 1, length, step, advance(begun, state, given, True))[0]
 
 

@@ -1,0 +1,24 @@
+"""Products of few rows are products, whatever order they are computed in."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from melody_jax.models import few_rows
+
+
+@pytest.mark.parametrize("rows", [1, 2, few_rows.FEW, few_rows.FEW + 1])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_product(rows, dtype):
+    rng = np.random.default_rng(rows)
+    x = jnp.asarray(rng.standard_normal((1, rows, 24)), dtype)
+    kernel = jnp.asarray(rng.standard_normal((24, 40)), dtype)
+    stored = few_rows.outputs_first({"kernel": kernel, "scale": kernel[0]})
+    assert stored["kernel"].shape == (40, 24)
+    np.testing.assert_array_equal(stored["scale"], kernel[0])
+    y = jax.jit(few_rows.product)(x, stored["kernel"])
+    assert y.shape == (1, rows, 40)
+    assert y.dtype == dtype
+    expected = np.asarray(x, np.float64) @ np.asarray(kernel, np.float64)
+    np.testing.assert_allclose(np.asarray(y, np.float64), expected, rtol=0, atol=1e-5 if dtype == "float32" else 0.2)

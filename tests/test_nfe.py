@@ -1,0 +1,60 @@
+"""The counts of the paper's table 3, and ours beside them."""
+
+import pytest
+
+from melody_jax.cli import run
+from melody_jax.errors import UserError
+from melody_jax.models import dpd
+from melody_jax.sampling import nfe
+from melody_jax.sampling.nfe import Evaluations, NFEConfig
+
+FRAME = 96 / 24_000
+"""Seconds a latent of the paper lasts."""
+
+
+@pytest.mark.parametrize(("seconds", "ours", "theirs"), [(10.0, 270, 6250), (30.0, 770, 18750)])
+def test_table_3_of_the_paper(seconds, ours, theirs):
+    assert nfe.as_in_paper(seconds).total == ours
+    assert nfe.musiclm(seconds) == theirs
+
+
+def test_windows_of_a_longer_piece():
+    assert nfe.sampler(dpd.PAPER, FRAME, 10, 20) == Evaluations(250, 20)
+    assert nfe.sampler(dpd.PAPER, FRAME, 30, 20) == Evaluations(750, 9 * 20)  # one window and eight chunks
+    assert nfe.sampler(dpd.PAPER, FRAME, 10.01, 20) == Evaluations(312, 2 * 20)  # a chunk more for what is over
+    assert nfe.sampler(dpd.PAPER, FRAME, 1, 20) == Evaluations(250, 20)  # no window is cut short
+
+
+def test_guidance_doubles_its_network():
+    assert nfe.sampler(dpd.PAPER, FRAME, 10, 20, guided=True) == Evaluations(250, 40)
+    assert nfe.sampler(dpd.PAPER, FRAME, 30, 5, lm_guided=True) == Evaluations(1500, 9 * 5)
+
+
+def test_command(capsys):
+    run(["nfe", "--seconds", "30"])
+    lines = capsys.readouterr().out.splitlines()
+    counted = {line[:44].strip(): line[44:].split() for line in lines[3:]}
+    assert counted["MusicLM"] == ["18750", "100.00%"]
+    assert counted["MeLoDy as the paper counts, 20 steps"] == ["750", "20", "770", "4.11%"]
+    assert counted["MeLoDy's windows, 20 steps"] == ["750", "180", "930", "4.96%"]
+    assert counted["mini, 5 steps, both guided"] == [
+        "1536",
+        "90",
+        "1626",
+        "8.67%",
+    ]  # 10.24 s + 8 x 2.56 s
+    assert "mini distilled, 2 steps, LM guided" in counted
+    assert "99.6" not in "".join(lines)
+
+
+def test_heun_takes_two_passes_a_step_but_the_last():
+    rows = dict(nfe.table(NFEConfig(solver="heun")))
+    assert rows["mini, 5 steps"] == Evaluations(256, 9)
+
+
+@pytest.mark.parametrize(
+    "setting", [{"seconds": 0.0}, {"seconds": 601.0}, {"steps": 0}, {"distilled_steps": 1001}, {"solver": "euler"}]
+)
+def test_out_of_range(setting):
+    with pytest.raises(UserError, match=next(iter(setting))):
+        nfe.table(NFEConfig(**setting))
