@@ -16,6 +16,6 @@ def config() -> TrainConfig:
     stage = ConsistencyStage(model=replace(mini.stage.model, guidance_range=(1.0, 4.0)))
     tables = (("model/token_table", 0.0), ("model/prefix_table", 0.0))
     optimizer = OptimizerConfig(learning_rate=1.5e-3, muon=True, warmup_steps=20, rate_scales=tables)
-    data = replace(mini.data, batch_size=4)
-    shorter = replace(mini, stage=stage, data=data, optimizer=optimizer, steps=450, eval_every=50, eval_batches=2)
-    return replace(shorter, ema_decay=0.98, save_minutes=5.0, init_from="mini", workdir="runs/dpd_mini_distilled")
+    data, workdir = replace(mini.data, batch_size=4), "runs/dpd_mini_distilled"
+    distilled = replace(mini, stage=stage, data=data, optimizer=optimizer, init_from="mini", workdir=workdir)
+    return replace(distilled, steps=260, eval_every=50, eval_batches=2, save_minutes=5.0, ema_decay=0.98)

@@ -1,5 +1,7 @@
 """The model that ships: there, small, whole, and making sound."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -18,8 +20,19 @@ def test_it_fits_in_40_megabytes():
 def test_it_says_what_it_is_and_what_it_was_made_with():
     assert (MINI / "README.md").read_text()
     assert (MINI / "ATTRIBUTION.md").read_text()
-    for name in (*NETWORKS, "tokenizer"):
+    for name in (*NETWORKS, "tokenizer", "dpd_distilled"):
         assert release.read_description(MINI, name)["metrics"]
+
+
+def test_the_distilled_diffusion_belongs_to_the_other():
+    distilled = melody_jax.load("mini", networks=("dpd", "vae"), distilled=True)
+    diffusion = melody_jax.load("mini", networks=("dpd", "vae"))
+    config = distilled.configs["dpd"]
+    assert config.guidance_range == (1.0, 4.0)
+    assert dataclasses.replace(config, guidance_range=None) == diffusion.configs["dpd"]
+    kernels = [melody.params["dpd"]["inputs"]["kernel"] for melody in (distilled, diffusion)]
+    change = np.std(kernels[0] - kernels[1]) / np.std(kernels[1])
+    assert 0.001 < change < 0.5  # of the learned kind: neither nothing nor another network
 
 
 @pytest.fixture(scope="module")
