@@ -21,6 +21,7 @@ from melody_jax.scale import compile_tpu, programs
 from melody_jax.scale.chips import CHIPS, roofline
 from melody_jax.scale.counting import collectives, matmul_cost
 from melody_jax.training.sharding import make_mesh
+from melody_jax.training.stages.consistency import ConsistencyStage
 from melody_jax.training.stages.dpd import DPDStage
 from melody_jax.training.stages.lm import LMStage
 from melody_jax.training.stages.mulan import MuLanStage
@@ -148,6 +149,7 @@ STAGES = {
     "tokenizer, paper's kind": TokenizerStage(model=replace(tokenizer.TINY, encoder=SMALL_EAR)),
     "lm": LMStage(model=lm.TINY),
     "dpd": DPDStage(model=dpd.TINY),
+    "dpd_distilled": ConsistencyStage(model=replace(dpd.TINY, guidance_range=(1.0, 4.0))),
 }
 
 
