@@ -78,12 +78,12 @@ def compare(args: Arguments) -> dict[str, float]:
     import jax
 
     from melody_jax.sampling import generate
-    from melody_jax.sampling.melody import Group
     from melody_jax.training.sharding import make_mesh
 
     melody, requests = load_requests(args)
     config, vae = melody.sampler_config(requests[0]), melody.configs["vae"]
-    controls = jax.tree.map(np.asarray, melody.controls_at(Group(config, 0, requests))(0))
+    (group,) = melody.groups(requests)
+    controls = jax.tree.map(np.asarray, melody.controls_at(group)([0.0] * len(requests)))
     mesh = make_mesh((-1, 1, 1), jax.devices())
     everywhere = jax.device_put(melody.params, jax.NamedSharding(mesh, jax.P()))
     ways = {"alone": (1, None), f"batch {args.batch}": (args.batch, None)}

@@ -22,6 +22,8 @@ from melody_jax.sampling.manifest import Item, Manifest, opened, refuse_lines
 from melody_jax.sampling.melody import Melody
 from melody_jax.training.sharding import make_mesh
 
+BAR = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_noinv_fmt}]"
+"""With clips a second, never seconds a clip."""
 WRITTEN = ("id", "file", "model_hash", "seconds_taken", "made_at")
 """What a line of the manifest has beside the clip's settings."""
 
@@ -70,8 +72,8 @@ def serve(melody: Melody, config: ServiceConfig, items: list[Item]) -> int:
         _remove_torn_files(config, missing)
         devices = jax.local_devices()
         spread = melody.spread(make_mesh((-1, 1, 1), devices)) if len(devices) > 1 else melody
-        progress = tqdm(total=len(items), initial=len(items) - len(missing), unit="clip", desc=str(config.out))
-        with progress:
+        there = len(items) - len(missing)
+        with tqdm(total=len(items), initial=there, unit=" clips", desc=str(config.out), bar_format=BAR) as progress:
             for batch, size in batches(melody, missing, config.batch, len(devices)):
                 edited = batch[0].request.source is not None
                 _make(melody if edited else spread, batch, size, config, manifest)
