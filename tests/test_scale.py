@@ -160,7 +160,7 @@ def test_example_batches_fit_every_stage(name: str, dtype: str) -> None:
     stage = STAGES[name]
     stage = replace(stage, model=programs.with_fields(stage.model, dtype=dtype))
     data = DataConfig(batch_size=4, crop_samples=9600, window_tokens=80, text_length=12)
-    batch = programs.example(TrainConfig(stage=stage, data=data))
+    batch = programs.example(TrainConfig(stage=stage, data=data, init_from="mini"))
     key = jax.random.key(0)
     found, _ = jax.eval_shape(stage.gradients, jax.eval_shape(stage.init, key), batch, key, jnp.int32(0))
     assert functional.count(found) > 0
