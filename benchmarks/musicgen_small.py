@@ -21,6 +21,8 @@ from transformers import (
 
 FRAMES = 500
 """Of 10 s."""
+HOP = 640
+"""Samples to a frame, at 32 kHz."""
 DELAY = 3
 """Steps by which the last of the four codebooks comes later."""
 
@@ -68,7 +70,7 @@ def main() -> None:
         start = time.perf_counter()
         wave = generate(FRAMES + DELAY)
         seconds.append(time.perf_counter() - start)
-        assert wave.shape[-1] == 320_000, wave.shape
+        assert wave.shape[-1] == FRAMES * HOP, wave.shape
     parameters = sum(parameter.numel() for parameter in network.decoder.parameters())
     print(json.dumps({"decoder_parameters": parameters, "seconds": seconds, "torch": torch.__version__}))
 

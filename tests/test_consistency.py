@@ -33,11 +33,6 @@ def batch() -> dict[str, jax.Array]:
     }
 
 
-@pytest.fixture(scope="module")
-def params() -> Any:
-    return jax.jit(STAGE.init)(jax.random.key(2))
-
-
 def gaussian(student: Any) -> Any:
     """`dpd.velocity` for latents of N(0, SPREAD^2), whose paths and consistency function are known in closed form.
 
@@ -98,22 +93,21 @@ def test_walks_end_where_paths_do_and_leave_context_alone(batch, monkeypatch: py
     assert far < 0.015  # of first order, 20 steps err by 0.05
 
 
-def test_gradients_reach_what_is_added_and_nothing_else(batch, params) -> None:
-    found, metrics = jax.jit(STAGE.gradients)(params, batch, jax.random.key(1), jnp.int32(0))
+def test_only_what_is_added_is_trained(batch) -> None:
+    params = jax.eval_shape(STAGE.init, jax.random.key(2))
+    found, _ = jax.eval_shape(STAGE.gradients, params, batch, jax.random.key(1), jnp.int32(0))
     assert set(found) == {"model"}
     assert jax.tree.structure(found["model"]) == jax.tree.structure(params["model"])
-    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((found, metrics)))
-    assert np.abs(found["model"]["guidance"]["out"]["kernel"]).max() > 0
-    assert np.abs(found["model"]["inputs"]["kernel"]).max() > 0
     state = jax.eval_shape(lambda key: create_state(TrainConfig(stage=STAGE, init_from="mini"), key), jax.random.key(0))
-    trained = sum(leaf.size for leaf in jax.tree.leaves(params["model"]))
-    assert sum(leaf.size for leaf in jax.tree.leaves(state.opt_state) if leaf.ndim) == 2 * trained
+    moments = sum(leaf.size for leaf in jax.tree.leaves(state.opt_state) if leaf.ndim)
+    assert moments == 2 * sum(leaf.size for leaf in jax.tree.leaves(params["model"]))
 
 
-def test_a_fresh_student_is_its_teacher_at_any_scale(batch, params) -> None:
+def test_a_fresh_student_is_its_teacher_at_any_scale(batch) -> None:
+    params = jax.jit(STAGE.init)(jax.random.key(2))
     student = consistency.add_difference(params["base"], params["model"])
     given = batch["latents"], jnp.full((4, MODEL.frames), 0.7), batch["semantic_tokens"], 4, batch["prefix_tokens"]
-    teacher = dpd.velocity(params["base"], STAGE.teacher.model, *given)
+    teacher = jax.jit(lambda params: dpd.velocity(params, STAGE.teacher.model, *given))(params["base"])
     told = jax.jit(lambda params, scale: dpd.velocity(params, MODEL, *given, scale))
     np.testing.assert_allclose(told(student, jnp.array([1.0, 2.0, 3.0, 4.0])), teacher, atol=1e-5)
     student["guidance"]["out"]["kernel"] = jax.random.normal(jax.random.key(3), (64, MODEL.width))

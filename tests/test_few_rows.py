@@ -10,12 +10,14 @@ from melody_jax.models import few_rows
 
 @pytest.mark.parametrize("rows", [1, 2, few_rows.FEW, few_rows.FEW + 1])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_product(rows, dtype):
+@pytest.mark.parametrize("large", [24 * 40, 24 * 40 + 1])
+def test_product(monkeypatch, rows, dtype, large):
+    monkeypatch.setattr(few_rows, "LARGE", large)
     rng = np.random.default_rng(rows)
     x = jnp.asarray(rng.standard_normal((1, rows, 24)), dtype)
     kernel = jnp.asarray(rng.standard_normal((24, 40)), dtype)
     stored = few_rows.outputs_first({"kernel": kernel, "scale": kernel[0]})
-    assert stored["kernel"].shape == (40, 24)
+    assert stored["kernel"].shape == ((40, 24) if large == kernel.size else (24, 40))
     np.testing.assert_array_equal(stored["scale"], kernel[0])
     y = jax.jit(few_rows.product)(x, stored["kernel"])
     assert y.shape == (1, rows, 40)

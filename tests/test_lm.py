@@ -8,7 +8,7 @@ import optax
 import pytest
 
 from melody_jax.errors import UserError
-from melody_jax.models import functional, lm
+from melody_jax.models import few_rows, functional, lm
 from melody_jax.models.lm import LMConfig
 from melody_jax.training.stages.lm import LMStage
 
@@ -250,8 +250,9 @@ def test_dropout_levels():
 
 
 @pytest.mark.parametrize("rows", [1, 5])
-def test_unrolled_and_scanned_draw_the_same(rows):
+def test_unrolled_and_scanned_draw_the_same(monkeypatch, rows):
     """A CPU's way of decoding, with its products of few and of many rows, and that of the other platforms."""
+    monkeypatch.setattr(few_rows, "LARGE", 64 * 128)  # so that this small network has large matrices
     prefix, _ = tokens(11, rows)
     prefix = jnp.concatenate([lm.embed_prefix(PARAMS, CONFIG, p) for p in (prefix, jnp.full_like(prefix, -1))])
     keys, ones = jax.vmap(jax.random.key)(jnp.arange(rows)), jnp.ones(rows)

@@ -153,7 +153,7 @@ def make_requests(prompts: Prompt | Sequence[Prompt], settings: dict[str, Any]) 
     Raises:
         UserError: no prompts, an unknown setting, a list of another length, a value out of range.
     """
-    wanted = [prompts] if isinstance(prompts, str) else list(prompts)
+    wanted: list[Any] = [prompts] if isinstance(prompts, str) else list(prompts)
     if not wanted:
         raise UserError("no prompts; give at least one")
     known = {field.name for field in dataclasses.fields(Request)} - {"prompt"}
