@@ -256,7 +256,9 @@ def test_unrolled_and_scanned_draw_the_same(monkeypatch, rows):
     prefix, _ = tokens(11, rows)
     prefix = jnp.concatenate([lm.embed_prefix(PARAMS, CONFIG, p) for p in (prefix, jnp.full_like(prefix, -1))])
     keys, ones = jax.vmap(jax.random.key)(jnp.arange(rows)), jnp.ones(rows)
-    arrays = (PARAMS, prefix, keys, jnp.full((rows, 2), 7), ones, 20 * ones, ones, 2 * ones)
+    known = jnp.full((rows, 16), -1).at[:, 9].set(5)
+    arrays = (PARAMS, prefix, keys, jnp.full((rows, 2), 7), known, ones, 20 * ones, ones, 2 * ones)
     drawn = [jax.jit(partial(lm._decode, CONFIG, 16, 48, unrolled))(*arrays) for unrolled in (True, False)]
     np.testing.assert_array_equal(*drawn)
+    np.testing.assert_array_equal(drawn[0][:, 9], 5)
     assert len(np.unique(drawn[0])) > 3

@@ -41,7 +41,7 @@ def melody():
 
 
 def test_prompts_make_sound(melody):
-    waves = melody.generate(["a calm solo piano piece", "fast heavy metal"], seconds=10, steps=2, seed=3)
+    waves = np.stack(melody.generate(["a calm solo piano piece", "fast heavy metal"], seconds=10, steps=2, seed=3))
     assert waves.shape == (2, 240_000)
     assert np.isfinite(waves).all()
     assert np.abs(waves).max() <= 1
