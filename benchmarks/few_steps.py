@@ -4,8 +4,8 @@
 
 All rows share the prompts (test split), the semantic tokens and the first noise: only the diffusion differs. The judge
 is that of `adherence.py`; the Fréchet distance is between MuLan's music embeddings of the clips and of the test pieces
-that the prompts describe. Finished rows are cached: run it again to go on. About an hour and a half on two idle
-cores for all 160 prompts.
+that the prompts describe. Finished rows are cached: run it again to go on. All 160 prompts take
+about an hour of CPU time, the judge's pieces a quarter of one.
 """
 
 import dataclasses
