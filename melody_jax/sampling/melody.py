@@ -1,5 +1,6 @@
 """The public face of the cascade: `load("mini").generate(prompts, seconds=10, seed=0)`."""
 
+import copy
 import dataclasses
 import hashlib
 import math
@@ -180,7 +181,8 @@ class Melody:
         for request in requests:
             config, chunks, edited = self.sampler_config(request), self.chunks(request.seconds), []
             if request.source is not None:
-                edited = [edit.prepare(request, self.params, self.configs) for _ in range(request.best_of)]
+                piece = edit.prepare(request, self.params, self.configs)
+                edited = [copy.deepcopy(piece) for _ in range(request.best_of)]
                 chunks = len(edited[0].fills)
             group = found.setdefault((config, chunks, bool(edited)), Group(config, chunks, [], []))
             group.requests.append(request)
