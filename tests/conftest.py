@@ -4,6 +4,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 CACHE = Path(__file__).parents[1] / ".pytest_cache" / "xla"
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(CACHE))  # in the environment: child processes share it
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
@@ -16,3 +18,24 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
         errors = [value for name, value in report.user_properties if name == "relative_error"]
         if errors and report.when == "call":
             terminalreporter.line(f"{max(errors):.1e}  {report.nodeid.removeprefix('tests/parity/')}")
+
+
+@pytest.fixture(scope="session")
+def releases(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the release "tiny", random weights; it is only read."""
+    from tiny import tiny_networks
+
+    from melody_jax import release
+
+    root = tmp_path_factory.mktemp("releases")
+    for name, (params, config) in tiny_networks().items():
+        release.save_network(root / "tiny", name, params, config, {})
+    return root
+
+
+@pytest.fixture(scope="session")
+def melody(releases: Path) -> Any:
+    """The release "tiny", loaded."""
+    from melody_jax import load
+
+    return load("tiny", folder=releases)

@@ -2,7 +2,8 @@
 
 import numpy as np
 import pytest
-from test_sampling import PROMPTS, tiny_networks
+from test_sampling import PROMPTS
+from tiny import tiny_networks
 
 from melody_jax.audio import SAMPLE_RATE
 from melody_jax.errors import UserError

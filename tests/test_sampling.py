@@ -7,65 +7,18 @@ import sys
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 import soundfile
+from tiny import tiny_networks
 
 from melody_jax import load, release
 from melody_jax.errors import UserError
-from melody_jax.models import dpd, functional, lm, mulan, tokenizer, vae
+from melody_jax.models import dpd, functional
 from melody_jax.sampling import generate
 from melody_jax.sampling.request import Part, Request, Scene, make_requests
 
 PROMPTS = ["a calm solo piano piece", "driving techno at 130 bpm", "slow sad cello", "bossa nova"]
-
-
-def tiny_networks() -> dict:
-    """Config and random parameters of each network, made to fit together."""
-    keys = jax.random.split(jax.random.key(3), 8)
-    configs = {
-        "mulan": mulan.TINY,
-        "tokenizer": tokenizer.TINY,
-        "vae": vae.TINY,
-        "lm": dataclasses.replace(lm.TINY, prefix_levels=mulan.TINY.levels, prefix_codes=mulan.TINY.codes),
-        "dpd": dataclasses.replace(
-            dpd.TINY,
-            latent_dim=vae.TINY.latent_width,
-            semantic_tokens=lm.TINY.semantic_vocab,
-            prefix_codes=mulan.TINY.codes,
-        ),
-    }
-    started = {  # jitted: one compilation each instead of one for every little operation
-        name: jax.jit(module.init, static_argnums=0)(configs[name], keys[i])
-        for i, (name, module) in enumerate(
-            {"mulan": mulan, "vae": vae, "lm": lm, "dpd": dpd, "tokenizer": tokenizer}.items()
-        )
-    }
-    codebook = jax.random.normal(keys[6], started["tokenizer"]["codebook"].shape)
-    params = started | {
-        "tokenizer": started["tokenizer"] | {"codebook": codebook},
-        "mulan": started["mulan"]
-        | {
-            "music_mean": jnp.zeros(mulan.TINY.embedding),
-            "text_mean": jnp.zeros(mulan.TINY.embedding),
-            "codebooks": jax.random.normal(keys[5], (mulan.TINY.levels, mulan.TINY.codes, mulan.TINY.embedding)),
-        },
-    }
-    return {name: (params[name], configs[name]) for name in configs}
-
-
-@pytest.fixture(scope="module")
-def releases(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("releases")
-    for name, (params, config) in tiny_networks().items():
-        release.save_network(root / "tiny", name, params, config, {})
-    return root
-
-
-@pytest.fixture(scope="module")
-def melody(releases: Path):
-    return load("tiny", folder=releases)
 
 
 def test_a_part_of_the_cascade_can_be_loaded(releases: Path) -> None:

@@ -9,9 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
-from test_sampling import tiny_networks
 
-from melody_jax import audio, load, release
+from melody_jax import audio
 from melody_jax.errors import UserError
 from melody_jax.sampling import manifest, service
 from melody_jax.sampling.melody import Melody
@@ -25,19 +24,6 @@ LINES = [
     {"prompt": "a waltz", "id": "waltz", "seconds": 0.25},
     {"prompt": [{"text": "piano", "weight": 2}, {"text": "rain"}], "id": "blend"},
 ]
-
-
-@pytest.fixture(scope="module")
-def releases(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("releases")
-    for name, (params, config) in tiny_networks().items():
-        release.save_network(root / "tiny", name, params, config, {})
-    return root
-
-
-@pytest.fixture(scope="module")
-def melody(releases: Path) -> Melody:
-    return load("tiny", folder=releases)
 
 
 def written(path: Path, lines: list) -> Path:

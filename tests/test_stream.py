@@ -4,23 +4,13 @@ from itertools import islice
 
 import numpy as np
 import pytest
-from test_sampling import tiny_networks
 
-from melody_jax import load, release
 from melody_jax.errors import UserError
 from melody_jax.sampling import decode, generate
 from melody_jax.sampling.melody import Melody
 
 PROMPT = "a calm solo piano piece"
 PLAIN = {"steps": 1, "guidance_scale": 1.0, "lm_guidance_scale": 1.0}
-
-
-@pytest.fixture(scope="module")
-def melody(tmp_path_factory: pytest.TempPathFactory) -> Melody:
-    root = tmp_path_factory.mktemp("releases")
-    for name, (params, config) in tiny_networks().items():
-        release.save_network(root / "tiny", name, params, config, {})
-    return load("tiny", folder=root)
 
 
 @pytest.mark.parametrize("seconds", [1.5, 3.2, 6.03])
