@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
 
@@ -38,12 +39,27 @@ def study():
 STEPS = 3
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Line(DPDStage):
+    """The diffusion with a matrix in place of the network: everything else is the real one."""
+
+    def init(self, key: jax.Array) -> dict[str, Any]:
+        return {"model": {"dense": {"kernel": jax.random.normal(key, (self.model.latent_dim, self.model.latent_dim))}}}
+
+
+def line(params: Any, _: Any, noisy: jax.Array, *__: Any) -> jax.Array:
+    return noisy @ params["dense"]["kernel"]
+
+
+@pytest.fixture(autouse=True)
+def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dpd, "velocity", line)
+
+
 def base() -> TrainConfig:
-    model = dataclasses.replace(
-        dpd.TINY, frames=20, blocks=1, latent_dim=vae.TINY.latent_width, prefix_codes=8, segment=4, chunks=2
-    )
+    model = dataclasses.replace(dpd.TINY, frames=20, latent_dim=vae.TINY.latent_width, chunks=2)
     data = DataConfig(batch_size=2, window_tokens=20, threads=1)
-    return TrainConfig(stage=DPDStage(model=model), data=data, steps=STEPS)
+    return TrainConfig(stage=Line(model=model), data=data, steps=STEPS)
 
 
 def write_features(folder: Path, count: int, seed: int) -> str:
@@ -53,7 +69,7 @@ def write_features(folder: Path, count: int, seed: int) -> str:
             "meta": encode_json({"id": f"piece {i}"}),
             "semantic_tokens": rng.integers(0, 1024, 40).astype(np.int16),
             "latents": rng.normal(size=(40, vae.TINY.latent_width)).astype(np.float16),
-            "prefix_tokens": rng.integers(0, 8, (1, 1, 12)).astype(np.int16),
+            "prefix_tokens": rng.integers(0, 1024, (1, 1, 12)).astype(np.int16),
             "window_starts": np.zeros(1, np.int32),
             "text_prefix_tokens": np.zeros((0, 12), np.int16),
         }

@@ -1,6 +1,7 @@
 """What stages draw: the same whatever the network, what the loss is made of, and digests that miss nothing."""
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -61,12 +62,17 @@ def test_other_batches_and_steps_differ_in_all() -> None:
     assert all(other[name] != before[name] for name in before if name not in ("digest/batch", "digest/conditioned"))
 
 
-def test_the_loss_is_of_what_was_drawn() -> None:
-    params, rows = STAGE.init(jax.random.key(0)), batch()
+def test_the_loss_is_of_what_was_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    def velocity(params: dict, _: Any, noisy: Any, angle: Any, tokens: Any, conditioned: Any, prefix: Any) -> Any:
+        told = (tokens.mean(axis=1) + prefix.mean(axis=1)) * conditioned
+        return params["gain"] * noisy + angle[..., None] + told[:, None, None]
+
+    monkeypatch.setattr(dpd, "velocity", velocity)
+    params, rows = {"model": {"gain": jnp.float32(0.3)}}, batch()
     _, metrics = STAGE.gradients(params, rows, KEY, jnp.int32(0))
     drawn = STAGE.draw(rows, KEY)
     noisy, target = diffusion.corrupt(jnp.asarray(rows["latents"]), drawn.noise, drawn.angle)
-    predicted = dpd.velocity(params["model"], MODEL, noisy, drawn.angle, drawn.tokens, drawn.conditioned, drawn.prefix)
+    predicted = velocity(params["model"], MODEL, noisy, drawn.angle, drawn.tokens, drawn.conditioned, drawn.prefix)
     errors = np.asarray((predicted - target) ** 2)[np.asarray(drawn.angle) > 0]
     assert float(metrics["loss"]) == pytest.approx(errors.mean(), rel=1e-5)
 

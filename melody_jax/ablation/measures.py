@@ -162,20 +162,23 @@ def heard(probe: Probe) -> dict[str, np.ndarray]:
     """
     decoder, decoder_config, _ = release.load_network(probe.networks, "vae")
     ear, ear_config, _ = release.load_network(probe.networks, "mulan")
-    decode, embed = jax.jit(vae.decode, static_argnums=1), jax.jit(mulan.embed_music, static_argnums=1)
     found: dict[str, list[np.ndarray]] = {}
     for number, batch in enumerate(probe.batches[:HEARD_WINDOWS]):
         waves = [
-            np.asarray(decode(decoder, decoder_config, latents))
+            np.asarray(_decode(decoder, decoder_config, latents))
             for latents in (jnp.asarray(batch["latents"]), _sample(probe.stage, probe.model, batch, number))
         ]
-        true, made = (np.asarray(embed(ear, ear_config, wave)) for wave in waves)
+        true, made = (np.asarray(_embed(ear, ear_config, wave)) for wave in waves)
         distance = np.abs(reconstruction.log_mel(waves[1]) - reconstruction.log_mel(waves[0])).mean(axis=(1, 2))
         rows = {"log_mel_l1": distance, "mulan_similarity": (true * made).sum(axis=1)}
         for name, values in (rows | {"embeddings": made, "true_embeddings": true}).items():
             found.setdefault(name, []).append(values)
     stacked = {name: np.stack(values, axis=1) for name, values in found.items()}
     return {name: values if values.ndim == 3 else values.mean(axis=1) for name, values in stacked.items()}
+
+
+_decode = partial(jax.jit, static_argnums=1)(vae.decode)
+_embed = partial(jax.jit, static_argnums=1)(mulan.embed_music)
 
 
 @partial(jax.jit, static_argnums=0)

@@ -121,7 +121,7 @@ def cost(config: TrainConfig, folder: Path, batch: dict[str, Any]) -> dict[str, 
         "parameters": count(state.params["model"]),
         "flops_step": matmul_cost(traced.jaxpr)[0],
         "flops_step_xla": float(analysis["flops"]),
-        "flops_pass": _flops_of_pass(stage, state.params["model"], batch),
+        "flops_pass": dpd.flops(stage.model),
         "seconds_step": float(np.median(seconds)),
         "seconds_training": float(np.sum(seconds)),
         "bytes_peak": int(memory.argument_size_in_bytes + memory.temp_size_in_bytes),
@@ -129,17 +129,6 @@ def cost(config: TrainConfig, folder: Path, batch: dict[str, Any]) -> dict[str, 
         "threads": int(os.environ.get("PJRT_NPROC", os.cpu_count() or 1)),
         "device": jax.devices()[0].device_kind,
     }
-
-
-def _flops_of_pass(stage: Any, model: Any, batch: dict[str, Any]) -> float:
-    one = jax.tree.map(lambda rows: jax.ShapeDtypeStruct((1, *rows.shape[1:]), rows.dtype), batch)
-    angle = jax.ShapeDtypeStruct(one["latents"].shape[:2], np.float32)
-
-    def run(model: Any, batch: dict[str, Any], angle: Any) -> jax.Array:
-        tokens, prefix = batch["semantic_tokens"], batch["prefix_tokens"]
-        return dpd.velocity(model, stage.model, batch["latents"], angle, tokens, 1, prefix)
-
-    return matmul_cost(jax.make_jaxpr(run)(model, one, angle))[0]
 
 
 def _one() -> jax.sharding.Sharding:
