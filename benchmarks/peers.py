@@ -31,7 +31,7 @@ import jax.numpy as jnp
 import numpy as np
 import tyro
 
-from melody_jax.models import dpd, few_rows, lm, mulan, vae
+from melody_jax.models import denoiser, dpd, few_rows, lm, mulan, vae
 from melody_jax.models.functional import count
 from melody_jax.sampling import generate
 from melody_jax.sampling.generate import Controls, SamplerConfig
@@ -131,7 +131,7 @@ def parts(memory: float, matmul: float) -> dict[str, Part]:
         draw = lambda p, c, config=config: generate.prefix_to_tokens(p, config, c, keys)  # noqa: E731
         tokens = add(name, language, draw, asked, bytes_read=read)
 
-    latents, network = None, fresh(lambda key: dpd.init(CONFIG.dpd, key))
+    latents, network = None, fresh(lambda key: denoiser.init(CONFIG.dpd, key))
     for name, steps, guided in (("5 guided steps", 5, True), ("5 steps", 5, False), ("1 step", 1, False)):
         config = replace(CONFIG, steps=steps, guided=guided)
         denoise = lambda p, c, t, config=config: generate.tokens_to_latents(p, config, c, t, keys)  # noqa: E731

@@ -3,18 +3,15 @@
 python train.py configs/dpd_ablation.py --data.folder features/mini --workdir runs/dpd_ablation
 """
 
-from dataclasses import replace
-
 from melody_jax.config import DataConfig, OptimizerConfig, TrainConfig
-from melody_jax.models.dpd import MINI
+from melody_jax.models.dpd import ABLATION
 from melody_jax.training.stages.dpd import DPDStage
 
 
 def config() -> TrainConfig:
     """`mini` at half the width on half the window: 1.8 M parameters, 19 GFLOP a step; 8.5 minutes on one core."""
-    model = replace(MINI, frames=128, width=96, heads=4, angle_width=64, sru_hidden=48)
     return TrainConfig(
-        stage=DPDStage(model=model, shared_angle=0.5, clean_prefix=0.2, token_corruption=0.03),
+        stage=DPDStage(model=ABLATION, shared_angle=0.5, clean_prefix=0.2, token_corruption=0.03),
         data=DataConfig(batch_size=8, window_tokens=128, text_prefix_probability=0.5, threads=1),
         optimizer=OptimizerConfig(learning_rate=3e-3, muon=True, warmup_steps=60),
         steps=1_500,

@@ -14,7 +14,7 @@ import re
 import sys
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -286,14 +286,18 @@ def dotted_fields(config: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def to_dict(config: Any) -> Any:
-    """The resolved config as plain JSON values; stages, and configs of several kinds, also say their class."""
+    """The resolved config as plain JSON values; where a file's reader could not know a config's class, it is said.
+
+    That is of stages, of fields that may hold one of several, and of configs derived from a common one.
+    """
     if dataclasses.is_dataclass(config):
         hints = typing.get_type_hints(type(config))
         values = {field.name: to_dict(getattr(config, field.name)) for field in dataclasses.fields(config)}
         for name in values:
             if len(_dataclasses_of(hints[name])) > 1:
                 values[name] = {"class": type(getattr(config, name)).__name__, **values[name]}
-        return {"class": type(config).__name__, **values} if hasattr(config, "gradients") else values
+        derived = any(dataclasses.is_dataclass(base) for base in type(config).__bases__)
+        return {"class": type(config).__name__, **values} if derived or hasattr(config, "gradients") else values
     if isinstance(config, (tuple, list)):
         return [to_dict(value) for value in config]
     if isinstance(config, dict):
@@ -309,9 +313,12 @@ def to_json(config: Any) -> str:
 def from_dict(cls: type[T], values: dict[str, Any]) -> T:
     """The dataclass that `to_dict` wrote; lists become tuples, nested dicts the dataclasses their types name.
 
+    Of a class that others are derived from, the one of these that `values` names.
+
     Raises:
-        UserError: a field that `cls` does not have, or a value its checks refuse.
+        UserError: a field that `cls` does not have, a class that is not known, or a value its checks refuse.
     """
+    cls = _named(_dataclasses_of(cls), values)
     values = {name: value for name, value in values.items() if name != "class"}
     hints = typing.get_type_hints(cls)
     unknown = sorted(set(values) - {field.name for field in dataclasses.fields(cls)})  # type: ignore[arg-type]
@@ -383,19 +390,33 @@ def _groups(arguments: list[str]) -> list[list[str]]:
 
 
 def _dataclasses_of(hint: Any) -> list[Any]:
-    """The dataclasses of a union, or the one dataclass."""
-    options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
-    return [option for option in options if dataclasses.is_dataclass(option)]
+    """The dataclasses of a union, those derived from the dataclass, or itself if there are none."""
+    if isinstance(hint, types.UnionType):
+        return [option for option in typing.get_args(hint) if dataclasses.is_dataclass(option)]
+    return list(_leaves(hint)) if dataclasses.is_dataclass(hint) else []
+
+
+def _leaves(cls: Any) -> Iterator[Any]:
+    """The classes derived from `cls` from which no others are."""
+    for derived in cls.__subclasses__():
+        yield from _leaves(derived)
+    if not cls.__subclasses__():
+        yield cls
+
+
+def _named(options: list[Any], values: dict[str, Any]) -> Any:
+    """The one of several classes that `values` says is its own."""
+    named = {cls.__name__: cls for cls in options}
+    if len(named) > 1 and values.get("class") not in named:
+        raise UserError(f"class {values.get('class')!r}: it must be one of {', '.join(named)}")
+    return named[values["class"]] if len(named) > 1 else options[0]
 
 
 def _from_plain(hint: Any, value: Any) -> Any:
     if value is None:
         return None
     if len(several := _dataclasses_of(hint)) > 1:
-        named = {cls.__name__: cls for cls in several}
-        if value.get("class") not in named:
-            raise UserError(f"class {value.get('class')!r}: it must be one of {', '.join(named)}")
-        return from_dict(named[value["class"]], value)
+        return from_dict(_named(several, value), value)
     if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union:
         options = [option for option in typing.get_args(hint) if option is not type(None)]
         return _from_plain(options[0], value) if len(options) == 1 else value

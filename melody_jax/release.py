@@ -36,13 +36,14 @@ WEIGHTS = Path(__file__).parent / "weights"
 FORMAT_VERSION = 1
 TOKENIZER = "mulan.tokenizer.json"
 NETWORKS = {
-    "vae": "VAEConfig",
-    "mulan": "MuLanConfig",
-    "tokenizer": "TokenizerConfig",
-    "lm": "LMConfig",
-    "dpd": "DPDConfig",
-    "dpd_distilled": "DPDConfig",
+    "vae": ("vae", "VAEConfig"),
+    "mulan": ("mulan", "MuLanConfig"),
+    "tokenizer": ("tokenizer", "TokenizerConfig"),
+    "lm": ("lm", "LMConfig"),
+    "dpd": ("denoiser", "DenoiserConfig"),
+    "dpd_distilled": ("denoiser", "DenoiserConfig"),
 }
+"""Name -> module in `models/`, and the class of its config; of "dpd" that of any backbone."""
 DIFFERENCES = {"dpd_distilled": "dpd"}
 """Networks of which only the difference to another one, in the same folder, is stored; loading gives the sum."""
 KEEP = {"codebook": "float16", "codebooks": "float16", "latent_mean": "float32", "latent_scale": "float32"}
@@ -255,7 +256,8 @@ def _unpack(packed: np.ndarray, scale_shape: tuple[int, ...], axis: int) -> np.n
 def _config_class(name: str) -> Any:
     if name not in NETWORKS:
         raise UserError(f"network {name!r} is unknown; there are {', '.join(NETWORKS)}")
-    return getattr(importlib.import_module(f"melody_jax.models.{DIFFERENCES.get(name, name)}"), NETWORKS[name])
+    module, config = NETWORKS[name]
+    return getattr(importlib.import_module(f"melody_jax.models.{module}"), config)
 
 
 def _read(file: Path) -> bytes:

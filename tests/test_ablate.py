@@ -19,7 +19,7 @@ from melody_jax.ablation.statistics import interval
 from melody_jax.config import DataConfig, TrainConfig
 from melody_jax.data.records import Manifest, encode_json, shard_name, write_manifest, write_shard
 from melody_jax.errors import UserError
-from melody_jax.models import dpd, vae
+from melody_jax.models import denoiser, dpd, vae
 from melody_jax.training.stages.dpd import DPDStage
 
 STUDIES = sorted((Path(__file__).parents[1] / "configs" / "ablations").glob("*.py"))
@@ -53,7 +53,7 @@ def line(params: Any, _: Any, noisy: jax.Array, *__: Any) -> jax.Array:
 
 @pytest.fixture(autouse=True)
 def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dpd, "velocity", line)
+    monkeypatch.setattr(denoiser, "velocity", line)
 
 
 def base() -> TrainConfig:

@@ -11,7 +11,7 @@ import pytest
 
 from melody_jax.config import TrainConfig
 from melody_jax.errors import UserError
-from melody_jax.models import dpd
+from melody_jax.models import denoiser, dpd
 from melody_jax.training.stages import consistency
 from melody_jax.training.stages.consistency import ConsistencyStage
 from melody_jax.training.stages.dpd import DPDStage
@@ -34,7 +34,7 @@ def batch() -> dict[str, jax.Array]:
 
 
 def gaussian(student: Any) -> Any:
-    """`dpd.velocity` for latents of N(0, SPREAD^2), whose paths and consistency function are known in closed form.
+    """`denoiser.velocity` for latents of N(0, SPREAD^2), whose paths and consistency function are known in closed form.
 
     A path is z proportional to s(angle), s^2 = cos^2 SPREAD^2 + sin^2; its velocity is ds/dangle / s z, and its end is
     z SPREAD / s. `student(noisy, exact)` is the student's velocity, given the exact one.
@@ -54,7 +54,7 @@ def gaussian(student: Any) -> Any:
 def loss_of(
     stage: ConsistencyStage, batch: dict[str, jax.Array], monkeypatch: pytest.MonkeyPatch, student: Any
 ) -> float:
-    monkeypatch.setattr(consistency.dpd, "velocity", gaussian(student))
+    monkeypatch.setattr(consistency.denoiser, "velocity", gaussian(student))
     params = {"base": {}, "model": {}}
     return float(jax.jit(stage.gradients)(params, batch, jax.random.key(1), jnp.int32(0))[1]["loss"])
 
@@ -72,7 +72,7 @@ def test_a_consistent_student_has_no_loss(span: float, batch, monkeypatch: pytes
 
 
 def test_walks_end_where_paths_do_and_leave_context_alone(batch, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(consistency.dpd, "velocity", gaussian(lambda along, exact: exact))
+    monkeypatch.setattr(consistency.denoiser, "velocity", gaussian(lambda along, exact: exact))
     stage = dataclasses.replace(STAGE, clean_prefix=1.0, teacher_steps=20)
     walks = stage._draw(batch["latents"], jax.random.key(4))
     visited, angles, end = stage._walk({}, {}, batch, walks)
@@ -107,8 +107,8 @@ def test_a_fresh_student_is_its_teacher_at_any_scale(batch) -> None:
     params = jax.jit(STAGE.init)(jax.random.key(2))
     student = consistency.add_difference(params["base"], params["model"])
     given = batch["latents"], jnp.full((4, MODEL.frames), 0.7), batch["semantic_tokens"], 4, batch["prefix_tokens"]
-    teacher = jax.jit(lambda params: dpd.velocity(params, STAGE.teacher.model, *given))(params["base"])
-    told = jax.jit(lambda params, scale: dpd.velocity(params, MODEL, *given, scale))
+    teacher = jax.jit(lambda params: denoiser.velocity(params, STAGE.teacher.model, *given))(params["base"])
+    told = jax.jit(lambda params, scale: denoiser.velocity(params, MODEL, *given, scale))
     np.testing.assert_allclose(told(student, jnp.array([1.0, 2.0, 3.0, 4.0])), teacher, atol=1e-5)
     student["guidance"]["out"]["kernel"] = jax.random.normal(jax.random.key(3), (64, MODEL.width))
     changed = np.abs(told(student, jnp.array([1.0, 2.0, 2.0, 4.0])) - told(student, jnp.full(4, 2.0))).max(axis=(1, 2))

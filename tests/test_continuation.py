@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from melody_jax.errors import UserError
-from melody_jax.models import dpd, lm
+from melody_jax.models import denoiser, dpd, lm
 from melody_jax.models.dpd import DPDConfig
 from melody_jax.sampling import generate
 from melody_jax.sampling.generate import Controls, SamplerConfig, Window
@@ -40,7 +40,7 @@ CONFIG = sampler(20, 2)
 def params() -> dict:
     """Random networks whose outputs do depend on everything."""
     keys = jax.random.split(jax.random.key(0))
-    made = {"lm": lm.init(CONFIG.lm, keys[0]), "dpd": dpd.init(CONFIG.dpd, keys[1])}
+    made = {"lm": lm.init(CONFIG.lm, keys[0]), "dpd": denoiser.init(CONFIG.dpd, keys[1])}
     return jax.tree.map(lambda leaf: leaf + 0.05 * jax.random.normal(keys[0], leaf.shape), made)
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from melody_jax import diffusion
 from melody_jax.errors import UserError
-from melody_jax.models import dpd, segments
+from melody_jax.models import denoiser, segments
 from melody_jax.models.dpd import MINI, PAPER, PAPER_ALIGNED, TINY
 from melody_jax.models.functional import count
 from melody_jax.models.layers import rotary
@@ -33,12 +33,12 @@ def inputs(config, batch=3, seed=0):
 
 @jax.jit(static_argnums=(0, 2))
 def _number(config, params, conditioned, given):
-    return dpd.velocity(params, config, conditioned=conditioned, **given)
+    return denoiser.velocity(params, config, conditioned=conditioned, **given)
 
 
 @jax.jit(static_argnums=0)
 def _mask(config, params, conditioned, given):
-    return dpd.velocity(params, config, conditioned=conditioned, **given)
+    return denoiser.velocity(params, config, conditioned=conditioned, **given)
 
 
 def run(config, params, conditioned=None, **changes):
@@ -49,7 +49,7 @@ def run(config, params, conditioned=None, **changes):
 
 @pytest.fixture(scope="module")
 def params():
-    return dpd.init(SMALL, jax.random.key(5))
+    return denoiser.init(SMALL, jax.random.key(5))
 
 
 @pytest.mark.parametrize(("frames", "length"), [(80, 8), (77, 8), (3, 8), (256, 16), (2500, 64)])
@@ -102,21 +102,21 @@ def test_rotation_before_the_split_is_the_rotary_embedding():
 
 def test_paper_has_its_parameters_and_shapes():
     config = PAPER
-    params = jax.eval_shape(lambda key: dpd.init(config, key), jax.random.key(0))
+    params = jax.eval_shape(lambda key: denoiser.init(config, key), jax.random.key(0))
     assert count(params) == pytest.approx(295.6e6, rel=2e-4)
     assert dataclasses.replace(PAPER_ALIGNED, frames=config.frames) == config
     given = jax.eval_shape(lambda: inputs(config, batch=2))
-    result = jax.eval_shape(lambda p, g: dpd.velocity(p, config, conditioned=1, **g), params, given)
+    result = jax.eval_shape(lambda p, g: denoiser.velocity(p, config, conditioned=1, **g), params, given)
     assert result.shape == (2, 2500, 16)
 
 
 def test_mini_has_its_parameters():
-    mini = jax.eval_shape(lambda key: dpd.init(MINI, key), jax.random.key(0))
+    mini = jax.eval_shape(lambda key: denoiser.init(MINI, key), jax.random.key(0))
     assert count(mini) == pytest.approx(6.27e6, rel=1e-3)
 
 
 def test_mini_fits_its_budget():
-    assert dpd.flops(MINI) <= 6.5e9
+    assert denoiser.flops(MINI) <= 6.5e9
 
 
 def test_blocks_have_string_keys(params):
@@ -194,7 +194,7 @@ def test_options_without_parameters_change_the_output(params, option):
 )
 def test_options_with_parameters_run(fields):
     config = dataclasses.replace(SMALL, **fields)
-    result = run(config, dpd.init(config, jax.random.key(5)))
+    result = run(config, denoiser.init(config, jax.random.key(5)))
     assert result.shape == (3, 24, 8)
     assert np.isfinite(result).all()
 
@@ -202,7 +202,7 @@ def test_options_with_parameters_run(fields):
 def test_aligned_tokens_reach_their_own_frames_first(params):
     """Without cross-attention and modulation, a token moves the segments that its frames lie in and no others."""
     config = dataclasses.replace(SMALL, aligned_tokens=True, blocks=0)
-    aligned = dpd.init(config, jax.random.key(5))
+    aligned = denoiser.init(config, jax.random.key(5))
     tokens = inputs(config)["semantic_tokens"]
     changed = run(config, aligned, semantic_tokens=tokens.at[:, 7].add(1)) - run(config, aligned)
     moved = (np.abs(changed) > 1e-6).any(axis=(0, 2))

@@ -11,7 +11,7 @@ import pytest
 from melody_jax import diffusion
 from melody_jax.config import TrainConfig, WatchConfig
 from melody_jax.errors import UserError
-from melody_jax.models import dpd, lm
+from melody_jax.models import denoiser, dpd, lm
 from melody_jax.training.pairing import digest, digests
 from melody_jax.training.stages.dpd import DPDStage
 from melody_jax.training.stages.lm import LMStage
@@ -67,7 +67,7 @@ def test_the_loss_is_of_what_was_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
         told = (tokens.mean(axis=1) + prefix.mean(axis=1)) * conditioned
         return params["gain"] * noisy + angle[..., None] + told[:, None, None]
 
-    monkeypatch.setattr(dpd, "velocity", velocity)
+    monkeypatch.setattr(denoiser, "velocity", velocity)
     params, rows = {"model": {"gain": jnp.float32(0.3)}}, batch()
     _, metrics = STAGE.gradients(params, rows, KEY, jnp.int32(0))
     drawn = STAGE.draw(rows, KEY)

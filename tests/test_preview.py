@@ -11,7 +11,7 @@ from test_resume import STAGES, Batches
 from melody_jax import release
 from melody_jax.config import DataConfig, TrainConfig, WatchConfig
 from melody_jax.errors import UserError
-from melody_jax.models import dpd, vae
+from melody_jax.models import denoiser, vae
 from melody_jax.training.metrics import MetricLog, Profile
 from melody_jax.training.preview import make_preview
 from melody_jax.training.sharding import make_mesh
@@ -23,7 +23,7 @@ DPD = STAGES["dpd"].model
 @pytest.fixture(scope="module")
 def networks(tmp_path_factory: pytest.TempPathFactory) -> str:
     folder = tmp_path_factory.mktemp("networks")
-    for name, module, config in (("vae", vae, vae.TINY), ("dpd", dpd, DPD)):
+    for name, module, config in (("vae", vae, vae.TINY), ("dpd", denoiser, DPD)):
         release.save_network(
             folder, name, jax.jit(lambda k, m=module, c=config: m.init(c, k))(jax.random.key(0)), config, {}
         )

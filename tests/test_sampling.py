@@ -14,7 +14,7 @@ from tiny import tiny_networks
 
 from melody_jax import load, release
 from melody_jax.errors import UserError
-from melody_jax.models import dpd, functional
+from melody_jax.models import conditioning, functional
 from melody_jax.sampling import generate
 from melody_jax.sampling.request import Part, Request, Scene, make_requests
 
@@ -132,7 +132,9 @@ def test_a_distilled_diffusion_is_told_the_guidance_scale(releases: Path, tmp_pa
     config = dataclasses.replace(
         load("mine", folder=tmp_path, networks=("dpd",)).configs["dpd"], guidance_range=(1.0, 4.0)
     )
-    added = {"guidance": functional.init(dpd.GuidanceEmbedding, config.width, config.dtype, key=jax.random.key(0))}
+    added = {
+        "guidance": functional.init(conditioning.GuidanceEmbedding, config.width, config.dtype, key=jax.random.key(0))
+    }
     added["guidance"]["out"]["kernel"] = jax.random.normal(jax.random.key(1), (64, config.width))
     release.save_network(mine, "dpd_distilled", added, config, {"dpd": release.network_hash(mine, "dpd")})
     melody = load("mine", folder=tmp_path, distilled=True)

@@ -5,7 +5,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from melody_jax.models import dpd, lm, mulan, tokenizer, vae
+from melody_jax.models import denoiser, dpd, lm, mulan, tokenizer, vae
 
 
 def tiny_networks() -> dict:
@@ -26,7 +26,7 @@ def tiny_networks() -> dict:
     started = {  # jitted: one compilation each instead of one for every little operation
         name: jax.jit(module.init, static_argnums=0)(configs[name], keys[i])
         for i, (name, module) in enumerate(
-            {"mulan": mulan, "vae": vae, "lm": lm, "dpd": dpd, "tokenizer": tokenizer}.items()
+            {"mulan": mulan, "vae": vae, "lm": lm, "dpd": denoiser, "tokenizer": tokenizer}.items()
         )
     }
     codebook = jax.random.normal(keys[6], started["tokenizer"]["codebook"].shape)

@@ -25,7 +25,7 @@ import numpy as np
 
 from melody_jax import diffusion, release
 from melody_jax.evaluation import reconstruction
-from melody_jax.models import dpd, mulan, vae
+from melody_jax.models import denoiser, mulan, vae
 from melody_jax.models.functional import Params
 from melody_jax.training.stage import Batch
 
@@ -139,7 +139,7 @@ def _predict(
     """The velocity; a network that never had a condition in training has none here."""
     tokens, prefix = batch["semantic_tokens"], batch["prefix_tokens"]
     who = _with_condition(stage, len(tokens)) if conditioned is None else conditioned
-    return dpd.velocity(model, stage.model, noisy, angle, tokens, who, prefix)
+    return denoiser.velocity(model, stage.model, noisy, angle, tokens, who, prefix)
 
 
 def _with_condition(stage: Any, clips: int) -> int:

@@ -23,7 +23,7 @@ from melody_jax.config import DataConfig, TrainConfig, WatchConfig
 from melody_jax.data import pipeline
 from melody_jax.data.records import open_shards
 from melody_jax.errors import UserError
-from melody_jax.models import dpd
+from melody_jax.models import denoiser
 from melody_jax.models.functional import count
 from melody_jax.scale.counting import matmul_cost
 from melody_jax.training.export import run_network
@@ -121,7 +121,7 @@ def cost(config: TrainConfig, folder: Path, batch: dict[str, Any]) -> dict[str, 
         "parameters": count(state.params["model"]),
         "flops_step": matmul_cost(traced.jaxpr)[0],
         "flops_step_xla": float(analysis["flops"]),
-        "flops_pass": dpd.flops(stage.model),
+        "flops_pass": denoiser.flops(stage.model),
         "seconds_step": float(np.median(seconds)),
         "seconds_training": float(np.sum(seconds)),
         "bytes_peak": int(memory.argument_size_in_bytes + memory.temp_size_in_bytes),

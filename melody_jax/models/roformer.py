@@ -6,7 +6,7 @@ rotary (arXiv 2104.09864) and on one clock for both sides, in token units: 25 a 
 Legend: C merged columns, B batch, S segments, U semantic tokens, W channels, H heads. Sheets are (C, B, S, W).
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -120,22 +120,22 @@ class Attention(nnx.Module):
 
 
 class RoFormer(nnx.Module):
-    """The coarse path on a merged sheet (C, B, S, W): self-attention along S and cross-attention to the tokens."""
+    """The coarse path on a merged sheet (C, B, S, W): attention along S and, if `cross`, to the tokens."""
 
-    def __init__(self, width: int, heads: int, feed_forward: int, layers: int, dtype: str, *, rngs: nnx.Rngs) -> None:
-        def layer() -> nnx.Dict:
-            return nnx.Dict(
-                own=Attention(width, heads, dtype, rngs=rngs),
-                own_feed=FeedForward(width, feed_forward, dtype, rngs=rngs),
-                cross=Attention(width, heads, dtype, rngs=rngs),
-                cross_feed=FeedForward(width, feed_forward, dtype, rngs=rngs),
-            )
+    def __init__(
+        self, width: int, heads: int, feed_forward: int, layers: int, dtype: str, cross: bool = True, *, rngs: nnx.Rngs
+    ) -> None:
+        def half(name: str) -> dict[str, Any]:
+            attention = Attention(width, heads, dtype, rngs=rngs)
+            return {name: attention, f"{name}_feed": FeedForward(width, feed_forward, dtype, rngs=rngs)}
 
-        self.layers = nnx.List([layer() for _ in range(layers)])
+        self.cross = cross
+        self.layers = nnx.List([nnx.Dict(**half("own"), **(half("cross") if cross else {})) for _ in range(layers)])
 
     def __call__(self, x: jax.Array, clock: np.ndarray, context: Condition) -> jax.Array:
         """(C, B, S, W) to the same; `clock` as in `Attention.across`."""
         for layer in self.layers:
             x = layer.own_feed(layer.own.along(x, context.segment_clock))
-            x = layer.cross_feed(layer.cross.across(x, clock, context))
+            if self.cross:
+                x = layer.cross_feed(layer.cross.across(x, clock, context))
         return x

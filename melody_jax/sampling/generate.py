@@ -19,8 +19,8 @@ from jax.sharding import Mesh, PartitionSpec
 
 from melody_jax import diffusion
 from melody_jax.errors import UserError
-from melody_jax.models import dpd, lm, vae
-from melody_jax.models.dpd import DPDConfig
+from melody_jax.models import denoiser, lm, vae
+from melody_jax.models.denoiser import DenoiserConfig
 from melody_jax.models.functional import Params
 from melody_jax.models.lm import CANDIDATES, LMConfig
 from melody_jax.models.vae import VAEConfig
@@ -31,7 +31,7 @@ class SamplerConfig:
     """What is compiled into the sampler; a new value of any field compiles a new program."""
 
     lm: LMConfig
-    dpd: DPDConfig
+    dpd: DenoiserConfig
     steps: int = 5
     """Diffusion steps, >= 1."""
     schedule: str = "paper"
@@ -177,7 +177,7 @@ def tokens_to_latents(
     def velocity(noisy: jax.Array, angle: jax.Array) -> jax.Array:
         noisy, angle = jnp.tile(noisy, (branches, 1, 1)), jnp.tile(angle, (branches, 1))
         prefix, scale = controls.prefix_tokens, controls.guidance_scale
-        predicted = dpd.velocity(params, config.dpd, noisy, angle, semantic_tokens, batch, prefix, scale)
+        predicted = denoiser.velocity(params, config.dpd, noisy, angle, semantic_tokens, batch, prefix, scale)
         if not config.guided:
             return predicted
         return diffusion.guide(predicted[:batch], predicted[batch:], scale[:, None, None])

@@ -19,7 +19,7 @@ from typing import NamedTuple
 from melody_jax import diffusion
 from melody_jax.errors import UserError
 from melody_jax.models import dpd, vae
-from melody_jax.models.dpd import DPDConfig
+from melody_jax.models.denoiser import DenoiserConfig
 from melody_jax.sampling.melody import Melody, load
 from melody_jax.sampling.request import MAX_SECONDS
 
@@ -74,7 +74,7 @@ def musiclm(seconds: float) -> int:
 
 
 def sampler(
-    config: DPDConfig,
+    config: DenoiserConfig,
     frame_seconds: float,
     seconds: float,
     steps: int,

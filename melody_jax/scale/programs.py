@@ -14,7 +14,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from melody_jax.config import DataConfig, TrainConfig
 from melody_jax.data import facts
 from melody_jax.errors import UserError
-from melody_jax.models import dpd, lm, mulan, vae
+from melody_jax.models import denoiser, dpd, lm, mulan, vae
 from melody_jax.models.functional import Params
 from melody_jax.models.mulan import MuLanConfig
 from melody_jax.models.vae import VAEConfig
@@ -97,7 +97,7 @@ def _sampler_params(
     return {
         "mulan": model,
         "lm": lm.init(config.lm, key),
-        "dpd": dpd.init(config.dpd, key),
+        "dpd": denoiser.init(config.dpd, key),
         "vae": vae.init(decoder, key),
     }
 

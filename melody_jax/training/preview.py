@@ -21,7 +21,7 @@ from melody_jax import diffusion, release, spectral
 from melody_jax.audio import peak_limit
 from melody_jax.config import TrainConfig
 from melody_jax.errors import UserError
-from melody_jax.models import dpd, lm, vae
+from melody_jax.models import denoiser, lm, vae
 from melody_jax.models.functional import Params
 from melody_jax.training.lora import merge
 from melody_jax.training.sharding import place_batch, using
@@ -108,7 +108,7 @@ def _sample(config: Any, params: Params, batch: Batch, key: jax.Array) -> jax.Ar
     noise = jax.random.normal(key, (len(tokens), tokens.shape[1] * config.frames_per_token, config.latent_dim))
 
     def velocity(noisy: jax.Array, angle: jax.Array) -> jax.Array:
-        return dpd.velocity(params, config, noisy, angle, tokens, len(tokens), prefix)
+        return denoiser.velocity(params, config, noisy, angle, tokens, len(tokens), prefix)
 
     return diffusion.sample(velocity, noise, diffusion.omegas("paper", STEPS), jnp.ones(noise.shape[1], bool))
 

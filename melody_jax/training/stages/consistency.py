@@ -28,7 +28,9 @@ import numpy as np
 
 from melody_jax import diffusion
 from melody_jax.errors import UserError
-from melody_jax.models import dpd, functional
+from melody_jax.models import denoiser, functional
+from melody_jax.models.conditioning import GuidanceEmbedding
+from melody_jax.models.denoiser import DenoiserConfig
 from melody_jax.models.dpd import DPDConfig
 from melody_jax.models.functional import Params
 from melody_jax.release import add_difference
@@ -59,7 +61,7 @@ class ConsistencyStage:
     batch: ClassVar[str] = "features"
     name: ClassVar[str] = "dpd_distilled"
 
-    model: DPDConfig = dataclasses.field(default_factory=lambda: DPDConfig(guidance_range=(1.0, 4.0)))
+    model: DenoiserConfig = dataclasses.field(default_factory=lambda: DPDConfig(guidance_range=(1.0, 4.0)))
     """The student; the teacher is the same without `guidance_range`."""
     teacher_steps: int = 5
     """Guided steps of a walk, N."""
@@ -93,7 +95,7 @@ class ConsistencyStage:
     def init(self, key: jax.Array) -> Params:
         """A student that is its teacher: nothing is added, and the guidance scale changes nothing."""
         base = self.teacher.init(key)["model"]
-        guidance = functional.init(dpd.GuidanceEmbedding, self.model.width, self.model.dtype, key=key)
+        guidance = functional.init(GuidanceEmbedding, self.model.width, self.model.dtype, key=key)
         return {"base": base, "model": jax.tree.map(jnp.zeros_like, base) | {"guidance": guidance}}
 
     def gradients(self, params: Params, batch: Batch, key: jax.Array, step: jax.Array) -> tuple[Params, Metrics]:
@@ -151,7 +153,7 @@ class ConsistencyStage:
         def step(carry: Any, turn: tuple[jax.Array, jax.Array]) -> tuple[Any, Any]:
             noisy, angle, straight = carry
             both = jnp.tile(noisy, (2, 1, 1)), jnp.tile(angle[:, None] * walks.is_new, (2, 1))
-            found = dpd.velocity(base, teacher, *both, tokens, count, prefix)
+            found = denoiser.velocity(base, teacher, *both, tokens, count, prefix)
             velocity = diffusion.guide(found[:count], found[count:], scale)
             # the velocity at the middle of the step, were its departure from a straight path to go on
             middle = velocity + turn[1] * (velocity - straight)
@@ -173,7 +175,7 @@ class ConsistencyStage:
         self, student: Params, noisy: jax.Array, angle: jax.Array, batch: Batch, scale: jax.Array
     ) -> jax.Array:
         tokens, prefix = batch["semantic_tokens"], batch["prefix_tokens"]
-        return dpd.velocity(student, self.model, noisy, angle, tokens, len(noisy), prefix, scale)
+        return denoiser.velocity(student, self.model, noisy, angle, tokens, len(noisy), prefix, scale)
 
     def evaluate(self, params: Params, batch: Batch, key: jax.Array) -> Metrics:
         """The student's errors on a held-out batch at the usual guidance, whole windows from pi/2.

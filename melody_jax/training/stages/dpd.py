@@ -14,7 +14,8 @@ import jax
 import jax.numpy as jnp
 
 from melody_jax import diffusion
-from melody_jax.models import dpd
+from melody_jax.models import denoiser
+from melody_jax.models.denoiser import DenoiserConfig
 from melody_jax.models.dpd import DPDConfig
 from melody_jax.models.functional import Params
 from melody_jax.training.codebooks import prefix_embeddings, semantic_embeddings
@@ -43,8 +44,8 @@ class DPDStage:
     batch: ClassVar[str] = "features"
     name: ClassVar[str] = "dpd"
 
-    model: DPDConfig = dataclasses.field(default_factory=DPDConfig)
-    """The network."""
+    model: DenoiserConfig = dataclasses.field(default_factory=DPDConfig)
+    """The network: the config of any backbone (models/denoiser.py)."""
     condition_dropout: float = 0.1
     """Share of items trained without any condition, for guidance."""
     shared_angle: float = 0.0
@@ -67,7 +68,7 @@ class DPDStage:
 
     def init(self, key: jax.Array) -> Params:
         """Fresh parameters, float32."""
-        model = dpd.init(self.model, key)
+        model = denoiser.init(self.model, key)
         if self.mulan and self.model.prefix_conditioning:
             shape = (self.model.prefix_levels, self.model.prefix_codes, self.model.prefix_width)
             model["prefix_table"] = prefix_embeddings(self.mulan, shape, key).reshape(model["prefix_table"].shape)
@@ -107,10 +108,11 @@ class DPDStage:
         return jnp.where(replaced, others, tokens), jnp.where(absent, -1, prefix)
 
     def _errors(self, model: Params, latents: jax.Array, drawn: Draws, conditioned: int | None = None) -> jax.Array:
-        """Squared velocity errors (B, L, D); `conditioned` says otherwise which items are, see `dpd.velocity`."""
+        """Squared velocity errors (B, L, D); `conditioned` says otherwise which items are, see `denoiser.velocity`."""
         noisy, target = diffusion.corrupt(latents, drawn.noise, drawn.angle)
         who = drawn.conditioned if conditioned is None else conditioned
-        return (dpd.velocity(model, self.model, noisy, drawn.angle, drawn.tokens, who, drawn.prefix) - target) ** 2
+        predicted = denoiser.velocity(model, self.model, noisy, drawn.angle, drawn.tokens, who, drawn.prefix)
+        return (predicted - target) ** 2
 
     def evaluate(self, params: Params, batch: Batch, key: jax.Array) -> Metrics:
         """Velocity errors of a held-out batch, nothing dropped or replaced.

@@ -1,0 +1,260 @@
+"""Every backbone of the diffusion: what it depends on, any number of frames, learning; and a new one is a line."""
+
+import dataclasses
+import math
+from functools import partial
+from pathlib import Path
+from typing import Any, get_args
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+from jax.flatten_util import ravel_pytree
+
+from melody_jax import diffusion, release
+from melody_jax.config import from_dict, to_dict
+from melody_jax.errors import UserError
+from melody_jax.models import denoiser, dpd, lm, unet1d, unet2d
+from melody_jax.models.conditioning import Conditioned, Conditions, shared_fields
+from melody_jax.models.denoiser import DenoiserConfig
+from melody_jax.models.functional import Remat, count
+from melody_jax.models.unet import UNetConfig
+from melody_jax.sampling import generate
+from melody_jax.scale.counting import matmul_cost
+from melody_jax.training.sharding import path_name
+from melody_jax.training.stages.consistency import ConsistencyStage
+from melody_jax.training.stages.dpd import DPDStage
+
+SHARED: dict[str, Any] = shared_fields(dpd.TINY) | {
+    "frames": 24,
+    "semantic_tokens": 16,
+    "prefix_codes": 8,
+    "aligned_tokens": True,
+}
+BACKBONES: dict[str, DenoiserConfig] = {
+    "dpd": dataclasses.replace(dpd.TINY, **SHARED, blocks=1, segment=4),
+    "unet1d": dataclasses.replace(unet1d.TINY, **SHARED),
+    "unet2d": dataclasses.replace(unet2d.TINY, **SHARED),
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OneLayerConfig(DenoiserConfig):
+    """A backbone that somebody adds."""
+
+    def products(self, frames: int) -> int:
+        """Of its two layers."""
+        return frames * 2 * self.latent_dim * self.width
+
+
+class OneLayer(Conditioned):
+    """Frames for themselves: two layers with what is told between them."""
+
+    def __init__(self, config: OneLayerConfig, *, rngs: nnx.Rngs) -> None:
+        super().__init__(config, rngs=rngs)
+        self.inputs = nnx.Linear(config.latent_dim, config.width, rngs=rngs)
+        self.outputs = nnx.Linear(config.width, config.latent_dim, rngs=rngs)
+
+    def __call__(self, noisy: jax.Array, told: Conditions) -> jax.Array:
+        return self.outputs(jax.nn.gelu(self.inputs(noisy) + told.angles + told.aligned + told.pooled[:, None]))
+
+
+@pytest.fixture(params=[*BACKBONES, "one_layer"])
+def config(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> DenoiserConfig:
+    monkeypatch.setitem(denoiser.NETWORKS, OneLayerConfig, OneLayer)
+    return BACKBONES.get(request.param) or OneLayerConfig(**SHARED)
+
+
+def inputs(config: DenoiserConfig, frames: int = 24, batch: int = 3, seed: int = 0) -> dict[str, jax.Array]:
+    keys = jax.random.split(jax.random.key(seed), 4)
+    return {
+        "noisy": jax.random.normal(keys[0], (batch, frames, config.latent_dim)),
+        "angle": diffusion.sample_angles(keys[1], batch, frames, config.chunks),
+        "semantic_tokens": jax.random.randint(keys[2], (batch, frames), 0, config.semantic_tokens),
+        "prefix_tokens": jax.random.randint(keys[3], (batch, config.prefix_levels), 0, config.prefix_codes),
+    }
+
+
+def quickly(function: Any, **options: Any) -> Any:
+    """Jitted with little optimisation: most of the time here is compiling."""
+    fast: dict[str, Any] = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+    return jax.jit(function, compiler_options=fast, **options)
+
+
+def started(config: DenoiserConfig) -> Any:
+    """Random parameters, none of them zero, so that all that could have an effect has one."""
+    rng, shapes = np.random.default_rng(5), jax.eval_shape(partial(denoiser.init, config), jax.random.key(0))
+
+    def draw(path: Any, leaf: Any) -> np.ndarray:
+        gain = path_name(path).endswith("scale")
+        size = 0.2 if leaf.ndim < 2 else math.prod(leaf.shape[:-1]) ** -0.5
+        return (gain + size * rng.normal(size=leaf.shape)).astype(np.float32)
+
+    return jax.tree_util.tree_map_with_path(draw, shapes)
+
+
+@partial(quickly, static_argnames=("config", "network"))
+def _run(params: Any, config: DenoiserConfig, network: Any, conditioned: jax.Array, given: Any) -> jax.Array:
+    return denoiser.velocity(params, config, conditioned=conditioned, **given)
+
+
+def run(params: Any, config: DenoiserConfig, conditioned: Any = True, **given: jax.Array) -> np.ndarray:
+    given = inputs(config) | given
+    mask = jnp.broadcast_to(jnp.asarray(conditioned), len(given["noisy"]))
+    return np.asarray(_run(params, config, denoiser.NETWORKS[type(config)], mask, given))
+
+
+def test_output_depends_on_every_input_and_the_null_branch_on_no_token(config: DenoiserConfig) -> None:
+    params, other = started(config), inputs(config, seed=9)
+    base, null = run(params, config), run(params, config, False)
+    assert base.shape == (3, 24, config.latent_dim)
+    assert base.dtype == np.float32
+    assert np.abs(null - base).max() > 1e-3
+    for name, changed in other.items():
+        assert np.abs(run(params, config, **{name: changed}) - base).max() > 1e-3, name
+        same = np.array_equal(run(params, config, False, **{name: changed}), null)
+        assert same == name.endswith("tokens"), name
+
+
+def test_items_are_apart(config: DenoiserConfig) -> None:
+    params, given, other = started(config), inputs(config), inputs(config, seed=9)
+    mixed = {name: x.at[:2].set(other[name][:2]) for name, x in given.items()}
+    mask = jnp.array([True, False, True])
+    np.testing.assert_allclose(run(params, config, mask, **mixed)[2], run(params, config)[2], atol=1e-5)
+
+
+def test_a_frames_angle_is_heard_there(config: DenoiserConfig) -> None:
+    params, angle = started(config), jnp.full((3, 24), 0.7)
+    moved = np.abs(run(params, config, angle=angle.at[:, 20:].set(0.0)) - run(params, config, angle=angle))
+    moved = moved.mean(axis=(0, 2))
+    assert moved[20:].min() > 1e-3
+    assert moved[20:].mean() > 1.5 * moved[:12].mean()
+
+
+def test_any_number_of_frames(config: DenoiserConfig) -> None:
+    params = started(config)
+    found = run(params, config, **inputs(config, frames=13))
+    assert found.shape == (3, 13, config.latent_dim)
+    assert np.isfinite(found).all()
+    one = jax.eval_shape(partial(denoiser.velocity, config=config, conditioned=3, **inputs(config, frames=1)), params)
+    assert one.shape == (3, 1, config.latent_dim)
+
+
+def test_products_are_those_that_are_traced(config: DenoiserConfig) -> None:
+    paper = dataclasses.replace(config, frames_per_token=2, guidance_range=(1.0, 2.0))
+    without = dataclasses.replace(config, cross_attention=False, aligned_tokens=False, prefix_conditioning=False)
+    for changed, frames in ((config, 24), (paper, 22), (without, 24)):
+        params = jax.eval_shape(partial(denoiser.init, changed), jax.random.key(0))
+        given = inputs(changed, frames, batch=1)
+        given["semantic_tokens"] = given["semantic_tokens"][:, : changed.tokens(frames)]
+        told = partial(denoiser.velocity, config=changed, conditioned=1, guidance_scale=jnp.ones(1), **given)
+        assert denoiser.flops(changed, frames) == matmul_cost(jax.make_jaxpr(told)(params))[0]
+
+
+def task(key: jax.Array, config: DenoiserConfig, batch: int) -> dict[str, jax.Array]:
+    """Latents that are a fixed function of the tokens."""
+    table = jax.random.normal(jax.random.key(77), (config.semantic_tokens, config.latent_dim))
+    tokens = jax.random.randint(key, (batch, config.frames), 0, config.semantic_tokens)
+    prefix = jnp.zeros((batch, config.prefix_levels), jnp.int32)
+    return {"latents": table[tokens], "semantic_tokens": tokens, "prefix_tokens": prefix}
+
+
+@pytest.mark.parametrize("name", [name for name in BACKBONES if name != "dpd"])  # tests/test_dpd.py has that one
+def test_it_learns(name: str) -> None:
+    """The loss on music that is a function of its tokens falls, from that of a network that says nothing."""
+    config = BACKBONES[name]
+    stage = DPDStage(model=config, shared_angle=0.3, clean_prefix=0.2)
+    flat, unravel = ravel_pytree(quickly(stage.init)(jax.random.key(0)))  # one vector: less to compile
+    optimizer = optax.adam(6e-3)
+
+    @quickly
+    def step(flat: jax.Array, state: Any, key: jax.Array) -> Any:
+        grads, metrics = stage.gradients(unravel(flat), task(key, config, 8), key, jnp.int32(0))
+        updates, state = optimizer.update(ravel_pytree(grads)[0], state, flat)
+        return optax.apply_updates(flat, updates), state, metrics["loss"]
+
+    state, losses = optimizer.init(flat), []
+    for key in jax.random.split(jax.random.key(3), 80):
+        flat, state, loss = step(flat, state, key)
+        losses.append(float(loss))
+    assert losses[0] == pytest.approx(1.0, abs=0.15)
+    assert np.mean(losses[-10:]) < 0.85 * np.mean(losses[:5])
+
+
+def test_it_is_released_and_samples_guided_beside_its_context(config: DenoiserConfig, tmp_path: Path) -> None:
+    """One step from noise is the guided velocity, turned round."""
+    release.save_network(tmp_path, "dpd", started(config), config, {})
+    params, found, _ = release.load_network(tmp_path, "dpd")
+    assert found == config
+    given = inputs(config)
+    prefix, tokens, seeds = given["prefix_tokens"], given["semantic_tokens"], jnp.arange(3)
+    controls = generate.Controls(prefix, prefix, seeds, seeds, *[jnp.ones(3)] * 4, jnp.array([1.0, 2.0, 4.0]))
+    keys, is_new = generate.item_keys(controls), jnp.arange(24) >= 18
+    sampler = generate.SamplerConfig(lm=lm.TINY, dpd=config, steps=1)
+    draw = quickly(generate.tokens_to_latents, static_argnums=1)
+    made = draw(params, sampler, controls, tokens, keys, given["noisy"], is_new)
+    np.testing.assert_array_equal(made[:, :18], given["noisy"][:, :18])
+    noise = generate.initial_noise(keys, 24, config.latent_dim)
+    start = {
+        "noisy": jnp.where(is_new[:, None], noise, given["noisy"]),
+        "angle": jnp.where(is_new, diffusion.HALF_PI, 0.0) * jnp.ones((3, 1)),
+    }
+    branches = [run(params, config, branch, **start) for branch in (True, False)]
+    guided = diffusion.guide(*branches, controls.guidance_scale[:, None, None])
+    np.testing.assert_allclose(made[:, 18:], -guided[:, 18:], rtol=1e-4, atol=1e-4)
+
+
+def test_it_can_be_distilled(config: DenoiserConfig) -> None:
+    stage = ConsistencyStage(model=dataclasses.replace(config, guidance_range=(1.0, 4.0)))
+    params = jax.eval_shape(stage.init, jax.random.key(2))
+    batch = jax.eval_shape(partial(task, config=config, batch=2), jax.random.key(0))
+    grads, _ = jax.eval_shape(stage.gradients, params, batch, jax.random.key(1), jnp.int32(0))
+    assert jax.tree.structure(grads["model"]) == jax.tree.structure(params["model"])
+
+
+@pytest.mark.parametrize("name", list(BACKBONES))
+def test_it_takes_every_remat_policy(name: str) -> None:
+    batch, products = task(jax.random.key(0), BACKBONES[name], 2), []
+    for remat in get_args(Remat):
+        stage = DPDStage(model=dataclasses.replace(BACKBONES[name], remat=remat))
+        params = jax.eval_shape(stage.init, jax.random.key(0))
+        traced = jax.make_jaxpr(stage.gradients)(params, batch, jax.random.key(1), jnp.int32(0))
+        products.append(matmul_cost(traced)[0])
+    none, dots, blocks = products
+    assert none < dots < blocks
+
+
+@pytest.mark.parametrize("backbone", [unet1d, unet2d], ids=lambda module: module.__name__.rpartition(".")[2])
+def test_studies_compare_as_many_parameters(backbone: Any) -> None:
+    def size(config: DenoiserConfig) -> int:
+        return count(jax.eval_shape(partial(denoiser.init, config), jax.random.key(0)))
+
+    assert size(backbone.ABLATION) == pytest.approx(size(dpd.ABLATION), rel=0.02)
+    assert shared_fields(backbone.ABLATION) == shared_fields(dpd.ABLATION)
+
+
+def test_configs_say_their_class(config: DenoiserConfig) -> None:
+    written = to_dict(DPDStage(model=config))
+    assert written["model"]["class"] == type(config).__name__
+    assert from_dict(DPDStage, written).model == config
+    with pytest.raises(UserError, match="class 'Net': it must be one of DPDConfig"):
+        from_dict(DenoiserConfig, to_dict(config) | {"class": "Net"})
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"channels": ()}, "channels"),
+        ({"attention_levels": 3}, "attention_levels is 3; there are 2 levels"),
+        ({"head_width": 7}, "head_width 7"),
+        ({"guidance_range": (3.0, 2.0)}, "guidance_range"),
+    ],
+)
+def test_impossible_unets_are_refused(change: dict[str, Any], said: str) -> None:
+    base = BACKBONES["unet1d"]
+    assert isinstance(base, UNetConfig)
+    with pytest.raises(UserError, match=said):
+        dataclasses.replace(base, **change)
