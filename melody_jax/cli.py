@@ -48,6 +48,9 @@ COMMANDS: dict[str, Command] = {
         "export_sampler",
         "write a sampler that plays without this package",
     ),
+    "evaluate": Command(
+        "melody_jax.evaluation.evaluate", "EvaluateConfig", "evaluate", "measure clips, or a model, against real music"
+    ),
     "nfe": Command("melody_jax.sampling.nfe", "NFEConfig", "nfe", "count passes through the networks beside MusicLM's"),
 }
 
