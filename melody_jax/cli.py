@@ -51,6 +51,9 @@ COMMANDS: dict[str, Command] = {
     "evaluate": Command(
         "melody_jax.evaluation.evaluate", "EvaluateConfig", "evaluate", "measure clips, or a model, against real music"
     ),
+    "diagnose": Command(
+        "melody_jax.evaluation.diagnose", "DiagnoseConfig", "diagnose", "find the network that loses most of the music"
+    ),
     "nfe": Command("melody_jax.sampling.nfe", "NFEConfig", "nfe", "count passes through the networks beside MusicLM's"),
 }
 
