@@ -17,7 +17,7 @@ from melody_jax.data.composer.theory import MINOR_MODES, MODES
 _TEMPO = re.compile(r"(\d{2,3}) ?(?:bpm|beats per minute)", re.IGNORECASE)
 _KEY = re.compile(rf"\b([A-G](?:#| sharp| flat)?) ({'|'.join(MODES)})\b(?!.key)")
 _MODE = re.compile(r"\b(major|minor)[- ]key\b", re.IGNORECASE)
-_DENIED = re.compile(r"(?:\bno|\bwithout(?: any)?) (?:[\w-]+(?:, | or | and )?){1,3}", re.IGNORECASE)
+_DENIED = re.compile(r"\b(?:no|without(?: any)?) [^,.;:]*", re.IGNORECASE)
 _SHARPS = {flat: sharp for sharp, flat in FLATS.items()}
 
 
@@ -47,7 +47,7 @@ def of_facts(facts: dict[str, Any]) -> Asked:
 
 
 def of_text(text: str) -> Asked:
-    """What the words of a prompt ask for; words after "no" and "without" ask for nothing."""
+    """What the words of a prompt ask for; words from "no" or "without" to the next comma ask for nothing."""
     wanted = _DENIED.sub(" ", text)
     lower = wanted.lower()
     tempo, key, mode = _TEMPO.search(wanted), _KEY.search(wanted), _MODE.search(wanted)

@@ -11,6 +11,7 @@ from functools import cached_property, reduce
 from typing import NamedTuple
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 from melody_jax.errors import UserError
 
@@ -97,10 +98,11 @@ def extrapolated(embeddings: np.ndarray, reference: Moments, seed: int = 0) -> E
         return None
     rng = np.random.default_rng(seed)
     sizes = np.rint(1 / np.linspace(1 / count, 1 / max(count // 4, width + 1), SIZES)).astype(int)
-    found = [frechet_distance(embeddings, reference)]
-    for size in sizes[1:]:
-        subsets = (rng.permutation(count)[:size] for _ in range(SUBSETS))
-        found.append(float(np.mean([frechet_distance(embeddings[rows], reference) for rows in subsets])))
+    with threadpool_limits(1, "blas"):  # as in intervals.of_sets
+        found = [frechet_distance(embeddings, reference)]
+        for size in sizes[1:]:
+            subsets = (rng.permutation(count)[:size] for _ in range(SUBSETS))
+            found.append(float(np.mean([frechet_distance(embeddings[rows], reference) for rows in subsets])))
     slope, value = np.polyfit(1 / sizes, found, 1)
     rest = np.var(np.asarray(found) - value - slope / sizes)
     return Extrapolated(float(value), float(1 - rest / max(np.var(found), 1e-30)))

@@ -62,6 +62,7 @@ def chroma(wave: np.ndarray) -> np.ndarray:
 def repeats(wave: np.ndarray, tempo_bpm: float) -> np.ndarray:
     """Autocorrelation of the onset strength at `BEATS` of the tempo, float32 (len(BEATS),)."""
     level = np.asarray(spectral.log_mel(jnp.asarray(wave[None]), n_mels=judge.BANDS))[0]  # 100 frames a second
+    level = np.maximum(level, level.max() - 9.0)
     onsets = np.maximum(np.diff(level, axis=0), 0).mean(axis=1)
     onsets = onsets - onsets.mean()
     spectrum = np.abs(np.fft.rfft(onsets, 2 * len(onsets))) ** 2

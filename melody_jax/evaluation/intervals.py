@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 
 class Interval(NamedTuple):
@@ -28,8 +29,9 @@ def of_mean(values: np.ndarray, draws: int = 1000, seed: int = 0) -> Interval:
 def of_sets(statistic: Callable[..., float], *sets: np.ndarray, draws: int = 200, seed: int = 0) -> Interval:
     """`statistic(*sets)` with the clips (first axis) of every set redrawn."""
     rng = np.random.default_rng(seed)
-    found = [statistic(*(x[rng.integers(0, len(x), len(x))] for x in sets)) for _ in range(draws)]
-    return shifted(statistic(*sets), found)
+    with threadpool_limits(1, "blas"):  # many small matrices: threads would wait for one another, 20 times as long
+        found = [statistic(*(x[rng.integers(0, len(x), len(x))] for x in sets)) for _ in range(draws)]
+        return shifted(statistic(*sets), found)
 
 
 def shifted(value: float, redrawn: Sequence[float]) -> Interval:
