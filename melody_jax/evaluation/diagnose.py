@@ -182,7 +182,7 @@ def summarise(
     """Stages with their scores, what each network loses, and the three largest losses; intervals are paired.
 
     scores: of `STAGES` and "shuffled", (N,) each; points: of `STAGES`, (N, E). A loss's `share` is its part of what
-    there is to lose: the score of the truth less that of shuffled prompts.
+    there is to lose: the score of the truth less that of shuffled prompts. A score has none where that is nothing.
     """
     stages = {stage: {name: intervals.of_mean(values[~np.isnan(values)]) for name, values in found.items()}
               for stage, found in scores.items()}  # fmt: skip
@@ -198,8 +198,8 @@ def summarise(
             lost = scores[before][name] - scores[stage][name]
             lost = intervals.of_mean(lost[~np.isnan(lost)])
             to_lose = stages["truth"][name].value - stages["shuffled"][name].value
-            losses.append({"network": LOSES[stage], "stage": stage, "score": name, "lost": lost,
-                           "share": lost.value / to_lose})  # fmt: skip
+            share = {"share": lost.value / to_lose} if to_lose > 0 else {}
+            losses.append({"network": LOSES[stage], "stage": stage, "score": name, "lost": lost, **share})
         both = np.stack([points[before], points[stage], truth], 1)
         added = intervals.of_sets(_added_distance, both, draws=draws)
         losses.append({"network": LOSES[stage], "stage": stage, "score": "frechet", "lost": added})
