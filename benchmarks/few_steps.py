@@ -3,8 +3,8 @@
     python benchmarks/few_steps.py
 
 All rows share the prompts (test split), the semantic tokens and the first noise: only the diffusion differs. The judge
-is that of `adherence.py`; the Fréchet distance is between MuLan's music embeddings of the clips and of the test pieces
-that the prompts describe. Finished rows are cached: run it again to go on. All 160 prompts take
+is that of `melody diagnose`; the Fréchet distance is between MuLan's music embeddings of the clips and of the test
+pieces that the prompts describe. Finished rows are cached: run it again to go on. All 160 prompts take
 about an hour of CPU time, the judge's pieces a quarter of one.
 """
 
@@ -19,10 +19,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import tyro
-from adherence import HERE, judge_data
-from adherence import Arguments as JudgeArguments
 from tqdm import tqdm
 
+HERE = Path(__file__).parents[1] / "docs" / "evaluation"
 BATCH = 16
 
 
@@ -177,8 +176,7 @@ def table(arguments: Arguments) -> list[dict[str, Any]]:
     names = [group.name for group in adherence.GROUPS]
     asked = np.asarray([names.index(prompt.group) for prompt in bench.prompts])
     rhythmic = np.asarray([prompt.rhythmic for prompt in bench.prompts])
-    judge_arguments = JudgeArguments(cache=arguments.cache, judge_pieces=arguments.judge_pieces)
-    classifier = judge.train(*judge_data(judge_arguments, len(names)))
+    classifier = judge.train(*adherence.judge_data(arguments.cache, arguments.judge_pieces))
     right = {row: classifier.predict(values["features"]) == asked for row, values in found.items()}
     best = max(
         (row for row in found if row and row.network == "diffusion"),

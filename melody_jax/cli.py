@@ -55,6 +55,12 @@ COMMANDS: dict[str, Command] = {
     "ablate": Command(
         "melody_jax.ablation.ablate", "AblateConfig", "ablate", "do a study's paired runs and report on it", "study"
     ),
+    "evaluate": Command(
+        "melody_jax.evaluation.evaluate", "EvaluateConfig", "evaluate", "measure clips, or a model, against real music"
+    ),
+    "diagnose": Command(
+        "melody_jax.evaluation.diagnose", "DiagnoseConfig", "diagnose", "find the network that loses most of the music"
+    ),
     "nfe": Command("melody_jax.sampling.nfe", "NFEConfig", "nfe", "count passes through the networks beside MusicLM's"),
 }
 

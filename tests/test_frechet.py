@@ -2,9 +2,10 @@
 
 import numpy as np
 import pytest
+import scipy.linalg
 
 from melody_jax.errors import UserError
-from melody_jax.evaluation.frechet import frechet_distance
+from melody_jax.evaluation.frechet import Moments, clip_distances, extrapolated, frechet_distance, in_parts
 
 
 def test_closed_forms() -> None:
@@ -25,5 +26,44 @@ def test_closed_forms() -> None:
 
 def test_what_has_no_distance_is_refused() -> None:
     for shape in ((1, 6), (5, 7), (6,)):
-        with pytest.raises(UserError, match="both must be"):
+        with pytest.raises(UserError, match=r"must (be \(items|have one width)"):
             frechet_distance(np.zeros((5, 6)), np.zeros(shape))
+
+
+def test_agrees_with_the_matrix_square_root() -> None:
+    rng = np.random.default_rng(1)
+    for count, width in ((400, 16), (60, 128)):  # the second has singular covariances
+        x = rng.normal(size=(count, width)) @ rng.normal(size=(width, width))
+        y = rng.normal(size=(count, width)) @ rng.normal(size=(width, width)) + 0.5
+        root = scipy.linalg.sqrtm(np.cov(x.T) @ np.cov(y.T)).real
+        expected = ((x.mean(0) - y.mean(0)) ** 2).sum() + np.trace(np.cov(x.T) + np.cov(y.T) - 2 * root)
+        assert frechet_distance(x, y) == pytest.approx(expected, rel=1e-3)
+
+
+def test_moments_are_gathered_part_by_part() -> None:
+    x = np.random.default_rng(2).normal(3, 2, size=(1025, 5)).astype(np.float32)
+    whole, parts = Moments.of(x), in_parts(x, 64)
+    assert parts.count == whole.count == 1025
+    np.testing.assert_allclose(parts.mean, whole.mean, rtol=1e-9)
+    np.testing.assert_allclose(parts.covariance, whole.covariance, rtol=1e-9)
+    assert in_parts(x[:2]).count == 2
+
+
+def test_extrapolation_takes_the_bias_out() -> None:
+    rng = np.random.default_rng(3)
+    width = 32
+    reference = Moments(0, np.zeros(width), np.eye(width))
+    found = [extrapolated(rng.normal(0.3, 1, size=(400, width)), reference) for _ in range(5)]
+    finite = [frechet_distance(rng.normal(0.3, 1, size=(400, width)), reference) for _ in range(5)]
+    true = width * 0.09
+    assert abs(np.mean([one.value for one in found if one]) - true) < 0.25 * (np.mean(finite) - true)
+    assert all(one and one.fit > 0.9 for one in found)
+    assert extrapolated(rng.normal(size=(63, width)), reference) is None
+
+
+def test_a_clip_is_as_far_as_a_set_without_spread() -> None:
+    rng = np.random.default_rng(4)
+    reference = Moments.of(rng.normal(size=(50, 4)))
+    clip = np.array([1.0, 2.0, 3.0, 4.0])
+    expected = frechet_distance(np.stack([clip, clip]), reference)
+    assert clip_distances(clip[None], reference)[0] == pytest.approx(expected)

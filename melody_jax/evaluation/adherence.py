@@ -8,18 +8,25 @@ The stages of the cascade are swapped for ground truth one after the other, so t
     lm       its MuLan music prefix, through the language model and all after it
     text     the prompt, through everything: what a user hears
     shuffled the same clips as `text`, each judged against another group's prompt
+
+`melody diagnose` is the command for it.
 """
 
+import dataclasses
+import io
 import json
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from tqdm import tqdm
 
 from melody_jax.data.composer import soundfont
 from melody_jax.data.composer.captions import captions
@@ -28,6 +35,9 @@ from melody_jax.data.composer.phrases.genres import GENRES
 from melody_jax.data.composer.phrases.instruments import NAMES
 from melody_jax.data.composer.piece import Piece
 from melody_jax.data.composer.render import render
+from melody_jax.data.records import write_bytes
+from melody_jax.errors import UserError
+from melody_jax.evaluation.judge import log_mel_statistics
 from melody_jax.models import mulan, tokenizer, vae
 from melody_jax.models.functional import Params
 from melody_jax.sampling import generate
@@ -101,8 +111,51 @@ def prompts(group: Group, count: int, seed: int, seconds: float) -> list[Prompt]
 
 
 def read_prompts(file: Path) -> list[Prompt]:
-    """The committed list of prompts, one JSON object a line."""
-    return [Prompt(**json.loads(line)) for line in file.read_text().splitlines()]
+    """A list of prompts, one JSON object a line. Raises `UserError` for a file that is missing or anything else."""
+    try:
+        found = [Prompt(**json.loads(line)) for line in file.read_text("utf-8").splitlines()]
+    except OSError as error:
+        raise UserError(f"{file}: cannot be read ({error.strerror})") from None
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{file}: not a list of composed prompts ({error})") from None
+    names = {group.name for group in GROUPS}
+    if not found or any(prompt.group not in names for prompt in found):
+        raise UserError(f"{file}: no prompts, or of groups that are none of {', '.join(sorted(names))}")
+    return found
+
+
+def write_prompts(file: Path, count: int = 10) -> None:
+    """Writes the list that is committed: `count` prompts a group, made from pieces of the test split."""
+    lines = [
+        json.dumps(dataclasses.asdict(prompt))
+        for i, group in enumerate(GROUPS)
+        for prompt in prompts(group, count, 90_000_000 + 10_000 * i, SECONDS)
+    ]
+    write_bytes(file, ("\n".join(lines) + "\n").encode())
+
+
+def judge_data(cache: Path, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """`log_mel_statistics` (N, F) of `count` composed clips of each group, of the train split, and their groups (N,).
+
+    Rendered once, by two processes, and kept in `cache`.
+    """
+    file = cache / f"features-{count}.npz"
+    labels = np.repeat(np.arange(len(GROUPS)), count)
+    if not file.exists():
+        jobs = [(int(group), i) for i, group in enumerate(labels)]
+        with ProcessPoolExecutor(2, get_context("spawn")) as pool:
+            rows = list(tqdm(pool.map(_judge_features, jobs, chunksize=8), total=len(jobs), desc="judge", unit="clip"))
+        buffer = io.BytesIO()
+        np.savez(buffer, features=np.stack(rows))
+        cache.mkdir(parents=True, exist_ok=True)
+        write_bytes(file, buffer.getvalue())
+    return np.load(file, allow_pickle=False)["features"], labels
+
+
+def _judge_features(job: tuple[int, int]) -> np.ndarray:
+    group, number = job
+    piece = next(pieces(GROUPS[group], "train", 10_000_019 + 1_000 * number, SECONDS))
+    return log_mel_statistics(render_with(piece, "train", number))
 
 
 def ground_truth(prompt: Prompt, number: int, samples: int) -> np.ndarray:

@@ -44,9 +44,18 @@ def train(features: np.ndarray, groups: np.ndarray, seed: int = 0) -> Pipeline:
     return make_pipeline(StandardScaler(), network).fit(features, groups)
 
 
-def tempo_matches(wave: np.ndarray, tempo_bpm: float, tolerance: float = 0.08) -> bool:
-    """Whether librosa's beat tracker finds `tempo_bpm`, its double or its half, within the relative tolerance."""
+def tempo(wave: np.ndarray) -> float:
+    """Beats per minute that librosa's beat tracker finds in a clip float32 (T,) at 24 kHz; 0 if it finds none."""
     import librosa
 
-    found = float(np.atleast_1d(librosa.beat.beat_track(y=wave, sr=24000)[0])[0])
+    return float(np.atleast_1d(librosa.beat.beat_track(y=wave, sr=24000)[0])[0])
+
+
+def same_tempo(found: float, tempo_bpm: float, tolerance: float = 0.08) -> bool:
+    """Whether `found` is `tempo_bpm`, its double or its half, within the relative tolerance."""
     return any(abs(found / (tempo_bpm * factor) - 1.0) <= tolerance for factor in (0.5, 1.0, 2.0))
+
+
+def tempo_matches(wave: np.ndarray, tempo_bpm: float) -> bool:
+    """Whether the `tempo` of a clip is the `same_tempo`."""
+    return same_tempo(tempo(wave), tempo_bpm)

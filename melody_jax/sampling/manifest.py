@@ -191,7 +191,7 @@ def opened(folder: Path, process: int, processes: int) -> Iterator[Manifest]:
     with part:
         _lock(part)
         _cut_torn_line(part)
-        yield Manifest(part, _entries(folder))
+        yield Manifest(part, entries(folder))
 
 
 def _lock(part: IO[bytes]) -> None:
@@ -215,18 +215,21 @@ def _cut_torn_line(part: IO[bytes]) -> None:
         part.truncate(whole)
 
 
-def _entries(folder: Path) -> dict[str, dict[str, Any]]:
-    """The latest line of each id in all parts; unfinished last lines are other processes' at work."""
-    entries: dict[str, dict[str, Any]] = {}
+def entries(folder: Path) -> dict[str, dict[str, Any]]:
+    """The latest line of each id in all parts; unfinished last lines are other processes' at work.
+
+    Raises `UserError` where a line in the middle is damaged.
+    """
+    found: dict[str, dict[str, Any]] = {}
     for path in sorted(folder.glob(PARTS)):
         for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], start=1):
             try:
                 entry = json.loads(line)
-                before = entries.get(entry["id"])
+                before = found.get(entry["id"])
                 if before is None or entry["made_at"] >= before["made_at"]:
-                    entries[entry["id"]] = entry
+                    found[entry["id"]] = entry
             except (ValueError, KeyError, TypeError):
                 raise UserError(
                     f"{path}, line {number}: damaged; delete the line, and its clip is made again"
                 ) from None
-    return entries
+    return found

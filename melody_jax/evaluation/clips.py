@@ -1,0 +1,115 @@
+"""Sets of clips to be measured: a folder of sound files, or audio shards; with their prompts, and facts if composed.
+
+Prompts of a folder are those of the batch job that made it (its manifests), or of a file of prompts, one JSON object a
+line: {"id": the sound file's name without suffix, "prompt": text}.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from melody_jax import audio
+from melody_jax.data import records
+from melody_jax.errors import UserError
+from melody_jax.sampling import manifest
+
+SUFFIXES = (".wav", ".flac", ".ogg", ".mp3")
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Clip:
+    """One sound of a set."""
+
+    name: str
+    """Of its file, from the set's folder, or the record's id."""
+    read: Callable[[], np.ndarray]
+    """Gives its sound: float32 (T,) at 24 kHz."""
+    prompt: str = ""
+    """What it should be; empty: not known."""
+    facts: dict[str, Any] | None = None
+    """What it is by construction (`data/composer/piece.py:Facts`), if it was composed here."""
+    file: Path | None = None
+    """Its sound file."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ClipSet:
+    """Clips in the order of their names or records, and the hash of their sound."""
+
+    where: str
+    sha256: str
+    clips: list[Clip]
+
+    @property
+    def name(self) -> str:
+        """What results call the set: its folder's name and the beginning of its hash."""
+        return f"{Path(self.where).name}@{self.sha256[:12]}"
+
+
+def open_set(folder: Path, prompts: Path | None = None) -> ClipSet:
+    """The set that a folder of sound files or of audio shards holds.
+
+    Raises `UserError` for a folder that is neither, prompts that cannot be read, and shards that are damaged.
+    """
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such folder of clips")
+    if (folder / records.MANIFEST).is_file():
+        return _shards(folder)
+    files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
+    if not files:
+        raise UserError(f"{folder}: holds no sound files ({', '.join(SUFFIXES)}) and no audio shards")
+    asked = _prompts(prompts) if prompts else _manifest_prompts(folder)
+    digest, clips = hashlib.sha256(), []
+    for path in files:
+        name = path.relative_to(folder).as_posix()
+        digest.update(f"{name} {records.file_hash(path)}\n".encode())
+        clips.append(Clip(name=name, read=partial(audio.read, path), prompt=asked.get(path.stem, ""), file=path))
+    if prompts and not any(clip.prompt for clip in clips):
+        raise UserError(f"{prompts}: none of its ids is the name of a sound file in {folder}")
+    return ClipSet(where=str(folder), sha256=digest.hexdigest(), clips=clips)
+
+
+def pieces(clip: Clip, seconds: float) -> Iterator[tuple[float, np.ndarray]]:
+    """(second it begins at, sound) of each whole `seconds` of a clip; of a shorter clip, all of it."""
+    wave, size = clip.read(), round(seconds * audio.SAMPLE_RATE)
+    for start in range(0, max(len(wave) - size, 0) + 1, size):
+        yield start / audio.SAMPLE_RATE, wave[start : start + size]
+
+
+def _shards(folder: Path) -> ClipSet:
+    source = records.open_shards(folder, "audio")
+    digest = hashlib.sha256("".join(f"{shard.name} {shard.sha256}\n" for shard in source.manifest.shards).encode())
+    clips = []
+    for index in range(len(source)):
+        meta = records.decode_json(source[index]["meta"])
+        captions = meta.get("captions") or [""]
+        read = partial(_decode, source, index)
+        clips.append(Clip(name=str(meta["id"]), read=read, prompt=captions[0], facts=meta.get("facts") or None))
+    return ClipSet(where=str(folder), sha256=digest.hexdigest(), clips=clips)
+
+
+def _decode(source: records.RecordSource, index: int) -> np.ndarray:
+    return audio.decode_flac(source[index]["audio"].tobytes())
+
+
+def _prompts(file: Path) -> dict[str, str]:
+    try:
+        lines = [json.loads(line) for line in file.read_text("utf-8-sig").splitlines() if line.strip()]
+        return {str(line.get("id", f"{place:06d}")): line["prompt"] for place, line in enumerate(lines)}
+    except OSError as error:
+        raise UserError(f"{file}: cannot be read ({error.strerror})") from None
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise UserError(
+            f'{file}: not a file of prompts; a line is like {{"id": "000000", "prompt": "slow sad cello"}}'
+        ) from None
+
+
+def _manifest_prompts(folder: Path) -> dict[str, str]:
+    entries = manifest.entries(folder)
+    return {Path(entry["file"]).stem: entry["prompt"] for entry in entries.values() if isinstance(entry["prompt"], str)}

@@ -1,0 +1,81 @@
+"""A page to listen to: `index.html` with a player, a spectrogram and the figures of each chosen piece.
+
+Static, with nothing from the network: the sounds lie in `<out>/pieces`, spectrograms beside them, all text is escaped.
+"""
+
+import html
+import io
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import numpy as np
+
+from melody_jax import audio
+from melody_jax.data.records import write_bytes
+from melody_jax.errors import UserError
+from melody_jax.evaluation.clips import ClipSet
+from melody_jax.evaluation.reconstruction import log_mel
+
+STYLE = """
+body { font-family: sans-serif; max-width: 70em; margin: 2em auto; padding: 0 1em; color: #222; }
+section { display: grid; grid-template-columns: 26em 1fr; gap: 0 1.5em; border-top: 1px solid #ccc; padding: 1em 0; }
+img { width: 26em; height: 7em; image-rendering: auto; } audio { width: 26em; }
+h2 { font-size: 1em; margin: 0; word-break: break-all; } p { margin: .3em 0; }
+table { border-collapse: collapse; font-size: .85em; } td { padding: 0 1em 0 0; }
+pre { font-size: .85em; overflow: auto; }
+"""
+
+
+def write(out: Path, result: dict[str, Any], clips: ClipSet, chosen: list[int], seconds: float) -> None:
+    """Writes the page with the `chosen` pieces of the result. Raises `UserError` if it cannot be written."""
+    from melody_jax.evaluation.report import markdown
+
+    folder = out / "pieces"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be written ({error.strerror})") from None
+    by_name = {clip.name: clip for clip in clips.clips}
+    sections = []
+    for number in chosen:
+        piece = result["pieces"][number]
+        clip, first = by_name[piece["clip"]], round(piece["start"] * audio.SAMPLE_RATE)
+        wave = clip.read()[first : first + round(seconds * audio.SAMPLE_RATE)]
+        audio.write(folder / f"{number:06d}.flac", wave)
+        write_bytes(folder / f"{number:06d}.png", spectrogram(wave))
+        sections.append(_section(f"pieces/{number:06d}", piece, clip.prompt))
+    title = html.escape(f"Evaluation of {clips.name}")
+    text = f"""<!DOCTYPE html>
+<html lang="en"><head><meta charset="utf-8"><title>{title}</title><style>{STYLE}</style></head><body>
+<h1>{title}</h1>
+<pre>{html.escape(markdown(result))}</pre>
+{"".join(sections)}</body></html>
+"""
+    write_bytes(out / "index.html", text.encode())
+
+
+def _section(path: str, piece: dict[str, Any], prompt: str) -> str:
+    figures = {name: value for name, value in piece.items() if name not in ("clip", "start")}
+    cells = "".join(f"<tr><td>{html.escape(name)}</td><td>{value:.4g}</td></tr>" for name, value in figures.items())
+    source = quote(path)
+    return f"""<section><div><img src="{source}.png" alt="spectrogram">
+<audio controls preload="none" src="{source}.flac"></audio></div>
+<div><h2>{html.escape(piece["clip"])}, from {piece["start"]:g} s</h2><p>{html.escape(prompt)}</p>
+<table>{cells}</table></div></section>
+"""
+
+
+def spectrogram(wave: np.ndarray) -> bytes:
+    """A PNG of the log-mel spectrogram of a clip (T,), time to the right, 80 dB below its loudest at the bottom."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    import matplotlib.image
+
+    levels = log_mel(np.asarray(wave, np.float32)[None])[0].T[::-1]
+    buffer = io.BytesIO()
+    matplotlib.image.imsave(
+        buffer, levels, vmin=levels.max() - np.log(1e4), vmax=levels.max(), cmap="magma", format="png"
+    )
+    return buffer.getvalue()

@@ -1,0 +1,78 @@
+"""Sets of clips: what is found in folders and shards, and what is refused."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from melody_jax import audio
+from melody_jax.data import records
+from melody_jax.errors import UserError
+from melody_jax.evaluation.clips import Clip, open_set, pieces
+
+
+def sounds(folder: Path, count: int, seconds: float = 0.5) -> Path:
+    folder.mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    for i in range(count):
+        audio.write(folder / f"{i:06d}.wav", rng.normal(0, 0.1, round(seconds * 24_000)).astype(np.float32))
+    return folder
+
+
+def test_folder_with_prompts(tmp_path: Path) -> None:
+    folder = sounds(tmp_path / "a", 3)
+    file = tmp_path / "prompts.jsonl"
+    file.write_text('{"id": "000001", "prompt": "slow cello"}\n\n')
+    found = open_set(folder, file)
+    assert [clip.name for clip in found.clips] == ["000000.wav", "000001.wav", "000002.wav"]
+    assert [clip.prompt for clip in found.clips] == ["", "slow cello", ""]
+    assert found.clips[0].read().shape == (12_000,)
+    assert found.sha256 == open_set(folder).sha256
+    audio.write(folder / "000002.wav", np.zeros(12_000, np.float32))
+    assert found.sha256 != open_set(folder).sha256
+    assert found.name == f"a@{found.sha256[:12]}"
+
+
+def test_prompts_of_a_batch_job(tmp_path: Path) -> None:
+    folder = sounds(tmp_path / "a", 2)
+    lines = [{"id": "x", "file": "000001.wav", "prompt": "jazz", "made_at": 1.0}]
+    lines.append({"id": "y", "file": "000000.wav", "prompt": [{"text": "piano"}], "made_at": 1.0})  # no one text
+    (folder / "manifest.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert [clip.prompt for clip in open_set(folder).clips] == ["", "jazz"]
+
+
+def test_shards_bring_facts(tmp_path: Path) -> None:
+    wave = np.random.default_rng(0).normal(0, 0.1, 24_000).astype(np.float32)
+    meta = {"id": "one", "facts": {"genre": "jazz"}, "captions": ["some jazz", "more jazz"]}
+    record = {"audio": np.frombuffer(audio.encode_flac(wave), np.uint8), "meta": records.encode_json(meta)}
+    shard = records.write_shard(tmp_path / records.shard_name("audio", 0, 1), [record])
+    records.write_manifest(
+        tmp_path, records.Manifest(kind="audio", settings={}, versions={}, shard_count=1, shards=(shard,))
+    )
+    (clip,) = open_set(tmp_path).clips
+    assert (clip.name, clip.prompt, clip.facts) == ("one", "some jazz", {"genre": "jazz"})
+    assert np.abs(clip.read() - wave).max() < 1e-4
+
+
+def test_pieces_are_whole_or_all_there_is() -> None:
+    def cut(seconds: float) -> list[tuple[float, int]]:
+        wave = np.zeros(round(seconds * 24_000), np.float32)
+        return [(start, len(piece)) for start, piece in pieces(Clip(name="a", read=lambda: wave), 2.0)]
+
+    assert cut(1.5) == [(0.0, 36_000)]
+    assert cut(2.0) == [(0.0, 48_000)]
+    assert cut(5.9) == [(0.0, 48_000), (2.0, 48_000)]
+
+
+def test_what_is_no_set_is_refused(tmp_path: Path) -> None:
+    folder = sounds(tmp_path / "a", 1)
+    with pytest.raises(UserError, match="no such folder"):
+        open_set(tmp_path / "b")
+    (tmp_path / "b").mkdir()
+    with pytest.raises(UserError, match="no sound files"):
+        open_set(tmp_path / "b")
+    for content, message in (("[1]", "not a file of prompts"), ('{"id": "x", "prompt": "y"}', "none of its ids")):
+        (tmp_path / "p.jsonl").write_text(content)
+        with pytest.raises(UserError, match=message):
+            open_set(folder, tmp_path / "p.jsonl")

@@ -1,0 +1,88 @@
+"""`melody diagnose`: that the network which loses is named, on scores made for it and from end to end."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from melody_jax.data.composer import soundfont
+from melody_jax.errors import UserError
+from melody_jax.evaluation import adherence, diagnose, judge
+from melody_jax.evaluation.diagnose import STAGES, DiagnoseConfig, markdown, summarise
+from melody_jax.sampling.melody import Melody
+
+
+def test_the_network_that_loses_is_named() -> None:
+    rng = np.random.default_rng(0)
+    groups = [name for name in ("jazz", "metal") for _ in range(40)]
+    right = {"truth": 0.95, "vae": 0.9, "dpd": 0.5, "lm": 0.5, "text": 0.5, "shuffled": 0.05}
+    draws = rng.random(80)
+    scores = {stage: {"group": (draws < share).astype(float), "tempo": np.where(draws < 0.1, np.nan, 1.0),
+                      "cycle": np.full(80, share)} for stage, share in right.items()}  # fmt: skip
+    scores["shuffled"]["tempo"][:] = 0.25
+    scores["lm"]["tempo"] *= np.arange(80) % 5 > 0
+    truth = rng.normal(size=(80, 4))
+    points = {stage: truth + 0.1 * place + 3.0 * (place >= 2) for place, stage in enumerate(STAGES)}
+    found = summarise(scores, points, groups, 50)
+    assert found["largest"][0]["network"] == "tokenizer and diffusion"
+    assert {one["score"] for one in found["largest"][:2]} == {"group", "cycle"}
+    losses = {(one["stage"], one["score"]): one["lost"] for one in found["losses"]}
+    assert losses["dpd", "group"].low > 0.2
+    assert losses["lm", "group"].value == 0
+    assert losses["lm", "tempo"].value == pytest.approx(0.2, abs=0.05)
+    assert losses["dpd", "frechet"].low > 30
+    assert losses["dpd", "frechet"].value == pytest.approx(4 * (3.2**2 - 0.1**2), rel=0.01)
+    assert found["stages"]["dpd"]["frechet"].value == pytest.approx(4 * 3.2**2, rel=0.01)
+    assert np.mean([found["by_group"]["dpd"][name] for name in ("jazz", "metal")]) == pytest.approx(
+        found["stages"]["dpd"]["group"].value
+    )
+    text = markdown(found | {"prompts": {"count": 80}, "embedding": "none"})
+    assert "1. tokenizer and diffusion" in text
+    assert diagnose.ADVICE["dpd"] in text
+
+
+def test_from_end_to_end(tmp_path: Path, releases: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(0)
+
+    def swapped(melody: Melody, waves: np.ndarray, texts: list[str], *_: float) -> dict[str, np.ndarray]:
+        assert len(texts) == len(waves)
+        return {stage: waves + rng.normal(0, 0.1, waves.shape).astype(np.float32) for stage in STAGES[1:]}
+
+    monkeypatch.setattr(diagnose, "enable_compile_cache", lambda: None)
+    monkeypatch.setattr(soundfont, "installed", lambda split: {})
+    monkeypatch.setattr(adherence, "swap_stages", swapped)  # to compile the networks takes half a minute
+    monkeypatch.setattr(judge, "tempo", lambda wave: 120.0)  # librosa is no test requirement
+    monkeypatch.setattr(judge, "log_mel_statistics", lambda wave: np.resize(np.abs(wave), 8))  # windows are short here
+    (tmp_path / "cache").mkdir()
+    np.savez(tmp_path / "cache" / "features-10.npz", features=rng.normal(size=(160, 8)))
+    prompts = [
+        adherence.Prompt(group=name, text=f"some {name}", seed=i, tempo_bpm=60.0, rhythmic=i > 0)
+        for i, name in enumerate(("jazz", "metal", "violin"))
+    ]
+    file = tmp_path / "prompts.jsonl"
+    file.write_text("".join(json.dumps(dataclasses.asdict(prompt)) + "\n" for prompt in prompts))
+    config = DiagnoseConfig(model="tiny", folder=str(releases), prompts=str(file), out=str(tmp_path), steps=1,
+                            cache=str(tmp_path / "cache"), judge_pieces=10, draws=20)  # fmt: skip
+    diagnose.diagnose(config)
+    found = json.loads((tmp_path / "diagnosis-tiny.json").read_text())
+    assert list(found["stages"]) == [*STAGES, "shuffled"]
+    assert found["prompts"]["count"] == 3
+    assert found["stages"]["truth"]["tempo"][0] == 1.0  # 60 bpm is heard as its double
+    assert len(found["losses"]) == 16
+    assert str(tmp_path) not in json.dumps(found)
+    monkeypatch.setattr(adherence, "swap_stages", lambda *_: pytest.fail("what is there was made again"))
+    diagnose.diagnose(config)
+
+
+def test_prompts_are_checked(tmp_path: Path) -> None:
+    file = tmp_path / "prompts.jsonl"
+    for content in ("", "{}", '{"group": "polka", "text": "x", "seed": 1, "tempo_bpm": 60, "rhythmic": true}'):
+        file.write_text(content)
+        with pytest.raises(UserError, match=r"prompts\.jsonl: "):
+            adherence.read_prompts(file)
+    with pytest.raises(UserError, match="at least 10"):
+        DiagnoseConfig(judge_pieces=5)
+    with pytest.raises(UserError, match="no such folder"):
+        diagnose.diagnose(DiagnoseConfig(out=str(tmp_path / "nowhere")))
