@@ -103,7 +103,7 @@ def test_study(options: dict[str, Any], capsys: pytest.CaptureFixture) -> None:
     alone = AblateConfig(**options, arm=("base",), seed=(0,), minutes=0.002)
     assert ablate(alone) is None
     (folder,) = Path(options["runs"]).iterdir()
-    assert not training.is_done(folder, ("velocity",))
+    assert not files.is_done(folder, ("velocity",))
     assert 0 < files.last_step(folder) < STEPS
     assert ablate(dataclasses.replace(alone, minutes=0.0)) is None
     finished = (folder / "cost.json").stat().st_mtime_ns
@@ -128,7 +128,7 @@ def test_study(options: dict[str, Any], capsys: pytest.CaptureFixture) -> None:
     first = found["comparisons"][0]
     runs = _runs(options)
     difference = np.stack([
-        training.results(runs["one angle", seed])["velocity_mse"] - training.results(runs["base", seed])["velocity_mse"]
+        files.results(runs["one angle", seed])["velocity_mse"] - files.results(runs["base", seed])["velocity_mse"]
         for seed in (0, 1)
     ])  # fmt: skip
     assert difference.shape == (2, 4)
@@ -158,7 +158,7 @@ def _runs(options: dict[str, Any]) -> dict[tuple[str, int], Path]:
 
 def test_a_run_is_done_once(options: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     started = []
-    monkeypatch.setattr(training, "is_done", lambda *_: False)
+    monkeypatch.setattr("melody_jax.ablation.ablate.is_done", lambda *_: False)
     monkeypatch.setattr(training, "carry_out", lambda config, folder, *_: started.append(folder) or True)
     monkeypatch.setattr("melody_jax.ablation.ablate._refuse_changed_defaults", lambda _: None)
     taken = _runs(options)["base", 1]

@@ -19,7 +19,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NamedTuple
 
-from melody_jax.ablation.files import claim, last_step
+from melody_jax.ablation.files import claim, is_done, last_step
 from melody_jax.ablation.study import Sampling, Study, load_study, resolve, run_name
 from melody_jax.config import TrainConfig
 from melody_jax.errors import UserError
@@ -79,7 +79,7 @@ def ablate(config: AblateConfig) -> Path | None:
         _share(config, runs)
     else:
         work(config)
-    left = [run for run in runs if not _is_done(study, run)]
+    left = [run for run in runs if not is_done(run.folder, measures_of(study))]
     if left:
         print(f"{len(left)} of {len(runs)} runs are not done; run the same command again to go on", file=sys.stderr)
         return None
@@ -96,7 +96,7 @@ def runs_of(study: Study, config: AblateConfig) -> Iterator[Run]:
         for one in asked:
             if one not in known:
                 raise UserError(f"unknown {kind} {one!r}; the study has {', '.join(map(str, known))}")
-    module = kind_of(study.base)
+    module = _kind(study.base)
     for seed in config.seed or study.seeds:
         for arm in config.arm or study.arms:
             resolved = _with_data(resolve(study, arm, seed, config.steps), config)
@@ -107,13 +107,13 @@ def work(config: AblateConfig, quiet: bool = False) -> None:
     """Does the runs in this process, one after the other; those that others are at it leaves to them."""
     study = load_study(config.study)
     runs, measures = list(runs_of(study, config)), measures_of(study)
-    module, began = kind_of(study.base), time.monotonic()
+    module, began = _kind(study.base), time.monotonic()
     for run in runs:
         left = config.minutes - (time.monotonic() - began) / 60 if config.minutes else 0.0
-        if left < 0 or module.is_done(run.folder, measures):
+        if left < 0 or is_done(run.folder, measures):
             continue
         with claim(run.folder) as mine:
-            if not mine or module.is_done(run.folder, measures):
+            if not mine or is_done(run.folder, measures):
                 continue
             _refuse_changed_defaults(run)
             print(f"{Path(config.study).stem}: {run.arm}, seed {run.seed} ({run.folder})", file=sys.stderr)
@@ -131,15 +131,11 @@ def measures_of(study: Study) -> list[str]:
     return sorted({METRICS[name].measure for name in study.metrics})
 
 
-def kind_of(base: Any) -> Any:
+def _kind(base: Any) -> Any:
     """The module that does a study's runs."""
-    from melody_jax.ablation import training
+    from melody_jax.ablation import sampling, training
 
-    return training
-
-
-def _is_done(study: Study, run: Run) -> bool:
-    return kind_of(study.base).is_done(run.folder, measures_of(study))
+    return sampling if isinstance(base, Sampling) else training
 
 
 def _with_data(resolved: Any, config: AblateConfig) -> Any:

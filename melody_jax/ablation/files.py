@@ -4,7 +4,7 @@ import contextlib
 import fcntl
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +13,12 @@ import safetensors.numpy
 
 
 @contextlib.contextmanager
-def claim(folder: Path) -> Iterator[bool]:
-    """Whether the run in `folder` is this process's alone inside; False if another one is at it."""
+def claim(folder: Path, wait: bool = False) -> Iterator[bool]:
+    """Whether the run in `folder` is this process's alone inside; False if another one is at it and we do not wait."""
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "lock").open("w") as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError:
             yield False
         else:
@@ -42,6 +42,19 @@ def save_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
     temporary = path.with_suffix(f".{os.getpid()}.tmp")
     safetensors.numpy.save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, temporary)
     temporary.replace(path)
+
+
+def is_done(folder: Path, measures: Iterable[str]) -> bool:
+    """Whether a run is finished and all of these measures are taken."""
+    return all((folder / name).is_file() for name in ("cost.json", *(f"{measure}.safetensors" for measure in measures)))
+
+
+def results(folder: Path) -> dict[str, np.ndarray]:
+    """All that was measured of a run."""
+    found: dict[str, np.ndarray] = {}
+    for path in sorted(folder.glob("*.safetensors")):
+        found |= safetensors.numpy.load_file(path)
+    return found
 
 
 def read_rows(folder: Path) -> list[dict[str, Any]]:

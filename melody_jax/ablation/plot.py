@@ -52,8 +52,9 @@ def _curves(axis: Any, findings: Any) -> None:
 def _against_time(axis: Any, findings: Any) -> None:
     """The first metric over the seconds of a window."""
     metric = findings.study.metrics[0]
-    found = findings.comparisons[metric]
-    values = {findings.study.baseline: found[0].base_value} | {one.arm: one.value for one in found}
+    study, found = findings.study, findings.comparisons[metric]
+    base = next(one.base_value for one in found if study.rival(one.arm) == study.baseline)
+    values = {study.baseline: base} | {one.arm: one.value for one in found}
     for number, (arm, value) in enumerate(values.items()):
         seconds = findings.costs[arm]["seconds_window"]
         axis.plot(seconds, value, "o", color=f"C{number}")
@@ -72,11 +73,15 @@ def _differences(axis: Any, findings: Any, metric: str) -> None:
         ):
             _interval(axis, interval, row - offset, colour, size)
     axis.axvline(0, color="black", linewidth=0.8)
-    axis.set_yticks(range(len(found)), [one.arm for one in found], fontsize=8)
+    against = {one.arm: findings.study.rival(one.arm) for one in found}
+    several = len(set(against.values())) > 1
+    names = [f"{arm}\nbeside {other}" if several else arm for arm, other in against.items()]
+    axis.set_yticks(range(len(found)), names, fontsize=7)
     axis.set_ylim(len(found) - 0.4, -0.6)
     better = METRICS[metric].better
     title = METRICS[metric].title.split(",")[0]
-    axis.set_title(f"{title}\nbeside {findings.study.baseline} ({better} is better)", fontsize=8)
+    base = "" if several else f" beside {findings.study.baseline}"
+    axis.set_title(f"{title}{base}\n({better} is better)", fontsize=8)
     axis.tick_params(axis="x", labelsize=7)
     if metric == findings.study.metrics[0]:
         for label, colour in (("over clips", "tab:blue"), ("over seeds", "tab:orange"), ("each seed", "grey")):

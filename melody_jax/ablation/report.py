@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from melody_jax import __version__
-from melody_jax.ablation.files import read_json, save_json
+from melody_jax.ablation.files import read_json, results, save_json
 from melody_jax.ablation.measures import METRICS
 from melody_jax.ablation.pairing import Pairing, check_pairs
 from melody_jax.ablation.plot import plot
@@ -66,14 +66,13 @@ def report(study: Study, config: Any, runs: Sequence[Any]) -> Path:
 
 def find(study: Study, runs: Sequence[Any]) -> Findings:
     """Reads what the runs left, checks that they are paired, and compares."""
-    from melody_jax.ablation.ablate import kind_of
-
     folders = {arm: [run.folder for run in runs if run.arm == arm] for arm in study.arms}
-    arrays = {arm: [kind_of(study.base).results(folder) for folder in those] for arm, those in folders.items()}
+    arrays = {arm: [results(folder) for folder in those] for arm, those in folders.items()}
     base, others = study.baseline, list(study.arms)[1:]
-    pairings = {arm: check_pairs(arm, folders[arm], folders[base], study.differs) for arm in others}
+    pairings = {arm: check_pairs(arm, folders[arm], folders[study.rival(arm)], study.differs) for arm in others}
     comparisons = {
-        metric: [compare(arm, metric, arrays[arm], arrays[base]) for arm in others] for metric in study.metrics
+        metric: [compare(arm, metric, arrays[arm], arrays[study.rival(arm)]) for arm in others]
+        for metric in study.metrics
     }
     costs = {arm: _mean_cost([read_json(folder / "cost.json") for folder in those]) for arm, those in folders.items()}
     clips = len(next(iter(arrays[base][0].values())))
@@ -126,7 +125,7 @@ def _lines(findings: Findings, name: str, command: str) -> Iterator[str]:
     )
     yield from ("", f"![Curves and differences]({name}.png)", "", "## What was found", "")
     for arm in list(study.arms)[1:]:
-        yield f"**{arm}** beside {study.baseline}:"
+        yield f"**{arm}** beside {study.rival(arm)}:"
         yield ""
         for metric in study.metrics:
             yield f"- {sentence(_of(findings, arm, metric))}"
@@ -156,12 +155,21 @@ def _tables(findings: Findings) -> Iterator[str]:
         title, better = METRICS[metric].title, METRICS[metric].better
         comparisons = findings.comparisons[metric]
         yield from (f"### {title[0].upper()}{title[1:]} ({better} is better)", "")
-        yield "| arm | mean | difference | over clips | over seeds | p, clips | p, seeds | |"
-        yield "| --- | --- | --- | --- | --- | --- | --- | --- |"
-        yield f"| {study.baseline} | {_number(comparisons[0].base_value)} | | | | | | base |"
+        yield "| arm | mean | beside | difference | over clips | over seeds | p, clips | p, seeds | |"
+        yield "| --- | --- | --- | --- | --- | --- | --- | --- | --- |"
+        yield f"| {study.baseline} | {_number(base_value(findings, metric))} | | | | | | | |"
         for found in comparisons:
             c, s = found.clips, found.seeds
-            cells = (found.arm, _number(found.value), _signed(c.mean), _span(c), _span(s), _p(c.p), _p(s.p))
+            cells = (
+                found.arm,
+                _number(found.value),
+                study.rival(found.arm),
+                _signed(c.mean),
+                _span(c),
+                _span(s),
+                _p(c.p),
+                _p(s.p),
+            )
             yield f"| {' | '.join(cells)} | {found.verdict(better)} |"
         yield ""
 
@@ -190,6 +198,12 @@ def _pairing_lines(findings: Findings) -> Iterator[str]:
         if pairings[0].different:
             line += f" Different, as the arm means it: {', '.join(pairings[0].different)}."
         yield line
+
+
+def base_value(findings: Findings, metric: str) -> float:
+    """The mean of the first arm."""
+    study = findings.study
+    return next(one.base_value for one in findings.comparisons[metric] if study.rival(one.arm) == study.baseline)
 
 
 def _of(findings: Findings, arm: str, metric: str) -> Comparison:

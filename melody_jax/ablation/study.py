@@ -77,6 +77,8 @@ class Study:
     """Of initialisation, data order and noise together."""
     differs: tuple[str, ...] = ()
     """What arms draw differently on purpose ("angle", "conditioned"...); all else must be equal to the bit."""
+    against: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    """Arm -> the arm that it is compared with, where that is not the first one."""
     claims: tuple[Claim, ...] = ()
     """What the paper says."""
     limits: str = ""
@@ -87,14 +89,21 @@ class Study:
             raise UserError(f"base is {type(self.base).__name__}; it must be a TrainConfig or a Sampling")
         if len(self.arms) < 2 or not self.seeds or not self.metrics:
             raise UserError(f"study {self.title!r} needs two arms, a seed and a metric at least")
+        named = {*self.against, *self.against.values()}
+        if not named <= set(self.arms) or set(list(self.arms)[1:]) <= set(self.against):
+            raise UserError(f"against {dict(self.against)}: of the study's arms, and one must be left for the first")
         for claim in self.claims:
             if claim.arm not in self.arms or claim.metric not in self.metrics:
                 raise UserError(f"claim about {claim.arm!r}, {claim.metric!r}: no such arm, or no such metric")
 
     @property
     def baseline(self) -> str:
-        """The arm that the others are compared with."""
+        """The first arm."""
         return next(iter(self.arms))
+
+    def rival(self, arm: str) -> str:
+        """The arm that another one is compared with."""
+        return self.against.get(arm, self.baseline)
 
 
 def load_study(path: str | Path) -> Study:

@@ -14,7 +14,6 @@ from typing import Any
 
 import jax
 import numpy as np
-import safetensors.numpy
 
 from melody_jax import release
 from melody_jax.ablation.files import read_rows, save_arrays, save_json
@@ -46,11 +45,6 @@ def identity(config: TrainConfig) -> dict[str, Any]:
     }
 
 
-def is_done(folder: Path, measures: Iterable[str]) -> bool:
-    """Whether a run is trained and measured."""
-    return all((folder / name).is_file() for name in ("cost.json", *(f"{measure}.safetensors" for measure in measures)))
-
-
 def carry_out(config: TrainConfig, folder: Path, measures: Iterable[str], minutes: float, quiet: bool) -> bool:
     """Trains, from where it was left, and measures; False if the time (0: unlimited), or SIGTERM, ended it early."""
     config = replace(
@@ -77,15 +71,6 @@ def carry_out(config: TrainConfig, folder: Path, measures: Iterable[str], minute
     return True
 
 
-def results(folder: Path) -> dict[str, np.ndarray]:
-    """All that was measured of a finished run."""
-    found: dict[str, np.ndarray] = {}
-    for name in MEASURES:
-        if (folder / f"{name}.safetensors").is_file():
-            found |= safetensors.numpy.load_file(folder / f"{name}.safetensors")
-    return found
-
-
 def make_probe(config: TrainConfig, folder: Path) -> Probe:
     """The averaged weights of a finished run, and windows of every held-out clip."""
     stage: Any = config.stage
@@ -99,12 +84,6 @@ def held_out_windows(data: DataConfig) -> list[dict[str, Any]]:
     """`WINDOWS` batches of one window of every held-out clip, (clips, ...), clips in the same order."""
     clips = len(pipeline.Records(data.validation_folder, "features"))
     return list(pipeline.validation_batches(replace(data, batch_size=clips), "features", WINDOWS))
-
-
-def clip_names(data: DataConfig) -> list[str]:
-    """What the held-out clips are called, in the order of the measures."""
-    records = pipeline.Records(data.validation_folder, "features")
-    return [records.name(i).rpartition(": ")[2] for i in range(len(records))]
 
 
 def cost(config: TrainConfig, folder: Path, batch: dict[str, Any]) -> dict[str, Any]:
