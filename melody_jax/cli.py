@@ -10,12 +10,16 @@ from melody_jax.errors import UserError, exits_cleanly
 
 
 class Command(NamedTuple):
-    """A subcommand: where it lives, the names of its configuration dataclass and of its function, what it does."""
+    """A subcommand: where it lives, the names of its configuration dataclass and of its function, what it does.
+
+    `first` is the field that an argument without a name, right after the subcommand, is the value of.
+    """
 
     module: str
     config: str
     function: str
     summary: str
+    first: str = ""
 
 
 COMMANDS: dict[str, Command] = {
@@ -48,6 +52,9 @@ COMMANDS: dict[str, Command] = {
         "export_sampler",
         "write a sampler that plays without this package",
     ),
+    "ablate": Command(
+        "melody_jax.ablation.ablate", "AblateConfig", "ablate", "do a study's paired runs and report on it", "study"
+    ),
     "nfe": Command("melody_jax.sampling.nfe", "NFEConfig", "nfe", "count passes through the networks beside MusicLM's"),
 }
 
@@ -71,5 +78,7 @@ def run(arguments: list[str]) -> None:
         hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(COMMANDS)}"
         raise UserError(f"unknown command {name!r}; {hint}")
     module: Any = importlib.import_module(COMMANDS[name].module)
+    if COMMANDS[name].first and options and not options[0].startswith("-"):
+        options = [f"--{COMMANDS[name].first}", *options]
     settings = config.override(getattr(module, COMMANDS[name].config)(), options)
     getattr(module, COMMANDS[name].function)(settings)

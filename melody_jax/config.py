@@ -14,7 +14,7 @@ import re
 import sys
 import types
 import typing
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -147,6 +147,9 @@ class WatchConfig:
     compiles."""
     profile_steps: int = 0
     """Steps in the profile; 0: none."""
+    digests: bool = False
+    """Adds to the metrics a digest of the batch and of each thing drawn for it, to prove that runs are paired; with
+    `log_every` 1 of every single step."""
     peak_tflops: float = 0.0
     """What one device does at most, 1e12 FLOP/s, for the utilisation; 0: as published for TPUs, measured elsewhere."""
 
@@ -201,7 +204,7 @@ class TrainConfig:
     hosts: HostsConfig = dataclasses.field(default_factory=HostsConfig)
     """Training by several processes."""
     watch: WatchConfig = dataclasses.field(default_factory=WatchConfig)
-    """Previews, profile, utilisation."""
+    """Previews, profile, digests, utilisation."""
     workdir: str = "runs/default"
     """Folder of checkpoints, metrics.jsonl and config.json; training resumes if it holds a checkpoint."""
     init_from: str = ""
@@ -216,6 +219,8 @@ class TrainConfig:
             raise UserError(f"data.batch_size is {self.data.batch_size}; it must be at least 1")
         if self.data.batch_size % self.accumulate:
             raise UserError(f"data.batch_size {self.data.batch_size} does not divide into accumulate {self.accumulate}")
+        if self.watch.digests and self.accumulate > 1:
+            raise UserError(f"watch.digests with accumulate {self.accumulate}: each part of a batch draws its own")
         if self.lora.rank and not self.init_from:
             raise UserError(f"lora.rank is {self.lora.rank} without --init_from: adapters need weights to adapt")
         if hasattr(self.stage, "teacher") and (self.lora.rank or not self.init_from):
@@ -230,7 +235,7 @@ def load_config(path: str | Path, overrides: list[str] | None = None) -> TrainCo
     Raises:
         UserError: the file is unknown or not a config, a field is unknown, or a value does not fit its field.
     """
-    config = _config_function(Path(path))()
+    config = function_of(Path(path), "config")()
     if not isinstance(config, TrainConfig):
         raise UserError(f"{path}: config() returned {type(config).__name__}; it must return a TrainConfig")
     return override(config, overrides or [])
@@ -252,7 +257,19 @@ def override(config: T, arguments: list[str]) -> T:
             close = difflib.get_close_matches(name, fields, n=1, cutoff=0.5)
             hint = f"did you mean --{close[0]}?" if close else f"--{name.rsplit('.', 1)[0]}... : see --help"
             raise UserError(f"unknown field --{name}; {hint}")
-    return _replace(config, {name: _parse_value(name, fields[name], values) for name, *values in groups})
+    return replace_fields(config, {name: _parse_value(name, fields[name], values) for name, *values in groups})
+
+
+def replace_fields(config: T, values: Mapping[str, Any]) -> T:
+    """A copy with fields replaced by dotted name, all at once and innermost first.
+
+    So checks across fields see the final state only.
+    """
+    changed: dict[str, Any] = {name: value for name, value in values.items() if "." not in name}
+    for head in {name.split(".")[0] for name in values if "." in name}:
+        inner = {name.split(".", 1)[1]: value for name, value in values.items() if name.startswith(f"{head}.")}
+        changed[head] = replace_fields(changed.get(head, getattr(config, head)), inner)
+    return dataclasses.replace(config, **changed)  # type: ignore[type-var]
 
 
 def dotted_fields(config: Any, prefix: str = "") -> dict[str, Any]:
@@ -317,7 +334,12 @@ def difference(a: Any, b: Any) -> dict[str, tuple[Any, Any]]:
     return {name: values for name, values in both.items() if values[0] != values[1]}
 
 
-def _config_function(path: Path) -> Any:
+def function_of(path: Path, name: str) -> Any:
+    """The function `name` of a config file, which is run: it is trusted like any other program.
+
+    Raises:
+        UserError: there is no such file, it is not Python, or it has no such function.
+    """
     if path.suffix != ".py":
         raise UserError(f"{path} is not a config: it must be a .py file, such as {_known_configs(path)}")
     if not path.is_file():
@@ -331,9 +353,10 @@ def _config_function(path: Path) -> Any:
         spec.loader.exec_module(module)
     except SyntaxError as error:
         raise UserError(f"{path}, line {error.lineno}: {error.msg}") from None
-    if not callable(getattr(module, "config", None)):
-        raise UserError(f"{path} has no function config(); a config file defines one that returns a TrainConfig")
-    return module.config
+    if not callable(getattr(module, name, None)):
+        returned = "a TrainConfig" if name == "config" else "a Study"
+        raise UserError(f"{path} has no function {name}(); such a file defines one that returns {returned}")
+    return getattr(module, name)
 
 
 def _known_configs(path: Path) -> str:
@@ -350,15 +373,6 @@ def _parse_value(name: str, wanted: Any, values: list[str]) -> Any:
         said = " ".join(values) or "nothing"
         kind = wanted.__name__ if isinstance(wanted, type) and not typing.get_args(wanted) else str(wanted)
         raise UserError(f"--{name} got {said!r}; it takes {kind}") from None
-
-
-def _replace(config: T, values: dict[str, Any]) -> T:
-    """All values at once, innermost first, so that checks across fields see the final state only."""
-    changed: dict[str, Any] = {name: value for name, value in values.items() if "." not in name}
-    for head in {name.split(".")[0] for name in values if "." in name}:
-        inner = {name.split(".", 1)[1]: value for name, value in values.items() if name.startswith(f"{head}.")}
-        changed[head] = _replace(getattr(config, head), inner)
-    return dataclasses.replace(config, **changed)  # type: ignore[type-var]
 
 
 def _groups(arguments: list[str]) -> list[list[str]]:

@@ -21,6 +21,7 @@ from melody_jax.models.functional import Params
 from melody_jax.training import checkpoint
 from melody_jax.training.lora import adapted
 from melody_jax.training.metrics import MetricLog, Profile, mean
+from melody_jax.training.pairing import digests
 from melody_jax.training.preview import make_preview
 from melody_jax.training.sentinel import Sentinel, gradient_norms, is_finite
 from melody_jax.training.sharding import make_mesh, place_batch, sharded_init, state_sharding, using
@@ -124,7 +125,7 @@ def make_step(config: TrainConfig, state: TrainState) -> Callable[[TrainState, B
         updates, opt_state = optimizer.update(grads, state.opt_state, trained(state.params))
         params = state.params | optax.apply_updates(trained(state.params), updates)  # type: ignore[operator]
         ema = ema_update(state.ema, params["model"], state.step, config.ema_decay)  # type: ignore[index]
-        metrics = metrics | gradient_norms(grads)
+        metrics = metrics | gradient_norms(grads) | (digests(stage, batch, key) if config.watch.digests else {})
         halted = state.halted | ~is_finite(metrics)
         new = TrainState(state.step + 1, params, opt_state, ema, halted)  # type: ignore[arg-type]
         kept = jax.tree.map(lambda old, new: jnp.where(halted, old, new), state, new)

@@ -8,7 +8,7 @@ predict, and sampling never turns them.
 
 import dataclasses
 from collections.abc import Iterator
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +20,21 @@ from melody_jax.models.dpd import DPDConfig
 from melody_jax.models.functional import Params
 from melody_jax.training.codebooks import prefix_embeddings, semantic_embeddings
 from melody_jax.training.stage import Batch, Metrics, loss_gradients
+
+
+class Draws(NamedTuple):
+    """All that is random in a step. Stages that differ in their network alone draw the same from the same key."""
+
+    conditioned: jax.Array
+    """(B,) bool: the items that keep their condition."""
+    angle: jax.Array
+    """(B, L) radians."""
+    tokens: jax.Array
+    """(B, U) semantic tokens, some replaced."""
+    prefix: jax.Array
+    """(B, P) prefix tokens, some absent (-1)."""
+    noise: jax.Array
+    """(B, L, D)."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -65,7 +80,8 @@ class DPDStage:
         """Gradients of the velocity error on {"latents" (B, L, D), "semantic_tokens", "prefix_tokens"}."""
         return loss_gradients(self._loss, params, batch, key)
 
-    def _loss(self, params: Params, batch: Batch, key: jax.Array) -> tuple[jax.Array, Metrics]:
+    def draw(self, batch: Batch, key: jax.Array) -> Draws:
+        """What a step draws for a batch. Each kind has a key of its own: a change of one leaves the others."""
         keys = jax.random.split(key, 4)
         latents = batch["latents"]
         count, frames, _ = latents.shape
@@ -73,9 +89,12 @@ class DPDStage:
         angle = diffusion.sample_angles(
             keys[1], count, frames, self.model.chunks, self.shared_angle, self.clean_prefix, self.maximum_angle
         )
-        tokens, prefix = self._perturb(batch, keys[2])
-        error = self._errors(params["model"], latents, angle, tokens, conditioned, prefix, keys[3]).mean(axis=-1)
-        noisy = (angle > 0).astype(error.dtype)
+        return Draws(conditioned, angle, *self._perturb(batch, keys[2]), jax.random.normal(keys[3], latents.shape))
+
+    def _loss(self, params: Params, batch: Batch, key: jax.Array) -> tuple[jax.Array, Metrics]:
+        drawn = self.draw(batch, key)
+        error = self._errors(params["model"], batch["latents"], drawn).mean(axis=-1)
+        noisy = (drawn.angle > 0).astype(error.dtype)
         return (error * noisy).sum() / jnp.maximum(noisy.sum(), 1), {"weight": noisy.sum()}
 
     def _perturb(self, batch: Batch, key: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -88,19 +107,12 @@ class DPDStage:
         absent |= jax.random.bernoulli(level, self.prefix_level_dropout, prefix.shape)
         return jnp.where(replaced, others, tokens), jnp.where(absent, -1, prefix)
 
-    def _errors(
-        self,
-        model: Params,
-        latents: jax.Array,
-        angle: jax.Array,
-        tokens: jax.Array,
-        conditioned: jax.Array | int,
-        prefix: jax.Array,
-        key: jax.Array,
-    ) -> jax.Array:
-        """Squared velocity errors (B, L, D) at the given angles; the key draws the noise."""
-        noisy, target = diffusion.corrupt(latents, jax.random.normal(key, latents.shape), angle)
-        return (denoiser.velocity(model, self.model, noisy, angle, tokens, conditioned, prefix) - target) ** 2
+    def _errors(self, model: Params, latents: jax.Array, drawn: Draws, conditioned: int | None = None) -> jax.Array:
+        """Squared velocity errors (B, L, D); `conditioned` says otherwise which items are, see `denoiser.velocity`."""
+        noisy, target = diffusion.corrupt(latents, drawn.noise, drawn.angle)
+        who = drawn.conditioned if conditioned is None else conditioned
+        predicted = denoiser.velocity(model, self.model, noisy, drawn.angle, drawn.tokens, who, drawn.prefix)
+        return (predicted - target) ** 2
 
     def evaluate(self, params: Params, batch: Batch, key: jax.Array) -> Metrics:
         """Velocity errors of a held-out batch, nothing dropped or replaced.
@@ -109,18 +121,24 @@ class DPDStage:
         "loss_at_0.2", 0.6, 1.0 and 1.4 with the whole window at that angle.
         """
         angle_key, noise_key = jax.random.split(key)
-        latents, tokens, prefix = batch["latents"], batch["semantic_tokens"], batch["prefix_tokens"]
+        latents = batch["latents"]
         count, frames, _ = latents.shape
-        drawn = diffusion.sample_angles(angle_key, count, frames, self.model.chunks)
+        drawn = Draws(
+            conditioned=jnp.ones(count, bool),
+            angle=diffusion.sample_angles(angle_key, count, frames, self.model.chunks),
+            tokens=batch["semantic_tokens"],
+            prefix=batch["prefix_tokens"],
+            noise=jax.random.normal(noise_key, latents.shape),
+        )
 
         def error(angle: jax.Array, conditioned: int = count) -> jax.Array:
-            return self._errors(params["model"], latents, angle, tokens, conditioned, prefix, noise_key).mean()
+            return self._errors(params["model"], latents, drawn._replace(angle=angle), conditioned).mean()
 
         fixed = (0.2, 0.6, 1.0, 1.4)
-        angles = jnp.stack([drawn, *(jnp.full_like(drawn, angle) for angle in fixed)])
+        angles = jnp.stack([drawn.angle, *(jnp.full_like(drawn.angle, angle) for angle in fixed)])
         loss, *at_fixed = jax.lax.map(error, angles)  # one program for all of them
         named = {f"loss_at_{angle}": value for angle, value in zip(fixed, at_fixed, strict=True)}
-        return {"loss": loss, "loss_null": error(drawn, 0), **named}
+        return {"loss": loss, "loss_null": error(drawn.angle, 0), **named}
 
     def finish(self, model: Params, batches: Iterator[Batch], key: jax.Array) -> tuple[Params, Metrics]:
         """Nothing is fitted after training."""

@@ -1,0 +1,90 @@
+"""The plot of a study: losses step by step, or quality against time, and the differences with their intervals."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from melody_jax.ablation.files import read_rows
+from melody_jax.ablation.measures import METRICS
+from melody_jax.ablation.statistics import Interval
+
+DOTTED = 3
+"""Metrics that have a panel of differences: the first ones of the study."""
+
+
+def plot(findings: Any, path: Path) -> None:
+    """Draws `findings` (report.py) into a PNG."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    import matplotlib.pyplot as plt
+
+    metrics = findings.study.metrics[:DOTTED]
+    width = 4.2 + 3.0 * len(metrics)
+    figure, axes = plt.subplots(1, 1 + len(metrics), figsize=(width, 3.6), layout="constrained", squeeze=False)
+    trained = "seconds_training" in findings.costs[findings.study.baseline]
+    (_curves if trained else _against_time)(axes[0, 0], findings)
+    for axis, metric in zip(axes[0, 1:], metrics, strict=True):
+        _differences(axis, findings, metric)
+    for axis in axes[0, 2:]:
+        axis.set_yticklabels([])
+    partial = path.with_suffix(".partial.png")
+    figure.savefig(partial, dpi=110)
+    plt.close(figure)
+    partial.replace(path)
+
+
+def _curves(axis: Any, findings: Any) -> None:
+    """The training loss, a running mean, of every seed; held-out losses as dots."""
+    for number, (arm, folders) in enumerate(findings.folders.items()):
+        for seed, folder in enumerate(folders):
+            rows = read_rows(folder)
+            loss = np.array([(row["step"], row["loss"]) for row in rows if row.get("loss") is not None])
+            span = max(1, len(loss) // 30)
+            smooth = np.convolve(loss[:, 1], np.ones(span) / span, "valid")
+            steps = loss[span - 1 :, 0] - (span - 1) / 2
+            axis.plot(steps, smooth, color=f"C{number}", linewidth=0.9, alpha=0.8, label=arm if seed == 0 else None)
+    axis.set(xlabel="step", title="training loss, every seed", xscale="log")
+    axis.legend(fontsize=7)
+
+
+def _against_time(axis: Any, findings: Any) -> None:
+    """The first metric over the seconds of a window."""
+    metric = findings.study.metrics[0]
+    found = findings.comparisons[metric]
+    values = {findings.study.baseline: found[0].base_value} | {one.arm: one.value for one in found}
+    for number, (arm, value) in enumerate(values.items()):
+        seconds = findings.costs[arm]["seconds_window"]
+        axis.plot(seconds, value, "o", color=f"C{number}")
+        axis.annotate(arm, (seconds, value), fontsize=7, xytext=(4, 3), textcoords="offset points")
+    axis.set(xlabel="seconds a window", title=METRICS[metric].title, xscale="log")
+
+
+def _differences(axis: Any, findings: Any, metric: str) -> None:
+    """Arm minus base: the interval over clips, over seeds, and thin those of each seed."""
+    found = findings.comparisons[metric]
+    for row, one in enumerate(found):
+        for interval, offset, colour, size in (
+            (one.clips, 0.18, "tab:blue", 5),
+            (one.seeds, -0.02, "tab:orange", 5),
+            *((each, -0.2 - 0.08 * i, "grey", 2) for i, each in enumerate(one.by_seed)),
+        ):
+            _interval(axis, interval, row - offset, colour, size)
+    axis.axvline(0, color="black", linewidth=0.8)
+    axis.set_yticks(range(len(found)), [one.arm for one in found], fontsize=8)
+    axis.set_ylim(len(found) - 0.4, -0.6)
+    better = METRICS[metric].better
+    title = METRICS[metric].title.split(",")[0]
+    axis.set_title(f"{title}\nbeside {findings.study.baseline} ({better} is better)", fontsize=8)
+    axis.tick_params(axis="x", labelsize=7)
+    if metric == findings.study.metrics[0]:
+        for label, colour in (("over clips", "tab:blue"), ("over seeds", "tab:orange"), ("each seed", "grey")):
+            axis.plot([], [], "o-", color=colour, label=label, markersize=4)
+        axis.legend(fontsize=6, loc="best")
+
+
+def _interval(axis: Any, interval: Interval, height: float, colour: str, size: float) -> None:
+    if np.isfinite(interval.low):
+        axis.plot([interval.low, interval.high], [height, height], color=colour, linewidth=size / 3)
+    axis.plot(interval.mean, height, "o", color=colour, markersize=size)

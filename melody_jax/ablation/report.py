@@ -1,0 +1,262 @@
+"""The report of a study: Markdown, JSON and a plot, made from the files of its finished runs."""
+
+import dataclasses
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from melody_jax import __version__
+from melody_jax.ablation.files import read_json, save_json
+from melody_jax.ablation.measures import METRICS
+from melody_jax.ablation.pairing import Pairing, check_pairs
+from melody_jax.ablation.plot import plot
+from melody_jax.ablation.statistics import Comparison, Interval, compare
+from melody_jax.ablation.study import Claim, Study
+from melody_jax.config import to_dict
+
+COSTS = {
+    "parameters": ("parameters, M", 1e-6),
+    "passes": ("passes a window", 1),
+    "flops_pass": ("GFLOP a pass", 1e-9),
+    "flops_step": ("GFLOP a step", 1e-9),
+    "flops_step_xla": ("of XLA's count", 1e-9),
+    "steps": ("steps", 1),
+    "seconds_step": ("s a step", 1),
+    "seconds_training": ("minutes of training", 1 / 60),
+    "seconds_window": ("s a window", 1),
+    "bytes_peak": ("peak memory, MB", 1e-6),
+}
+"""Names in cost.json -> column, factor."""
+
+
+class Findings(NamedTuple):
+    """All that a report says, in numbers."""
+
+    study: Study
+    comparisons: dict[str, list[Comparison]]
+    """Metric -> the arms beside the base."""
+    pairings: dict[str, list[Pairing]]
+    """Arm -> seed by seed."""
+    costs: dict[str, dict[str, Any]]
+    """Arm -> mean of what cost.json says, over seeds."""
+    folders: dict[str, list[Path]]
+    """Arm -> its runs, seed by seed."""
+    clips: int
+
+
+def report(study: Study, config: Any, runs: Sequence[Any]) -> Path:
+    """Writes `<out>/<study>.md`, `.png` and `.json`, prints the tables, and returns the Markdown file.
+
+    Raises:
+        UserError: the runs are not paired.
+    """
+    findings = find(study, runs)
+    out, name = Path(config.out), Path(config.study).stem
+    out.mkdir(parents=True, exist_ok=True)
+    text = "\n".join(_lines(findings, name, command(config))) + "\n"
+    plot(findings, out / f"{name}.png")
+    save_json(out / f"{name}.json", _as_json(findings, command(config)))
+    (out / f"{name}.md").write_text(text)
+    print(text)
+    return out / f"{name}.md"
+
+
+def find(study: Study, runs: Sequence[Any]) -> Findings:
+    """Reads what the runs left, checks that they are paired, and compares."""
+    from melody_jax.ablation.ablate import kind_of
+
+    folders = {arm: [run.folder for run in runs if run.arm == arm] for arm in study.arms}
+    arrays = {arm: [kind_of(study.base).results(folder) for folder in those] for arm, those in folders.items()}
+    base, others = study.baseline, list(study.arms)[1:]
+    pairings = {arm: check_pairs(arm, folders[arm], folders[base], study.differs) for arm in others}
+    comparisons = {
+        metric: [compare(arm, metric, arrays[arm], arrays[base]) for arm in others] for metric in study.metrics
+    }
+    costs = {arm: _mean_cost([read_json(folder / "cost.json") for folder in those]) for arm, those in folders.items()}
+    clips = len(next(iter(arrays[base][0].values())))
+    return Findings(study, comparisons, pairings, costs, folders, clips)
+
+
+def command(config: Any) -> str:
+    """The command line that made the report; of folders the last two parts, for they are elsewhere elsewhere."""
+    usual = type(config)()
+    words = ["melody ablate", f"configs/ablations/{Path(config.study).name}"]
+    for name in ("folder", "validation_folder", "networks", "steps"):
+        value = getattr(config, name)
+        if value != getattr(usual, name):
+            values = value if isinstance(value, tuple) else (value,)
+            words += [f"--{name}", *("/".join(Path(str(one)).parts[-2:]) for one in values)]
+    return " ".join(words)
+
+
+def sentence(comparison: Comparison) -> str:
+    """One comparison in words."""
+    title, better = METRICS[comparison.metric].title, METRICS[comparison.metric].better
+    verdict, c, s = comparison.verdict(better), comparison.clips, comparison.seeds
+    intervals = f"{_span(c)} over clips, {_span(s)} over seeds"
+    if verdict == "settles nothing":
+        return f"{title}: settles nothing ({_signed(c.mean)}; {intervals})."
+    way = "lower" if c.mean < 0 else "higher"
+    return f"{title}: {verdict}, {way} by {_number(abs(c.mean))} ({intervals})."
+
+
+def hold_against(claim: Claim, comparison: Comparison) -> str:
+    """What the paper says of an arm beside what was found."""
+    verdict = comparison.verdict(METRICS[claim.metric].better)
+    if verdict == "settles nothing":
+        ours = "this small study settles nothing about it"
+    elif verdict == claim.says:
+        ours = "so it is here"
+    else:
+        ours = f"here it is {verdict}: **our small-scale result disagrees with the paper's**"
+    return f"- {claim.source}: {claim.arm} is {claim.says} in {METRICS[claim.metric].title}; {ours}."
+
+
+def _lines(findings: Findings, name: str, command: str) -> Iterator[str]:
+    study = findings.study
+    seeds = len(next(iter(findings.folders.values())))
+    yield from (f"# {study.title}", "", study.question, "")
+    yield (
+        f"Base: {study.baseline}. {seeds} seeds an arm, {findings.clips} held-out clips of composed music, at a small "
+        "scale: the paper's figures are of networks and data that nobody else has, and are quoted as the paper's. "
+        + study.limits
+    )
+    yield from ("", f"![Curves and differences]({name}.png)", "", "## What was found", "")
+    for arm in list(study.arms)[1:]:
+        yield f"**{arm}** beside {study.baseline}:"
+        yield ""
+        for metric in study.metrics:
+            yield f"- {sentence(_of(findings, arm, metric))}"
+        yield ""
+    if study.claims:
+        yield from ("## Beside the paper", "")
+        yield from (hold_against(claim, _of(findings, claim.arm, claim.metric)) for claim in study.claims)
+        yield ""
+    yield from _tables(findings)
+    yield from _cost_table(findings)
+    yield from ("## How far the runs are paired", "", *_pairing_lines(findings), "")
+    yield from ("## Arms", "", "| arm | replaces |", "| --- | --- |")
+    for arm, changes in study.arms.items():
+        told = "; ".join(f"`{field}` {_told(value)}" for field, value in changes.items()) or "nothing"
+        yield f"| {arm} | {told} |"
+    yield from ("", "## The command", "", "```sh", command, "```", "")
+    yield (
+        "Intervals are 95 %, Student's t: over clips, of differences averaged over seeds; over seeds, of differences "
+        "averaged over clips. An arm is called better or worse when both leave out zero. p is of the paired t tests, "
+        f"not corrected for their number. melody_jax {__version__}."
+    )
+
+
+def _tables(findings: Findings) -> Iterator[str]:
+    study = findings.study
+    for metric in study.metrics:
+        title, better = METRICS[metric].title, METRICS[metric].better
+        comparisons = findings.comparisons[metric]
+        yield from (f"### {title[0].upper()}{title[1:]} ({better} is better)", "")
+        yield "| arm | mean | difference | over clips | over seeds | p, clips | p, seeds | |"
+        yield "| --- | --- | --- | --- | --- | --- | --- | --- |"
+        yield f"| {study.baseline} | {_number(comparisons[0].base_value)} | | | | | | base |"
+        for found in comparisons:
+            c, s = found.clips, found.seeds
+            cells = (found.arm, _number(found.value), _signed(c.mean), _span(c), _span(s), _p(c.p), _p(s.p))
+            yield f"| {' | '.join(cells)} | {found.verdict(better)} |"
+        yield ""
+
+
+def _cost_table(findings: Findings) -> Iterator[str]:
+    columns = [name for name in COSTS if all(name in cost for cost in findings.costs.values())]
+    yield from ("## Cost", "", f"| arm | {' | '.join(COSTS[name][0] for name in columns)} |")
+    yield f"| --- |{' --- |' * len(columns)}"
+    for arm, cost in findings.costs.items():
+        yield f"| {arm} | {' | '.join(f'{cost[name] * COSTS[name][1]:.4g}' for name in columns)} |"
+    if "seconds_training" in columns:
+        total = sum(cost["seconds_training"] * len(findings.folders[arm]) for arm, cost in findings.costs.items())
+        yield ""
+        yield (
+            f"All runs together: {total / 3600:.1f} hours of training steps, runs shared with other studies included. "
+            "FLOPs are of matrix products and convolutions, each round of a loop counted; XLA counts a loop once."
+        )
+    cost = findings.costs[findings.study.baseline]
+    yield from ("", f"Times are of {cost['device']}, threads: {cost['threads']:.0f}.", "")
+
+
+def _pairing_lines(findings: Findings) -> Iterator[str]:
+    for arm, pairings in findings.pairings.items():
+        steps, shared = pairings[0].steps, ", ".join(pairings[0].shared)
+        line = f"- {arm}: equal to the base's to the bit at all {steps:,} steps of every seed: {shared}."
+        if pairings[0].different:
+            line += f" Different, as the arm means it: {', '.join(pairings[0].different)}."
+        yield line
+
+
+def _of(findings: Findings, arm: str, metric: str) -> Comparison:
+    return next(found for found in findings.comparisons[metric] if found.arm == arm)
+
+
+def _mean_cost(costs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Numbers averaged over seeds; words as the first says."""
+    return {
+        name: float(np.mean([cost[name] for cost in costs])) if isinstance(value, int | float) else value
+        for name, value in costs[0].items()
+    }
+
+
+def _as_json(findings: Findings, command: str) -> dict[str, Any]:
+    study = findings.study
+    rows = [
+        found._asdict()
+        | {"clips": found.clips._asdict(), "seeds": found.seeds._asdict()}
+        | {"by_seed": [one._asdict() for one in found.by_seed]}
+        | {"verdict": found.verdict(METRICS[metric].better)}
+        for metric, those in findings.comparisons.items()
+        for found in those
+    ]
+    described = {
+        "command": command,
+        "version": __version__,
+        "title": study.title,
+        "base": to_dict(study.base),
+        "arms": {
+            arm: {field: to_dict(value) for field, value in changes.items()} for arm, changes in study.arms.items()
+        },
+        "seeds": study.seeds,
+        "held_out_clips": findings.clips,
+        "costs": findings.costs,
+        "pairing": {arm: [pairing._asdict() for pairing in those] for arm, those in findings.pairings.items()},
+        "comparisons": rows,
+    }
+    return _finite(described)
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no infinities."""
+    if isinstance(value, dict):
+        return {name: _finite(inner) for name, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _told(value: Any) -> str:
+    return type(value).__name__ if dataclasses.is_dataclass(value) else str(value)
+
+
+def _number(x: float) -> str:
+    return f"{x:.4g}"
+
+
+def _signed(x: float) -> str:
+    return f"{x:+.3g}"
+
+
+def _span(interval: Interval) -> str:
+    if not math.isfinite(interval.low):
+        return "no interval"
+    return f"{_signed(interval.low)} to {_signed(interval.high)}"
+
+
+def _p(p: float) -> str:
+    return "" if math.isnan(p) else "< 0.001" if p < 0.001 else f"{p:.3f}"

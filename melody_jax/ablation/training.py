@@ -1,0 +1,140 @@
+"""One run of a study that trains: the run, its measures, and what it cost. All of it lies in the run's folder.
+
+config.json, checkpoints/, metrics.jsonl   the training loop's; a row for every step, with its digests
+cost.json                                  written when training is done
+<measure>.safetensors                              one array for each thing measured, clips first
+"""
+
+import os
+from collections.abc import Iterable
+from dataclasses import replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import safetensors.numpy
+
+from melody_jax import release
+from melody_jax.ablation.files import read_rows, save_arrays, save_json
+from melody_jax.ablation.measures import MEASURES, Probe
+from melody_jax.config import DataConfig, TrainConfig, WatchConfig
+from melody_jax.data import pipeline
+from melody_jax.data.records import open_shards
+from melody_jax.errors import UserError
+from melody_jax.models import denoiser
+from melody_jax.models.functional import count
+from melody_jax.scale.counting import matmul_cost
+from melody_jax.training.export import run_network
+from melody_jax.training.loop import make_step, train
+from melody_jax.training.sharding import make_mesh
+from melody_jax.training.state import create_state
+
+WINDOWS = 4
+"""Windows of every held-out clip that are measured; a clip's number is their mean."""
+
+
+def identity(config: TrainConfig) -> dict[str, Any]:
+    """What identifies the data of a run: the digests of the shards."""
+    data = config.data
+    if not data.validation_folder:
+        raise UserError("studies are measured on held-out clips: give a folder of them with --validation_folder")
+    return {
+        name: [shard.sha256 for folder in folders for shard in open_shards(folder, "features").manifest.shards]
+        for name, folders in (("training", data.folder), ("held_out", data.validation_folder))
+    }
+
+
+def is_done(folder: Path, measures: Iterable[str]) -> bool:
+    """Whether a run is trained and measured."""
+    return all((folder / name).is_file() for name in ("cost.json", *(f"{measure}.safetensors" for measure in measures)))
+
+
+def carry_out(config: TrainConfig, folder: Path, measures: Iterable[str], minutes: float, quiet: bool) -> bool:
+    """Trains, from where it was left, and measures; False if the time (0: unlimited), or SIGTERM, ended it early."""
+    config = replace(
+        config,
+        workdir=str(folder),
+        log_every=1,
+        keep_last=1,
+        stop_minutes=minutes,
+        watch=WatchConfig(digests=True),
+    )
+    if not (folder / "cost.json").is_file():
+        hashes = pipeline.check_provenance(config.data, config.stage.batch)
+        batches = pipeline.TrainingBatches(config.data, config.stage.batch)
+        held_out = pipeline.validation_batches(config.data, config.stage.batch, config.eval_batches)
+        state = train(config, batches, held_out, hashes, quiet=quiet)
+        if int(state.step) < config.steps:
+            return False
+        save_json(folder / "cost.json", cost(config, folder, held_out[0]))
+    probe = None
+    for name in measures:
+        if not (folder / f"{name}.safetensors").is_file():
+            probe = probe or make_probe(config, folder)
+            save_arrays(folder / f"{name}.safetensors", MEASURES[name](probe))
+    return True
+
+
+def results(folder: Path) -> dict[str, np.ndarray]:
+    """All that was measured of a finished run."""
+    found: dict[str, np.ndarray] = {}
+    for name in MEASURES:
+        if (folder / f"{name}.safetensors").is_file():
+            found |= safetensors.numpy.load_file(folder / f"{name}.safetensors")
+    return found
+
+
+def make_probe(config: TrainConfig, folder: Path) -> Probe:
+    """The averaged weights of a finished run, and windows of every held-out clip."""
+    stage: Any = config.stage
+    shapes = jax.eval_shape(lambda: stage.init(jax.random.key(0))["model"])
+    model = run_network(folder, shapes, make_mesh((1, 1, 1), jax.devices()[:1]))
+    return Probe(stage, model, held_out_windows(config.data), str(_release(config)))
+
+
+@lru_cache(maxsize=1)
+def held_out_windows(data: DataConfig) -> list[dict[str, Any]]:
+    """`WINDOWS` batches of one window of every held-out clip, (clips, ...), clips in the same order."""
+    clips = len(pipeline.Records(data.validation_folder, "features"))
+    return list(pipeline.validation_batches(replace(data, batch_size=clips), "features", WINDOWS))
+
+
+def clip_names(data: DataConfig) -> list[str]:
+    """What the held-out clips are called, in the order of the measures."""
+    records = pipeline.Records(data.validation_folder, "features")
+    return [records.name(i).rpartition(": ")[2] for i in range(len(records))]
+
+
+def cost(config: TrainConfig, folder: Path, batch: dict[str, Any]) -> dict[str, Any]:
+    """What a run took: parameters, FLOPs by our count and by XLA's, seconds a step, memory."""
+    stage: Any = config.stage
+    state = jax.eval_shape(lambda: create_state(config, jax.random.key(0)))
+    placed = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=_one()), state)
+    traced = make_step(config, placed).trace(placed, batch)
+    compiled = traced.lower().compile()
+    memory: Any = compiled.memory_analysis()
+    analysis: Any = compiled.cost_analysis()
+    seconds = [row["time/useful"] for row in read_rows(folder) if "time/useful" in row]
+    return {
+        "parameters": count(state.params["model"]),
+        "flops_step": matmul_cost(traced.jaxpr)[0],
+        "flops_step_xla": float(analysis["flops"]),
+        "flops_pass": denoiser.flops(stage.model),
+        "seconds_step": float(np.median(seconds)),
+        "seconds_training": float(np.sum(seconds)),
+        "bytes_peak": int(memory.argument_size_in_bytes + memory.temp_size_in_bytes),
+        "steps": config.steps,
+        "threads": int(os.environ.get("PJRT_NPROC", os.cpu_count() or 1)),
+        "device": jax.devices()[0].device_kind,
+    }
+
+
+def _one() -> jax.sharding.Sharding:
+    return jax.sharding.SingleDeviceSharding(jax.devices()[0])
+
+
+def _release(config: TrainConfig) -> Path:
+    """The folder of the networks that made the features: `data.networks`, or else the packaged `mini`."""
+    return Path(config.data.networks) if config.data.networks else release.WEIGHTS / "mini"

@@ -1,0 +1,64 @@
+"""Paired comparisons beside SciPy's own tests and beside hand-made cases."""
+
+import math
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from melody_jax.ablation.statistics import compare, interval
+
+RNG = np.random.default_rng(0)
+BASE = RNG.normal(size=(3, 12))
+
+
+def runs(values: np.ndarray, name: str = "m") -> list[dict[str, np.ndarray]]:
+    return [{name: row} for row in values]
+
+
+def test_both_intervals() -> None:
+    own = BASE + 0.5 + 0.1 * RNG.normal(size=BASE.shape)
+    found = compare("arm", "m", runs(own), runs(BASE))
+    over_clips = stats.ttest_rel(own.mean(axis=0), BASE.mean(axis=0))
+    over_seeds = stats.ttest_rel(own.mean(axis=1), BASE.mean(axis=1))
+    assert found.clips[1:3] == pytest.approx(tuple(over_clips.confidence_interval()))
+    assert found.seeds[1:3] == pytest.approx(tuple(over_seeds.confidence_interval()))
+    assert found.clips.p == pytest.approx(over_clips.pvalue)
+    assert [one.mean for one in found.by_seed] == pytest.approx((own - BASE).mean(axis=1))
+    assert (found.verdict("lower"), found.verdict("higher")) == ("worse", "better")
+
+
+def test_both_must_leave_out_zero() -> None:
+    # all clips agree, seeds do not
+    own = BASE + np.array([1.0, 1.2, -2.0])[:, None]
+    by_clip = compare("arm", "m", runs(own), runs(BASE))
+    assert not by_clip.clips.holds_zero
+    assert by_clip.seeds.holds_zero
+    assert by_clip.verdict("lower") == "settles nothing"
+
+
+def test_intervals_cover_the_truth_as_often_as_they_say() -> None:
+    rows = np.random.default_rng(1).normal(0.3, 1.0, (400, 6))
+    covered = np.mean([low <= 0.3 <= high for _, low, high, _ in map(interval, rows)])
+    assert 0.92 < covered < 0.98
+
+
+def test_no_spread_and_one_seed() -> None:
+    assert interval(np.full(5, 2.0)) == (2.0, 2.0, 2.0, 0.0)
+    assert interval(np.zeros(5)).holds_zero
+    assert interval(np.array([2.0]))[1:3] == (-math.inf, math.inf)
+    assert compare("arm", "m", runs(BASE[:1] + 1), runs(BASE[:1])).verdict("lower") == "settles nothing"
+
+
+def test_distances_of_whole_sets() -> None:
+    true = RNG.normal(size=(40, 2, 3))
+
+    def sets(shift: float) -> list[dict[str, np.ndarray]]:
+        moved = [true + shift + 0.1 * RNG.normal(size=true.shape) for _ in range(3)]
+        return [{"embeddings": made, "true_embeddings": true} for made in moved]
+
+    found = compare("arm", "frechet", sets(1.0), sets(0.0))
+    assert found.value == pytest.approx(3.0, abs=0.3)
+    assert found.base_value == pytest.approx(0.0, abs=0.1)
+    assert found.verdict("lower") == "worse"
+    assert found.clips.low < found.clips.mean < found.clips.high
