@@ -1,4 +1,4 @@
-"""The sampler at the paper's size beside MusicGen-small on this machine, and beside what the machine can do.
+"""The sampler at the paper's size, and as `modern`, beside MusicGen-small on this machine and what the machine can do.
 
     python benchmarks/peers.py --peer_python other/bin/python      # an environment with torch and transformers
     python benchmarks/peers.py --peer_python ""                    # ours alone
@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ import tyro
 
 from melody_jax.models import denoiser, dpd, few_rows, lm, mulan, vae
 from melody_jax.models.functional import count
+from melody_jax.models.vae import VAEConfig
 from melody_jax.sampling import generate
 from melody_jax.sampling.generate import Controls, SamplerConfig
 from melody_jax.sampling.prompts import targets_to_prefix, text_targets
@@ -40,14 +42,18 @@ from melody_jax.scale.counting import matmul_cost
 
 ROOT = Path(__file__).parents[1]
 SECONDS = 10.0
-CONFIG = SamplerConfig(lm=lm.PAPER, dpd=dpd.PAPER)
+PAPER = SamplerConfig(lm=lm.PAPER, dpd=dpd.PAPER)
+MODERN = SamplerConfig(lm=lm.MODERN, dpd=replace(dpd.MODERN, guidance_range=(1.0, 4.0)))
 WAYS = {
-    "5 guided steps": ("LM, guided", "diffusion, 5 guided steps"),
-    "5 steps": ("LM, guided", "diffusion, 5 steps"),
-    "1 step": ("LM, guided", "diffusion, 1 step"),
-    "1 step, LM not guided": ("LM", "diffusion, 1 step"),
+    "paper's size, 5 guided steps": ("LM, guided", "diffusion, 5 guided steps", "decoder"),
+    "paper's size, 5 steps": ("LM, guided", "diffusion, 5 steps", "decoder"),
+    "paper's size, 1 step": ("LM, guided", "diffusion, 1 step", "decoder"),
+    "paper's size, 1 step, LM not guided": ("LM", "diffusion, 1 step", "decoder"),
+    "modern, 4 steps": ("modern LM, guided", "modern diffusion, 4 steps", "modern decoder"),
+    "modern, 2 steps": ("modern LM, guided", "modern diffusion, 2 steps", "modern decoder"),
+    "modern, 2 steps, LM not guided": ("modern LM", "modern diffusion, 2 steps", "modern decoder"),
 }
-"""A clip -> the parts it takes, beside text and decoder."""
+"""A clip -> the parts it takes, beside the text."""
 
 
 @dataclass(frozen=True)
@@ -100,46 +106,67 @@ def matmul_rate() -> float:
     return 2 * 4096**3 / best(lambda: jnp.matmul(square, square), 5) / 1e9
 
 
-def parts(memory: float, matmul: float) -> dict[str, Part]:
-    """Every part, compiled, on the output of the one before it."""
-    rng, found = np.random.default_rng(0), {}
+class Bench:
+    """Compiles parts, each on the output of the one before it, and keeps them by name with their floors."""
 
-    def add(name: str, params: Any, function: Callable[..., jax.Array], *inputs: Any, bytes_read: float = 0) -> Any:
+    def __init__(self) -> None:
+        self.memory, self.matmul, self.parts = memory_rate(), matmul_rate(), dict[str, Part]()
+
+    def add(self, name: str, params: Any, function: Callable[..., jax.Array], *inputs: Any, read: float = 0) -> Any:
+        """The part's output. `read`: bytes it must read, where these are its floor."""
         jitted = jax.jit(function)
-        floor = bytes_read / memory / 1e9 or matmul_cost(jax.make_jaxpr(function)(params, *inputs))[0] / matmul / 1e9
+        flops = 0 if read else matmul_cost(jax.make_jaxpr(function)(params, *inputs))[0]
         program = jitted.lower(params, *inputs).compile()
-        found[name] = Part(lambda: program(params, *inputs), floor)
+        floor = read / self.memory / 1e9 + flops / self.matmul / 1e9
+        self.parts[name] = Part(lambda: program(params, *inputs), floor)
         return jax.block_until_ready(program(params, *inputs))
 
-    def fresh(init: Callable[[jax.Array], Any]) -> Any:
-        return jax.block_until_ready(jax.jit(init)(jax.random.key(0)))
+    def text(self) -> jax.Array:
+        """Prefix tokens of a text of 16 pieces."""
+        config, width, rng = mulan.PAPER, mulan.PAPER.embedding, np.random.default_rng(0)
+        tower = fresh(lambda key: mulan.init(config, key)) | {"text_mean": jnp.zeros(width)}
+        tower |= {"codebooks": jax.random.normal(jax.random.key(1), (config.levels, config.codes, width))}
+        ids, mask = rng.integers(1_000, 30_000, (1, 16)).astype(np.int32), np.ones((1, 16), np.float32)
+        embed = lambda p, i, m: targets_to_prefix(p, config, text_targets(p, config, i, m))  # noqa: E731
+        return self.add("text", tower, embed, ids, mask)
 
-    text, width = mulan.PAPER, mulan.PAPER.embedding
-    tower = fresh(lambda key: mulan.init(text, key)) | {"text_mean": jnp.zeros(width)}
-    tower |= {"codebooks": jax.random.normal(jax.random.key(1), (text.levels, text.codes, width))}
-    ids, mask = rng.integers(1_000, 30_000, (1, 16)).astype(np.int32), np.ones((1, 16), np.float32)
-    prefix = add("text", tower, lambda p, i, m: targets_to_prefix(p, text, text_targets(p, text, i, m)), ids, mask)
+    def cascade(
+        self, name: str, prefix: jax.Array, config: SamplerConfig, ways: dict[str, tuple[int, bool]], codec: VAEConfig
+    ) -> None:
+        """The parts after the text; `ways` are steps and guidance of the diffusion."""
+        number, whole = jnp.ones(1), jnp.zeros(1, jnp.int32)
+        asked = Controls(
+            prefix, jnp.full_like(prefix, -1), whole, whole, number, whole + 250, number, 2 * number, 2.5 * number
+        )
+        keys, language = generate.item_keys(asked), fresh(lambda key: lm.init(config.lm, key))
+        read = 4 * sum(count(language[part]) for part in ("blocks", "head", "group") if part in language)
+        tokens, latents = None, None
+        for part, guided in ((f"{name}LM", False), (f"{name}LM, guided", True)):
+            draw = partial(_draw, replace(config, lm_guided=guided), keys)
+            tokens = self.add(part, language, draw, asked, read=read * config.tokens / config.lm.tokens_per_pass)
+        network = fresh(lambda key: denoiser.init(config.dpd, key))
+        for way, (steps, guided) in ways.items():
+            denoise = partial(_denoise, replace(config, steps=steps, guided=guided), keys)
+            latents = self.add(f"{name}diffusion, {way}", network, denoise, asked, tokens)
+        self.add(
+            f"{name}decoder",
+            fresh(lambda key: vae.init(codec, key)),
+            lambda p, z: vae.decode(p, codec, z),
+            latents,
+        )
 
-    number, whole = jnp.ones(1), jnp.zeros(1, jnp.int32)
-    asked = Controls(
-        prefix, jnp.full_like(prefix, -1), whole, whole, number, whole + 250, number, 2 * number, 2.5 * number
-    )
-    keys, language = generate.item_keys(asked), fresh(lambda key: lm.init(CONFIG.lm, key))
-    read = 4 * CONFIG.tokens * (count(language["blocks"]) + count(language["head"]))
-    for name, guided in (("LM", False), ("LM, guided", True)):
-        config = replace(CONFIG, lm_guided=guided)
-        draw = lambda p, c, config=config: generate.prefix_to_tokens(p, config, c, keys)  # noqa: E731
-        tokens = add(name, language, draw, asked, bytes_read=read)
 
-    latents, network = None, fresh(lambda key: denoiser.init(CONFIG.dpd, key))
-    for name, steps, guided in (("5 guided steps", 5, True), ("5 steps", 5, False), ("1 step", 1, False)):
-        config = replace(CONFIG, steps=steps, guided=guided)
-        denoise = lambda p, c, t, config=config: generate.tokens_to_latents(p, config, c, t, keys)  # noqa: E731
-        latents = add(f"diffusion, {name}", network, denoise, asked, tokens)
+def fresh(init: Callable[[jax.Array], Any]) -> Any:
+    """Random weights."""
+    return jax.block_until_ready(jax.jit(init)(jax.random.key(0)))
 
-    codec = fresh(lambda key: vae.init(vae.PAPER, key))
-    add("decoder", codec, lambda p, z: vae.decode(p, vae.PAPER, z), latents)
-    return found
+
+def _draw(config: SamplerConfig, keys: jax.Array, params: Any, asked: Controls) -> jax.Array:
+    return generate.prefix_to_tokens(params, config, asked, keys)
+
+
+def _denoise(config: SamplerConfig, keys: jax.Array, params: Any, asked: Controls, tokens: jax.Array) -> jax.Array:
+    return generate.tokens_to_latents(params, config, asked, tokens, keys)
 
 
 def peer(python: str) -> dict[str, Any]:
@@ -155,10 +182,10 @@ def report(found: dict[str, Part], rates: str, theirs: dict[str, Any] | None) ->
     lines += [f"| {name} | {p.seconds:.2f} | {p.floor:.2f} | {p.floor / p.seconds:.0%} |" for name, p in found.items()]
     peer_seconds = theirs["seconds"][0] if theirs else None
     lines += ["", "| 10 s of audio | seconds | x real time | x MusicGen-small |", "| --- | --- | --- | --- |"]
-    for name, (language, diffusion) in WAYS.items():
-        total = sum(found[part].seconds for part in ("text", language, diffusion, "decoder"))
+    for name, parts in WAYS.items():
+        total = sum(found[part].seconds for part in ("text", *parts))
         times = f"{peer_seconds / total:.2f}" if peer_seconds else ""
-        lines.append(f"| paper's size, {name} | {total:.1f} | {SECONDS / total:.3f} | {times} |")
+        lines.append(f"| {name} | {total:.1f} | {SECONDS / total:.3f} | {times} |")
     if theirs and peer_seconds:
         size = f"{theirs['decoder_parameters'] / 1e6:.1f} M decoder, torch {theirs['torch']}"
         lines.append(f"| MusicGen-small ({size}) | {peer_seconds:.1f} | {SECONDS / peer_seconds:.3f} | 1 |")
@@ -168,10 +195,13 @@ def report(found: dict[str, Part], rates: str, theirs: dict[str, Any] | None) ->
 def main() -> None:
     """Measures, prints, writes."""
     arguments = tyro.cli(Arguments, description=__doc__)
-    memory, matmul = memory_rate(), matmul_rate()
-    found, theirs = parts(memory, matmul), None
+    bench, theirs = Bench(), None
+    prefix = bench.text()
+    steps = {"5 guided steps": (5, True), "5 steps": (5, False), "1 step": (1, False)}
+    bench.cascade("", prefix, PAPER, steps, vae.PAPER)
+    bench.cascade("modern ", prefix, MODERN, {"4 steps": (4, False), "2 steps": (2, False)}, vae.MODERN)
     for _ in range(arguments.rounds):
-        for name, part in found.items():
+        for name, part in bench.parts.items():
             part.seconds = min(part.seconds, best(part.run, 1))
             print(f"{name}: {part.seconds:.2f} s, floor {part.floor:.2f} s", flush=True)
         if arguments.peer_python:
@@ -179,7 +209,8 @@ def main() -> None:
             theirs = min(theirs or now, now, key=lambda result: result["seconds"])
             print(f"MusicGen-small: {theirs['seconds'][0]:.1f} s", flush=True)
     machine = f"{os.cpu_count()} cores, {platform.machine()}, jax {jax.__version__}"
-    page = report(found, f"{machine}: memory {memory:.1f} GB/s, matrix product {matmul:.0f} GFLOP/s.", theirs)
+    rates = f"{machine}: memory {bench.memory:.1f} GB/s, matrix product {bench.matmul:.0f} GFLOP/s."
+    page = report(bench.parts, rates, theirs)
     arguments.out.write_text(page)
     print(page)
 

@@ -9,13 +9,15 @@ from melody_jax.config import from_dict, load_config, to_dict
 from melody_jax.models.functional import count
 
 FILES = sorted((Path(__file__).parents[1] / "configs").glob("*.py"))
-PAPER = {
+SIZES = {
     "mulan_paper": 195_273_984,
     "tokenizer_paper": 195_929_344,
     "lm_paper": 417_395_712,
     "dpd_paper": 295_626_000,
     "dpd_paper_aligned": 295_626_000,
     "vae_paper": 66_637_665,
+    "lm_modern": 424_736_768,
+    "dpd_modern": 297_717_312,
 }
 
 
@@ -26,7 +28,7 @@ def test_config(path: Path) -> None:
     model = config.stage.model
     assert from_dict(type(model), to_dict(model)) == model
     size = count(jax.eval_shape(config.stage.init, jax.random.key(0))["model"])
-    if path.stem in PAPER:
-        assert size == PAPER[path.stem]
+    if path.stem in SIZES:
+        assert size == SIZES[path.stem]
     else:
-        assert size < (40e6 if path.stem.endswith("small") else 20e6)
+        assert size < {"small": 40e6, "modern": 60e6, "modern_distilled": 298e6}.get(path.stem.split("_", 1)[1], 20e6)

@@ -30,6 +30,10 @@ def test_guidance_doubles_its_network():
     assert nfe.sampler(dpd.PAPER, FRAME, 30, 5, lm_guided=True) == Evaluations(1500, 9 * 5)
 
 
+def test_two_tokens_a_pass_are_half_of_the_passes():
+    assert nfe.sampler(dpd.MODERN, 480 / 24_000, 10, 4, lm_guided=True, tokens_per_pass=2) == Evaluations(256, 4)
+
+
 def test_command(capsys):
     run(["nfe", "--seconds", "30"])
     lines = capsys.readouterr().out.splitlines()

@@ -57,12 +57,18 @@ def test_items_do_not_see_each_other(params) -> None:
     np.testing.assert_allclose(together[1:2], alone, atol=1e-5)
 
 
-def test_decoder_reach_by_gradient(params) -> None:
+PHASED = replace(vae.TINY, codec=replace(vae.TINY.codec, phase=True))
+"""Its decoder writes phases."""
+
+
+@pytest.mark.parametrize("config", [vae.TINY, PHASED])
+def test_decoder_reach_by_gradient(config) -> None:
     """One latent's stretch depends on `decoder_reach` latents either side, phase and all, and on the last of them."""
-    reach, middle = vae.decoder_reach(vae.TINY), 10
+    params = vae.init(config, jax.random.key(0))
+    reach, middle = vae.decoder_reach(config), 10
     latents = jax.random.normal(jax.random.key(3), (1, 21, 8))
     stretch = slice(middle * 960, (middle + 1) * 960)
-    slope = jax.jit(jax.grad(lambda z: jnp.sum(vae.decode(params, vae.TINY, z)[:, stretch] ** 2)))(latents)
+    slope = jax.jit(jax.grad(lambda z: jnp.sum(vae.decode(params, config, z)[:, stretch] ** 2)))(latents)
     seen = np.flatnonzero(np.abs(slope).sum((0, 2)) > 0)
     assert (seen.min(), seen.max()) == (middle - reach, middle + reach)
 
@@ -86,6 +92,27 @@ def test_a_stretch_with_context_decodes_as_in_the_whole(params) -> None:
     part, elsewhere = (decode(latents[:, 8 - reach : 12 + reach], at) for at in (8 - reach, 0))
     np.testing.assert_allclose(part[:, inner], whole, atol=1e-6)
     assert not np.allclose(elsewhere[:, inner], whole, atol=1e-3)  # the phase search began with other phases
+
+
+def test_a_decoder_that_writes_phases_learns_a_waveform() -> None:
+    """Fitted to one tone by its samples, which says nothing of a magnitude alone."""
+    audio = jnp.asarray(0.3 * np.sin(2 * np.pi * 500 / 24_000 * np.arange(5 * 960)), jnp.float32)[None]
+    params = vae.init(PHASED, jax.random.key(0))
+    latents, optimizer = vae.encode(params, PHASED, audio), optax.adam(1e-2)
+
+    def miss(decoder):
+        heard = vae.reconstruct(params | {"decoder": decoder}, PHASED, latents, audio)
+        return jnp.mean((heard - audio)[:, 960:-960] ** 2) / jnp.mean(audio**2)
+
+    @jax.jit
+    def update(decoder, state):
+        updates, state = optimizer.update(jax.grad(miss)(decoder), state)
+        return optax.apply_updates(decoder, updates), state
+
+    decoder, state = params["decoder"], optimizer.init(params["decoder"])
+    for _ in range(100):
+        decoder, state = update(decoder, state)
+    assert miss(decoder) < 0.3 < 0.9 < miss(params["decoder"])
 
 
 def test_paper_kind_scales_and_clips_once() -> None:

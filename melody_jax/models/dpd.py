@@ -103,6 +103,16 @@ PAPER = DPDConfig()
 """The published size, 295.6 M parameters."""
 PAPER_ALIGNED = DPDConfig(frames=2560)
 """The same with 256 tokens over exactly 2,560 frames (melody-paper Q4)."""
+MODERN = DPDConfig(
+    latent_dim=64,
+    frames=512,
+    frames_per_token=2,
+    segment=32,
+    frame_clock=True,
+    aligned_tokens=True,
+    prefix_conditioning=True,
+)
+"""The paper's size on 50 Hz latents, a fifth of its operations."""
 MINI = DPDConfig(
     latent_dim=64,
     frames=256,

@@ -5,29 +5,28 @@ level has its own embedding table with one more entry, the learned null: replaci
 unconditional model for classifier-free guidance, replacing the deep ones a coarser description of the same clip.
 The head covers the semantic ids only. Positions enter through RoPE alone, so windows may start anywhere in a piece.
 
-B batch, P prefix levels, U semantic tokens, T = P + U positions, H heads, D channels.
+With `tokens_per_pass` n, a position holds n tokens: their embeddings are merged into one, and one pass through the
+blocks gives the first token of the next group, a small network the others, each given those before it in the group
+(RQ-Transformer, arXiv 2203.01941; MusicGen and Magenta RealTime do so with the codes of a frame). It is the chain rule
+still, so what is drawn has the model's own distribution: nothing is drafted and nothing refused.
+
+Drawing tokens one after the other is `models/decoding.py`.
+
+B batch, P prefix levels, U semantic tokens, G = U / n groups, T = P + G positions, H heads, D channels.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from melody_jax.errors import UserError
-from melody_jax.models import few_rows, functional
+from melody_jax.models import functional
 from melody_jax.models.functional import Params, Remat
 from melody_jax.models.layers import MASKED, RMSNorm, attend, merge_heads, rotary, split_heads
 from melody_jax.models.recall import Heard, Recall
-
-Cache = tuple[jax.Array, jax.Array]
-Caches = Any
-"""A list of one cache a block, or one of all blocks' stacked."""
-State = tuple[jax.Array, Heard | None, Caches]
-"""Of decoding: tokens (B, length), what may be recalled, and the caches."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +52,8 @@ class LMConfig:
     """Finds where the music was like this before and may go on as it went there (models/recall.py; not in `paper`)."""
     semantic_vocab: int = 1024
     """Semantic ids."""
+    tokens_per_pass: int = 1
+    """Tokens n that one pass through the blocks gives (1 in `paper`); above 1 without `recall` only."""
     dropout: float = 0.0
     """Probability of zeroing a channel of an embedding or of a residual update, in training only."""
     rope_base: float = 10000.0
@@ -61,6 +62,10 @@ class LMConfig:
     """Compute dtype of the matrix products; norms, softmax and logits are float32."""
     remat: Remat = "none"
     """What the backward pass computes again: "none", "dots" or "blocks" (models/functional.py)."""
+
+    def __post_init__(self) -> None:
+        if self.tokens_per_pass < 1 or (self.tokens_per_pass > 1 and self.recall):
+            raise UserError(f"tokens_per_pass is {self.tokens_per_pass}: it must be 1, or more with recall False")
 
 
 TINY = LMConfig(layers=2, width=64, heads=2, ffn=128, prefix_codes=8, semantic_vocab=64)
@@ -76,6 +81,17 @@ PAPER = LMConfig(
     dropout=0.1,
 )
 """Settles the paper's 429.5 M parameters (that figure counts a head over the prefix ids too)."""
+MODERN = LMConfig(
+    layers=24,
+    width=1024,
+    heads=16,
+    ffn=4096,
+    prefix_codes=1024,
+    recall=False,
+    tokens_per_pass=2,
+    dropout=0.1,
+)
+"""The paper's size at half of its passes."""
 
 
 def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
@@ -127,6 +143,38 @@ class Block(nnx.Module):
         return self.update(x, attend(*self.project(x, positions), bias), key)
 
 
+class Group(nnx.Module):
+    """What makes one position of several tokens, and several tokens of one position.
+
+    `product` as in `Block`.
+    """
+
+    def __init__(self, config: LMConfig, product: Callable = jax.lax.dot_general, *, rngs: nnx.Rngs) -> None:
+        width, dtype = config.width, jnp.dtype(config.dtype)
+
+        def linear(inputs: int, outputs: int, gain: float = 1.0) -> nnx.Linear:
+            init = nnx.initializers.normal(gain * inputs**-0.5)
+            return nnx.Linear(
+                inputs, outputs, use_bias=False, kernel_init=init, dtype=dtype, dot_general=product, rngs=rngs
+            )
+
+        self.merge_in = linear(config.tokens_per_pass * width, width)
+        self.norm = RMSNorm(width, rngs=rngs)
+        self.gate_up = linear(2 * width, 2 * width)
+        self.down = linear(width, width)
+
+    def merge(self, x: jax.Array) -> jax.Array:
+        """Embeddings of tokens (B, N, D), N a multiple of n, to those of their groups (B, N / n, D)."""
+        batch, length, width = x.shape
+        merged = self.merge_in.in_features // width
+        return self.merge_in(x.reshape(batch, length // merged, merged * width))
+
+    def follow(self, x: jax.Array, drawn: jax.Array) -> jax.Array:
+        """The stream (B, N, D) for a group's next token, given that for the last one and its embedding (B, N, D)."""
+        gate, up = jnp.split(self.gate_up(jnp.concatenate([self.norm(x), drawn], axis=-1)), 2, axis=-1)
+        return x + self.down(jax.nn.silu(gate) * up)
+
+
 def init(config: LMConfig, key: jax.Array) -> Params:
     """Fresh float32 parameters. Raises `UserError` if the heads do not divide the width evenly."""
     if config.width % (2 * config.heads):
@@ -140,6 +188,8 @@ def init(config: LMConfig, key: jax.Array) -> Params:
         "norm": functional.init(RMSNorm, config.width, key=key),
         "head": jax.random.normal(keys[3], (config.width, config.semantic_vocab)) * config.width**-0.5,
     }
+    if config.tokens_per_pass > 1:
+        params["group"] = functional.init(Group, config, key=keys[4])
     if config.recall:
         params["recall"] = functional.init(Recall, config.width, config.dtype, key=keys[4])
     return params
@@ -163,14 +213,32 @@ def _recall(params: Params, config: LMConfig) -> Recall:
     return functional.bind(Recall, config.width, config.dtype, params=params["recall"])
 
 
-def _hear(
-    params: Params, config: LMConfig, tokens: jax.Array, prefix: jax.Array, start: jax.Array | int, heard: Heard | None
+def group(params: Params, config: LMConfig, product: Callable = jax.lax.dot_general) -> Group:
+    """The `Group` of a network with several tokens a pass."""
+    return functional.bind(Group, config, product, params=params["group"])
+
+
+def embed(params: Params, config: LMConfig, tokens: jax.Array) -> jax.Array:
+    """Embeddings (B, N, D) of semantic tokens (B, N), each by itself."""
+    return functional.look_up(params["semantic"].astype(config.dtype), tokens)
+
+
+def hear(
+    params: Params,
+    config: LMConfig,
+    tokens: jax.Array,
+    prefix: jax.Array,
+    start: jax.Array | int,
+    heard: Heard | None,
+    product: Callable = jax.lax.dot_general,
 ) -> tuple[jax.Array, jax.Array | None, Heard | None]:
-    """Embeddings (B, N, D) of semantic tokens start.. (B, N), recall's weights (B, H, N, T), and `heard` with them.
+    """What the blocks read, (B, N / n, D), for semantic tokens start.. (B, N); recall's weights (B, H, N, T); `heard`.
 
     The prefix's embeddings (B, P, D) are added where the config says so.
     """
-    x, weights = functional.look_up(params["semantic"].astype(config.dtype), tokens), None
+    x, weights = embed(params, config, tokens), None
+    if config.tokens_per_pass > 1:
+        x = group(params, config, product).merge(x)
     if heard is not None:
         recall = _recall(params, config)
         weights, heard = recall.look_back(x, start, heard)
@@ -180,16 +248,17 @@ def _hear(
     return x, weights, heard
 
 
-def _nothing_heard(params: Params, config: LMConfig, prefix: jax.Array, places: int) -> Heard | None:
+def nothing_heard(params: Params, config: LMConfig, prefix: jax.Array, places: int) -> Heard | None:
+    """What may be recalled before the first of so many tokens; None without recall."""
     return _recall(params, config).begin(prefix, places) if config.recall else None
 
 
-def _before_any(weights: jax.Array) -> jax.Array:
+def before_any(weights: jax.Array) -> jax.Array:
     """Recall's weights (B, H, N, T) behind those, all zero, of the prefix's end, where no token was heard yet."""
     return jnp.pad(weights, ((0, 0), (0, 0), (1, 0), (0, 0)))
 
 
-def _head(params: Params, config: LMConfig, x: jax.Array, weights: jax.Array | None, tokens: jax.Array) -> jax.Array:
+def head(params: Params, config: LMConfig, x: jax.Array, weights: jax.Array | None, tokens: jax.Array) -> jax.Array:
     """Logits (B, N, vocab) from the stream (B, N, D), and from recall's weights (B, H, N, T) over tokens (B, T)."""
     h = functional.bind(RMSNorm, config.width, params=params["norm"])(x)
     scores = (h @ params["head"].astype(h.dtype)).astype(jnp.float32)
@@ -201,7 +270,8 @@ def _head(params: Params, config: LMConfig, x: jax.Array, weights: jax.Array | N
     return jnp.log(own * jax.nn.softmax(scores) + again + 1e-9)
 
 
-def _causal_bias(queries: jax.Array, keys: jax.Array) -> jax.Array:
+def causal_bias(queries: jax.Array, keys: jax.Array) -> jax.Array:
+    """Additive bias (Q, K) that hides later keys, of positions (Q,) and (K,)."""
     return MASKED * (keys > queries[:, None])
 
 
@@ -218,207 +288,26 @@ def logits(
     `prefix_tokens` (B, P) and `semantic_tokens` (B, U) are ints; `prefix_levels` (B,) keeps that many leading prefix
     levels of each item and nulls the others; `key` turns dropout on.
     """
+    length, n = semantic_tokens.shape[1], config.tokens_per_pass
+    tokens = jnp.pad(semantic_tokens, ((0, 0), (0, -length % n)))
     prefix = embed_prefix(params, config, prefix_tokens, prefix_levels)
-    history = semantic_tokens[:, :-1]
-    heard = _nothing_heard(params, config, prefix, history.shape[1])
-    x, weights, _ = _hear(params, config, history, prefix, 0, heard)
+    history = tokens[:, :-n]
+    heard = nothing_heard(params, config, prefix, history.shape[1])
+    x, weights, _ = hear(params, config, history, prefix, 0, heard)
     x = jnp.concatenate([prefix, x], axis=1)
     keys = None
     if key is not None:
         first, *rest = jax.random.split(key, 1 + config.layers)
         x, keys = dropout(x, config.dropout, first), jnp.stack(rest)
     positions = jnp.arange(x.shape[1])
-    bias = _causal_bias(positions, positions)
+    bias = causal_bias(positions, positions)
     blocks, inputs = params["blocks"], (positions, bias)
     x = functional.scan_blocks(Block, config, params=blocks, x=x, inputs=inputs, keys=keys, remat=config.remat)
-    weights = None if weights is None else _before_any(weights)
-    return _head(params, config, x[:, config.prefix_levels - 1 :], weights, history)
-
-
-def _cached(
-    blocks: list[Params] | Params,
-    config: LMConfig,
-    x: jax.Array,
-    start: jax.Array | int,
-    caches: Caches,
-    product: Callable = jax.lax.dot_general,
-) -> tuple[jax.Array, Caches]:
-    """Runs embeddings (B, N, D) at positions start.. against the caches; the stream (B, 1, D) after the last of them.
-
-    A list of blocks is unrolled, stacked ones are scanned. A cache is keys (B * H, D / H, T) and values
-    (B * H, T, D / H): with any other shape XLA:CPU copies or transposes both at every step.
-    """
-    positions = start + jnp.arange(x.shape[1])
-    bias = _causal_bias(positions, jnp.arange(jax.tree.leaves(caches)[0].shape[-1]))
-
-    def apply(x: jax.Array, layer: tuple[Params, Cache]) -> tuple[jax.Array, Cache]:
-        block_params, (k_cache, v_cache) = layer
-        block = functional.bind(Block, config, product, params=block_params)
-        q, k, v = (h.reshape(-1, *h.shape[2:]) for h in block.project(x, positions))
-        k_cache = jax.lax.dynamic_update_slice_in_dim(k_cache, k.swapaxes(1, 2), start, axis=2)
-        v_cache = jax.lax.dynamic_update_slice_in_dim(v_cache, v, start, axis=1)
-        scores = (q @ k_cache).astype(jnp.float32) * q.shape[-1] ** -0.5 + bias
-        attended = jax.nn.softmax(scores).astype(v.dtype) @ v_cache
-        return block.update(x, attended.reshape(-1, config.heads, *attended.shape[1:])), (k_cache, v_cache)
-
-    if isinstance(blocks, list):
-        updated = []
-        for layer in zip(blocks, caches, strict=True):
-            x, cache = apply(x, layer)
-            updated.append(cache)
-        return x[:, -1:], updated
-    x, updated = jax.lax.scan(apply, x, (blocks, caches))
-    return x[:, -1:], updated
-
-
-CANDIDATES = 256
-"""Best ids that are looked at where `top_k` is no larger; beyond it all are."""
-
-
-def sample_token(
-    key: jax.Array,
-    scores: jax.Array,
-    temperature: jax.Array | float,
-    top_k: jax.Array | int,
-    top_p: jax.Array | float,
-    candidates: int = CANDIDATES,
-) -> jax.Array:
-    """Draws one id from logits (vocab,): the `top_k` best, of those the smallest set holding `top_p` of their mass.
-
-    Temperature 0 is the best id. Ids beyond the two limits are never drawn. `candidates` bounds `top_k`. The noise
-    belongs to the id, not to its rank: where rounding swaps two neighbours, the draw stays.
-    """
-    best, ids = jax.lax.top_k(scores, min(candidates, scores.shape[-1]))
-    rank = jnp.arange(best.shape[0])
-    kept = best + MASKED * (rank >= top_k)
-    probabilities = jax.nn.softmax(kept / jnp.maximum(temperature, 1e-6))
-    better = probabilities @ (rank[:, None] < rank).astype(jnp.float32)  # `cumsum` takes 20x as long on XLA:CPU
-    noise = jax.random.gumbel(key, scores.shape)[ids]
-    noisy = kept + temperature * noise + MASKED * ((better >= top_p) & (rank > 0))
-    return ids[jnp.argmax(noisy)].astype(jnp.int32)
-
-
-@partial(jax.jit, static_argnames=("config", "length", "candidates"))
-def _generate(
-    params: Params,
-    config: LMConfig,
-    prefix: jax.Array,
-    keys: jax.Array,
-    given: jax.Array,
-    known: jax.Array,
-    length: int,
-    candidates: int,
-    temperature: jax.Array,
-    top_k: jax.Array,
-    top_p: jax.Array,
-    guidance_scale: jax.Array,
-) -> jax.Array:
-    """`generate` on prefix embeddings (B, P, D), or (2B, P, D) with the guiding half second; numbers are (B,).
-
-    A CPU reads unrolled blocks several times as fast as it does slices of stacked ones.
-    """
-    arrays = (params, prefix, keys, given, known, temperature, top_k, top_p, guidance_scale)
-    unrolled, scanned = (partial(_decode, config, length, candidates, unrolled) for unrolled in (True, False))
-    return jax.lax.platform_dependent(*arrays, cpu=unrolled, default=scanned)
-
-
-def _decode(
-    config: LMConfig,
-    length: int,
-    candidates: int,
-    unrolled: bool,
-    params: Params,
-    prefix: jax.Array,
-    keys: jax.Array,
-    given: jax.Array,
-    known: jax.Array,
-    temperature: jax.Array,
-    top_k: jax.Array,
-    top_p: jax.Array,
-    guidance_scale: jax.Array,
-) -> jax.Array:
-    """`_generate` with its blocks unrolled or scanned."""
-    batch, begun = given.shape
-    copies = prefix.shape[0] // batch
-    rows, depth, positions = prefix.shape[0] * config.heads, config.width // config.heads, config.prefix_levels + length
-    empty = (jnp.zeros((rows, depth, positions), config.dtype), jnp.zeros((rows, positions, depth), config.dtype))
-    caches = jax.tree.map(lambda cache: jnp.stack([cache] * config.layers), empty)
-    blocks, product = params["blocks"], jax.lax.dot_general
-    if unrolled:
-        blocks = functional.unstack(blocks, config.layers)
-        if prefix.shape[0] <= few_rows.FEW:
-            blocks, product = [few_rows.outputs_first(block) for block in blocks], few_rows.product
-
-    def draw(scores: jax.Array, index: jax.Array | int) -> jax.Array:
-        if copies == 2:
-            wanted, unwanted = jnp.split(scores, 2)
-            scores = unwanted + guidance_scale[:, None] * (wanted - unwanted)
-        item_keys = jax.vmap(lambda key: jax.random.fold_in(key, index))(keys)
-        sample = jax.vmap(partial(sample_token, candidates=candidates))
-        drawn = sample(item_keys, scores, temperature, top_k, top_p)
-        there = jax.lax.dynamic_index_in_dim(known, index, axis=1, keepdims=False)
-        return jnp.where(there < 0, drawn, there)
-
-    def advance(index: jax.Array | int, state: State, new: jax.Array, begin: bool) -> State:
-        """Hears `new` (B, N), the latest of the tokens before `index`, and draws the one there."""
-        tokens, heard, caches = state
-        first = index - new.shape[1]
-        x, weights, heard = _hear(params, config, jnp.tile(new, (copies, 1)), prefix, first, heard)
-        if begin:  # once and of many rows: scanned everywhere
-            x, caches = _cached(params["blocks"], config, jnp.concatenate([prefix, x], axis=1), 0, caches)
-            caches = functional.unstack(caches, config.layers) if unrolled else caches
-        else:
-            x, caches = _cached(blocks, config, x, config.prefix_levels + first, caches, product)
-        weights = None if weights is None else _before_any(weights)[:, :, -1:]
-        scores = _head(params, config, x, weights, jnp.tile(tokens, (copies, 1)))[:, 0]
-        tokens = jax.lax.dynamic_update_slice_in_dim(tokens, draw(scores, index)[:, None], index, axis=1)
-        return tokens, heard, caches
-
-    def step(index: jax.Array, state: State) -> State:
-        return advance(index, state, jax.lax.dynamic_slice_in_dim(state[0], index - 1, 1, axis=1), False)
-
-    tokens = jnp.zeros((batch, length), jnp.int32).at[:, :begun].set(given)
-    state = tokens, _nothing_heard(params, config, prefix, length), caches
-    return jax.lax.fori_loop(begun + 1, length, step, advance(begun, state, given, True))[0]
-
-
-def generate(
-    params: Params,
-    config: LMConfig,
-    prefix_tokens: jax.Array,
-    keys: jax.Array,
-    length: int,
-    temperature: jax.Array | float = 1.0,
-    top_k: jax.Array | int = 250,
-    top_p: jax.Array | float = 1.0,
-    guidance_scale: jax.Array | float = 1.0,
-    given: jax.Array | None = None,
-    negative_prefix_tokens: jax.Array | None = None,
-    candidates: int = CANDIDATES,
-    known: jax.Array | None = None,
-) -> jax.Array:
-    """Samples semantic tokens (B, length) int32 after prefix tokens (B, P), beginning with `given` (B, G), G < length.
-
-    `keys` (B,) are PRNG keys, one an item: token u of an item is drawn with `fold_in(key, u)`, whatever the batch.
-    `guidance_scale` g draws from null + g (prefix - null) in logits, at twice the cost unless it is the number 1;
-    the null side is the learned null prefix, or `negative_prefix_tokens` (B, P) if given, in which -1 is null.
-    `temperature` >= 0, `top_k` >= 1, `top_p` in (0, 1] and `guidance_scale` may be traced, each one number or (B,);
-    at most the `candidates` best ids are drawn from. `known` (B, length): tokens that are there already, anywhere; -1
-    is one to draw. What is drawn follows from what comes before it only. Raises `UserError` if the prefix or `given`
-    has the wrong length.
-    """
-    batch = prefix_tokens.shape[0]
-    start = jnp.zeros((batch, 0), jnp.int32) if given is None else given
-    if not start.shape[1] < length:
-        raise UserError(f"length {length} must exceed the {start.shape[1]} tokens given")
-    if prefix_tokens.shape[1] != config.prefix_levels:
-        raise UserError(f"a prefix of {prefix_tokens.shape[1]} tokens, this model needs {config.prefix_levels}")
-    prefix = embed_prefix(params, config, prefix_tokens)
-    if isinstance(guidance_scale, jax.Array) or guidance_scale != 1.0:
-        other = jnp.full_like(prefix_tokens, -1) if negative_prefix_tokens is None else negative_prefix_tokens
-        prefix = jnp.concatenate([prefix, embed_prefix(params, config, other)])
-    numbers = (
-        jnp.broadcast_to(jnp.asarray(n, jnp.float32), batch) for n in (temperature, top_k, top_p, guidance_scale)
-    )
-    known = jnp.full((batch, length), -1) if known is None else known
-    return _generate(params, config, prefix, keys, start, known, length, candidates, *numbers)
+    x = x[:, config.prefix_levels - 1 :]
+    if n == 1:
+        return head(params, config, x, None if weights is None else before_any(weights), history)
+    scores = [head(params, config, x, None, history)]
+    for j in range(1, n):
+        x = group(params, config).follow(x, embed(params, config, tokens[:, j - 1 :: n]))
+        scores.append(head(params, config, x, None, history))
+    return jnp.stack(scores, axis=2).reshape(*tokens.shape, -1)[:, :length]

@@ -1,10 +1,12 @@
-"""The autoencoder's two halves in `mini`: they code STFT magnitudes, for CPUs (`models/vae.py` is what uses them).
+"""The autoencoder's two halves that work on spectra, in `mini` and `modern` (`models/vae.py` is what uses them).
 
     audio (B, T) --|STFT|--> 100 Hz frames --blocks--> x4 down --blocks--> mean, log variance (B, L, 2 D) at 25 Hz
     latents (B, L, D) --blocks--> x4 up --blocks--> magnitudes (B, F, bins) --Griffin-Lim--> audio (B, T)
 
 The latents carry no phase. At 25 Hz phase looks like white noise: a network small enough for a laptop cannot foretell
 it from semantic tokens, and latents full of it leave the diffusion nothing to learn (docs/mini.md has the figures).
+A larger decoder may write a phase of its own beside the magnitudes, `phase` (an inverse-STFT decoder as Vocos has it,
+arXiv 2306.00814): it learns a likely one from its discriminators, and decodes in one pass.
 
 B batch, T samples (a multiple of `config.hop`), F = T / frame_hop frames, L = T / hop latents, D latent channels.
 Norms act on channels only and there is no attention: every magnitude sees a finite stretch of latents, the same
@@ -62,8 +64,10 @@ class MagnitudesConfig:
     """Hidden channels of a block per channel, at latent rate."""
     frame_expansion: int = 2
     """Hidden channels of a block per channel, at frame rate."""
+    phase: bool = False
+    """The decoder writes the phase too; else `decode` looks for one."""
     griffin_lim_steps: int = 8
-    """Steps by which `decode` finds a phase; 0 leaves a random one."""
+    """Steps by which `decode` finds a phase; 0 leaves a random one. Unused with `phase`."""
     dtype: str = "float32"
     """Compute type of the blocks; spectra are float32 always."""
 
@@ -93,6 +97,20 @@ TINY = MagnitudesConfig(
     decoder_frame_width=16,
     decoder_frame_blocks=1,
 )
+
+
+MODERN = MagnitudesConfig(
+    downsample=2,
+    encoder_frame_width=384,
+    encoder_latent_width=512,
+    encoder_latent_blocks=4,
+    decoder_latent_width=1024,
+    decoder_latent_blocks=6,
+    decoder_frame_width=640,
+    decoder_frame_blocks=6,
+    phase=True,
+)
+"""50 Hz latents, and a decoder of as many parameters as the paper's, at a hundredth of its operations."""
 
 
 class Block(nnx.Module):
@@ -128,7 +146,8 @@ def _encoder_ends(c: MagnitudesConfig, latent_width: int) -> tuple[Widths, Width
 
 def _decoder_ends(c: MagnitudesConfig, latent_width: int) -> tuple[Widths, Widths, Widths]:
     wide = c.decoder_frame_width * c.downsample
-    return (latent_width, c.decoder_latent_width), (c.decoder_latent_width, wide), (c.decoder_frame_width, c.bins)
+    out = c.bins * (2 if c.phase else 1)
+    return (latent_width, c.decoder_latent_width), (c.decoder_latent_width, wide), (c.decoder_frame_width, out)
 
 
 def init(config: MagnitudesConfig, latent_width: int, key: jax.Array) -> Params:
@@ -181,38 +200,49 @@ def encode(params: Params, config: MagnitudesConfig, latent_width: int, audio: j
     return ends.out(ends.norm(x)).astype(jnp.float32)
 
 
-def magnitudes(params: Params, config: MagnitudesConfig, latents: jax.Array) -> jax.Array:
-    """Latents (B, L, D) to STFT magnitudes float32 (B, F, bins), in the units of `spectral.stft`."""
+def spectrum(params: Params, config: MagnitudesConfig, latents: jax.Array) -> tuple[jax.Array, jax.Array | None]:
+    """Magnitudes of latents (B, L, D), float32 (B, F, bins) in the units of `spectral.stft`, and phases in radians.
+
+    Phases are None where the decoder writes none.
+    """
     p = _cast(params["decoder"], config.dtype)
     ends = bind(Ends, *_decoder_ends(config, latents.shape[-1]), params=p["ends"])
     x = ends.entry(latents.astype(config.dtype))
     x = _run(p["latent_blocks"], config.decoder_latent_width, config.latent_expansion, x)
     x = ends.middle(x).reshape(x.shape[0], -1, config.decoder_frame_width)
     x = _run(p["frame_blocks"], config.decoder_frame_width, config.frame_expansion, x)
-    log_size = ends.out(ends.norm(x)).astype(jnp.float32) + QUIET
-    return jnp.exp(jnp.minimum(log_size, LOUDEST)) * spectral.window_gain(config.n_fft)
+    out = ends.out(ends.norm(x)).astype(jnp.float32)
+    log_size = out[..., : config.bins] + QUIET
+    size = jnp.exp(jnp.minimum(log_size, LOUDEST)) * spectral.window_gain(config.n_fft)
+    return size, out[..., config.bins :] if config.phase else None
 
 
 def decode(params: Params, config: MagnitudesConfig, latents: jax.Array, first: jax.typing.ArrayLike = 0) -> jax.Array:
-    """Latents (B, L, D) to audio (B, L * hop), float32: `magnitudes`, then a phase that fits them.
+    """Latents (B, L, D) to audio (B, L * hop), float32: `spectrum`, and a phase that fits it where it has none.
 
     first: the number of the first latent, on which the phases depend that the search begins with.
     """
-    size, frame = magnitudes(params, config, latents), first * config.downsample
+    size, phase = spectrum(params, config, latents)
+    if phase is not None:
+        return spectral.istft(size * jnp.exp(1j * phase), config.n_fft, config.frame_hop)
+    frame = first * config.downsample
     return spectral.griffin_lim(size, config.n_fft, config.frame_hop, config.griffin_lim_steps, first=frame)
 
 
 def reconstruct(params: Params, config: MagnitudesConfig, latents: jax.Array, audio: jax.Array) -> jax.Array:
-    """`decode` as training hears it: with the phase of the original audio (B, L * hop) instead of one looked for."""
-    spectrum = spectral.stft(audio, config.n_fft, config.frame_hop)
-    size = magnitudes(params, config, latents)
-    return spectral.istft(size * (spectrum / spectral.magnitude(spectrum)), config.n_fft, config.frame_hop)
+    """`decode` as training hears it: a phase that would be looked for is that of the original audio (B, L * hop)."""
+    if config.phase:
+        return decode(params, config, latents)
+    original = spectral.stft(audio, config.n_fft, config.frame_hop)
+    size, _ = spectrum(params, config, latents)
+    return spectral.istft(size * (original / spectral.magnitude(original)), config.n_fft, config.frame_hop)
 
 
 def decoder_reach(config: MagnitudesConfig) -> int:
     """How many latents on either side of its own a sample can depend on, at most."""
     frames = config.decoder_frame_blocks * (KERNEL // 2)
-    frames += spectral.griffin_lim_reach(config.n_fft, config.frame_hop, config.griffin_lim_steps)
+    steps = 0 if config.phase else config.griffin_lim_steps
+    frames += spectral.griffin_lim_reach(config.n_fft, config.frame_hop, steps)
     return config.decoder_latent_blocks * (KERNEL // 2) - (-frames // config.downsample)
 
 

@@ -2,8 +2,8 @@
 
     audio (B, T) --encoder--> mean, log variance (B, L, D) --sample, normalise--> latents (B, L, D) --decoder--> audio
 
-Which networks the two halves are is the config's `codec`: `models/magnitudes.py` (`mini`) or `models/hifigan.py` (the
-paper). What stands between them is here.
+Which networks the two halves are is the config's `codec`: `models/magnitudes.py` (`mini`, `modern`) or
+`models/hifigan.py` (the paper). What stands between them is here.
 
 B batch, T samples (a multiple of `config.hop`), L = T / hop latents, D latent channels.
 """
@@ -48,6 +48,8 @@ TINY = VAEConfig(latent_width=8, codec=magnitudes.TINY)
 """For tests."""
 PAPER = VAEConfig(latent_width=16, latent_scale=3.0, latent_clip=1.0, codec=HiFiGANConfig())
 """The published rates, channels and kernels: 250 latents of 16 channels a second."""
+MODERN = VAEConfig(codec=magnitudes.MODERN)
+"""50 latents of 64 channels a second."""
 
 
 def init(config: VAEConfig, key: jax.Array) -> Params:

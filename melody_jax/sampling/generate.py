@@ -19,10 +19,11 @@ from jax.sharding import Mesh, PartitionSpec
 
 from melody_jax import diffusion
 from melody_jax.errors import UserError
-from melody_jax.models import denoiser, lm, vae
+from melody_jax.models import decoding, denoiser, lm, vae
+from melody_jax.models.decoding import CANDIDATES
 from melody_jax.models.denoiser import DenoiserConfig
 from melody_jax.models.functional import Params
-from melody_jax.models.lm import CANDIDATES, LMConfig
+from melody_jax.models.lm import LMConfig
 from melody_jax.models.vae import VAEConfig
 
 
@@ -139,7 +140,7 @@ def prefix_to_tokens(
 
     The first ones are `given` (B, G), if they are; those `known` (B, U) elsewhere stay, -1 is one to draw.
     """
-    return lm.generate(
+    return decoding.generate(
         params,
         config.lm,
         controls.prefix_tokens,

@@ -81,17 +81,19 @@ def sampler(
     *,
     guided: bool = False,
     lm_guided: bool = False,
+    tokens_per_pass: int = 1,
 ) -> Evaluations:
     """What `Melody.generate` runs: a window, then a chunk at a time until `seconds` are there.
 
     frame_seconds: what one latent lasts. A window's tokens are all drawn, even for a shorter clip. steps: passes of the
-    solver, for each window. Guidance doubles the passes of its network.
+    solver, for each window. Guidance doubles the passes of its network. tokens_per_pass: of the language model.
     """
     chunk = config.frames / config.chunks
     missing = seconds / frame_seconds - config.frames
     rounds = max(0, math.ceil(missing / chunk - 1e-9))
     tokens = (config.frames + rounds * chunk) / config.frames_per_token
-    return Evaluations(math.floor(tokens) * (1 + lm_guided), (1 + rounds) * steps * (1 + guided))
+    passes = math.ceil(math.floor(tokens) / tokens_per_pass)
+    return Evaluations(passes * (1 + lm_guided), (1 + rounds) * steps * (1 + guided))
 
 
 def table(settings: NFEConfig) -> list[tuple[str, Evaluations | int]]:
@@ -106,8 +108,9 @@ def table(settings: NFEConfig) -> list[tuple[str, Evaluations | int]]:
         if not 1 <= getattr(settings, name) <= 1000:
             raise UserError(f"{name} is {getattr(settings, name)}; it must be a whole number from 1 to 1000")
     paper = partial(sampler, dpd.PAPER, vae.PAPER.hop / Melody.sample_rate, seconds, PAPER_STEPS)
-    melody = load(settings.model, folder=settings.folder, networks=("dpd", "vae"))
-    ours = partial(sampler, melody.configs["dpd"], melody.configs["vae"].hop / melody.sample_rate, seconds)
+    melody = load(settings.model, folder=settings.folder, networks=("lm", "dpd", "vae"))
+    frame, per_pass = melody.configs["vae"].hop / melody.sample_rate, melody.configs["lm"].tokens_per_pass
+    ours = partial(sampler, melody.configs["dpd"], frame, seconds, tokens_per_pass=per_pass)
     steps = diffusion.passes(settings.solver, settings.steps)
     name = f"{settings.model}, {settings.steps} steps"
     return [

@@ -21,7 +21,7 @@ from melody_jax import diffusion, release, spectral
 from melody_jax.audio import peak_limit
 from melody_jax.config import TrainConfig
 from melody_jax.errors import UserError
-from melody_jax.models import denoiser, lm, vae
+from melody_jax.models import decoding, denoiser, vae
 from melody_jax.models.functional import Params
 from melody_jax.training.lora import merge
 from melody_jax.training.sharding import place_batch, using
@@ -98,7 +98,7 @@ def _diffused(config: Any, model: Params, models: Any, weights: Any, batch: Batc
 
 def _written(config: Any, model: Params, models: Any, weights: Any, batch: Batch, key: jax.Array) -> Sounds:
     prefix, window = batch["prefix_tokens"], models["dpd"].frames // models["dpd"].frames_per_token
-    tokens = lm.generate(model, config, prefix, jax.random.split(key, len(prefix)), window)
+    tokens = decoding.generate(model, config, prefix, jax.random.split(key, len(prefix)), window)
     made = _sample(models["dpd"], weights["dpd"], batch | {"semantic_tokens": tokens}, key)
     return {"written": vae.decode(weights["vae"], models["vae"], made)}
 

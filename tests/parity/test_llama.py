@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from melody_jax.models import functional, lm
+from melody_jax.models import decoding, functional, lm
 from melody_jax.models.layers import rotary
 from melody_jax.models.lm import LMConfig
 
@@ -93,7 +93,7 @@ def test_cached_decoding() -> None:
         inputs_embeds=torch.tensor(np.array(prefix)), max_new_tokens=30, min_new_tokens=30, do_sample=False
     )
     keys = jax.random.split(jax.random.key(0), 2)
-    ours = lm.generate(params, CONFIG, jnp.asarray(prefix_tokens), keys, 30, temperature=0.0)
+    ours = decoding.generate(params, CONFIG, jnp.asarray(prefix_tokens), keys, 30, temperature=0.0)
     assert len(np.unique(ours)) > 5
     np.testing.assert_array_equal(ours, greedy)
 

@@ -1,0 +1,167 @@
+import dataclasses
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from melody_jax.errors import UserError
+from melody_jax.models import decoding, few_rows, functional, lm
+
+CONFIG = dataclasses.replace(lm.TINY, prefix_codes=32, semantic_vocab=48)
+PARAMS = lm.init(CONFIG, jax.random.key(0))
+PAIRS = dataclasses.replace(CONFIG, recall=False, tokens_per_pass=2)
+NETWORKS = {1: (PARAMS, CONFIG), 2: (lm.init(PAIRS, jax.random.key(1)), PAIRS)}
+"""By tokens a pass."""
+KEYS = jax.vmap(jax.random.key)(jnp.arange(3))
+
+
+def tokens(seed: int, batch: int, length: int = 20) -> tuple[jax.Array, jax.Array]:
+    a, b = jax.random.split(jax.random.key(seed))
+    shape = (batch, CONFIG.prefix_levels)
+    return jax.random.randint(a, shape, 0, CONFIG.prefix_codes), jax.random.randint(
+        b, (batch, length), 0, CONFIG.semantic_vocab
+    )
+
+
+@pytest.mark.parametrize("start", [0, 5])
+def test_cached_equals_full(start):
+    prefix, semantic = tokens(4, 2)
+    full = lm.logits(PARAMS, CONFIG, prefix, semantic)
+    blocks = functional.unstack(PARAMS["blocks"], CONFIG.layers)
+    caches = [(jnp.zeros((4, 32, 40)), jnp.zeros((4, 40, 32)))] * CONFIG.layers
+    embedded_prefix = lm.embed_prefix(PARAMS, CONFIG, prefix)
+    heard = lm.nothing_heard(PARAMS, CONFIG, embedded_prefix, 20)
+    embedded, weights, _ = lm.hear(PARAMS, CONFIG, semantic, embedded_prefix, 0, heard)
+    weights = lm.before_any(weights)
+
+    @jax.jit
+    def step(x, position, caches, weights):
+        x, caches = decoding._cached(blocks, CONFIG, x, position, caches)
+        return lm.head(PARAMS, CONFIG, x, weights, semantic)[:, 0], caches
+
+    x = jnp.concatenate([embedded_prefix, embedded[:, :start]], axis=1)
+    scores, caches = step(x, 0, caches, weights[:, :, start : start + 1])
+    np.testing.assert_allclose(scores, full[:, start], atol=1e-4)
+    for u in range(start + 1, 20):
+        scores, caches = step(embedded[:, u - 1 : u], 11 + u, caches, weights[:, :, u : u + 1])
+        np.testing.assert_allclose(scores, full[:, u], atol=1e-4)
+
+
+@pytest.mark.parametrize(("per_pass", "guidance_scale"), [(1, 1.0), (1, 2.0), (2, 2.0)])
+def test_greedy_is_argmax_of_full_forward(per_pass, guidance_scale):
+    params, config = NETWORKS[per_pass]
+    prefix, _ = tokens(5, 2)
+    drawn = decoding.generate(params, config, prefix, KEYS[:2], 12, temperature=0.0, guidance_scale=guidance_scale)
+    wanted = lm.logits(params, config, prefix, drawn)
+    null = lm.logits(params, config, prefix, drawn, jnp.zeros(2, int))
+    np.testing.assert_array_equal(drawn, jnp.argmax(null + guidance_scale * (wanted - null), axis=-1))
+
+
+@pytest.mark.parametrize("guidance_scale", [1.0, 2.0])
+def test_batch_independence_and_determinism(guidance_scale):
+    prefix, semantic = tokens(6, 3)
+    args = {"length": 16, "guidance_scale": guidance_scale}
+    together = decoding.generate(PARAMS, CONFIG, prefix, KEYS, given=semantic[:, :3], **args)
+    again = decoding.generate(PARAMS, CONFIG, prefix, KEYS, given=semantic[:, :3], **args)
+    np.testing.assert_array_equal(together, again)
+    np.testing.assert_array_equal(together[:, :3], semantic[:, :3])
+    for i in range(3):
+        row = slice(i, i + 1)
+        alone = decoding.generate(PARAMS, CONFIG, prefix[row], KEYS[row], given=semantic[row, :3], **args)
+        np.testing.assert_array_equal(together[row], alone)
+    assert len({tuple(row) for row in np.asarray(together[:, 3:])}) == 3
+
+
+@pytest.mark.parametrize("per_pass", [1, 2])
+def test_given_tokens_change_nothing_that_was_drawn(per_pass):
+    """An odd number of them, and of all tokens, too."""
+    draw = partial(decoding.generate, *NETWORKS[per_pass], tokens(7, 1)[0], KEYS[:1], 15)
+    whole = draw()
+    assert whole.shape == (1, 15)
+    np.testing.assert_array_equal(whole, draw(given=whole[:, :9]))
+
+
+def test_negative_prefix():
+    prefix, _ = tokens(8, 1)
+    negative, _ = tokens(9, 1)
+    args = {"length": 16, "guidance_scale": 3.0}
+    plain = decoding.generate(PARAMS, CONFIG, prefix, KEYS[:1], **args)
+    pushed = decoding.generate(PARAMS, CONFIG, prefix, KEYS[:1], negative_prefix_tokens=negative, **args)
+    cancelled = decoding.generate(PARAMS, CONFIG, prefix, KEYS[:1], negative_prefix_tokens=prefix, **args)
+    assert np.any(plain != pushed)
+    np.testing.assert_array_equal(cancelled, decoding.generate(PARAMS, CONFIG, prefix, KEYS[:1], 16))
+
+
+def test_every_item_has_its_own_settings():
+    prefix, semantic = tokens(11, 3)
+    negative = jnp.stack([jnp.full_like(prefix[0], -1), *tokens(12, 2)[0]])
+    settings = {
+        "temperature": jnp.array([0.0, 1.0, 1.3]),
+        "top_k": jnp.array([5, 1, 40]),
+        "top_p": jnp.array([1.0, 0.9, 0.8]),
+        "guidance_scale": jnp.array([2.0, 1.0, 3.0]),
+        "negative_prefix_tokens": negative,
+    }
+    together = decoding.generate(PARAMS, CONFIG, prefix, KEYS, 14, given=semantic[:, :2], **settings)
+    turned = {name: jnp.roll(values, 1, axis=0) for name, values in settings.items()}
+    others = [jnp.roll(values, 1, axis=0) for values in (prefix, KEYS, semantic[:, :2])]
+    again = decoding.generate(PARAMS, CONFIG, *others[:2], 14, given=others[2], **turned)
+    np.testing.assert_array_equal(jnp.roll(together, 1, axis=0), again)
+    null = settings | {"negative_prefix_tokens": jnp.full_like(prefix, -1)}
+    explicit = decoding.generate(PARAMS, CONFIG, prefix, KEYS, 14, given=semantic[:, :2], **null)
+    del null["negative_prefix_tokens"]
+    implied = decoding.generate(PARAMS, CONFIG, prefix, KEYS, 14, given=semantic[:, :2], **null)
+    np.testing.assert_array_equal(explicit, implied)
+    np.testing.assert_array_equal(explicit[0], together[0])
+    assert np.any(explicit[2] != together[2])
+
+
+def test_a_draw_does_not_depend_on_how_many_are_looked_at():
+    scores = jax.random.normal(jax.random.key(3), (64,))
+    for key in jax.random.split(jax.random.key(4), 20):
+        few, all_ = (decoding.sample_token(key, scores, 1.0, 8, 1.0, candidates) for candidates in (8, 64))
+        assert few == all_
+
+
+def test_sampling_limits_and_frequencies():
+    scores = jnp.log(jnp.array([0.1, 0.4, 0.05, 0.3, 0.15]))
+    keys = jax.random.split(jax.random.key(0), 4000)
+
+    def shares(temperature=1.0, top_k=5, top_p=1.0):
+        drawn = jax.vmap(lambda key: decoding.sample_token(key, scores, temperature, top_k, top_p))(keys)
+        return np.bincount(np.asarray(drawn), minlength=5) / 4000
+
+    np.testing.assert_allclose(shares(), [0.1, 0.4, 0.05, 0.3, 0.15], atol=0.03)
+    np.testing.assert_allclose(shares(top_k=2), [0, 4 / 7, 0, 3 / 7, 0], atol=0.03)
+    np.testing.assert_allclose(shares(top_p=0.71), [0, 0.4 / 0.85, 0, 0.3 / 0.85, 0.15 / 0.85], atol=0.03)
+    np.testing.assert_allclose(shares(top_p=0.69), [0, 4 / 7, 0, 3 / 7, 0], atol=0.03)
+    np.testing.assert_array_equal(shares(top_p=0.01), [0, 1, 0, 0, 0])
+    np.testing.assert_array_equal(shares(temperature=0.0), [0, 1, 0, 0, 0])
+    squared = np.array([0.1, 0.4, 0.05, 0.3, 0.15]) ** 2
+    np.testing.assert_allclose(shares(temperature=0.5), squared / squared.sum(), atol=0.03)
+
+
+@pytest.mark.parametrize(("rows", "per_pass"), [(1, 2), (5, 1)])
+def test_unrolled_and_scanned_draw_the_same(monkeypatch, rows, per_pass):
+    """A CPU's way of decoding, with its products of few and of many rows, and that of the other platforms."""
+    params, config = NETWORKS[per_pass]
+    monkeypatch.setattr(few_rows, "LARGE", 64 * 128)  # so that this small network has large matrices
+    prefix, _ = tokens(11, rows)
+    prefix = jnp.concatenate([lm.embed_prefix(params, config, p) for p in (prefix, jnp.full_like(prefix, -1))])
+    keys, ones = jax.vmap(jax.random.key)(jnp.arange(rows)), jnp.ones(rows)
+    known = jnp.full((rows, 16), -1).at[:, 9].set(5)
+    arrays = (params, prefix, keys, jnp.full((rows, 2), 7), known, ones, 20 * ones, ones, 2 * ones)
+    drawn = [jax.jit(partial(decoding._decode, config, 16, 48, unrolled))(*arrays) for unrolled in (True, False)]
+    np.testing.assert_array_equal(*drawn)
+    np.testing.assert_array_equal(drawn[0][:, 9], 5)
+    assert len(np.unique(drawn[0])) > 3
+
+
+def test_bad_input():
+    prefix, semantic = tokens(10, 1)
+    with pytest.raises(UserError, match="must exceed"):
+        decoding.generate(PARAMS, CONFIG, prefix, KEYS[:1], 20, given=semantic)
+    with pytest.raises(UserError, match="needs 12"):
+        decoding.generate(PARAMS, CONFIG, prefix[:, :5], KEYS[:1], 20)
