@@ -32,6 +32,6 @@ def study() -> Study:
             Claim(arm="UNet-2D", metric="velocity_mse", says="worse", source="Table 5, velocity MSE 0.15 against 0.12"),
             Claim(arm="UNet-2D", metric="si_snri", says="worse", source="Table 5, SI-SNRi 4.96 against 6.15 dB"),
         ),
-        limits="All arms have the learning rate that was tuned for DPD; the paper's networks have 300 M parameters, its "
-        "latents 250 Hz.",
+        limits="All arms have the learning rate that was tuned for DPD. The paper's networks have 300 M parameters and "
+        "its latents 250 Hz.",
     )  # fmt: skip

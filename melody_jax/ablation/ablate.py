@@ -182,7 +182,8 @@ def _share(config: AblateConfig, runs: Sequence[Run]) -> None:
         with tqdm(total=total, unit="step", desc=Path(config.study).stem) as bar:
             while any(process.is_alive() for process in processes):
                 time.sleep(POLL_SECONDS)
-                bar.update(sum(last_step(run.folder) for run in runs) - bar.n)
+                bar.n = sum(last_step(run.folder) for run in runs)
+                bar.refresh()
     finally:
         end()
         for process in processes:

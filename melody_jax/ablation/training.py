@@ -25,9 +25,10 @@ from melody_jax.errors import UserError
 from melody_jax.models import denoiser
 from melody_jax.models.functional import count
 from melody_jax.scale.counting import matmul_cost
+from melody_jax.training.checkpoint import abstract_like
 from melody_jax.training.export import run_network
 from melody_jax.training.loop import make_step, train
-from melody_jax.training.sharding import make_mesh
+from melody_jax.training.sharding import make_mesh, place_batch, state_sharding, using
 from melody_jax.training.state import create_state
 
 WINDOWS = 4
@@ -89,10 +90,12 @@ def held_out_windows(data: DataConfig) -> list[dict[str, Any]]:
 def cost(config: TrainConfig, folder: Path, batch: dict[str, Any]) -> dict[str, Any]:
     """What a run took: parameters, FLOPs by our count and by XLA's, seconds a step, memory."""
     stage: Any = config.stage
-    state = jax.eval_shape(lambda: create_state(config, jax.random.key(0)))
-    placed = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=_one()), state)
-    traced = make_step(config, placed).trace(placed, batch)
-    compiled = traced.lower().compile()
+    mesh = make_mesh(config.mesh)
+    shapes = jax.eval_shape(lambda: create_state(config, jax.random.key(0)))
+    state = abstract_like(shapes, state_sharding(shapes, mesh))
+    with using(mesh):  # as the loop does it: the compiled program is in the cache
+        traced = make_step(config, state).trace(state, place_batch(batch, mesh))
+        compiled = traced.lower().compile()
     memory: Any = compiled.memory_analysis()
     analysis: Any = compiled.cost_analysis()
     seconds = [row["time/useful"] for row in read_rows(folder) if "time/useful" in row]
@@ -108,10 +111,6 @@ def cost(config: TrainConfig, folder: Path, batch: dict[str, Any]) -> dict[str, 
         "threads": int(os.environ.get("PJRT_NPROC", os.cpu_count() or 1)),
         "device": jax.devices()[0].device_kind,
     }
-
-
-def _one() -> jax.sharding.Sharding:
-    return jax.sharding.SingleDeviceSharding(jax.devices()[0])
 
 
 def _release(config: TrainConfig) -> Path:

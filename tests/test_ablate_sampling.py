@@ -1,0 +1,65 @@
+"""A study that only samples, on the tiny release: what arms share, what is judged, and that finished runs are kept."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from melody_jax.ablation import files, sampling
+from melody_jax.ablation.ablate import AblateConfig, ablate
+from melody_jax.evaluation import adherence
+
+FILE = """
+from melody_jax.ablation.study import Sampling, Study
+
+def study():
+    return Study(
+        title="Tiny", question="?", base=Sampling(model="tiny", steps=2, prompts=1), seeds=(0, 1),
+        arms={"paper": {}, "uniform": {"schedule": "uniform"}},
+        metrics=("text_similarity", "group_right", "prompt_frechet"),
+    )
+"""
+
+
+class Judge:
+    """Hears the first group in everything."""
+
+    def predict(self, features: np.ndarray) -> np.ndarray:
+        return np.zeros(len(features), int)
+
+
+def test_study(tmp_path: Path, melody: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    described = []
+
+    def piece(prompt: Any, number: int, samples: int) -> np.ndarray:
+        described.append(prompt)
+        return np.random.default_rng(number).normal(size=samples).astype(np.float32) / 10
+
+    monkeypatch.setattr(sampling, "_cascade", lambda *_: melody)
+    monkeypatch.setattr(sampling, "_judge", lambda _: Judge())
+    monkeypatch.setattr(adherence, "ground_truth", piece)
+    monkeypatch.setattr(sampling, "PROMPTS", Path(__file__).parents[1] / sampling.PROMPTS)
+    (tmp_path / "tiny.py").write_text(FILE)
+    config = AblateConfig(study=str(tmp_path / "tiny.py"), runs=str(tmp_path / "runs"), out=str(tmp_path / "out"))
+    assert ablate(config) == tmp_path / "out" / "tiny.md"
+    assert len(described) == len(adherence.GROUPS)
+
+    found = json.loads((tmp_path / "out" / "tiny.json").read_text())
+    (pairing, _) = found["pairing"]["uniform"]
+    assert pairing == {"steps": 1, "shared": ["noise", "prefix", "tokens"], "different": []}
+    assert found["costs"]["paper"]["passes"] == 4
+    right = next(row for row in found["comparisons"] if row["metric"] == "group_right")
+    assert right["value"] == pytest.approx(1 / len(adherence.GROUPS))
+
+    runs = [files.results(path) for path in sorted((tmp_path / "runs").glob("*/")) if (path / "cost.json").is_file()]
+    assert len(runs) == 4
+    assert len({run["embeddings"].tobytes() for run in runs}) == 4
+    assert len({run["true_embeddings"].tobytes() for run in runs}) == 1
+    assert "| paper | " in (tmp_path / "out" / "tiny.md").read_text()
+
+    # a report alone is made anew from what is there
+    monkeypatch.setattr(sampling, "carry_out", None)
+    assert ablate(dataclasses.replace(config, out=str(tmp_path / "again"))) is not None
