@@ -27,6 +27,7 @@ scalar, (L,) or (B, L). Angles stay float32 whatever the latents' dtype.
 import itertools
 import math
 from collections.abc import Callable
+from typing import Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -150,6 +151,35 @@ def sample_angles(
     angle = jnp.where(mode < shared_probability + clean_prefix_probability, prefix, angle)
     angle = jnp.where(mode < shared_probability, shared, angle)
     return angle[:, chunk_of_frame(frames, chunks)]
+
+
+Angles = Literal["uniform", "uniform_time", "logit_normal"]
+
+
+def distribute(
+    angle: jax.Array, kind: Angles, mean: float = 0.0, std: float = 1.0, maximum: float = HALF_PI
+) -> jax.Array:
+    """Uniform angles on [0, `maximum`] to others on it, in the same order; 0 stays exactly 0.
+
+      uniform       as they are (the paper)
+      uniform_time  the time t = sin / (cos + sin) of rectified flow is uniform
+      logit_normal  t is logit-normal (Esser et al. 2024, arXiv 2403.03206): log(t / (1 - t)) = log tan(angle) is normal
+
+    Raises:
+        UserError: an unknown kind, or a deviation that is not above 0.
+    """
+    if kind not in get_args(Angles):
+        raise UserError(f"unknown angles {kind!r}: expected one of {', '.join(get_args(Angles))}")
+    if kind == "uniform":
+        return angle
+    if not std > 0:
+        raise UserError(f"angle_std is {std}; it must be above 0")
+    share = angle / maximum
+    if kind == "uniform_time":
+        return jnp.arctan2(share, 1 - share) * (maximum / HALF_PI)
+    inside = jnp.clip(share, 1e-6, 1 - 1e-6)
+    drawn = jnp.arctan(jnp.exp(mean + std * jax.scipy.special.ndtri(inside)))
+    return jnp.where(angle > 0, drawn, 0.0) * (maximum / HALF_PI)
 
 
 def drift_weight(angle: float, to: float) -> float:

@@ -1,7 +1,6 @@
 """Every backbone of the diffusion: what it depends on, any number of frames, learning; and a new one is a line."""
 
 import dataclasses
-import math
 from functools import partial
 from pathlib import Path
 from typing import Any, get_args
@@ -13,18 +12,18 @@ import optax
 import pytest
 from flax import nnx
 from jax.flatten_util import ravel_pytree
+from tiny import random_denoiser
 
 from melody_jax import diffusion, release
 from melody_jax.config import from_dict, to_dict
 from melody_jax.errors import UserError
-from melody_jax.models import denoiser, dpd, lm, unet1d, unet2d
+from melody_jax.models import denoiser, dit, dpd, lm, unet1d, unet2d
 from melody_jax.models.conditioning import Conditioned, Conditions, shared_fields
 from melody_jax.models.denoiser import DenoiserConfig
 from melody_jax.models.functional import Remat, count
 from melody_jax.models.unet import UNetConfig
 from melody_jax.sampling import generate
 from melody_jax.scale.counting import matmul_cost
-from melody_jax.training.sharding import path_name
 from melody_jax.training.stages.consistency import ConsistencyStage
 from melody_jax.training.stages.dpd import DPDStage
 
@@ -33,11 +32,6 @@ SHARED: dict[str, Any] = shared_fields(dpd.TINY) | {
     "semantic_tokens": 16,
     "prefix_codes": 8,
     "aligned_tokens": True,
-}
-BACKBONES: dict[str, DenoiserConfig] = {
-    "dpd": dataclasses.replace(dpd.TINY, **SHARED, blocks=1, segment=4),
-    "unet1d": dataclasses.replace(unet1d.TINY, **SHARED),
-    "unet2d": dataclasses.replace(unet2d.TINY, **SHARED),
 }
 
 
@@ -62,6 +56,19 @@ class OneLayer(Conditioned):
         return self.outputs(jax.nn.gelu(self.inputs(noisy) + told.angles + told.aligned + told.pooled[:, None]))
 
 
+BACKBONES: dict[str, DenoiserConfig] = {
+    "dpd": dataclasses.replace(dpd.TINY, **SHARED, blocks=1, segment=4),
+    "unet1d": dataclasses.replace(unet1d.TINY, **SHARED),
+    "unet2d": dataclasses.replace(unet2d.TINY, **SHARED),
+    "dit": dataclasses.replace(dit.TINY, **SHARED),
+}
+VARIANTS = {
+    "linear_recurrence": dataclasses.replace(BACKBONES["dpd"], fine="linear_recurrence", film="none", sru_hidden=8),
+    "local_attention": dataclasses.replace(BACKBONES["dpd"], fine="local_attention", merge=False, film="affine"),
+    "rectified_flow": OneLayerConfig(**SHARED | {"objective": "rectified_flow"}),
+}
+
+
 @pytest.fixture(params=[*BACKBONES, "one_layer"])
 def config(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> DenoiserConfig:
     monkeypatch.setitem(denoiser.NETWORKS, OneLayerConfig, OneLayer)
@@ -84,18 +91,6 @@ def quickly(function: Any, **options: Any) -> Any:
     return jax.jit(function, compiler_options=fast, **options)
 
 
-def started(config: DenoiserConfig) -> Any:
-    """Random parameters, none of them zero, so that all that could have an effect has one."""
-    rng, shapes = np.random.default_rng(5), jax.eval_shape(partial(denoiser.init, config), jax.random.key(0))
-
-    def draw(path: Any, leaf: Any) -> np.ndarray:
-        gain = path_name(path).endswith("scale")
-        size = 0.2 if leaf.ndim < 2 else math.prod(leaf.shape[:-1]) ** -0.5
-        return (gain + size * rng.normal(size=leaf.shape)).astype(np.float32)
-
-    return jax.tree_util.tree_map_with_path(draw, shapes)
-
-
 @partial(quickly, static_argnames=("config", "network"))
 def _run(params: Any, config: DenoiserConfig, network: Any, conditioned: jax.Array, given: Any) -> jax.Array:
     return denoiser.velocity(params, config, conditioned=conditioned, **given)
@@ -108,7 +103,18 @@ def run(params: Any, config: DenoiserConfig, conditioned: Any = True, **given: j
 
 
 def test_output_depends_on_every_input_and_the_null_branch_on_no_token(config: DenoiserConfig) -> None:
-    params, other = started(config), inputs(config, seed=9)
+    check_dependence(config)
+
+
+@pytest.mark.parametrize("name", list(VARIANTS))
+def test_so_it_is_of_the_other_choices(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(denoiser.NETWORKS, OneLayerConfig, OneLayer)
+    check_dependence(VARIANTS[name])
+    check_products(VARIANTS[name])
+
+
+def check_dependence(config: DenoiserConfig) -> None:
+    params, other = random_denoiser(config), inputs(config, seed=9)
     base, null = run(params, config), run(params, config, False)
     assert base.shape == (3, 24, config.latent_dim)
     assert base.dtype == np.float32
@@ -120,14 +126,14 @@ def test_output_depends_on_every_input_and_the_null_branch_on_no_token(config: D
 
 
 def test_items_are_apart(config: DenoiserConfig) -> None:
-    params, given, other = started(config), inputs(config), inputs(config, seed=9)
+    params, given, other = random_denoiser(config), inputs(config), inputs(config, seed=9)
     mixed = {name: x.at[:2].set(other[name][:2]) for name, x in given.items()}
     mask = jnp.array([True, False, True])
     np.testing.assert_allclose(run(params, config, mask, **mixed)[2], run(params, config)[2], atol=1e-5)
 
 
 def test_a_frames_angle_is_heard_there(config: DenoiserConfig) -> None:
-    params, angle = started(config), jnp.full((3, 24), 0.7)
+    params, angle = random_denoiser(config), jnp.full((3, 24), 0.7)
     moved = np.abs(run(params, config, angle=angle.at[:, 20:].set(0.0)) - run(params, config, angle=angle))
     moved = moved.mean(axis=(0, 2))
     assert moved[20:].min() > 1e-3
@@ -135,7 +141,7 @@ def test_a_frames_angle_is_heard_there(config: DenoiserConfig) -> None:
 
 
 def test_any_number_of_frames(config: DenoiserConfig) -> None:
-    params = started(config)
+    params = random_denoiser(config)
     found = run(params, config, **inputs(config, frames=13))
     assert found.shape == (3, 13, config.latent_dim)
     assert np.isfinite(found).all()
@@ -144,6 +150,10 @@ def test_any_number_of_frames(config: DenoiserConfig) -> None:
 
 
 def test_products_are_those_that_are_traced(config: DenoiserConfig) -> None:
+    check_products(config)
+
+
+def check_products(config: DenoiserConfig) -> None:
     paper = dataclasses.replace(config, frames_per_token=2, guidance_range=(1.0, 2.0))
     without = dataclasses.replace(config, cross_attention=False, aligned_tokens=False, prefix_conditioning=False)
     for changed, frames in ((config, 24), (paper, 22), (without, 24)):
@@ -186,7 +196,7 @@ def test_it_learns(name: str) -> None:
 
 def test_it_is_released_and_samples_guided_beside_its_context(config: DenoiserConfig, tmp_path: Path) -> None:
     """One step from noise is the guided velocity, turned round."""
-    release.save_network(tmp_path, "dpd", started(config), config, {})
+    release.save_network(tmp_path, "dpd", random_denoiser(config), config, {})
     params, found, _ = release.load_network(tmp_path, "dpd")
     assert found == config
     given = inputs(config)
@@ -227,7 +237,7 @@ def test_it_takes_every_remat_policy(name: str) -> None:
     assert none < dots < blocks
 
 
-@pytest.mark.parametrize("backbone", [unet1d, unet2d], ids=lambda module: module.__name__.rpartition(".")[2])
+@pytest.mark.parametrize("backbone", [unet1d, unet2d, dit], ids=lambda module: module.__name__.rpartition(".")[2])
 def test_studies_compare_as_many_parameters(backbone: Any) -> None:
     def size(config: DenoiserConfig) -> int:
         return count(jax.eval_shape(partial(denoiser.init, config), jax.random.key(0)))

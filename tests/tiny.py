@@ -1,11 +1,17 @@
 """A whole cascade at `tiny` size with random weights, for tests of what is built on networks."""
 
 import dataclasses
+import math
+from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from melody_jax.models import denoiser, dpd, lm, mulan, tokenizer, vae
+from melody_jax.models.denoiser import DenoiserConfig
+from melody_jax.training.sharding import path_name
 
 
 def tiny_networks() -> dict:
@@ -40,3 +46,15 @@ def tiny_networks() -> dict:
         },
     }
     return {name: (params[name], configs[name]) for name in configs}
+
+
+def random_denoiser(config: DenoiserConfig) -> Any:
+    """Parameters without a zero among them, so that all that could have an effect has one; nothing is compiled."""
+    rng, shapes = np.random.default_rng(5), jax.eval_shape(partial(denoiser.init, config), jax.random.key(0))
+
+    def draw(path: Any, leaf: Any) -> np.ndarray:
+        gain = path_name(path).endswith("scale")
+        size = 0.2 if leaf.ndim < 2 else math.prod(leaf.shape[:-1]) ** -0.5
+        return (gain + size * rng.normal(size=leaf.shape)).astype(np.float32)
+
+    return jax.tree_util.tree_map_with_path(draw, shapes)

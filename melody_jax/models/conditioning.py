@@ -18,6 +18,7 @@ from melody_jax.errors import UserError
 from melody_jax.models import functional
 from melody_jax.models.functional import Remat
 from melody_jax.models.layers import RMSNorm
+from melody_jax.models.objectives import OBJECTIVES, Objective
 
 SMALL_INIT = nnx.initializers.variance_scaling(1e-4, "fan_in", "truncated_normal")
 """Of a backbone's last layer: the loss starts at the velocity's variance and not at twice that."""
@@ -58,6 +59,10 @@ class DenoiserConfig:
     guidance_range: tuple[float, float] | None = None
     """Least and largest guidance scale that a distilled network (training/stages/consistency.py) takes as an input: one
     pass gives the guided velocity. None: not an input; guidance needs a second pass without the condition."""
+    objective: Objective = "v"
+    """What the network predicts: "v", "trigflow" or "rectified_flow"; see models/objectives.py."""
+    sigma_data: float = 1.0
+    """Standard deviation of the latents, above 0; for "trigflow" alone."""
     dtype: str = "float32"
     """Compute type of the trunk; norms, softmax, rotary and diffusion angles stay float32."""
     remat: Remat = "none"
@@ -66,6 +71,10 @@ class DenoiserConfig:
     def __post_init__(self) -> None:
         if self.guidance_range and not 0 < self.guidance_range[0] <= self.guidance_range[1]:
             raise UserError(f"guidance_range is {self.guidance_range}: both above 0, the smaller one first")
+        if self.objective not in OBJECTIVES:
+            raise UserError(f"unknown objective {self.objective!r}: expected one of {', '.join(OBJECTIVES)}")
+        if not self.sigma_data > 0:
+            raise UserError(f"sigma_data is {self.sigma_data}; it must be above 0")
 
     def tokens(self, frames: int) -> int:
         """Semantic tokens that go with so many frames."""

@@ -1,8 +1,9 @@
 """The diffusion's network, whatever its backbone: noisy latents and what they are to become, to a velocity.
 
 A backbone is a file with a config derived from `DenoiserConfig`, which counts its products, and a `Conditioned` module
-that takes noisy latents (B, L, D) and `Conditions` and gives latents (B, L, D); and a line in `NETWORKS`. Training,
-sampling, distillation and releases know this file alone.
+that takes noisy latents (B, L, D) and `Conditions` and gives latents (B, L, D); and a line in `NETWORKS`. What these
+mean is the objective's affair (models/objectives.py): training, sampling, distillation and releases know this file
+alone, and the velocity.
 
 Legend: B batch, L latent frames, D latent width, U semantic tokens, P prefix levels.
 """
@@ -12,8 +13,9 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from melody_jax.models import functional
+from melody_jax.models import functional, objectives
 from melody_jax.models.conditioning import Conditioned, DenoiserConfig, embedding_products
+from melody_jax.models.dit import DiT, DiTConfig
 from melody_jax.models.dpd import DPD, DPDConfig
 from melody_jax.models.functional import Params
 from melody_jax.models.unet1d import UNet1D, UNet1DConfig
@@ -23,6 +25,7 @@ NETWORKS: dict[type[DenoiserConfig], Callable[..., Conditioned]] = {
     DPDConfig: DPD,
     UNet1DConfig: UNet1D,
     UNet2DConfig: UNet2D,
+    DiTConfig: DiT,
 }
 """Config -> network."""
 
@@ -51,9 +54,13 @@ def velocity(
     prefix_tokens: (B, P) int, -1 for an absent level; None is all absent. Unused without `prefix_conditioning`.
     guidance_scale: (B,) or a scalar within `guidance_range`; unused by a network without one.
     """
-    network = functional.bind(NETWORKS[type(config)], config, params=params)
-    told = network.embed(angle, semantic_tokens, conditioned, prefix_tokens, guidance_scale)
-    return network(noisy, told).astype(jnp.float32)
+    backbone = functional.bind(NETWORKS[type(config)], config, params=params)
+
+    def predict(noisy: jax.Array, angle: jax.Array) -> jax.Array:
+        told = backbone.embed(angle, semantic_tokens, conditioned, prefix_tokens, guidance_scale)
+        return backbone(noisy, told).astype(jnp.float32)
+
+    return objectives.velocity(config.objective, config.sigma_data, predict, noisy, angle)
 
 
 def flops(config: DenoiserConfig, frames: int | None = None) -> int:

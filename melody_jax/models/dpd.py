@@ -19,6 +19,7 @@ C merged columns, H heads, P prefix levels. Sheets are (K, B, S, W), columns fir
 
 import dataclasses
 from functools import partial
+from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -28,6 +29,7 @@ from flax import nnx
 from melody_jax.errors import UserError
 from melody_jax.models import functional
 from melody_jax.models.conditioning import MLP, SMALL_INIT, Conditioned, Conditions, DenoiserConfig
+from melody_jax.models.fine import LinearRecurrence, LocalAttention
 from melody_jax.models.layers import RMSNorm
 from melody_jax.models.roformer import BRANCH_GAIN, Condition, RoFormer
 from melody_jax.models.segments import (
@@ -41,6 +43,9 @@ from melody_jax.models.segments import (
     segment_count,
 )
 from melody_jax.models.sru import SRU, SRUConfig
+
+Fine = Literal["sru", "linear_recurrence", "local_attention"]
+Modulation = Literal["mlp", "affine", "none"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -57,18 +62,23 @@ class DPDConfig(DenoiserConfig):
     """Layers (self-attention, feed-forward, cross-attention, feed-forward) in a block's coarse path."""
     feed_forward: int = 4
     """Width of a feed-forward layer as a multiple of W."""
+    fine: Fine = "sru"
+    """What runs inside the segments: the paper's SRU, or one of models/fine.py, of as many parameters."""
     sru_hidden: int = 384
-    """Width of one direction of the SRU."""
+    """Width of one direction of the SRU or the linear recurrence; attention is as wide as the trunk."""
     sru_layers: int = 2
-    """Layers of the SRU in a block."""
+    """Layers of the fine path in a block."""
     sru_recurrent_weights: bool = True
     """The SRU's v terms; see models/sru.py."""
     sru_parallel_scan: bool = False
     """Parallel scan for an SRU without v terms; see models/sru.py."""
-    film: str = "mlp"
-    """Modulation of the fine path: "mlp", MLP(x MLP(m) + MLP(m)) as in the paper, or "affine", x (1 + A m) + B m."""
+    film: Modulation = "mlp"
+    """Modulation of the fine path: "mlp", MLP(x MLP(m) + MLP(m)) as in the paper; "affine", x (1 + A m) + B m; or
+    "none", and the pooled condition is added to the input instead."""
     film_mean: bool = False
     """The angle embedding that modulates a segment: False, of frame floor(s L / S); True, the mean of its frames."""
+    merge: bool = True
+    """Coarse paths see columns merged by 1, 2, 4, ..., 4, 2, 1; False: every column in every block."""
     merge_normalised: bool = False
     """Merging divides by the number of real columns in the window instead of counting zero padding as columns."""
     frame_clock: bool = False
@@ -80,23 +90,35 @@ class DPDConfig(DenoiserConfig):
             raise UserError(f"segment is {self.segment}: it must be even, segments overlap by half")
         if self.width % self.heads or self.width // self.heads % 2:
             raise UserError(f"width {self.width} in {self.heads} heads: rotary positions need an even width a head")
-        if self.film not in ("mlp", "affine"):
-            raise UserError(f"unknown film {self.film!r}: expected mlp or affine")
+        for name, known in (("fine", get_args(Fine)), ("film", get_args(Modulation))):
+            if getattr(self, name) not in known:
+                raise UserError(f"unknown {name} {getattr(self, name)!r}: expected one of {', '.join(known)}")
+
+    @property
+    def merge_widths(self) -> list[int]:
+        """Columns that each block's coarse path merges, n."""
+        return [merge_width(block, self.blocks) if self.merge else 1 for block in range(self.blocks)]
 
     def products(self, frames: int) -> int:
         """Multiplications in the trunk's matrix products for one item with a condition."""
         w, count, tokens = self.width, segment_count(frames, self.segment), self.tokens(frames)
-        dense, both, sheet = w * w, 2 * self.sru_hidden, self.segment * count
-        total = frames * 2 * self.latent_dim * w
-        for block in range(self.blocks):
-            positions = count * -(-self.segment // merge_width(block, self.blocks))
+        dense, sheet = w * w, self.segment * count
+        film = {"mlp": 2 * dense * (sheet + 2 * count), "affine": 2 * dense * count, "none": 0}[self.film]
+        total = frames * 2 * self.latent_dim * w + self.blocks * (film + self._fine_products(count))
+        for n in self.merge_widths:
+            positions = count * -(-self.segment // n)
             layer = positions * ((4 + 2 * self.feed_forward) * dense + 2 * w * count)
             if self.cross_attention:
                 layer += positions * ((2 + 2 * self.feed_forward) * dense + 2 * w * tokens) + tokens * 2 * dense
             total += self.roformer_layers * layer
-            total += sheet * 4 * both * (w + (self.sru_layers - 1) * both) + (sheet * both * w if both != w else 0)
-            total += 2 * dense * (sheet + 2 * count) if self.film == "mlp" else 2 * dense * count
         return total
+
+    def _fine_products(self, count: int) -> int:
+        """Of one block's fine path over `count` segments."""
+        w, both, sheet = self.width, 2 * self.sru_hidden, self.segment * count
+        if self.fine == "local_attention":
+            return sheet * self.sru_layers * (4 * w * w + 2 * w * self.segment)
+        return sheet * 4 * both * (w + (self.sru_layers - 1) * both) + (sheet * both * w if both != w else 0)
 
 
 PAPER = DPDConfig()
@@ -153,7 +175,9 @@ class FiLM(nnx.Module):
 
     def __init__(self, config: DPDConfig, *, rngs: nnx.Rngs) -> None:
         self.form = config.film
-        if self.form == "mlp":
+        if self.form == "none":
+            self.out = RMSNorm(config.width, BRANCH_GAIN, rngs=rngs)
+        elif self.form == "mlp":
             self.scale, self.shift, self.out = (
                 MLP(config.width, config.width, config.dtype, gain, rngs=rngs) for gain in (1.0, 1.0, BRANCH_GAIN)
             )
@@ -162,10 +186,28 @@ class FiLM(nnx.Module):
 
     def __call__(self, x: jax.Array, m: jax.Array) -> jax.Array:
         """(K, B, S, W) modulated by (B, S, W)."""
+        if self.form == "none":
+            return self.out(x)
         if self.form == "mlp":
             return self.out(x * self.scale(m) + self.shift(m))
         scale, shift = jnp.split(self.affine(m), 2, axis=-1)
         return x * (1 + scale) + shift
+
+
+def _fine(config: DPDConfig, rngs: nnx.Rngs) -> Any:
+    """The fine path of a block: (K, N, W) to (K, N, 2 H), attention to (K, N, W)."""
+    if config.fine == "local_attention":
+        return LocalAttention(config.width, config.heads, config.sru_layers, config.dtype, rngs=rngs)
+    if config.fine == "linear_recurrence":
+        return LinearRecurrence(config.width, config.sru_hidden, config.sru_layers, rngs=rngs)
+    sru = SRUConfig(
+        inputs=config.width,
+        hidden=config.sru_hidden,
+        layers=config.sru_layers,
+        recurrent_weights=config.sru_recurrent_weights,
+        parallel_scan=config.sru_parallel_scan,
+    )
+    return SRU(sru, rngs=rngs)
 
 
 class Block(nnx.Module):
@@ -183,17 +225,9 @@ class Block(nnx.Module):
             rngs=rngs,
         )
         self.coarse_norm = RMSNorm(config.width, rngs=rngs)
-        self.fine = SRU(
-            SRUConfig(
-                inputs=config.width,
-                hidden=config.sru_hidden,
-                layers=config.sru_layers,
-                recurrent_weights=config.sru_recurrent_weights,
-                parallel_scan=config.sru_parallel_scan,
-            ),
-            rngs=rngs,
-        )
-        if 2 * config.sru_hidden != config.width:
+        self.fine = _fine(config, rngs)
+        self.projects = config.fine != "local_attention" and 2 * config.sru_hidden != config.width
+        if self.projects:
             self.fine_out = nnx.Linear(2 * config.sru_hidden, config.width, dtype=config.dtype, rngs=rngs)
         self.film = FiLM(config, rngs=rngs)
         self.fine_norm = RMSNorm(config.width, rngs=rngs)
@@ -209,7 +243,7 @@ class Block(nnx.Module):
         sheet = self.coarse_norm(sheet + repeat(coarse, self.n, columns))
         fine = self.fine(functional.split_batch(sheet.reshape(columns, batch * count, width), axis=1))
         fine = functional.split_batch(fine.reshape(columns, batch, count, -1), axis=1)
-        if 2 * self.config.sru_hidden != width:
+        if self.projects:
             fine = self.fine_out(fine)
         return self.fine_norm(sheet + self.film(fine, modulation))
 
@@ -224,7 +258,7 @@ class DPD(Conditioned):
         width, dtype = config.width, config.dtype
         self.inputs = nnx.Linear(config.latent_dim, width, dtype=dtype, rngs=rngs)
         self.input_norm = RMSNorm(width, rngs=rngs)
-        self.blocks = nnx.List([Block(config, merge_width(i, config.blocks), rngs=rngs) for i in range(config.blocks)])
+        self.blocks = nnx.List([Block(config, n, rngs=rngs) for n in config.merge_widths])
         self.output_norm = RMSNorm(width, rngs=rngs)
         self.outputs = nnx.Linear(width, config.latent_dim, kernel_init=SMALL_INIT, dtype=dtype, rngs=rngs)
 
@@ -233,6 +267,8 @@ class DPD(Conditioned):
         config, frames = self.config, noisy.shape[1]
         count = segment_count(frames, config.segment)
         x = functional.split_batch(self.inputs(noisy) + told.angles) + told.aligned
+        if config.film == "none":
+            x = x + told.pooled[:, None]
         context = Condition(
             tokens=told.tokens,
             conditioned=told.conditioned,

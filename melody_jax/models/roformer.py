@@ -59,7 +59,11 @@ class FeedForward(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """(..., W) to the same."""
-        return x + self.out(jax.nn.gelu(self.hidden(self.norm(x))))
+        return x + self.of_normed(self.norm(x))
+
+    def of_normed(self, h: jax.Array) -> jax.Array:
+        """What is added to the stream (..., W), given what its norm made of it."""
+        return self.out(jax.nn.gelu(self.hidden(h)))
 
 
 class Attention(nnx.Module):
@@ -77,8 +81,11 @@ class Attention(nnx.Module):
 
     def along(self, x: jax.Array, clock: np.ndarray) -> jax.Array:
         """Every column attends to itself along S; clock (S,)."""
-        h = self.norm(x)
-        return x + self.out(self._along(h, clock))
+        return x + self.of_itself(self.norm(x), clock)
+
+    def of_itself(self, h: jax.Array, clock: np.ndarray) -> jax.Array:
+        """What `along` adds to the stream, given what its norm made of it."""
+        return self.out(self._along(h, clock))
 
     def across(self, x: jax.Array, clock: np.ndarray, context: Condition) -> jax.Array:
         """Items with a condition attend to their tokens, the others as in `along`.

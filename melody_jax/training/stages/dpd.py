@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from melody_jax import diffusion
-from melody_jax.models import denoiser
+from melody_jax.models import denoiser, objectives
 from melody_jax.models.denoiser import DenoiserConfig
 from melody_jax.models.dpd import DPDConfig
 from melody_jax.models.functional import Params
@@ -54,6 +54,12 @@ class DPDStage:
     """Share of items with clean leading chunks, as in continuation."""
     maximum_angle: float = diffusion.HALF_PI
     """Largest training angle, radians; sampling starts at pi/2."""
+    angles: diffusion.Angles = "uniform"
+    """How angles are distributed, see `diffusion.distribute`; of "trigflow" they are those that its network is told."""
+    angle_mean: float = 0.0
+    """Of log tan(angle), for "logit_normal": above 0 for more noise."""
+    angle_std: float = 1.0
+    """Standard deviation of log tan(angle), for "logit_normal", above 0."""
     token_corruption: float = 0.0
     """Share of semantic tokens replaced by random ones: what the LM writes is not free of errors either."""
     prefix_dropout: float = 0.1
@@ -89,11 +95,14 @@ class DPDStage:
         angle = diffusion.sample_angles(
             keys[1], count, frames, self.model.chunks, self.shared_angle, self.clean_prefix, self.maximum_angle
         )
+        angle = diffusion.distribute(angle, self.angles, self.angle_mean, self.angle_std, self.maximum_angle)
+        angle = objectives.drawn_angle(self.model.objective, self.model.sigma_data, angle)
         return Draws(conditioned, angle, *self._perturb(batch, keys[2]), jax.random.normal(keys[3], latents.shape))
 
     def _loss(self, params: Params, batch: Batch, key: jax.Array) -> tuple[jax.Array, Metrics]:
         drawn = self.draw(batch, key)
         error = self._errors(params["model"], batch["latents"], drawn).mean(axis=-1)
+        error = error * objectives.loss_weight(self.model.objective, self.model.sigma_data, drawn.angle)
         noisy = (drawn.angle > 0).astype(error.dtype)
         return (error * noisy).sum() / jnp.maximum(noisy.sum(), 1), {"weight": noisy.sum()}
 
