@@ -1,4 +1,4 @@
-"""Is dual-path diffusion the better network (table 5)? Backbones of equal numbers of parameters on the same latents.
+"""Is dual-path diffusion the better network (table 5)? Backbones of as many parameters on the same latents.
 
 melody ablate configs/ablations/backbones.py --folder features/audio --validation_folder features/validation --workers 2
 """
@@ -7,20 +7,21 @@ from pathlib import Path
 
 from melody_jax.ablation.study import Claim, Study
 from melody_jax.config import load_config
-from melody_jax.models import unet1d, unet2d
+from melody_jax.models import dit, unet1d, unet2d
 
 
 def study() -> Study:
-    """DPD beside a U-Net over time and one on the latents as an image; everything that is drawn is shared."""
+    """DPD beside a U-Net over time, one on the latents as an image, and a transformer; all that is drawn is shared."""
     return Study(
         title="Backbones",
         question="Of 1.8 M parameters each: does DPD predict the velocity better than the U-Nets of Moûsai's and "
-        "Riffusion's kind?",
+        "Riffusion's kind, and than a transformer?",
         base=load_config(Path(__file__).parents[1] / "dpd_ablation.py"),
         arms={
             "DPD": {},
             "UNet-1D": {"stage.model": unet1d.ABLATION},
             "UNet-2D": {"stage.model": unet2d.ABLATION},
+            "DiT": {"stage.model": dit.ABLATION},
         },
         metrics=(
             "velocity_mse", "si_snri", "velocity_mse_chunks", "continuation_mse", "log_mel_l1", "mulan_similarity",
