@@ -14,7 +14,7 @@ from melody_jax.ablation.measures import METRICS
 from melody_jax.ablation.pairing import Pairing, check_pairs
 from melody_jax.ablation.plot import plot
 from melody_jax.ablation.statistics import Comparison, Interval, compare
-from melody_jax.ablation.study import Claim, Study
+from melody_jax.ablation.study import Claim, Sampling, Study
 from melody_jax.config import to_dict
 
 COSTS = {
@@ -118,11 +118,12 @@ def _lines(findings: Findings, name: str, command: str) -> Iterator[str]:
     study = findings.study
     seeds = len(next(iter(findings.folders.values())))
     yield from (f"# {study.title}", "", study.question, "")
+    clips = "prompts of the test split" if isinstance(study.base, Sampling) else "held-out recordings of composed music"
     yield (
-        f"Base: {study.baseline}. {seeds} seeds an arm, {findings.clips} held-out clips of composed music, at a small "
-        "scale: the paper's figures are of networks and data that nobody else has, and are quoted as the paper's. "
-        + study.limits
-    )
+        f"Base: {study.baseline}. {seeds} seeds an arm, {findings.clips} {clips}. This is small-scale, on our own data; "
+        "the paper's figures are of networks and recordings that nobody else has, and are quoted as the paper's. "
+        f"{study.limits}"
+    ).rstrip()
     yield from ("", f"![Curves and differences]({name}.png)", "", "## What was found", "")
     for arm in list(study.arms)[1:]:
         yield f"**{arm}** beside {study.rival(arm)}:"
@@ -192,11 +193,14 @@ def _cost_table(findings: Findings) -> Iterator[str]:
 
 
 def _pairing_lines(findings: Findings) -> Iterator[str]:
+    study = findings.study
+    what = "batches of clips" if isinstance(study.base, Sampling) else "steps"
     for arm, pairings in findings.pairings.items():
-        steps, shared = pairings[0].steps, ", ".join(pairings[0].shared)
-        line = f"- {arm}: equal to the base's to the bit at all {steps:,} steps of every seed: {shared}."
-        if pairings[0].different:
-            line += f" Different, as the arm means it: {', '.join(pairings[0].different)}."
+        steps, different = sum(pairing.steps for pairing in pairings), {n for one in pairings for n in one.different}
+        shared = ", ".join(name for name in pairings[0].shared if name not in different)
+        line = f"- {arm} and {study.rival(arm)}: equal to the bit at all {steps:,} {what} of all seeds: {shared}."
+        if different:
+            line += f" Different, as the arm means it: {', '.join(sorted(different))}."
         yield line
 
 
