@@ -120,7 +120,7 @@ def _lines(findings: Findings, name: str, command: str) -> Iterator[str]:
     yield from (f"# {study.title}", "", study.question, "")
     clips = "prompts of the test split" if isinstance(study.base, Sampling) else "held-out recordings of composed music"
     yield (
-        f"Base: {study.baseline}. {seeds} seeds an arm, {findings.clips} {clips}. This is small-scale, on our own data; "
+        f"Base: {study.baseline}. {seeds} seeds an arm, {findings.clips} {clips}. Small-scale, on our own data; "
         "the paper's figures are of networks and recordings that nobody else has, and are quoted as the paper's. "
         f"{study.limits}"
     ).rstrip()
