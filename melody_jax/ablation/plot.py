@@ -47,7 +47,7 @@ def _curves(axis: Any, findings: Any) -> None:
             axis.plot(steps, smooth, color=f"C{number}", linewidth=0.9, alpha=0.8, label=arm if seed == 0 else None)
     axis.set(xlabel="step", xscale="log")
     axis.set_title("training loss, every seed", fontsize=8)
-    axis.tick_params(labelsize=7)
+    axis.tick_params(which="both", labelsize=7)
     axis.legend(fontsize=7)
 
 
@@ -90,6 +90,7 @@ def _differences(axis: Any, findings: Any, metric: str) -> None:
     base = "" if several else f" beside {findings.study.baseline}"
     axis.set_title(f"{title}{base}\n({better} is better)", fontsize=8)
     axis.tick_params(axis="x", labelsize=7)
+    axis.locator_params(axis="x", nbins=5)
     if metric == findings.study.metrics[0]:
         for label, colour in (("over clips", "tab:blue"), ("over seeds", "tab:orange"), ("each seed", "grey")):
             axis.plot([], [], "o-", color=colour, label=label, markersize=4)

@@ -156,9 +156,9 @@ def _tables(findings: Findings) -> Iterator[str]:
         title, better = METRICS[metric].title, METRICS[metric].better
         comparisons = findings.comparisons[metric]
         yield from (f"### {title[0].upper()}{title[1:]} ({better} is better)", "")
-        yield "| arm | mean | beside | difference | over clips | over seeds | p, clips | p, seeds | |"
-        yield "| --- | --- | --- | --- | --- | --- | --- | --- | --- |"
-        yield f"| {study.baseline} | {_number(base_value(findings, metric))} | | | | | | | |"
+        yield "| arm | mean | beside | difference | over clips | over seeds | p, clips | p, seeds | each seed, over clips | |"
+        yield f"|{' --- |' * 10}"
+        yield f"| {study.baseline} | {_number(base_value(findings, metric))} |{' |' * 8}"
         for found in comparisons:
             c, s = found.clips, found.seeds
             cells = (
@@ -171,7 +171,8 @@ def _tables(findings: Findings) -> Iterator[str]:
                 _p(c.p),
                 _p(s.p),
             )
-            yield f"| {' | '.join(cells)} | {found.verdict(better)} |"
+            each = "; ".join(_span(one) for one in found.by_seed)
+            yield f"| {' | '.join(cells)} | {each} | {found.verdict(better)} |"
         yield ""
 
 
@@ -189,7 +190,7 @@ def _cost_table(findings: Findings) -> Iterator[str]:
             "FLOPs are of matrix products and convolutions, each round of a loop counted; XLA counts a loop once."
         )
     cost = findings.costs[findings.study.baseline]
-    yield from ("", f"Times are of {cost['device']}, threads: {cost['threads']:.0f}.", "")
+    yield from ("", f"Times are of {cost['device']}, {cost['threads']:.0f} thread(s) a process.", "")
 
 
 def _pairing_lines(findings: Findings) -> Iterator[str]:
