@@ -28,6 +28,8 @@ CEILING = 0.98
 """Largest sample that the peak limiter lets through."""
 LOOKAHEAD = 0.004
 """Seconds before a peak at which `peak_limit` has turned the gain down, half of what it looks at to either side."""
+FULL_SCALE = 0.999
+"""Samples from here on count as clipped where three or more follow one another."""
 BLOCK = 1 << 20
 """Samples that `write` converts at a time."""
 FORMATS = {".wav": "WAV", ".flac": "FLAC", ".ogg": "OGG"}
@@ -236,6 +238,17 @@ def peak_limit(
     total = np.cumsum(np.concatenate(([0.0], lowest)), dtype=np.float64)
     gain = (total[2 * span + 1 :] - total[: -2 * span - 1]) / (2 * span + 1)
     return np.clip(audio * gain, -ceiling, ceiling).astype(np.float32)
+
+
+def clipped_share(block: np.ndarray) -> float:
+    """Share of the frames of (T, channels) in which some channel is at full scale with both its neighbours, or next
+    to such a one."""
+    top = np.any(np.abs(block) >= FULL_SCALE, axis=1)
+    middle = top[1:-1] & top[:-2] & top[2:]
+    flat = np.zeros(len(block), bool)
+    for shift in range(3):
+        flat[shift : shift + len(middle)] |= middle
+    return float(flat.mean())
 
 
 def _running_minimum(values: np.ndarray, width: int) -> np.ndarray:

@@ -26,7 +26,7 @@ def exits_cleanly(main: Callable[[], None]) -> Callable[[], None]:
             if (error.name or "melody_jax").startswith("melody_jax"):
                 raise
             print(
-                f"error: {error.name} is not installed: pip install -e '.[train,compose,beam]' brings it",
+                f"error: {error.name} is not installed: pip install -e '.[train,compose,beam,evaluate]' brings it",
                 file=sys.stderr,
             )
             sys.exit(2)

@@ -153,6 +153,6 @@ def test_a_missing_extra_is_one_line(capsys: pytest.CaptureFixture[str]) -> None
         exits_cleanly(lambda: needs("grain"))()
     assert caught.value.code == 2
     said = capsys.readouterr().err
-    assert said == "error: grain is not installed: pip install -e '.[train,compose,beam]' brings it\n"
+    assert said == "error: grain is not installed: pip install -e '.[train,compose,beam,evaluate]' brings it\n"
     with pytest.raises(ModuleNotFoundError):
         exits_cleanly(lambda: needs("melody_jax.gone"))()

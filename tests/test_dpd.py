@@ -222,7 +222,7 @@ def test_lower_precision_computes_nearly_the_same(params):
     np.testing.assert_allclose(half, base, atol=0.1 * np.abs(base).max())  # bfloat16 keeps 8 bits through 20 layers
 
 
-@pytest.mark.parametrize("field", [{"segment": 5}, {"heads": 3}, {"film": "none"}])
+@pytest.mark.parametrize("field", [{"segment": 5}, {"heads": 3}, {"film": "loud"}, {"fine": "gru"}])
 def test_impossible_configs_are_refused(field):
     with pytest.raises(UserError):
         dataclasses.replace(TINY, **field)

@@ -53,7 +53,7 @@ def synthetic(count: int, rng: np.random.Generator) -> tuple[hearing.Heard, list
 def test_judges_learn_and_are_scored_on_others() -> None:
     heard, truth = synthetic(300, np.random.default_rng(1))
     judges = hearing.train(heard, truth, np.arange(300) % 3 == 2)
-    assert all(judges.accuracy[name] > 0.9 for name in hearing.FACTS), judges.accuracy
+    assert all(judges.accuracy[name] > 0.8 for name in hearing.FACTS), judges.accuracy
     assert all(judges.chance[name] < 0.7 for name in ("genre", "key", "mode", "metre")), judges.chance
     assert judges.chance["tempo"] == 1.0  # all pieces have one tempo
     nothing = hearing.right(judges, {name: rows[:3] for name, rows in heard.items()}, [Asked()] * 3)

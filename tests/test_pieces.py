@@ -7,8 +7,9 @@ import pytest
 import soundfile
 
 from melody_jax import audio
+from melody_jax.audio import clipped_share
 from melody_jax.data.layouts import Recording
-from melody_jax.data.pieces import PieceConfig, clipped_share, cut
+from melody_jax.data.pieces import PieceConfig, cut
 from melody_jax.data.records import decode_json
 from melody_jax.errors import UserError
 

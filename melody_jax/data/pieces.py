@@ -17,9 +17,6 @@ from melody_jax.data.layouts import SUFFIXES, Recording
 from melody_jax.data.records import encode_json
 from melody_jax.errors import UserError
 
-FULL_SCALE = 0.999
-"""Samples from here on count as clipped where three or more follow one another."""
-
 Reject = dict[str, Any]
 
 
@@ -73,17 +70,6 @@ def cut(recording: Recording, config: PieceConfig) -> Cut:
         return _nothing([{"recording": recording.id, "reason": "unreadable", "detail": detail}])
 
 
-def clipped_share(block: np.ndarray) -> float:
-    """Share of the frames of (T, channels) in which some channel is at full scale with both its neighbours, or next
-    to such a one."""
-    top = np.any(np.abs(block) >= FULL_SCALE, axis=1)
-    middle = top[1:-1] & top[:-2] & top[2:]
-    flat = np.zeros(len(block), bool)
-    for shift in range(3):
-        flat[shift : shift + len(middle)] |= middle
-    return float(flat.mean())
-
-
 class _Refused(Exception):
     def __init__(self, reason: str, detail: str) -> None:
         super().__init__(reason)
@@ -106,7 +92,7 @@ def _cut(recording: Recording, config: PieceConfig) -> Cut:
         if begin < config.fingerprint_seconds:
             heard.append(wave)
         begin += len(block) / rate
-        loudness, clipped = audio.loudness(wave), clipped_share(block)
+        loudness, clipped = audio.loudness(wave), audio.clipped_share(block)
         if loudness < config.silence_lufs or clipped > config.max_clipped:
             quiet = loudness < config.silence_lufs
             reason, detail = ("silence", f"{loudness:.1f} LUFS") if quiet else ("clipped", f"{100 * clipped:.1f} %")

@@ -15,6 +15,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.neural_network import MLPClassifier
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
+from threadpoolctl import threadpool_limits
 
 from melody_jax import audio, spectral
 from melody_jax.data.composer.theory import KEYS
@@ -87,6 +88,7 @@ class Judges:
     chance: dict[str, float]
 
 
+@threadpool_limits.wrap(1, "blas")  # small matrices: with threads it takes longer
 def train(heard: Heard, truth: Sequence[Asked], held_out: np.ndarray, seed: int = 0) -> Judges:
     """Judges of the clips that are not `held_out`, a mask (N,); their accuracy is that on those that are.
 
@@ -106,7 +108,7 @@ def train(heard: Heard, truth: Sequence[Asked], held_out: np.ndarray, seed: int 
     mode = LogisticRegression(class_weight="balanced", max_iter=1000)
     mode.fit(_rotated(mine["chroma"], keys), [str(asked.mode) for asked in facts])
     metred = np.asarray([asked.metre is not None for asked in facts])
-    metre = make_pipeline(StandardScaler(), LogisticRegression(class_weight="balanced", max_iter=2000))
+    metre = make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000))
     metre.fit(_metre_rows(mine)[metred], [asked.metre for asked in facts if asked.metre])
     network = {"early_stopping": True, "n_iter_no_change": 20, "max_iter": 400, "random_state": seed}
     instruments = make_pipeline(StandardScaler(), MLPClassifier((256,), alpha=1.0, **network))

@@ -3,7 +3,6 @@
 import numpy as np
 
 from melody_jax import audio
-from melody_jax.data.pieces import clipped_share
 
 SILENCE_DBFS = -60.0
 """RMS of 100 ms below which they are silent, dB of full scale."""
@@ -28,7 +27,7 @@ def figures(wave: np.ndarray) -> dict[str, float]:
     return {
         "loudness_lufs": max(audio.loudness(wave), QUIETEST_LUFS),
         "peak_dbfs": float(20 * np.log10(max(float(np.abs(wave).max()), 1e-6))),
-        "clipped": float(clipped_share(wave[:, None])),
+        "clipped": float(audio.clipped_share(wave[:, None])),
         "silent": float(np.mean(energy < 10 ** (SILENCE_DBFS / 10))),
         "flatness": _flatness(wave),
     }
