@@ -208,8 +208,9 @@ def main() -> None:
             now = peer(arguments.peer_python)
             theirs = min(theirs or now, now, key=lambda result: result["seconds"])
             print(f"MusicGen-small: {theirs['seconds'][0]:.1f} s", flush=True)
-    machine = f"{os.cpu_count()} cores, {platform.machine()}, jax {jax.__version__}"
-    rates = f"{machine}: memory {bench.memory:.1f} GB/s, matrix product {bench.matmul:.0f} GFLOP/s."
+    machine, now = f"{os.cpu_count()} cores, {platform.machine()}, jax {jax.__version__}", memory_rate()
+    memory = f"memory {bench.memory:.1f} GB/s before (as in the floors), {now:.1f} after"
+    rates = f"{machine}: {memory}, matrix product {bench.matmul:.0f} GFLOP/s."
     page = report(bench.parts, rates, theirs)
     arguments.out.write_text(page)
     print(page)
