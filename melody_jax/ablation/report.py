@@ -156,7 +156,7 @@ def _tables(findings: Findings) -> Iterator[str]:
         title, better = METRICS[metric].title, METRICS[metric].better
         comparisons = findings.comparisons[metric]
         yield from (f"### {title[0].upper()}{title[1:]} ({better} is better)", "")
-        yield "| arm | mean | beside | difference | over clips | over seeds | p, clips | p, seeds | each seed, over clips | |"
+        yield "| arm | mean | beside | difference | over clips | over seeds | p, clips | p, seeds | clips, by seed | |"
         yield f"|{' --- |' * 10}"
         yield f"| {study.baseline} | {_number(base_value(findings, metric))} |{' |' * 8}"
         for found in comparisons:
