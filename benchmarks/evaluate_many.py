@@ -2,8 +2,8 @@
 
     python benchmarks/evaluate_many.py --shards corpus/audio
 
-Clips are 10.24 s of composed music from the shards, over and over from memory, each turned by another number of
-samples. `--embedding benchmarks/log_mel_embedding.py` leaves the network out, for a long run in short time; `--listen`
+Clips are composed music from the shards, over and over from memory, each turned by another number of
+samples. `--embedding benchmarks/log_mel_embedding.py --seconds 2` is a long run in short time; `--listen`
 adds what the judges of adherence need.
 """
 
@@ -37,7 +37,9 @@ class Arguments:
     shards: Path
     """Audio shards of composed music."""
     clips: int = 10_000
-    """Clips, of 10.24 s."""
+    """Clips."""
+    seconds: float = 10.24
+    """Length of a clip."""
     embedding: str = "mini"
     """A release or a Python file (evaluation/embedding.py)."""
     listen: bool = False
@@ -55,7 +57,7 @@ def main() -> None:
     arguments = tyro.cli(Arguments, description=__doc__)
     enable_compile_cache()
     embedding = open_embedding(arguments.embedding)
-    sounds = [clip.read()[:245_760] for clip in open_set(arguments.shards).clips[:40]]
+    sounds = [clip.read()[: round(24_000 * arguments.seconds)] for clip in open_set(arguments.shards).clips[:40]]
 
     def read(number: int) -> np.ndarray:
         return np.roll(sounds[number % len(sounds)], 97 * number)
@@ -66,8 +68,8 @@ def main() -> None:
         for part in range(STEPS):
             mine = clips[part * len(clips) // STEPS : (part + 1) * len(clips) // STEPS]
             started = time.perf_counter()
-            rows = measure(ClipSet(where=str(part), sha256=str(part), clips=mine), embedding, Share(cache=folder),
-                           arguments.listen)  # fmt: skip
+            share = Share(cache=folder, seconds=arguments.seconds)
+            rows = measure(ClipSet(where=str(part), sha256=str(part), clips=mine), embedding, share, arguments.listen)
             assert rows is not None
             points.append(rows.points)
             rate = len(mine) / (time.perf_counter() - started)
