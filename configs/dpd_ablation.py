@@ -15,7 +15,7 @@ def config() -> TrainConfig:
         data=DataConfig(batch_size=8, window_tokens=128, text_prefix_probability=0.5, threads=1),
         optimizer=OptimizerConfig(learning_rate=3e-3, muon=True, warmup_steps=60),
         steps=1_500,
-        eval_every=250,
+        eval_every=500,
         ema_decay=0.998,
         workdir="runs/dpd_ablation",
     )

@@ -110,7 +110,7 @@ def work(config: AblateConfig, quiet: bool = False) -> None:
     module, began = _kind(study.base), time.monotonic()
     for run in runs:
         left = config.minutes - (time.monotonic() - began) / 60 if config.minutes else 0.0
-        if left < 0 or is_done(run.folder, measures):
+        if (config.minutes and left <= 0) or is_done(run.folder, measures):
             continue
         with claim(run.folder) as mine:
             if not mine or is_done(run.folder, measures):

@@ -36,7 +36,7 @@ def plot(findings: Any, path: Path) -> None:
 
 
 def _curves(axis: Any, findings: Any) -> None:
-    """The training loss, a running mean, of every seed; held-out losses as dots."""
+    """The training loss of every seed, a running mean."""
     for number, (arm, folders) in enumerate(findings.folders.items()):
         for seed, folder in enumerate(folders):
             rows = read_rows(folder)
@@ -45,7 +45,9 @@ def _curves(axis: Any, findings: Any) -> None:
             smooth = np.convolve(loss[:, 1], np.ones(span) / span, "valid")
             steps = loss[span - 1 :, 0] - (span - 1) / 2
             axis.plot(steps, smooth, color=f"C{number}", linewidth=0.9, alpha=0.8, label=arm if seed == 0 else None)
-    axis.set(xlabel="step", title="training loss, every seed", xscale="log")
+    axis.set(xlabel="step", xscale="log")
+    axis.set_title("training loss, every seed", fontsize=8)
+    axis.tick_params(which="both", labelsize=7)
     axis.legend(fontsize=7)
 
 
@@ -59,7 +61,12 @@ def _against_time(axis: Any, findings: Any) -> None:
         seconds = findings.costs[arm]["seconds_window"]
         axis.plot(seconds, value, "o", color=f"C{number}")
         axis.annotate(arm, (seconds, value), fontsize=7, xytext=(4, 3), textcoords="offset points")
-    axis.set(xlabel="seconds a window", title=METRICS[metric].title, xscale="log")
+    axis.set(xlabel="seconds a window", xscale="log")
+    axis.set_title(METRICS[metric].title, fontsize=8)
+    axis.margins(x=0.2)
+    for ticks in (axis.xaxis.set_major_formatter, axis.xaxis.set_minor_formatter):
+        ticks(lambda value, _: f"{value:g}")
+    axis.tick_params(which="both", labelsize=7)
 
 
 def _differences(axis: Any, findings: Any, metric: str) -> None:
@@ -83,6 +90,7 @@ def _differences(axis: Any, findings: Any, metric: str) -> None:
     base = "" if several else f" beside {findings.study.baseline}"
     axis.set_title(f"{title}{base}\n({better} is better)", fontsize=8)
     axis.tick_params(axis="x", labelsize=7)
+    axis.locator_params(axis="x", nbins=5)
     if metric == findings.study.metrics[0]:
         for label, colour in (("over clips", "tab:blue"), ("over seeds", "tab:orange"), ("each seed", "grey")):
             axis.plot([], [], "o-", color=colour, label=label, markersize=4)

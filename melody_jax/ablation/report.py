@@ -14,7 +14,7 @@ from melody_jax.ablation.measures import METRICS
 from melody_jax.ablation.pairing import Pairing, check_pairs
 from melody_jax.ablation.plot import plot
 from melody_jax.ablation.statistics import Comparison, Interval, compare
-from melody_jax.ablation.study import Claim, Study
+from melody_jax.ablation.study import Claim, Sampling, Study
 from melody_jax.config import to_dict
 
 COSTS = {
@@ -118,11 +118,12 @@ def _lines(findings: Findings, name: str, command: str) -> Iterator[str]:
     study = findings.study
     seeds = len(next(iter(findings.folders.values())))
     yield from (f"# {study.title}", "", study.question, "")
+    clips = "prompts of the test split" if isinstance(study.base, Sampling) else "held-out recordings of composed music"
     yield (
-        f"Base: {study.baseline}. {seeds} seeds an arm, {findings.clips} held-out clips of composed music, at a small "
-        "scale: the paper's figures are of networks and data that nobody else has, and are quoted as the paper's. "
-        + study.limits
-    )
+        f"Base: {study.baseline}. {seeds} seeds an arm, {findings.clips} {clips}. Small-scale, on our own data; "
+        "the paper's figures are of networks and recordings that nobody else has, and are quoted as the paper's. "
+        f"{study.limits}"
+    ).rstrip()
     yield from ("", f"![Curves and differences]({name}.png)", "", "## What was found", "")
     for arm in list(study.arms)[1:]:
         yield f"**{arm}** beside {study.rival(arm)}:"
@@ -155,9 +156,9 @@ def _tables(findings: Findings) -> Iterator[str]:
         title, better = METRICS[metric].title, METRICS[metric].better
         comparisons = findings.comparisons[metric]
         yield from (f"### {title[0].upper()}{title[1:]} ({better} is better)", "")
-        yield "| arm | mean | beside | difference | over clips | over seeds | p, clips | p, seeds | |"
-        yield "| --- | --- | --- | --- | --- | --- | --- | --- | --- |"
-        yield f"| {study.baseline} | {_number(base_value(findings, metric))} | | | | | | | |"
+        yield "| arm | mean | beside | difference | over clips | over seeds | p, clips | p, seeds | each seed, over clips | |"
+        yield f"|{' --- |' * 10}"
+        yield f"| {study.baseline} | {_number(base_value(findings, metric))} |{' |' * 8}"
         for found in comparisons:
             c, s = found.clips, found.seeds
             cells = (
@@ -170,7 +171,8 @@ def _tables(findings: Findings) -> Iterator[str]:
                 _p(c.p),
                 _p(s.p),
             )
-            yield f"| {' | '.join(cells)} | {found.verdict(better)} |"
+            each = "; ".join(_span(one) for one in found.by_seed)
+            yield f"| {' | '.join(cells)} | {each} | {found.verdict(better)} |"
         yield ""
 
 
@@ -188,15 +190,18 @@ def _cost_table(findings: Findings) -> Iterator[str]:
             "FLOPs are of matrix products and convolutions, each round of a loop counted; XLA counts a loop once."
         )
     cost = findings.costs[findings.study.baseline]
-    yield from ("", f"Times are of {cost['device']}, threads: {cost['threads']:.0f}.", "")
+    yield from ("", f"Times are of {cost['device']}, {cost['threads']:.0f} thread(s) a process.", "")
 
 
 def _pairing_lines(findings: Findings) -> Iterator[str]:
+    study = findings.study
+    what = "batches of clips" if isinstance(study.base, Sampling) else "steps"
     for arm, pairings in findings.pairings.items():
-        steps, shared = pairings[0].steps, ", ".join(pairings[0].shared)
-        line = f"- {arm}: equal to the base's to the bit at all {steps:,} steps of every seed: {shared}."
-        if pairings[0].different:
-            line += f" Different, as the arm means it: {', '.join(pairings[0].different)}."
+        steps, different = sum(pairing.steps for pairing in pairings), {n for one in pairings for n in one.different}
+        shared = ", ".join(name for name in pairings[0].shared if name not in different)
+        line = f"- {arm} and {study.rival(arm)}: equal to the bit at all {steps:,} {what} of all seeds: {shared}."
+        if different:
+            line += f" Different, as the arm means it: {', '.join(sorted(different))}."
         yield line
 
 
