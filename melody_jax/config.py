@@ -313,12 +313,13 @@ def to_json(config: Any) -> str:
 def from_dict(cls: type[T], values: dict[str, Any]) -> T:
     """The dataclass that `to_dict` wrote; lists become tuples, nested dicts the dataclasses their types name.
 
-    Of a class that others are derived from, the one of these that `values` names.
+    Of a class that others are derived from, the one that `values` names.
 
     Raises:
         UserError: a field that `cls` does not have, a class that is not known, or a value its checks refuse.
     """
-    cls = _named(_dataclasses_of(cls), values)
+    if values.get("class") != cls.__name__:
+        cls = _named(_dataclasses_of(cls), values)
     values = {name: value for name, value in values.items() if name != "class"}
     hints = typing.get_type_hints(cls)
     unknown = sorted(set(values) - {field.name for field in dataclasses.fields(cls)})  # type: ignore[arg-type]
