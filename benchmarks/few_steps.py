@@ -101,7 +101,7 @@ class Bench:
             seeds = [self.arguments.seed + i for i in self.chosen[start : start + BATCH]]
             settings = {"seed": seeds, "guidance_scale": self.arguments.guidance_scale}
             (group,) = self.melody.groups(make_requests(texts, settings))
-            controls = self.melody.controls_at(group)(0)
+            controls = self.melody.controls_at(group)([0.0] * len(texts))
             keys = generate.item_keys(controls)
             found.append(
                 (group.config, controls, keys, self.write(self.melody.params["lm"], group.config, controls, keys))
