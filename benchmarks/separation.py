@@ -11,7 +11,7 @@ have as many clips, 10.24 s of each. Writes separation-<embedding>.{json,md}, wh
 import hashlib
 import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -133,8 +133,7 @@ def main() -> None:
         lines.append(f"| {near} than {far} | {' | '.join(held)} |")
     text = "\n".join(lines) + "\n"
     print(text)
-    settings = {name: value for name, value in asdict(arguments).items() if name in ("embedding", "draws")}
-    record = {"settings": settings, "corpus": corpus.sha256, "embedding": embedding.name, "distances": found}
+    record = {"draws": arguments.draws, "corpus": corpus.sha256, "embedding": embedding.name, "distances": found}
     name = f"separation-{Path(arguments.embedding).stem}"
     (arguments.out / f"{name}.md").write_text(text)
     (arguments.out / f"{name}.json").write_text(json.dumps(record, indent=1) + "\n")

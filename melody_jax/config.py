@@ -335,8 +335,12 @@ def difference(a: Any, b: Any) -> dict[str, tuple[Any, Any]]:
     return {name: values for name, values in both.items() if values[0] != values[1]}
 
 
+RETURNED = {"config": "a TrainConfig", "study": "a Study", "embedding": "an embedding (evaluation/embedding.py)"}
+"""Function of a user's file -> what it returns."""
+
+
 def function_of(path: Path, name: str) -> Any:
-    """The function `name` of a config file, which is run: it is trusted like any other program.
+    """The function `name`, one of `RETURNED`, of a user's file, which is run: it is trusted like any other program.
 
     Raises:
         UserError: there is no such file, it is not Python, or it has no such function.
@@ -355,8 +359,7 @@ def function_of(path: Path, name: str) -> Any:
     except SyntaxError as error:
         raise UserError(f"{path}, line {error.lineno}: {error.msg}") from None
     if not callable(getattr(module, name, None)):
-        returned = "a TrainConfig" if name == "config" else "a Study"
-        raise UserError(f"{path} has no function {name}(); such a file defines one that returns {returned}")
+        raise UserError(f"{path} has no function {name}(); such a file defines one that returns {RETURNED[name]}")
     return getattr(module, name)
 
 

@@ -9,7 +9,6 @@ A user's embedding is a Python file (trusted: it is run) with a function `embedd
 """
 
 import hashlib
-import importlib.util
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -20,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from melody_jax import audio
+from melody_jax.config import function_of
 from melody_jax.data.records import file_hash
 from melody_jax.errors import UserError
 from melody_jax.models import mulan
@@ -110,14 +110,4 @@ def open_embedding(which: str, folder: Path | None = None) -> Embedding:
     file = Path(which)
     if not file.is_file():
         raise UserError(f"{file}: no such file; an embedding is a release's name or a Python file")
-    spec = importlib.util.spec_from_file_location(f"melody_embedding_{file.stem}", file)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    try:
-        spec.loader.exec_module(module)
-    except SyntaxError as error:
-        raise UserError(f"{file}, line {error.lineno}: {error.msg}") from None
-    if not callable(getattr(module, "embedding", None)):
-        raise UserError(f"{file} has no function embedding(); see melody_jax/evaluation/embedding.py")
-    return _Brought(file, module.embedding())
+    return _Brought(file, function_of(file, "embedding")())
