@@ -9,6 +9,8 @@ import pytest
 CACHE = Path(__file__).parents[1] / ".pytest_cache" / "xla"
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(CACHE))  # in the environment: child processes share it
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
+OPTIMISATION = "--xla_backend_optimization_level=1"  # compiles in three quarters of the time
+os.environ["XLA_FLAGS"] = f"{OPTIMISATION} {os.environ.get('XLA_FLAGS', '')}".strip()
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
