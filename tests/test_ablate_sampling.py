@@ -10,7 +10,7 @@ import pytest
 
 from melody_jax.ablation import files, sampling
 from melody_jax.ablation.ablate import AblateConfig, ablate
-from melody_jax.evaluation import adherence
+from melody_jax.evaluation import adherence, judge
 
 FILE = """
 from melody_jax.ablation.study import Sampling, Study
@@ -19,7 +19,7 @@ def study():
     return Study(
         title="Tiny", question="?", base=Sampling(model="tiny", steps=2, prompts=1), seeds=(1,),
         arms={"paper": {}, "uniform": {"schedule": "uniform"}},
-        metrics=("text_similarity", "group_right", "prompt_frechet"),
+        metrics=("text_similarity", "group_right", "tempo_right", "prompt_frechet"),
     )
 """
 
@@ -41,6 +41,8 @@ def test_study(tmp_path: Path, melody: Any, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(sampling, "_cascade", lambda *_: melody)
     monkeypatch.setattr(sampling, "_judge", lambda _: Judge())
     monkeypatch.setattr(adherence, "ground_truth", piece)
+    tempos = []  # of every clip with a beat, arm by arm; the first of each arm is right
+    monkeypatch.setattr(judge, "tempo_matches", lambda _, tempo: tempos.append(tempo) or tempo == tempos[0])
     monkeypatch.setattr(sampling, "PROMPTS", Path(__file__).parents[1] / sampling.PROMPTS)
     (tmp_path / "tiny.py").write_text(FILE)
     config = AblateConfig(study=str(tmp_path / "tiny.py"), runs=str(tmp_path / "runs"), out=str(tmp_path / "out"))
@@ -51,8 +53,11 @@ def test_study(tmp_path: Path, melody: Any, monkeypatch: pytest.MonkeyPatch) -> 
     (pairing,) = found["pairing"]["uniform"]
     assert pairing == {"steps": 1, "shared": ["noise", "prefix", "tokens"], "different": []}
     assert found["costs"]["paper"]["passes"] == 4
-    right = next(row for row in found["comparisons"] if row["metric"] == "group_right")
-    assert right["value"] == pytest.approx(1 / len(adherence.GROUPS))
+    right = {row["metric"]: row["value"] for row in found["comparisons"]}
+    assert right["group_right"] == pytest.approx(1 / len(adherence.GROUPS))
+    rhythmic = [prompt for prompt in described if prompt.rhythmic]
+    assert 0 < len(rhythmic) < len(described)
+    assert right["tempo_right"] == pytest.approx(1 / len(rhythmic))
 
     runs = [files.results(path) for path in sorted((tmp_path / "runs").glob("*/")) if (path / "cost.json").is_file()]
     assert len({run["embeddings"].tobytes() for run in runs}) == len(runs) == 2

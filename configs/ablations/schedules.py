@@ -21,7 +21,7 @@ def study() -> Study:
             "uniform, 20": {"steps": 20, "schedule": "uniform"},
         },
         against={"uniform, 5": "paper, 5", "uniform, 20": "paper, 20"},
-        metrics=("prompt_frechet", "text_similarity", "group_right"),
+        metrics=("prompt_frechet", "text_similarity", "group_right", "tempo_right"),
         claims=(
             Claim(arm="uniform, 10", metric="prompt_frechet", says="worse", source="Table 4, FAD 8.52 against 5.93"),
             Claim(arm="uniform, 10", metric="text_similarity", says="worse", source="Table 4, MCC 0.45 against 0.52"),

@@ -24,7 +24,7 @@ def study() -> Study:
             "distilled, 2": {"steps": 2} | DISTILLED,
             "distilled, 1": {"steps": 1} | DISTILLED,
         },
-        metrics=("group_right", "text_similarity", "prompt_frechet"),
+        metrics=("group_right", "tempo_right", "text_similarity", "prompt_frechet"),
         claims=(
             Claim(arm="10 steps", metric="prompt_frechet", says="worse", source="Table 2, FAD 5.93 against 5.41"),
             Claim(arm="5 steps", metric="prompt_frechet", says="worse", source="Table 2, FAD 7.23 against 5.41"),

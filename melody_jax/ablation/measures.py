@@ -72,6 +72,7 @@ METRICS = {
     "mulan_similarity": Metric("heard", "MuLan cosine of sampled and true clips", "higher"),
     "frechet": Metric("heard", "Fréchet distance to the true clips, MuLan", "lower"),
     "group_right": Metric("sampled", "group right by the judge, share", "higher"),
+    "tempo_right": Metric("sampled", "tempo right where there is a beat, share", "higher"),
     "text_similarity": Metric("sampled", "MuLan cosine of clip and prompt", "higher"),
     "prompt_frechet": Metric("sampled", "Fréchet distance to the described pieces, MuLan", "lower"),
 }

@@ -75,7 +75,7 @@ def find(study: Study, runs: Sequence[Any]) -> Findings:
         for metric in study.metrics
     }
     costs = {arm: _mean_cost([read_json(folder / "cost.json") for folder in those]) for arm, those in folders.items()}
-    clips = len(next(iter(arrays[base][0].values())))
+    clips = max(len(array) for array in arrays[base][0].values())
     return Findings(study, comparisons, pairings, costs, folders, clips)
 
 

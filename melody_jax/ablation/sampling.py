@@ -1,7 +1,8 @@
 """One run of a study that only samples: clips of the committed prompts, judged. All of it lies in the run's folder.
 
   metrics.jsonl         for every batch of clips the digests of what the arms share: prefixes, tokens, first noise
-  sampled.safetensors   one row a clip; the embeddings of the pieces that the prompts describe too
+  sampled.safetensors   one row a clip, of the tempo one a clip that has a beat; the embeddings of the pieces that the
+                        prompts describe too
   cost.json             passes, FLOPs, seconds
 
 The semantic tokens are the LM's, drawn once for a seed: only the diffusion differs between arms.
@@ -58,9 +59,12 @@ def carry_out(config: Sampling, folder: Path, measures: Iterable[str], minutes: 
     asked = np.asarray([names.index(prompt.group) for prompt in chosen])
     guessed = _judge(folder.parent).predict(np.stack([judge.log_mel_statistics(wave) for wave in waves]))
     encoder = melody.prompt_encoder
-    similarity = [encoder.target(p.text) @ encoder.heard(wave) for p, wave in zip(chosen, waves, strict=True)]
+    pairs = list(zip(chosen, waves, strict=True))
+    similarity = [encoder.target(prompt.text) @ encoder.heard(wave) for prompt, wave in pairs]
+    tempo_right = [judge.tempo_matches(wave, prompt.tempo_bpm) for prompt, wave in pairs if prompt.rhythmic]
     found = {
         "group_right": (guessed == asked).astype(np.float32),
+        "tempo_right": np.asarray(tempo_right, np.float32),
         "text_similarity": np.asarray(similarity, np.float32),
         "embeddings": _embed(melody, waves),
         "true_embeddings": _described(melody, config.prompts, folder.parent),
