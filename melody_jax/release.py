@@ -26,7 +26,7 @@ import safetensors
 import safetensors.numpy
 from tokenizers import Tokenizer
 
-from melody_jax.config import from_dict, to_dict
+from melody_jax.config_json import from_dict, to_dict
 from melody_jax.data.text import read_tokenizer
 from melody_jax.errors import UserError
 from melody_jax.models.functional import Params

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from melody_jax.config import DataConfig, TrainConfig, difference, from_dict, load_config, to_dict, to_json
+from melody_jax.config import DataConfig, TrainConfig, load_config
+from melody_jax.config_json import difference, from_dict, to_dict, to_json
 from melody_jax.errors import UserError, exits_cleanly
 from melody_jax.models import mulan
 from melody_jax.models.mulan import MuLanConfig

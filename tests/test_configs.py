@@ -5,7 +5,8 @@ from pathlib import Path
 import jax
 import pytest
 
-from melody_jax.config import from_dict, load_config, to_dict
+from melody_jax.config import load_config
+from melody_jax.config_json import from_dict, to_dict
 from melody_jax.models.functional import count
 
 FILES = sorted((Path(__file__).parents[1] / "configs").glob("*.py"))

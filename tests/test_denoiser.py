@@ -15,7 +15,7 @@ from jax.flatten_util import ravel_pytree
 from tiny import quickly, random_denoiser
 
 from melody_jax import diffusion, release
-from melody_jax.config import from_dict, to_dict
+from melody_jax.config_json import from_dict, to_dict
 from melody_jax.errors import UserError
 from melody_jax.models import denoiser, dit, dpd, lm, unet1d, unet2d
 from melody_jax.models.conditioning import Conditioned, Conditions, shared_fields

@@ -151,7 +151,7 @@ def _with_data(resolved: Any, config: AblateConfig) -> Any:
 
 def _refuse_changed_defaults(run: Run) -> None:
     """A run's name leaves defaults out: were one changed in the code, its folder would hold another run."""
-    from melody_jax.config import difference, to_dict
+    from melody_jax.config_json import difference, to_dict
     from melody_jax.training.checkpoint import FREE_FIELDS, FREE_PARTS, read_run
 
     if not isinstance(run.config, TrainConfig) or not (run.folder / "config.json").is_file():

@@ -15,7 +15,7 @@ from melody_jax.ablation.pairing import Pairing, check_pairs
 from melody_jax.ablation.plot import plot
 from melody_jax.ablation.statistics import Comparison, Interval, compare
 from melody_jax.ablation.study import Claim, Sampling, Study
-from melody_jax.config import to_dict
+from melody_jax.config_json import to_dict
 
 COSTS = {
     "parameters": ("parameters, M", 1e-6),

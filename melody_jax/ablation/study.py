@@ -12,8 +12,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from melody_jax.config import TrainConfig, function_of, replace_fields, to_dict
+from melody_jax.config import TrainConfig, replace_fields
+from melody_jax.config_json import to_dict
 from melody_jax.errors import UserError
+from melody_jax.user_file import function_of
 
 PLACES = (
     "workdir", "hosts", "watch", "data.folder", "data.validation_folder", "data.networks", "data.threads",

@@ -19,12 +19,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from melody_jax import audio
-from melody_jax.config import function_of
 from melody_jax.data.records import file_hash
 from melody_jax.errors import UserError
 from melody_jax.models import mulan
 from melody_jax.sampling.melody import load
 from melody_jax.sampling.prompts import PromptEncoder
+from melody_jax.user_file import function_of
 
 WINDOW = 245_760
 """Samples that MuLan hears at a time, 10.24 s as in its training; of longer clips windows are averaged."""

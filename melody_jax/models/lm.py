@@ -17,6 +17,7 @@ B batch, P prefix levels, U semantic tokens, G = U / n groups, T = P + G positio
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -102,6 +103,13 @@ def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
     return x * (kept.astype(x.dtype) / (1.0 - rate))
 
 
+def _linear(
+    dtype: jnp.dtype, product: Callable, rngs: nnx.Rngs, inputs: int, outputs: int, gain: float = 1.0
+) -> nnx.Linear:
+    init = nnx.initializers.normal(gain * inputs**-0.5)
+    return nnx.Linear(inputs, outputs, use_bias=False, kernel_init=init, dtype=dtype, dot_general=product, rngs=rngs)
+
+
 class Block(nnx.Module):
     """Pre-norm attention and SwiGLU. Split in two halves around the attention so that cached decoding shares it.
 
@@ -110,13 +118,7 @@ class Block(nnx.Module):
 
     def __init__(self, config: LMConfig, product: Callable = jax.lax.dot_general, *, rngs: nnx.Rngs) -> None:
         self.config = config
-
-        def linear(inputs: int, outputs: int, gain: float = 1.0) -> nnx.Linear:
-            init, dtype = nnx.initializers.normal(gain * inputs**-0.5), jnp.dtype(config.dtype)
-            return nnx.Linear(
-                inputs, outputs, use_bias=False, kernel_init=init, dtype=dtype, dot_general=product, rngs=rngs
-            )
-
+        linear = partial(_linear, jnp.dtype(config.dtype), product, rngs)
         residual = (2 * config.layers) ** -0.5
         self.norm = RMSNorm(config.width, rngs=rngs)
         self.qkv = linear(config.width, 3 * config.width)
@@ -150,14 +152,7 @@ class Group(nnx.Module):
     """
 
     def __init__(self, config: LMConfig, product: Callable = jax.lax.dot_general, *, rngs: nnx.Rngs) -> None:
-        width, dtype = config.width, jnp.dtype(config.dtype)
-
-        def linear(inputs: int, outputs: int, gain: float = 1.0) -> nnx.Linear:
-            init = nnx.initializers.normal(gain * inputs**-0.5)
-            return nnx.Linear(
-                inputs, outputs, use_bias=False, kernel_init=init, dtype=dtype, dot_general=product, rngs=rngs
-            )
-
+        width, linear = config.width, partial(_linear, jnp.dtype(config.dtype), product, rngs)
         self.merge_in = linear(config.tokens_per_pass * width, width)
         self.norm = RMSNorm(width, rngs=rngs)
         self.gate_up = linear(2 * width, 2 * width)

@@ -16,7 +16,7 @@ import jax
 from tqdm import tqdm
 
 from melody_jax import audio
-from melody_jax.config import difference
+from melody_jax.config_json import difference
 from melody_jax.errors import UserError
 from melody_jax.sampling.manifest import Item, Manifest, opened, refuse_lines
 from melody_jax.sampling.melody import Melody

@@ -25,7 +25,8 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 from tqdm import tqdm
 
-from melody_jax.config import TrainConfig, difference, to_dict
+from melody_jax.config import TrainConfig
+from melody_jax.config_json import difference, to_dict
 from melody_jax.errors import UserError
 from melody_jax.models.functional import Params
 from melody_jax.training.sharding import make_mesh

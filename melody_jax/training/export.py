@@ -12,7 +12,8 @@ import numpy as np
 from jax.sharding import Mesh
 
 from melody_jax import release
-from melody_jax.config import DataConfig, LoRAConfig, from_dict
+from melody_jax.config import DataConfig, LoRAConfig
+from melody_jax.config_json import from_dict
 from melody_jax.data import pipeline
 from melody_jax.errors import UserError
 from melody_jax.models.functional import Params

@@ -18,7 +18,8 @@ import orbax.checkpoint as ocp
 import safetensors
 import safetensors.numpy
 
-from melody_jax.config import LoRAConfig, from_dict
+from melody_jax.config import LoRAConfig
+from melody_jax.config_json import from_dict
 from melody_jax.errors import UserError
 from melody_jax.models.functional import Params
 from melody_jax.release import unflatten

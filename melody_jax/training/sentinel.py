@@ -25,7 +25,8 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from melody_jax import __version__
-from melody_jax.config import TrainConfig, to_dict
+from melody_jax.config import TrainConfig
+from melody_jax.config_json import to_dict
 from melody_jax.data.pipeline import BatchIterator
 from melody_jax.errors import UserError
 from melody_jax.models.functional import Params

@@ -12,7 +12,8 @@ import numpy as np
 from jax.sharding import Mesh
 
 from melody_jax import release
-from melody_jax.config import TrainConfig, difference, to_dict
+from melody_jax.config import TrainConfig
+from melody_jax.config_json import difference, to_dict
 from melody_jax.errors import UserError
 from melody_jax.models.functional import Params
 from melody_jax.training import checkpoint
