@@ -10,6 +10,7 @@ import pytest
 
 from melody_jax.ablation import files, sampling
 from melody_jax.ablation.ablate import AblateConfig, ablate
+from melody_jax.ablation.study import Sampling
 from melody_jax.evaluation import adherence, judge
 
 FILE = """
@@ -51,6 +52,7 @@ def test_study(tmp_path: Path, melody: Any, monkeypatch: pytest.MonkeyPatch) -> 
 
     found = json.loads((tmp_path / "out" / "tiny.json").read_text())
     (pairing,) = found["pairing"]["uniform"]
+    assert sampling.steps(Sampling(prompts=1)) == 1  # what the progress bar counts to
     assert pairing == {"steps": 1, "shared": ["noise", "prefix", "tokens"], "different": []}
     assert found["costs"]["paper"]["passes"] == 4
     right = {row["metric"]: row["value"] for row in found["comparisons"]}

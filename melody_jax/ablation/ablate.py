@@ -175,7 +175,7 @@ def _share(config: AblateConfig, runs: Sequence[Run]) -> None:
             process.terminate()
 
     previous = {number: signal.signal(number, end) for number in (signal.SIGTERM, signal.SIGINT)}
-    total = sum(getattr(run.config, "steps", 0) for run in runs)
+    total = sum(_kind(run.config).steps(run.config) for run in runs)
     try:
         for process in processes:
             process.start()

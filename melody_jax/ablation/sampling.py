@@ -49,11 +49,15 @@ def identity(config: Sampling) -> dict[str, Any]:
     }
 
 
+def steps(config: Sampling) -> int:
+    """Rows that the run writes, one a batch of clips."""
+    return -(-len(_prompts(config.prompts)) // BATCH)
+
+
 def carry_out(config: Sampling, folder: Path, measures: Iterable[str], minutes: float, quiet: bool) -> bool:
     """Samples and judges; a run of minutes, done whole."""
     melody = _cascade(config.model, config.distilled)
-    waves, rows, cost = _sample(config, melody, quiet)
-    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    waves, cost = _sample(config, melody, folder / "metrics.jsonl", quiet)
     chosen = [prompt for _, prompt in _prompts(config.prompts)]
     names = [group.name for group in adherence.GROUPS]
     asked = np.asarray([names.index(prompt.group) for prompt in chosen])
@@ -74,9 +78,10 @@ def carry_out(config: Sampling, folder: Path, measures: Iterable[str], minutes: 
     return True
 
 
-def _sample(config: Sampling, melody: Melody, quiet: bool) -> tuple[np.ndarray, list[dict[str, Any]], dict[str, Any]]:
-    """Waves (N, T) of all prompts, a row of digests for each batch, and what it cost."""
-    waves, rows, seconds, program, memory = [], [], [], None, None
+def _sample(config: Sampling, melody: Melody, metrics: Path, quiet: bool) -> tuple[np.ndarray, dict[str, Any]]:
+    """Waves (N, T) of all prompts, and what it cost; each batch leaves a row of digests in `metrics`."""
+    waves, seconds, program, memory = [], [], None, None
+    metrics.unlink(missing_ok=True)
     params, network = melody.params["dpd"], melody.configs["dpd"]
     for number, (asked, controls, keys, tokens) in enumerate(
         tqdm(_tokens(config.model, config.prompts, config.seed), desc="batches", disable=quiet)
@@ -93,9 +98,11 @@ def _sample(config: Sampling, melody: Melody, quiet: bool) -> tuple[np.ndarray, 
         seconds.append(time.perf_counter() - began)
         noise = generate.initial_noise(keys, network.frames, network.latent_dim)
         shared = {"prefix": controls.prefix_tokens, "tokens": tokens, "noise": noise}
-        rows.append({"step": number + 1} | {f"digest/{name}": int(digest(value)) for name, value in shared.items()})
+        row = {"step": number + 1} | {f"digest/{name}": int(digest(value)) for name, value in shared.items()}
         made = generate.latents_to_wave(melody.params["vae"], melody.configs["vae"], latents)
         waves.extend(audio.peak_limit(wave) for wave in np.asarray(made))
+        with metrics.open("a") as file:
+            file.write(json.dumps(row) + "\n")
     cost = {
         "parameters": count(params),
         "passes": diffusion.passes(config.solver, config.steps) * (1 if config.distilled else 2),
@@ -105,7 +112,7 @@ def _sample(config: Sampling, melody: Melody, quiet: bool) -> tuple[np.ndarray, 
         "threads": int(os.environ.get("PJRT_NPROC", os.cpu_count() or 1)),
         "device": jax.devices()[0].device_kind,
     }
-    return np.stack(waves), rows, cost
+    return np.stack(waves), cost
 
 
 @lru_cache(maxsize=2)

@@ -46,6 +46,11 @@ def identity(config: TrainConfig) -> dict[str, Any]:
     }
 
 
+def steps(config: TrainConfig) -> int:
+    """Rows that the run writes, one a step."""
+    return config.steps
+
+
 def carry_out(config: TrainConfig, folder: Path, measures: Iterable[str], minutes: float, quiet: bool) -> bool:
     """Trains, from where it was left, and measures; False if the time (0: unlimited), or SIGTERM, ended it early."""
     config = replace(
