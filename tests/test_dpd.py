@@ -48,12 +48,16 @@ def params():
 
 
 @pytest.mark.parametrize(("frames", "length"), [(80, 8), (77, 8), (3, 8), (256, 16), (2500, 64)])
-def test_overlap_add_of_segments_is_twice_the_input(frames, length):
+@pytest.mark.parametrize("overlap", [1, 2, 4])
+def test_overlap_add_of_segments_is_the_input_so_often(frames, length, overlap):
     x = jax.random.normal(jax.random.key(0), (2, frames, 3))
-    sheet = segments.segment(x, length)
-    assert sheet.shape == (length, 2, segments.segment_count(frames, length), 3)
-    np.testing.assert_array_equal(segments.overlap_add(sheet, frames), 2 * x)
-    np.testing.assert_array_equal(sheet[length // 2 :, :, :-1], sheet[: length // 2, :, 1:])
+    sheet = segments.segment(x, length, overlap)
+    count, hop = segments.segment_count(frames, length, overlap), length // overlap
+    assert sheet.shape == (length, 2, count, 3)
+    np.testing.assert_array_equal(segments.overlap_add(sheet, frames, overlap), overlap * x)
+    np.testing.assert_array_equal(sheet[hop:, :, :-1], sheet[:-hop, :, 1:])
+    inside = segments.segment(jnp.ones((1, frames, 1)), length, overlap)
+    assert (inside.max(axis=0) == 1).all(), "a segment of nothing but padding"
 
 
 def test_paper_sheet_has_80_segments_and_published_merge_widths():
@@ -76,17 +80,20 @@ def test_merge_is_the_mean_of_overlapping_windows(n):
     np.testing.assert_allclose(segments.merge(jnp.asarray(sheet), n, normalised=True), normalised, atol=1e-6)
 
 
-def test_clocks_stand_at_the_centres_of_what_is_averaged():
+@pytest.mark.parametrize("overlap", [1, 2, 4])
+def test_clocks_stand_at_the_centres_of_what_is_averaged(overlap):
     """The frames' own centres in token units, run through the same windows, give the clock."""
     frames, length, rate = 40, 8, 2
-    padded = np.arange(-length // 2, 100) + 0.5
+    hop = length // overlap
+    padded = np.arange(hop - length, 100) + 0.5
     for n in (1, 2):
         for s in (0, 3):
-            inside = padded[s * length // 2 :][:length]
+            inside = padded[s * hop :][:length]
             centres = [inside[j : j + 2 * n].mean() / rate for j in range(0, length, n)]
-            clock = segments.column_clock(segments.segment_count(frames, length), length, n, rate)
+            count = segments.segment_count(frames, length, overlap)
+            clock = segments.column_clock(count, length, n, rate, overlap)
             np.testing.assert_allclose(clock[:, s], centres)
-            assert segments.segment_clock(s + 1, length, rate)[s] == pytest.approx(inside.mean() / rate)
+            assert segments.segment_clock(s + 1, length, rate, overlap)[s] == pytest.approx(inside.mean() / rate)
 
 
 def test_rotation_before_the_split_is_the_rotary_embedding():
@@ -144,9 +151,13 @@ def test_absent_prefix_is_all_levels_absent_and_off_means_unused(params):
     np.testing.assert_array_equal(base, changed)
 
 
-@pytest.mark.parametrize("option", ["film_mean", "merge_normalised", "frame_clock"])
-def test_options_without_parameters_change_the_output(params, option):
-    result = run(dataclasses.replace(SMALL, **{option: True}), params)
+@pytest.mark.parametrize(
+    "options",
+    [{"film_mean": True}, {"merge_normalised": True}, {"frame_clock": True}, {"overlap": 1}, {"overlap": 4}],
+    ids=str,
+)
+def test_options_without_parameters_change_the_output(params, options):
+    result = run(dataclasses.replace(SMALL, **options), params)
     assert np.abs(result - run(SMALL, params)).max() > 1e-6
 
 
@@ -188,7 +199,9 @@ def test_lower_precision_computes_nearly_the_same(params):
     np.testing.assert_allclose(half, base, atol=0.1 * np.abs(base).max())  # bfloat16 keeps 8 bits through 20 layers
 
 
-@pytest.mark.parametrize("field", [{"segment": 5}, {"heads": 3}, {"film": "loud"}, {"fine": "gru"}])
+@pytest.mark.parametrize(
+    "field", [{"segment": 5}, {"overlap": 3}, {"overlap": 0}, {"heads": 3}, {"film": "loud"}, {"fine": "gru"}]
+)
 def test_impossible_configs_are_refused(field):
     with pytest.raises(UserError):
         dataclasses.replace(TINY, **field)

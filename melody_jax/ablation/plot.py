@@ -53,6 +53,8 @@ def _curves(axis: Any, findings: Any) -> None:
 
 def _against_time(axis: Any, findings: Any) -> None:
     """The first metric over the seconds of a window."""
+    from matplotlib.ticker import LogLocator, NullLocator
+
     metric = findings.study.metrics[0]
     study, found = findings.study, findings.comparisons[metric]
     base = next(one.base_value for one in found if study.rival(one.arm) == study.baseline)
@@ -63,9 +65,10 @@ def _against_time(axis: Any, findings: Any) -> None:
         axis.annotate(arm, (seconds, value), fontsize=7, xytext=(4, 3), textcoords="offset points")
     axis.set(xlabel="seconds a window", xscale="log")
     axis.set_title(METRICS[metric].title, fontsize=8)
-    axis.margins(x=0.2)
-    for ticks in (axis.xaxis.set_major_formatter, axis.xaxis.set_minor_formatter):
-        ticks(lambda value, _: f"{value:g}")
+    axis.margins(x=0.3)
+    axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.xaxis.set_minor_locator(NullLocator())
+    axis.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axis.tick_params(which="both", labelsize=7)
 
 

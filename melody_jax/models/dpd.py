@@ -1,6 +1,6 @@
 """Dual-path diffusion (DPD; MeLoDy, section 4.2 and figure 2): semantic tokens and noisy latents to a velocity.
 
-The window is cut into half-overlapping segments, a sheet of S segments by K frames with K near sqrt(L), so that every
+The window is cut into overlapping segments, a sheet of S segments by K frames with K near sqrt(L), so that every
 path is O(sqrt L) long. Each block has a coarse path, RoFormer along the segments on merged columns with
 cross-attention to the tokens, and a fine path, a bidirectional SRU inside the segments, modulated by the diffusion
 angle and the pooled condition:
@@ -55,7 +55,9 @@ class DPDConfig(DenoiserConfig):
     blocks: int = 8
     """Dual-path blocks, N."""
     segment: int = 64
-    """Frames in a segment, K; even."""
+    """Frames in a segment, K."""
+    overlap: int = 2
+    """Segments that every frame lies in, a divisor of K: 2 overlap by half, as in the paper; 1 lie side by side."""
     heads: int = 12
     """Attention heads."""
     roformer_layers: int = 2
@@ -86,8 +88,10 @@ class DPDConfig(DenoiserConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.segment < 2 or self.segment % 2:
-            raise UserError(f"segment is {self.segment}: it must be even, segments overlap by half")
+        if self.segment < 2 or self.overlap < 1 or self.segment % self.overlap:
+            raise UserError(
+                f"segment is {self.segment}, overlap {self.overlap}: the first must be a multiple of the second"
+            )
         if self.width % self.heads or self.width // self.heads % 2:
             raise UserError(f"width {self.width} in {self.heads} heads: rotary positions need an even width a head")
         for name, known in (("fine", get_args(Fine)), ("film", get_args(Modulation))):
@@ -101,7 +105,7 @@ class DPDConfig(DenoiserConfig):
 
     def products(self, frames: int) -> int:
         """Multiplications in the trunk's matrix products for one item with a condition."""
-        w, count, tokens = self.width, segment_count(frames, self.segment), self.tokens(frames)
+        w, count, tokens = self.width, segment_count(frames, self.segment, self.overlap), self.tokens(frames)
         dense, sheet = w * w, self.segment * count
         film = {"mlp": 2 * dense * (sheet + 2 * count), "affine": 2 * dense * count, "none": 0}[self.film]
         total = frames * 2 * self.latent_dim * w + self.blocks * (film + self._fine_products(count))
@@ -238,7 +242,7 @@ class Block(nnx.Module):
         sheet = functional.split_batch(sheet, axis=1)
         clock = context.segment_clock[None]
         if self.config.frame_clock:
-            clock = column_clock(count, columns, self.n, self.config.frames_per_token)
+            clock = column_clock(count, columns, self.n, self.config.frames_per_token, self.config.overlap)
         coarse = self.coarse(merge(sheet, self.n, self.config.merge_normalised), clock, context)
         sheet = self.coarse_norm(sheet + repeat(coarse, self.n, columns))
         fine = self.fine(functional.split_batch(sheet.reshape(columns, batch * count, width), axis=1))
@@ -265,7 +269,7 @@ class DPD(Conditioned):
     def __call__(self, noisy: jax.Array, told: Conditions) -> jax.Array:
         """(B, L, D) to (B, L, D)."""
         config, frames = self.config, noisy.shape[1]
-        count = segment_count(frames, config.segment)
+        count = segment_count(frames, config.segment, config.overlap)
         x = functional.split_batch(self.inputs(noisy) + told.angles) + told.aligned
         if config.film == "none":
             x = x + told.pooled[:, None]
@@ -273,18 +277,19 @@ class DPD(Conditioned):
             tokens=told.tokens,
             conditioned=told.conditioned,
             clock=told.clock,
-            segment_clock=segment_clock(count, config.segment, config.frames_per_token),
+            segment_clock=segment_clock(count, config.segment, config.frames_per_token, config.overlap),
         )
         modulation = functional.split_batch(self._angle_of_segments(told.angles, count) + told.pooled[:, None])
-        sheet = segment(self.input_norm(x), config.segment)
+        sheet = segment(self.input_norm(x), config.segment, config.overlap)
         for block in self.blocks:
             apply = partial(block, modulation=modulation, context=context)
             sheet = functional.rematerialised(apply, config.remat)(sheet)
-        return self.outputs(self.output_norm(overlap_add(sheet, frames)))
+        return self.outputs(self.output_norm(overlap_add(sheet, frames, config.overlap)))
 
     def _angle_of_segments(self, angles: jax.Array, count: int) -> jax.Array:
         frames = angles.shape[1]
         if not self.config.film_mean:
             return angles[:, np.arange(count) * frames // count]
-        real = segment(jnp.ones((1, frames, 1), angles.dtype), self.config.segment).sum(axis=0)
-        return segment(angles, self.config.segment).sum(axis=0) / jnp.maximum(real, 1)
+        cut = partial(segment, length=self.config.segment, overlap=self.config.overlap)
+        real = cut(jnp.ones((1, frames, 1), angles.dtype)).sum(axis=0)
+        return cut(angles).sum(axis=0) / jnp.maximum(real, 1)

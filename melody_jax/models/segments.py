@@ -1,11 +1,13 @@
-"""The sheet of dual-path networks: sequences cut into half-overlapping segments, and back (MeLoDy, section 4.2).
+"""The sheet of dual-path networks: sequences cut into overlapping segments, and back (MeLoDy, section 4.2).
 
-A window of L frames becomes S segments of K frames. Sheets are (K, B, S, W), columns first: that is what the recurrent
-network's loop over K wants, and the attention along S does not mind.
+A window of L frames becomes S segments of K frames. Every frame lies in `overlap` of them, a divisor of K: in two in
+the paper, which overlap by half; 1 lays them side by side. Sheets are (K, B, S, W), columns first: that is what the
+recurrent network's loop over K wants, and the attention along S does not mind.
 
-Legend: B batch, L frames, K frames in a segment (even), S segments, W channels, n merge width, C merged columns.
+Legend: B batch, L frames, K frames in a segment, S segments, W channels, n merge width, C merged columns.
 """
 
+import functools
 import math
 
 import jax
@@ -18,27 +20,34 @@ def merge_width(block: int, blocks: int) -> int:
     return 2 ** min(block, blocks - 1 - block)
 
 
-def segment_count(frames: int, segment: int) -> int:
-    """Segments S of half-overlapping cuts such that every frame lies in exactly two."""
-    return math.ceil(2 * frames / segment) + 1
+def segment_count(frames: int, segment: int, overlap: int = 2) -> int:
+    """Segments S of cuts such that every frame lies in exactly `overlap`."""
+    return math.ceil(overlap * frames / segment) + overlap - 1
 
 
-def segment(x: jax.Array, length: int) -> jax.Array:
-    """(B, L, W) -> (K, B, S, W) with K = `length`: zero padding, half K in front and what is missing behind."""
+def segment(x: jax.Array, length: int, overlap: int = 2) -> jax.Array:
+    """(B, L, W) -> (K, B, S, W) with K = `length`.
+
+    Zeros pad it, in front so many that the first segment ends with the first frames, and behind what is missing.
+    """
     batch, frames, width = x.shape
-    count, half = segment_count(frames, length), length // 2
-    x = jnp.pad(x, ((0, 0), (half, count * half - frames), (0, 0)))
-    halves = x.reshape(batch, count + 1, half, width).transpose(2, 0, 1, 3)
-    return jnp.concatenate([halves[:, :, :-1], halves[:, :, 1:]])
+    count, hop = segment_count(frames, length, overlap), length // overlap
+    pieces = count + overlap - 1
+    front = (overlap - 1) * hop
+    x = jnp.pad(x, ((0, 0), (front, pieces * hop - front - frames), (0, 0)))
+    x = x.reshape(batch, pieces, hop, width).transpose(2, 0, 1, 3)
+    return jnp.concatenate([x[:, :, i : i + count] for i in range(overlap)])
 
 
-def overlap_add(sheet: jax.Array, frames: int) -> jax.Array:
-    """(K, B, S, W) -> (B, L, W), the sum of both segments of every frame: twice what `segment` was given."""
-    half = sheet.shape[0] // 2
+def overlap_add(sheet: jax.Array, frames: int, overlap: int = 2) -> jax.Array:
+    """(K, B, S, W) -> (B, L, W), the sum of all segments of every frame: `overlap` times what `segment` was given."""
+    hop = sheet.shape[0] // overlap
     pad = ((0, 0), (0, 0))
-    halves = jnp.pad(sheet[:half], (*pad, (0, 1), (0, 0))) + jnp.pad(sheet[half:], (*pad, (1, 0), (0, 0)))
-    _, batch, count, width = halves.shape
-    return halves.transpose(1, 2, 0, 3).reshape(batch, count * half, width)[:, half : half + frames]
+    parts = (jnp.pad(sheet[i * hop : (i + 1) * hop], (*pad, (i, overlap - 1 - i), (0, 0))) for i in range(overlap))
+    pieces = functools.reduce(jnp.add, parts)
+    _, batch, count, width = pieces.shape
+    front = (overlap - 1) * hop
+    return pieces.transpose(1, 2, 0, 3).reshape(batch, count * hop, width)[:, front : front + frames]
 
 
 def merge(sheet: jax.Array, n: int, normalised: bool = False) -> jax.Array:
@@ -61,12 +70,13 @@ def repeat(merged: jax.Array, n: int, columns: int) -> jax.Array:
     return jnp.repeat(merged, n, axis=0)[:columns]
 
 
-def segment_clock(count: int, length: int, frames_per_token: int) -> np.ndarray:
+def segment_clock(count: int, length: int, frames_per_token: int, overlap: int = 2) -> np.ndarray:
     """(S,) centres of the segments in token units (a token's own centre is its index plus a half)."""
-    return np.arange(count) * (length // 2) / frames_per_token
+    hop = length // overlap
+    return (np.arange(count) * hop + hop - length / 2) / frames_per_token
 
 
-def column_clock(count: int, length: int, n: int, frames_per_token: int) -> np.ndarray:
+def column_clock(count: int, length: int, n: int, frames_per_token: int, overlap: int = 2) -> np.ndarray:
     """(C, S) centres in token units of the windows that `merge` takes from each segment."""
     offset = np.arange(0, length, n) + np.minimum(n, (length - np.arange(0, length, n)) / 2) - length / 2
-    return segment_clock(count, length, frames_per_token) + offset[:, None] / frames_per_token
+    return segment_clock(count, length, frames_per_token, overlap) + offset[:, None] / frames_per_token
