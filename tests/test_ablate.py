@@ -3,6 +3,7 @@
 import ast
 import dataclasses
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +15,7 @@ import pytest
 
 from melody_jax import cli
 from melody_jax.ablation import files, pairing, report, study, training
-from melody_jax.ablation.ablate import AblateConfig, ablate, work
+from melody_jax.ablation.ablate import AblateConfig, Run, ablate, runs_of, work
 from melody_jax.ablation.statistics import interval
 from melody_jax.config import DataConfig, TrainConfig
 from melody_jax.data.records import Manifest, encode_json, shard_name, write_manifest, write_shard
@@ -113,6 +114,7 @@ def test_study(options: dict[str, Any], capsys: pytest.CaptureFixture) -> None:
     cli.run(["ablate", options["study"], *words])
     assert (folder / "cost.json").stat().st_mtime_ns == finished
     assert len(list(Path(options["runs"]).iterdir())) == 2
+    assert not list(Path(options["out"]).glob("runs/*/checkpoints"))
     text = (Path(options["out"]) / "tiny.md").read_text()
     assert "melody ablate configs/ablations/tiny.py --folder study" in text
     assert str(Path(options["runs"]).parent) not in text
@@ -127,17 +129,32 @@ def test_study(options: dict[str, Any], capsys: pytest.CaptureFixture) -> None:
     assert pair["different"] == ["angle"]
     first = found["comparisons"][0]
     runs = _runs(options)
-    values = [files.results(runs[arm, 5])["velocity_mse"] for arm in ("one angle", "base")]
+    values = [files.results(runs[arm].kept)["velocity_mse"] for arm in ("one angle", "base")]
     assert values[0].shape == (4,)
     assert first["clips"]["low"] == pytest.approx(interval(values[0] - values[1]).low, rel=1e-4)
     assert first["seeds"]["low"] is None
     capsys.readouterr()
 
+    # what is kept is all that the report needs
+    written = {path.name: path.read_bytes() for path in Path(options["out"]).iterdir() if path.is_file()}
+    shutil.rmtree(options["runs"])
+    assert ablate(AblateConfig(**options)) is not None
+    assert {name: (Path(options["out"]) / name).read_bytes() for name in written} == written
+    assert not list(Path(options["runs"]).glob("*"))
+
+    # another default in the code is found out
+    record = runs["base"].kept / "config.json"
+    said = record.read_text()
+    record.write_text(said.replace('"beta2": 0.99', '"beta2": 0.98'))
+    with pytest.raises(UserError, match=r"was made when optimizer.beta2 was 0.98, it is 0.99 now"):
+        ablate(AblateConfig(**options))
+    record.write_text(said)
+
     # an arm that saw something else is found out
-    log = runs["one angle", 5] / "metrics.jsonl"
-    rows = files.read_rows(log.parent)
-    next(row for row in rows if row.get("step") == 2 and "digest/noise" in row)["digest/noise"] += 1
-    log.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    kept = runs["one angle"].kept / files.STEPS
+    steps = files.read_steps(kept.parent)
+    steps["digest/noise"][1] += 1
+    files.save_arrays(kept, steps)
     with pytest.raises(UserError, match=r"'one angle' is not paired with the base: noise differ"):
         ablate(AblateConfig(**options))
 
@@ -146,23 +163,22 @@ def _words(name: str, value: Any) -> list[str]:
     return [f"--{name}", *([value] if isinstance(value, str) else value)]
 
 
-def _runs(options: dict[str, Any]) -> dict[tuple[str, int], Path]:
-    from melody_jax.ablation.ablate import runs_of
-
+def _runs(options: dict[str, Any]) -> dict[str, Run]:
     config = AblateConfig(**options)
-    return {(run.arm, run.seed): run.folder for run in runs_of(study.load_study(config.study), config)}
+    return {run.arm: run for run in runs_of(study.load_study(config.study), config)}
 
 
 def test_a_run_is_done_once(options: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     started = []
     monkeypatch.setattr("melody_jax.ablation.ablate.is_done", lambda *_: False)
     monkeypatch.setattr(training, "carry_out", lambda config, folder, *_: started.append(folder) or True)
-    monkeypatch.setattr("melody_jax.ablation.ablate._refuse_changed_defaults", lambda _: None)
-    taken = _runs(options)["base", 5]
+    monkeypatch.setattr("melody_jax.ablation.ablate._refuse_changed_defaults", lambda *_: None)
+    monkeypatch.setattr("melody_jax.ablation.ablate.keep", lambda *_: None)
+    taken = _runs(options)["base"].folder
     with files.claim(taken) as mine, files.claim(taken) as again:
         assert (mine, again) == (True, False)
         work(AblateConfig(**options))
-    assert started == [_runs(options)["one angle", 5]]
+    assert started == [_runs(options)["one angle"].folder]
 
 
 def test_a_claim_dies_with_its_process(tmp_path: Path) -> None:

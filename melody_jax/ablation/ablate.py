@@ -5,7 +5,7 @@
 A run is one arm with one seed. Its folder, `<runs>/<name>`, is named by what it computes, so studies share runs that
 are the same. Several processes may work at a study, or at several: a run is claimed by a lock that dies with its
 process, and one that was interrupted goes on from its checkpoint. Run the same command again to go on; the report is
-written when nothing is left to do.
+written when nothing is left to do. What it is made of is kept in `<out>/runs/<name>`: a run that is there is done.
 """
 
 import dataclasses
@@ -19,7 +19,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NamedTuple
 
-from melody_jax.ablation.files import claim, is_done, last_step
+from melody_jax.ablation.files import claim, is_done, keep, last_step
 from melody_jax.ablation.study import Sampling, Study, load_study, resolve, run_name
 from melody_jax.config import TrainConfig
 from melody_jax.errors import UserError
@@ -43,7 +43,7 @@ class AblateConfig:
     runs: str = "runs/ablations"
     """Folder of the runs, of all studies."""
     out: str = "docs/studies"
-    """Folder of the report: <study>.md, .png, .json."""
+    """Folder of the report, <study>.md, .png, .json, and of what is kept of the runs."""
     arm: tuple[str, ...] = ()
     """Arms to run; empty: all. With a part of the study alone there is no report."""
     seed: tuple[int, ...] = ()
@@ -63,6 +63,9 @@ class Run(NamedTuple):
     seed: int
     config: Any
     folder: Path
+    """Where it is done."""
+    kept: Path
+    """Where what reports are made of is kept."""
 
 
 def ablate(config: AblateConfig) -> Path | None:
@@ -79,7 +82,7 @@ def ablate(config: AblateConfig) -> Path | None:
         _share(config, runs)
     else:
         work(config)
-    left = [run for run in runs if not is_done(run.folder, measures_of(study))]
+    left = [run for run in runs if not is_done(run.kept, measures_of(study))]
     if left:
         print(f"{len(left)} of {len(runs)} runs are not done; run the same command again to go on", file=sys.stderr)
         return None
@@ -100,7 +103,8 @@ def runs_of(study: Study, config: AblateConfig) -> Iterator[Run]:
     for seed in config.seed or study.seeds:
         for arm in config.arm or study.arms:
             resolved = _with_data(resolve(study, arm, seed, config.steps), config)
-            yield Run(arm, seed, resolved, Path(config.runs) / run_name(resolved, module.identity(resolved)))
+            name = run_name(resolved, module.identity(resolved))
+            yield Run(arm, seed, resolved, Path(config.runs) / name, Path(config.out) / "runs" / name)
 
 
 def work(config: AblateConfig, quiet: bool = False) -> None:
@@ -110,15 +114,18 @@ def work(config: AblateConfig, quiet: bool = False) -> None:
     module, began = _kind(study.base), time.monotonic()
     for run in runs:
         left = config.minutes - (time.monotonic() - began) / 60 if config.minutes else 0.0
-        if (config.minutes and left <= 0) or is_done(run.folder, measures):
+        _refuse_changed_defaults(run.config, run.kept)
+        if (config.minutes and left <= 0) or is_done(run.kept, measures):
             continue
         with claim(run.folder) as mine:
-            if not mine or is_done(run.folder, measures):
+            if not mine or is_done(run.kept, measures):
                 continue
-            _refuse_changed_defaults(run)
-            print(f"{Path(config.study).stem}: {run.arm}, seed {run.seed} ({run.folder})", file=sys.stderr)
-            if not module.carry_out(run.config, run.folder, measures, left, quiet):
-                return
+            _refuse_changed_defaults(run.config, run.folder)
+            if not is_done(run.folder, measures):
+                print(f"{Path(config.study).stem}: {run.arm}, seed {run.seed} ({run.folder})", file=sys.stderr)
+                if not module.carry_out(run.config, run.folder, measures, left, quiet):
+                    return
+            keep(run.folder, run.kept)
 
 
 def measures_of(study: Study) -> list[str]:
@@ -149,17 +156,19 @@ def _with_data(resolved: Any, config: AblateConfig) -> Any:
     return dataclasses.replace(resolved, data=data)
 
 
-def _refuse_changed_defaults(run: Run) -> None:
+def _refuse_changed_defaults(config: Any, folder: Path) -> None:
     """A run's name leaves defaults out: were one changed in the code, its folder would hold another run."""
     from melody_jax.config_json import difference, to_dict
     from melody_jax.training.checkpoint import FREE_FIELDS, FREE_PARTS, read_run
 
-    if not isinstance(run.config, TrainConfig) or not (run.folder / "config.json").is_file():
+    if not isinstance(config, TrainConfig) or not (folder / "config.json").is_file():
         return
-    for name, (then, now) in difference(read_run(run.folder)[0], to_dict(run.config)).items():
+    for name, (then, now) in difference(read_run(folder)[0], to_dict(config)).items():
         free = name in FREE_FIELDS or name.startswith((*FREE_PARTS, "data.folder", "data.validation_folder"))
         if not free and "absent" not in (then, now):
-            raise UserError(f"{run.folder} was made when {name} was {then}, it is {now} now; choose another --runs")
+            raise UserError(
+                f"{folder} was made when {name} was {then}, it is {now} now; move it away, or choose another"
+            )
 
 
 def _share(config: AblateConfig, runs: Sequence[Run]) -> None:
@@ -175,6 +184,7 @@ def _share(config: AblateConfig, runs: Sequence[Run]) -> None:
             process.terminate()
 
     previous = {number: signal.signal(number, end) for number in (signal.SIGTERM, signal.SIGINT)}
+    runs = [run for run in runs if not is_done(run.kept, measures_of(load_study(config.study)))]
     total = sum(_kind(run.config).steps(run.config) for run in runs)
     try:
         for process in processes:

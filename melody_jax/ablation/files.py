@@ -3,13 +3,20 @@
 import contextlib
 import fcntl
 import json
+import math
 import os
+import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import safetensors.numpy
+
+DIGEST = "digest/"
+"""Begins the names of digests in metrics.jsonl."""
+STEPS = "steps.safetensors"
+"""What `keep` leaves of metrics.jsonl."""
 
 
 @contextlib.contextmanager
@@ -53,8 +60,34 @@ def results(folder: Path) -> dict[str, np.ndarray]:
     """All that was measured of a run."""
     found: dict[str, np.ndarray] = {}
     for path in sorted(folder.glob("*.safetensors")):
-        found |= safetensors.numpy.load_file(path)
+        if path.name != STEPS:
+            found |= safetensors.numpy.load_file(path)
     return found
+
+
+def keep(folder: Path, kept: Path) -> None:
+    """Copies of a finished run what reports are made of, about 100 kB: no checkpoints, of the curves the loss alone."""
+    kept.mkdir(parents=True, exist_ok=True)
+    save_arrays(kept / STEPS, read_steps(folder))
+    for path in (
+        *folder.glob("*.safetensors"),
+        folder / "config.json",
+        folder / "cost.json",
+    ):  # in this order: see is_done
+        if path.is_file():
+            shutil.copyfile(path, kept / path.name)
+
+
+def read_steps(folder: Path) -> dict[str, np.ndarray]:
+    """The `step`s that have digests, (steps,), and of each all digests and the `loss`: as kept, or of metrics.jsonl."""
+    if (folder / STEPS).is_file():
+        return safetensors.numpy.load_file(folder / STEPS)
+    rows = {row["step"]: row for row in read_rows(folder) if any(name.startswith(DIGEST) for name in row)}
+    names = sorted({name for row in rows.values() for name in row if name.startswith(DIGEST)})
+    steps = sorted(rows)
+    loss = [math.nan if rows[step].get("loss") is None else rows[step]["loss"] for step in steps]
+    found = {"step": np.array(steps, np.int32), "loss": np.array(loss, np.float32)}
+    return found | {name: np.array([rows[step][name] for step in steps]).astype(np.uint32) for name in names}
 
 
 def read_rows(folder: Path) -> list[dict[str, Any]]:

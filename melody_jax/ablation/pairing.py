@@ -4,10 +4,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from melody_jax.ablation.files import read_rows
-from melody_jax.errors import UserError
+import numpy as np
 
-PREFIX = "digest/"
+from melody_jax.ablation.files import DIGEST, read_steps
+from melody_jax.errors import UserError
 
 
 class Pairing(NamedTuple):
@@ -23,13 +23,16 @@ class Pairing(NamedTuple):
 
 def compare_draws(run: Path, base: Path) -> Pairing:
     """Compares the digests of two run folders, step by step. Raises `UserError` if one has none."""
-    ours, theirs = _digests(run), _digests(base)
-    steps = sorted(ours.keys() & theirs.keys())
-    if not steps:
+    ours, theirs = read_steps(run), read_steps(base)
+    steps, mine, others = np.intersect1d(ours["step"], theirs["step"], return_indices=True)
+    if not len(steps):
         raise UserError(f"{run} and {base} have no step in common: nothing shows that they are paired")
-    names = sorted(ours[steps[0]].keys() | theirs[steps[0]].keys())
-    equal = [name for name in names if all(ours[n].get(name) == theirs[n].get(name) for n in steps)]
-    return Pairing(len(steps), tuple(equal), tuple(name for name in names if name not in equal))
+    names = sorted(name for name in ours.keys() | theirs.keys() if name.startswith(DIGEST))
+    shared, different = [], []
+    for name in names:
+        same = name in ours and name in theirs and np.array_equal(ours[name][mine], theirs[name][others])
+        (shared if same else different).append(name.removeprefix(DIGEST))
+    return Pairing(len(steps), tuple(shared), tuple(different))
 
 
 def check_pairs(arm: str, runs: Sequence[Path], base: Sequence[Path], differs: Sequence[str]) -> list[Pairing]:
@@ -47,13 +50,3 @@ def check_pairs(arm: str, runs: Sequence[Path], base: Sequence[Path], differs: S
                 "if that is what the arm is about, the study must say so in `differs`"
             )
     return pairings
-
-
-def _digests(run: Path) -> dict[int, dict[str, float]]:
-    """Step -> what -> digest."""
-    found = {}
-    for row in read_rows(run):
-        digests = {name.removeprefix(PREFIX): value for name, value in row.items() if name.startswith(PREFIX)}
-        if digests:
-            found[row["step"]] = digests
-    return found

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from melody_jax.ablation.files import read_rows
+from melody_jax.ablation.files import read_steps
 from melody_jax.ablation.measures import METRICS
 from melody_jax.ablation.statistics import Interval
 
@@ -39,11 +39,12 @@ def _curves(axis: Any, findings: Any) -> None:
     """The training loss of every seed, a running mean."""
     for number, (arm, folders) in enumerate(findings.folders.items()):
         for seed, folder in enumerate(folders):
-            rows = read_rows(folder)
-            loss = np.array([(row["step"], row["loss"]) for row in rows if row.get("loss") is not None])
+            found = read_steps(folder)
+            finite = np.isfinite(found["loss"])
+            steps, loss = found["step"][finite], found["loss"][finite]
             span = max(1, len(loss) // 30)
-            smooth = np.convolve(loss[:, 1], np.ones(span) / span, "valid")
-            steps = loss[span - 1 :, 0] - (span - 1) / 2
+            smooth = np.convolve(loss, np.ones(span) / span, "valid")
+            steps = steps[span - 1 :] - (span - 1) / 2
             axis.plot(steps, smooth, color=f"C{number}", linewidth=0.9, alpha=0.8, label=arm if seed == 0 else None)
     axis.set(xlabel="step", xscale="log")
     axis.set_title("training loss, every seed", fontsize=8)

@@ -66,7 +66,7 @@ def report(study: Study, config: Any, runs: Sequence[Any]) -> Path:
 
 def find(study: Study, runs: Sequence[Any]) -> Findings:
     """Reads what the runs left, checks that they are paired, and compares."""
-    folders = {arm: [run.folder for run in runs if run.arm == arm] for arm in study.arms}
+    folders = {arm: [run.kept for run in runs if run.arm == arm] for arm in study.arms}
     arrays = {arm: [results(folder) for folder in those] for arm, those in folders.items()}
     base, others = study.baseline, list(study.arms)[1:]
     pairings = {arm: check_pairs(arm, folders[arm], folders[study.rival(arm)], study.differs) for arm in others}
