@@ -5,13 +5,14 @@ import fcntl
 import json
 import math
 import os
-import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import safetensors.numpy
+
+from melody_jax.data.records import write_bytes
 
 DIGEST = "digest/"
 """Begins the names of digests in metrics.jsonl."""
@@ -75,7 +76,7 @@ def keep(folder: Path, kept: Path) -> None:
         folder / "cost.json",
     ):  # in this order: see is_done
         if path.is_file():
-            shutil.copyfile(path, kept / path.name)
+            write_bytes(kept / path.name, path.read_bytes())
 
 
 def read_steps(folder: Path) -> dict[str, np.ndarray]:
