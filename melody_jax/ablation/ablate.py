@@ -77,12 +77,12 @@ def ablate(config: AblateConfig) -> Path | None:
     if not config.study:
         raise UserError("say which study: melody ablate configs/ablations/NAME.py")
     study = load_study(config.study)
-    runs = list(runs_of(study, config))
+    runs, measures = list(runs_of(study, config)), measures_of(study)
     if config.workers:
-        _share(config, runs)
+        _share(config, [run for run in runs if not is_done(run.kept, measures)])
     else:
         work(config)
-    left = [run for run in runs if not is_done(run.kept, measures_of(study))]
+    left = [run for run in runs if not is_done(run.kept, measures)]
     if left:
         print(f"{len(left)} of {len(runs)} runs are not done; run the same command again to go on", file=sys.stderr)
         return None
@@ -172,7 +172,7 @@ def _refuse_changed_defaults(config: Any, folder: Path) -> None:
 
 
 def _share(config: AblateConfig, runs: Sequence[Run]) -> None:
-    """`workers` processes do the runs, each with one thread; SIGTERM and ^C let them save."""
+    """`workers` processes do the `runs` that are left, each with one thread; SIGTERM and ^C let them save."""
     from tqdm import tqdm
 
     os.environ.setdefault("GLIBC_TUNABLES", ALLOCATOR)  # read when a process starts
@@ -184,7 +184,6 @@ def _share(config: AblateConfig, runs: Sequence[Run]) -> None:
             process.terminate()
 
     previous = {number: signal.signal(number, end) for number in (signal.SIGTERM, signal.SIGINT)}
-    runs = [run for run in runs if not is_done(run.kept, measures_of(load_study(config.study)))]
     total = sum(_kind(run.config).steps(run.config) for run in runs)
     try:
         for process in processes:

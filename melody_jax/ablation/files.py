@@ -35,9 +35,7 @@ def claim(folder: Path, wait: bool = False) -> Iterator[bool]:
 
 def save_json(path: Path, values: Any) -> None:
     """Writes indented JSON."""
-    temporary = path.with_suffix(f".{os.getpid()}.tmp")
-    temporary.write_text(json.dumps(values, indent=1) + "\n")
-    temporary.replace(path)
+    write_bytes(path, (json.dumps(values, indent=1) + "\n").encode())
 
 
 def read_json(path: Path) -> Any:
@@ -47,9 +45,7 @@ def read_json(path: Path) -> Any:
 
 def save_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
     """Writes safetensors."""
-    temporary = path.with_suffix(f".{os.getpid()}.tmp")
-    safetensors.numpy.save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, temporary)
-    temporary.replace(path)
+    write_bytes(path, safetensors.numpy.save({name: np.ascontiguousarray(array) for name, array in arrays.items()}))
 
 
 def is_done(folder: Path, measures: Iterable[str]) -> bool:
@@ -70,11 +66,8 @@ def keep(folder: Path, kept: Path) -> None:
     """Copies of a finished run what reports are made of, about 100 kB: no checkpoints, of the curves the loss alone."""
     kept.mkdir(parents=True, exist_ok=True)
     save_arrays(kept / STEPS, read_steps(folder))
-    for path in (
-        *folder.glob("*.safetensors"),
-        folder / "config.json",
-        folder / "cost.json",
-    ):  # in this order: see is_done
+    last = folder / "cost.json"  # with it the run counts as done
+    for path in (*folder.glob("*.safetensors"), folder / "config.json", last):
         if path.is_file():
             write_bytes(kept / path.name, path.read_bytes())
 

@@ -24,7 +24,7 @@ import safetensors.numpy
 from tqdm import tqdm
 
 from melody_jax import audio, diffusion
-from melody_jax.ablation.files import claim, save_arrays, save_json
+from melody_jax.ablation.files import DIGEST, claim, save_arrays, save_json
 from melody_jax.ablation.study import Sampling
 from melody_jax.evaluation import adherence, judge
 from melody_jax.models import denoiser, mulan
@@ -98,7 +98,7 @@ def _sample(config: Sampling, melody: Melody, metrics: Path, quiet: bool) -> tup
         seconds.append(time.perf_counter() - began)
         noise = generate.initial_noise(keys, network.frames, network.latent_dim)
         shared = {"prefix": controls.prefix_tokens, "tokens": tokens, "noise": noise}
-        row = {"step": number + 1} | {f"digest/{name}": int(digest(value)) for name, value in shared.items()}
+        row = {"step": number + 1} | {DIGEST + name: int(digest(value)) for name, value in shared.items()}
         made = generate.latents_to_wave(melody.params["vae"], melody.configs["vae"], latents)
         waves.extend(audio.peak_limit(wave) for wave in np.asarray(made))
         with metrics.open("a") as file:
