@@ -9,6 +9,8 @@ from melody_jax.errors import UserError
 
 RETURNED = {"config": "a TrainConfig", "study": "a Study", "embedding": "an embedding (evaluation/embedding.py)"}
 """Function of a user's file -> what it returns."""
+OURS = {"config": Path("configs"), "study": Path("configs/ablations")}
+"""Function of a user's file -> where those are that come with the project."""
 
 
 def function_of(path: Path, name: str) -> Any:
@@ -18,9 +20,9 @@ def function_of(path: Path, name: str) -> Any:
         UserError: there is no such file, it is not Python, or it has no such function.
     """
     if path.suffix != ".py":
-        raise UserError(f"{path} is not a config: it must be a .py file, such as {_known_configs(path)}")
+        raise UserError(f"{path} has no {name}(): it must be a .py file that defines it{_known(path, name)}")
     if not path.is_file():
-        raise UserError(f"no config {path}; there are {_known_configs(path)}")
+        raise UserError(f"no file {path} to take {name}() from{_known(path, name)}")
     spec = importlib.util.spec_from_file_location(f"melody_user_{path.stem}", path)
     assert spec is not None
     assert spec.loader is not None
@@ -35,7 +37,10 @@ def function_of(path: Path, name: str) -> Any:
     return getattr(module, name)
 
 
-def _known_configs(path: Path) -> str:
-    folder = path.parent if path.parent.name == "configs" or list(path.parent.glob("*.py")) else Path("configs")
-    known = sorted(file.name for file in folder.glob("*.py"))
-    return f"{', '.join(known)} in {folder}" if known else f"no configs in {folder} either"
+def _known(path: Path, name: str) -> str:
+    """What may have been meant: the files beside the one that was named, or those that come with the project."""
+    for folder in (path.parent, OURS.get(name)):
+        known = sorted(file.name for file in folder.glob("*.py")) if folder and folder != Path() else []
+        if known:
+            return f"; in {folder} there are {', '.join(known)}"
+    return ""

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from melody_jax.ablation.study import load_study
 from melody_jax.config import DataConfig, TrainConfig, load_config
 from melody_jax.config_json import difference, from_dict, to_dict, to_json
 from melody_jax.errors import UserError, exits_cleanly
@@ -81,7 +82,7 @@ def test_bad_arguments_are_one_line(path: Path, arguments: list[str], message: s
 
 
 def test_bad_files_are_one_line(path: Path) -> None:
-    with pytest.raises(UserError, match=r"no config .*broken\.py, empty\.py, toy_tiny\.py"):
+    with pytest.raises(UserError, match=r"no file .*toy_tyni\.py .*broken\.py, empty\.py, toy_tiny\.py"):
         load_config(path.with_name("toy_tyni.py"))
     with pytest.raises(UserError, match=r"must be a \.py file"):
         load_config(path.with_suffix(".json"))
@@ -89,6 +90,10 @@ def test_bad_files_are_one_line(path: Path) -> None:
         load_config(path.with_name("broken.py"))
     with pytest.raises(UserError, match=r"no function config\(\)"):
         load_config(path.with_name("empty.py"))
+    with pytest.raises(UserError, match=r"in configs there are dpd_ablation\.py"):
+        load_config(Path("dpd_mini.py"))
+    with pytest.raises(UserError, match=r"in configs/ablations there are backbones\.py"):
+        load_study(Path("chonks.py"))
 
 
 def test_json_and_difference(path: Path) -> None:

@@ -13,9 +13,8 @@ import numpy as np
 import safetensors.numpy
 
 from melody_jax.data.records import write_bytes
+from melody_jax.training.pairing import DIGEST
 
-DIGEST = "digest/"
-"""Begins the names of digests in metrics.jsonl."""
 STEPS = "steps.safetensors"
 """What `keep` leaves of metrics.jsonl."""
 

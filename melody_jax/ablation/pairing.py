@@ -6,8 +6,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from melody_jax.ablation.files import DIGEST, read_steps
+from melody_jax.ablation.files import read_steps
 from melody_jax.errors import UserError
+from melody_jax.training.pairing import DIGEST
 
 
 class Pairing(NamedTuple):

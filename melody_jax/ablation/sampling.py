@@ -24,7 +24,7 @@ import safetensors.numpy
 from tqdm import tqdm
 
 from melody_jax import audio, diffusion
-from melody_jax.ablation.files import DIGEST, claim, save_arrays, save_json
+from melody_jax.ablation.files import claim, save_arrays, save_json
 from melody_jax.ablation.study import Sampling
 from melody_jax.evaluation import adherence, judge
 from melody_jax.models import denoiser, mulan
@@ -32,7 +32,7 @@ from melody_jax.models.functional import count
 from melody_jax.sampling import generate
 from melody_jax.sampling.melody import Melody, load
 from melody_jax.sampling.request import make_requests
-from melody_jax.training.pairing import digest
+from melody_jax.training.pairing import DIGEST, digest
 
 PROMPTS = Path("docs/evaluation/prompts.jsonl")
 BATCH = 16

@@ -11,6 +11,9 @@ import jax.numpy as jnp
 from melody_jax.errors import UserError
 from melody_jax.training.stage import Batch, Metrics, Stage
 
+DIGEST = "digest/"
+"""How the names of digests begin in the metrics of a run."""
+
 
 def digest(tree: Any) -> jax.Array:
     """() uint32 of the bits of all arrays and of where they stand, so that equal trees alone have equal ones.
@@ -36,7 +39,7 @@ def digests(stage: Stage, batch: Batch, key: jax.Array) -> Metrics:
     if draw is None:
         raise UserError(f"watch.digests: {stage.name} does not say what it draws; dpd does")
     parts = {"batch": batch} | draw(batch, key)._asdict()
-    return {f"digest/{name}": digest(part) for name, part in parts.items()}
+    return {DIGEST + name: digest(part) for name, part in parts.items()}
 
 
 def _mixed(x: jax.Array) -> jax.Array:
