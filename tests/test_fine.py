@@ -36,6 +36,19 @@ def test_the_recurrence_is_that_of_its_formula() -> None:
     np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
+def test_a_shut_gate_has_a_gradient() -> None:
+    params = functional.init(LinearRecurrenceLayer, 1, 1, key=jax.random.key(0))
+    params["bias"] = jnp.array([[-200.0, 0.0], [0.0, 0.0]])  # the first direction's recurrence gate rounds to 0
+
+    def loss(params: functional.Params) -> jax.Array:
+        return (functional.bind(LinearRecurrenceLayer, 1, 1, params=params)(jnp.ones((4, 1, 1))) ** 2).sum()
+
+    grads = jax.grad(loss)(params)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(grads))
+    assert grads["decay"][0] == 0
+    assert grads["decay"][1] != 0
+
+
 def test_memories_span_the_frames_that_are_said() -> None:
     params = functional.init(LinearRecurrenceLayer, 3, 5, key=jax.random.key(0))
     kept = np.exp(-8 * np.log1p(np.exp(np.asarray(params["decay"]))) * 0.5)

@@ -45,7 +45,7 @@ class LinearRecurrenceLayer(nnx.Module):
         candidate, forget, enter, gate = jnp.split(x @ self.kernel[...].astype(x.dtype), 4, axis=-1)
         forget, enter = (jax.nn.sigmoid(g.astype(jnp.float32) + b) for g, b in ((forget, bias[0]), (enter, bias[1])))
         log_keep = -SHARPNESS * jax.nn.softplus(self.decay[...]) * forget
-        new = jnp.sqrt(-jnp.expm1(2 * log_keep)) * enter * candidate
+        new = _root(-jnp.expm1(2 * log_keep)) * enter * candidate
         states = [
             _scan(keep, entering, reverse)
             for keep, entering, reverse in zip(
@@ -53,6 +53,12 @@ class LinearRecurrenceLayer(nnx.Module):
             )
         ]
         return jnp.concatenate(states, axis=-1).astype(x.dtype) * jax.nn.gelu(gate)
+
+
+def _root(x: jax.Array) -> jax.Array:
+    """sqrt(x) for x >= 0 with gradient 0 at 0: where a gate rounds to 0 the chain rule would have 0 times infinity."""
+    positive = x > 0
+    return jnp.where(positive, jnp.sqrt(jnp.where(positive, x, 1.0)), 0.0)
 
 
 def _scan(keep: jax.Array, new: jax.Array, reverse: bool) -> jax.Array:

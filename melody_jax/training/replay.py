@@ -27,6 +27,7 @@ from melody_jax.training.checkpoint import abstract_like
 from melody_jax.training.export import stage_from_dict
 from melody_jax.training.loop import accumulated
 from melody_jax.training.lora import adapted
+from melody_jax.training.pairing import DIGEST
 from melody_jax.training.sentinel import NORM, BadStep, gradient_norms, is_finite, not_finite
 from melody_jax.training.sharding import make_mesh, place_batch, state_sharding, using
 from melody_jax.training.stage import Batch
@@ -96,7 +97,11 @@ def _restore(folder: Path, abstract: Any) -> Params:
 
 
 def _tell(bundle: dict[str, Any], batch: Batch, found: BadStep) -> None:
-    noted = {name: math.nan if value is None else value for name, value in bundle["metrics"].items()}
+    noted = {
+        name: math.nan if value is None else value
+        for name, value in bundle["metrics"].items()
+        if not name.startswith(DIGEST)  # of what the step saw, not of what it gave
+    }
     equal = noted.keys() == found.metrics.keys() and all(_alike(noted[name], found.metrics[name]) for name in noted)
     print(f"after {found.step} steps: " + ("as the run noted" if equal else "NOT what the run noted"))
     for name, value in found.metrics.items():
