@@ -119,6 +119,7 @@ def test_study(options: dict[str, Any], capsys: pytest.CaptureFixture) -> None:
     assert "melody ablate configs/ablations/tiny.py --folder study" in text
     assert str(Path(options["runs"]).parent) not in text
     assert "Table 0" in text
+    assert "### Velocity MSE by angle" in text
     assert (Path(options["out"]) / "tiny.png").stat().st_size > 5_000
 
     # every step has its digests, equal in both arms but for the angles
@@ -133,6 +134,8 @@ def test_study(options: dict[str, Any], capsys: pytest.CaptureFixture) -> None:
     assert values[0].shape == (4,)
     assert first["clips"]["low"] == pytest.approx(interval(values[0] - values[1]).low, rel=1e-4)
     assert first["seeds"]["low"] is None
+    (by_angle,) = found["velocity_mse_by_angle"]["one angle"]
+    assert np.mean(by_angle) == pytest.approx(values[0].mean(), rel=1e-5)
     capsys.readouterr()
 
     # what is kept is all that the report needs

@@ -1,4 +1,5 @@
-"""The plot of a study: losses step by step, or quality against time, and the differences with their intervals."""
+"""The plot of a study: losses step by step, or quality against time; where on the way from noise arms differ; and the
+differences with their intervals."""
 
 from pathlib import Path
 from typing import Any
@@ -6,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from melody_jax.ablation.files import read_steps
-from melody_jax.ablation.measures import METRICS
+from melody_jax.ablation.measures import ANGLES, METRICS
 from melody_jax.ablation.statistics import Interval
 
 DOTTED = 3
@@ -21,13 +22,16 @@ def plot(findings: Any, path: Path) -> None:
     import matplotlib.pyplot as plt
 
     metrics = findings.study.metrics[:DOTTED]
-    width = 4.2 + 3.0 * len(metrics)
-    figure, axes = plt.subplots(1, 1 + len(metrics), figsize=(width, 3.6), layout="constrained", squeeze=False)
+    first = 2 if findings.by_angle else 1
+    size = (1.2 + 3.0 * (first + len(metrics)), 3.6)
+    figure, axes = plt.subplots(1, first + len(metrics), figsize=size, layout="constrained", squeeze=False)
     trained = "seconds_training" in findings.costs[findings.study.baseline]
     (_curves if trained else _against_time)(axes[0, 0], findings)
-    for axis, metric in zip(axes[0, 1:], metrics, strict=True):
+    if findings.by_angle:
+        _by_angle(axes[0, 1], findings)
+    for axis, metric in zip(axes[0, first:], metrics, strict=True):
         _differences(axis, findings, metric)
-    for axis in axes[0, 2:]:
+    for axis in axes[0, first + 1 :]:
         axis.set_yticklabels([])
     partial = path.with_suffix(".partial.png")
     figure.savefig(partial, dpi=110)
@@ -46,10 +50,21 @@ def _curves(axis: Any, findings: Any) -> None:
             smooth = np.convolve(loss, np.ones(span) / span, "valid")
             steps = steps[span - 1 :] - (span - 1) / 2
             axis.plot(steps, smooth, color=f"C{number}", linewidth=0.9, alpha=0.8, label=arm if seed == 0 else None)
-    axis.set(xlabel="step", xscale="log")
+    axis.set(xscale="log")
+    axis.set_xlabel("step", fontsize=8)
     axis.set_title("training loss, every seed", fontsize=8)
     axis.tick_params(which="both", labelsize=7)
     axis.legend(fontsize=7)
+
+
+def _by_angle(axis: Any, findings: Any) -> None:
+    """The velocity MSE of every seed at every angle, as a share of that of the arm beside it."""
+    for number, (arm, values) in enumerate(findings.by_angle.items()):
+        rival = findings.by_angle[findings.study.rival(arm)]
+        axis.plot(ANGLES, (values / rival).T, color=f"C{number}", linewidth=0.9, alpha=0.8)
+    axis.set_xlabel("angle, radians (1.57: pure noise)", fontsize=8)
+    axis.set_title(f"velocity MSE by angle over {findings.study.baseline}'s", fontsize=8)
+    axis.tick_params(labelsize=7)
 
 
 def _against_time(axis: Any, findings: Any) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 
 from melody_jax import __version__
 from melody_jax.ablation.files import read_json, results, save_json
-from melody_jax.ablation.measures import METRICS
+from melody_jax.ablation.measures import ANGLES, METRICS
 from melody_jax.ablation.pairing import Pairing, check_pairs
 from melody_jax.ablation.plot import plot
 from melody_jax.ablation.statistics import Comparison, Interval, compare
@@ -45,6 +45,8 @@ class Findings(NamedTuple):
     folders: dict[str, list[Path]]
     """Arm -> its runs, seed by seed."""
     clips: int
+    by_angle: dict[str, np.ndarray]
+    """Arm -> (seeds, A) velocity MSE at each of `ANGLES`, mean over clips; empty where it was not measured."""
 
 
 def report(study: Study, config: Any, runs: Sequence[Any]) -> Path:
@@ -76,7 +78,12 @@ def find(study: Study, runs: Sequence[Any]) -> Findings:
     }
     costs = {arm: _mean_cost([read_json(folder / "cost.json") for folder in those]) for arm, those in folders.items()}
     clips = max(len(array) for array in arrays[base][0].values())
-    return Findings(study, comparisons, pairings, costs, folders, clips)
+    by_angle = {
+        arm: np.stack([array["velocity_mse_by_angle"].mean(axis=0) for array in those])
+        for arm, those in arrays.items()
+        if all("velocity_mse_by_angle" in array for array in those)
+    }
+    return Findings(study, comparisons, pairings, costs, folders, clips, by_angle)
 
 
 def command(config: Any) -> str:
@@ -136,6 +143,7 @@ def _lines(findings: Findings, name: str, command: str) -> Iterator[str]:
         yield from (hold_against(claim, _of(findings, claim.arm, claim.metric)) for claim in study.claims)
         yield ""
     yield from _tables(findings)
+    yield from _angle_table(findings)
     yield from _cost_table(findings)
     yield from ("## How far the runs are paired", "", *_pairing_lines(findings), "")
     yield from ("## Arms", "", "| arm | replaces |", "| --- | --- |")
@@ -174,6 +182,20 @@ def _tables(findings: Findings) -> Iterator[str]:
             each = "; ".join(_span(one) for one in found.by_seed)
             yield f"| {' | '.join(cells)} | {each} | {found.verdict(better)} |"
         yield ""
+
+
+def _angle_table(findings: Findings) -> Iterator[str]:
+    if not findings.by_angle:
+        return
+    yield from ("### Velocity MSE by angle", "", f"| arm | {' | '.join(f'{angle:.2f}' for angle in ANGLES)} |")
+    yield f"| --- |{' --- |' * len(ANGLES)}"
+    for arm, values in findings.by_angle.items():
+        yield f"| {arm} | {' | '.join(map(_number, values.mean(axis=0)))} |"
+    yield from (
+        "",
+        "One angle for the whole window, radians: 0 is clean, 1.57 pure noise. Means over clips and seeds.",
+        "",
+    )
 
 
 def _cost_table(findings: Findings) -> Iterator[str]:
@@ -246,6 +268,7 @@ def _as_json(findings: Findings, command: str) -> dict[str, Any]:
         "costs": findings.costs,
         "pairing": {arm: [pairing._asdict() for pairing in those] for arm, those in findings.pairings.items()},
         "comparisons": rows,
+        "velocity_mse_by_angle": {arm: values.tolist() for arm, values in findings.by_angle.items()},
     }
     return _finite(described)
 
