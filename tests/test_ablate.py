@@ -138,7 +138,9 @@ def test_study(options: dict[str, Any], capsys: pytest.CaptureFixture) -> None:
     assert np.mean(by_angle) == pytest.approx(values[0].mean(), rel=1e-5)
     capsys.readouterr()
 
-    # what is kept is all that the report needs
+    # what is kept is all that the report needs, and does not tell where this machine has it
+    records = [run.kept / "config.json" for run in runs.values()]
+    assert all(str(Path(options["runs"]).parent) not in record.read_text() for record in records)
     written = {path.name: path.read_bytes() for path in Path(options["out"]).iterdir() if path.is_file()}
     shutil.rmtree(options["runs"])
     assert ablate(AblateConfig(**options)) is not None

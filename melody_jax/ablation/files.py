@@ -62,13 +62,28 @@ def results(folder: Path) -> dict[str, np.ndarray]:
 
 
 def keep(folder: Path, kept: Path) -> None:
-    """Copies of a finished run what reports are made of, about 100 kB: no checkpoints, of the curves the loss alone."""
+    """Copies of a finished run what reports are made of, about 100 kB: no checkpoints, of the curves the loss alone.
+
+    Kept runs are published: of the folders in config.json the last two parts are copied.
+    """
     kept.mkdir(parents=True, exist_ok=True)
     save_arrays(kept / STEPS, read_steps(folder))
+    if (folder / "config.json").is_file():
+        record = read_json(folder / "config.json")
+        config, data = record["config"], record["config"]["data"]
+        config["workdir"], data["networks"] = short(config["workdir"]), short(data["networks"])
+        for name in ("folder", "validation_folder"):
+            data[name] = [short(one) for one in data[name]]
+        save_json(kept / "config.json", record)
     last = folder / "cost.json"  # with it the run counts as done
-    for path in (*folder.glob("*.safetensors"), folder / "config.json", last):
+    for path in (*folder.glob("*.safetensors"), last):
         if path.is_file():
             write_bytes(kept / path.name, path.read_bytes())
+
+
+def short(folder: str | Path) -> str:
+    """The last two parts of a path: the rest is elsewhere elsewhere."""
+    return "/".join(Path(folder).parts[-2:])
 
 
 def read_steps(folder: Path) -> dict[str, np.ndarray]:

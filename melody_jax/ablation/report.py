@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from melody_jax import __version__
-from melody_jax.ablation.files import read_json, results, save_json
+from melody_jax.ablation.files import read_json, results, save_json, short
 from melody_jax.ablation.measures import ANGLES, METRICS
 from melody_jax.ablation.pairing import Pairing, check_pairs
 from melody_jax.ablation.plot import plot
@@ -87,14 +87,14 @@ def find(study: Study, runs: Sequence[Any]) -> Findings:
 
 
 def command(config: Any) -> str:
-    """The command line that made the report; of folders the last two parts, for they are elsewhere elsewhere."""
+    """The command line that made the report; of folders the last two parts."""
     usual = type(config)()
     words = ["melody ablate", f"configs/ablations/{Path(config.study).name}"]
     for name in ("folder", "validation_folder", "networks", "steps"):
         value = getattr(config, name)
         if value != getattr(usual, name):
             values = value if isinstance(value, tuple) else (value,)
-            words += [f"--{name}", *("/".join(Path(str(one)).parts[-2:]) for one in values)]
+            words += [f"--{name}", *(short(str(one)) for one in values)]
     return " ".join(words)
 
 
