@@ -9,6 +9,14 @@ class UserError(ValueError):
     """Bad input. The message is one line that names the offending value and says what would be right."""
 
 
+class Diverged(UserError):
+    """Training ended after `steps` steps, for numbers that were not finite."""
+
+    def __init__(self, message: str, steps: int) -> None:
+        super().__init__(message)
+        self.steps = steps
+
+
 def exits_cleanly(main: Callable[[], None]) -> Callable[[], None]:
     """Decorates a command's entry point: a `UserError` prints one line on stderr and exits with code 2.
 

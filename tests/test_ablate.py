@@ -186,6 +186,26 @@ def test_a_run_is_done_once(options: dict[str, Any], monkeypatch: pytest.MonkeyP
     assert started == [_runs(options)["one angle"].folder]
 
 
+def test_an_arm_that_diverges(options: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    text = FILE.replace('"continuation_si_snri", "log_mel_l1", "frechet"', "")
+    others = ', "beside wild": {}, "one angle": {"stage.model.chunks": 1}'
+    wild = text.replace('"one angle": {"stage.model.chunks": 1}', '"wild": {"optimizer.learning_rate": 1e38}' + others)
+    (tmp_path / "wild.py").write_text(wild.replace("claims=(", 'against={"beside wild": "wild"}, claims=('))
+    mine = dataclasses.replace(AblateConfig(**options), study=str(tmp_path / "wild.py"), out=str(tmp_path / "out"))
+    report_file = ablate(mine)
+    assert "wild, seed 5: after 2 steps the loss is" in capsys.readouterr().err
+    assert report_file is not None
+    told = report_file.read_text()
+    assert "**wild** diverged with seed 5 after 2 steps: no comparison." in told
+    assert "**beside wild** is compared with wild: no comparison." in told
+    assert "**one angle** beside base:" in told
+    assert "| wild | `optimizer.learning_rate` 1e+38 |" in told
+
+    (tmp_path / "wild.py").write_text(wild.replace(others, "").replace('arm="one angle"', 'arm="wild"'))
+    with pytest.raises(UserError, match="nothing is left to compare: wild diverged with seed 5 after 2 steps"):
+        ablate(mine)
+
+
 def test_a_claim_dies_with_its_process(tmp_path: Path) -> None:
     code = f"""
 import os, pathlib

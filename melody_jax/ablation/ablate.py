@@ -19,10 +19,10 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NamedTuple
 
-from melody_jax.ablation.files import claim, is_done, keep, last_step
+from melody_jax.ablation.files import DIVERGED, claim, is_done, keep, last_step, save_json
 from melody_jax.ablation.study import Sampling, Study, load_study, resolve, run_name
 from melody_jax.config import TrainConfig
-from melody_jax.errors import UserError
+from melody_jax.errors import Diverged, UserError
 from melody_jax.process import ALLOCATOR, enable_compile_cache
 
 POLL_SECONDS = 2.0
@@ -123,8 +123,12 @@ def work(config: AblateConfig, quiet: bool = False) -> None:
             _refuse_changed_defaults(run.config, run.folder)
             if not is_done(run.folder, measures):
                 print(f"{Path(config.study).stem}: {run.arm}, seed {run.seed} ({run.folder})", file=sys.stderr)
-                if not module.carry_out(run.config, run.folder, measures, left, quiet):
-                    return
+                try:
+                    if not module.carry_out(run.config, run.folder, measures, left, quiet):
+                        return
+                except Diverged as error:
+                    print(f"{run.arm}, seed {run.seed}: {error}", file=sys.stderr)
+                    save_json(run.folder / DIVERGED, {"steps": error.steps})
             keep(run.folder, run.kept)
 
 

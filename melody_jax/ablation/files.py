@@ -17,6 +17,8 @@ from melody_jax.training.pairing import DIGEST
 
 STEPS = "steps.safetensors"
 """What `keep` leaves of metrics.jsonl."""
+DIVERGED = "diverged.json"
+"""In the folder of a run that met numbers that were not finite: {"steps": how many it had done}."""
 
 
 @contextlib.contextmanager
@@ -48,8 +50,9 @@ def save_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
 
 
 def is_done(folder: Path, measures: Iterable[str]) -> bool:
-    """Whether a run is finished and all of these measures are taken."""
-    return all((folder / name).is_file() for name in ("cost.json", *(f"{measure}.safetensors" for measure in measures)))
+    """Whether a run is finished and all of these measures are taken, or it diverged."""
+    wanted = ("cost.json", *(f"{measure}.safetensors" for measure in measures))
+    return (folder / DIVERGED).is_file() or all((folder / name).is_file() for name in wanted)
 
 
 def results(folder: Path) -> dict[str, np.ndarray]:
@@ -76,7 +79,7 @@ def keep(folder: Path, kept: Path) -> None:
             data[name] = [short(one) for one in data[name]]
         save_json(kept / "config.json", record)
     last = folder / "cost.json"  # with it the run counts as done
-    for path in (*folder.glob("*.safetensors"), last):
+    for path in (*folder.glob("*.safetensors"), folder / DIVERGED, last):
         if path.is_file():
             write_bytes(kept / path.name, path.read_bytes())
 

@@ -9,13 +9,14 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from melody_jax import __version__
-from melody_jax.ablation.files import read_json, results, save_json, short
+from melody_jax.ablation.files import DIVERGED, read_json, results, save_json, short
 from melody_jax.ablation.measures import ANGLES, METRICS
 from melody_jax.ablation.pairing import Pairing, check_pairs
 from melody_jax.ablation.plot import plot
 from melody_jax.ablation.statistics import Comparison, Interval, compare
 from melody_jax.ablation.study import Claim, Sampling, Study
 from melody_jax.config_json import to_dict
+from melody_jax.errors import UserError
 
 COSTS = {
     "parameters": ("parameters, M", 1e-6),
@@ -44,6 +45,8 @@ class Findings(NamedTuple):
     """Arm -> mean of what cost.json says, over seeds."""
     folders: dict[str, list[Path]]
     """Arm -> its runs, seed by seed."""
+    lost: dict[str, str]
+    """Arm -> why it is compared with nothing; it is in none of the other tables."""
     clips: int
     by_angle: dict[str, np.ndarray]
     """Arm -> (seeds, A) velocity MSE at each of `ANGLES`, mean over clips; empty where it was not measured."""
@@ -53,7 +56,7 @@ def report(study: Study, config: Any, runs: Sequence[Any]) -> Path:
     """Writes `<out>/<study>.md`, `.png` and `.json`, prints the tables, and returns the Markdown file.
 
     Raises:
-        UserError: the runs are not paired.
+        UserError: the runs are not paired, or so many diverged that nothing is left to compare.
     """
     findings = find(study, runs)
     out, name = Path(config.out), Path(config.study).stem
@@ -68,9 +71,10 @@ def report(study: Study, config: Any, runs: Sequence[Any]) -> Path:
 
 def find(study: Study, runs: Sequence[Any]) -> Findings:
     """Reads what the runs left, checks that they are paired, and compares."""
-    folders = {arm: [run.kept for run in runs if run.arm == arm] for arm in study.arms}
+    lost = _lost(study, runs)
+    folders = {arm: [run.kept for run in runs if run.arm == arm] for arm in study.arms if arm not in lost}
     arrays = {arm: [results(folder) for folder in those] for arm, those in folders.items()}
-    base, others = study.baseline, list(study.arms)[1:]
+    base, others = study.baseline, list(folders)[1:]
     pairings = {arm: check_pairs(arm, folders[arm], folders[study.rival(arm)], study.differs) for arm in others}
     comparisons = {
         metric: [compare(arm, metric, arrays[arm], arrays[study.rival(arm)]) for arm in others]
@@ -83,7 +87,27 @@ def find(study: Study, runs: Sequence[Any]) -> Findings:
         for arm, those in arrays.items()
         if all("velocity_mse_by_angle" in array for array in those)
     }
-    return Findings(study, comparisons, pairings, costs, folders, clips, by_angle)
+    return Findings(study, comparisons, pairings, costs, folders, lost, clips, by_angle)
+
+
+def _lost(study: Study, runs: Sequence[Any]) -> dict[str, str]:
+    """The arms of which a run diverged, and those that are compared with them; and why, in words."""
+    ended: dict[str, list[str]] = {}
+    for run in runs:
+        if (run.kept / DIVERGED).is_file():
+            steps = read_json(run.kept / DIVERGED)["steps"]
+            ended.setdefault(run.arm, []).append(f"with seed {run.seed} after {steps:,} steps")
+    lost = {arm: f"diverged {', '.join(those)}" for arm, those in ended.items()}
+    for _ in study.arms:  # as far as `against` can reach
+        lost |= {
+            arm: f"is compared with {study.rival(arm)}"
+            for arm in study.arms
+            if arm not in lost and study.rival(arm) in lost
+        }
+    if not any(study.rival(arm) == study.baseline for arm in list(study.arms)[1:] if arm not in lost):
+        told = "; ".join(f"{arm} {why}" for arm, why in lost.items())
+        raise UserError(f"nothing is left to compare: {told}; to train a run again, delete {DIVERGED} in its folders")
+    return lost
 
 
 def command(config: Any) -> str:
@@ -132,15 +156,18 @@ def _lines(findings: Findings, name: str, command: str) -> Iterator[str]:
         f"{study.limits}"
     ).rstrip()
     yield from ("", f"![Curves and differences]({name}.png)", "", "## What was found", "")
-    for arm in list(study.arms)[1:]:
+    for arm, why in findings.lost.items():
+        yield from (f"**{arm}** {why}: no comparison.", "")
+    for arm in list(findings.folders)[1:]:
         yield f"**{arm}** beside {study.rival(arm)}:"
         yield ""
         for metric in study.metrics:
             yield f"- {sentence(_of(findings, arm, metric))}"
         yield ""
-    if study.claims:
+    claims = [claim for claim in study.claims if claim.arm not in findings.lost]
+    if claims:
         yield from ("## Beside the paper", "")
-        yield from (hold_against(claim, _of(findings, claim.arm, claim.metric)) for claim in study.claims)
+        yield from (hold_against(claim, _of(findings, claim.arm, claim.metric)) for claim in claims)
         yield ""
     yield from _tables(findings)
     yield from _angle_table(findings)
@@ -265,6 +292,7 @@ def _as_json(findings: Findings, command: str) -> dict[str, Any]:
         },
         "seeds": study.seeds,
         "held_out_clips": findings.clips,
+        "lost": findings.lost,
         "costs": findings.costs,
         "pairing": {arm: [pairing._asdict() for pairing in those] for arm, those in findings.pairings.items()},
         "comparisons": rows,

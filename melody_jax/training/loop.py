@@ -44,8 +44,8 @@ def train(
     `stop_minutes`, save and return early.
 
     Raises:
-        UserError: the loss or a gradient is not finite (see `TrainConfig.on_nonfinite`), the run folder holds another
-            run, or the disk is full.
+        Diverged: the loss or a gradient is not finite (see `TrainConfig.on_nonfinite`).
+        UserError: the run folder holds another run, or the disk is full.
     """
     workdir, mesh = Path(config.workdir), make_mesh(config.mesh)
     checkpoints = checkpoint.Checkpoints(workdir, config.keep_last, config.keep_every)

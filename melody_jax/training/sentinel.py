@@ -28,7 +28,7 @@ from melody_jax import __version__
 from melody_jax.config import TrainConfig
 from melody_jax.config_json import to_dict
 from melody_jax.data.pipeline import BatchIterator
-from melody_jax.errors import UserError
+from melody_jax.errors import Diverged
 from melody_jax.models.functional import Params
 from melody_jax.release import flatten
 from melody_jax.training.checkpoint import Checkpoints, abstract_like, say
@@ -94,22 +94,23 @@ class Sentinel:
         """Writes the bundle of a bad step and returns the state to go on with; the data stands after the bad batch.
 
         Raises:
-            UserError: the run is to stop, having saved the state before the step; or it went wrong too often.
+            Diverged: the run is to stop, having saved the state before the step; or it went wrong too often.
         """
         folder, said = self._write(bad, state)
         policy, self._met = self._config.on_nonfinite, self._met + 1
         again = f"look at it: melody replay --bundle {folder}"
         if policy != "stop" and self._met > self._config.nonfinite_limit:
-            raise UserError(f"{said}, and nonfinite_limit {self._config.nonfinite_limit} is reached; {again}")
+            raise Diverged(f"{said}, and nonfinite_limit {self._config.nonfinite_limit} is reached; {again}", bad.step)
         if policy == "stop":
             self._checkpoints.save(placed(state, bad.step), self._positions[bad.step])
-            raise UserError(
+            raise Diverged(
                 f"{said}; the state before it is saved, to go on with --on_nonfinite skip or a lower learning rate "
-                f"in a new run; {again}"
+                f"in a new run; {again}",
+                bad.step,
             )
         if policy == "rollback":
             if self._checkpoints.latest is None:
-                raise UserError(f"{said}, and there is no checkpoint yet to roll back to; {again}")
+                raise Diverged(f"{said}, and there is no checkpoint yet to roll back to; {again}", bad.step)
             abstract = abstract_like(state, jax.tree.map(lambda leaf: leaf.sharding, state))
             state, _ = self._checkpoints.restore(abstract)
             self._say(f"{said}; back to step {int(state.step)} and on with the data after it")
