@@ -64,7 +64,7 @@ class Metric(NamedTuple):
 
 METRICS = {
     "velocity_mse": Metric("velocity", "velocity MSE", "lower"),
-    "velocity_mse_chunks": Metric("velocity", "velocity MSE, four chunk angles", "lower"),
+    "velocity_mse_chunks": Metric("velocity", "velocity MSE at four chunk angles", "lower"),
     "si_snri": Metric("velocity", "SI-SNRi, dB", "higher"),
     "continuation_mse": Metric("continuation", "velocity MSE of a continuation", "lower"),
     "continuation_si_snri": Metric("continuation", "SI-SNRi of a continuation, dB", "higher"),
