@@ -4,7 +4,7 @@ Many clips: python sample.py --prompts prompts.jsonl --out clips. Without an end
 ffplay -f s16le -ar 24000 -ch_layout mono -i -
 """
 
-from melody_jax.process import tune_allocator
+from melody_jax.runtime import tune_allocator
 
 if __name__ == "__main__":
     tune_allocator()
@@ -133,8 +133,8 @@ def _region(text: str) -> tuple[float, float]:
 def _load(arguments: Arguments, sources: bool) -> Any:
     """The model, with what listens to sources if there are any."""
     from melody_jax import load
-    from melody_jax.process import enable_compile_cache
-    from melody_jax.sampling.melody import NETWORKS
+    from melody_jax.runtime import enable_compile_cache
+    from melody_jax.sampling.cascade import NETWORKS
 
     enable_compile_cache()
     networks = (*NETWORKS, "tokenizer") if sources else NETWORKS
@@ -180,18 +180,22 @@ def _stream(arguments: Arguments, text: str, settings: dict[str, Any]) -> None:
             sys.stdout.buffer.write(audio.to_int16(stretch, "stream").tobytes())
             sys.stdout.buffer.flush()
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains as it flushes at its end
+        os.dup2(
+            os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()
+        )  # or Python complains as it flushes at its end
 
 
 def _serve(arguments: Arguments, text: str, settings: dict[str, Any]) -> None:
     """Makes what a file of prompts asks for."""
     for name in ("audio_prompt", "blend", "story", "stream"):
         if getattr(arguments, name):
-            raise UserError(f"{name} does not go with prompts; put prompts of several parts and stories into the file")
+            raise UserError(
+                f"{name} does not go with prompts; put prompts of several parts and stories into the file"
+            )
     if text:
         raise UserError(f"PROMPT {text!r} does not go with prompts; give one or the other")
+    from melody_jax.sampling.batch_job import ServiceConfig, serve
     from melody_jax.sampling.manifest import read_items
-    from melody_jax.sampling.service import ServiceConfig, serve
 
     assert arguments.prompts is not None
     config = ServiceConfig(
@@ -216,7 +220,9 @@ def _prompt(arguments: Arguments, text: str) -> tuple[Any, Any]:
     if not arguments.audio_prompt and not arguments.blend:
         return text, story
     words = [Part(text=text)] if text.strip() else []
-    sound = [Part(audio=arguments.audio_prompt, weight=arguments.audio_weight)] if arguments.audio_prompt else []
+    sound = (
+        [Part(audio=arguments.audio_prompt, weight=arguments.audio_weight)] if arguments.audio_prompt else []
+    )
     others = [Part(text=words, weight=weight) for words, weight in _numbered("blend", arguments.blend)]
     return (*words, *sound, *others), story
 
@@ -229,7 +235,9 @@ def _numbered(name: str, values: tuple[str, ...], first: bool = False) -> list[t
         try:
             pairs.append((words, float(number)))
         except ValueError:
-            raise UserError(f"{name} {value!r}: it must be {'SECONDS=PROMPT' if first else 'PROMPT=WEIGHT'}") from None
+            raise UserError(
+                f"{name} {value!r}: it must be {'SECONDS=PROMPT' if first else 'PROMPT=WEIGHT'}"
+            ) from None
     return pairs
 
 

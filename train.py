@@ -6,7 +6,7 @@ Run it again with the same arguments to resume. `--help` after the config lists 
 import sys
 
 from melody_jax.errors import UserError, exits_cleanly
-from melody_jax.process import enable_compile_cache, join_hosts, tune_allocator
+from melody_jax.runtime import enable_compile_cache, join_hosts, tune_allocator
 
 
 @exits_cleanly
@@ -17,7 +17,7 @@ def main() -> None:
 
     from melody_jax.config import load_config
     from melody_jax.data import pipeline
-    from melody_jax.data.text import read_tokenizer
+    from melody_jax.text import read_tokenizer
     from melody_jax.training.loop import train
 
     if sys.argv[1:2] in (["-h"], ["--help"]):

@@ -50,13 +50,15 @@ class Arguments:
 def load_requests(args: Arguments) -> tuple[Any, list[Any]]:
     """The model, and the committed prompts over and over with seeds 0, 1, ..."""
     from melody_jax import load
-    from melody_jax.process import enable_compile_cache
+    from melody_jax.runtime import enable_compile_cache
     from melody_jax.sampling.request import Request
 
     enable_compile_cache()
-    lines = (ROOT / "docs" / "evaluation" / "prompts.jsonl").read_text().splitlines()
+    lines = (ROOT / "melody_jax" / "assets" / "prompts.jsonl").read_text().splitlines()
     texts = itertools.islice(itertools.cycle(json.loads(line)["text"] for line in lines), args.items)
-    return load(args.model, folder=args.folder), [Request(prompt=text, seed=i) for i, text in enumerate(texts)]
+    return load(args.model, folder=args.folder), [
+        Request(prompt=text, seed=i) for i, text in enumerate(texts)
+    ]
 
 
 def in_batches(function: Any, name: str, size: int, *items: Any) -> Any:
@@ -68,7 +70,9 @@ def in_batches(function: Any, name: str, size: int, *items: Any) -> Any:
     made = []
     for first in tqdm(range(0, count, size), desc=name):
         rows = np.resize(order[first : first + size], size)
-        made.append(jax.tree.map(np.asarray, function(*jax.tree.map(lambda leaf, rows=rows: leaf[rows], items))))
+        made.append(
+            jax.tree.map(np.asarray, function(*jax.tree.map(lambda leaf, rows=rows: leaf[rows], items)))
+        )
     back = np.argsort(order)
     return jax.tree.map(lambda *parts: np.concatenate(parts)[:count][back], *made)
 
@@ -77,8 +81,8 @@ def compare(args: Arguments) -> dict[str, float]:
     """Differences between alone, in a batch, and in a batch over devices."""
     import jax
 
-    from melody_jax.sampling import generate
-    from melody_jax.training.sharding import make_mesh
+    from melody_jax.sampling import windows
+    from melody_jax.sharding import make_mesh
 
     melody, requests = load_requests(args)
     config, vae = melody.sampler_config(requests[0]), melody.configs["vae"]
@@ -90,34 +94,40 @@ def compare(args: Arguments) -> dict[str, float]:
     ways[f"batch {args.batch} on {len(jax.devices())} devices"] = (args.batch, mesh)
 
     def draws(_: Any, controls: Any) -> tuple[jax.Array, jax.Array]:
-        keys = generate.item_keys(controls)
+        keys = windows.item_keys(controls)
         noise = jax.vmap(lambda key: jax.random.gumbel(key, (config.tokens, 64)))(keys)
-        return generate.initial_noise(keys, config.dpd.frames, config.dpd.latent_dim), noise
+        return windows.initial_noise(keys, config.dpd.frames, config.dpd.latent_dim), noise
 
     def tokens(params: Any, controls: Any) -> jax.Array:
-        return generate.prefix_to_tokens(params["lm"], config, controls, generate.item_keys(controls))
+        return windows.prefix_to_tokens(params["lm"], config, controls, windows.item_keys(controls))
 
     def sound(params: Any, controls: Any, tokens: jax.Array) -> jax.Array:
-        keys = generate.item_keys(controls)
-        latents = generate.tokens_to_latents(params["dpd"], config, controls, tokens, keys)
-        return generate.latents_to_wave(params["vae"], vae, latents, np.int32(0))
+        keys = windows.item_keys(controls)
+        latents = windows.tokens_to_latents(params["dpd"], config, controls, tokens, keys)
+        return windows.latents_to_wave(params["vae"], vae, latents, np.int32(0))
 
     def made(function: Any, count: int, *items: Any) -> list[Any]:
         results = []
         for name, (size, spread) in ways.items():
             placed = melody.params if spread is None else everywhere
-            compiled = jax.jit(generate.apart(function, spread))
+            compiled = jax.jit(windows.per_device(function, spread))
             items = jax.tree.map(lambda leaf: leaf[:count], items)
-            results.append(in_batches(partial(compiled, placed), f"{function.__name__}, {name}", size, *items))
+            results.append(
+                in_batches(partial(compiled, placed), f"{function.__name__}, {name}", size, *items)
+            )
         return results
 
     def digests(results: list[Any]) -> list[list[str]]:
-        return [[hashlib.sha256(item.tobytes()).hexdigest() for item in leaf] for leaf in jax.tree.leaves(results)]
+        return [
+            [hashlib.sha256(item.tobytes()).hexdigest() for item in leaf] for leaf in jax.tree.leaves(results)
+        ]
 
     report: dict[str, float] = {}
     alone, *others = [digests(list(result)) for result in made(draws, args.items, controls)]
     for name, other in zip(list(ways)[1:], others, strict=True):
-        same = [a == b for mine, its in zip(alone, other, strict=True) for a, b in zip(mine, its, strict=True)]
+        same = [
+            a == b for mine, its in zip(alone, other, strict=True) for a, b in zip(mine, its, strict=True)
+        ]
         report[f"draws equal to the bit, {name}"] = float(np.mean(same))
     alone, *others = made(tokens, args.items, controls)
     for name, other in zip(list(ways)[1:], others, strict=True):

@@ -30,7 +30,9 @@ ITEMS = 8
 
 def fine_paths(config: DPDConfig) -> dict[str, DenoiserConfig]:
     """DPD with each of its fine paths."""
-    return {f"DPD, {fine.replace('_', ' ')}": dataclasses.replace(config, fine=fine) for fine in get_args(Fine)}
+    return {
+        f"DPD, {fine.replace('_', ' ')}": dataclasses.replace(config, fine=fine) for fine in get_args(Fine)
+    }
 
 
 SIZES: dict[str, dict[str, DenoiserConfig]] = {
@@ -68,7 +70,9 @@ def programs(config: DenoiserConfig) -> dict[str, Callable[[], jax.Array]]:
 
 def rows(size: str, rounds: int) -> list[str]:
     """Lines of the table for one size."""
-    timed = {(name, what): run for name, config in SIZES[size].items() for what, run in programs(config).items()}
+    timed = {
+        (name, what): run for name, config in SIZES[size].items() for what, run in programs(config).items()
+    }
     seconds: dict[tuple[str, str], list[float]] = {name: [] for name in timed}
     for number in tqdm(range(rounds + 1), desc=size, unit="round"):  # the first one compiles
         for name, run in timed.items():

@@ -20,11 +20,11 @@ import numpy as np
 import tyro
 
 from melody_jax.evaluation.clips import Clip, ClipSet, open_set
+from melody_jax.evaluation.embed_clips import Share, measure
 from melody_jax.evaluation.embedding import open_embedding
-from melody_jax.evaluation.figures import distances
 from melody_jax.evaluation.frechet import Moments
-from melody_jax.evaluation.measure import Share, measure
-from melody_jax.process import enable_compile_cache
+from melody_jax.evaluation.metrics import distances
+from melody_jax.runtime import enable_compile_cache
 
 STEPS = 10
 """Parts in which the clips are measured, with the memory noted after each."""
@@ -57,7 +57,9 @@ def main() -> None:
     arguments = tyro.cli(Arguments, description=__doc__)
     enable_compile_cache()
     embedding = open_embedding(arguments.embedding)
-    sounds = [clip.read()[: round(24_000 * arguments.seconds)] for clip in open_set(arguments.shards).clips[:40]]
+    sounds = [
+        clip.read()[: round(24_000 * arguments.seconds)] for clip in open_set(arguments.shards).clips[:40]
+    ]
 
     def read(number: int) -> np.ndarray:
         return np.roll(sounds[number % len(sounds)], 97 * number)
@@ -69,7 +71,9 @@ def main() -> None:
             mine = clips[part * len(clips) // STEPS : (part + 1) * len(clips) // STEPS]
             started = time.perf_counter()
             share = Share(cache=folder, seconds=arguments.seconds)
-            rows = measure(ClipSet(where=str(part), sha256=str(part), clips=mine), embedding, share, arguments.listen)
+            rows = measure(
+                ClipSet(where=str(part), sha256=str(part), clips=mine), embedding, share, arguments.listen
+            )
             assert rows is not None
             points.append(rows.points)
             rate = len(mine) / (time.perf_counter() - started)

@@ -89,7 +89,9 @@ def main(arguments: Arguments) -> None:
     for name, copy in COPIES.items():
         pairs = zip(marks[: arguments.copied], waves[: arguments.copied], strict=True)
         shares = np.array([agreement(mark, landmarks(copy(wave))) for mark, wave in pairs])
-        lines.append(f"| {name} | {np.mean(shares >= threshold):.0%} | {shares.min():.2f}, {np.median(shares):.2f} |")
+        lines.append(
+            f"| {name} | {np.mean(shares >= threshold):.0%} | {shares.min():.2f}, {np.median(shares):.2f} |"
+        )
     arguments.out.write_text("\n".join(lines) + "\n")
     print("\n".join(lines))
 

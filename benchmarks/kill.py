@@ -59,14 +59,23 @@ def wait(run: Run, moment: str, rng: np.random.Generator) -> None:
 def main() -> None:
     """Trains, kills, compares, writes."""
     arguments = tyro.cli(Arguments, description=__doc__)
-    options = ["--steps", str(arguments.steps), "--save_every", str(arguments.save_every), "--eval_every", "50"]
+    options = [
+        "--steps",
+        str(arguments.steps),
+        "--save_every",
+        str(arguments.save_every),
+        "--eval_every",
+        "50",
+    ]
     rng = np.random.default_rng(arguments.seed)
     rows = [["kill", "moment", "killed", "step reached", "checkpoint", "steps lost", "the other ended after"]]
     rows.append(["---"] * len(rows[0]))
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "features").mkdir()
         features = write_features(Path(folder) / "features")
-        undisturbed, killed = (Run(features, Path(folder) / name, options) for name in ("undisturbed", "killed"))
+        undisturbed, killed = (
+            Run(features, Path(folder) / name, options) for name in ("undisturbed", "killed")
+        )
         undisturbed.train()
         for number in tqdm(range(1, arguments.kills + 1), desc="kills"):
             moment = str(rng.choice(["starting", "saving", "training"], p=[0.2, 0.45, 0.35]))

@@ -39,7 +39,9 @@ def model() -> MusicgenForConditionalGeneration:
         codebook_dim=128,
         use_conv_shortcut=False,
     )
-    decoder = MusicgenDecoderConfig(hidden_size=1024, num_hidden_layers=24, ffn_dim=4096, num_attention_heads=16)
+    decoder = MusicgenDecoderConfig(
+        hidden_size=1024, num_hidden_layers=24, ffn_dim=4096, num_attention_heads=16
+    )
     torch.manual_seed(0)
     return MusicgenForConditionalGeneration(
         MusicgenConfig(text_encoder=text, audio_encoder=codec, decoder=decoder)

@@ -63,7 +63,9 @@ def timed(function: Callable[..., Any], *arguments: Any) -> tuple[float, Any]:
 def example(config: TrainConfig, seconds: float) -> dict[str, Any]:
     """A batch of one item of the stage's kind, so long."""
     rng = np.random.default_rng(0)
-    data = replace(config.data, batch_size=1, crop_samples=round(24_000 * seconds), window_tokens=round(25 * seconds))
+    data = replace(
+        config.data, batch_size=1, crop_samples=round(24_000 * seconds), window_tokens=round(25 * seconds)
+    )
 
     def fill(shape: jax.ShapeDtypeStruct) -> np.ndarray:
         if jnp.issubdtype(shape.dtype, jnp.integer):

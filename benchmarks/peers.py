@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 if __name__ == "__main__":
-    from melody_jax.process import tune_allocator
+    from melody_jax.runtime import tune_allocator
 
     tune_allocator()
 
@@ -32,13 +32,13 @@ import jax.numpy as jnp
 import numpy as np
 import tyro
 
-from melody_jax.models import denoiser, dpd, few_rows, lm, mulan, vae
+from melody_jax.flops import matmul_cost
+from melody_jax.models import cpu_matvec, denoiser, dpd, lm, mulan, vae
 from melody_jax.models.functional import count
 from melody_jax.models.vae import VAEConfig
-from melody_jax.sampling import generate
-from melody_jax.sampling.generate import Controls, SamplerConfig
+from melody_jax.sampling import windows
 from melody_jax.sampling.prompts import targets_to_prefix, text_targets
-from melody_jax.scale.counting import matmul_cost
+from melody_jax.sampling.windows import Controls, SamplerConfig
 
 ROOT = Path(__file__).parents[1]
 SECONDS = 10.0
@@ -93,7 +93,7 @@ def memory_rate() -> float:
     """GB/s at which 1.6 GB are read: by matrix-vector products, or summed in as many threads as there are cores."""
     matrices = [jnp.ones((4096, 4096)) for _ in range(24)]
     size, row = sum(m.nbytes for m in matrices) / 1e9, jnp.ones((1, 4096))
-    products = jax.jit(lambda row, matrices: [few_rows.product(row, m) for m in matrices])
+    products = jax.jit(lambda row, matrices: [cpu_matvec.product(row, m) for m in matrices])
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         views = [np.asarray(m) for m in matrices]
         summed = best(lambda: list(pool.map(np.sum, views)), 5)
@@ -112,7 +112,9 @@ class Bench:
     def __init__(self) -> None:
         self.memory, self.matmul, self.parts = memory_rate(), matmul_rate(), dict[str, Part]()
 
-    def add(self, name: str, params: Any, function: Callable[..., jax.Array], *inputs: Any, read: float = 0) -> Any:
+    def add(
+        self, name: str, params: Any, function: Callable[..., jax.Array], *inputs: Any, read: float = 0
+    ) -> Any:
         """The part's output. `read`: bytes it must read, where these are its floor."""
         jitted = jax.jit(function)
         flops = 0 if read else matmul_cost(jax.make_jaxpr(function)(params, *inputs))[0]
@@ -131,19 +133,34 @@ class Bench:
         return self.add("text", tower, embed, ids, mask)
 
     def cascade(
-        self, name: str, prefix: jax.Array, config: SamplerConfig, ways: dict[str, tuple[int, bool]], codec: VAEConfig
+        self,
+        name: str,
+        prefix: jax.Array,
+        config: SamplerConfig,
+        ways: dict[str, tuple[int, bool]],
+        codec: VAEConfig,
     ) -> None:
         """The parts after the text; `ways` are steps and guidance of the diffusion."""
         number, whole = jnp.ones(1), jnp.zeros(1, jnp.int32)
         asked = Controls(
-            prefix, jnp.full_like(prefix, -1), whole, whole, number, whole + 250, number, 2 * number, 2.5 * number
+            prefix,
+            jnp.full_like(prefix, -1),
+            whole,
+            whole,
+            number,
+            whole + 250,
+            number,
+            2 * number,
+            2.5 * number,
         )
-        keys, language = generate.item_keys(asked), fresh(lambda key: lm.init(config.lm, key))
+        keys, language = windows.item_keys(asked), fresh(lambda key: lm.init(config.lm, key))
         read = 4 * sum(count(language[part]) for part in ("blocks", "head", "group") if part in language)
         tokens, latents = None, None
         for part, guided in ((f"{name}LM", False), (f"{name}LM, guided", True)):
             draw = partial(_draw, replace(config, lm_guided=guided), keys)
-            tokens = self.add(part, language, draw, asked, read=read * config.tokens / config.lm.tokens_per_pass)
+            tokens = self.add(
+                part, language, draw, asked, read=read * config.tokens / config.lm.tokens_per_pass
+            )
         network = fresh(lambda key: denoiser.init(config.dpd, key))
         for way, (steps, guided) in ways.items():
             denoise = partial(_denoise, replace(config, steps=steps, guided=guided), keys)
@@ -162,24 +179,31 @@ def fresh(init: Callable[[jax.Array], Any]) -> Any:
 
 
 def _draw(config: SamplerConfig, keys: jax.Array, params: Any, asked: Controls) -> jax.Array:
-    return generate.prefix_to_tokens(params, config, asked, keys)
+    return windows.prefix_to_tokens(params, config, asked, keys)
 
 
-def _denoise(config: SamplerConfig, keys: jax.Array, params: Any, asked: Controls, tokens: jax.Array) -> jax.Array:
-    return generate.tokens_to_latents(params, config, asked, tokens, keys)
+def _denoise(
+    config: SamplerConfig, keys: jax.Array, params: Any, asked: Controls, tokens: jax.Array
+) -> jax.Array:
+    return windows.tokens_to_latents(params, config, asked, tokens, keys)
 
 
 def peer(python: str) -> dict[str, Any]:
     """One timed run of MusicGen-small in a process of its own."""
     script = [python, str(Path(__file__).with_name("musicgen_small.py"))]
-    done = subprocess.run(script, check=True, capture_output=True, text=True, env=os.environ | {"HF_HUB_OFFLINE": "1"})
+    done = subprocess.run(
+        script, check=True, capture_output=True, text=True, env=os.environ | {"HF_HUB_OFFLINE": "1"}
+    )
     return json.loads(done.stdout.splitlines()[-1])
 
 
 def report(found: dict[str, Part], rates: str, theirs: dict[str, Any] | None) -> str:
     """The page: parts beside their floors, clips beside the peer's."""
     lines = [f"{rates}\n", "| part | seconds | floor | share of the floor |", "| --- | --- | --- | --- |"]
-    lines += [f"| {name} | {p.seconds:.2f} | {p.floor:.2f} | {p.floor / p.seconds:.0%} |" for name, p in found.items()]
+    lines += [
+        f"| {name} | {p.seconds:.2f} | {p.floor:.2f} | {p.floor / p.seconds:.0%} |"
+        for name, p in found.items()
+    ]
     peer_seconds = theirs["seconds"][0] if theirs else None
     lines += ["", "| 10 s of audio | seconds | x real time | x MusicGen-small |", "| --- | --- | --- | --- |"]
     for name, parts in WAYS.items():

@@ -64,7 +64,10 @@ def timed(config: PrepareConfig, hours: float) -> tuple[str, Manifest]:
     manifest = prepare(config)
     taken, used = time.monotonic() - begin, processor_seconds() - before
     rate = f"{hours * 3600 / taken:.0f} hours of audio an hour"
-    return f"{hours:.2f} h in {taken:.0f} s, {rate}; {used:.0f} s of processor time; load before {load:.1f}", manifest
+    return (
+        f"{hours:.2f} h in {taken:.0f} s, {rate}; {used:.0f} s of processor time; load before {load:.1f}",
+        manifest,
+    )
 
 
 def processor_seconds() -> float:
@@ -85,7 +88,11 @@ def odd(folder: Path, out: Path) -> list[str]:
     lines = [f"{len(wanted)} odd files, {len(found)} named in rejects.jsonl, {used} used:", ""]
     lines += ["| refused | files |", "| --- | --- |"]
     lines += [f"| {reason} | {count} |" for reason, count in sorted(Counter(found.values()).items())]
-    return [*lines, "", f"Files that were treated otherwise than meant: {', '.join(sorted(wrong)) or 'none'}."]
+    return [
+        *lines,
+        "",
+        f"Files that were treated otherwise than meant: {', '.join(sorted(wrong)) or 'none'}.",
+    ]
 
 
 def main(arguments: Arguments) -> None:
@@ -95,7 +102,9 @@ def main(arguments: Arguments) -> None:
             folders[part].mkdir()
         hours = make_tracks(arguments.corpus, arguments.pieces, folders["tracks"])
         source = str(folders["tracks"])
-        said, manifest = timed(PrepareConfig(source=source, out=str(folders["audio"]), shard_recordings=4), hours)
+        said, manifest = timed(
+            PrepareConfig(source=source, out=str(folders["audio"]), shard_recordings=4), hours
+        )
         config = PrepareConfig(
             source=str(folders["audio"]), networks=str(arguments.networks), out=str(folders["features"])
         )

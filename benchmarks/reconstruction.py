@@ -23,7 +23,7 @@ from visqol import VisqolApi
 from melody_jax import audio
 from melody_jax.evaluation import adherence, reconstruction
 from melody_jax.models import vae
-from melody_jax.sampling.melody import load
+from melody_jax.sampling.cascade import load
 
 OPUS_RATES = (12, 24)  # kbit/s
 
@@ -62,7 +62,9 @@ def main() -> None:
     params, config = melody.params["vae"], melody.configs["vae"]
     samples = round(adherence.SECONDS * audio.SAMPLE_RATE)
     prompts = adherence.read_prompts(arguments.out / "prompts.jsonl")[:: arguments.stride]
-    truth = np.stack([adherence.ground_truth(p, i, samples) for i, p in enumerate(tqdm(prompts, desc="truth"))])
+    truth = np.stack(
+        [adherence.ground_truth(p, i, samples) for i, p in enumerate(tqdm(prompts, desc="truth"))]
+    )
     code = jax.jit(lambda clip: vae.decode(params, config, vae.encode(params, config, clip)))
     coded = {"vae": np.concatenate([np.asarray(code(clip[None])) for clip in tqdm(truth, desc="vae")])}
     rates = {}
@@ -97,7 +99,10 @@ def visqol(judge: VisqolApi, original: np.ndarray, clip: np.ndarray) -> float:
 def report(arguments: Arguments, rows: list[dict], clips: int) -> None:
     """Prints the table and writes it as Markdown and JSON."""
     table = [f"{clips} clips of {adherence.SECONDS} s; ViSQOL on the first {arguments.visqol_clips}.", ""]
-    table += ["| codec | kbit/s | log-mel L1, nepers | SI-SDR, dB | ViSQOL |", "| --- | --- | --- | --- | --- |"]
+    table += [
+        "| codec | kbit/s | log-mel L1, nepers | SI-SDR, dB | ViSQOL |",
+        "| --- | --- | --- | --- | --- |",
+    ]
     for row in rows:
         rate = f"{row['kbit_s']:.1f}" if row["kbit_s"] else "-"
         table.append(

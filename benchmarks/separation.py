@@ -22,11 +22,11 @@ from scipy import signal
 
 from melody_jax import audio
 from melody_jax.evaluation.clips import Clip, ClipSet, open_set
+from melody_jax.evaluation.embed_clips import Share, measure
 from melody_jax.evaluation.embedding import open_embedding
-from melody_jax.evaluation.figures import distances
 from melody_jax.evaluation.frechet import Moments
-from melody_jax.evaluation.measure import Share, measure
-from melody_jax.process import enable_compile_cache
+from melody_jax.evaluation.metrics import distances
+from melody_jax.runtime import enable_compile_cache
 
 EXPECTED = (
     ("halves", "shifted by 1"),
@@ -76,7 +76,9 @@ def shifted(semitones: int, wave: np.ndarray) -> np.ndarray:
     return audio.resample(wave, round(audio.SAMPLE_RATE * 2 ** (semitones / 12)), audio.SAMPLE_RATE)
 
 
-def changed(clips: list[Clip], name: str, change: Callable[[np.ndarray], np.ndarray] | None = None) -> ClipSet:
+def changed(
+    clips: list[Clip], name: str, change: Callable[[np.ndarray], np.ndarray] | None = None
+) -> ClipSet:
     """10.24 s of each clip, changed; the set's hash says from what and how."""
 
     def read(clip: Clip) -> np.ndarray:
@@ -100,7 +102,10 @@ def sets(clips: list[Clip]) -> dict[str, ClipSet]:
     return (
         {"reference": changed(half, "reference")}
         | {name: changed(other_half, name, change) for name, change in copies.items()}
-        | {"wrong genres": changed(others[:size], "wrong genres"), "white noise": changed(other_half, "noise", noise)}
+        | {
+            "wrong genres": changed(others[:size], "wrong genres"),
+            "white noise": changed(other_half, "noise", noise),
+        }
     )
 
 
@@ -116,10 +121,14 @@ def main() -> None:
         points[name] = rows.points
     reference = points.pop("reference")
     found = {
-        name: distances(mine, Moments.of(reference), reference, arguments.draws, 0) for name, mine in points.items()
+        name: distances(mine, Moments.of(reference), reference, arguments.draws, 0)
+        for name, mine in points.items()
     }
     columns = [name for name in ("frechet", "frechet_infinite", "kernel") if name in found["halves"]]
-    lines = [f"Embedding: {embedding.name}. Reference: {len(reference)} pieces of {corpus.name}; 95 % intervals.", ""]
+    lines = [
+        f"Embedding: {embedding.name}. Reference: {len(reference)} pieces of {corpus.name}; 95 % intervals.",
+        "",
+    ]
     lines += [
         "| against the reference | pieces | " + " | ".join(columns) + " |",
         "| --- |" + " --- |" * (1 + len(columns)),
@@ -127,13 +136,22 @@ def main() -> None:
     for name in found:
         cells = (str(found[name][column]) for column in columns)
         lines.append(f"| {name} | {found[name]['clips']} | {' | '.join(cells)} |")
-    lines += ["", "| must be nearer than | " + " | ".join(columns) + " |", "| --- |" + " --- |" * len(columns)]
+    lines += [
+        "",
+        "| must be nearer than | " + " | ".join(columns) + " |",
+        "| --- |" + " --- |" * len(columns),
+    ]
     for near, far in EXPECTED:
         held = ("yes" if found[near][column].high < found[far][column].low else "no" for column in columns)
         lines.append(f"| {near} than {far} | {' | '.join(held)} |")
     text = "\n".join(lines) + "\n"
     print(text)
-    record = {"draws": arguments.draws, "corpus": corpus.sha256, "embedding": embedding.name, "distances": found}
+    record = {
+        "draws": arguments.draws,
+        "corpus": corpus.sha256,
+        "embedding": embedding.name,
+        "distances": found,
+    }
     name = f"separation-{Path(arguments.embedding).stem}"
     (arguments.out / f"{name}.md").write_text(text)
     (arguments.out / f"{name}.json").write_text(json.dumps(record, indent=1) + "\n")

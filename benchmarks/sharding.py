@@ -19,8 +19,8 @@ from jax.sharding import Mesh
 
 from melody_jax.config import OptimizerConfig, TrainConfig
 from melody_jax.errors import UserError
+from melody_jax.sharding import make_mesh, mesh_context, place_batch, sharded_init
 from melody_jax.training.loop import make_step
-from melody_jax.training.sharding import make_mesh, place_batch, sharded_init, using
 from melody_jax.training.state import create_state
 
 ROOT = Path(__file__).parents[1]
@@ -45,10 +45,14 @@ def train(stage: Any, mesh: Mesh) -> tuple[Any, float, float]:
     config = TrainConfig(stage=stage, optimizer=OptimizerConfig(learning_rate=3e-3, warmup_steps=5), steps=50)
     state = sharded_init(lambda key: create_state(config, key), jax.random.key(0), mesh)
     source = Batches(stage)
-    batches = [jax.tree.map(lambda *halves: np.concatenate(halves), next(source), next(source)) for _ in range(5)]
+    batches = [
+        jax.tree.map(lambda *halves: np.concatenate(halves), next(source), next(source)) for _ in range(5)
+    ]
     begin, late = place_batch(batches[0], mesh), jnp.int32(10**6)  # late: discriminators are at work
-    with using(mesh):
-        gradients, metrics = jax.device_get(jax.jit(stage.gradients)(state.params, begin, jax.random.key(1), late))
+    with mesh_context(mesh):
+        gradients, metrics = jax.device_get(
+            jax.jit(stage.gradients)(state.params, begin, jax.random.key(1), late)
+        )
         step, last = make_step(config, state), {}
         for batch in batches:
             state, last = step(state, place_batch(batch, mesh))
@@ -68,14 +72,20 @@ def main() -> None:
     """Compares, prints, writes."""
     arguments = tyro.cli(Arguments, description=__doc__)
     if len(jax.devices()) != 8:
-        raise UserError(f"{len(jax.devices())} devices; set XLA_FLAGS=--xla_force_host_platform_device_count=8")
+        raise UserError(
+            f"{len(jax.devices())} devices; set XLA_FLAGS=--xla_force_host_platform_device_count=8"
+        )
     head = ["stage", "mesh", "loss", "gradient", "worst array", "loss, step 5"]
     rows = [head, ["---"] * len(head)]
     for name in arguments.only:
         gradients, first, last = train(STAGES[name], make_mesh((1, 1, 1), jax.devices()[:1]))
         for sizes in MESHES:
             others, other_first, other_last = train(STAGES[name], make_mesh(sizes))
-            values = (abs(other_first / first - 1), *difference(others, gradients), abs(other_last / last - 1))
+            values = (
+                abs(other_first / first - 1),
+                *difference(others, gradients),
+                abs(other_last / last - 1),
+            )
             rows.append([name, " x ".join(map(str, sizes)), *(f"{value:.1e}" for value in values)])
             print(" | ".join(rows[-1]), flush=True)
     arguments.out.write_text("".join(f"| {' | '.join(row)} |\n" for row in rows))

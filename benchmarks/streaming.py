@@ -48,15 +48,19 @@ def resident(which: str) -> float:
     return int(line.split()[1]) / 1e3
 
 
-def make(args: Arguments, seconds: float, target: Path | None) -> tuple[dict[str, float], dict[str, list[int]]]:
+def make(
+    args: Arguments, seconds: float, target: Path | None
+) -> tuple[dict[str, float], dict[str, list[int]]]:
     """Figures of a warm piece, streamed to `target` as float32 if there is one; and where a stream's joins are."""
     from melody_jax import load
-    from melody_jax.process import enable_compile_cache
+    from melody_jax.runtime import enable_compile_cache
 
     enable_compile_cache()
     melody = load(args.model, folder=args.folder)
     warm = melody.window_seconds + 2 * melody.chunk_seconds
-    for _ in melody.stream(args.prompt, seconds=warm) if target else melody.generate(args.prompt, seconds=warm):
+    for _ in (
+        melody.stream(args.prompt, seconds=warm) if target else melody.generate(args.prompt, seconds=warm)
+    ):
         pass
     before = resident("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # VmHWM begins anew
@@ -72,7 +76,11 @@ def make(args: Arguments, seconds: float, target: Path | None) -> tuple[dict[str
                 ends.append(ends[-1] + len(stretch))
     took, worked = time.perf_counter() - started, time.process_time() - worked
     figures = {"seconds to the first sound": first} if target else {}
-    figures |= {"real-time factor": seconds / took, "processor seconds": worked, "passes": 1 + melody.chunks(seconds)}
+    figures |= {
+        "real-time factor": seconds / took,
+        "processor seconds": worked,
+        "passes": 1 + melody.chunks(seconds),
+    }
     figures |= {"MB before": before, "MB at most": resident("VmHWM")}
     chunk = round(melody.chunk_seconds * melody.sample_rate)
     joins = {"chunks": list(range(melody.window_samples, ends[-1], chunk)), "decoder": ends[1:-1]}
@@ -112,11 +120,16 @@ def main() -> None:
                 if seconds == 1.0:
                     continue
                 both.append(figures)
-                print(f"{seconds:g} s, {how}: " + ", ".join(f"{k} {v:.4g}" for k, v in figures.items()), flush=True)
+                print(
+                    f"{seconds:g} s, {how}: " + ", ".join(f"{k} {v:.4g}" for k, v in figures.items()),
+                    flush=True,
+                )
             short, long = both
             memory = long["MB at most"] / short["MB at most"]
             passes = [figures["processor seconds"] / figures["passes"] for figures in both]
-            print(f"{how}: {memory:.3f} times the memory, {passes[1] / passes[0]:.3f} times the processor time a pass")
+            print(
+                f"{how}: {memory:.3f} times the memory, {passes[1] / passes[0]:.3f} times the processor time a pass"
+            )
             if path:
                 report_joins(np.fromfile(path, np.float32), joins)
 

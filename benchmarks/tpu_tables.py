@@ -19,8 +19,8 @@ from typing import Any
 
 import tyro
 
+from melody_jax.chips import CHIPS
 from melody_jax.errors import UserError
-from melody_jax.scale.chips import CHIPS
 from melody_jax.scale.compile_tpu import CompileConfig, analyse, model_flops
 
 ROOT = Path(__file__).parents[1]
@@ -130,8 +130,12 @@ def cells(name: str, row: dict[str, Any]) -> list[str]:
     line, chip = row["roofline"], CHIPS[PLACES[place][0].split(":")[0]]
     longest = max(line.values())
     line = line | {"accessed": row["accessed_bytes"] / chip.bandwidth}
-    times = [f"{line[part] * 1e3:.1f}" for part in ("compute", "memory", "accessed", "interconnect", "network")]
-    sent = "; ".join(f"{kind} {count}, {size / 1e6:.1f}" for kind, (count, size) in sorted(row["collectives"].items()))
+    times = [
+        f"{line[part] * 1e3:.1f}" for part in ("compute", "memory", "accessed", "interconnect", "network")
+    ]
+    sent = "; ".join(
+        f"{kind} {count}, {size / 1e6:.1f}" for kind, (count, size) in sorted(row["collectives"].items())
+    )
     return [
         *start,
         f"{row['peak_bytes'] / 1e9:.1f} of {chip.memory / 1e9:.0f}",

@@ -3,7 +3,7 @@
     python benchmarks/utilisation.py                        # writes docs/evaluation/utilisation.md
     python benchmarks/utilisation.py --only lm_small --trace profile
 
-FLOPs are those of matrix products and convolutions in the traced step (`melody_jax/scale/counting.py`), optimiser and
+FLOPs are those of matrix products and convolutions in the traced step (`melody_jax/flops.py`), optimiser and
 discriminators included. The peak is measured before and after each stage in the same process. Batches are random.
 """
 
@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from melody_jax.process import tune_allocator
+from melody_jax.runtime import tune_allocator
 
 if __name__ == "__main__":
     tune_allocator()
@@ -22,12 +22,12 @@ import jax.numpy as jnp
 import numpy as np
 import tyro
 
+from melody_jax.composer import facts
 from melody_jax.config import load_config
-from melody_jax.data import facts
-from melody_jax.scale.counting import matmul_cost
+from melody_jax.flops import matmul_cost
 from melody_jax.scale.programs import example
+from melody_jax.sharding import make_mesh, sharded_init
 from melody_jax.training.loop import make_step
-from melody_jax.training.sharding import make_mesh, sharded_init
 from melody_jax.training.state import create_state
 from melody_jax.training.utilisation import measured_flops
 

@@ -14,5 +14,8 @@ from melody_jax.training.stages.dpd import DPDStage
 def config() -> TrainConfig:
     """297.7 M parameters, 0.33 TFLOP a pass (the paper's 1.54). This size has not been trained by us."""
     paper = load_config(Path(__file__).with_name("dpd_paper.py"))
-    stage, data = DPDStage(model=dpd.MODERN, shared_angle=0.5, clean_prefix=0.2), replace(paper.data, window_tokens=256)
+    stage, data = (
+        DPDStage(model=dpd.MODERN, shared_angle=0.5, clean_prefix=0.2),
+        replace(paper.data, window_tokens=256),
+    )
     return replace(paper, stage=stage, data=data, workdir="runs/dpd_modern")

@@ -14,5 +14,7 @@ def config() -> TrainConfig:
     mini = load_config(Path(__file__).with_name("lm_mini.py"))
     optimizer = OptimizerConfig(learning_rate=5e-4, warmup_steps=10)
     data = replace(mini.data, holdout=0.1)
-    shorter = replace(mini, data=data, optimizer=optimizer, steps=40, eval_every=20, eval_batches=4, ema_decay=0.95)
+    shorter = replace(
+        mini, data=data, optimizer=optimizer, steps=40, eval_every=20, eval_batches=4, ema_decay=0.95
+    )
     return replace(shorter, init_from="mini", lora=LoRAConfig(rank=8), workdir="runs/lm_mini_lora")

@@ -14,9 +14,13 @@ from melody_jax.training.stages.mulan import MuLanStage
 def config() -> TrainConfig:
     """6 x 384 for music. This size has not been trained by us."""
     return TrainConfig(
-        stage=MuLanStage(model=MuLanConfig(codes=1024, music=ASTConfig(layers=6, width=384, heads=6, ffn=1536))),
+        stage=MuLanStage(
+            model=MuLanConfig(codes=1024, music=ASTConfig(layers=6, width=384, heads=6, ffn=1536))
+        ),
         data=DataConfig(batch_size=128, crop_samples=245_760),
-        optimizer=OptimizerConfig(learning_rate=2e-4, warmup_steps=1_000, rate_scales=(("model/text/encoder", 0.2),)),
+        optimizer=OptimizerConfig(
+            learning_rate=2e-4, warmup_steps=1_000, rate_scales=(("model/text/encoder", 0.2),)
+        ),
         steps=20_000,
         eval_every=500,
         workdir="runs/mulan_small",

@@ -1,4 +1,4 @@
-"""An autoencoder for 50 Hz latents of 64 channels whose decoder writes spectra, phase and all (models/magnitudes.py).
+"""An autoencoder for 50 Hz latents of 64 channels whose decoder writes spectra, phase and all (models/stft_codec.py).
 
 python train.py configs/vae_modern.py --data.folder corpus/train --workdir runs/vae_modern
 """
@@ -10,7 +10,9 @@ from melody_jax.training.stages.vae import VAEStage
 
 def config() -> TrainConfig:
     """8.2 M encoder, 49.7 M decoder; the discriminators are the paper's. This size has not been trained by us."""
-    stage = VAEStage(model=vae.MODERN, discriminator=discriminators.PAPER, kl_weight=0.01, adversarial_share=1.0)
+    stage = VAEStage(
+        model=vae.MODERN, discriminator=discriminators.PAPER, kl_weight=0.01, adversarial_share=1.0
+    )
     return TrainConfig(
         stage=stage,
         data=DataConfig(batch_size=64, crop_samples=34_560),

@@ -111,7 +111,9 @@ def resample(audio: np.ndarray, source_rate: int, sample_rate: int = SAMPLE_RATE
         raise UserError(f"sample rates must be positive, got {source_rate} and {sample_rate} Hz")
     if source_rate == sample_rate:
         return np.asarray(audio, np.float32)
-    return np.asarray(soxr.resample(np.asarray(audio, np.float32), source_rate, sample_rate, quality="HQ"), np.float32)
+    return np.asarray(
+        soxr.resample(np.asarray(audio, np.float32), source_rate, sample_rate, quality="HQ"), np.float32
+    )
 
 
 def write(path: str | os.PathLike, audio: np.ndarray, sample_rate: int = SAMPLE_RATE) -> None:
@@ -151,7 +153,9 @@ def check_writable(path: str | os.PathLike) -> str:
     if file_format is None:
         raise UserError(f"{path}: the name must end in one of {', '.join(FORMATS)}")
     if path.is_dir() or not path.parent.is_dir():
-        raise UserError(f"{path}: {'is a folder' if path.is_dir() else f'the folder {path.parent} does not exist'}")
+        raise UserError(
+            f"{path}: {'is a folder' if path.is_dir() else f'the folder {path.parent} does not exist'}"
+        )
     if not os.access(path.parent, os.W_OK):
         raise UserError(f"{path}: the folder {path.parent} cannot be written")
     return file_format
@@ -173,7 +177,9 @@ def decode_flac(data: bytes, start: int = 0, frames: int = -1) -> np.ndarray:
         with soundfile.SoundFile(io.BytesIO(data)) as file:
             wanted = file.frames - start if frames < 0 else frames
             if start < 0 or start + wanted > file.frames:
-                raise UserError(f"FLAC bytes hold {file.frames} samples; {start} to {start + wanted} was asked for")
+                raise UserError(
+                    f"FLAC bytes hold {file.frames} samples; {start} to {start + wanted} was asked for"
+                )
             file.seek(start)
             samples = file.read(wanted, dtype="float32")
     except (soundfile.SoundFileError, OSError, RuntimeError) as error:
@@ -337,14 +343,18 @@ def _k_response(sample_rate: int) -> tuple[np.ndarray, int]:
     return np.fft.rfft(impulse, 4 * taps).astype(np.complex64), taps
 
 
-def _shelf(frequency: float, gain_db: float, quality: float, sample_rate: int) -> tuple[np.ndarray, np.ndarray]:
+def _shelf(
+    frequency: float, gain_db: float, quality: float, sample_rate: int
+) -> tuple[np.ndarray, np.ndarray]:
     warped = np.tan(np.pi * frequency / sample_rate)
     high = 10 ** (gain_db / 20)
     middle = high**0.4996667741545416
     scale = 1 + warped / quality + warped**2
     numerator = np.array([high + middle * warped / quality + warped**2, 2 * (warped**2 - high), 0.0])
     numerator[2] = high - middle * warped / quality + warped**2
-    return numerator / scale, np.array([1.0, 2 * (warped**2 - 1) / scale, (1 - warped / quality + warped**2) / scale])
+    return numerator / scale, np.array(
+        [1.0, 2 * (warped**2 - 1) / scale, (1 - warped / quality + warped**2) / scale]
+    )
 
 
 def _high_pass(frequency: float, quality: float, sample_rate: int) -> tuple[np.ndarray, np.ndarray]:

@@ -24,7 +24,10 @@ class Command(NamedTuple):
 
 COMMANDS: dict[str, Command] = {
     "compose": Command(
-        "melody_jax.data.composer.generate", "ComposeConfig", "compose_corpus", "compose a captioned corpus into shards"
+        "melody_jax.data.compose_corpus",
+        "ComposeConfig",
+        "compose_corpus",
+        "compose a captioned corpus into shards",
     ),
     "prepare": Command(
         "melody_jax.data.prepare",
@@ -33,7 +36,7 @@ COMMANDS: dict[str, Command] = {
         "turn recordings into audio shards, and these into features",
     ),
     "import": Command(
-        "melody_jax.convert.published",
+        "melody_jax.training.import_published",
         "ImportConfig",
         "import_network",
         "use published weights: CLAP, MERT, wav2vec 2.0",
@@ -44,24 +47,38 @@ COMMANDS: dict[str, Command] = {
         "compile_tpu",
         "compile a training step for TPUs elsewhere",
     ),
-    "replay": Command("melody_jax.training.replay", "ReplayConfig", "replay", "repeat a step that was not finite"),
+    "replay": Command(
+        "melody_jax.training.replay", "ReplayConfig", "replay", "repeat a step that was not finite"
+    ),
     "export": Command("melody_jax.training.export", "ExportConfig", "export", "release a trained network"),
     "export-sampler": Command(
-        "melody_jax.sampling.export",
+        "melody_jax.sampling.export_sampler",
         "SamplerExportConfig",
         "export_sampler",
         "write a sampler that plays without this package",
     ),
     "ablate": Command(
-        "melody_jax.ablation.ablate", "AblateConfig", "ablate", "do a study's paired runs and report on it", "study"
+        "melody_jax.ablation.ablate",
+        "AblateConfig",
+        "ablate",
+        "do a study's paired runs and report on it",
+        "study",
     ),
     "evaluate": Command(
-        "melody_jax.evaluation.evaluate", "EvaluateConfig", "evaluate", "measure clips, or a model, against real music"
+        "melody_jax.evaluation.evaluate",
+        "EvaluateConfig",
+        "evaluate",
+        "measure clips, or a model, against real music",
     ),
     "diagnose": Command(
-        "melody_jax.evaluation.diagnose", "DiagnoseConfig", "diagnose", "find the network that loses most of the music"
+        "melody_jax.evaluation.diagnose",
+        "DiagnoseConfig",
+        "diagnose",
+        "find the network that loses most of the music",
     ),
-    "nfe": Command("melody_jax.sampling.nfe", "NFEConfig", "nfe", "count passes through the networks beside MusicLM's"),
+    "nfe": Command(
+        "melody_jax.sampling.nfe", "NFEConfig", "nfe", "count passes through the networks beside MusicLM's"
+    ),
 }
 
 

@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 import tyro
 
 from melody_jax.errors import UserError
-from melody_jax.user_file import function_of
+from melody_jax.python_file import function_of
 
 T = TypeVar("T")
 
@@ -215,13 +215,21 @@ class TrainConfig:
         if self.data.batch_size < 1:
             raise UserError(f"data.batch_size is {self.data.batch_size}; it must be at least 1")
         if self.data.batch_size % self.accumulate:
-            raise UserError(f"data.batch_size {self.data.batch_size} does not divide into accumulate {self.accumulate}")
+            raise UserError(
+                f"data.batch_size {self.data.batch_size} does not divide into accumulate {self.accumulate}"
+            )
         if self.watch.digests and self.accumulate > 1:
-            raise UserError(f"watch.digests with accumulate {self.accumulate}: each part of a batch draws its own")
+            raise UserError(
+                f"watch.digests with accumulate {self.accumulate}: each part of a batch draws its own"
+            )
         if self.lora.rank and not self.init_from:
-            raise UserError(f"lora.rank is {self.lora.rank} without --init_from: adapters need weights to adapt")
+            raise UserError(
+                f"lora.rank is {self.lora.rank} without --init_from: adapters need weights to adapt"
+            )
         if hasattr(self.stage, "teacher") and (self.lora.rank or not self.init_from):
-            raise UserError("distillation needs --init_from, a released teacher, and no adapters (lora.rank 0)")
+            raise UserError(
+                "distillation needs --init_from, a released teacher, and no adapters (lora.rank 0)"
+            )
         if not 0 <= self.ema_decay < 1:
             raise UserError(f"ema_decay is {self.ema_decay}; it must be at least 0 and below 1")
 
@@ -254,7 +262,9 @@ def override(config: T, arguments: list[str]) -> T:
             close = difflib.get_close_matches(name, fields, n=1, cutoff=0.5)
             hint = f"did you mean --{close[0]}?" if close else f"--{name.rsplit('.', 1)[0]}... : see --help"
             raise UserError(f"unknown field --{name}; {hint}")
-    return replace_fields(config, {name: _parse_value(name, fields[name], values) for name, *values in groups})
+    return replace_fields(
+        config, {name: _parse_value(name, fields[name], values) for name, *values in groups}
+    )
 
 
 def replace_fields(config: T, values: Mapping[str, Any]) -> T:
@@ -264,7 +274,9 @@ def replace_fields(config: T, values: Mapping[str, Any]) -> T:
     """
     changed: dict[str, Any] = {name: value for name, value in values.items() if "." not in name}
     for head in {name.split(".")[0] for name in values if "." in name}:
-        inner = {name.split(".", 1)[1]: value for name, value in values.items() if name.startswith(f"{head}.")}
+        inner = {
+            name.split(".", 1)[1]: value for name, value in values.items() if name.startswith(f"{head}.")
+        }
         changed[head] = replace_fields(changed.get(head, getattr(config, head)), inner)
     return dataclasses.replace(config, **changed)  # type: ignore[type-var]
 

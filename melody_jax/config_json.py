@@ -24,7 +24,9 @@ def to_dict(config: Any) -> Any:
             if len(_dataclasses_of(hints[name])) > 1:
                 values[name] = {"class": type(getattr(config, name)).__name__, **values[name]}
         derived = any(dataclasses.is_dataclass(base) for base in type(config).__bases__)
-        return {"class": type(config).__name__, **values} if derived or hasattr(config, "gradients") else values
+        return (
+            {"class": type(config).__name__, **values} if derived or hasattr(config, "gradients") else values
+        )
     if isinstance(config, (tuple, list)):
         return [to_dict(value) for value in config]
     if isinstance(config, dict):
@@ -51,14 +53,18 @@ def from_dict(cls: type[T], values: dict[str, Any]) -> T:
     hints = typing.get_type_hints(cls)
     unknown = sorted(set(values) - {field.name for field in dataclasses.fields(cls)})  # type: ignore[arg-type]
     if unknown:
-        raise UserError(f"{cls.__name__} has no field {unknown[0]!r}: the file was written by another version")
+        raise UserError(
+            f"{cls.__name__} has no field {unknown[0]!r}: the file was written by another version"
+        )
     return cls(**{name: _from_plain(hints[name], value) for name, value in values.items()})
 
 
 def difference(a: Any, b: Any) -> dict[str, tuple[Any, Any]]:
     """Dotted name -> both values, where two configs (dataclasses or the dicts of `to_dict`) differ; in order."""
     flat_a, flat_b = _flatten(to_dict(a)), _flatten(to_dict(b))
-    both = {name: (flat_a.get(name, "absent"), flat_b.get(name, "absent")) for name in sorted(flat_a | flat_b)}
+    both = {
+        name: (flat_a.get(name, "absent"), flat_b.get(name, "absent")) for name in sorted(flat_a | flat_b)
+    }
     return {name: values for name, values in both.items() if values[0] != values[1]}
 
 

@@ -232,7 +232,9 @@ def sample(
     solver.
     """
     passes(solver, 1)
-    new = jnp.ones(noise.shape[:2], bool) if is_new is None else jnp.broadcast_to(is_new, noise.shape[:2]) != 0
+    new = (
+        jnp.ones(noise.shape[:2], bool) if is_new is None else jnp.broadcast_to(is_new, noise.shape[:2]) != 0
+    )
 
     def estimate(latents: jax.Array, angle: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Velocity and clean latents."""
@@ -261,7 +263,9 @@ def sample(
     steps = _plan(omegas)
     if solver != "heun":
         return jax.lax.scan(step, (noise, noise), steps)[0][0]
-    all_but_last, last = (jax.tree.map(lambda values, part=part: values[part], steps) for part in (slice(-1), -1))
+    all_but_last, last = (
+        jax.tree.map(lambda values, part=part: values[part], steps) for part in (slice(-1), -1)
+    )
     state, _ = jax.lax.scan(step, (noise, noise), all_but_last)
     return step(state, last, corrects=False)[0][0]  # at angle 0 there is nothing left to look at
 

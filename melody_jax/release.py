@@ -27,9 +27,9 @@ import safetensors.numpy
 from tokenizers import Tokenizer
 
 from melody_jax.config_json import from_dict, to_dict
-from melody_jax.data.text import read_tokenizer
 from melody_jax.errors import UserError
 from melody_jax.models.functional import Params
+from melody_jax.text import read_tokenizer
 
 WEIGHTS = Path(__file__).parent / "weights"
 """Folder of the releases that come with the package."""
@@ -72,7 +72,9 @@ def save_network(
     for tensor_name, value in flatten(params).items():
         bits = 4 if name in DIFFERENCES else 8
         tensors |= _store(tensor_name, np.asarray(value), KEEP if keep is None else keep, bits)
-    data = safetensors.numpy.save(tensors, {"format": "melody_jax"})  # several keys come out in a random order
+    data = safetensors.numpy.save(
+        tensors, {"format": "melody_jax"}
+    )  # several keys come out in a random order
     description = {
         "format_version": FORMAT_VERSION,
         "network": name,
@@ -117,7 +119,9 @@ def read_network(path: str | os.PathLike, name: str) -> tuple[Params, Any, dict[
             continue
         if tensor_name + _SCALE in stored:
             scale = stored[tensor_name + _SCALE]
-            codes = _unpack(value, scale.shape, _scaled_axis(tensor_name)) if value.dtype == np.uint8 else value
+            codes = (
+                _unpack(value, scale.shape, _scaled_axis(tensor_name)) if value.dtype == np.uint8 else value
+            )
             value = codes.astype(np.float32) * scale
         values[tensor_name] = value.astype(np.float32) if np.issubdtype(value.dtype, np.floating) else value
     params = unflatten(values)
@@ -129,13 +133,17 @@ def read_network(path: str | os.PathLike, name: str) -> tuple[Params, Any, dict[
 def add_difference(base: Params, difference: Params) -> Params:
     """The network `base` with what a network of `DIFFERENCES` holds added; what `base` lacks is taken as it is."""
     sums, added = flatten(base), flatten(difference)
-    return unflatten(sums | {path: sums[path] + value if path in sums else value for path, value in added.items()})
+    return unflatten(
+        sums | {path: sums[path] + value if path in sums else value for path, value in added.items()}
+    )
 
 
 def _read_base(folder: Path, name: str, hashes: dict[str, str]) -> Params:
     base = DIFFERENCES[name]
     if hashes.get(base) != network_hash(folder, base):
-        raise UserError(f"{folder}: {name} was made from another {base} than the one here; take both from one release")
+        raise UserError(
+            f"{folder}: {name} was made from another {base} than the one here; take both from one release"
+        )
     return read_network(folder, base)[0]
 
 

@@ -35,7 +35,9 @@ def frame(audio: jax.Array, length: int, hop: int, center: bool = True) -> jax.A
     samples = audio.shape[-1]
     frames = samples // hop if center else 1 + (samples - length) // hop
     if frames < 1 or hop > length:
-        raise UserError(f"{samples} samples do not hold one frame of {length} at hop {hop} (hop must not exceed it)")
+        raise UserError(
+            f"{samples} samples do not hold one frame of {length} at hop {hop} (hop must not exceed it)"
+        )
     pieces = -(-length // hop)
     left = (length - hop) // 2 if center else 0
     right = (frames + pieces - 1) * hop - left - samples
@@ -148,7 +150,11 @@ def _triangles(at: np.ndarray, edges: np.ndarray) -> np.ndarray:
 
 @lru_cache(maxsize=16)
 def mel_filterbank(
-    n_mels: int = 80, n_fft: int = 1024, sample_rate: int = 24_000, fmin: float = 0.0, fmax: float | None = None
+    n_mels: int = 80,
+    n_fft: int = 1024,
+    sample_rate: int = 24_000,
+    fmin: float = 0.0,
+    fmax: float | None = None,
 ) -> np.ndarray:
     """Triangular filters on Slaney's mel scale, each of unit area in Hz: float32 (n_fft // 2 + 1, n_mels).
 
@@ -213,7 +219,9 @@ def resample(audio: jax.Array, up: int, down: int, crossings: int = 32) -> jax.A
     `audio.resample`.
     """
     reach = round(crossings * max(1.0, down / up))
-    return (frame(audio, down + 2 * reach, down) @ _resampling_filter(up, down, reach)).reshape(len(audio), -1)
+    return (frame(audio, down + 2 * reach, down) @ _resampling_filter(up, down, reach)).reshape(
+        len(audio), -1
+    )
 
 
 @lru_cache(maxsize=4)

@@ -15,7 +15,9 @@ os.environ["XLA_FLAGS"] = f"{OPTIMISATION} {os.environ.get('XLA_FLAGS', '')}".st
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
     """The worst relative error of each parity test, for the reader of CI's log."""
-    reports = [report for outcome in ("passed", "failed") for report in terminalreporter.stats.get(outcome, ())]
+    reports = [
+        report for outcome in ("passed", "failed") for report in terminalreporter.stats.get(outcome, ())
+    ]
     for report in sorted(reports, key=lambda report: report.nodeid):
         errors = [value for name, value in report.user_properties if name == "relative_error"]
         if errors and report.when == "call":

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from melody_jax import cli
-from melody_jax.ablation import files, pairing, report, study, training
+from melody_jax.ablation import files, paired_runs, study, study_report, training
 from melody_jax.ablation.ablate import AblateConfig, Run, ablate, runs_of, work
 from melody_jax.ablation.statistics import interval
 from melody_jax.config import DataConfig, TrainConfig
@@ -45,7 +45,11 @@ class Line(DPDStage):
     """The diffusion with a matrix in place of the network: everything else is the real one."""
 
     def init(self, key: jax.Array) -> dict[str, Any]:
-        return {"model": {"dense": {"kernel": jax.random.normal(key, (self.model.latent_dim, self.model.latent_dim))}}}
+        return {
+            "model": {
+                "dense": {"kernel": jax.random.normal(key, (self.model.latent_dim, self.model.latent_dim))}
+            }
+        }
 
 
 def line(params: Any, _: Any, noisy: jax.Array, *__: Any) -> jax.Array:
@@ -79,7 +83,8 @@ def write_features(folder: Path, count: int, seed: int) -> str:
     folder.mkdir(parents=True)
     shard = write_shard(folder / shard_name("features", 0, 1), records)
     write_manifest(
-        folder, Manifest(kind="features", settings={"hashes": {}}, versions={}, shard_count=1, shards=(shard,))
+        folder,
+        Manifest(kind="features", settings={"hashes": {}}, versions={}, shard_count=1, shards=(shard,)),
     )
     return str(folder)
 
@@ -189,9 +194,13 @@ def test_a_run_is_done_once(options: dict[str, Any], monkeypatch: pytest.MonkeyP
 def test_an_arm_that_diverges(options: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     text = FILE.replace('"continuation_si_snri", "log_mel_l1", "frechet"', "")
     others = ', "beside wild": {}, "one angle": {"stage.model.chunks": 1}'
-    wild = text.replace('"one angle": {"stage.model.chunks": 1}', '"wild": {"optimizer.learning_rate": 1e38}' + others)
+    wild = text.replace(
+        '"one angle": {"stage.model.chunks": 1}', '"wild": {"optimizer.learning_rate": 1e38}' + others
+    )
     (tmp_path / "wild.py").write_text(wild.replace("claims=(", 'against={"beside wild": "wild"}, claims=('))
-    mine = dataclasses.replace(AblateConfig(**options), study=str(tmp_path / "wild.py"), out=str(tmp_path / "out"))
+    mine = dataclasses.replace(
+        AblateConfig(**options), study=str(tmp_path / "wild.py"), out=str(tmp_path / "out")
+    )
     report_file = ablate(mine)
     assert "wild, seed 5: after 2 steps the loss is" in capsys.readouterr().err
     assert report_file is not None
@@ -202,7 +211,9 @@ def test_an_arm_that_diverges(options: dict[str, Any], tmp_path: Path, capsys: p
     assert "| wild | `optimizer.learning_rate` 1e+38 |" in told
 
     (tmp_path / "wild.py").write_text(wild.replace(others, "").replace('arm="one angle"', 'arm="wild"'))
-    with pytest.raises(UserError, match="nothing is left to compare: wild diverged with seed 5 after 2 steps"):
+    with pytest.raises(
+        UserError, match="nothing is left to compare: wild diverged with seed 5 after 2 steps"
+    ):
         ablate(mine)
 
 
@@ -222,7 +233,9 @@ with claim(pathlib.Path({str(tmp_path)!r})) as mine:
 def test_names_of_runs() -> None:
     one = base()
     name = study.run_name(one, {"training": ["a"]})
-    elsewhere = dataclasses.replace(one, workdir="elsewhere", data=dataclasses.replace(one.data, folder=("x",)))
+    elsewhere = dataclasses.replace(
+        one, workdir="elsewhere", data=dataclasses.replace(one.data, folder=("x",))
+    )
     assert study.run_name(elsewhere, {"training": ["a"]}) == name
     longer = dataclasses.replace(one, steps=9)
     wider = dataclasses.replace(one, stage=dataclasses.replace(one.stage, condition_dropout=0.2))
@@ -241,7 +254,13 @@ def test_names_of_runs() -> None:
 )
 def test_bad_studies(changes: dict[str, Any], said: str) -> None:
     arms = {"a": {}, "b": {"stage.model.chunks": 1}}
-    values = {"title": "t", "question": "?", "base": base(), "arms": arms, "metrics": ("velocity_mse",)} | changes
+    values = {
+        "title": "t",
+        "question": "?",
+        "base": base(),
+        "arms": arms,
+        "metrics": ("velocity_mse",),
+    } | changes
     with pytest.raises(UserError, match=said):
         study.resolve(study.Study(**values), "b", 0)
 
@@ -276,15 +295,17 @@ def test_sentences() -> None:
     open_question = compare(
         "a", "velocity_mse", [{"velocity_mse": x} for x in one], [{"velocity_mse": x} for x in other]
     )
-    assert "settles nothing" in report.sentence(open_question)
-    worse = compare("a", "velocity_mse", [{"velocity_mse": x + 9} for x in one], [{"velocity_mse": x} for x in one])
-    assert report.sentence(worse).startswith("velocity MSE: worse, higher by 9")
+    assert "settles nothing" in study_report.sentence(open_question)
+    worse = compare(
+        "a", "velocity_mse", [{"velocity_mse": x + 9} for x in one], [{"velocity_mse": x} for x in one]
+    )
+    assert study_report.sentence(worse).startswith("velocity MSE: worse, higher by 9")
     claim = study.Claim(arm="a", metric="velocity_mse", says="better", source="Table 5: 1 against 2")
-    assert "disagrees with the paper" in report.hold_against(claim, worse)
-    assert "settles nothing" in report.hold_against(claim, open_question)
-    assert "so it is here" in report.hold_against(dataclasses.replace(claim, says="worse"), worse)
+    assert "disagrees with the paper" in study_report.hold_against(claim, worse)
+    assert "settles nothing" in study_report.hold_against(claim, open_question)
+    assert "so it is here" in study_report.hold_against(dataclasses.replace(claim, says="worse"), worse)
 
 
 def test_digests_that_are_missing(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no step in common"):
-        pairing.compare_draws(tmp_path / "a", tmp_path / "b")
+        paired_runs.compare_draws(tmp_path / "a", tmp_path / "b")

@@ -11,7 +11,7 @@ import pytest
 from melody_jax.ablation import files, sampling
 from melody_jax.ablation.ablate import AblateConfig, ablate
 from melody_jax.ablation.study import Sampling
-from melody_jax.evaluation import adherence, judge
+from melody_jax.evaluation import adherence, group_judge
 
 FILE = """
 from melody_jax.ablation.study import Sampling, Study
@@ -43,10 +43,14 @@ def test_study(tmp_path: Path, melody: Any, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(sampling, "_judge", lambda _: Judge())
     monkeypatch.setattr(adherence, "ground_truth", piece)
     tempos = []  # of every clip with a beat, arm by arm; the first of each arm is right
-    monkeypatch.setattr(judge, "tempo_matches", lambda _, tempo: tempos.append(tempo) or tempo == tempos[0])
+    monkeypatch.setattr(
+        group_judge, "tempo_matches", lambda _, tempo: tempos.append(tempo) or tempo == tempos[0]
+    )
     monkeypatch.setattr(sampling, "PROMPTS", Path(__file__).parents[1] / sampling.PROMPTS)
     (tmp_path / "tiny.py").write_text(FILE)
-    config = AblateConfig(study=str(tmp_path / "tiny.py"), runs=str(tmp_path / "runs"), out=str(tmp_path / "out"))
+    config = AblateConfig(
+        study=str(tmp_path / "tiny.py"), runs=str(tmp_path / "runs"), out=str(tmp_path / "out")
+    )
     assert ablate(config) == tmp_path / "out" / "tiny.md"
     assert len(described) == len(adherence.GROUPS)
 
@@ -61,7 +65,11 @@ def test_study(tmp_path: Path, melody: Any, monkeypatch: pytest.MonkeyPatch) -> 
     assert 0 < len(rhythmic) < len(described)
     assert right["tempo_right"] == pytest.approx(1 / len(rhythmic))
 
-    runs = [files.results(path) for path in sorted((tmp_path / "runs").glob("*/")) if (path / "cost.json").is_file()]
+    runs = [
+        files.results(path)
+        for path in sorted((tmp_path / "runs").glob("*/"))
+        if (path / "cost.json").is_file()
+    ]
     assert len({run["embeddings"].tobytes() for run in runs}) == len(runs) == 2
     assert len({run["true_embeddings"].tobytes() for run in runs}) == 1
     assert "| paper | " in (tmp_path / "out" / "tiny.md").read_text()

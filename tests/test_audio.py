@@ -7,7 +7,9 @@ from melody_jax.errors import UserError
 
 
 def tone(seconds=1.0, frequency=997.0, amplitude=0.5):
-    return (amplitude * np.sin(2 * np.pi * frequency * np.arange(round(seconds * 24000)) / 24000)).astype(np.float32)
+    return (amplitude * np.sin(2 * np.pi * frequency * np.arange(round(seconds * 24000)) / 24000)).astype(
+        np.float32
+    )
 
 
 @pytest.mark.parametrize(("suffix", "error"), [(".wav", 2e-5), (".flac", 2e-5), (".ogg", 0.05)])
@@ -113,7 +115,9 @@ def test_loudness_of_known_signals():
     sine = tone(5.0, amplitude=1.0)
     assert audio.loudness(sine) == pytest.approx(-3.01, abs=0.05)
     assert audio.loudness(0.1 * sine) == pytest.approx(-23.01, abs=0.05)
-    assert audio.loudness(np.concatenate([sine, np.zeros(240000, np.float32)])) == pytest.approx(-3.01, abs=0.3)
+    assert audio.loudness(np.concatenate([sine, np.zeros(240000, np.float32)])) == pytest.approx(
+        -3.01, abs=0.3
+    )
     assert audio.loudness(tone(5.0, frequency=30.0)) < audio.loudness(tone(5.0)) - 5
     assert audio.loudness(np.zeros(48000, np.float32)) == -np.inf
     assert audio.loudness(np.zeros(0, np.float32)) == -np.inf

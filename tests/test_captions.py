@@ -3,12 +3,12 @@ import re
 import numpy as np
 import pytest
 
-from melody_jax.data.composer.captions import captions
-from melody_jax.data.composer.genres import GENRES as COMPOSED
-from melody_jax.data.composer.instruments import INSTRUMENTS
-from melody_jax.data.composer.moods import MOODS
-from melody_jax.data.composer.phrases import frames, genres, instruments, moods
-from melody_jax.data.composer.piece import Facts
+from melody_jax.composer.captions import captions
+from melody_jax.composer.genres import GENRES as COMPOSED
+from melody_jax.composer.instruments import INSTRUMENTS
+from melody_jax.composer.moods import MOODS
+from melody_jax.composer.phrases import frames, genres, instruments, moods
+from melody_jax.composer.piece import Facts
 
 GENRES = list(genres.GENRES)
 BANDS = {
@@ -99,7 +99,9 @@ def test_absences_are_true(pieces):
                     )
             if any(phrase in text.lower() for phrase in instruments.NO_DRUMS):
                 assert not {"drums", "timpani"} & set(facts.instruments)
-            if any(re.search(rf"\b{phrase}\b", text.lower()) for phrase in (*instruments.NO_VOICES, "beatless")):
+            if any(
+                re.search(rf"\b{phrase}\b", text.lower()) for phrase in (*instruments.NO_VOICES, "beatless")
+            ):
                 assert "choir" not in facts.instruments
 
 
@@ -108,7 +110,11 @@ def test_keys_are_true(pieces):
     pattern = re.compile(r"\b([a-g])( sharp|#| flat)? (major|minor|dorian|mixolydian|phrygian|lydian)\b")
     found = 0
     for facts, texts in pieces:
-        allowed = {facts.key.lower(), facts.key.lower().replace("#", " sharp"), frames.FLATS.get(facts.key, "").lower()}
+        allowed = {
+            facts.key.lower(),
+            facts.key.lower().replace("#", " sharp"),
+            frames.FLATS.get(facts.key, "").lower(),
+        }
         for text in texts:
             low = re.sub(r"\ba (major|minor)( |-)?key", "", text.lower())
             for letter, sign, mode in pattern.findall(low):
@@ -154,7 +160,9 @@ def test_articles():
 
 
 def test_unknown_words_fall_back_to_plain_names():
-    facts = Facts("zydeco", "zany", 120.0, "D", "hungarian", "9/4", ("theremin",), "theremin", (), True, "extreme")
+    facts = Facts(
+        "zydeco", "zany", 120.0, "D", "hungarian", "9/4", ("theremin",), "theremin", (), True, "extreme"
+    )
     text = " ".join(captions(facts, 1, count=12))
     assert "zydeco" in text
     assert "zany" in text

@@ -37,7 +37,9 @@ def test_folder_with_prompts(tmp_path: Path) -> None:
 def test_prompts_of_a_batch_job(tmp_path: Path) -> None:
     folder = sounds(tmp_path / "a", 2)
     lines = [{"id": "x", "file": "000001.wav", "prompt": "jazz", "made_at": 1.0}]
-    lines.append({"id": "y", "file": "000000.wav", "prompt": [{"text": "piano"}], "made_at": 1.0})  # no one text
+    lines.append(
+        {"id": "y", "file": "000000.wav", "prompt": [{"text": "piano"}], "made_at": 1.0}
+    )  # no one text
     (folder / "manifest.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     assert [clip.prompt for clip in open_set(folder).clips] == ["", "jazz"]
 
@@ -72,7 +74,10 @@ def test_what_is_no_set_is_refused(tmp_path: Path) -> None:
     (tmp_path / "b").mkdir()
     with pytest.raises(UserError, match="no sound files"):
         open_set(tmp_path / "b")
-    for content, message in (("[1]", "not a file of prompts"), ('{"id": "x", "prompt": "y"}', "none of its ids")):
+    for content, message in (
+        ("[1]", "not a file of prompts"),
+        ('{"id": "x", "prompt": "y"}', "none of its ids"),
+    ):
         (tmp_path / "p.jsonl").write_text(content)
         with pytest.raises(UserError, match=message):
             open_set(folder, tmp_path / "p.jsonl")

@@ -83,7 +83,9 @@ def test_a_corrupted_history_keeps_the_targets():
     }
     clean = stage.loss(params, batch, jax.random.key(2))[0]
     corrupted = dataclasses.replace(stage, history_corruption=0.5).loss(params, batch, jax.random.key(2))[0]
-    evaluated = dataclasses.replace(stage, history_corruption=0.5).evaluate(params, batch, jax.random.key(2))["loss"]
+    evaluated = dataclasses.replace(stage, history_corruption=0.5).evaluate(params, batch, jax.random.key(2))[
+        "loss"
+    ]
     assert abs(corrupted - clean) > 1e-3
     np.testing.assert_allclose(evaluated, clean, rtol=1e-5)
     first_token_only = {k: v[:, :1] if k == "semantic_tokens" else v for k, v in batch.items()}

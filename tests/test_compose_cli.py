@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 
 from melody_jax import audio, cli
-from melody_jax.data import records
-from melody_jax.data.composer import generate, soundfont
+from melody_jax.composer import soundfont
+from melody_jax.data import compose_corpus, records
 from melody_jax.errors import UserError
 
 SMALL = ("--hours", str(5 * 3 / 3600), "--seconds", "3", "--pieces-per-shard", "2", "--soundfonts", "none")
@@ -35,7 +35,7 @@ def test_corpus_holds_what_it_should(corpus):
         assert np.abs(audio.decode_flac(record["audio"].tobytes())).max() > 0.05
         assert meta["id"] == f"train-0-{index:07d}"
         assert (meta["split"], meta["renderer"], meta["soundfont"]) == ("train", "synth", None)
-        assert len(set(meta["captions"])) == generate.CAPTIONS
+        assert len(set(meta["captions"])) == compose_corpus.CAPTIONS
         assert meta["facts"]["lead"] == meta["facts"]["instruments"][0]
 
 
@@ -51,8 +51,8 @@ def test_resume_makes_what_is_missing(corpus, tmp_path, monkeypatch):
     names = sorted(name for name in corpus[1] if name.endswith("array_record"))
     (folder / names[0]).unlink()
     made = []
-    original = generate._make_shards
-    monkeypatch.setattr(generate, "_make_shards", lambda *args: made.extend(args[2]) or original(*args))
+    original = compose_corpus._make_shards
+    monkeypatch.setattr(compose_corpus, "_make_shards", lambda *args: made.extend(args[2]) or original(*args))
     assert compose(folder, "--workers", "1") == corpus[1]
     assert made == [0]
     assert compose(folder, "--workers", "2") == corpus[1]
@@ -77,7 +77,11 @@ def test_foreign_folders_are_refused(tmp_path):
 
 def test_seeds_of_splits_are_disjoint():
     seeds = {
-        split: {generate.piece_seed(seed, split, index) for seed in (0, 1, 999_999) for index in (0, 1, 2, 999_999_999)}
+        split: {
+            compose_corpus.piece_seed(seed, split, index)
+            for seed in (0, 1, 999_999)
+            for index in (0, 1, 2, 999_999_999)
+        }
         for split in ("train", "validation", "test")
     }
     assert len(set.union(*seeds.values())) == sum(map(len, seeds.values())) == 36
@@ -124,14 +128,14 @@ def test_unknown_command_and_help(monkeypatch, capsys):
 
 def test_fonts_follow_the_split(monkeypatch, capsys, tmp_path):
     monkeypatch.setattr(soundfont, "FOLDERS", (tmp_path,))
-    assert generate._fonts(generate.ComposeConfig()) == {}
+    assert compose_corpus._fonts(compose_corpus.ComposeConfig()) == {}
     assert "apt-get install" in capsys.readouterr().out
     test_only = [font for font in soundfont.FONTS.values() if font.splits == ("test",)]
     assert test_only
     (tmp_path / test_only[0].files[0]).write_bytes(b"")
-    assert generate._fonts(generate.ComposeConfig()) == {}
+    assert compose_corpus._fonts(compose_corpus.ComposeConfig()) == {}
     with pytest.raises(UserError, match="kept for the split test"):
-        generate._fonts(generate.ComposeConfig(soundfonts=(test_only[0].name,)))
+        compose_corpus._fonts(compose_corpus.ComposeConfig(soundfonts=(test_only[0].name,)))
 
 
 def test_manifest_says_what_was_made(corpus):

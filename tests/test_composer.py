@@ -5,17 +5,17 @@ import statistics
 
 import pytest
 
-from melody_jax.data.composer.compose import compose
-from melody_jax.data.composer.dice import Dice
-from melody_jax.data.composer.form import METRES
-from melody_jax.data.composer.genres import GENRES
-from melody_jax.data.composer.grid import compile_grid
-from melody_jax.data.composer.instruments import INSTRUMENTS, SYNTH_PATCHES
-from melody_jax.data.composer.melody import Motif, melody_hash
-from melody_jax.data.composer.moods import MOODS
-from melody_jax.data.composer.piece import DRUM_KITS, EFFECTS, RENDERERS, ROLES, ROOMS
-from melody_jax.data.composer.splits import SPLITS, split_of
-from melody_jax.data.composer.theory import KEYS, MODES, QUALITIES, Chord, chord_scale, voicing
+from melody_jax.composer.compose import compose
+from melody_jax.composer.dice import Dice
+from melody_jax.composer.form import METRES
+from melody_jax.composer.genres import GENRES
+from melody_jax.composer.grid import compile_grid
+from melody_jax.composer.instruments import INSTRUMENTS, SYNTH_PATCHES
+from melody_jax.composer.melody import Motif, melody_hash
+from melody_jax.composer.moods import MOODS
+from melody_jax.composer.piece import DRUM_KITS, EFFECTS, RENDERERS, ROLES, ROOMS
+from melody_jax.composer.splits import SPLITS, split_of
+from melody_jax.composer.theory import KEYS, MODES, QUALITIES, Chord, chord_scale, voicing
 from melody_jax.errors import UserError
 
 LEADS = (
@@ -64,7 +64,9 @@ def test_fields_are_of_the_vocabularies(pieces):
         assert production.room in ROOMS
         assert production.drum_kit in DRUM_KITS
         assert production.renderer in RENDERERS
-        assert all(0 <= value <= 1 for value in (production.reverb, production.master_drive, production.brightness))
+        assert all(
+            0 <= value <= 1 for value in (production.reverb, production.master_drive, production.brightness)
+        )
         assert all(track.role in ROLES and set(track.effects) <= set(EFFECTS) for track in piece.tracks)
 
 
@@ -152,7 +154,9 @@ def test_fixed_facts_are_kept():
 
 def test_moods_change_the_notes():
     def mean(mood, value, genre="solo piano"):
-        return statistics.mean(value(_melody(compose(seed, genre=genre, mood=mood)).notes) for seed in range(15))
+        return statistics.mean(
+            value(_melody(compose(seed, genre=genre, mood=mood)).notes) for seed in range(15)
+        )
 
     def loudness(notes):
         return statistics.mean(note.velocity for note in notes)

@@ -49,7 +49,17 @@ def path(tmp_path: Path) -> Path:
 
 def test_overrides_reach_every_level(path: Path) -> None:
     arguments = ["--steps", "9", "--stage.model.width=16", "--stage.causal", "True", "--mesh", "2", "1", "-1"]
-    arguments += ["--stage.model.widths", "3", "4", "5", "--stage.model.dropout", "0.1", "--data.folder", "a", "b"]
+    arguments += [
+        "--stage.model.widths",
+        "3",
+        "4",
+        "5",
+        "--stage.model.dropout",
+        "0.1",
+        "--data.folder",
+        "a",
+        "b",
+    ]
     arguments += ["--optimizer.learning-rate", "1e-3"]
     config = load_config(path, arguments)
     assert (config.steps, config.mesh, config.data.folder) == (9, (2, 1, -1), ("a", "b"))
@@ -64,7 +74,10 @@ def test_overrides_reach_every_level(path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--stage.model.widht", "1"], r"unknown field --stage.model.widht; did you mean --stage.model.width\?"),
+        (
+            ["--stage.model.widht", "1"],
+            r"unknown field --stage.model.widht; did you mean --stage.model.width\?",
+        ),
         (["--step", "3"], r"did you mean --steps\?"),
         (["--steps", "many"], "--steps got 'many'; it takes int"),
         (["--steps"], "--steps got 'nothing'"),
@@ -135,11 +148,11 @@ def test_every_field_has_a_description() -> None:
 
 
 def test_allocator_restarts_once() -> None:
-    script = (
-        "from melody_jax.process import tune_allocator as t; t(); import os; print(os.environ.get('GLIBC_TUNABLES'))"
-    )
+    script = "from melody_jax.runtime import tune_allocator as t; t(); import os; print(os.environ.get('GLIBC_TUNABLES'))"
     environment = {name: value for name, value in os.environ.items() if name != "GLIBC_TUNABLES"}
-    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True
+    )
     assert done.stdout.strip().startswith(("glibc.malloc", "None"))
     kept = subprocess.run(
         [sys.executable, "-c", script],
@@ -159,6 +172,8 @@ def test_a_missing_extra_is_one_line(capsys: pytest.CaptureFixture[str]) -> None
         exits_cleanly(lambda: needs("grain"))()
     assert caught.value.code == 2
     said = capsys.readouterr().err
-    assert said == "error: grain is not installed: pip install -e '.[train,compose,beam,evaluate]' brings it\n"
+    assert (
+        said == "error: grain is not installed: pip install -e '.[train,compose,beam,evaluate]' brings it\n"
+    )
     with pytest.raises(ModuleNotFoundError):
         exits_cleanly(lambda: needs("melody_jax.gone"))()

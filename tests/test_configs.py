@@ -32,4 +32,6 @@ def test_config(path: Path) -> None:
     if path.stem in SIZES:
         assert size == SIZES[path.stem]
     else:
-        assert size < {"small": 40e6, "modern": 60e6, "modern_distilled": 298e6}.get(path.stem.split("_", 1)[1], 20e6)
+        assert size < {"small": 40e6, "modern": 60e6, "modern_distilled": 298e6}.get(
+            path.stem.split("_", 1)[1], 20e6
+        )

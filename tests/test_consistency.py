@@ -63,7 +63,9 @@ def loss_of(
 def test_a_consistent_student_has_no_loss(span: float, batch, monkeypatch: pytest.MonkeyPatch) -> None:
     stage = dataclasses.replace(STAGE, teacher_steps=24, span=span)
     exact = loss_of(stage, batch, monkeypatch, lambda along, exact: exact)
-    along = loss_of(stage, batch, monkeypatch, lambda along, exact: along)  # a diffusion's velocity is not consistent
+    along = loss_of(
+        stage, batch, monkeypatch, lambda along, exact: along
+    )  # a diffusion's velocity is not consistent
     assert exact < 1e-5
     assert along > 20 * exact
     if span == math.pi / 2:
@@ -98,7 +100,9 @@ def test_only_what_is_added_is_trained(batch) -> None:
     found, _ = jax.eval_shape(STAGE.gradients, params, batch, jax.random.key(1), jnp.int32(0))
     assert set(found) == {"model"}
     assert jax.tree.structure(found["model"]) == jax.tree.structure(params["model"])
-    state = jax.eval_shape(lambda key: create_state(TrainConfig(stage=STAGE, init_from="mini"), key), jax.random.key(0))
+    state = jax.eval_shape(
+        lambda key: create_state(TrainConfig(stage=STAGE, init_from="mini"), key), jax.random.key(0)
+    )
     moments = sum(leaf.size for leaf in jax.tree.leaves(state.opt_state) if leaf.ndim)
     assert moments == 2 * sum(leaf.size for leaf in jax.tree.leaves(params["model"]))
 
@@ -106,12 +110,20 @@ def test_only_what_is_added_is_trained(batch) -> None:
 def test_a_fresh_student_is_its_teacher_at_any_scale(batch) -> None:
     params = jax.jit(STAGE.init)(jax.random.key(2))
     student = consistency.add_difference(params["base"], params["model"])
-    given = batch["latents"], jnp.full((4, MODEL.frames), 0.7), batch["semantic_tokens"], 4, batch["prefix_tokens"]
+    given = (
+        batch["latents"],
+        jnp.full((4, MODEL.frames), 0.7),
+        batch["semantic_tokens"],
+        4,
+        batch["prefix_tokens"],
+    )
     teacher = jax.jit(lambda params: denoiser.velocity(params, STAGE.teacher.model, *given))(params["base"])
     told = jax.jit(lambda params, scale: denoiser.velocity(params, MODEL, *given, scale))
     np.testing.assert_allclose(told(student, jnp.array([1.0, 2.0, 3.0, 4.0])), teacher, atol=1e-5)
     student["guidance"]["out"]["kernel"] = jax.random.normal(jax.random.key(3), (64, MODEL.width))
-    changed = np.abs(told(student, jnp.array([1.0, 2.0, 2.0, 4.0])) - told(student, jnp.full(4, 2.0))).max(axis=(1, 2))
+    changed = np.abs(told(student, jnp.array([1.0, 2.0, 2.0, 4.0])) - told(student, jnp.full(4, 2.0))).max(
+        axis=(1, 2)
+    )
     np.testing.assert_array_equal(changed > 1e-3, [True, False, False, True])
 
 

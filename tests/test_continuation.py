@@ -10,8 +10,8 @@ import pytest
 from melody_jax.errors import UserError
 from melody_jax.models import denoiser, dpd, lm
 from melody_jax.models.dpd import DPDConfig
-from melody_jax.sampling import generate
-from melody_jax.sampling.generate import Controls, SamplerConfig, Window
+from melody_jax.sampling import windows
+from melody_jax.sampling.windows import Controls, SamplerConfig, Window
 
 CONTROLS = Controls(
     prefix_tokens=jax.random.randint(jax.random.key(2), (2, 12), 0, 8),
@@ -28,7 +28,9 @@ SECOND = jax.tree.map(lambda rows: rows[1:], CONTROLS)
 
 
 def sampler(frames: int, per_token: int, **changes: object) -> SamplerConfig:
-    small = dataclasses.replace(dpd.TINY, frames=frames, frames_per_token=per_token, semantic_tokens=64, prefix_codes=8)
+    small = dataclasses.replace(
+        dpd.TINY, frames=frames, frames_per_token=per_token, semantic_tokens=64, prefix_codes=8
+    )
     return SamplerConfig(lm=lm.TINY, dpd=small, steps=2, guided=False, **changes)  # type: ignore[arg-type]
 
 
@@ -53,9 +55,11 @@ def window() -> Window:
     )
 
 
-def advance(params: dict, config: SamplerConfig, window: Window, number: int, controls: Controls = CONTROLS) -> Window:
+def advance(
+    params: dict, config: SamplerConfig, window: Window, number: int, controls: Controls = CONTROLS
+) -> Window:
     moved = config.chunk_tokens(number)
-    return generate.next_window(params, config, controls, window, moved, jnp.int32(number))
+    return windows.next_window(params, config, controls, window, moved, jnp.int32(number))
 
 
 def test_tokens_and_latents_stay_together() -> None:
@@ -93,7 +97,8 @@ def test_what_is_new_is_the_items_own_and_the_chunks_own(params: dict, window: W
 def test_the_past_matters(params: dict, window: Window) -> None:
     changed = window._replace(latents=window.latents.at[:, 5:].add(1.0))
     assert not np.allclose(
-        advance(params, CONFIG, window, 1).latents[:, 15:], advance(params, CONFIG, changed, 1).latents[:, 15:]
+        advance(params, CONFIG, window, 1).latents[:, 15:],
+        advance(params, CONFIG, changed, 1).latents[:, 15:],
     )
 
 

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from safetensors.numpy import save
 
+from melody_jax import text as prompts
 from melody_jax.convert.bert import load_bert
-from melody_jax.data import text as prompts
 from melody_jax.errors import UserError
-from melody_jax.models import text
-from melody_jax.models.text import TextConfig
+from melody_jax.models import text_tower
+from melody_jax.models.text_tower import TextConfig
 
 TINY = TextConfig(layers=2, width=16, heads=2, ffn=32, max_length=16)
 
@@ -65,7 +65,9 @@ def _reference(tensors: dict[str, np.ndarray], heads: int, layers: int, ids: np.
             out[:, a:b] = scores / scores.sum(-1, keepdims=True) @ v[:, a:b]
         x = norm(x + linear(out, f"{at}.attention.output.dense"), f"{at}.attention.output.LayerNorm")
         h = linear(x, f"{at}.intermediate.dense")
-        x = norm(x + linear(h * 0.5 * (1 + erf(h / np.sqrt(2))), f"{at}.output.dense"), f"{at}.output.LayerNorm")
+        x = norm(
+            x + linear(h * 0.5 * (1 + erf(h / np.sqrt(2))), f"{at}.output.dense"), f"{at}.output.LayerNorm"
+        )
     return x.mean(0)
 
 
@@ -88,12 +90,12 @@ def test_published_weights_compute_what_bert_computes(tmp_path, zipped):
     tensors = _hugging_face_tensors(TINY, len(full), np.random.default_rng(0))
     params = load_bert(_source(tmp_path, tensors, full, zipped), TINY, prompts.vocabulary())
     assert jax.tree.map(jnp.shape, params) == jax.tree.map(
-        jnp.shape, jax.eval_shape(lambda: text.init(TINY, jax.random.key(0)))
+        jnp.shape, jax.eval_shape(lambda: text_tower.init(TINY, jax.random.key(0)))
     )
     ids, mask = prompts.tokenize(["a slow, sad piano ballad"], 16, prompts.tokenizer())
     pruned = ids[0, : int(mask.sum())]
     expected = _reference(tensors, 2, 2, np.array([full.index(prompts.vocabulary()[i]) for i in pruned]))
-    np.testing.assert_allclose(text.encode(params, TINY, ids, mask)[0], expected, atol=2e-5)
+    np.testing.assert_allclose(text_tower.encode(params, TINY, ids, mask)[0], expected, atol=2e-5)
 
 
 def test_bad_weights_are_named(tmp_path):

@@ -12,7 +12,7 @@ from melody_jax.models import vae
 from melody_jax.models.hifigan import HiFiGANConfig
 from melody_jax.models.vae import VAEConfig
 from melody_jax.sampling import decode
-from melody_jax.sampling.generate import latents_to_wave
+from melody_jax.sampling.windows import latents_to_wave
 
 HIFIGAN = VAEConfig(
     latent_width=8,
@@ -37,7 +37,9 @@ class Case:
         self.config, self.margin = config, decode.context(config)
         self.window = 2 * self.margin + 5
         rng, shapes = np.random.default_rng(0), jax.eval_shape(partial(vae.init, config), jax.random.key(0))
-        self.params = jax.tree.map(lambda leaf: (0.2 * rng.standard_normal(leaf.shape)).astype(np.float32), shapes)
+        self.params = jax.tree.map(
+            lambda leaf: (0.2 * rng.standard_normal(leaf.shape)).astype(np.float32), shapes
+        )
         if config is vae.TINY:
             self.params["decoder"]["ends"]["out"]["bias"] += 5.0
         self.latents = 3 * rng.standard_normal((2, 3 * self.window, 8)).astype(np.float32)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from melody_jax.errors import UserError
-from melody_jax.models import decoding, few_rows, functional, lm
+from melody_jax.models import cpu_matvec, decoding, functional, lm
 
 CONFIG = dataclasses.replace(lm.TINY, prefix_codes=32, semantic_vocab=48)
 PARAMS = lm.init(CONFIG, jax.random.key(0))
@@ -53,7 +53,9 @@ def test_cached_equals_full(start):
 def test_greedy_is_argmax_of_full_forward(per_pass, guidance_scale):
     params, config = NETWORKS[per_pass]
     prefix, _ = tokens(5, 2)
-    drawn = decoding.generate(params, config, prefix, KEYS[:2], 12, temperature=0.0, guidance_scale=guidance_scale)
+    drawn = decoding.generate(
+        params, config, prefix, KEYS[:2], 12, temperature=0.0, guidance_scale=guidance_scale
+    )
     wanted = lm.logits(params, config, prefix, drawn)
     null = lm.logits(params, config, prefix, drawn, jnp.zeros(2, int))
     np.testing.assert_array_equal(drawn, jnp.argmax(null + guidance_scale * (wanted - null), axis=-1))
@@ -147,13 +149,17 @@ def test_sampling_limits_and_frequencies():
 def test_unrolled_and_scanned_draw_the_same(monkeypatch, rows, per_pass):
     """A CPU's way of decoding, with its products of few and of many rows, and that of the other platforms."""
     params, config = NETWORKS[per_pass]
-    monkeypatch.setattr(few_rows, "LARGE", 64 * 128)  # so that this small network has large matrices
+    monkeypatch.setattr(cpu_matvec, "LARGE", 64 * 128)  # so that this small network has large matrices
     prefix, _ = tokens(11, rows)
-    prefix = jnp.concatenate([lm.embed_prefix(params, config, p) for p in (prefix, jnp.full_like(prefix, -1))])
+    prefix = jnp.concatenate(
+        [lm.embed_prefix(params, config, p) for p in (prefix, jnp.full_like(prefix, -1))]
+    )
     keys, ones = jax.vmap(jax.random.key)(jnp.arange(rows)), jnp.ones(rows)
     known = jnp.full((rows, 16), -1).at[:, 9].set(5)
     arrays = (params, prefix, keys, jnp.full((rows, 2), 7), known, ones, 20 * ones, ones, 2 * ones)
-    drawn = [jax.jit(partial(decoding._decode, config, 16, 48, unrolled))(*arrays) for unrolled in (True, False)]
+    drawn = [
+        jax.jit(partial(decoding._decode, config, 16, 48, unrolled))(*arrays) for unrolled in (True, False)
+    ]
     np.testing.assert_array_equal(*drawn)
     np.testing.assert_array_equal(drawn[0][:, 9], 5)
     assert len(np.unique(drawn[0])) > 3

@@ -17,13 +17,13 @@ from tiny import quickly, random_denoiser
 from melody_jax import diffusion, release
 from melody_jax.config_json import from_dict, to_dict
 from melody_jax.errors import UserError
+from melody_jax.flops import matmul_cost
 from melody_jax.models import denoiser, dit, dpd, lm, unet1d, unet2d
 from melody_jax.models.conditioning import Conditioned, Conditions, shared_fields
 from melody_jax.models.denoiser import DenoiserConfig
 from melody_jax.models.functional import Remat, count
 from melody_jax.models.unet import UNetConfig
-from melody_jax.sampling import generate
-from melody_jax.scale.counting import matmul_cost
+from melody_jax.sampling import windows
 from melody_jax.training.stages.consistency import ConsistencyStage
 from melody_jax.training.stages.dpd import DPDStage
 
@@ -53,7 +53,9 @@ class OneLayer(Conditioned):
         self.outputs = nnx.Linear(config.width, config.latent_dim, rngs=rngs)
 
     def __call__(self, noisy: jax.Array, told: Conditions) -> jax.Array:
-        return self.outputs(jax.nn.gelu(self.inputs(noisy) + told.angles + told.aligned + told.pooled[:, None]))
+        return self.outputs(
+            jax.nn.gelu(self.inputs(noisy) + told.angles + told.aligned + told.pooled[:, None])
+        )
 
 
 BACKBONES: dict[str, DenoiserConfig] = {
@@ -63,8 +65,12 @@ BACKBONES: dict[str, DenoiserConfig] = {
     "dit": dataclasses.replace(dit.TINY, **SHARED),
 }
 VARIANTS = {
-    "linear_recurrence": dataclasses.replace(BACKBONES["dpd"], fine="linear_recurrence", film="none", sru_hidden=8),
-    "local_attention": dataclasses.replace(BACKBONES["dpd"], fine="local_attention", merge=False, film="affine"),
+    "linear_recurrence": dataclasses.replace(
+        BACKBONES["dpd"], fine="linear_recurrence", film="none", sru_hidden=8
+    ),
+    "local_attention": dataclasses.replace(
+        BACKBONES["dpd"], fine="local_attention", merge=False, film="affine"
+    ),
     "rectified_flow": OneLayerConfig(**SHARED | {"objective": "rectified_flow"}),
 }
 
@@ -139,7 +145,9 @@ def test_any_number_of_frames(config: DenoiserConfig) -> None:
     found = run(params, config, **inputs(config, frames=13))
     assert found.shape == (3, 13, config.latent_dim)
     assert np.isfinite(found).all()
-    one = jax.eval_shape(partial(denoiser.velocity, config=config, conditioned=3, **inputs(config, frames=1)), params)
+    one = jax.eval_shape(
+        partial(denoiser.velocity, config=config, conditioned=3, **inputs(config, frames=1)), params
+    )
     assert one.shape == (3, 1, config.latent_dim)
 
 
@@ -148,7 +156,9 @@ def test_products_are_those_that_are_traced(config: DenoiserConfig) -> None:
 
 
 def check_products(config: DenoiserConfig) -> None:
-    other = dataclasses.replace(config, cross_attention=False, aligned_tokens=False, prefix_conditioning=False)
+    other = dataclasses.replace(
+        config, cross_attention=False, aligned_tokens=False, prefix_conditioning=False
+    )
     other = dataclasses.replace(other, frames_per_token=2, guidance_range=(1.0, 2.0))
     for changed, frames in ((config, 24), (other, 22)):
         params = jax.eval_shape(partial(denoiser.init, changed), jax.random.key(0))
@@ -166,12 +176,16 @@ def task(key: jax.Array, config: DenoiserConfig, batch: int) -> dict[str, jax.Ar
     return {"latents": table[tokens], "semantic_tokens": tokens, "prefix_tokens": prefix}
 
 
-@pytest.mark.parametrize("name", ["unet2d", "dit"])  # the other U-Net is the same code, tests/test_dpd.py has DPD
+@pytest.mark.parametrize(
+    "name", ["unet2d", "dit"]
+)  # the other U-Net is the same code, tests/test_dpd.py has DPD
 def test_it_learns(name: str) -> None:
     """The loss on music that is a function of its tokens falls, from that of a network that says nothing."""
     config = BACKBONES[name]
     if isinstance(config, UNetConfig):
-        config = dataclasses.replace(config, attention_levels=0)  # the attention is DiT's, and takes long to compile
+        config = dataclasses.replace(
+            config, attention_levels=0
+        )  # the attention is DiT's, and takes long to compile
     stage = DPDStage(model=config, shared_angle=0.3, clean_prefix=0.2)
     flat, unravel = ravel_pytree(quickly(stage.init)(jax.random.key(0)))  # one vector: less to compile
     optimizer = optax.adam(6e-3)
@@ -197,13 +211,13 @@ def test_it_is_released_and_samples_guided_beside_its_context(config: DenoiserCo
     assert found == config
     given = inputs(config)
     prefix, tokens, seeds = given["prefix_tokens"], given["semantic_tokens"], jnp.arange(3)
-    controls = generate.Controls(prefix, prefix, seeds, seeds, *[jnp.ones(3)] * 4, jnp.array([1.0, 2.0, 4.0]))
-    keys, is_new = generate.item_keys(controls), jnp.arange(24) >= 18
-    sampler = generate.SamplerConfig(lm=lm.TINY, dpd=config, steps=1)
-    draw = quickly(generate.tokens_to_latents, static_argnums=1)
+    controls = windows.Controls(prefix, prefix, seeds, seeds, *[jnp.ones(3)] * 4, jnp.array([1.0, 2.0, 4.0]))
+    keys, is_new = windows.item_keys(controls), jnp.arange(24) >= 18
+    sampler = windows.SamplerConfig(lm=lm.TINY, dpd=config, steps=1)
+    draw = quickly(windows.tokens_to_latents, static_argnums=1)
     made = draw(params, sampler, controls, tokens, keys, given["noisy"], is_new)
     np.testing.assert_array_equal(made[:, :18], given["noisy"][:, :18])
-    noise = generate.initial_noise(keys, 24, config.latent_dim)
+    noise = windows.initial_noise(keys, 24, config.latent_dim)
     start = {
         "noisy": jnp.where(is_new[:, None], noise, given["noisy"]),
         "angle": jnp.where(is_new, diffusion.HALF_PI, 0.0) * jnp.ones((3, 1)),
@@ -235,7 +249,9 @@ def test_it_takes_every_remat_policy(name: str) -> None:
     assert none < dots < blocks
 
 
-@pytest.mark.parametrize("backbone", [unet1d, unet2d, dit], ids=lambda module: module.__name__.rpartition(".")[2])
+@pytest.mark.parametrize(
+    "backbone", [unet1d, unet2d, dit], ids=lambda module: module.__name__.rpartition(".")[2]
+)
 def test_studies_compare_as_many_parameters(backbone: Any) -> None:
     def size(config: DenoiserConfig) -> int:
         return count(jax.eval_shape(partial(denoiser.init, config), jax.random.key(0)))

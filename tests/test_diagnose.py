@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from melody_jax.errors import UserError
-from melody_jax.evaluation import adherence, diagnose, judge
+from melody_jax.evaluation import adherence, diagnose, group_judge
 from melody_jax.evaluation.diagnose import STAGES, DiagnoseConfig, markdown, summarise
-from melody_jax.sampling.melody import Melody
+from melody_jax.sampling.cascade import Melody
 
 
 def test_the_network_that_loses_is_named() -> None:
@@ -51,10 +51,14 @@ def test_from_end_to_end(tmp_path: Path, releases: Path, monkeypatch: pytest.Mon
 
     monkeypatch.setattr(diagnose, "enable_compile_cache", lambda: None)
     sound = rng.normal(0, 0.1, 245_760).astype(np.float32)
-    monkeypatch.setattr(adherence, "ground_truth", lambda prompt, number, samples: np.roll(sound, number)[:samples])
+    monkeypatch.setattr(
+        adherence, "ground_truth", lambda prompt, number, samples: np.roll(sound, number)[:samples]
+    )
     monkeypatch.setattr(adherence, "swap_stages", swapped)  # to compile the networks takes half a minute
-    monkeypatch.setattr(judge, "tempo", lambda wave: 120.0)  # librosa is no test requirement
-    monkeypatch.setattr(judge, "log_mel_statistics", lambda wave: np.resize(np.abs(wave), 8))  # windows are short here
+    monkeypatch.setattr(group_judge, "tempo", lambda wave: 120.0)  # librosa is no test requirement
+    monkeypatch.setattr(
+        group_judge, "log_mel_statistics", lambda wave: np.resize(np.abs(wave), 8)
+    )  # windows are short here
     (tmp_path / "cache").mkdir()
     np.savez(tmp_path / "cache" / "features-10.npz", features=rng.normal(size=(160, 8)))
     prompts = [
@@ -78,7 +82,11 @@ def test_from_end_to_end(tmp_path: Path, releases: Path, monkeypatch: pytest.Mon
 
 def test_prompts_are_checked(tmp_path: Path) -> None:
     file = tmp_path / "prompts.jsonl"
-    for content in ("", "{}", '{"group": "polka", "text": "x", "seed": 1, "tempo_bpm": 60, "rhythmic": true}'):
+    for content in (
+        "",
+        "{}",
+        '{"group": "polka", "text": "x", "seed": 1, "tempo_bpm": 60, "rhythmic": true}',
+    ):
         file.write_text(content)
         with pytest.raises(UserError, match=r"prompts\.jsonl: "):
             adherence.read_prompts(file)

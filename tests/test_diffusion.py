@@ -28,7 +28,9 @@ def test_schedules_sum_to_a_right_angle(name, steps):
 
 
 def test_paper_schedule_has_the_published_values():
-    np.testing.assert_allclose(diffusion.angles("paper", 5), [1.571, 1.117, 0.733, 0.419, 0.175, 0], atol=6e-4)
+    np.testing.assert_allclose(
+        diffusion.angles("paper", 5), [1.571, 1.117, 0.733, 0.419, 0.175, 0], atol=6e-4
+    )
     first, last = diffusion.omegas("paper", 20)[[0, -1]]
     assert (first, last) == (pytest.approx(0.1259, abs=1e-4), pytest.approx(0.0312, abs=1e-4))
 
@@ -39,7 +41,9 @@ def test_schedule_from_a_smaller_angle_keeps_its_shape():
     np.testing.assert_allclose(part / part[0], diffusion.omegas("paper", 6) / diffusion.omegas("paper", 6)[0])
 
 
-@pytest.mark.parametrize(("name", "steps", "start"), [("cosine", 5, 1.0), ("paper", 0, 1.0), ("paper", 5, 2.0)])
+@pytest.mark.parametrize(
+    ("name", "steps", "start"), [("cosine", 5, 1.0), ("paper", 0, 1.0), ("paper", 5, 2.0)]
+)
 def test_impossible_schedules_are_refused(name, steps, start):
     with pytest.raises(UserError):
         diffusion.omegas(name, steps, start)
@@ -58,7 +62,9 @@ def test_corruption_is_inverted_by_the_conversions(shape):
 
 def test_velocity_is_the_derivative_of_the_noisy_latents():
     clean, noise = normal(0, 1, 4, 2), normal(1, 1, 4, 2)
-    _, slope = jax.jvp(lambda a: diffusion.corrupt(clean, noise, a)[0], (jnp.float32(0.7),), (jnp.float32(1.0),))
+    _, slope = jax.jvp(
+        lambda a: diffusion.corrupt(clean, noise, a)[0], (jnp.float32(0.7),), (jnp.float32(1.0),)
+    )
     np.testing.assert_allclose(slope, diffusion.corrupt(clean, noise, 0.7)[1], atol=1e-6)
 
 
@@ -86,7 +92,9 @@ def test_guidance_is_linear():
     conditional, null = normal(0, 1, 4, 2), normal(1, 1, 4, 2)
     np.testing.assert_array_equal(diffusion.guide(conditional, null, 1.0), conditional)
     np.testing.assert_array_equal(diffusion.guide(conditional, null, 0.0), null)
-    np.testing.assert_allclose(diffusion.guide(conditional, null, 2.5), null + 2.5 * (conditional - null), atol=1e-6)
+    np.testing.assert_allclose(
+        diffusion.guide(conditional, null, 2.5), null + 2.5 * (conditional - null), atol=1e-6
+    )
 
 
 def test_chunks_start_at_floor():
@@ -165,8 +173,13 @@ def test_orders_of_the_solvers():
         return diffusion.sample(mixture_velocity, noise, diffusion.omegas("uniform", steps), solver=solver)
 
     truth = made(1000, "ddim")
-    error = {s: [float(jnp.abs(made(n, s) - truth).mean()) for n in (10, 40)] for s in ("ddim", "heun", "multistep")}
-    assert 3 < error["ddim"][0] / error["ddim"][1] < 6  # first order: a quarter of the step, a quarter of the error
+    error = {
+        s: [float(jnp.abs(made(n, s) - truth).mean()) for n in (10, 40)]
+        for s in ("ddim", "heun", "multistep")
+    }
+    assert (
+        3 < error["ddim"][0] / error["ddim"][1] < 6
+    )  # first order: a quarter of the step, a quarter of the error
     assert error["heun"][0] / error["heun"][1] > 6
     assert error["multistep"][1] < 0.5 * error["ddim"][1]
     assert error["heun"][1] < 0.5 * error["ddim"][1]
@@ -182,7 +195,9 @@ def test_pingpong_draws_from_the_data():
         return jax.random.normal(jax.random.fold_in(key, step), noise.shape)
 
     def share(solver, steps, **extra):
-        made = diffusion.sample(mixture_velocity, noise, diffusion.omegas("uniform", steps), solver=solver, **extra)
+        made = diffusion.sample(
+            mixture_velocity, noise, diffusion.omegas("uniform", steps), solver=solver, **extra
+        )
         return np.sqrt(np.mean((np.abs(np.asarray(made)) - 1) ** 2))
 
     # one step gives the mean of all data, 0; a mean instead of a draw at every step narrows the 0.3 to 0.2

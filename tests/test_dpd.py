@@ -93,13 +93,17 @@ def test_clocks_stand_at_the_centres_of_what_is_averaged(overlap):
             count = segments.segment_count(frames, length, overlap)
             clock = segments.column_clock(count, length, n, rate, overlap)
             np.testing.assert_allclose(clock[:, s], centres)
-            assert segments.segment_clock(s + 1, length, rate, overlap)[s] == pytest.approx(inside.mean() / rate)
+            assert segments.segment_clock(s + 1, length, rate, overlap)[s] == pytest.approx(
+                inside.mean() / rate
+            )
 
 
 def test_rotation_before_the_split_is_the_rotary_embedding():
     x, clock = jax.random.normal(jax.random.key(0), (2, 5, 12)), np.arange(5) * 1.5
     expected = rotary(x.reshape(2, 5, 3, 4).transpose(0, 2, 1, 3), jnp.asarray(clock))
-    np.testing.assert_allclose(rotate(x, clock[None], 3).reshape(2, 5, 3, 4).transpose(0, 2, 1, 3), expected, atol=1e-5)
+    np.testing.assert_allclose(
+        rotate(x, clock[None], 3).reshape(2, 5, 3, 4).transpose(0, 2, 1, 3), expected, atol=1e-5
+    )
 
 
 def test_paper_has_its_parameters_and_shapes():
@@ -138,16 +142,23 @@ def test_modulation_hears_the_tokens(params):
         layer["cross"]["out"]["kernel"] = jnp.zeros_like(layer["cross"]["out"]["kernel"])
     tokens = inputs(SMALL)["semantic_tokens"]
     base = run(SMALL, params)
-    assert np.abs(run(SMALL, params, semantic_tokens=inputs(SMALL, seed=9)["semantic_tokens"]) - base).max() > 1e-5
+    assert (
+        np.abs(run(SMALL, params, semantic_tokens=inputs(SMALL, seed=9)["semantic_tokens"]) - base).max()
+        > 1e-5
+    )
     np.testing.assert_allclose(run(SMALL, params, semantic_tokens=tokens[:, ::-1]), base, atol=1e-6)
 
 
 def test_absent_prefix_is_all_levels_absent_and_off_means_unused(params):
     absent = jnp.full((3, 12), -1)
-    np.testing.assert_array_equal(run(SMALL, params, prefix_tokens=absent), run(SMALL, params, prefix_tokens=None))
+    np.testing.assert_array_equal(
+        run(SMALL, params, prefix_tokens=absent), run(SMALL, params, prefix_tokens=None)
+    )
     off = dataclasses.replace(SMALL, prefix_conditioning=False)
     params = {name: leaf for name, leaf in params.items() if not name.startswith("prefix")}
-    base, changed = (run(off, params, prefix_tokens=inputs(off, seed=seed)["prefix_tokens"]) for seed in (0, 9))
+    base, changed = (
+        run(off, params, prefix_tokens=inputs(off, seed=seed)["prefix_tokens"]) for seed in (0, 9)
+    )
     np.testing.assert_array_equal(base, changed)
 
 
@@ -165,7 +176,12 @@ def test_options_without_parameters_change_the_output(params, options):
     "fields",
     [
         {"film": "affine", "aligned_tokens": True, "frames_per_token": 2, "sru_hidden": 8},
-        {"sru_recurrent_weights": False, "sru_parallel_scan": True, "roformer_layers": 2, "prefix_conditioning": False},
+        {
+            "sru_recurrent_weights": False,
+            "sru_parallel_scan": True,
+            "roformer_layers": 2,
+            "prefix_conditioning": False,
+        },
     ],
     ids=["affine", "linear"],
 )
@@ -196,7 +212,9 @@ def test_literal_sin_sees_only_the_sum_of_the_ends(params):
 def test_lower_precision_computes_nearly_the_same(params):
     base, half = run(SMALL, params), run(dataclasses.replace(SMALL, dtype="bfloat16"), params)
     assert half.dtype == np.float32
-    np.testing.assert_allclose(half, base, atol=0.1 * np.abs(base).max())  # bfloat16 keeps 8 bits through 20 layers
+    np.testing.assert_allclose(
+        half, base, atol=0.1 * np.abs(base).max()
+    )  # bfloat16 keeps 8 bits through 20 layers
 
 
 @pytest.mark.parametrize(
@@ -243,7 +261,9 @@ def test_perturbation_comes_in_the_asked_shares():
     assert (tokens != -5).mean() == pytest.approx(0.25, abs=0.02)
     assert (prefix == -1).all(axis=1).mean() == pytest.approx(0.2, abs=0.02)
     assert (prefix == -1).mean() == pytest.approx(0.2 + 0.8 * 0.1, abs=0.02)
-    same = DPDStage(model=TINY, prefix_dropout=0.0, prefix_level_dropout=0.0)._perturb(batch, jax.random.key(0))
+    same = DPDStage(model=TINY, prefix_dropout=0.0, prefix_level_dropout=0.0)._perturb(
+        batch, jax.random.key(0)
+    )
     np.testing.assert_array_equal(same[0], batch["semantic_tokens"])
     np.testing.assert_array_equal(same[1], batch["prefix_tokens"])
 

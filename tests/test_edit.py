@@ -8,8 +8,8 @@ from tiny import tiny_networks
 from melody_jax.audio import SAMPLE_RATE
 from melody_jax.errors import UserError
 from melody_jax.sampling import edit
+from melody_jax.sampling.cascade import Melody
 from melody_jax.sampling.edit import Fill, Piece
-from melody_jax.sampling.melody import Melody
 from melody_jax.sampling.request import Request, make_requests
 
 
@@ -50,7 +50,9 @@ def test_plans_cover_every_new_token_once() -> None:
 
 
 def sine(seconds: float, frequency: float = 220.0, level: float = 0.3) -> np.ndarray:
-    return (level * np.sin(2 * np.pi * frequency * np.arange(round(seconds * SAMPLE_RATE)) / SAMPLE_RATE)).astype("f4")
+    return (
+        level * np.sin(2 * np.pi * frequency * np.arange(round(seconds * SAMPLE_RATE)) / SAMPLE_RATE)
+    ).astype("f4")
 
 
 @pytest.mark.parametrize(("first", "last"), [(24_000, 40_000), (0, 9_000), (60_000, 90_000)])
@@ -62,7 +64,9 @@ def test_splicing_keeps_the_rest_to_the_bit_and_does_not_click(first: int, last:
     np.testing.assert_array_equal(spliced[:first], source[:first])
     np.testing.assert_array_equal(spliced[last:], source[last:])
     np.testing.assert_allclose(spliced[first + 500 : last - 500], made[first + 500 : last - 500], atol=1e-6)
-    steepest = 0.3 * 2 * np.pi * 330 / SAMPLE_RATE  # of both sines; at a fade they add up to sqrt(2) of one at most
+    steepest = (
+        0.3 * 2 * np.pi * 330 / SAMPLE_RATE
+    )  # of both sines; at a fade they add up to sqrt(2) of one at most
     assert np.abs(np.diff(spliced)).max() < 1.6 * steepest
 
 
@@ -106,7 +110,9 @@ def test_a_small_strength_stays_close(melody: Melody) -> None:
     source = sine(3.2)
     piece = edit.prepare(Request(source=source, strength=0.01), melody.params, melody.configs)
     before = piece.latents.copy()
-    (group,) = melody.groups([Request(source=source, strength=0.01, steps=1, guidance_scale=1, lm_guidance_scale=1)])
+    (group,) = melody.groups(
+        [Request(source=source, strength=0.01, steps=1, guidance_scale=1, lm_guidance_scale=1)]
+    )
     melody.run(group.requests)
     melody._edited(group, progress=False)
     np.testing.assert_allclose(group.pieces[0].latents, before, atol=0.2)
@@ -114,7 +120,9 @@ def test_a_small_strength_stays_close(melody: Melody) -> None:
 
 
 def test_silence_can_be_a_source(melody: Melody) -> None:
-    piece = edit.prepare(Request(source=np.zeros(30_000, np.float32), seconds=3), melody.params, melody.configs)
+    piece = edit.prepare(
+        Request(source=np.zeros(30_000, np.float32), seconds=3), melody.params, melody.configs
+    )
     assert np.isfinite(piece.latents).all()
     assert piece.gain == 1
 

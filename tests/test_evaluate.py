@@ -10,7 +10,7 @@ from test_clips import sounds
 
 from melody_jax.errors import UserError
 from melody_jax.evaluation import evaluate as evaluating
-from melody_jax.evaluation import figures
+from melody_jax.evaluation import metrics
 from melody_jax.evaluation.evaluate import EvaluateConfig, evaluate
 from melody_jax.evaluation.frechet import Moments
 
@@ -32,8 +32,15 @@ def test_a_folder_against_another(tmp_path: Path, releases: Path) -> None:
     clips, reference = sounds(tmp_path / "clips <b>", 4, 2.0), sounds(tmp_path / "reference", 3, 4.0)
     prompts = tmp_path / "prompts.jsonl"
     prompts.write_text("".join(json.dumps({"id": f"{i:06d}", "prompt": PROMPT}) + "\n" for i in range(4)))
-    asked = {"clips": str(clips), "prompts": str(prompts), "reference": str(reference), "training": str(reference)}
-    assert evaluate(config(tmp_path, releases, **asked, process=1, processes=2)) is None  # one chunk, of process 0
+    asked = {
+        "clips": str(clips),
+        "prompts": str(prompts),
+        "reference": str(reference),
+        "training": str(reference),
+    }
+    assert (
+        evaluate(config(tmp_path, releases, **asked, process=1, processes=2)) is None
+    )  # one chunk, of process 0
     evaluate(config(tmp_path, releases, **asked))
     found = json.loads((tmp_path / "out" / "evaluation.json").read_text())
     assert found["sets"]["reference"]["pieces"] == 6
@@ -43,7 +50,9 @@ def test_a_folder_against_another(tmp_path: Path, releases: Path) -> None:
     value, low, high = found["distance"]["frechet"]
     assert 0 <= low <= value <= high or low < 0 <= value <= high
     assert found["distance"]["reference"] == 6
-    assert found["memorisation"]["held_out"]["mean"] == pytest.approx(1, abs=1e-5)  # it is the training set itself
+    assert found["memorisation"]["held_out"]["mean"] == pytest.approx(
+        1, abs=1e-5
+    )  # it is the training set itself
     assert len(found["pieces"]) == 4
     assert {"clip", "start", "frechet", "cycle", "memorisation", "flatness"} <= set(found["pieces"][0])
     assert str(tmp_path) not in json.dumps(found)  # sets have names and hashes, not places
@@ -62,12 +71,19 @@ def test_a_folder_against_another(tmp_path: Path, releases: Path) -> None:
 
 def test_a_model_with_prompts(tmp_path: Path, releases: Path) -> None:
     prompts = tmp_path / "prompts.jsonl"
-    cheap = {"seconds": 2.0, "steps": 1, "guidance_scale": 1.0, "lm_guidance_scale": 1.0}  # as test_service compiles it
+    cheap = {
+        "seconds": 2.0,
+        "steps": 1,
+        "guidance_scale": 1.0,
+        "lm_guidance_scale": 1.0,
+    }  # as test_service compiles it
     lines = [{"prompt": prompt} | cheap for prompt in ("jazz", "techno")]
     prompts.write_text("\n".join(map(json.dumps, lines)))
     np.savez(tmp_path / "statistics.npz", mu=np.zeros(16), sigma=np.eye(16))
     found = evaluate(
-        config(tmp_path, releases, model="tiny", prompts=str(prompts), reference=str(tmp_path / "statistics.npz"))
+        config(
+            tmp_path, releases, model="tiny", prompts=str(prompts), reference=str(tmp_path / "statistics.npz")
+        )
     )
     assert found is not None
     assert found["sets"]["clips"]["clips"] == 2
@@ -80,14 +96,14 @@ def test_a_model_with_prompts(tmp_path: Path, releases: Path) -> None:
 def test_memorisation_tells_copies_from_new_music() -> None:
     rng = np.random.default_rng(0)
     training, held_out = rng.normal(size=(300, 16)), rng.normal(size=(200, 16))
-    new = figures.memorisation(rng.normal(size=(200, 16)), training, held_out)
-    copied = figures.memorisation(training[:50] + rng.normal(0, 0.01, (50, 16)), training, held_out)
+    new = metrics.memorisation(rng.normal(size=(200, 16)), training, held_out)
+    copied = metrics.memorisation(training[:50] + rng.normal(0, 0.01, (50, 16)), training, held_out)
     assert new["above"].low <= 0.03
     assert copied["above"].value == 1.0
     assert copied["clips"]["mean"] > 0.99 > new["clips"]["mean"]
     brute = (training - training.mean(0)) / np.linalg.norm(training - training.mean(0), axis=1, keepdims=True)
     point = (held_out[0] - training.mean(0)) / np.linalg.norm(held_out[0] - training.mean(0))
-    assert figures.nearest(held_out[:1], training)[0] == pytest.approx((brute @ point).max())
+    assert metrics.nearest(held_out[:1], training)[0] == pytest.approx((brute @ point).max())
 
 
 def test_diversity_within_and_between_prompts() -> None:
@@ -95,7 +111,7 @@ def test_diversity_within_and_between_prompts() -> None:
     points = rng.normal(size=(20, 8))
     close = np.repeat(points, 3, axis=0) + rng.normal(0, 0.05, (60, 8))
     prompts = [f"prompt {i}" for i in range(20) for _ in range(3)]
-    found = figures.diversity(close, prompts, points, seed=0)
+    found = metrics.diversity(close, prompts, points, seed=0)
     unit = points / np.linalg.norm(points, axis=1, keepdims=True)
     pairs = (unit @ unit.T)[np.triu_indices(20, 1)]
     assert found["reference"].value == pytest.approx(1 - pairs.mean())
@@ -105,10 +121,10 @@ def test_diversity_within_and_between_prompts() -> None:
 def test_distances_say_what_they_can() -> None:
     rng = np.random.default_rng(2)
     points, real = rng.normal(size=(80, 16)), rng.normal(0.5, 1, size=(60, 16))
-    found = figures.distances(points, Moments.of(real), real, 20, 0)
+    found = metrics.distances(points, Moments.of(real), real, 20, 0)
     assert found["frechet_infinite"].value < found["frechet"].value  # the bias of finite sets is upwards
     assert set(found) >= {"frechet", "frechet_infinite_fit", "kernel"}
-    assert "frechet_infinite" not in figures.distances(points[:20], Moments.of(real), real, 20, 0)
+    assert "frechet_infinite" not in metrics.distances(points[:20], Moments.of(real), real, 20, 0)
 
 
 @pytest.mark.parametrize(

@@ -32,7 +32,8 @@ def test_export_releases_the_average(tmp_path: Path) -> None:
     music.mkdir()
     waves = np.random.default_rng(0).normal(size=(6, 9600)).astype(np.float32) * 0.1
     records = [
-        {"audio": np.frombuffer(audio.encode_flac(w), np.uint8), "meta": encode_json({"id": "x"})} for w in waves
+        {"audio": np.frombuffer(audio.encode_flac(w), np.uint8), "meta": encode_json({"id": "x"})}
+        for w in waves
     ]
     shard = write_shard(music / shard_name("audio", 0, 1), records)
     write_manifest(music, Manifest(kind="audio", settings={}, versions={}, shard_count=1, shards=(shard,)))
@@ -46,7 +47,9 @@ def test_export_releases_the_average(tmp_path: Path) -> None:
     checkpoints.save(state, {})
     checkpoints.close()
     write_run(tmp_path / "run", config, {})
-    (tmp_path / "run" / "metrics.jsonl").write_text('{"step": 2, "eval/loss": 1.5}\n{"step": 3, "loss": 1.0}\n')
+    (tmp_path / "run" / "metrics.jsonl").write_text(
+        '{"step": 2, "eval/loss": 1.5}\n{"step": 3, "loss": 1.0}\n'
+    )
     export(ExportConfig(run=config.workdir, out=str(tmp_path / "release"), batches=3, licence="CC0"))
     card = (tmp_path / "release" / "vae.md").read_text()
     for words in (

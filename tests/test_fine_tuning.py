@@ -19,10 +19,10 @@ from melody_jax.errors import UserError
 from melody_jax.models import mulan, vae
 from melody_jax.models.functional import count
 from melody_jax.release import add_difference
+from melody_jax.sharding import make_mesh
 from melody_jax.training.export import ExportConfig, export, run_network
 from melody_jax.training.loop import train
 from melody_jax.training.lora import adapted
-from melody_jax.training.sharding import make_mesh
 from melody_jax.training.stages.consistency import ConsistencyStage
 
 MADE_WITH = {"mulan": mulan.TINY, "tokenizer": STAGES["tokenizer"].model, "vae": vae.TINY}
@@ -75,7 +75,9 @@ def features(released: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     ]
     shard = write_shard(folder / shard_name("features", 0, 1), records)
     settings = {"hashes": hashes(released)}
-    write_manifest(folder, Manifest(kind="features", settings=settings, versions={}, shard_count=1, shards=(shard,)))
+    write_manifest(
+        folder, Manifest(kind="features", settings=settings, versions={}, shard_count=1, shards=(shard,))
+    )
     return folder
 
 
@@ -122,7 +124,9 @@ def test_adapters_from_release_to_release(name: str, released: Path, features: P
     assert_same(run(config), state)
 
     merged = run_network(tmp_path / "run", base, make_mesh((1, 1, 1), jax.devices()[:1]))
-    apart = jax.jit(adapted(config.stage, config.lora).evaluate)(state.params | {"model": state.ema}, held_out, key)
+    apart = jax.jit(adapted(config.stage, config.lora).evaluate)(
+        state.params | {"model": state.ema}, held_out, key
+    )
     together = evaluate({"model": merged}, held_out, key)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), apart, together)
 
@@ -160,6 +164,8 @@ def test_distilled_from_release_to_release(released: Path, features: Path, tmp_p
         assert np.abs(release.flatten(state.ema)[path]).max() > 0
 
     shutil.copytree(released, tmp_path / "other")
-    release.save_network(tmp_path / "other", "dpd", jax.tree.map(lambda leaf: 2 * leaf, base), STAGES["dpd"].model, {})
+    release.save_network(
+        tmp_path / "other", "dpd", jax.tree.map(lambda leaf: 2 * leaf, base), STAGES["dpd"].model, {}
+    )
     with pytest.raises(UserError, match="holds another dpd than the one this run started from"):
         export(ExportConfig(run=str(tmp_path / "run"), out=str(tmp_path / "other")))

@@ -17,7 +17,9 @@ def test_closed_forms() -> None:
     centred = x - x.mean(axis=0)
     assert frechet_distance(centred, 3 * centred) == pytest.approx(4 * np.trace(np.cov(x.T)), rel=1e-5)
     few = rng.normal(size=(4, 6))  # singular covariances
-    assert frechet_distance(few, 3 * few - 2 * few.mean(axis=0)) == pytest.approx(4 * np.trace(np.cov(few.T)), rel=1e-6)
+    assert frechet_distance(few, 3 * few - 2 * few.mean(axis=0)) == pytest.approx(
+        4 * np.trace(np.cov(few.T)), rel=1e-6
+    )
     y = rng.normal(size=(40, 6)) @ rng.normal(size=(6, 6))
     product = np.linalg.eigvals(np.cov(x.T) @ np.cov(y.T))
     expected = ((x.mean(0) - y.mean(0)) ** 2).sum() + np.trace(np.cov(x.T)) + np.trace(np.cov(y.T))

@@ -9,7 +9,14 @@ from pathlib import Path
 import pytest
 
 TESTS = Path(__file__).parent
-MOUNTED = ["unshare", "--map-root-user", "--mount", "sh", "-c", 'mount -t tmpfs -o size=4m none "$0" && exec "$@"']
+MOUNTED = [
+    "unshare",
+    "--map-root-user",
+    "--mount",
+    "sh",
+    "-c",
+    'mount -t tmpfs -o size=4m none "$0" && exec "$@"',
+]
 
 SCRIPT = """
 import json, os, shutil, sys

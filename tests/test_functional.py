@@ -11,8 +11,8 @@ import pytest
 
 from melody_jax.errors import UserError
 from melody_jax.models import dpd, functional, lm
+from melody_jax.models.bert_block import Block, BlockConfig
 from melody_jax.models.functional import Remat
-from melody_jax.models.transformer import Block, BlockConfig
 from melody_jax.training.stages.dpd import DPDStage
 from melody_jax.training.stages.lm import LMStage
 
@@ -36,10 +36,14 @@ def test_policies_repeat_work_and_change_no_gradient() -> None:
         found = jax.jit(gradient(remat))(params, x)
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), found, expected)
         work[remat] = str(jax.make_jaxpr(gradient(remat))(params, x)).count("dot_general[")
-    assert work["none"] < work["dots"] < work["blocks"]  # "dots" repeats those of attention, with batch axes, alone
+    assert (
+        work["none"] < work["dots"] < work["blocks"]
+    )  # "dots" repeats those of attention, with batch axes, alone
 
 
-@pytest.mark.parametrize("stage", [LMStage(model=lm.TINY), DPDStage(model=dpd.TINY)], ids=lambda stage: stage.name)
+@pytest.mark.parametrize(
+    "stage", [LMStage(model=lm.TINY), DPDStage(model=dpd.TINY)], ids=lambda stage: stage.name
+)
 def test_networks_take_every_policy(stage: Any) -> None:
     params = jax.eval_shape(stage.init, jax.random.key(0))
     batch = {
@@ -50,7 +54,9 @@ def test_networks_take_every_policy(stage: Any) -> None:
     found = {}
     for remat in get_args(Remat):
         other = dataclasses.replace(stage, model=dataclasses.replace(stage.model, remat=remat))
-        traced = jax.make_jaxpr(lambda p, other=other: other.gradients(p, batch, jax.random.key(1), 0))(params)
+        traced = jax.make_jaxpr(lambda p, other=other: other.gradients(p, batch, jax.random.key(1), 0))(
+            params
+        )
         found[remat] = set(re.findall(r"policy=(\S+)", str(traced)))
     assert (found["none"], found["blocks"]) == (set(), {"None"})
     assert len(found["dots"] - {"None"}) == 1

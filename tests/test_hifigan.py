@@ -89,7 +89,9 @@ def test_stage_takes_it(remat: Remat) -> None:
     batch = {"audio": 0.3 * jax.random.normal(jax.random.key(1), (2, 4800))}
     grads, metrics = jax.jit(stage.gradients)(params, batch, jax.random.key(2), jnp.int32(5))
     assert all(np.isfinite(value) for value in metrics.values())
-    assert all(np.any(leaf) for name in ("encoder", "decoder") for leaf in jax.tree.leaves(grads["model"][name]))
+    assert all(
+        np.any(leaf) for name in ("encoder", "decoder") for leaf in jax.tree.leaves(grads["model"][name])
+    )
     plain = replace(stage, model=CONFIG)
     expected, _ = jax.jit(plain.gradients)(params, batch, jax.random.key(2), jnp.int32(5))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5, rtol=1e-3), grads, expected)

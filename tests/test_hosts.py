@@ -21,8 +21,8 @@ import pytest
 from melody_jax.config import HostsConfig, load_config
 from melody_jax.data.records import Manifest, encode_json, shard_name, write_manifest, write_shard
 from melody_jax.errors import UserError
+from melody_jax.sharding import make_mesh, state_sharding
 from melody_jax.training.checkpoint import Checkpoints, abstract_like
-from melody_jax.training.sharding import make_mesh, state_sharding
 from melody_jax.training.state import create_state
 
 ROOT = Path(__file__).parents[1]
@@ -47,7 +47,9 @@ def write_features(folder: Path) -> str:
     ]
     shard = write_shard(folder / shard_name("features", 0, 1), records)
     settings = {"hashes": {}}
-    write_manifest(folder, Manifest(kind="features", settings=settings, versions={}, shard_count=1, shards=(shard,)))
+    write_manifest(
+        folder, Manifest(kind="features", settings=settings, versions={}, shard_count=1, shards=(shard,))
+    )
     return str(folder)
 
 
@@ -66,7 +68,14 @@ class Run:
         flags = f"--xla_force_host_platform_device_count={8 // self.count}"
         environment = os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "GLIBC_TUNABLES": ""}
         environment["PYTHONPATH"] = str(ROOT)
-        said = ["--hosts.join", "True", "--hosts.coordinator", f"localhost:{port}", "--hosts.count", str(self.count)]
+        said = [
+            "--hosts.join",
+            "True",
+            "--hosts.coordinator",
+            f"localhost:{port}",
+            "--hosts.count",
+            str(self.count),
+        ]
         self.processes = [
             subprocess.Popen(
                 [sys.executable, "train.py", CONFIG, *self.options]
@@ -102,7 +111,9 @@ class Run:
         for victim in victims:
             self.processes[victim].kill()
         began = time.monotonic()
-        while time.monotonic() - began < patience and any(process.poll() is None for process in self.processes):
+        while time.monotonic() - began < patience and any(
+            process.poll() is None for process in self.processes
+        ):
             time.sleep(0.01)
         passed = time.monotonic() - began
         for process in self.processes:
@@ -116,7 +127,9 @@ class Run:
 
     def saved(self) -> int:
         """The last complete checkpoint."""
-        steps = (int(folder.name) for folder in (self.workdir / "checkpoints").glob("*") if folder.name.isdigit())
+        steps = (
+            int(folder.name) for folder in (self.workdir / "checkpoints").glob("*") if folder.name.isdigit()
+        )
         return max(steps, default=0)
 
     def reached(self) -> int:
@@ -129,7 +142,9 @@ class Run:
         path = self.workdir / "metrics.jsonl"
         lines = path.read_text().splitlines(keepends=True) if path.exists() else []
         rows = [json.loads(line) for line in lines if line.endswith("\n")]
-        return [{k: v for k, v in row.items() if k != "seconds" and not k.startswith("time/")} for row in rows]
+        return [
+            {k: v for k, v in row.items() if k != "seconds" and not k.startswith("time/")} for row in rows
+        ]
 
     def final(self) -> tuple[Any, dict[str, Any]]:
         """State and data position of the last checkpoint, on one device of this process."""
@@ -175,7 +190,9 @@ def test_two_processes_learn_what_one_would(features: str, two: Run, tmp_path: P
     np.testing.assert_allclose(losses[0], losses[1], rtol=1e-4)
 
 
-def test_killed_three_times_and_terminated_ends_with_the_same_bits(features: str, two: Run, tmp_path: Path) -> None:
+def test_killed_three_times_and_terminated_ends_with_the_same_bits(
+    features: str, two: Run, tmp_path: Path
+) -> None:
     """Killed while saving, while training and while starting; SIGTERM to one makes both save the same step."""
     run, rng = Run(features, tmp_path, OPTIONS), np.random.default_rng(0)
     moments: list[Callable[[], bool]] = [run.saving, lambda: run.reached() >= run.saved() + 2, lambda: True]

@@ -8,9 +8,7 @@ import pytest
 from melody_jax.data.layouts import Recording, read_captions, recordings
 from melody_jax.errors import UserError
 
-FMA_ALBUM = (
-    "comments date_created date_released engineer favorites id information listens producer tags title tracks type"
-)
+FMA_ALBUM = "comments date_created date_released engineer favorites id information listens producer tags title tracks type"
 FMA_ARTIST = (
     "active_year_begin active_year_end associated_labels bio comments date_created favorites id latitude location "
     "longitude members name related_projects tags website wikipedia_page"
@@ -55,8 +53,12 @@ def test_files(tmp_path: Path, suffix: str) -> None:
 
 def test_audiofolder(tmp_path: Path) -> None:
     touch(tmp_path, "train/1.wav", "train/sub/2.flac", "test/3.mp3")
-    (tmp_path / "train" / "metadata.csv").write_text('file_name,text\n1.wav,"a dog, singing"\nsub/2.flac,a cat\n')
-    (tmp_path / "test" / "metadata.jsonl").write_text('{"file_name": "3.mp3", "caption": "rain", "bpm": 90}\n')
+    (tmp_path / "train" / "metadata.csv").write_text(
+        'file_name,text\n1.wav,"a dog, singing"\nsub/2.flac,a cat\n'
+    )
+    (tmp_path / "test" / "metadata.jsonl").write_text(
+        '{"file_name": "3.mp3", "caption": "rain", "bpm": 90}\n'
+    )
     found = by_id(recordings(tmp_path, "audiofolder", None))
     assert {name: recording.captions for name, recording in found.items()} == {
         "test/3.mp3": ("rain",),
@@ -103,21 +105,33 @@ def test_mtg_jamendo(tmp_path: Path) -> None:
 
 
 def test_fma(tmp_path: Path) -> None:
-    columns = [("album", name) for name in FMA_ALBUM.split()] + [("artist", name) for name in FMA_ARTIST.split()]
+    columns = [("album", name) for name in FMA_ALBUM.split()] + [
+        ("artist", name) for name in FMA_ARTIST.split()
+    ]
     columns += [("set", "split"), ("set", "subset")] + [("track", name) for name in FMA_TRACK.split()]
 
     def row(track: int, subset: str, genre: str, genres: str) -> str:
         values = dict.fromkeys(columns, "")
-        values |= {("set", "subset"): subset, ("track", "genre_top"): genre, ("track", "genres"): f'"{genres}"'}
+        values |= {
+            ("set", "subset"): subset,
+            ("track", "genre_top"): genre,
+            ("track", "genres"): f'"{genres}"',
+        }
         values["artist", "bio"] = '"two\nlines, and a comma"'
         return ",".join([str(track), *values.values()]) + "\n"
 
     assert len(columns) == 52
     table = tmp_path / "fma_metadata" / "tracks.csv"
     table.parent.mkdir()
-    header = ",".join(["", *(group for group, _ in columns)]) + "\n" + ",".join(["", *(name for _, name in columns)])
+    header = (
+        ",".join(["", *(group for group, _ in columns)])
+        + "\n"
+        + ",".join(["", *(name for _, name in columns)])
+    )
     lines = (
-        row(2, "small", "Hip-Hop", "[21, 10]") + row(140, "medium", "", "[17]") + row(155000, "small", "Rock", "[12]")
+        row(2, "small", "Hip-Hop", "[21, 10]")
+        + row(140, "medium", "", "[17]")
+        + row(155000, "small", "Rock", "[12]")
     )
     table.write_text(header + "\ntrack_id" + "," * len(columns) + "\n" + lines)
     touch(tmp_path / "fma_small", "000/000002.mp3")

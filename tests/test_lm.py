@@ -27,7 +27,9 @@ def tokens(seed: int, batch: int, length: int = 20) -> tuple[jax.Array, jax.Arra
 def test_paper_size():
     shapes = jax.eval_shape(lambda key: lm.init(lm.PAPER, key), jax.random.key(0))
     total = functional.count(shapes)
-    untied = total + 12 * 1024 * 1024 - 12 * 1024  # the paper's count has a head over the prefix ids too, and no nulls
+    untied = (
+        total + 12 * 1024 * 1024 - 12 * 1024
+    )  # the paper's count has a head over the prefix ids too, and no nulls
     assert abs(untied / 429.97e6 - 1) < 1e-3
 
 
@@ -63,9 +65,13 @@ def test_prefix_levels():
     other = prefix.at[:, 4:].set((prefix[:, 4:] + 1) % 32)
     levels = jnp.array([4, 4])
     np.testing.assert_array_equal(
-        lm.logits(PARAMS, CONFIG, prefix, semantic, levels), lm.logits(PARAMS, CONFIG, other, semantic, levels)
+        lm.logits(PARAMS, CONFIG, prefix, semantic, levels),
+        lm.logits(PARAMS, CONFIG, other, semantic, levels),
     )
-    assert np.abs(lm.logits(PARAMS, CONFIG, prefix, semantic) - lm.logits(PARAMS, CONFIG, other, semantic)).max() > 1e-3
+    assert (
+        np.abs(lm.logits(PARAMS, CONFIG, prefix, semantic) - lm.logits(PARAMS, CONFIG, other, semantic)).max()
+        > 1e-3
+    )
 
 
 def test_prefix_everywhere_reaches_each_token_without_attention():
@@ -75,7 +81,9 @@ def test_prefix_everywhere_reaches_each_token_without_attention():
     for everywhere in (True, False):
         config = dataclasses.replace(CONFIG, prefix_everywhere=everywhere)
         change = lm.logits(params, config, prefix, semantic) - lm.logits(params, config, other, semantic)
-        assert (np.abs(change[:, 1:]).max(-1) > 1e-3).all() == everywhere  # token 0 is foretold by the prefix itself
+        assert (
+            np.abs(change[:, 1:]).max(-1) > 1e-3
+        ).all() == everywhere  # token 0 is foretold by the prefix itself
 
 
 def test_bad_input():
@@ -110,7 +118,9 @@ def batch(seed: int) -> dict[str, jax.Array]:
 )
 def test_training_lowers_held_out_loss_and_uses_prefix(additions, per_pass, until_prefix_helps):
     """As in the paper, in pairs, and with what `mini` adds: twelve embeddings on every token are noise for longer."""
-    model = dataclasses.replace(CONFIG, prefix_everywhere=additions, recall=additions, tokens_per_pass=per_pass)
+    model = dataclasses.replace(
+        CONFIG, prefix_everywhere=additions, recall=additions, tokens_per_pass=per_pass
+    )
     stage = LMStage(model=model)
     params = stage.init(jax.random.key(0))
     optimizer = optax.adam(3e-3)

@@ -191,7 +191,9 @@ def test_sigterm_saves_and_resumes_identically(finished: Any, tmp_path: Any) -> 
     assert_same(run(config), finished[1])
 
 
-def test_save_that_outlasts_the_time_after_sigterm_is_told(tmp_path: Any, monkeypatch: Any, capsys: Any) -> None:
+def test_save_that_outlasts_the_time_after_sigterm_is_told(
+    tmp_path: Any, monkeypatch: Any, capsys: Any
+) -> None:
     def close(self: checkpoint.Checkpoints, close: Any = checkpoint.Checkpoints.close) -> None:
         time.sleep(0.3)
         close(self)
@@ -237,10 +239,14 @@ def test_missing_item_is_one_line(finished: Any, tmp_path: Any) -> None:
 
 def test_init_from_starts_at_the_average(finished: Any, tmp_path: Any) -> None:
     config = toy_config(tmp_path, init_from=str(finished[0]), steps=1, eval_every=0)
-    config = dataclasses.replace(config, optimizer=OptimizerConfig(learning_rate=0.0, warmup_steps=0, weight_decay=0.0))
+    config = dataclasses.replace(
+        config, optimizer=OptimizerConfig(learning_rate=0.0, warmup_steps=0, weight_decay=0.0)
+    )
     assert_same(run(config).params["model"], finished[1].ema)
     refused = {"nothing": ToyStage(), str(finished[0]): ToyStage(model=ToyModel(width=4))}
-    for (source, stage), reason in zip(refused.items(), ("not a run folder", "model.width|width is 8"), strict=True):
+    for (source, stage), reason in zip(
+        refused.items(), ("not a run folder", "model.width|width is 8"), strict=True
+    ):
         with pytest.raises(UserError, match=reason):
             run(toy_config(tmp_path / "other", init_from=source, stage=stage))
 

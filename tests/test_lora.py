@@ -14,8 +14,8 @@ from melody_jax.config import LoRAConfig, load_config
 from melody_jax.errors import UserError
 from melody_jax.models.functional import count
 from melody_jax.release import flatten
+from melody_jax.sharding import parameter_spec
 from melody_jax.training.lora import adapted, init_adapters, merge
-from melody_jax.training.sharding import parameter_spec
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 CONFIG = LoRAConfig(rank=2, alpha=3.0, kernels="kernel$")
@@ -41,14 +41,20 @@ def test_every_matrix_of_a_stack_has_its_own() -> None:
     adapters["blocks"]["qkv"]["kernel"]["lora_b"] = jnp.ones((3, 2, 6))
     merged = merge(MODEL, adapters, CONFIG)
     for i, a in enumerate(adapters["blocks"]["qkv"]["kernel"]["lora_a"]):
-        np.testing.assert_allclose(merged["blocks"]["qkv"]["kernel"][i], 1 + 1.5 * (a @ np.ones((2, 6))), rtol=1e-6)
+        np.testing.assert_allclose(
+            merged["blocks"]["qkv"]["kernel"][i], 1 + 1.5 * (a @ np.ones((2, 6))), rtol=1e-6
+        )
     assert_same(merged["layers"], MODEL["layers"])
 
 
 @pytest.mark.parametrize(
     ("stage", "per_block", "names"),
     [
-        (load_config(CONFIGS / "lm_mini.py").stage, 4 / 5, {"qkv", "out", "gate_up", "down"}),  # stacked: 5 in one
+        (
+            load_config(CONFIGS / "lm_mini.py").stage,
+            4 / 5,
+            {"qkv", "out", "gate_up", "down"},
+        ),  # stacked: 5 in one
         (load_config(CONFIGS / "dpd_mini.py").stage, 10, {"query", "key_value", "out", "hidden"}),
         (load_config(CONFIGS / "lm_paper.py").stage, 4 / 24, {"qkv", "out", "gate_up", "down"}),
     ],
@@ -77,7 +83,9 @@ def test_gradients_are_those_of_the_merged_network() -> None:
         return stage.gradients(whole, batch, key, step)[1]["loss"]
 
     expected = jax.grad(loss)(params["model"])
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), grads["model"], expected)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), grads["model"], expected
+    )
     assert set(grads) == {"model", "discriminator"}
     evaluated = adapted(stage, config).evaluate(params, batch, key)
     np.testing.assert_allclose(evaluated["loss"], metrics["loss"], rtol=1e-6)
@@ -107,6 +115,12 @@ def test_adapters_are_placed_like_their_kernel() -> None:
 
     mesh: jax.sharding.Mesh = Mesh()  # type: ignore[assignment]
     spec = jax.sharding.PartitionSpec
-    for path, a, b in (("qkv", spec("fsdp"), spec(None, "tensor")), ("out", spec("tensor"), spec(None, "fsdp"))):
-        found = [parameter_spec(f"model/{path}/kernel/lora_{x}", s, mesh) for x, s in (("a", (8, 4)), ("b", (4, 8)))]
+    for path, a, b in (
+        ("qkv", spec("fsdp"), spec(None, "tensor")),
+        ("out", spec("tensor"), spec(None, "fsdp")),
+    ):
+        found = [
+            parameter_spec(f"model/{path}/kernel/lora_{x}", s, mesh)
+            for x, s in (("a", (8, 4)), ("b", (4, 8)))
+        ]
         assert [tuple(s) for s in found] == [(*a, None), tuple(b)]

@@ -8,7 +8,7 @@ import pytest
 import melody_jax
 from melody_jax import release
 from melody_jax.release import WEIGHTS
-from melody_jax.sampling.melody import NETWORKS
+from melody_jax.sampling.cascade import NETWORKS
 
 MINI = WEIGHTS / "mini"
 
@@ -41,7 +41,9 @@ def melody():
 
 
 def test_prompts_make_sound(melody):
-    waves = np.stack(melody.generate(["a calm solo piano piece", "fast heavy metal"], seconds=10, steps=2, seed=3))
+    waves = np.stack(
+        melody.generate(["a calm solo piano piece", "fast heavy metal"], seconds=10, steps=2, seed=3)
+    )
     assert waves.shape == (2, 240_000)
     assert np.isfinite(waves).all()
     assert np.abs(waves).max() <= 1
@@ -51,7 +53,9 @@ def test_prompts_make_sound(melody):
 
 
 def test_the_same_seed_gives_the_same_bits(melody):
-    first, second = (melody.generate(["slow blues", "slow blues"], seconds=2, steps=2, seed=[5, 5]) for _ in range(2))
+    first, second = (
+        melody.generate(["slow blues", "slow blues"], seconds=2, steps=2, seed=[5, 5]) for _ in range(2)
+    )
     np.testing.assert_array_equal(first, second)
 
 

@@ -7,17 +7,19 @@ import numpy as np
 import optax
 import pytest
 
-from melody_jax.data.text import tokenize, tokenizer
 from melody_jax.errors import UserError
 from melody_jax.models import functional, mulan, rvq
 from melody_jax.models.mulan import PAPER, TINY, MuLanConfig
 from melody_jax.models.music_tower import MusicTowerConfig
+from melody_jax.text import tokenize, tokenizer
 from melody_jax.training.stage import Stage
 from melody_jax.training.stages import mulan as stages
 from melody_jax.training.stages.mulan import MuLanStage
 
 SAMPLES = 24_000
-STAGE = MuLanStage(model=TINY, genres=4, moods=3, modes=2, instruments=5, tempo_bins=8, fit_batches=8, fit_iterations=4)
+STAGE = MuLanStage(
+    model=TINY, genres=4, moods=3, modes=2, instruments=5, tempo_bins=8, fit_batches=8, fit_iterations=4
+)
 GRADIENTS = jax.jit(STAGE.gradients)
 EVALUATE = jax.jit(STAGE.evaluate)
 WORDS = ("deep", "low", "high", "bright")
@@ -40,7 +42,9 @@ def make_batch(seed: int, size: int = 16) -> dict:
         "mode": rng.integers(-1, 2, size).astype(np.int32),
         "key": rng.integers(0, 12, size).astype(np.int32),
         "tempo": np.where(rng.random(size) < 0.2, np.nan, tempo).astype(np.float32),
-        "instruments": np.where(rng.random((size, 1)) < 0.2, -1.0, rng.random((size, 5)) < 0.3).astype(np.float32),
+        "instruments": np.where(rng.random((size, 1)) < 0.2, -1.0, rng.random((size, 5)) < 0.3).astype(
+            np.float32
+        ),
     }
     return {"audio": audio.astype(np.float32), "text_ids": ids, "text_mask": mask, "facts": facts}
 
@@ -168,7 +172,9 @@ def test_retrieval_ranks():
 
 def test_unknown_facts_cost_nothing(params):
     batch = make_batch(0)
-    unknown = {name: np.full_like(value, np.nan if name == "tempo" else -1) for name, value in batch["facts"].items()}
+    unknown = {
+        name: np.full_like(value, np.nan if name == "tempo" else -1) for name, value in batch["facts"].items()
+    }
     gradient, metrics = GRADIENTS(params, {**batch, "facts": unknown}, jax.random.key(0), jnp.int32(0))
     assert float(metrics["music_facts"]) == float(metrics["text_facts"]) == 0.0
     assert all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(gradient))

@@ -21,7 +21,9 @@ def test_table_3_of_the_paper(seconds, ours, theirs):
 def test_windows_of_a_longer_piece():
     assert nfe.sampler(dpd.PAPER, FRAME, 10, 20) == Evaluations(250, 20)
     assert nfe.sampler(dpd.PAPER, FRAME, 30, 20) == Evaluations(750, 9 * 20)  # one window and eight chunks
-    assert nfe.sampler(dpd.PAPER, FRAME, 10.01, 20) == Evaluations(312, 2 * 20)  # a chunk more for what is over
+    assert nfe.sampler(dpd.PAPER, FRAME, 10.01, 20) == Evaluations(
+        312, 2 * 20
+    )  # a chunk more for what is over
     assert nfe.sampler(dpd.PAPER, FRAME, 1, 20) == Evaluations(250, 20)  # no window is cut short
 
 
@@ -31,7 +33,9 @@ def test_guidance_doubles_its_network():
 
 
 def test_two_tokens_a_pass_are_half_of_the_passes():
-    assert nfe.sampler(dpd.MODERN, 480 / 24_000, 10, 4, lm_guided=True, tokens_per_pass=2) == Evaluations(256, 4)
+    assert nfe.sampler(dpd.MODERN, 480 / 24_000, 10, 4, lm_guided=True, tokens_per_pass=2) == Evaluations(
+        256, 4
+    )
 
 
 def test_command(capsys):
@@ -57,7 +61,8 @@ def test_heun_takes_two_passes_a_step_but_the_last():
 
 
 @pytest.mark.parametrize(
-    "setting", [{"seconds": 0.0}, {"seconds": 601.0}, {"steps": 0}, {"distilled_steps": 1001}, {"solver": "euler"}]
+    "setting",
+    [{"seconds": 0.0}, {"seconds": 601.0}, {"steps": 0}, {"distilled_steps": 1001}, {"solver": "euler"}],
 )
 def test_out_of_range(setting):
     with pytest.raises(UserError, match=next(iter(setting))):

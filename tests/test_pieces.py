@@ -25,7 +25,9 @@ def recording(path: Path, wave: np.ndarray, rate: int = 24_000, **fields: object
     return Recording(id=path.name, path=str(path), size=1, **fields)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize(("seconds", "pieces"), [(1.9, [1.9]), (4.0, [2, 2]), (4.9, [2, 2.9]), (5.1, [2, 2, 1.1])])
+@pytest.mark.parametrize(
+    ("seconds", "pieces"), [(1.9, [1.9]), (4.0, [2, 2]), (4.9, [2, 2.9]), (5.1, [2, 2, 1.1])]
+)
 def test_nothing_is_dropped(tmp_path: Path, seconds: float, pieces: list[float]) -> None:
     found = cut(recording(tmp_path / "a.wav", noise(seconds, 44_100), 44_100), CONFIG)
     waves = [audio.decode_flac(record["audio"].tobytes()) for record in found.records]
@@ -60,7 +62,9 @@ def test_clipped_share() -> None:
 def test_quiet_music_is_turned_up_within_limits(tmp_path: Path) -> None:
     found = cut(recording(tmp_path / "a.wav", 3e-2 * noise(2.0)), CONFIG)
     assert not found.rejects
-    quiet = cut(recording(tmp_path / "b.wav", 3e-2 * noise(2.0)), PieceConfig(max_gain_db=6.0, min_seconds=0.5))
+    quiet = cut(
+        recording(tmp_path / "b.wav", 3e-2 * noise(2.0)), PieceConfig(max_gain_db=6.0, min_seconds=0.5)
+    )
     gained = audio.decode_flac(quiet.records[0]["audio"].tobytes())
     assert audio.loudness(gained) == pytest.approx(audio.loudness(3e-2 * noise(2.0)) + 6, abs=0.2)
 

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from melody_jax import audio, release
+from melody_jax.composer import facts
 from melody_jax.config import DataConfig
-from melody_jax.data import facts, pipeline
+from melody_jax.data import pipeline
 from melody_jax.data.records import Manifest, encode_json, shard_name, write_manifest, write_shard
 from melody_jax.errors import UserError
 
@@ -19,7 +20,9 @@ GENRES = facts.TABLES["genre"][:2]
 def write_folder(folder: Path, kind: str, records: list[dict[str, np.ndarray]], settings: Any = None) -> str:
     folder.mkdir(parents=True)
     half = -(-len(records) // 2)
-    shards = [write_shard(folder / shard_name(kind, i, 2), records[i * half : (i + 1) * half]) for i in range(2)]
+    shards = [
+        write_shard(folder / shard_name(kind, i, 2), records[i * half : (i + 1) * half]) for i in range(2)
+    ]
     write_manifest(
         folder, Manifest(kind=kind, settings=settings or {}, versions={}, shard_count=2, shards=tuple(shards))
     )
@@ -30,7 +33,13 @@ def audio_record(i: int, captions: bool = True) -> dict[str, np.ndarray]:
     """A ramp from -0.5 whose slope is the record's number: a crop tells whence it came."""
     samples = 4000 if i else 500
     wave = (np.arange(samples) * (i + 1) / 32768 - 0.5).astype(np.float32)
-    known = {"genre": GENRES[i % 2], "mood": facts.TABLES["mood"][1], "mode": "minor", "key": "D#", "tempo_bpm": 120.5}
+    known = {
+        "genre": GENRES[i % 2],
+        "mood": facts.TABLES["mood"][1],
+        "mode": "minor",
+        "key": "D#",
+        "tempo_bpm": 120.5,
+    }
     known["instruments"] = [facts.INSTRUMENT_NAMES[3], facts.INSTRUMENT_NAMES[0]]
     meta = {
         "id": f"r{i}",
@@ -55,17 +64,23 @@ def feature_record(i: int, tokens: int = 40) -> dict[str, np.ndarray]:
 
 @pytest.fixture(scope="module")
 def music(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return write_folder(tmp_path_factory.mktemp("data") / "audio", "audio", [audio_record(i) for i in range(12)])
+    return write_folder(
+        tmp_path_factory.mktemp("data") / "audio", "audio", [audio_record(i) for i in range(12)]
+    )
 
 
 @pytest.fixture(scope="module")
 def features(tmp_path_factory: pytest.TempPathFactory) -> str:
     folder = tmp_path_factory.mktemp("data") / "features"
-    return write_folder(folder, "features", [feature_record(i) for i in range(6)], {"hashes": {"vae": "1" * 64}})
+    return write_folder(
+        folder, "features", [feature_record(i) for i in range(6)], {"hashes": {"vae": "1" * 64}}
+    )
 
 
 def config(folder: str, **changes: Any) -> DataConfig:
-    base = DataConfig(folder=(folder,), batch_size=4, crop_samples=1000, window_tokens=8, holdout=0.2, text_length=12)
+    base = DataConfig(
+        folder=(folder,), batch_size=4, crop_samples=1000, window_tokens=8, holdout=0.2, text_length=12
+    )
     return dataclasses.replace(base, **changes)
 
 
@@ -86,7 +101,9 @@ def test_audio_crops(music: str) -> None:
     batches = take(pipeline.TrainingBatches(config(music), "audio"), 6)
     assert batches[0]["audio"].shape == (4, 1000)
     assert batches[0]["audio"].dtype == np.float32
-    slopes = [np.round((wave[1] - wave[0]) * 32768).astype(int) for batch in batches for wave in batch["audio"]]
+    slopes = [
+        np.round((wave[1] - wave[0]) * 32768).astype(int) for batch in batches for wave in batch["audio"]
+    ]
     train = sorted(range(1, 11))  # the last two of twelve records are held out
     assert sorted(slopes[:10]) == train
     assert sorted(slopes[10:20]) == train
@@ -134,7 +151,9 @@ def test_labels(music: str) -> None:
 def test_hard_negatives_share_a_genre(music: str) -> None:
     settings = config(music, hard_negative_group=2, batch_size=2)
     groups = [batch["facts"]["genre"] for batch in take(pipeline.TrainingBatches(settings, "audio_text"), 5)]
-    assert sum(group[0] == group[1] for group in groups) >= 3  # 3 known of each genre, 4 unknown: at most 2 mixed pairs
+    assert (
+        sum(group[0] == group[1] for group in groups) >= 3
+    )  # 3 known of each genre, 4 unknown: at most 2 mixed pairs
     again = [batch["facts"]["genre"] for batch in take(pipeline.TrainingBatches(settings, "audio_text"), 5)]
     np.testing.assert_array_equal(groups, again)
 
@@ -163,7 +182,9 @@ def test_feature_windows_agree(features: str) -> None:
 
 
 def test_prefix_variants(features: str) -> None:
-    noisy = next(pipeline.TrainingBatches(config(features, jitter_probability=1.0, batch_size=32), "features"))
+    noisy = next(
+        pipeline.TrainingBatches(config(features, jitter_probability=1.0, batch_size=32), "features")
+    )
     assert set(noisy["prefix_tokens"][:, 0] % 4) == {1, 2}
     text = next(pipeline.TrainingBatches(config(features, text_prefix_probability=1.0), "features"))
     assert np.all(text["prefix_tokens"] >= 900)

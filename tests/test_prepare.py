@@ -181,7 +181,9 @@ def test_a_missing_feature_shard_is_made_again(features: Path, networks: str, tm
     assert (tmp_path / "out" / "manifest.json").read_bytes() == (features / "manifest.json").read_bytes()
 
 
-def test_another_preparation_is_refused(features: Path, recordings: Path, networks: str, tmp_path: Path) -> None:
+def test_another_preparation_is_refused(
+    features: Path, recordings: Path, networks: str, tmp_path: Path
+) -> None:
     assert prepare(prepared(recordings, networks, features)) == read_manifest(features)
     with pytest.raises(UserError, match="another jitter"):
         prepare(prepared(recordings, networks, features, jitter=0.5))
@@ -265,7 +267,9 @@ def test_odd_files_are_all_accounted_for(odd: Odd, odd_shards: Path) -> None:
     wanted, manifest, source = odd[1], read_manifest(odd_shards), open_shards(odd_shards, "audio")
     assert rejects(odd_shards) == {name: reason for name, reason in wanted.items() if reason}
     used = Counter(decode_json(source[i]["meta"])["recording"] for i in range(len(source)))
-    assert dict(used) == {name: 3 if "minutes" in name else 1 for name, reason in wanted.items() if not reason}
+    assert dict(used) == {
+        name: 3 if "minutes" in name else 1 for name, reason in wanted.items() if not reason
+    }
     assert manifest.counts["recordings"] == len(wanted)
     assert manifest.counts["recordings_used"] == len(used)
     assert manifest.counts["rejects"] == dict(Counter(reason for reason in wanted.values() if reason))
@@ -288,9 +292,27 @@ def everything(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_killed_and_run_again(odd: Odd, odd_shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    command = [sys.executable, "-c", "from melody_jax.cli import main; main()", "prepare", "--source", str(odd[0])]
-    command += ["--out", str(tmp_path), "--piece_seconds", "400", "--min_seconds", "0.5", "--shard_recordings", "8"]
+def test_killed_and_run_again(
+    odd: Odd, odd_shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = [
+        sys.executable,
+        "-c",
+        "from melody_jax.cli import main; main()",
+        "prepare",
+        "--source",
+        str(odd[0]),
+    ]
+    command += [
+        "--out",
+        str(tmp_path),
+        "--piece_seconds",
+        "400",
+        "--min_seconds",
+        "0.5",
+        "--shard_recordings",
+        "8",
+    ]
     command += ["--beam", "direct_running_mode=multi_processing", "direct_num_workers=2"]
     run = subprocess.Popen(command, start_new_session=True, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 60
@@ -303,7 +325,9 @@ def test_killed_and_run_again(odd: Odd, odd_shards: Path, tmp_path: Path, monkey
         open_shards(tmp_path)
     kept, again = len(list(tmp_path.glob(".work/inspected-*"))), []
     assert kept >= 1
-    monkeypatch.setattr(units, "cut", lambda recording, config: again.append(recording) or cut(recording, config))
+    monkeypatch.setattr(
+        units, "cut", lambda recording, config: again.append(recording) or cut(recording, config)
+    )
     prepare(audio_config(odd[0], tmp_path))
     assert len(again) <= len(odd[1]) - 8 * (kept - 1)
     assert everything(tmp_path) == everything(odd_shards)

@@ -12,9 +12,9 @@ from melody_jax import release
 from melody_jax.config import DataConfig, TrainConfig, WatchConfig
 from melody_jax.errors import UserError
 from melody_jax.models import denoiser, vae
-from melody_jax.training.metrics import MetricLog, Profile
+from melody_jax.sharding import make_mesh
+from melody_jax.training.metric_log import MetricLog, Profile
 from melody_jax.training.preview import make_preview
-from melody_jax.training.sharding import make_mesh
 from melody_jax.training.state import TrainState
 
 DPD = STAGES["dpd"].model

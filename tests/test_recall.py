@@ -22,7 +22,9 @@ def params() -> Params:
     return fresh | {"lags": fresh["lags"] | {"kernel": kernel * WIDTH**-0.5}}
 
 
-def look_back(params: Params, rows: jax.Array, places: int = LENGTH, pieces: tuple[int, ...] = ()) -> np.ndarray:
+def look_back(
+    params: Params, rows: jax.Array, places: int = LENGTH, pieces: tuple[int, ...] = ()
+) -> np.ndarray:
     """Weights (B, H, N, T), with the rows heard in pieces that start at the given times."""
     recall = functional.bind(Recall, WIDTH, "float32", params=params)
     heard, weights = recall.begin(PREFIX, places), []

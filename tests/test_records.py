@@ -13,7 +13,10 @@ def make(folder, counts=(3, 2), finished=True):
     shards, value = [], 0
     for index, count in enumerate(counts):
         items = [
-            {"x": np.arange(value + i, value + i + 4, dtype=np.int16), "meta": records.encode_json({"id": value + i})}
+            {
+                "x": np.arange(value + i, value + i + 4, dtype=np.int16),
+                "meta": records.encode_json({"id": value + i}),
+            }
             for i in range(count)
         ]
         value += count

@@ -18,7 +18,11 @@ def parameters() -> dict:
     rng = np.random.default_rng(0)
     normal = lambda *shape: rng.normal(size=shape).astype(np.float32)  # noqa: E731
     return {
-        "blocks": {"dense": {"kernel": normal(3, 64, 96) * np.array([1, 100, 1e-3])[:, None, None].astype(np.float32)}},
+        "blocks": {
+            "dense": {
+                "kernel": normal(3, 64, 96) * np.array([1, 100, 1e-3])[:, None, None].astype(np.float32)
+            }
+        },
         "word_embedding": normal(200, 32) * rng.uniform(0.01, 10, (200, 1)).astype(np.float32),
         "norm": {"scale": normal(3, 4000), "bias": normal(5)},
         "small": normal(8, 8),
@@ -32,7 +36,9 @@ def parameters() -> dict:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    release.save_network(tmp_path, "vae", parameters(), VAEConfig(latent_width=8), {"mulan": "a" * 64}, {"loss": 1.5})
+    release.save_network(
+        tmp_path, "vae", parameters(), VAEConfig(latent_width=8), {"mulan": "a" * 64}, {"loss": 1.5}
+    )
     return tmp_path
 
 
@@ -65,7 +71,9 @@ def test_storage_types(folder: Path) -> None:
 def test_chosen_tensors_are_kept(tmp_path: Path) -> None:
     release.save_network(tmp_path, "vae", parameters(), VAEConfig(), {}, keep={"kernel": "float32"})
     params, _, _ = release.load_network(tmp_path, "vae")
-    np.testing.assert_array_equal(params["blocks"]["dense"]["kernel"], parameters()["blocks"]["dense"]["kernel"])
+    np.testing.assert_array_equal(
+        params["blocks"]["dense"]["kernel"], parameters()["blocks"]["dense"]["kernel"]
+    )
 
 
 def test_hash_is_that_of_the_file_and_repeats(folder: Path, tmp_path: Path) -> None:
@@ -111,7 +119,10 @@ def test_unknown_network_and_unwritable_folder(tmp_path: Path) -> None:
 
 def test_a_difference_is_stored_in_four_bits_and_added_on_loading(tmp_path: Path) -> None:
     rng, config = np.random.default_rng(1), DPDConfig()
-    base = {"table": rng.normal(size=(64, 64)), "dense": {"kernel": rng.normal(size=(2, 64, 96)), "bias": np.ones(96)}}
+    base = {
+        "table": rng.normal(size=(64, 64)),
+        "dense": {"kernel": rng.normal(size=(2, 64, 96)), "bias": np.ones(96)},
+    }
     base = jax.tree.map(lambda leaf: leaf.astype(np.float32), base)
     release.save_network(tmp_path, "dpd", base, config, {})
     base = release.load_network(tmp_path, "dpd")[0]

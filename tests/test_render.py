@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from melody_jax.audio import SAMPLE_RATE, loudness
-from melody_jax.data.composer import drums, dsp, effects, patches, soundfont, synth
-from melody_jax.data.composer.instruments import INSTRUMENTS
-from melody_jax.data.composer.piece import DRUM_KITS, EFFECTS, ROLES, ROOMS, Facts, Note, Piece, Production, Track
-from melody_jax.data.composer.render import render
+from melody_jax.composer import drums, dsp, effects, patches, soundfont, synth
+from melody_jax.composer.instruments import INSTRUMENTS
+from melody_jax.composer.piece import DRUM_KITS, EFFECTS, ROLES, ROOMS, Facts, Note, Piece, Production, Track
+from melody_jax.composer.render import render
 from melody_jax.errors import UserError
 
 PRODUCTION = Production(
@@ -27,15 +27,25 @@ PRODUCTION = Production(
 LEADS = {"melody": "flute", "bass": "synth bass", "chords": "piano", "pad": "warm pad", "arp": "synth pluck"}
 
 
-def make_piece(seed: int = 3, seconds: float = 4.0, instruments: dict[str, str] = LEADS, **production) -> Piece:
+def make_piece(
+    seed: int = 3, seconds: float = 4.0, instruments: dict[str, str] = LEADS, **production
+) -> Piece:
     tracks = []
     for role, instrument in instruments.items():
         low = max(INSTRUMENTS[instrument].low, 36 if role == "bass" else 60)
-        notes = tuple(Note(beat, 0.9, low + (0, 4, 7, 5)[beat % 4], 70 + 10 * (beat % 4)) for beat in range(8))
+        notes = tuple(
+            Note(beat, 0.9, low + (0, 4, 7, 5)[beat % 4], 70 + 10 * (beat % 4)) for beat in range(8)
+        )
         tracks.append(Track(role, instrument, notes, 0.0, ("delay",) if role == "arp" else ()))
-    hits = [Note(beat, 0.25, 36, 110) for beat in range(8)] + [Note(beat + 0.5, 0.25, 42, 80) for beat in range(8)]
-    tracks.append(Track("drums", "drums", (*hits, *(Note(beat, 0.25, 38, 100) for beat in range(1, 8, 2))), 0.0))
-    facts = Facts("house", "happy", 120.0, "C", "major", "4/4", ("flute", "piano"), "flute", ("verse",), True, "high")
+    hits = [Note(beat, 0.25, 36, 110) for beat in range(8)] + [
+        Note(beat + 0.5, 0.25, 42, 80) for beat in range(8)
+    ]
+    tracks.append(
+        Track("drums", "drums", (*hits, *(Note(beat, 0.25, 38, 100) for beat in range(1, 8, 2))), 0.0)
+    )
+    facts = Facts(
+        "house", "happy", 120.0, "C", "major", "4/4", ("flute", "piano"), "flute", ("verse",), True, "high"
+    )
     return Piece(seed, seconds, facts, tuple(tracks), (), replace(PRODUCTION, **production))
 
 
@@ -92,7 +102,10 @@ def test_silent_piece_is_silence():
 
 
 def test_same_piece_same_bytes_whatever_came_before():
-    first, second = make_piece(seed=1), make_piece(seed=2, instruments={"melody": "violin", "chords": "organ"})
+    first, second = (
+        make_piece(seed=1),
+        make_piece(seed=2, instruments={"melody": "violin", "chords": "organ"}),
+    )
     alone = render(first)
     render(second)
     assert np.array_equal(alone, render(first))
@@ -250,7 +263,8 @@ def test_missing_path_names_the_package(tmp_path):
 def test_font_stems_do_not_depend_on_order():
     path = font()
     jobs = {
-        program: [(0.1 * i, 0.3, 48 + (5 * i) % 24, 60 + 5 * (i % 8)) for i in range(12)] for program in (0, 48, 30, 73)
+        program: [(0.1 * i, 0.3, 48 + (5 * i) % 24, 60 + 5 * (i % 8)) for i in range(12)]
+        for program in (0, 48, 30, 73)
     }
     hits = [(0.2 * i, 0.1, (36, 42, 38, 46, 49)[i % 5], 90) for i in range(8)]
     alone = {program: soundfont.play(path, program, notes, 48_000) for program, notes in jobs.items()}

@@ -12,8 +12,8 @@ import pytest
 from jax.experimental.compilation_cache import compilation_cache
 from test_loop import ToyBatches, assert_same, rows
 
+from melody_jax.composer import facts
 from melody_jax.config import OptimizerConfig, TrainConfig
-from melody_jax.data import facts
 from melody_jax.models import discriminators, dpd, mulan, vae
 from melody_jax.models.conformer import ConformerConfig
 from melody_jax.models.lm import LMConfig

@@ -15,7 +15,7 @@ from tiny import tiny_networks
 from melody_jax import load, release
 from melody_jax.errors import UserError
 from melody_jax.models import conditioning, functional
-from melody_jax.sampling import generate
+from melody_jax.sampling import windows
 from melody_jax.sampling.request import Part, Request, Scene, make_requests
 
 PROMPTS = ["a calm solo piano piece", "driving techno at 130 bpm", "slow sad cello", "bossa nova"]
@@ -56,16 +56,20 @@ def test_same_seed_same_bits_other_seed_other_music(melody) -> None:
 
 
 def test_batch_of_four_equals_four_of_one(melody) -> None:
-    group = melody.groups(make_requests(PROMPTS, {"seed": 7, "steps": 3, "guidance_scale": [2.5, 2.0, 0.5, 4.0]}))[0]
+    group = melody.groups(
+        make_requests(PROMPTS, {"seed": 7, "steps": 3, "guidance_scale": [2.5, 2.0, 0.5, 4.0]})
+    )[0]
     controls = melody.controls_at(group)([0.0] * 4)
-    tokens = jax.random.randint(jax.random.key(1), (4, group.config.tokens), 0, group.config.dpd.semantic_tokens)
+    tokens = jax.random.randint(
+        jax.random.key(1), (4, group.config.tokens), 0, group.config.dpd.semantic_tokens
+    )
 
     def made(items: slice) -> tuple[np.ndarray, np.ndarray]:
         own = jax.tree.map(lambda rows: rows[items], controls)
-        keys = generate.item_keys(own)
-        latents = generate.tokens_to_latents(melody.params["dpd"], group.config, own, tokens[items], keys)
-        wave = generate.latents_to_wave(melody.params["vae"], melody.configs["vae"], latents)
-        return np.asarray(generate.initial_noise(keys, 16, 8)), np.asarray(wave)
+        keys = windows.item_keys(own)
+        latents = windows.tokens_to_latents(melody.params["dpd"], group.config, own, tokens[items], keys)
+        wave = windows.latents_to_wave(melody.params["vae"], melody.configs["vae"], latents)
+        return np.asarray(windows.initial_noise(keys, 16, 8)), np.asarray(wave)
 
     noise, together = made(slice(0, 4))
     for i in range(4):
@@ -94,7 +98,9 @@ def test_best_of_keeps_the_closest(melody) -> None:
     request = Request(prompt=PROMPTS[0], seconds=1, steps=2, seed=3, best_of=3)
     (group,) = melody.groups([request])
     latents = next(melody.windows(group))
-    waves = np.asarray(generate.latents_to_wave(melody.params["vae"], melody.configs["vae"], latents))[:, :24_000]
+    waves = np.asarray(windows.latents_to_wave(melody.params["vae"], melody.configs["vae"], latents))[
+        :, :24_000
+    ]
     scores = [melody.score(request, wave) for wave in waves]
     assert len(set(scores)) == 3
     np.testing.assert_allclose(best, waves[np.argmax(scores)], atol=1e-4)
@@ -133,7 +139,9 @@ def test_a_distilled_diffusion_is_told_the_guidance_scale(releases: Path, tmp_pa
         load("mine", folder=tmp_path, networks=("dpd",)).configs["dpd"], guidance_range=(1.0, 4.0)
     )
     added = {
-        "guidance": functional.init(conditioning.GuidanceEmbedding, config.width, config.dtype, key=jax.random.key(0))
+        "guidance": functional.init(
+            conditioning.GuidanceEmbedding, config.width, config.dtype, key=jax.random.key(0)
+        )
     }
     added["guidance"]["out"]["kernel"] = jax.random.normal(jax.random.key(1), (64, config.width))
     release.save_network(mine, "dpd_distilled", added, config, {"dpd": release.network_hash(mine, "dpd")})
@@ -235,7 +243,9 @@ def test_sample_script_streams(releases: Path, tmp_path: Path) -> None:
     script = Path(__file__).parents[1] / "sample.py"
     options = ["--stream", "True", "--steps", "1", "--guidance_scale", "1", "--lm_guidance_scale", "1"]
     options += ["--model", "tiny", "--folder", str(releases)]
-    process = subprocess.Popen([sys.executable, str(script), "piano", *options], stdout=subprocess.PIPE, cwd=tmp_path)
+    process = subprocess.Popen(
+        [sys.executable, str(script), "piano", *options], stdout=subprocess.PIPE, cwd=tmp_path
+    )
     assert process.stdout is not None
     heard = process.stdout.read(5 * 48_000)  # goes on until nobody listens
     process.stdout.close()

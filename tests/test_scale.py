@@ -12,15 +12,15 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from melody_jax.chips import CHIPS, roofline
 from melody_jax.config import DataConfig, TrainConfig
 from melody_jax.errors import UserError
+from melody_jax.flops import collectives, matmul_cost
 from melody_jax.models import ast, dpd, functional, htsat, lm, mulan, tokenizer, vae
 from melody_jax.models.wav2vec2 import Wav2Vec2Config
-from melody_jax.sampling.generate import SamplerConfig
+from melody_jax.sampling.windows import SamplerConfig
 from melody_jax.scale import compile_tpu, programs
-from melody_jax.scale.chips import CHIPS, roofline
-from melody_jax.scale.counting import collectives, matmul_cost
-from melody_jax.training.sharding import make_mesh
+from melody_jax.sharding import make_mesh
 from melody_jax.training.stages.consistency import ConsistencyStage
 from melody_jax.training.stages.dpd import DPDStage
 from melody_jax.training.stages.lm import LMStage
@@ -45,7 +45,10 @@ def test_loops_count_as_often_as_they_run() -> None:
 
 def test_convolutions() -> None:
     convolve = partial(
-        jax.lax.conv_general_dilated, window_strides=(2,), padding="VALID", dimension_numbers=("NWC", "WIO", "NWC")
+        jax.lax.conv_general_dilated,
+        window_strides=(2,),
+        padding="VALID",
+        dimension_numbers=("NWC", "WIO", "NWC"),
     )
     traced = jax.make_jaxpr(convolve)(jnp.ones((2, 21, 5)), jnp.ones((3, 5, 7)))
     assert matmul_cost(traced) == (2 * 2 * 10 * 7 * 3 * 5, 4 * (2 * 21 * 5 + 3 * 5 * 7 + 2 * 10 * 7))
@@ -144,7 +147,9 @@ STAGES = {
     "vae, paper's kind": VAEStage(model=vae.PAPER),
     "mulan": MuLanStage(model=mulan.TINY),
     "mulan, paper's kind": MuLanStage(model=replace(mulan.TINY, music=ast.TINY)),
-    "mulan, CLAP's kind": MuLanStage(model=replace(mulan.TINY, music=htsat.HTSATConfig(), projection_hidden=8)),
+    "mulan, CLAP's kind": MuLanStage(
+        model=replace(mulan.TINY, music=htsat.HTSATConfig(), projection_hidden=8)
+    ),
     "tokenizer": TokenizerStage(model=tokenizer.TINY),
     "tokenizer, paper's kind": TokenizerStage(model=replace(tokenizer.TINY, encoder=SMALL_EAR)),
     "lm": LMStage(model=lm.TINY),

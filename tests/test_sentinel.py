@@ -10,7 +10,7 @@ import pytest
 from test_loop import ToyBatches, assert_same, rows, run, toy_config, untimed
 
 from melody_jax.errors import UserError
-from melody_jax.training.metrics import MetricLog
+from melody_jax.training.metric_log import MetricLog
 from melody_jax.training.replay import ReplayConfig, replay
 from melody_jax.training.sentinel import BadStep, gradient_norms
 
@@ -33,7 +33,12 @@ def test_stopping_saves_the_state_before_the_step_and_names_what_is_wrong(tmp_pa
     with pytest.raises(UserError, match="after 7 steps the loss is nan") as caught:
         run(toy_config(tmp_path), ToyBatches(poison=7))
     said = str(caught.value)
-    for part in ("discriminator/shift, model/dense", "process 0", "(records toy: 7.0)", f"{tmp_path}/nonfinite/7"):
+    for part in (
+        "discriminator/shift, model/dense",
+        "process 0",
+        "(records toy: 7.0)",
+        f"{tmp_path}/nonfinite/7",
+    ):
         assert part in said
     healthy = run(toy_config(tmp_path / "healthy"), ToyBatches(interrupt=7))
     assert int(healthy.step) == 8
@@ -67,7 +72,9 @@ def test_rolling_back_needs_a_checkpoint_and_has_a_limit(tmp_path: Path) -> None
         run(toy_config(tmp_path / "b", on_nonfinite="skip", nonfinite_limit=0), ToyBatches(poison=7))
 
 
-def test_replay_gives_the_same_numbers(tmp_path: Path, toy_is_known: None, capsys: pytest.CaptureFixture) -> None:
+def test_replay_gives_the_same_numbers(
+    tmp_path: Path, toy_is_known: None, capsys: pytest.CaptureFixture
+) -> None:
     with pytest.raises(UserError):
         run(toy_config(tmp_path, accumulate=2), ToyBatches(poison=7))
     metrics = replay(ReplayConfig(bundle=str(tmp_path / "nonfinite" / "7")))

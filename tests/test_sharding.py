@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from melody_jax.errors import UserError
-from melody_jax.training.sharding import make_mesh, parameter_spec
+from melody_jax.sharding import make_mesh, parameter_spec
 
 SCRIPT = """
 import sys, json, tempfile
@@ -87,6 +87,11 @@ def test_only_data_crosses_slices() -> None:
     devices = [SliceDevice(n) for n in range(8)]
     placed = make_mesh((-1, 2, 1), devices).devices
     assert placed.shape == (4, 2, 1)
-    assert [[device.slice_index for device in row] for row in placed[..., 0]] == [[0, 0], [0, 0], [1, 1], [1, 1]]
+    assert [[device.slice_index for device in row] for row in placed[..., 0]] == [
+        [0, 0],
+        [0, 0],
+        [1, 1],
+        [1, 1],
+    ]
     with pytest.raises(UserError, match="over 2 slices"):
         make_mesh((1, 8, 1), devices)

@@ -28,7 +28,9 @@ def test_framing_matches_scipy() -> None:
     audio = noise(4096)
     ours = spectral.stft(audio, 512, 128, center=False)
     window = scipy.signal.get_window("hann", 512)
-    _, _, theirs = scipy.signal.stft(audio, window=window, nperseg=512, noverlap=384, boundary=None, padded=False)
+    _, _, theirs = scipy.signal.stft(
+        audio, window=window, nperseg=512, noverlap=384, boundary=None, padded=False
+    )
     np.testing.assert_allclose(ours, np.moveaxis(theirs, 1, 2) * window.sum(), atol=1e-3)
 
 
@@ -95,7 +97,8 @@ def test_griffin_lim_finds_a_phase_that_fits():
     assert random > 0.3
     assert sixteen < 0.15
     np.testing.assert_array_equal(
-        spectral.griffin_lim(size, 1024, 240, 3), spectral.griffin_lim(jnp.tile(size, (2, 1, 1)), 1024, 240, 3)[1:]
+        spectral.griffin_lim(size, 1024, 240, 3),
+        spectral.griffin_lim(jnp.tile(size, (2, 1, 1)), 1024, 240, 3)[1:],
     )
     assert np.isfinite(spectral.griffin_lim(jnp.zeros((1, 8, 513)), 1024, 240, 4)).all()
 
@@ -114,7 +117,9 @@ def test_tempogram_peaks_at_the_beat_and_its_multiples() -> None:
 
 
 def test_tempogram_of_silence_is_zero_and_has_a_gradient() -> None:
-    value, gradient = jax.value_and_grad(lambda x: spectral.tempogram(x, 1, (4, 20)).sum())(jnp.zeros((1, 64, 8)))
+    value, gradient = jax.value_and_grad(lambda x: spectral.tempogram(x, 1, (4, 20)).sum())(
+        jnp.zeros((1, 64, 8))
+    )
     assert value == 0.0
     assert jnp.isfinite(gradient).all()
 

@@ -40,7 +40,9 @@ def setup(**fields):
     config = SRUConfig(inputs=6, hidden=5, **fields)
     params = sru.init(config, jax.random.key(0))
     leaves, tree = jax.tree.flatten(params)
-    keys = jax.random.split(jax.random.key(1), len(leaves))  # biases and v start at zero, which would hide mistakes
+    keys = jax.random.split(
+        jax.random.key(1), len(leaves)
+    )  # biases and v start at zero, which would hide mistakes
     leaves = [leaf + 0.5 * jax.random.normal(key, leaf.shape) for leaf, key in zip(leaves, keys, strict=True)]
     return config, jax.tree.unflatten(tree, leaves), jax.random.normal(jax.random.key(2), (7, 3, 6))
 
@@ -74,7 +76,10 @@ def test_written_out_derivative_equals_the_automatic_one(recurrent_weights):
             layer = params["layers"][str(index)]
             w = layer["kernel"].reshape(-1, 4, 2, 5).transpose(2, 1, 0, 3)
             zeros = jnp.zeros((2, 10))
-            bias, v = (leaf.reshape(2, 2, 5).swapaxes(0, 1) for leaf in (layer["bias"], layer.get("recurrent", zeros)))
+            bias, v = (
+                leaf.reshape(2, 2, 5).swapaxes(0, 1)
+                for leaf in (layer["bias"], layer.get("recurrent", zeros))
+            )
             x = jnp.concatenate([direction(x, w[d], bias[d], v[d], d == 1) for d in (0, 1)], axis=-1)
         return x
 

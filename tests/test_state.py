@@ -44,14 +44,20 @@ def test_muon_orthogonalises_every_kernel_and_leaves_the_rest_to_adam() -> None:
     for kernel in kernels:
         values = jnp.linalg.svd(kernel, compute_uv=False) / (0.1 * 0.2 * max(kernel.shape) ** 0.5)
         assert 0.6 < values.min() <= values.max() < 1.3  # five Newton-Schulz steps come that near to 1
-    for pick in (lambda tree: tree["head"], lambda tree: tree["norm"]["scale"], lambda tree: tree["genre"]["kernel"]):
+    for pick in (
+        lambda tree: tree["head"],
+        lambda tree: tree["norm"]["scale"],
+        lambda tree: tree["genre"]["kernel"],
+    ):
         step = 0.1 * 0.28 / 0.19  # Nesterov's look ahead, beta1 0.9
         np.testing.assert_allclose(pick(updates), -step * jnp.sign(pick(gradients)), rtol=1e-3)
 
 
 def test_adamw_moves_every_leaf_by_the_rate() -> None:
     gradients, updates = first_update(OptimizerConfig(learning_rate=0.1, warmup_steps=0, clip_norm=1e9))
-    jax.tree.map(lambda u, g: np.testing.assert_allclose(u, -0.1 * jnp.sign(g), rtol=1e-3), updates, gradients)
+    jax.tree.map(
+        lambda u, g: np.testing.assert_allclose(u, -0.1 * jnp.sign(g), rtol=1e-3), updates, gradients
+    )
 
 
 @pytest.mark.parametrize("muon", [False, True])
@@ -60,7 +66,9 @@ def test_decay_spares_vectors(muon: bool) -> None:
     params = jax.tree.map(jnp.ones, SHAPES, is_leaf=lambda x: isinstance(x, tuple))
     config = OptimizerConfig(muon=muon, learning_rate=0.1, warmup_steps=0, weight_decay=0.5)
     optimizer = make_optimizer(config, steps=10)
-    updates, _ = jax.jit(optimizer.update)(jax.tree.map(jnp.zeros_like, params), optimizer.init(params), params)
+    updates, _ = jax.jit(optimizer.update)(
+        jax.tree.map(jnp.zeros_like, params), optimizer.init(params), params
+    )
     after = optax.apply_updates(params, updates)["model"]
     np.testing.assert_allclose(after["blocks"]["up"]["kernel"], 0.95, rtol=1e-5)
     np.testing.assert_allclose(after["conv"]["kernel"], 0.95, rtol=1e-5)

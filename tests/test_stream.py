@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from melody_jax.errors import UserError
-from melody_jax.sampling import decode, generate
-from melody_jax.sampling.melody import Melody
+from melody_jax.sampling import decode, windows
+from melody_jax.sampling.cascade import Melody
 
 PROMPT = "a calm solo piano piece"
 PLAIN = {"steps": 1, "guidance_scale": 1.0, "lm_guidance_scale": 1.0}
@@ -24,8 +24,10 @@ def test_a_stream_is_the_clip(melody: Melody, seconds: float) -> None:
 def test_each_chunk_comes_when_it_is_made(melody: Melody, monkeypatch: pytest.MonkeyPatch) -> None:
     made = []
     for name in ("first_window", "next_window"):
-        plain = getattr(generate, name)
-        monkeypatch.setattr(generate, name, lambda *a, name=name, plain=plain: (made.append(name), plain(*a))[1])
+        plain = getattr(windows, name)
+        monkeypatch.setattr(
+            windows, name, lambda *a, name=name, plain=plain: (made.append(name), plain(*a))[1]
+        )
     stream = melody.stream(PROMPT, **PLAIN)
     assert made == []
     first, heard = next(stream), 0
@@ -34,13 +36,18 @@ def test_each_chunk_comes_when_it_is_made(melody: Melody, monkeypatch: pytest.Mo
     assert len(first) >= chunk
     for stretch in islice(stream, 8):  # without an end
         heard += len(stretch)
-        assert heard + len(first) + 2 * chunk > melody.window_samples + chunk * made.count("next_window") - 2 * chunk
+        assert (
+            heard + len(first) + 2 * chunk
+            > melody.window_samples + chunk * made.count("next_window") - 2 * chunk
+        )
     assert len(made) > 4
 
 
 def test_a_long_clip_is_decoded_a_window_at_a_time(melody: Melody, monkeypatch: pytest.MonkeyPatch) -> None:
     shapes, plain = [], decode.latents_to_wave
-    monkeypatch.setattr(decode, "latents_to_wave", lambda p, c, z, *a: (shapes.append(z.shape), plain(p, c, z, *a))[1])
+    monkeypatch.setattr(
+        decode, "latents_to_wave", lambda p, c, z, *a: (shapes.append(z.shape), plain(p, c, z, *a))[1]
+    )
     short, long = (melody.generate(PROMPT, seconds=seconds, **PLAIN)[0] for seconds in (2.0, 9.0))
     assert set(shapes) == {(1, melody.configs["dpd"].frames, melody.configs["vae"].latent_width)}
     assert len(long) == 9 * melody.sample_rate
@@ -48,7 +55,8 @@ def test_a_long_clip_is_decoded_a_window_at_a_time(melody: Melody, monkeypatch: 
 
 
 @pytest.mark.parametrize(
-    ("settings", "named"), [({"best_of": 4}, "best_of is 4"), ({"seconds": 0}, "seconds is 0"), ({"stepz": 1}, "stepz")]
+    ("settings", "named"),
+    [({"best_of": 4}, "best_of is 4"), ({"seconds": 0}, "seconds is 0"), ({"stepz": 1}, "stepz")],
 )
 def test_what_cannot_be_streamed_is_told_at_once(melody: Melody, settings: dict, named: str) -> None:
     with pytest.raises(UserError, match=named):

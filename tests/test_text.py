@@ -2,11 +2,11 @@ import jax
 import numpy as np
 import pytest
 
-from melody_jax.data import text as prompts
-from melody_jax.data import vocabulary
+from melody_jax import text as prompts
+from melody_jax.composer import vocabulary
 from melody_jax.errors import UserError
-from melody_jax.models import text
-from melody_jax.models.text import TextConfig
+from melody_jax.models import text_tower
+from melody_jax.models.text_tower import TextConfig
 
 TINY = TextConfig(layers=2, width=16, heads=2, ffn=32, max_length=16)
 
@@ -74,14 +74,14 @@ def test_prune_keeps_order_needed_pieces_and_size():
 
 
 def test_padding_and_neighbours_do_not_matter():
-    params = jax.jit(lambda key: text.init(TINY, key))(jax.random.key(0))
+    params = jax.jit(lambda key: text_tower.init(TINY, key))(jax.random.key(0))
     ids, mask = prompts.tokenize(["slow piano", "fast techno with drums"], 16, prompts.tokenizer())
-    together = text.encode(params, TINY, ids, mask)
-    alone = text.encode(params, TINY, ids[:1, :6], mask[:1, :6])
+    together = text_tower.encode(params, TINY, ids, mask)
+    alone = text_tower.encode(params, TINY, ids[:1, :6], mask[:1, :6])
     assert together.shape == (2, 16)
     np.testing.assert_allclose(together[0], alone[0], atol=1e-5)
     with pytest.raises(UserError, match="at most 16"):
-        text.encode(params, TINY, np.zeros((1, 17), np.int32), np.ones((1, 17), np.float32))
+        text_tower.encode(params, TINY, np.zeros((1, 17), np.int32), np.ones((1, 17), np.float32))
 
 
 def test_other_tokenizers_are_read_from_their_file(tmp_path):

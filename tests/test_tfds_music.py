@@ -52,7 +52,9 @@ def test_a_dataset_is_a_source(folder: Path, waves: list[np.ndarray]) -> None:
     assert sorted(recording.id for recording in found) == ["é0", "é1", "é2"]
     for recording in found:
         wave = waves[int(recording.id[1:])]
-        np.testing.assert_allclose(tfds_music.read(recording.path, recording.record), wave, atol=1 / 65536 + 1e-7)
+        np.testing.assert_allclose(
+            tfds_music.read(recording.path, recording.record), wave, atol=1 / 65536 + 1e-7
+        )
         made = cut(recording, PieceConfig(piece_seconds=0.4, min_seconds=0.1))
         assert made.seconds == pytest.approx(len(wave) / 24_000)
         assert len(made.records) == 3

@@ -15,7 +15,10 @@ from melody_jax.training.stages.tokenizer import TokenizerStage
 CONFIG = dataclasses.replace(tokenizer.TINY, semantic_vocab=16)
 STAGE = TokenizerStage(model=CONFIG, codebooks=2, codes=32, mask_span=4, mask_start=0.1, cluster_frames=600)
 EAR = Wav2Vec2Config(channels=32, layers=2, layer=1, width=32, heads=2, ffn=64, kernel=5)
-STAGES = {"spectra": STAGE, "waveform": dataclasses.replace(STAGE, model=dataclasses.replace(CONFIG, encoder=EAR))}
+STAGES = {
+    "spectra": STAGE,
+    "waveform": dataclasses.replace(STAGE, model=dataclasses.replace(CONFIG, encoder=EAR)),
+}
 FEATURES = jax.jit(tokenizer.features, static_argnames=("config", "layer"))
 
 
@@ -54,14 +57,18 @@ def test_finite_context():
     changed = wave.copy()
     changed[:, : 8 * 960] = 0.3
     difference = np.abs(FEATURES(params, CONFIG, wave) - FEATURES(params, CONFIG, changed)).max(-1)[0]
-    reach = CONFIG.encoder.attention_window + CONFIG.encoder.kernel // 2 + 3  # 3: the longest Fourier window, tokens
+    reach = (
+        CONFIG.encoder.attention_window + CONFIG.encoder.kernel // 2 + 3
+    )  # 3: the longest Fourier window, tokens
     assert difference[8] > 1e-4
     assert difference[8 + reach :].max() < 1e-5
 
 
 def test_semitone_bands_name_the_pitch():
     for midi in (45, 60, 81):
-        wave = np.sin(2 * np.pi * 440 * 2 ** ((midi - 69) / 12) * np.arange(9600) / 24000)[None].astype(np.float32)
+        wave = np.sin(2 * np.pi * 440 * 2 ** ((midi - 69) / 12) * np.arange(9600) / 24000)[None].astype(
+            np.float32
+        )
         _, bands = tokenizer.spectrum(CONFIG, wave)
         assert np.argmax(bands[0, 5]) + CONFIG.semitone_low == midi
 
@@ -89,13 +96,17 @@ def test_training_then_tokens(kind):
     assert np.isfinite(metrics["loss"])
     masked = stage.mask(jax.random.split(jax.random.fold_in(jax.random.key(1), 49))[0], 8, 32)
     assert metrics["weight"] == masked.sum()
-    assert last["loss"] < {"spectra": 0.8, "waveform": 0.9}[kind] * first["loss"]  # chance is 0.92 of the first
+    assert (
+        last["loss"] < {"spectra": 0.8, "waveform": 0.9}[kind] * first["loss"]
+    )  # chance is 0.92 of the first
     np.testing.assert_array_equal(params["model"]["codebook"], 0)
 
     model, fitted = stage.finish(
         params["model"], ({"audio": audio(step)} for step in range(100, 200)), jax.random.key(3)
     )
-    again, _ = stage.finish(params["model"], ({"audio": audio(step)} for step in range(100, 200)), jax.random.key(3))
+    again, _ = stage.finish(
+        params["model"], ({"audio": audio(step)} for step in range(100, 200)), jax.random.key(3)
+    )
     np.testing.assert_array_equal(model["codebook"], again["codebook"])
     assert fitted["usage"] == 1
     assert 0.2 < fitted["perplexity"] <= 1
@@ -108,7 +119,9 @@ def test_training_then_tokens(kind):
     assert tokens.max() < 16
     assert len(np.unique(tokens)) >= 12
     np.testing.assert_array_equal(tokens[:2], tokenize(model, config, held_out["audio"][:2]))
-    scaled = tokenizer.standardise(model, FEATURES(model, config, held_out["audio"])).reshape(-1, config.feature_width)
+    scaled = tokenizer.standardise(model, FEATURES(model, config, held_out["audio"])).reshape(
+        -1, config.feature_width
+    )
     variance = np.asarray(scaled).var(axis=0)
     assert 0.1 < variance[:32].sum() < 0.6
     assert 0.35 < variance[32:].sum() < 1.5

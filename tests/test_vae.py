@@ -120,7 +120,9 @@ def test_paper_kind_scales_and_clips_once() -> None:
     params = vae.init(config, jax.random.key(0))
     audio = jnp.asarray(tones(1, 9600, 2))
     latents = vae.encode(params, config, audio)
-    np.testing.assert_allclose(latents, jnp.clip(vae.posterior(params, config, audio)[0] / 3, -1, 1), atol=1e-6)
+    np.testing.assert_allclose(
+        latents, jnp.clip(vae.posterior(params, config, audio)[0] / 3, -1, 1), atol=1e-6
+    )
     np.testing.assert_array_equal(
         vae.decode(params, config, jnp.full((1, 4, 8), 2.0)), vae.decode(params, config, jnp.ones((1, 4, 8)))
     )
@@ -151,7 +153,9 @@ def test_stage_learns_whitens_and_stays_still_where_told() -> None:
 
     @jax.jit
     def step(params, state, audio, n):
-        grads, metrics = stage.gradients(params, {"audio": audio}, jax.random.fold_in(jax.random.key(1), n), n)
+        grads, metrics = stage.gradients(
+            params, {"audio": audio}, jax.random.fold_in(jax.random.key(1), n), n
+        )
         updates, state = optimizer.update(grads, state, params)
         return optax.apply_updates(params, updates), state, grads, metrics
 
@@ -165,8 +169,12 @@ def test_stage_learns_whitens_and_stays_still_where_told() -> None:
     assert all(not np.any(leaf) for leaf in jax.tree.leaves(grads["discriminator"]))
     assert not np.any(grads["model"]["latent_scale"])
 
-    model, _ = stage.finish(params["model"], iter([{"audio": tones(8, 9600, n)} for n in range(2)]), jax.random.key(3))
-    whitened = vae.encode(model, stage.model, jnp.asarray(np.concatenate([tones(8, 9600, n) for n in range(2)])))
+    model, _ = stage.finish(
+        params["model"], iter([{"audio": tones(8, 9600, n)} for n in range(2)]), jax.random.key(3)
+    )
+    whitened = vae.encode(
+        model, stage.model, jnp.asarray(np.concatenate([tones(8, 9600, n) for n in range(2)]))
+    )
     np.testing.assert_allclose(jnp.mean(whitened, (0, 1)), 0, atol=1e-2)
     np.testing.assert_allclose(jnp.std(whitened, (0, 1)), 1, atol=1e-2)
     audio = vae.decode(model, stage.model, vae.encode(model, stage.model, held_out["audio"]))
@@ -195,7 +203,9 @@ def test_adversarial_gradients_are_those_of_the_losses() -> None:
             decoder += stage.feature_weight * jnp.mean(
                 jnp.stack([jnp.mean(jnp.abs(a - b)) for a, b in zip(f, r, strict=True)])
             )
-        verdict = sum(jnp.mean((r - 1) ** 2) + jnp.mean(f**2) for (r, _), (f, _) in zip(real, fake, strict=True))
+        verdict = sum(
+            jnp.mean((r - 1) ** 2) + jnp.mean(f**2) for (r, _), (f, _) in zip(real, fake, strict=True)
+        )
         return decoder, verdict
 
     model = jax.jit(jax.grad(lambda m: losses(m, params["discriminator"])[0]))(params["model"])
@@ -210,7 +220,9 @@ def test_plain_magnitudes_of_half_windows() -> None:
     stage = replace(TINY_STAGE, resolutions=((512, 64),), window_share=0.5, plain_magnitudes=True)
     a, b = (jnp.asarray(tones(2, 4800, seed)) for seed in (6, 7))
     sizes = [jnp.abs(spectral.stft(x, 512, 64, 256)) for x in (a, b)]
-    np.testing.assert_allclose(stage._spectral(a, b)[1]["linear"], jnp.mean(jnp.abs(sizes[0] - sizes[1])), rtol=1e-3)
+    np.testing.assert_allclose(
+        stage._spectral(a, b)[1]["linear"], jnp.mean(jnp.abs(sizes[0] - sizes[1])), rtol=1e-3
+    )
 
 
 def test_balancing_keeps_the_direction_and_sets_the_size() -> None:

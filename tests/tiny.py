@@ -11,7 +11,7 @@ import numpy as np
 
 from melody_jax.models import denoiser, dpd, lm, mulan, tokenizer, vae
 from melody_jax.models.denoiser import DenoiserConfig
-from melody_jax.training.sharding import path_name
+from melody_jax.sharding import path_name
 
 
 def tiny_networks() -> dict:
@@ -42,7 +42,9 @@ def tiny_networks() -> dict:
         | {
             "music_mean": jnp.zeros(mulan.TINY.embedding),
             "text_mean": jnp.zeros(mulan.TINY.embedding),
-            "codebooks": jax.random.normal(keys[5], (mulan.TINY.levels, mulan.TINY.codes, mulan.TINY.embedding)),
+            "codebooks": jax.random.normal(
+                keys[5], (mulan.TINY.levels, mulan.TINY.codes, mulan.TINY.embedding)
+            ),
         },
     }
     return {name: (params[name], configs[name]) for name in configs}

@@ -23,9 +23,29 @@ def study() -> Study:
         against={"uniform, 5": "paper, 5", "uniform, 20": "paper, 20"},
         metrics=("prompt_frechet", "text_similarity", "group_right", "tempo_right"),
         claims=(
-            Claim(arm="uniform, 10", metric="prompt_frechet", says="worse", source="Table 4, FAD 8.52 against 5.93"),
-            Claim(arm="uniform, 10", metric="text_similarity", says="worse", source="Table 4, MCC 0.45 against 0.52"),
-            Claim(arm="uniform, 20", metric="prompt_frechet", says="worse", source="Table 4, FAD 6.31 against 5.41"),
-            Claim(arm="uniform, 20", metric="text_similarity", says="worse", source="Table 4, MCC 0.49 against 0.53"),
+            Claim(
+                arm="uniform, 10",
+                metric="prompt_frechet",
+                says="worse",
+                source="Table 4, FAD 8.52 against 5.93",
+            ),
+            Claim(
+                arm="uniform, 10",
+                metric="text_similarity",
+                says="worse",
+                source="Table 4, MCC 0.45 against 0.52",
+            ),
+            Claim(
+                arm="uniform, 20",
+                metric="prompt_frechet",
+                says="worse",
+                source="Table 4, FAD 6.31 against 5.41",
+            ),
+            Claim(
+                arm="uniform, 20",
+                metric="text_similarity",
+                says="worse",
+                source="Table 4, MCC 0.49 against 0.53",
+            ),
         ),
     )

@@ -26,9 +26,20 @@ def study() -> Study:
         },
         metrics=("group_right", "tempo_right", "text_similarity", "prompt_frechet"),
         claims=(
-            Claim(arm="10 steps", metric="prompt_frechet", says="worse", source="Table 2, FAD 5.93 against 5.41"),
-            Claim(arm="5 steps", metric="prompt_frechet", says="worse", source="Table 2, FAD 7.23 against 5.41"),
-            Claim(arm="10 steps", metric="text_similarity", says="worse", source="Table 2, MCC 0.52 against 0.53"),
-            Claim(arm="5 steps", metric="text_similarity", says="worse", source="Table 2, MCC 0.49 against 0.53"),
+            Claim(
+                arm="10 steps", metric="prompt_frechet", says="worse", source="Table 2, FAD 5.93 against 5.41"
+            ),
+            Claim(
+                arm="5 steps", metric="prompt_frechet", says="worse", source="Table 2, FAD 7.23 against 5.41"
+            ),
+            Claim(
+                arm="10 steps",
+                metric="text_similarity",
+                says="worse",
+                source="Table 2, MCC 0.52 against 0.53",
+            ),
+            Claim(
+                arm="5 steps", metric="text_similarity", says="worse", source="Table 2, MCC 0.49 against 0.53"
+            ),
         ),
     )

@@ -23,7 +23,7 @@ from melody_jax.ablation.files import DIVERGED, claim, is_done, keep, last_step,
 from melody_jax.ablation.study import Sampling, Study, load_study, resolve, run_name
 from melody_jax.config import TrainConfig
 from melody_jax.errors import Diverged, UserError
-from melody_jax.process import ALLOCATOR, enable_compile_cache
+from melody_jax.runtime import ALLOCATOR, enable_compile_cache
 
 POLL_SECONDS = 2.0
 
@@ -84,11 +84,14 @@ def ablate(config: AblateConfig) -> Path | None:
         work(config)
     left = [run for run in runs if not is_done(run.kept, measures)]
     if left:
-        print(f"{len(left)} of {len(runs)} runs are not done; run the same command again to go on", file=sys.stderr)
+        print(
+            f"{len(left)} of {len(runs)} runs are not done; run the same command again to go on",
+            file=sys.stderr,
+        )
         return None
     if config.arm or config.seed:
         return None
-    from melody_jax.ablation.report import report
+    from melody_jax.ablation.study_report import report
 
     return report(study, config, runs)
 
@@ -122,7 +125,9 @@ def work(config: AblateConfig, quiet: bool = False) -> None:
                 continue
             _refuse_changed_defaults(run.config, run.folder)
             if not is_done(run.folder, measures):
-                print(f"{Path(config.study).stem}: {run.arm}, seed {run.seed} ({run.folder})", file=sys.stderr)
+                print(
+                    f"{Path(config.study).stem}: {run.arm}, seed {run.seed} ({run.folder})", file=sys.stderr
+                )
                 try:
                     if not module.carry_out(run.config, run.folder, measures, left, quiet):
                         return
@@ -155,7 +160,10 @@ def _with_data(resolved: Any, config: AblateConfig) -> Any:
     if not config.folder or not config.validation_folder:
         raise UserError("this study trains: give --folder and --validation_folder, folders of feature shards")
     data = dataclasses.replace(
-        resolved.data, folder=config.folder, validation_folder=config.validation_folder, networks=config.networks
+        resolved.data,
+        folder=config.folder,
+        validation_folder=config.validation_folder,
+        networks=config.networks,
     )
     return dataclasses.replace(resolved, data=data)
 
@@ -210,7 +218,9 @@ def _share(config: AblateConfig, runs: Sequence[Run]) -> None:
 def _worker(config: AblateConfig) -> None:
     """One process of `_share`."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hears it and sends SIGTERM
-    os.environ["PJRT_NPROC"] = "1"  # XLA's threads: on small networks two processes of one beat one process of two
+    os.environ["PJRT_NPROC"] = (
+        "1"  # XLA's threads: on small networks two processes of one beat one process of two
+    )
     enable_compile_cache()
     try:
         work(config, quiet=True)

@@ -13,7 +13,7 @@ import numpy as np
 import safetensors.numpy
 
 from melody_jax.data.records import write_bytes
-from melody_jax.training.pairing import DIGEST
+from melody_jax.training.digests import DIGEST
 
 STEPS = "steps.safetensors"
 """What `keep` leaves of metrics.jsonl."""
@@ -46,7 +46,9 @@ def read_json(path: Path) -> Any:
 
 def save_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
     """Writes safetensors."""
-    write_bytes(path, safetensors.numpy.save({name: np.ascontiguousarray(array) for name, array in arrays.items()}))
+    write_bytes(
+        path, safetensors.numpy.save({name: np.ascontiguousarray(array) for name, array in arrays.items()})
+    )
 
 
 def is_done(folder: Path, measures: Iterable[str]) -> bool:

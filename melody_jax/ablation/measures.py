@@ -106,7 +106,9 @@ def _velocity(stage: Any, model: Params, batch: Batch, number: int) -> tuple[jax
 
 def continuation(probe: Probe) -> dict[str, np.ndarray]:
     """Errors on the second half of windows whose first half is clean context."""
-    found = [_continuation(probe.stage, probe.model, batch, number) for number, batch in enumerate(probe.batches)]
+    found = [
+        _continuation(probe.stage, probe.model, batch, number) for number, batch in enumerate(probe.batches)
+    ]
     mse, si_snri = (np.mean(np.stack(values), axis=0).mean(axis=1) for values in zip(*found, strict=True))
     return {"continuation_mse": mse, "continuation_si_snri": si_snri}
 
@@ -135,7 +137,12 @@ def _errors(
 
 
 def _predict(
-    stage: Any, model: Params, batch: Batch, noisy: jax.Array, angle: jax.Array, conditioned: int | None = None
+    stage: Any,
+    model: Params,
+    batch: Batch,
+    noisy: jax.Array,
+    angle: jax.Array,
+    conditioned: int | None = None,
 ) -> jax.Array:
     """The velocity; a network that never had a condition in training has none here."""
     tokens, prefix = batch["semantic_tokens"], batch["prefix_tokens"]
@@ -170,7 +177,9 @@ def heard(probe: Probe) -> dict[str, np.ndarray]:
             for latents in (jnp.asarray(batch["latents"]), _sample(probe.stage, probe.model, batch, number))
         ]
         true, made = (np.asarray(_embed(ear, ear_config, wave)) for wave in waves)
-        distance = np.abs(reconstruction.log_mel(waves[1]) - reconstruction.log_mel(waves[0])).mean(axis=(1, 2))
+        distance = np.abs(reconstruction.log_mel(waves[1]) - reconstruction.log_mel(waves[0])).mean(
+            axis=(1, 2)
+        )
         rows = {"log_mel_l1": distance, "mulan_similarity": (true * made).sum(axis=1)}
         for name, values in (rows | {"embeddings": made, "true_embeddings": true}).items():
             found.setdefault(name, []).append(values)

@@ -49,7 +49,9 @@ def _curves(axis: Any, findings: Any) -> None:
             span = max(1, len(loss) // 30)
             smooth = np.convolve(loss, np.ones(span) / span, "valid")
             steps = steps[span - 1 :] - (span - 1) / 2
-            axis.plot(steps, smooth, color=f"C{number}", linewidth=0.9, alpha=0.8, label=arm if seed == 0 else None)
+            axis.plot(
+                steps, smooth, color=f"C{number}", linewidth=0.9, alpha=0.8, label=arm if seed == 0 else None
+            )
     axis.set(xscale="log")
     axis.set_xlabel("step", fontsize=8)
     axis.set_title("training loss, every seed", fontsize=8)
@@ -111,7 +113,11 @@ def _differences(axis: Any, findings: Any, metric: str) -> None:
     axis.tick_params(axis="x", labelsize=7)
     axis.locator_params(axis="x", nbins=5)
     if metric == findings.study.metrics[0]:
-        for label, colour in (("over clips", "tab:blue"), ("over seeds", "tab:orange"), ("each seed", "grey")):
+        for label, colour in (
+            ("over clips", "tab:blue"),
+            ("over seeds", "tab:orange"),
+            ("each seed", "grey"),
+        ):
             axis.plot([], [], "o-", color=colour, label=label, markersize=4)
         axis.legend(fontsize=6, loc="best")
 

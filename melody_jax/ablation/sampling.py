@@ -26,15 +26,15 @@ from tqdm import tqdm
 from melody_jax import audio, diffusion
 from melody_jax.ablation.files import claim, save_arrays, save_json
 from melody_jax.ablation.study import Sampling
-from melody_jax.evaluation import adherence, judge
+from melody_jax.evaluation import adherence, group_judge
 from melody_jax.models import denoiser, mulan
 from melody_jax.models.functional import count
-from melody_jax.sampling import generate
-from melody_jax.sampling.melody import Melody, load
+from melody_jax.sampling import windows
+from melody_jax.sampling.cascade import Melody, load
 from melody_jax.sampling.request import make_requests
-from melody_jax.training.pairing import DIGEST, digest
+from melody_jax.training.digests import DIGEST, digest
 
-PROMPTS = Path("docs/evaluation/prompts.jsonl")
+PROMPTS = Path(__file__).parents[1] / "assets" / "prompts.jsonl"
 BATCH = 16
 JUDGE_PIECES = 80
 """Composed clips of each group that the judge learns from."""
@@ -61,11 +61,15 @@ def carry_out(config: Sampling, folder: Path, measures: Iterable[str], minutes: 
     chosen = [prompt for _, prompt in _prompts(config.prompts)]
     names = [group.name for group in adherence.GROUPS]
     asked = np.asarray([names.index(prompt.group) for prompt in chosen])
-    guessed = _judge(folder.parent).predict(np.stack([judge.log_mel_statistics(wave) for wave in waves]))
+    guessed = _judge(folder.parent).predict(
+        np.stack([group_judge.log_mel_statistics(wave) for wave in waves])
+    )
     encoder = melody.prompt_encoder
     pairs = list(zip(chosen, waves, strict=True))
     similarity = [encoder.target(prompt.text) @ encoder.heard(wave) for prompt, wave in pairs]
-    tempo_right = [judge.tempo_matches(wave, prompt.tempo_bpm) for prompt, wave in pairs if prompt.rhythmic]
+    tempo_right = [
+        group_judge.tempo_matches(wave, prompt.tempo_bpm) for prompt, wave in pairs if prompt.rhythmic
+    ]
     found = {
         "group_right": (guessed == asked).astype(np.float32),
         "tempo_right": np.asarray(tempo_right, np.float32),
@@ -78,7 +82,9 @@ def carry_out(config: Sampling, folder: Path, measures: Iterable[str], minutes: 
     return True
 
 
-def _sample(config: Sampling, melody: Melody, metrics: Path, quiet: bool) -> tuple[np.ndarray, dict[str, Any]]:
+def _sample(
+    config: Sampling, melody: Melody, metrics: Path, quiet: bool
+) -> tuple[np.ndarray, dict[str, Any]]:
     """Waves (N, T) of all prompts, and what it cost; each batch leaves a row of digests in `metrics`."""
     waves, seconds, program, memory = [], [], None, None
     metrics.unlink(missing_ok=True)
@@ -86,20 +92,22 @@ def _sample(config: Sampling, melody: Melody, metrics: Path, quiet: bool) -> tup
     for number, (asked, controls, keys, tokens) in enumerate(
         tqdm(_tokens(config.model, config.prompts, config.seed), desc="batches", disable=quiet)
     ):
-        controls = controls._replace(guidance_scale=np.full_like(controls.guidance_scale, config.guidance_scale))
+        controls = controls._replace(
+            guidance_scale=np.full_like(controls.guidance_scale, config.guidance_scale)
+        )
         if program is None:
             how = {"steps": config.steps, "schedule": config.schedule, "solver": config.solver}
             sampler = replace(asked, dpd=network, guided=not config.distilled, **how)
-            jitted = jax.jit(generate.tokens_to_latents, static_argnums=1)
+            jitted = jax.jit(windows.tokens_to_latents, static_argnums=1)
             program = jitted.lower(params, sampler, controls, tokens, keys).compile()
             memory = program.memory_analysis()
         began = time.perf_counter()
         latents = jax.block_until_ready(program(params, controls, tokens, keys))
         seconds.append(time.perf_counter() - began)
-        noise = generate.initial_noise(keys, network.frames, network.latent_dim)
+        noise = windows.initial_noise(keys, network.frames, network.latent_dim)
         shared = {"prefix": controls.prefix_tokens, "tokens": tokens, "noise": noise}
         row = {"step": number + 1} | {DIGEST + name: int(digest(value)) for name, value in shared.items()}
-        made = generate.latents_to_wave(melody.params["vae"], melody.configs["vae"], latents)
+        made = windows.latents_to_wave(melody.params["vae"], melody.configs["vae"], latents)
         waves.extend(audio.peak_limit(wave) for wave in np.asarray(made))
         with metrics.open("a") as file:
             file.write(json.dumps(row) + "\n")
@@ -108,7 +116,9 @@ def _sample(config: Sampling, melody: Melody, metrics: Path, quiet: bool) -> tup
         "passes": diffusion.passes(config.solver, config.steps) * (1 if config.distilled else 2),
         "flops_pass": denoiser.flops(network),
         "seconds_window": float(np.median(seconds)) / BATCH,
-        "bytes_peak": int(getattr(memory, "argument_size_in_bytes", 0) + getattr(memory, "temp_size_in_bytes", 0)),
+        "bytes_peak": int(
+            getattr(memory, "argument_size_in_bytes", 0) + getattr(memory, "temp_size_in_bytes", 0)
+        ),
         "threads": int(os.environ.get("PJRT_NPROC", os.cpu_count() or 1)),
         "device": jax.devices()[0].device_kind,
     }
@@ -129,8 +139,8 @@ def _tokens(model: str, prompts: int, seed: int) -> list[tuple[Any, Any, jax.Arr
         settings = {"seed": [seed * len(chosen) + start + i for i in range(len(part))]}
         (group,) = melody.groups(make_requests([prompt.text for _, prompt in part], settings))
         controls = melody.controls_at(group)([0.0] * len(part))
-        keys = generate.item_keys(controls)
-        write = jax.jit(generate.prefix_to_tokens, static_argnums=1)
+        keys = windows.item_keys(controls)
+        write = jax.jit(windows.prefix_to_tokens, static_argnums=1)
         found.append((group.config, controls, keys, write(melody.params["lm"], group.config, controls, keys)))
     return found
 
@@ -147,7 +157,7 @@ def _prompts(count: int) -> list[tuple[int, adherence.Prompt]]:
 def _judge(runs: Path) -> Any:
     """The judge; what it learns from is composed once, by one process."""
     with claim(runs / "judge", wait=True):
-        return judge.train(*adherence.judge_data(runs / "judge", JUDGE_PIECES))
+        return group_judge.train(*adherence.judge_data(runs / "judge", JUDGE_PIECES))
 
 
 def _described(melody: Melody, prompts: int, runs: Path) -> np.ndarray:
@@ -157,7 +167,9 @@ def _described(melody: Melody, prompts: int, runs: Path) -> np.ndarray:
         if not file.is_file():
             pieces = tqdm(_prompts(prompts), desc="described pieces")
             waves = [adherence.ground_truth(prompt, i, melody.window_samples) for i, prompt in pieces]
-            save_arrays(file, {"embeddings": _embed(melody, np.stack([audio.peak_limit(wave) for wave in waves]))})
+            save_arrays(
+                file, {"embeddings": _embed(melody, np.stack([audio.peak_limit(wave) for wave in waves]))}
+            )
         return safetensors.numpy.load_file(file)["embeddings"]
 
 

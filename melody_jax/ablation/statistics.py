@@ -24,7 +24,10 @@ from melody_jax.evaluation.intervals import shifted
 
 DRAWS = 200
 Arrays = Mapping[str, np.ndarray]
-DISTANCES = {"frechet": ("embeddings", "true_embeddings"), "prompt_frechet": ("embeddings", "true_embeddings")}
+DISTANCES = {
+    "frechet": ("embeddings", "true_embeddings"),
+    "prompt_frechet": ("embeddings", "true_embeddings"),
+}
 """Metrics of a whole set, and the arrays they are between, (N, E) or (N, W, E)."""
 
 
@@ -104,7 +107,9 @@ def _compare_sets(arm: str, metric: str, own: Sequence[Arrays], base: Sequence[A
 
     def distances(runs: Sequence[Arrays], chosen: np.ndarray) -> np.ndarray:
         """(seeds,) of the chosen clips."""
-        return np.array([frechet_distance(_rows(run[made][chosen]), _rows(run[true][chosen])) for run in runs])
+        return np.array(
+            [frechet_distance(_rows(run[made][chosen]), _rows(run[true][chosen])) for run in runs]
+        )
 
     everything = np.arange(clips)
     with threadpool_limits(1, "blas"):  # many small matrices: threads would wait for one another

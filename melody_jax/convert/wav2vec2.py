@@ -52,7 +52,9 @@ def load_wav2vec2(path: str | Path, config: Wav2Vec2Config) -> Params:
 def _convolution(tensors: Tensors, i: int, config: Wav2Vec2Config) -> Params:
     at, inputs = f"feature_extractor.conv_layers.{i}", config.channels if i else 1
     layer: Params = {
-        "kernel": tensors.take(f"{at}.conv.weight", config.channels, inputs, config.kernels[i]).transpose(2, 1, 0)
+        "kernel": tensors.take(f"{at}.conv.weight", config.channels, inputs, config.kernels[i]).transpose(
+            2, 1, 0
+        )
     }
     if config.channel_norm:
         layer["bias"] = tensors.take(f"{at}.conv.bias", config.channels)

@@ -132,7 +132,9 @@ def _running(job: Job, options: tuple[str, ...], sizes: list[int], finished: str
         with tqdm(total=sum(sizes), desc="prepare", unit=unit, dynamic_ncols=True) as bar:
             while True:
                 last = stop.wait(0.5)
-                bar.update(sum(sizes[int(path.stem.split("-")[1])] for path in job.work("").glob(finished)) - bar.n)
+                bar.update(
+                    sum(sizes[int(path.stem.split("-")[1])] for path in job.work("").glob(finished)) - bar.n
+                )
                 if last:
                     return
 
@@ -144,7 +146,9 @@ def _running(job: Job, options: tuple[str, ...], sizes: list[int], finished: str
         pipeline.run().wait_until_finish()
     except Exception as error:
         # A runner hands on what a worker raised as text.
-        if said := re.search(r"UserError: (.+?)(?: \[while running|\\n|\n|$)", f"{type(error).__name__}: {error}"):
+        if said := re.search(
+            r"UserError: (.+?)(?: \[while running|\\n|\n|$)", f"{type(error).__name__}: {error}"
+        ):
             raise UserError(said[1]) from error
         raise
     finally:

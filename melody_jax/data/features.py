@@ -15,9 +15,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from melody_jax import release
+from melody_jax import release, text
 from melody_jax.audio import TOKEN_SAMPLES
-from melody_jax.data import text
 from melody_jax.errors import UserError
 from melody_jax.models import mulan, tokenizer, vae
 
@@ -59,7 +58,9 @@ class Extractor:
         self._prefixes = jax.jit(self._prefixes_of)
         self._text_prefixes = jax.jit(self._text_prefixes_of)
 
-    def features(self, pieces: list[np.ndarray], captions: list[list[str]], first: int) -> list[dict[str, np.ndarray]]:
+    def features(
+        self, pieces: list[np.ndarray], captions: list[list[str]], first: int
+    ) -> list[dict[str, np.ndarray]]:
         """A feature record (without meta) for each piece (T,); `first` numbers the first piece's jitter."""
         window, lengths = self._config.window_tokens, [len(piece) // TOKEN_SAMPLES for piece in pieces]
         at = [starts(length, window, window // 2) for length in lengths]
@@ -109,7 +110,9 @@ class Extractor:
         return jax.random.split(jax.random.fold_in(jax.random.key(self._config.seed), piece), count)
 
     def _cut(self, pieces: list[np.ndarray], at: list[list[int]]) -> np.ndarray:
-        begins = [(piece, start * TOKEN_SAMPLES) for piece, own in zip(pieces, at, strict=True) for start in own]
+        begins = [
+            (piece, start * TOKEN_SAMPLES) for piece, own in zip(pieces, at, strict=True) for start in own
+        ]
         return np.stack([piece[begin : begin + self.samples] for piece, begin in begins])
 
     def _texts(self, captions: list[list[str]]) -> np.ndarray:
@@ -144,7 +147,9 @@ def stitch(windows: np.ndarray, at: Sequence[int], length: int) -> np.ndarray:
     window = length - at[-1]
     rate = windows.shape[1] // window
     edges = [0, *((a + window + b) // 2 for a, b in itertools.pairwise(at)), length]
-    parts = [rows[(edges[i] - at[i]) * rate : (edges[i + 1] - at[i]) * rate] for i, rows in enumerate(windows)]
+    parts = [
+        rows[(edges[i] - at[i]) * rate : (edges[i + 1] - at[i]) * rate] for i, rows in enumerate(windows)
+    ]
     return np.concatenate(parts)
 
 

@@ -58,7 +58,9 @@ def is_copy(offsets: Iterable[int], fewer: int, share: float) -> bool:
     return agreeing >= max(LEAST, share * fewer)
 
 
-def first_copies(copies: Iterable[tuple[tuple[int, int], tuple[int, int]]]) -> dict[tuple[int, int], tuple[int, int]]:
+def first_copies(
+    copies: Iterable[tuple[tuple[int, int], tuple[int, int]]],
+) -> dict[tuple[int, int], tuple[int, int]]:
     """(earlier, later) pairs -> for each later one the first that it is a copy of, directly or by way of others."""
     first: dict[tuple[int, int], tuple[int, int]] = {}
 

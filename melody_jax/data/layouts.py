@@ -65,11 +65,17 @@ def recordings(folder: str | os.PathLike, layout: str, table: str | os.PathLike 
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder of audio")
     if layout not in ("files", "audiofolder") and not table:
-        raise UserError(f"--layout {layout} needs its table: --captions FILE (see melody_jax/data/layouts.py)")
-    found = sorted(LAYOUTS[layout](folder, Path(table) if table else None), key=lambda recording: recording.id)
+        raise UserError(
+            f"--layout {layout} needs its table: --captions FILE (see melody_jax/data/layouts.py)"
+        )
+    found = sorted(
+        LAYOUTS[layout](folder, Path(table) if table else None), key=lambda recording: recording.id
+    )
     if all(recording.problem for recording in found):
         named = f"; the first of {len(found)} names: {found[0].id}" if found else ""
-        raise UserError(f"{folder}: holds no audio that layout {layout!r} finds ({', '.join(SUFFIXES)}){named}")
+        raise UserError(
+            f"{folder}: holds no audio that layout {layout!r} finds ({', '.join(SUFFIXES)}){named}"
+        )
     return found
 
 
@@ -94,14 +100,18 @@ def audiofolder(folder: Path, table: Path | None) -> Iterator[Recording]:
     """Hugging Face's folders: every metadata.csv or metadata.jsonl below names files relative to itself."""
     tables = [table] if table else sorted([*folder.rglob("metadata.csv"), *folder.rglob("metadata.jsonl")])
     if not tables:
-        raise UserError(f"{folder}: has no metadata.csv or metadata.jsonl; use --layout files for audio alone")
+        raise UserError(
+            f"{folder}: has no metadata.csv or metadata.jsonl; use --layout files for audio alone"
+        )
     for path in tables:
         rows = _json_lines(path) if path.suffix == ".jsonl" else _csv(path, ("file_name",))
         captions: dict[str, list[str]] = {}
         for line, row in rows:
             column = next((name for name in CAPTION_COLUMNS if row.get(name)), None)
             if not isinstance(row.get("file_name"), str) or column is None:
-                raise UserError(f"{path}, line {line}: needs file_name and one of {', '.join(CAPTION_COLUMNS)}")
+                raise UserError(
+                    f"{path}, line {line}: needs file_name and one of {', '.join(CAPTION_COLUMNS)}"
+                )
             captions.setdefault(str(Path(row["file_name"])), []).append(str(row[column]).strip())
         base = path.parent.relative_to(folder) if path.is_relative_to(folder) else Path()
         for name, own in captions.items():
@@ -111,13 +121,19 @@ def audiofolder(folder: Path, table: Path | None) -> Iterator[Recording]:
 def musiccaps(folder: Path, table: Path | None) -> Iterator[Recording]:
     """One row a 10 s clip. Files are `<ytid>.<suffix>` or `[<ytid>]-[<start>-<end>].<suffix>`."""
     assert table is not None
-    stems = {path.stem: str(path.relative_to(folder)) for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES}
+    stems = {
+        path.stem: str(path.relative_to(folder))
+        for path in folder.rglob("*")
+        if path.suffix.lower() in SUFFIXES
+    }
     for line, row in _csv(table, ("ytid", "start_s", "end_s", "aspect_list", "caption")):
         name, start, end = row["ytid"], row["start_s"], row["end_s"]
         file = stems.get(name) or stems.get(f"[{name}]-[{start}-{end}]") or f"{name}.wav"
         tags = {"aspects": _literal_list(row["aspect_list"], table, line)}
         clip = (_number(start, table, line), _number(end, table, line))
-        yield dataclasses.replace(_recording(folder, file, captions=(row["caption"],), tags=tags, clip=clip), id=name)
+        yield dataclasses.replace(
+            _recording(folder, file, captions=(row["caption"],), tags=tags, clip=clip), id=name
+        )
 
 
 def mtg_jamendo(folder: Path, table: Path | None) -> Iterator[Recording]:
@@ -129,7 +145,9 @@ def mtg_jamendo(folder: Path, table: Path | None) -> Iterator[Recording]:
             kind, _, value = tag.partition("---")
             tags.setdefault(kind, []).append(value)
         names = (row["PATH"], row["PATH"].replace(".mp3", ".low.mp3"))
-        yield dataclasses.replace(_recording(folder, *names, captions=_joined(tags), tags=tags), id=row["TRACK_ID"])
+        yield dataclasses.replace(
+            _recording(folder, *names, captions=_joined(tags), tags=tags), id=row["TRACK_ID"]
+        )
 
 
 def fma(folder: Path, table: Path | None) -> Iterator[Recording]:
@@ -142,7 +160,9 @@ def fma(folder: Path, table: Path | None) -> Iterator[Recording]:
     if folder.name.removeprefix("fma_") in FMA_SUBSETS:
         subsets = FMA_SUBSETS[: FMA_SUBSETS.index(folder.name.removeprefix("fma_")) + 1]
     genres = table.with_name("genres.csv")
-    titles = {row["genre_id"]: row["title"] for _, row in _csv(genres, ("title",))} if genres.is_file() else {}
+    titles = (
+        {row["genre_id"]: row["title"] for _, row in _csv(genres, ("title",))} if genres.is_file() else {}
+    )
     for line, row in _fma_rows(table):
         if row["set", "subset"] not in subsets:
             continue
@@ -184,9 +204,16 @@ def read_captions(path: Path) -> dict[str, list[str]]:
     if path.suffix.lower() not in (".csv", ".jsonl"):
         raise UserError(f"{path}: captions must be a .csv or .jsonl file with file and caption")
     found: dict[str, list[str]] = {}
-    for line, row in _json_lines(path) if path.suffix.lower() == ".jsonl" else _csv(path, ("file", "caption")):
+    for line, row in (
+        _json_lines(path) if path.suffix.lower() == ".jsonl" else _csv(path, ("file", "caption"))
+    ):
         file, caption = row.get("file"), row.get("caption")
-        if not isinstance(file, str) or not isinstance(caption, str) or not file.strip() or not caption.strip():
+        if (
+            not isinstance(file, str)
+            or not isinstance(caption, str)
+            or not file.strip()
+            or not caption.strip()
+        ):
             raise UserError(f"{path}, line {line}: needs a file and a caption, both text")
         found.setdefault(str(Path(file.strip())), []).append(caption.strip())
     if not found:
@@ -215,7 +242,9 @@ def _csv(path: Path, needed: Sequence[str], delimiter: str = ",") -> Iterator[tu
             reader = csv.DictReader(file, restkey=REST, delimiter=delimiter)
             for column in needed:
                 if column not in (reader.fieldnames or ()):
-                    raise UserError(f"{path}: has no column {column!r}; its first line must name {', '.join(needed)}")
+                    raise UserError(
+                        f"{path}: has no column {column!r}; its first line must name {', '.join(needed)}"
+                    )
             for row in reader:
                 if any(row[column] is None for column in needed):
                     raise UserError(f"{path}, line {reader.line_num}: the row ends too early")

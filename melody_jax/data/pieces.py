@@ -95,8 +95,12 @@ def _cut(recording: Recording, config: PieceConfig) -> Cut:
         loudness, clipped = audio.loudness(wave), audio.clipped_share(block)
         if loudness < config.silence_lufs or clipped > config.max_clipped:
             quiet = loudness < config.silence_lufs
-            reason, detail = ("silence", f"{loudness:.1f} LUFS") if quiet else ("clipped", f"{100 * clipped:.1f} %")
-            found.rejects.append({"recording": recording.id, "reason": reason, "detail": detail, "seconds": seconds})
+            reason, detail = (
+                ("silence", f"{loudness:.1f} LUFS") if quiet else ("clipped", f"{100 * clipped:.1f} %")
+            )
+            found.rejects.append(
+                {"recording": recording.id, "reason": reason, "detail": detail, "seconds": seconds}
+            )
             continue
         gain = 10 ** (min(config.loudness_lufs - loudness, config.max_gain_db) / 20)
         found.records.append(_record(recording, number, seconds, audio.peak_limit(wave * np.float32(gain))))
@@ -123,7 +127,9 @@ def _blocks(recording: Recording, config: PieceConfig) -> Iterator[tuple[np.ndar
     if recording.clip is not None and (length := audio.seconds(recording.path)) > _length(recording.clip) + 1:
         start, end = recording.clip
         if length < end - 0.5:
-            raise _Refused("unreadable", f"{length:.1f} s long: neither the clip {start:g}-{end:g} s nor its video")
+            raise _Refused(
+                "unreadable", f"{length:.1f} s long: neither the clip {start:g}-{end:g} s nor its video"
+            )
     yield from audio.stream(recording.path, config.piece_seconds, start, end)
 
 
@@ -131,7 +137,9 @@ def _length(clip: tuple[float, float]) -> float:
     return clip[1] - clip[0]
 
 
-def _record(recording: Recording, number: int, seconds: list[float], wave: np.ndarray) -> dict[str, np.ndarray]:
+def _record(
+    recording: Recording, number: int, seconds: list[float], wave: np.ndarray
+) -> dict[str, np.ndarray]:
     meta = {
         "id": f"{recording.id}#{number}",
         "facts": {},

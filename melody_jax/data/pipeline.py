@@ -20,9 +20,9 @@ import grain
 import numpy as np
 from tokenizers import Tokenizer
 
-from melody_jax import audio, release
+from melody_jax import audio, release, text
+from melody_jax.composer import facts
 from melody_jax.config import DataConfig
-from melody_jax.data import facts, text
 from melody_jax.data.records import RecordSource, decode_json, open_shards
 from melody_jax.errors import UserError
 
@@ -69,7 +69,9 @@ class TrainingBatches:
             raise UserError(f"data.batch_size {config.batch_size} does not divide over {processes} processes")
         self._size, self._records = config.batch_size, Records(config.folder, kind)
         chosen = range(len(self._records) - _held_out(config, len(self._records)))
-        groups = self._records.genres()[chosen.start : chosen.stop] if config.hard_negative_group > 1 else None
+        groups = (
+            self._records.genres()[chosen.start : chosen.stop] if config.hard_negative_group > 1 else None
+        )
         self._order = order = EpochOrder(len(chosen), config.seed, config.hard_negative_group, groups)
         make, records = _item_maker(config, kind, random=True), self._records
 
@@ -114,7 +116,9 @@ def validation_batches(
     share = config.batch_size // processes
 
     def batch(n: int) -> Batch:
-        numbers = range(n * config.batch_size + process * share, n * config.batch_size + (process + 1) * share)
+        numbers = range(
+            n * config.batch_size + process * share, n * config.batch_size + (process + 1) * share
+        )
         return _stack([make(records[first + i % held], np.random.default_rng([0, i])) for i in numbers])
 
     return [batch(n) for n in range(count)]
@@ -140,7 +144,9 @@ def check_provenance(config: DataConfig, kind: str) -> dict[str, str]:
     for folder in folders:
         for network, digest in open_shards(folder, "features").manifest.settings["hashes"].items():
             if hashes.setdefault(network, digest) != digest:
-                raise UserError(f"{folder} and {folders[0]} were made with different networks: {network} differs")
+                raise UserError(
+                    f"{folder} and {folders[0]} were made with different networks: {network} differs"
+                )
             if config.networks and release.network_hash(config.networks, network) != digest:
                 raise UserError(
                     f"{folder} was made with another {network} ({digest[:12]}) than {config.networks} holds; "
@@ -239,7 +245,9 @@ def _audio_item(record: Record, rng: np.random.Generator, samples: int) -> Batch
     return {"audio": np.pad(crop, (0, samples - len(crop)))}
 
 
-def _audio_text_item(record: Record, rng: np.random.Generator, crop: Item, length: int, tokenizer: Tokenizer) -> Batch:
+def _audio_text_item(
+    record: Record, rng: np.random.Generator, crop: Item, length: int, tokenizer: Tokenizer
+) -> Batch:
     meta = decode_json(record["meta"])
     captions = meta.get("captions") or ()
     if not captions:
@@ -249,7 +257,9 @@ def _audio_text_item(record: Record, rng: np.random.Generator, crop: Item, lengt
     return crop(record, rng) | found | {"facts": facts.labels(meta.get("facts") or {})}
 
 
-def _feature_item(record: Record, rng: np.random.Generator, window: int, jitter: float, from_text: float) -> Batch:
+def _feature_item(
+    record: Record, rng: np.random.Generator, window: int, jitter: float, from_text: float
+) -> Batch:
     """A window at any token offset, with the prefix of the nearest MuLan window."""
     tokens, latents, prefixes = record["semantic_tokens"], record["latents"], record["prefix_tokens"]
     if len(tokens) < window:

@@ -74,12 +74,18 @@ def prepare(config: PrepareConfig) -> Manifest:
             raise UserError(f"--{name} is missing; see melody prepare --help")
     named = {name: getattr(config, name) for name in ("source", "out", "networks")}
     # Workers elsewhere have another working folder.
-    config = dataclasses.replace(config, **{name: str(Path(path).absolute()) for name, path in named.items() if path})
+    config = dataclasses.replace(
+        config, **{name: str(Path(path).absolute()) for name, path in named.items() if path}
+    )
     if (Path(config.source) / MANIFEST).is_file():
         if config.captions:
-            raise UserError(f"{config.source} holds shards, whose captions are inside; --captions is for recordings")
+            raise UserError(
+                f"{config.source} holds shards, whose captions are inside; --captions is for recordings"
+            )
         if not config.networks:
-            raise UserError(f"{config.source} holds audio shards already; --networks FOLDER makes features of them")
+            raise UserError(
+                f"{config.source} holds audio shards already; --networks FOLDER makes features of them"
+            )
         return _prepare_features(config, config.source, config.out)
     if not config.networks:
         return _prepare_audio(config, config.out)
@@ -94,7 +100,10 @@ def _prepare_audio(config: PrepareConfig, out: str) -> Manifest:
 
     found = _recordings(config)
     planned = units.plan(found, config.shard_recordings, config.shard_megabytes * 1_000_000)
-    chosen = [field.name for field in dataclasses.fields(PieceConfig)] + ["shard_recordings", "shard_megabytes"]
+    chosen = [field.name for field in dataclasses.fields(PieceConfig)] + [
+        "shard_recordings",
+        "shard_megabytes",
+    ]
     settings: dict[str, Any] = {name: getattr(config, name) for name in chosen}
     listed = [{**dataclasses.asdict(recording), "path": ""} for recording in found]
     settings["source"] = {"recordings": len(found), "sha256": _digest(listed)}
@@ -103,16 +112,22 @@ def _prepare_audio(config: PrepareConfig, out: str) -> Manifest:
         return manifest
     job = units.Job(config, out, config.source, len(planned))
     for index, unit in enumerate(planned):
-        units.write_json(job.work(f"plan-{index:05d}.json"), [dataclasses.asdict(recording) for recording in unit])
+        units.write_json(
+            job.work(f"plan-{index:05d}.json"), [dataclasses.asdict(recording) for recording in unit]
+        )
     distributed.run_audio(job, [len(unit) for unit in planned])
     return _finish(job, manifest)
 
 
-def _prepare_features(config: PrepareConfig, source: str, out: str, hashes: dict[str, str] | None = None) -> Manifest:
+def _prepare_features(
+    config: PrepareConfig, source: str, out: str, hashes: dict[str, str] | None = None
+) -> Manifest:
     from melody_jax.data import distributed
 
     shards = records.open_shards(source, "audio").manifest.shards
-    settings: dict[str, Any] = {field.name: getattr(config, field.name) for field in dataclasses.fields(FeatureConfig)}
+    settings: dict[str, Any] = {
+        field.name: getattr(config, field.name) for field in dataclasses.fields(FeatureConfig)
+    }
     settings |= {"hashes": hashes or _network_hashes(config), "source": [shard.sha256 for shard in shards]}
     manifest = _begin(Path(out), "features", settings, len(shards))
     if manifest.finished:
@@ -143,7 +158,9 @@ def _begin(out: Path, kind: str, settings: dict[str, Any], shard_count: int) -> 
             differing = [key for key in settings if manifest.settings.get(key) != settings[key]]
             if differing or manifest.kind != kind or manifest.shard_count != shard_count:
                 what = ", ".join(differing) or "source"
-                raise UserError(f"{out}: holds {manifest.kind} made with another {what}; choose another --out")
+                raise UserError(
+                    f"{out}: holds {manifest.kind} made with another {what}; choose another --out"
+                )
             for shard in manifest.shards:
                 records.check_shard(out, shard)
         else:
@@ -177,7 +194,9 @@ def _finish(job: units.Job, manifest: Manifest) -> Manifest:
     manifest = dataclasses.replace(manifest, shards=shards, counts=counts)
     if rejects:
         said = ", ".join(f"{count} {reason}" for reason, count in counts["rejects"].items())
-        print(f"{job.out}: {counts[f'{kind}_used']} of {counts[kind]} {kind} used; left out: {said}; see {REJECTS}")
+        print(
+            f"{job.out}: {counts[f'{kind}_used']} of {counts[kind]} {kind} used; left out: {said}; see {REJECTS}"
+        )
     if not manifest.records:
         raise UserError(f"{job.source}: nothing could be used; the first: {rejects[0]['detail']}")
     write_manifest(job.out, manifest)

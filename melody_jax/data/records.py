@@ -123,7 +123,9 @@ def write_shard(path: str | os.PathLike, records: Iterable[Mapping[str, np.ndarr
             with _writing(path):
                 writer.close()
         with _writing(path):
-            shard = Shard(name=path.name, records=count, bytes=temporary.stat().st_size, sha256=file_hash(temporary))
+            shard = Shard(
+                name=path.name, records=count, bytes=temporary.stat().st_size, sha256=file_hash(temporary)
+            )
             os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -237,7 +239,8 @@ class RecordSource:
         self.folder = folder
         self.manifest = manifest
         instructions = [
-            _WholeShard(str(folder / shard.name), 0, shard.records, shard.records) for shard in manifest.shards
+            _WholeShard(str(folder / shard.name), 0, shard.records, shard.records)
+            for shard in manifest.shards
         ]
         self._source = _array_record("array_record_data_source").ArrayRecordDataSource(instructions)
 
@@ -250,7 +253,9 @@ class RecordSource:
     def __getitems__(self, indices: Sequence[SupportsIndex]) -> list[dict[str, np.ndarray]]:
         """Several records at once, read in parallel."""
         try:
-            return [decode_record(data) for data in self._source.__getitems__([int(index) for index in indices])]
+            return [
+                decode_record(data) for data in self._source.__getitems__([int(index) for index in indices])
+            ]
         except (RuntimeError, ValueError) as error:
             raise UserError(f"{self.folder}: a shard is damaged ({error})") from error
 

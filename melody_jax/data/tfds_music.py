@@ -44,7 +44,9 @@ class MelodyMusic(tfds.core.GeneratorBasedBuilder):
             "meta": tfds.features.Text(doc="JSON: all that the shards say of the piece"),
         }
         described = "Music for melody_jax: mono, 24 kHz, 16 bits."
-        return tfds.core.DatasetInfo(builder=self, description=described, features=tfds.features.FeaturesDict(features))
+        return tfds.core.DatasetInfo(
+            builder=self, description=described, features=tfds.features.FeaturesDict(features)
+        )
 
     def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
         return {self._split: self._generate_examples()}
@@ -105,7 +107,9 @@ def _examples(folder: str) -> _Splits:
         sources = [every[name] for name in sorted(every)]
     except (ImportError, NotImplementedError, ValueError, KeyError, RuntimeError, OSError) as error:
         said = (str(error).splitlines() or [type(error).__name__])[0][:200]
-        raise UserError(f"{folder}: not a TFDS dataset that can be read without TensorFlow ({said})") from error
+        raise UserError(
+            f"{folder}: not a TFDS dataset that can be read without TensorFlow ({said})"
+        ) from error
     if len(shape) != 1 or not sources:
         raise UserError(f"{folder}: its audio has the shape {shape}; it must be (None,), mono at 24 kHz")
     return _Splits(sources)

@@ -64,7 +64,10 @@ def inspect(job: Job, unit: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np
     Returns fingerprints: of N landmarks hash, recording in the unit and time, int64 (N,), and the exact key of each of
     its recordings, 0 for those that gave nothing.
     """
-    report, candidate = job.work(f"inspected-{unit:05d}.safetensors"), job.work(f"candidate-{unit:05d}.array_record")
+    report, candidate = (
+        job.work(f"inspected-{unit:05d}.safetensors"),
+        job.work(f"candidate-{unit:05d}.array_record"),
+    )
     if not report.is_file() or not (candidate.is_file() or done(job, unit).is_file()):
         cuts: list[Cut] = []
         write_shard(candidate, _candidates(_plan(job, unit), job.config, cuts))
@@ -90,10 +93,14 @@ def finish(job: Job, unit: int, copies: Copies) -> None:
     unit_recordings = _plan(job, unit)
     report = job.work(f"inspected-{unit:05d}.safetensors").read_bytes()
     facts = records.decode_json(records.decode_record(report)["facts"])
-    copied = {unit_recordings[i].id: copies[unit, i] for i in range(len(unit_recordings)) if (unit, i) in copies}
+    copied = {
+        unit_recordings[i].id: copies[unit, i] for i in range(len(unit_recordings)) if (unit, i) in copies
+    }
     rejects: list[Reject] = list(facts["rejects"])
     for name, (other, number) in copied.items():
-        rejects.append({"recording": name, "reason": "duplicate", "detail": f"of {_plan(job, other)[number].id}"})
+        rejects.append(
+            {"recording": name, "reason": "duplicate", "detail": f"of {_plan(job, other)[number].id}"}
+        )
     kept = [recording.id not in copied for recording in unit_recordings]
     path = Path(job.out) / shard_name("audio", unit, job.units)
     shard = write_shard(path, (record for record in read_shard(candidate) if _owner(record) not in copied))
@@ -130,10 +137,14 @@ def _extractor(networks: str, config: FeatureConfig, batch_size: int) -> Extract
 
 
 def _feature_config(config: "PrepareConfig") -> FeatureConfig:
-    return FeatureConfig(**{field.name: getattr(config, field.name) for field in dataclasses.fields(FeatureConfig)})
+    return FeatureConfig(
+        **{field.name: getattr(config, field.name) for field in dataclasses.fields(FeatureConfig)}
+    )
 
 
-def _candidates(unit: list[Recording], config: PieceConfig, cuts: list[Cut]) -> Iterator[dict[str, np.ndarray]]:
+def _candidates(
+    unit: list[Recording], config: PieceConfig, cuts: list[Cut]
+) -> Iterator[dict[str, np.ndarray]]:
     """The records of all pieces; what else was found goes to `cuts`."""
     for recording in unit:
         found = cut(recording, config)

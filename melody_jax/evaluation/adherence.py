@@ -28,20 +28,20 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from melody_jax.data.composer import soundfont
-from melody_jax.data.composer.captions import captions
-from melody_jax.data.composer.compose import compose
-from melody_jax.data.composer.phrases.genres import GENRES
-from melody_jax.data.composer.phrases.instruments import NAMES
-from melody_jax.data.composer.piece import Piece
-from melody_jax.data.composer.render import render
+from melody_jax.composer import soundfont
+from melody_jax.composer.captions import captions
+from melody_jax.composer.compose import compose
+from melody_jax.composer.phrases.genres import GENRES
+from melody_jax.composer.phrases.instruments import NAMES
+from melody_jax.composer.piece import Piece
+from melody_jax.composer.render import render
 from melody_jax.data.records import write_bytes
 from melody_jax.errors import UserError
-from melody_jax.evaluation.judge import log_mel_statistics
+from melody_jax.evaluation.group_judge import log_mel_statistics
 from melody_jax.models import mulan, tokenizer, vae
 from melody_jax.models.functional import Params
-from melody_jax.sampling import generate
-from melody_jax.sampling.melody import Melody
+from melody_jax.sampling import windows
+from melody_jax.sampling.cascade import Melody
 from melody_jax.sampling.request import make_requests
 
 SECONDS = 10.24
@@ -100,7 +100,9 @@ def prompts(group: Group, count: int, seed: int, seconds: float) -> list[Prompt]
     """Prompts of the test split: of each piece the first caption that names the group's genre or instrument."""
     chosen: list[Prompt] = []
     for piece in pieces(group, "test", seed, seconds):
-        named = [c for c in captions(piece.facts, piece.seed, 12) if any(word in c.lower() for word in group.words)]
+        named = [
+            c for c in captions(piece.facts, piece.seed, 12) if any(word in c.lower() for word in group.words)
+        ]
         if named and len(named[0].split()) <= 40:
             facts = piece.facts
             chosen.append(Prompt(group=group.name, text=named[0], seed=piece.seed, tempo_bpm=facts.tempo_bpm,
@@ -144,7 +146,9 @@ def judge_data(cache: Path, count: int) -> tuple[np.ndarray, np.ndarray]:
     if not file.exists():
         jobs = [(int(group), i) for i, group in enumerate(labels)]
         with ProcessPoolExecutor(2, get_context("spawn")) as pool:
-            rows = list(tqdm(pool.map(_judge_features, jobs, chunksize=8), total=len(jobs), desc="judge", unit="clip"))
+            rows = list(
+                tqdm(pool.map(_judge_features, jobs, chunksize=8), total=len(jobs), desc="judge", unit="clip")
+            )
         buffer = io.BytesIO()
         np.savez(buffer, features=np.stack(rows))
         cache.mkdir(parents=True, exist_ok=True)
@@ -191,8 +195,8 @@ def swap_stages(
     (group,) = melody.groups(make_requests(texts, settings))
     prefix, tokens, latents = _features(params, tuple(configs.items()), jnp.asarray(waves))
     controls = melody.controls_at(group)([0.0] * len(texts))._replace(prefix_tokens=prefix)
-    keys = generate.item_keys(controls)
-    decode = partial(generate.latents_to_wave, params["vae"], configs["vae"])
+    keys = windows.item_keys(controls)
+    decode = partial(windows.latents_to_wave, params["vae"], configs["vae"])
     diffuse = partial(_diffuse, params["dpd"], group.config, controls)
     drawn = _write(params["lm"], group.config, controls, keys)
     return {
@@ -203,8 +207,8 @@ def swap_stages(
     }
 
 
-_diffuse = partial(jax.jit, static_argnums=1)(generate.tokens_to_latents)
-_write = partial(jax.jit, static_argnums=1)(generate.prefix_to_tokens)
+_diffuse = partial(jax.jit, static_argnums=1)(windows.tokens_to_latents)
+_write = partial(jax.jit, static_argnums=1)(windows.prefix_to_tokens)
 
 
 @partial(jax.jit, static_argnums=1)

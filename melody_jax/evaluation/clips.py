@@ -33,7 +33,7 @@ class Clip:
     prompt: str = ""
     """What it should be; empty: not known."""
     facts: dict[str, Any] | None = None
-    """What it is by construction (`data/composer/piece.py:Facts`), if it was composed here."""
+    """What it is by construction (`composer/piece.py:Facts`), if it was composed here."""
     file: Path | None = None
     """Its sound file."""
 
@@ -69,7 +69,9 @@ def open_set(folder: Path, prompts: Path | None = None) -> ClipSet:
     for path in files:
         name = path.relative_to(folder).as_posix()
         digest.update(f"{name} {records.file_hash(path)}\n".encode())
-        clips.append(Clip(name=name, read=partial(audio.read, path), prompt=asked.get(path.stem, ""), file=path))
+        clips.append(
+            Clip(name=name, read=partial(audio.read, path), prompt=asked.get(path.stem, ""), file=path)
+        )
     if prompts and not any(clip.prompt for clip in clips):
         raise UserError(f"{prompts}: none of its ids is the name of a sound file in {folder}")
     return ClipSet(where=str(folder), sha256=digest.hexdigest(), clips=clips)
@@ -84,13 +86,17 @@ def pieces(clip: Clip, seconds: float) -> Iterator[tuple[float, np.ndarray]]:
 
 def _shards(folder: Path) -> ClipSet:
     source = records.open_shards(folder, "audio")
-    digest = hashlib.sha256("".join(f"{shard.name} {shard.sha256}\n" for shard in source.manifest.shards).encode())
+    digest = hashlib.sha256(
+        "".join(f"{shard.name} {shard.sha256}\n" for shard in source.manifest.shards).encode()
+    )
     clips = []
     for index in range(len(source)):
         meta = records.decode_json(source[index]["meta"])
         captions = meta.get("captions") or [""]
         read = partial(_decode, source, index)
-        clips.append(Clip(name=str(meta["id"]), read=read, prompt=captions[0], facts=meta.get("facts") or None))
+        clips.append(
+            Clip(name=str(meta["id"]), read=read, prompt=captions[0], facts=meta.get("facts") or None)
+        )
     return ClipSet(where=str(folder), sha256=digest.hexdigest(), clips=clips)
 
 
@@ -112,4 +118,8 @@ def _prompts(file: Path) -> dict[str, str]:
 
 def _manifest_prompts(folder: Path) -> dict[str, str]:
     entries = manifest.entries(folder)
-    return {Path(entry["file"]).stem: entry["prompt"] for entry in entries.values() if isinstance(entry["prompt"], str)}
+    return {
+        Path(entry["file"]).stem: entry["prompt"]
+        for entry in entries.values()
+        if isinstance(entry["prompt"], str)
+    }

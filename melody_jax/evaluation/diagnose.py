@@ -20,11 +20,11 @@ from tqdm import tqdm
 from melody_jax import __version__
 from melody_jax.data.records import write_bytes
 from melody_jax.errors import UserError
-from melody_jax.evaluation import adherence, intervals, judge
+from melody_jax.evaluation import adherence, group_judge, intervals
 from melody_jax.evaluation.embedding import MuLan
 from melody_jax.evaluation.frechet import frechet_distance
-from melody_jax.process import enable_compile_cache
-from melody_jax.sampling.melody import NETWORKS, Melody, load
+from melody_jax.runtime import enable_compile_cache
+from melody_jax.sampling.cascade import NETWORKS, Melody, load
 
 STAGES = ("truth", "vae", "dpd", "lm", "text")
 LOSES = {
@@ -55,7 +55,7 @@ class DiagnoseConfig:
     """Name of the release; it must hold a tokenizer too."""
     folder: str = ""
     """Where releases are; empty: the package's own."""
-    prompts: str = "docs/evaluation/prompts.jsonl"
+    prompts: str = str(Path(__file__).parents[1] / "assets" / "prompts.jsonl")
     """List of composed test prompts (evaluation/adherence.py); made if it is not there."""
     out: str = "."
     """Folder of the result."""
@@ -102,7 +102,7 @@ def diagnose(config: DiagnoseConfig) -> dict[str, Any]:
     melody = load(config.model, folder=folder, networks=(*NETWORKS, "tokenizer"))
     mulan = MuLan(config.model, folder)
     measured = _measured(config, melody, mulan, prompts)
-    classifier = judge.train(*adherence.judge_data(Path(config.cache), config.judge_pieces))
+    classifier = group_judge.train(*adherence.judge_data(Path(config.cache), config.judge_pieces))
     scores = {stage: _scores(rows, prompts, classifier, mulan) for stage, rows in measured.items()}
     scores["shuffled"] = _scores(measured["text"], _other_groups(prompts), classifier, mulan)
     points = {stage: rows["points"] for stage, rows in measured.items()}
@@ -115,7 +115,9 @@ def diagnose(config: DiagnoseConfig) -> dict[str, Any]:
         **summarise(scores, points, [prompt.group for prompt in prompts], config.draws),
     }
     text = markdown(result)
-    write_bytes(Path(config.out) / f"diagnosis-{config.model}.json", (json.dumps(result, indent=1) + "\n").encode())
+    write_bytes(
+        Path(config.out) / f"diagnosis-{config.model}.json", (json.dumps(result, indent=1) + "\n").encode()
+    )
     write_bytes(Path(config.out) / f"diagnosis-{config.model}.md", text.encode())
     print(text)
     return result
@@ -131,12 +133,15 @@ def _measured(
         part = prompts[start : start + BATCH]
         made_of = [melody.hashes, sampling, config.seed, start, [asdict(prompt) for prompt in part]]
         file = (
-            Path(config.cache) / f"{hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()[:16]}.npz"
+            Path(config.cache)
+            / f"{hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()[:16]}.npz"
         )
         if not file.exists():
             numbered = enumerate(part, start=start)
             truth = np.stack([adherence.ground_truth(p, i, melody.window_samples) for i, p in numbered])
-            swapped = adherence.swap_stages(melody, truth, [p.text for p in part], config.seed + start, *sampling)
+            swapped = adherence.swap_stages(
+                melody, truth, [p.text for p in part], config.seed + start, *sampling
+            )
             stages = {"truth": truth} | swapped
             columns = {f"{stage}/{name}": values for stage, waves in stages.items()
                        for name, values in _rows(waves, mulan).items()}  # fmt: skip
@@ -152,8 +157,8 @@ def _measured(
 
 def _rows(waves: np.ndarray, mulan: MuLan) -> dict[str, np.ndarray]:
     return {
-        "statistics": np.stack([judge.log_mel_statistics(wave) for wave in waves]),
-        "tempo": np.asarray([judge.tempo(wave) for wave in waves]),
+        "statistics": np.stack([group_judge.log_mel_statistics(wave) for wave in waves]),
+        "tempo": np.asarray([group_judge.tempo(wave) for wave in waves]),
         "points": np.asarray(mulan(waves)),
     }
 
@@ -164,7 +169,7 @@ def _scores(
     """(N,) of each: "group" and "tempo" 0 or 1 (nan without a pulse), "cycle" a cosine."""
     names = [group.name for group in adherence.GROUPS]
     right = classifier.predict(rows["statistics"]) == [names.index(prompt.group) for prompt in prompts]
-    tempo = [judge.same_tempo(found, prompt.tempo_bpm) if prompt.rhythmic else np.nan
+    tempo = [group_judge.same_tempo(found, prompt.tempo_bpm) if prompt.rhythmic else np.nan
              for found, prompt in zip(rows["tempo"], prompts, strict=True)]  # fmt: skip
     cosines = mulan.cycle(rows["points"], [prompt.text for prompt in prompts])
     return {"group": right.astype(float), "tempo": np.asarray(tempo, float), "cycle": cosines.astype(float)}
@@ -188,7 +193,9 @@ def summarise(
               for stage, found in scores.items()}  # fmt: skip
     truth = points["truth"]
     for stage in STAGES[1:]:
-        stages[stage]["frechet"] = intervals.of_sets(_paired_distance, np.stack([points[stage], truth], 1), draws=draws)
+        stages[stage]["frechet"] = intervals.of_sets(
+            _paired_distance, np.stack([points[stage], truth], 1), draws=draws
+        )
     of = {group: np.asarray(groups) == group for group in dict.fromkeys(groups)}
     by_group = {stage: {group: float(found["group"][mine].mean()) for group, mine in of.items()}
                 for stage, found in scores.items()}  # fmt: skip
@@ -218,7 +225,10 @@ def _added_distance(triples: np.ndarray) -> float:
 def markdown(result: dict[str, Any]) -> str:
     """The result in tables."""
     shown = ("group", "tempo", "cycle", "frechet")
-    lines = [f"{result['prompts']['count']} composed test prompts; {result['embedding']}; 95 % intervals.", ""]
+    lines = [
+        f"{result['prompts']['count']} composed test prompts; {result['embedding']}; 95 % intervals.",
+        "",
+    ]
     lines += ["| clips | group right | tempo right | cycle consistency | Fréchet distance to the truth |"]
     lines += ["| --- | --- | --- | --- | --- |"]
     for stage, found in result["stages"].items():
@@ -240,7 +250,9 @@ def markdown(result: dict[str, Any]) -> str:
     stages = list(result["by_group"])
     lines += ["", "| group right | " + " | ".join(stages) + " |", "| --- |" + " --- |" * len(stages)]
     for group in result["by_group"]["truth"]:
-        lines.append(f"| {group} | " + " | ".join(f"{result['by_group'][stage][group]:.1f}" for stage in stages) + " |")
+        lines.append(
+            f"| {group} | " + " | ".join(f"{result['by_group'][stage][group]:.1f}" for stage in stages) + " |"
+        )
     return "\n".join(lines) + "\n"
 
 
@@ -254,7 +266,8 @@ def _groups(result: dict[str, Any], loss: dict[str, Any]) -> str:
         return ""
     before = STAGES[STAGES.index(loss["stage"]) - 1]
     lost = {
-        group: score - result["by_group"][loss["stage"]][group] for group, score in result["by_group"][before].items()
+        group: score - result["by_group"][loss["stage"]][group]
+        for group, score in result["by_group"][before].items()
     }
     most = sorted(lost, key=lambda group: -lost[group])[:3]
     return f"Most of all {', '.join(f'{group} (-{lost[group]:.1f})' for group in most if lost[group] > 0)}. "

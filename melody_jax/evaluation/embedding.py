@@ -22,9 +22,9 @@ from melody_jax import audio
 from melody_jax.data.records import file_hash
 from melody_jax.errors import UserError
 from melody_jax.models import mulan
-from melody_jax.sampling.melody import load
+from melody_jax.python_file import function_of
+from melody_jax.sampling.cascade import load
 from melody_jax.sampling.prompts import PromptEncoder
-from melody_jax.user_file import function_of
 
 WINDOW = 245_760
 """Samples that MuLan hears at a time, 10.24 s as in its training; of longer clips windows are averaged."""
@@ -66,7 +66,9 @@ class MuLan:
         """
         size = min(WINDOW, waves.shape[1])
         windows = range(0, waves.shape[1] - size + 1, size)
-        return np.mean([self._embed(jnp.asarray(waves[:, start : start + size])) for start in windows], axis=0)
+        return np.mean(
+            [self._embed(jnp.asarray(waves[:, start : start + size])) for start in windows], axis=0
+        )
 
     def cycle(self, points: np.ndarray, prompts: Sequence[str]) -> np.ndarray:
         """Cosine (N,) of each clip (N, E), as `__call__` gave it, with its prompt, both centred as prefixes are.
@@ -85,7 +87,9 @@ class _Brought:
     def __init__(self, file: Path, inner: Any) -> None:
         missing = [part for part in ("name", "files", "sample_rate") if not hasattr(inner, part)]
         if missing or not callable(inner):
-            raise UserError(f"{file}: what embedding() returns has no {missing[0] if missing else '__call__'}")
+            raise UserError(
+                f"{file}: what embedding() returns has no {missing[0] if missing else '__call__'}"
+            )
         self.file, self._inner = file, inner
         digest = hashlib.sha256("".join(file_hash(path) for path in (file, *inner.files)).encode())
         self.sha256 = digest.hexdigest()
@@ -96,7 +100,9 @@ class _Brought:
         resampled = np.stack([audio.resample(wave, audio.SAMPLE_RATE, rate) for wave in waves])
         points = np.asarray(self._inner(resampled), np.float32)
         if points.ndim != 2 or len(points) != len(waves) or not np.isfinite(points).all():
-            raise UserError(f"{self.file}: gave points of shape {points.shape} or not finite for {len(waves)} clips")
+            raise UserError(
+                f"{self.file}: gave points of shape {points.shape} or not finite for {len(waves)} clips"
+            )
         return points
 
 

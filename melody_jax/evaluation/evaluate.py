@@ -18,12 +18,12 @@ import numpy as np
 from melody_jax import __version__
 from melody_jax.data.records import file_hash, write_bytes
 from melody_jax.errors import UserError
-from melody_jax.evaluation import asked, figures, hearing, page, report
+from melody_jax.evaluation import fact_judges, metrics, page, prompt_facts, report
 from melody_jax.evaluation.clips import Clip, ClipSet, open_set
+from melody_jax.evaluation.embed_clips import Rows, Share, measure
 from melody_jax.evaluation.embedding import Embedding, MuLan, open_embedding
 from melody_jax.evaluation.frechet import Moments
-from melody_jax.evaluation.measure import Rows, Share, measure
-from melody_jax.process import enable_compile_cache
+from melody_jax.runtime import enable_compile_cache
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +76,18 @@ class EvaluateConfig:
             )
 
 
-PLACES = ("folder", "out", "cache", "process", "processes", "clips", "reference", "training", "judges", "prompts")
+PLACES = (
+    "folder",
+    "out",
+    "cache",
+    "process",
+    "processes",
+    "clips",
+    "reference",
+    "training",
+    "judges",
+    "prompts",
+)
 """Fields that say where, not what: sets are named by their hashes instead."""
 
 
@@ -95,12 +106,15 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any] | None:
     clips = open_set(
         Path(config.clips or _made(config)), Path(config.prompts) if config.prompts and config.clips else None
     )
-    share = Share(cache=Path(config.cache), seconds=config.seconds, process=config.process, processes=config.processes)
+    share = Share(
+        cache=Path(config.cache), seconds=config.seconds, process=config.process, processes=config.processes
+    )
     sets = {"clips": clips}
     sets |= {name: open_set(Path(where)) for name, where in _others(config).items()}
     hears = bool(config.judges)
     measured = {
-        name: measure(one, embedding, share, hears and name in ("clips", "judges")) for name, one in sets.items()
+        name: measure(one, embedding, share, hears and name in ("clips", "judges"))
+        for name, one in sets.items()
     }
     rows = {name: one for name, one in measured.items() if one is not None}
     if len(rows) < len(sets):
@@ -122,9 +136,9 @@ def _made(config: EvaluateConfig) -> str:
 
 def _make_clips(config: EvaluateConfig) -> bool:
     """Has the batch service make this process's clips; whether all of them are there."""
+    from melody_jax.sampling.batch_job import ServiceConfig, serve
+    from melody_jax.sampling.cascade import load
     from melody_jax.sampling.manifest import entries, read_items
-    from melody_jax.sampling.melody import load
-    from melody_jax.sampling.service import ServiceConfig, serve
 
     prompts, out = Path(config.prompts), Path(_made(config))
     items = read_items(prompts, {"seed": config.seed})
@@ -143,23 +157,36 @@ def _result(
     settings = {f.name: getattr(config, f.name) for f in fields(config) if f.name not in PLACES}
     named = {name: {"name": one.name, "sha256": one.sha256, "clips": len(one.clips), "pieces": len(rows[name])}
              for name, one in sets.items()}  # fmt: skip
-    result: dict[str, Any] = {"version": __version__, "settings": settings, "embedding": embedding.name, "sets": named}
+    result: dict[str, Any] = {
+        "version": __version__,
+        "settings": settings,
+        "embedding": embedding.name,
+        "sets": named,
+    }
     reference, real = _reference(config, rows)
     if reference is not None:
         if config.reference.endswith(".npz"):
             named["reference"] = {"name": Path(config.reference).name, "sha256": file_hash(config.reference)}
-        result["distance"] = figures.distances(mine.points, reference, real, config.draws, config.seed)
-    result["diversity"] = figures.diversity(mine.points, [piece.prompt for piece in pieces], real, config.seed)
+        result["distance"] = metrics.distances(mine.points, reference, real, config.draws, config.seed)
+    result["diversity"] = metrics.diversity(
+        mine.points, [piece.prompt for piece in pieces], real, config.seed
+    )
     if isinstance(embedding, MuLan) and all(piece.prompt for piece in pieces):
-        result["cycle"] = figures.cycle(embedding, mine.points, [piece.prompt for piece in pieces], config.seed)
+        result["cycle"] = metrics.cycle(
+            embedding, mine.points, [piece.prompt for piece in pieces], config.seed
+        )
     if "training" in rows:
-        result["memorisation"] = figures.memorisation(mine.points, rows["training"].points, real)
+        result["memorisation"] = metrics.memorisation(mine.points, rows["training"].points, real)
     if "judges" in rows:
         truth = [_asked(piece) for piece in pieces]
-        result["adherence"] = figures.adherence(mine.heard, truth, _judges(sets, rows, config.seed), config.seed)
-    result["signal"] = figures.signals(mine.figures, config.seed)
-    per_piece = {name: values.tolist() for name, values in figures.per_piece(mine, reference, result).items()}
-    names = [{"clip": piece.name, "start": float(start)} for piece, start in zip(pieces, mine.start, strict=True)]
+        result["adherence"] = metrics.adherence(
+            mine.heard, truth, _judges(sets, rows, config.seed), config.seed
+        )
+    result["signal"] = metrics.signals(mine.figures, config.seed)
+    per_piece = {name: values.tolist() for name, values in metrics.per_piece(mine, reference, result).items()}
+    names = [
+        {"clip": piece.name, "start": float(start)} for piece, start in zip(pieces, mine.start, strict=True)
+    ]
     result["pieces"] = [name | dict(zip(per_piece, values, strict=True)) for name, values in
                         zip(names, zip(*per_piece.values(), strict=True), strict=True)]  # fmt: skip
     return result
@@ -170,20 +197,20 @@ def _reference(config: EvaluateConfig, rows: dict[str, Rows]) -> tuple[Moments |
     if "reference" in rows:
         points = rows["reference"].points
         return Moments.of(points), points
-    return (figures.read_moments(Path(config.reference)), None) if config.reference else (None, None)
+    return (metrics.read_moments(Path(config.reference)), None) if config.reference else (None, None)
 
 
-def _asked(clip: Clip) -> asked.Asked:
-    return asked.of_facts(clip.facts) if clip.facts else asked.of_text(clip.prompt)
+def _asked(clip: Clip) -> prompt_facts.Asked:
+    return prompt_facts.of_facts(clip.facts) if clip.facts else prompt_facts.of_text(clip.prompt)
 
 
-def _judges(sets: dict[str, ClipSet], rows: dict[str, Rows], seed: int) -> hearing.Judges:
+def _judges(sets: dict[str, ClipSet], rows: dict[str, Rows], seed: int) -> fact_judges.Judges:
     """Judges that learnt from all but every fifth clip of their set."""
     clips, index = sets["judges"].clips, rows["judges"].clip
     if any(clip.facts is None for clip in clips):
         raise UserError(f"{sets['judges'].where}: has clips without facts; judges learn from composed music")
     truth = [_asked(clip) for clip in clips]
-    return hearing.train(rows["judges"].heard, [truth[i] for i in index], index % 5 == 4, seed)
+    return fact_judges.train(rows["judges"].heard, [truth[i] for i in index], index % 5 == 4, seed)
 
 
 def write(config: EvaluateConfig, result: dict[str, Any], clips: ClipSet, rows: Rows) -> None:
@@ -198,7 +225,9 @@ def write(config: EvaluateConfig, result: dict[str, Any], clips: ClipSet, rows: 
     write_bytes(out / "evaluation.md", text.encode())
     report.plot(out / "evaluation.png", result)
     chosen = (
-        np.unique(np.linspace(0, len(rows) - 1, min(config.listen, len(rows))).astype(int)) if config.listen else []
+        np.unique(np.linspace(0, len(rows) - 1, min(config.listen, len(rows))).astype(int))
+        if config.listen
+        else []
     )
     page.write(out, result, clips, [int(i) for i in chosen], config.seconds)
     print(text)

@@ -33,7 +33,9 @@ class Moments:
     def of(cls, embeddings: np.ndarray) -> "Moments":
         """The moments of embeddings (N, E). Raises `UserError` for fewer than 2, or what is no table."""
         if embeddings.ndim != 2 or len(embeddings) < 2:
-            raise UserError(f"embeddings of shape {embeddings.shape}: it must be (items, width), 2 items or more")
+            raise UserError(
+                f"embeddings of shape {embeddings.shape}: it must be (items, width), 2 items or more"
+            )
         embeddings = embeddings.astype(np.float64)
         return cls(len(embeddings), embeddings.mean(axis=0), np.atleast_2d(np.cov(embeddings, rowvar=False)))
 

@@ -29,7 +29,9 @@ def of_mean(values: np.ndarray, draws: int = 1000, seed: int = 0) -> Interval:
 def of_sets(statistic: Callable[..., float], *sets: np.ndarray, draws: int = 200, seed: int = 0) -> Interval:
     """`statistic(*sets)` with the clips (first axis) of every set redrawn."""
     rng = np.random.default_rng(seed)
-    with threadpool_limits(1, "blas"):  # many small matrices: threads would wait for one another, 20 times as long
+    with threadpool_limits(
+        1, "blas"
+    ):  # many small matrices: threads would wait for one another, 20 times as long
         found = [statistic(*(x[rng.integers(0, len(x), len(x))] for x in sets)) for _ in range(draws)]
         return shifted(statistic(*sets), found)
 

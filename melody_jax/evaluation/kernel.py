@@ -58,7 +58,9 @@ def kernel_interval(a: np.ndarray, b: np.ndarray, draws: int = 200, seed: int = 
 
 def _check(a: np.ndarray, b: np.ndarray) -> None:
     if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[1] or min(len(a), len(b)) < 2:
-        raise UserError(f"embeddings of shapes {a.shape} and {b.shape}: both must be (items, width), 2 items or more")
+        raise UserError(
+            f"embeddings of shapes {a.shape} and {b.shape}: both must be (items, width), 2 items or more"
+        )
 
 
 def _some(x: np.ndarray, seed: int) -> np.ndarray:
@@ -67,7 +69,9 @@ def _some(x: np.ndarray, seed: int) -> np.ndarray:
 
 def _sum(x: np.ndarray, y: np.ndarray, width: float) -> float:
     return sum(
-        float(np.exp(-_squares(p, q) / (2 * width**2)).sum(dtype=np.float64)) for p in _blocks(x) for q in _blocks(y)
+        float(np.exp(-_squares(p, q) / (2 * width**2)).sum(dtype=np.float64))
+        for p in _blocks(x)
+        for q in _blocks(y)
     )
 
 

@@ -57,7 +57,9 @@ def write(out: Path, result: dict[str, Any], clips: ClipSet, chosen: list[int], 
 
 def _section(path: str, piece: dict[str, Any], prompt: str) -> str:
     figures = {name: value for name, value in piece.items() if name not in ("clip", "start")}
-    cells = "".join(f"<tr><td>{html.escape(name)}</td><td>{value:.4g}</td></tr>" for name, value in figures.items())
+    cells = "".join(
+        f"<tr><td>{html.escape(name)}</td><td>{value:.4g}</td></tr>" for name, value in figures.items()
+    )
     source = quote(path)
     return f"""<section><div><img src="{source}.png" alt="spectrogram">
 <audio controls preload="none" src="{source}.flac"></audio></div>

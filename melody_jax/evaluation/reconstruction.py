@@ -37,5 +37,7 @@ def log_mel_l1(estimate: np.ndarray, reference: np.ndarray) -> float:
 
 def _pair(estimate: np.ndarray, reference: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     if estimate.shape != reference.shape or estimate.ndim not in (1, 2):
-        raise UserError(f"audio of shapes {estimate.shape} and {reference.shape}: both must be (T,) or (B, T), alike")
+        raise UserError(
+            f"audio of shapes {estimate.shape} and {reference.shape}: both must be (T,) or (B, T), alike"
+        )
     return np.atleast_2d(estimate).astype(np.float64), np.atleast_2d(reference).astype(np.float64)

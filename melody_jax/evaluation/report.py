@@ -13,12 +13,17 @@ UNITS = {"loudness_lufs": "loudness, LUFS", "peak_dbfs": "peak, dBFS", "clipped"
 
 def markdown(result: dict[str, Any]) -> str:
     """The figures in tables, the sets by name and hash. Intervals are 95 %."""
-    lines = [f"Embedding: {result['embedding']}. Pieces of {result['settings']['seconds']:g} s; 95 % intervals.", ""]
+    lines = [
+        f"Embedding: {result['embedding']}. Pieces of {result['settings']['seconds']:g} s; 95 % intervals.",
+        "",
+    ]
     for role, one in result["sets"].items():
         size = f", {one['clips']} clips, {one['pieces']} pieces" if "clips" in one else ""
         lines.append(f"- {role}: {one['name']}{size}, sha256 {one['sha256'][:16]}")
     lines += ["", "| figure | value | 95 % interval | beside it |", "| --- | --- | --- | --- |"]
-    lines += [f"| {name} | {_number(value)} | {_ends(value)} | {beside} |" for name, value, beside in _rows(result)]
+    lines += [
+        f"| {name} | {_number(value)} | {_ends(value)} | {beside} |" for name, value, beside in _rows(result)
+    ]
     if "adherence" in result:
         lines += ["", "| asked for | clips | heard | 95 % interval | judge on composed music | chance |"]
         lines += ["| --- | --- | --- | --- | --- | --- |"]
@@ -37,9 +42,17 @@ def _rows(result: dict[str, Any]) -> list[tuple[str, Any, str]]:
             fit = f"fit of the line {distance['frechet_infinite_fit']:.3f}"
             rows.append(("Fréchet distance, infinitely many pieces", distance["frechet_infinite"], fit))
         if "kernel" in distance:
-            rows.append(("kernel distance (KAD)", distance["kernel"], "below 0: as near as the reference's own halves"))
+            rows.append(
+                (
+                    "kernel distance (KAD)",
+                    distance["kernel"],
+                    "below 0: as near as the reference's own halves",
+                )
+            )
     if (cycle := result.get("cycle")) is not None:
-        rows.append(("MuLan cycle consistency", cycle["own"], f"with other clips' prompts {_number(cycle['others'])}"))
+        rows.append(
+            ("MuLan cycle consistency", cycle["own"], f"with other clips' prompts {_number(cycle['others'])}")
+        )
     diversity = result["diversity"]
     if diversity["all"] is not None:
         beside = f"reference {_number(diversity['reference'])}" if "reference" in diversity else ""

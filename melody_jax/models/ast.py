@@ -15,8 +15,8 @@ import numpy as np
 
 from melody_jax import spectral
 from melody_jax.models import functional
+from melody_jax.models.bert_block import Block, BlockConfig, layer_norm
 from melody_jax.models.functional import Params, Remat
-from melody_jax.models.transformer import Block, BlockConfig, layer_norm
 
 RATE_RATIO = (2, 3)
 """24 kHz to 16 kHz."""
@@ -59,7 +59,9 @@ class ASTConfig:
     @property
     def block(self) -> BlockConfig:
         """Shape of one block."""
-        return BlockConfig(width=self.width, heads=self.heads, ffn=self.ffn, norm_first=True, dtype=self.dtype)
+        return BlockConfig(
+            width=self.width, heads=self.heads, ffn=self.ffn, norm_first=True, dtype=self.dtype
+        )
 
     @property
     def patches(self) -> tuple[int, int]:
@@ -97,10 +99,14 @@ def spectrogram(config: ASTConfig, audio: jax.Array) -> jax.Array:
 
 def encode(params: Params, config: ASTConfig, frames: jax.Array) -> jax.Array:
     """Frames (B, F, M) that `spectrogram` made to pooled features (B, D), float32."""
-    starts = tuple(config.stride * np.arange(count)[:, None] + np.arange(config.patch) for count in config.patches)
+    starts = tuple(
+        config.stride * np.arange(count)[:, None] + np.arange(config.patch) for count in config.patches
+    )
     patches = frames[:, starts[1]][..., starts[0]]  # (B, frames, 16 frames, bands, 16 bands)
     patches = patches.transpose(0, 3, 1, 4, 2).reshape(len(frames), -1, config.patch**2).astype(config.dtype)
-    x = patches @ params["patch"]["kernel"].astype(config.dtype) + params["patch"]["bias"].astype(config.dtype)
+    x = patches @ params["patch"]["kernel"].astype(config.dtype) + params["patch"]["bias"].astype(
+        config.dtype
+    )
     tokens = jnp.broadcast_to(params["tokens"], (len(x), *params["tokens"].shape))
     x = jnp.concatenate([tokens, x], axis=1) + params["positions"]
     x = functional.scan_blocks(

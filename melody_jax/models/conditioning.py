@@ -14,11 +14,11 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from melody_jax import sharding
 from melody_jax.errors import UserError
-from melody_jax.models import functional
 from melody_jax.models.functional import Remat
 from melody_jax.models.layers import RMSNorm
-from melody_jax.models.objectives import OBJECTIVES, Objective
+from melody_jax.parameterisation import OBJECTIVES, Objective
 
 SMALL_INIT = nnx.initializers.variance_scaling(1e-4, "fan_in", "truncated_normal")
 """Of a backbone's last layer: the loss starts at the velocity's variance and not at twice that."""
@@ -60,7 +60,7 @@ class DenoiserConfig:
     """Least and largest guidance scale that a distilled network (training/stages/consistency.py) takes as an input: one
     pass gives the guided velocity. None: not an input; guidance needs a second pass without the condition."""
     objective: Objective = "v"
-    """What the network predicts: "v", "trigflow" or "rectified_flow"; see models/objectives.py."""
+    """What the network predicts: "v", "trigflow" or "rectified_flow"; see parameterisation.py."""
     sigma_data: float = 1.0
     """Standard deviation of the latents, above 0; for "trigflow" alone."""
     dtype: str = "float32"
@@ -109,7 +109,9 @@ class GuidanceEmbedding(nnx.Module):
     WIDTH = 64
 
     def __init__(self, width: int, dtype: str, *, rngs: nnx.Rngs) -> None:
-        wide = nnx.initializers.normal(1.0)  # the input is one number of about 1, the bias puts the bends along it
+        wide = nnx.initializers.normal(
+            1.0
+        )  # the input is one number of about 1, the bias puts the bends along it
         self.hidden = nnx.Linear(1, self.WIDTH, kernel_init=wide, bias_init=wide, dtype=dtype, rngs=rngs)
         self.out = nnx.Linear(self.WIDTH, width, kernel_init=nnx.initializers.zeros, dtype=dtype, rngs=rngs)
 
@@ -180,7 +182,9 @@ class Conditioned(nnx.Module):
         if config.guidance_range:
             assert guidance_scale is not None, "this network takes the guidance scale as an input"
             angles = angles + self.guidance(jnp.broadcast_to(guidance_scale, (batch,)))[:, None]
-        tokens = functional.split_batch(self.token(functional.look_up(self.token_table[...], semantic_tokens[:rows])))
+        tokens = sharding.constrain_batch(
+            self.token(sharding.embed_lookup(self.token_table[...], semantic_tokens[:rows]))
+        )
         pooled = tokens.mean(axis=1)
         if config.prefix_conditioning:
             pooled = pooled + self._embed_prefix(rows, prefix_tokens)
@@ -194,7 +198,9 @@ class Conditioned(nnx.Module):
         start, end = self.angle_ends[...]
         angle = angle.astype(jnp.float32)[..., None]
         first = jnp.sin(angle) if self.config.literal_sin else jnp.cos(angle)
-        return functional.split_batch(self.angle(functional.split_batch(first * start + jnp.sin(angle) * end)))
+        return sharding.constrain_batch(
+            self.angle(sharding.constrain_batch(first * start + jnp.sin(angle) * end))
+        )
 
     def _embed_prefix(self, rows: int, prefix_tokens: jax.Array | None) -> jax.Array:
         config = self.config
@@ -203,7 +209,7 @@ class Conditioned(nnx.Module):
         codes = prefix_tokens[:rows, : config.prefix_levels]
         present = (codes >= 0)[..., None]
         entries = jnp.maximum(codes, 0) + np.arange(config.prefix_levels) * config.prefix_codes
-        total = jnp.where(present, functional.look_up(self.prefix_table[...], entries), 0.0).sum(axis=1)
+        total = jnp.where(present, sharding.embed_lookup(self.prefix_table[...], entries), 0.0).sum(axis=1)
         return self.prefix(total / jnp.maximum(present.sum(axis=1), 1))
 
 

@@ -97,7 +97,9 @@ class Block(nnx.Module):
     def __call__(self, x: jax.Array, positions: jax.Array, bias: jax.Array) -> jax.Array:
         """(B, U, D) to (B, U, D); `positions` (U,) in tokens, `bias` (U, U) additive."""
         x = x + 0.5 * self.before(x)
-        q, k, v = (split_heads(h, self.heads) for h in jnp.split(self.qkv(self.attention_norm(x)), 3, axis=-1))
+        q, k, v = (
+            split_heads(h, self.heads) for h in jnp.split(self.qkv(self.attention_norm(x)), 3, axis=-1)
+        )
         attended = attend(rotary(q, positions), rotary(k, positions), v, bias)
         x = x + self.attention_out(merge_heads(attended))
         x = x + self.convolution(x)

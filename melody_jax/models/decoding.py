@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from melody_jax.errors import UserError
-from melody_jax.models import few_rows, functional, lm
+from melody_jax.models import cpu_matvec, functional, lm
 from melody_jax.models.functional import Params
 from melody_jax.models.layers import MASKED
 from melody_jax.models.lm import LMConfig
@@ -84,7 +84,9 @@ def sample_token(
     rank = jnp.arange(best.shape[0])
     kept = best + MASKED * (rank >= top_k)
     probabilities = jax.nn.softmax(kept / jnp.maximum(temperature, 1e-6))
-    better = probabilities @ (rank[:, None] < rank).astype(jnp.float32)  # `cumsum` takes 20x as long on XLA:CPU
+    better = probabilities @ (rank[:, None] < rank).astype(
+        jnp.float32
+    )  # `cumsum` takes 20x as long on XLA:CPU
     noise = jax.random.gumbel(key, scores.shape)[ids]
     noisy = kept + temperature * noise + MASKED * ((better >= top_p) & (rank > 0))
     return ids[jnp.argmax(noisy)].astype(jnp.int32)
@@ -137,15 +139,18 @@ def _decode(
         config.width // config.heads,
         config.prefix_levels + length // per_pass,
     )
-    empty = (jnp.zeros((rows, depth, positions), config.dtype), jnp.zeros((rows, positions, depth), config.dtype))
+    empty = (
+        jnp.zeros((rows, depth, positions), config.dtype),
+        jnp.zeros((rows, positions, depth), config.dtype),
+    )
     caches = jax.tree.map(lambda cache: jnp.stack([cache] * config.layers), empty)
     blocks, product = params["blocks"], jax.lax.dot_general
     if unrolled:
         blocks = functional.unstack(blocks, config.layers)
-        if prefix.shape[0] <= few_rows.FEW:
-            blocks, product = [few_rows.outputs_first(block) for block in blocks], few_rows.product
+        if prefix.shape[0] <= cpu_matvec.FEW:
+            blocks, product = [cpu_matvec.outputs_first(block) for block in blocks], cpu_matvec.product
             if per_pass > 1:
-                params = params | {"group": few_rows.outputs_first(params["group"])}
+                params = params | {"group": cpu_matvec.outputs_first(params["group"])}
 
     def draw(scores: jax.Array, index: jax.Array | int) -> jax.Array:
         if copies == 2:
@@ -218,13 +223,16 @@ def generate(
     if not start.shape[1] < length:
         raise UserError(f"length {length} must exceed the {start.shape[1]} tokens given")
     if prefix_tokens.shape[1] != config.prefix_levels:
-        raise UserError(f"a prefix of {prefix_tokens.shape[1]} tokens, this model needs {config.prefix_levels}")
+        raise UserError(
+            f"a prefix of {prefix_tokens.shape[1]} tokens, this model needs {config.prefix_levels}"
+        )
     prefix = lm.embed_prefix(params, config, prefix_tokens)
     if isinstance(guidance_scale, jax.Array) or guidance_scale != 1.0:
         other = jnp.full_like(prefix_tokens, -1) if negative_prefix_tokens is None else negative_prefix_tokens
         prefix = jnp.concatenate([prefix, lm.embed_prefix(params, config, other)])
     numbers = (
-        jnp.broadcast_to(jnp.asarray(n, jnp.float32), batch) for n in (temperature, top_k, top_p, guidance_scale)
+        jnp.broadcast_to(jnp.asarray(n, jnp.float32), batch)
+        for n in (temperature, top_k, top_p, guidance_scale)
     )
     known = jnp.full((batch, length), -1) if known is None else known
     known = known.at[:, : start.shape[1]].set(start)  # those that do not fill a pass are drawn around

@@ -2,7 +2,7 @@
 
 A backbone is a file with a config derived from `DenoiserConfig`, which counts its products, and a `Conditioned` module
 that takes noisy latents (B, L, D) and `Conditions` and gives latents (B, L, D); and a line in `NETWORKS`. What these
-mean is the objective's affair (models/objectives.py): training, sampling, distillation and releases know this file
+mean is the objective's affair (parameterisation.py): training, sampling, distillation and releases know this file
 alone, and the velocity.
 
 Legend: B batch, L latent frames, D latent width, U semantic tokens, P prefix levels.
@@ -13,7 +13,8 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from melody_jax.models import functional, objectives
+from melody_jax import parameterisation
+from melody_jax.models import functional
 from melody_jax.models.conditioning import Conditioned, DenoiserConfig, embedding_products
 from melody_jax.models.dit import DiT, DiTConfig
 from melody_jax.models.dpd import DPD, DPDConfig
@@ -60,7 +61,7 @@ def velocity(
         told = backbone.embed(angle, semantic_tokens, conditioned, prefix_tokens, guidance_scale)
         return backbone(noisy, told).astype(jnp.float32)
 
-    return objectives.velocity(config.objective, config.sigma_data, predict, noisy, angle)
+    return parameterisation.velocity(config.objective, config.sigma_data, predict, noisy, angle)
 
 
 def flops(config: DenoiserConfig, frames: int | None = None) -> int:

@@ -53,7 +53,10 @@ class DiscriminatorConfig:
 
 
 TINY = DiscriminatorConfig(
-    periods=(2, 3), period_widths=(4, 8, 8), resolutions=((512, 120, 512),), resolution_layers=((4, 16, 8), (8, 3, 2))
+    periods=(2, 3),
+    period_widths=(4, 8, 8),
+    resolutions=((512, 120, 512),),
+    resolution_layers=((4, 16, 8), (8, 3, 2)),
 )
 """For tests."""
 PAPER = DiscriminatorConfig(
@@ -122,13 +125,20 @@ class PeriodDiscriminator(nnx.Module):
 class SpectrogramDiscriminator(nnx.Module):
     """Looks at a spectrogram: (B, T) -> logits (B, frames, bins') and hidden layers, band by band."""
 
-    def __init__(self, config: DiscriminatorConfig, resolution: tuple[int, int, int], *, rngs: nnx.Rngs) -> None:
+    def __init__(
+        self, config: DiscriminatorConfig, resolution: tuple[int, int, int], *, rngs: nnx.Rngs
+    ) -> None:
         self.config, self.resolution = config, resolution
         channels = [2 if config.complex_spectra else 1, *(layer[0] for layer in config.resolution_layers)]
         taps = [layer[1] for layer in config.resolution_layers]
         self.bands = nnx.List(
             [
-                nnx.List([Layer((3, w, *pair), rngs=rngs) for w, pair in zip(taps, pairwise(channels), strict=True)])
+                nnx.List(
+                    [
+                        Layer((3, w, *pair), rngs=rngs)
+                        for w, pair in zip(taps, pairwise(channels), strict=True)
+                    ]
+                )
                 for _ in config.bands
             ]
         )
@@ -164,7 +174,8 @@ def init(config: DiscriminatorConfig, key: jax.Array) -> Params:
     """Fresh parameters: {"period_2": ..., "resolution_1024": ...}."""
     keys = iter(jax.random.split(key, len(config.periods) + len(config.resolutions)))
     periods = {
-        f"period_{p}": init_module(PeriodDiscriminator, p, config.period_widths, key=next(keys)) for p in config.periods
+        f"period_{p}": init_module(PeriodDiscriminator, p, config.period_widths, key=next(keys))
+        for p in config.periods
     }
     resolutions = {
         f"resolution_{r[0]}": init_module(SpectrogramDiscriminator, config, r, key=next(keys))
@@ -175,8 +186,12 @@ def init(config: DiscriminatorConfig, key: jax.Array) -> Params:
 
 def judge(params: Params, config: DiscriminatorConfig, audio: jax.Array) -> list[Judgement]:
     """Every discriminator's (logits, hidden layers) on audio (B, T)."""
-    modules = [bind(PeriodDiscriminator, p, config.period_widths, params=params[f"period_{p}"]) for p in config.periods]
+    modules = [
+        bind(PeriodDiscriminator, p, config.period_widths, params=params[f"period_{p}"])
+        for p in config.periods
+    ]
     modules += [
-        bind(SpectrogramDiscriminator, config, r, params=params[f"resolution_{r[0]}"]) for r in config.resolutions
+        bind(SpectrogramDiscriminator, config, r, params=params[f"resolution_{r[0]}"])
+        for r in config.resolutions
     ]
     return [module(audio) for module in modules]

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from melody_jax import sharding
 from melody_jax.errors import UserError
 from melody_jax.models import dpd, functional
 from melody_jax.models.conditioning import SMALL_INIT, Conditioned, Conditions, DenoiserConfig, shared_fields
@@ -40,7 +41,9 @@ class DiTConfig(DenoiserConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.width % self.heads or self.width // self.heads % 2:
-            raise UserError(f"width {self.width} in {self.heads} heads: rotary positions need an even width a head")
+            raise UserError(
+                f"width {self.width} in {self.heads} heads: rotary positions need an even width a head"
+            )
 
     def products(self, frames: int) -> int:
         """See `DenoiserConfig.products`."""
@@ -84,8 +87,10 @@ class Block(nnx.Module):
 
     def __call__(self, x: jax.Array, condition: jax.Array, context: Condition) -> jax.Array:
         """(B, L, W) to the same; condition (B, L, W)."""
-        scale, shift, gate, feed_scale, feed_shift, feed_gate = self.modulation(functional.split_batch(condition))
-        x = functional.split_batch(x)
+        scale, shift, gate, feed_scale, feed_shift, feed_gate = self.modulation(
+            sharding.constrain_batch(condition)
+        )
+        x = sharding.constrain_batch(x)
         clock = context.segment_clock
         h = self.own.norm(x) * (1 + scale) + shift
         x = x + gate * self.own.of_itself(h[None], clock)[0]
@@ -114,7 +119,7 @@ class DiT(Conditioned):
         clock = (np.arange(noisy.shape[1]) + 0.5) / self.config.frames_per_token
         context = Condition(told.tokens, told.conditioned, told.clock, clock)
         condition = told.angles + told.pooled[:, None]
-        x = functional.split_batch(self.inputs(noisy) + told.angles) + told.aligned
+        x = sharding.constrain_batch(self.inputs(noisy) + told.angles) + told.aligned
         for block in self.blocks:
             apply = lambda x, condition, block=block: block(x, condition, context)  # noqa: E731
             x = functional.rematerialised(apply, self.config.remat)(x, condition)

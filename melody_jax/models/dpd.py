@@ -26,10 +26,11 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from melody_jax import sharding
 from melody_jax.errors import UserError
 from melody_jax.models import functional
 from melody_jax.models.conditioning import MLP, SMALL_INIT, Conditioned, Conditions, DenoiserConfig
-from melody_jax.models.fine import LinearRecurrence, LocalAttention
+from melody_jax.models.fine_path import LinearRecurrence, LocalAttention
 from melody_jax.models.layers import RMSNorm
 from melody_jax.models.roformer import BRANCH_GAIN, Condition, RoFormer
 from melody_jax.models.segments import (
@@ -65,7 +66,7 @@ class DPDConfig(DenoiserConfig):
     feed_forward: int = 4
     """Width of a feed-forward layer as a multiple of W."""
     fine: Fine = "sru"
-    """What runs inside the segments: the paper's SRU, or one of models/fine.py, of as many parameters."""
+    """What runs inside the segments: the paper's SRU, or one of models/fine_path.py, of as many parameters."""
     sru_hidden: int = 384
     """Width of one direction of the SRU or the linear recurrence; attention is as wide as the trunk."""
     sru_layers: int = 2
@@ -93,7 +94,9 @@ class DPDConfig(DenoiserConfig):
                 f"segment is {self.segment}, overlap {self.overlap}: the first must be a multiple of the second"
             )
         if self.width % self.heads or self.width // self.heads % 2:
-            raise UserError(f"width {self.width} in {self.heads} heads: rotary positions need an even width a head")
+            raise UserError(
+                f"width {self.width} in {self.heads} heads: rotary positions need an even width a head"
+            )
         for name, known in (("fine", get_args(Fine)), ("film", get_args(Modulation))):
             if getattr(self, name) not in known:
                 raise UserError(f"unknown {name} {getattr(self, name)!r}: expected one of {', '.join(known)}")
@@ -113,7 +116,9 @@ class DPDConfig(DenoiserConfig):
             positions = count * -(-self.segment // n)
             layer = positions * ((4 + 2 * self.feed_forward) * dense + 2 * w * count)
             if self.cross_attention:
-                layer += positions * ((2 + 2 * self.feed_forward) * dense + 2 * w * tokens) + tokens * 2 * dense
+                layer += (
+                    positions * ((2 + 2 * self.feed_forward) * dense + 2 * w * tokens) + tokens * 2 * dense
+                )
             total += self.roformer_layers * layer
         return total
 
@@ -183,7 +188,8 @@ class FiLM(nnx.Module):
             self.out = RMSNorm(config.width, BRANCH_GAIN, rngs=rngs)
         elif self.form == "mlp":
             self.scale, self.shift, self.out = (
-                MLP(config.width, config.width, config.dtype, gain, rngs=rngs) for gain in (1.0, 1.0, BRANCH_GAIN)
+                MLP(config.width, config.width, config.dtype, gain, rngs=rngs)
+                for gain in (1.0, 1.0, BRANCH_GAIN)
             )
         else:
             self.affine = nnx.Linear(config.width, 2 * config.width, dtype=config.dtype, rngs=rngs)
@@ -239,14 +245,14 @@ class Block(nnx.Module):
     def __call__(self, sheet: jax.Array, modulation: jax.Array, context: Condition) -> jax.Array:
         """(K, B, S, W) to the same; `modulation` (B, S, W)."""
         columns, batch, count, width = sheet.shape
-        sheet = functional.split_batch(sheet, axis=1)
+        sheet = sharding.constrain_batch(sheet, axis=1)
         clock = context.segment_clock[None]
         if self.config.frame_clock:
             clock = column_clock(count, columns, self.n, self.config.frames_per_token, self.config.overlap)
         coarse = self.coarse(merge(sheet, self.n, self.config.merge_normalised), clock, context)
         sheet = self.coarse_norm(sheet + repeat(coarse, self.n, columns))
-        fine = self.fine(functional.split_batch(sheet.reshape(columns, batch * count, width), axis=1))
-        fine = functional.split_batch(fine.reshape(columns, batch, count, -1), axis=1)
+        fine = self.fine(sharding.constrain_batch(sheet.reshape(columns, batch * count, width), axis=1))
+        fine = sharding.constrain_batch(fine.reshape(columns, batch, count, -1), axis=1)
         if self.projects:
             fine = self.fine_out(fine)
         return self.fine_norm(sheet + self.film(fine, modulation))
@@ -270,7 +276,7 @@ class DPD(Conditioned):
         """(B, L, D) to (B, L, D)."""
         config, frames = self.config, noisy.shape[1]
         count = segment_count(frames, config.segment, config.overlap)
-        x = functional.split_batch(self.inputs(noisy) + told.angles) + told.aligned
+        x = sharding.constrain_batch(self.inputs(noisy) + told.angles) + told.aligned
         if config.film == "none":
             x = x + told.pooled[:, None]
         context = Condition(
@@ -279,7 +285,9 @@ class DPD(Conditioned):
             clock=told.clock,
             segment_clock=segment_clock(count, config.segment, config.frames_per_token, config.overlap),
         )
-        modulation = functional.split_batch(self._angle_of_segments(told.angles, count) + told.pooled[:, None])
+        modulation = sharding.constrain_batch(
+            self._angle_of_segments(told.angles, count) + told.pooled[:, None]
+        )
         sheet = segment(self.input_norm(x), config.segment, config.overlap)
         for block in self.blocks:
             apply = partial(block, modulation=modulation, context=context)

@@ -13,6 +13,7 @@ import jax
 from flax import nnx
 
 from melody_jax.errors import UserError
+from melody_jax.sharding import constrain_batch
 
 Params = dict[str, Any]
 
@@ -78,13 +79,15 @@ def scan_blocks(
     def body(carry: jax.Array, block: tuple[Params, jax.Array | None]) -> tuple[jax.Array, None]:
         block_params, key = block
         keyword = {} if key is None else {"key": key}
-        result = bind(cls, *args, params=block_params)(split_batch(carry), *inputs, **keyword)
-        return split_batch(result.astype(carry.dtype)), None
+        result = bind(cls, *args, params=block_params)(constrain_batch(carry), *inputs, **keyword)
+        return constrain_batch(result.astype(carry.dtype)), None
 
     return jax.lax.scan(rematerialised(body, remat), x, (params, keys), unroll=unroll)[0]
 
 
-def rematerialised(block: Callable[..., Any], remat: Remat, static_argnums: tuple[int, ...] = ()) -> Callable[..., Any]:
+def rematerialised(
+    block: Callable[..., Any], remat: Remat, static_argnums: tuple[int, ...] = ()
+) -> Callable[..., Any]:
     """The block under a policy of `Remat`; its values and gradients are the same under each.
 
     Raises:
@@ -96,32 +99,6 @@ def rematerialised(block: Callable[..., Any], remat: Remat, static_argnums: tupl
         return block
     policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if remat == "dots" else None
     return jax.checkpoint(block, policy=policy, static_argnums=static_argnums)
-
-
-def split_batch(x: jax.Array, axis: int = 0) -> jax.Array:
-    """x with its items, along `axis`, spread over the mesh in use (`training/sharding.py: using`); x without one.
-
-    Said at every block: left alone, the compiler may follow the parameters' placement and compute each item everywhere.
-    """
-    mesh = jax.sharding.get_abstract_mesh()
-    axes = tuple(name for name in ("data", "fsdp") if name in mesh.auto_axes)
-    spec = jax.sharding.PartitionSpec(*[None] * axis, axes)
-    return jax.lax.with_sharding_constraint(x, spec) if axes else x
-
-
-def whole(x: jax.Array) -> jax.Array:
-    """x, all of it on every device of the mesh in use."""
-    spec = jax.sharding.PartitionSpec()
-    return jax.lax.with_sharding_constraint(x, spec) if jax.sharding.get_abstract_mesh().auto_axes else x
-
-
-def look_up(table: jax.Array, ids: jax.Array) -> jax.Array:
-    """Rows of a table (V, D) for ids (B, ...): (B, ..., D), its items spread as `split_batch` does.
-
-    Every device first gets the whole table: looked up in a part of it, the rows would come out split by their width,
-    and turning that into a split by items is an all-to-all.
-    """
-    return split_batch(whole(table)[ids])
 
 
 def count(params: Params) -> int:

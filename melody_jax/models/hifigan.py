@@ -56,7 +56,9 @@ class HiFiGANConfig:
 
     def __post_init__(self) -> None:
         for half in ("encoder", "decoder"):
-            rates, channels, kernels = (getattr(self, f"{half}_{name}") for name in ("rates", "channels", "kernels"))
+            rates, channels, kernels = (
+                getattr(self, f"{half}_{name}") for name in ("rates", "channels", "kernels")
+            )
             if not len(rates) == len(channels) == len(kernels):
                 raise UserError(
                     f"{half}: {len(rates)} rates, {len(channels)} channels, {len(kernels)} kernels, "
@@ -120,7 +122,9 @@ class Conv(nnx.Module):
         pieces = -(-taps // rate)
         spread = jnp.pad(spread, ((0, 0), (0, 0), (0, pieces * rate - taps), (0, 0)))
         spread = spread.reshape(batch, time, pieces, rate, outputs)
-        shifted = (jnp.pad(spread[:, :, i], ((0, 0), (i, pieces - 1 - i), (0, 0), (0, 0))) for i in range(pieces))
+        shifted = (
+            jnp.pad(spread[:, :, i], ((0, 0), (i, pieces - 1 - i), (0, 0), (0, 0))) for i in range(pieces)
+        )
         begin = (taps - rate + 1) // 2
         y = sum(shifted, jnp.zeros((), x.dtype)).reshape(batch, -1, outputs)[:, begin : begin + time * rate]
         return y + self.bias[...].astype(x.dtype)
@@ -133,7 +137,9 @@ class ResidualStack(nnx.Module):
         self.dilations = config.dilations
 
         def branch(taps: int) -> nnx.List:
-            return nnx.List([Conv(taps, channels, channels, rngs=rngs) for _ in range(2 * len(config.dilations))])
+            return nnx.List(
+                [Conv(taps, channels, channels, rngs=rngs) for _ in range(2 * len(config.dilations))]
+            )
 
         self.branches = nnx.List([branch(taps) for taps in config.residual_kernels])
 
@@ -196,7 +202,9 @@ def encode(params: Params, config: HiFiGANConfig, latent_width: int, audio: jax.
     return half(audio[..., None].astype(config.dtype))
 
 
-def decode(params: Params, config: HiFiGANConfig, latents: jax.Array, first: jax.typing.ArrayLike = 0) -> jax.Array:
+def decode(
+    params: Params, config: HiFiGANConfig, latents: jax.Array, first: jax.typing.ArrayLike = 0
+) -> jax.Array:
     """Latents (B, L, D) to audio (B, L * hop), float32; to this codec it is all one where they are in a piece."""
     del first
     half = functional.bind(Half, config, latents.shape[-1], False, params=params["decoder"])

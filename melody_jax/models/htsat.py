@@ -19,9 +19,9 @@ import numpy as np
 from melody_jax import spectral
 from melody_jax.errors import UserError
 from melody_jax.models import functional
+from melody_jax.models.bert_block import Block, BlockConfig, layer_norm
 from melody_jax.models.functional import Params, Remat
 from melody_jax.models.layers import MASKED
-from melody_jax.models.transformer import Block, BlockConfig, layer_norm
 
 SECONDS = 10
 RATE = 48_000
@@ -62,7 +62,9 @@ class HTSATConfig:
             raise UserError(f"side {self.side} must be a multiple of the {self.n_mels} mel bands")
         for stage in range(len(self.depths)):
             if self.grid(stage) < 1 or self.grid(stage) % self.window:
-                raise UserError(f"stage {stage} has {self.grid(stage)} patches a side, no multiple of {self.window}")
+                raise UserError(
+                    f"stage {stage} has {self.grid(stage)} patches a side, no multiple of {self.window}"
+                )
 
     @property
     def pooled(self) -> int:
@@ -155,9 +157,16 @@ def encode(params: Params, config: HTSATConfig, frames: jax.Array) -> jax.Array:
     """Frames (B, F, M) that `spectrogram` made to pooled features (B, D), float32."""
     x = _image(config, frames * params["mel"]["scale"] + params["mel"]["bias"])
     batch, grid, size = len(x), config.grid(0), config.patch
-    x = x.reshape(batch, grid, size, grid, size).swapaxes(2, 3).reshape(batch, grid, grid, size**2).astype(config.dtype)
+    x = (
+        x.reshape(batch, grid, size, grid, size)
+        .swapaxes(2, 3)
+        .reshape(batch, grid, grid, size**2)
+        .astype(config.dtype)
+    )
     x = x @ params["patch"]["kernel"].astype(config.dtype) + params["patch"]["bias"].astype(config.dtype)
-    x = functional.bind(layer_norm, config.width, EPSILON, params=params["patch_norm"])(x).astype(config.dtype)
+    x = functional.bind(layer_norm, config.width, EPSILON, params=params["patch_norm"])(x).astype(
+        config.dtype
+    )
     for stage in range(len(config.depths)):
         x = _stage(params["stages"][str(stage)], config, stage, x)
     norm = functional.bind(layer_norm, config.pooled, EPSILON, params=params["norm"])
@@ -168,7 +177,11 @@ def _image(config: HTSATConfig, frames: jax.Array) -> jax.Array:
     """Frames (B, F, M), stretched to fill it, as an image (B, S, S): its rows are the bands of each quarter in turn."""
     batch, folds = len(frames), config.side // config.n_mels
     frames = jnp.asarray(_stretching(frames.shape[1], config.frames)) @ frames
-    return frames.reshape(batch, folds, config.side, config.n_mels).swapaxes(2, 3).reshape(batch, config.side, -1)
+    return (
+        frames.reshape(batch, folds, config.side, config.n_mels)
+        .swapaxes(2, 3)
+        .reshape(batch, config.side, -1)
+    )
 
 
 @lru_cache(maxsize=8)
@@ -194,7 +207,10 @@ def _stage(params: Params, config: HTSATConfig, stage: int, x: jax.Array) -> jax
     look = functional.rematerialised(_look, config.remat, static_argnums=(3, 4))
     for i, block in enumerate(functional.unstack(params["blocks"], config.depths[stage])):
         shift = window // 2 if i % 2 and window < side else 0
-        bias = params["offsets"][i][_offset_index(window)].transpose(2, 0, 1) + _seam(side, window, shift)[:, None]
+        bias = (
+            params["offsets"][i][_offset_index(window)].transpose(2, 0, 1)
+            + _seam(side, window, shift)[:, None]
+        )
         x = look(block, bias, x, config.block(stage), shift)
     if "merge" not in params:
         return x
@@ -240,5 +256,7 @@ def _seam(side: int, window: int, shift: int) -> np.ndarray:
     index = np.arange(side)
     part = (index >= side - window).astype(int) + (index >= side - shift) if shift else np.zeros(side, int)
     count = side // window
-    parts = (3 * part[:, None] + part).reshape(count, window, count, window).swapaxes(1, 2).reshape(count**2, -1)
+    parts = (
+        (3 * part[:, None] + part).reshape(count, window, count, window).swapaxes(1, 2).reshape(count**2, -1)
+    )
     return (MASKED * (parts[:, :, None] != parts[:, None, :])).astype(np.float32)

@@ -82,7 +82,10 @@ def _depthwise_backward(saved: tuple[jax.Array, jax.Array], slope: jax.Array) ->
     x, kernel = saved
     width = kernel.shape[0]
     padded = jnp.pad(x, ((0, 0), (width // 2, width // 2), (0, 0)))
-    taps = [jnp.sum((padded[:, i : i + x.shape[1]] * slope).astype(kernel.dtype), axis=(0, 1)) for i in range(width)]
+    taps = [
+        jnp.sum((padded[:, i : i + x.shape[1]] * slope).astype(kernel.dtype), axis=(0, 1))
+        for i in range(width)
+    ]
     return depthwise_conv(slope, kernel[::-1]), jnp.stack(taps)
 
 

@@ -23,6 +23,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from melody_jax import sharding
 from melody_jax.errors import UserError
 from melody_jax.models import functional
 from melody_jax.models.functional import Params, Remat
@@ -66,7 +67,9 @@ class LMConfig:
 
     def __post_init__(self) -> None:
         if self.tokens_per_pass < 1 or (self.tokens_per_pass > 1 and self.recall):
-            raise UserError(f"tokens_per_pass is {self.tokens_per_pass}: it must be 1, or more with recall False")
+            raise UserError(
+                f"tokens_per_pass is {self.tokens_per_pass}: it must be 1, or more with recall False"
+            )
 
 
 TINY = LMConfig(layers=2, width=64, heads=2, ffn=128, prefix_codes=8, semantic_vocab=64)
@@ -107,7 +110,9 @@ def _linear(
     dtype: jnp.dtype, product: Callable, rngs: nnx.Rngs, inputs: int, outputs: int, gain: float = 1.0
 ) -> nnx.Linear:
     init = nnx.initializers.normal(gain * inputs**-0.5)
-    return nnx.Linear(inputs, outputs, use_bias=False, kernel_init=init, dtype=dtype, dot_general=product, rngs=rngs)
+    return nnx.Linear(
+        inputs, outputs, use_bias=False, kernel_init=init, dtype=dtype, dot_general=product, rngs=rngs
+    )
 
 
 class Block(nnx.Module):
@@ -140,7 +145,9 @@ class Block(nnx.Module):
         gate, up = jnp.split(self.gate_up(self.ffn_norm(x)), 2, axis=-1)
         return x + dropout(self.down(jax.nn.silu(gate) * up), self.config.dropout, keys[1])
 
-    def __call__(self, x: jax.Array, positions: jax.Array, bias: jax.Array, key: jax.Array | None = None) -> jax.Array:
+    def __call__(
+        self, x: jax.Array, positions: jax.Array, bias: jax.Array, key: jax.Array | None = None
+    ) -> jax.Array:
         """One block over a whole sequence; `bias` (T, T) is additive."""
         return self.update(x, attend(*self.project(x, positions), bias), key)
 
@@ -201,7 +208,9 @@ def embed_prefix(
     if prefix_levels is not None:
         prefix_tokens = jnp.where(levels < prefix_levels[:, None], prefix_tokens, -1)
     prefix_tokens = jnp.where(prefix_tokens < 0, config.prefix_codes, prefix_tokens)
-    return functional.look_up(params["prefix"].astype(config.dtype), prefix_tokens + levels * (config.prefix_codes + 1))
+    return sharding.embed_lookup(
+        params["prefix"].astype(config.dtype), prefix_tokens + levels * (config.prefix_codes + 1)
+    )
 
 
 def _recall(params: Params, config: LMConfig) -> Recall:
@@ -215,7 +224,7 @@ def group(params: Params, config: LMConfig, product: Callable = jax.lax.dot_gene
 
 def embed(params: Params, config: LMConfig, tokens: jax.Array) -> jax.Array:
     """Embeddings (B, N, D) of semantic tokens (B, N), each by itself."""
-    return functional.look_up(params["semantic"].astype(config.dtype), tokens)
+    return sharding.embed_lookup(params["semantic"].astype(config.dtype), tokens)
 
 
 def hear(
@@ -253,7 +262,9 @@ def before_any(weights: jax.Array) -> jax.Array:
     return jnp.pad(weights, ((0, 0), (0, 0), (1, 0), (0, 0)))
 
 
-def head(params: Params, config: LMConfig, x: jax.Array, weights: jax.Array | None, tokens: jax.Array) -> jax.Array:
+def head(
+    params: Params, config: LMConfig, x: jax.Array, weights: jax.Array | None, tokens: jax.Array
+) -> jax.Array:
     """Logits (B, N, vocab) from the stream (B, N, D), and from recall's weights (B, H, N, T) over tokens (B, T)."""
     h = functional.bind(RMSNorm, config.width, params=params["norm"])(x)
     scores = (h @ params["head"].astype(h.dtype)).astype(jnp.float32)
@@ -297,7 +308,9 @@ def logits(
     positions = jnp.arange(x.shape[1])
     bias = causal_bias(positions, positions)
     blocks, inputs = params["blocks"], (positions, bias)
-    x = functional.scan_blocks(Block, config, params=blocks, x=x, inputs=inputs, keys=keys, remat=config.remat)
+    x = functional.scan_blocks(
+        Block, config, params=blocks, x=x, inputs=inputs, keys=keys, remat=config.remat
+    )
     x = x[:, config.prefix_levels - 1 :]
     if n == 1:
         return head(params, config, x, None if weights is None else before_any(weights), history)

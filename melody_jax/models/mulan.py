@@ -1,7 +1,7 @@
 """MuLan: music and text in one space, quantised to the prefix tokens that condition the LM (melody-paper section 2.1).
 
 A music tower (`models/music_tower.py`, `models/ast.py` as in the paper, `models/htsat.py` as in CLAP) and a text tower
-(`models/text.py`), each with a projection, end on the unit sphere.
+(`models/text_tower.py`), each with a projection, end on the unit sphere.
 
 The quantiser centres each modality first ("Modality gap"): `params["music_mean"]`, `params["text_mean"]` and
 `params["codebooks"]` are fitted after training. The deep levels of a text embedding still say little, which is why the
@@ -17,13 +17,14 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from melody_jax import sharding
 from melody_jax.errors import UserError
-from melody_jax.models import ast, functional, htsat, music_tower, rvq, text
+from melody_jax.models import ast, functional, htsat, music_tower, rvq, text_tower
 from melody_jax.models.ast import ASTConfig
 from melody_jax.models.functional import Params
 from melody_jax.models.htsat import HTSATConfig
 from melody_jax.models.music_tower import MusicTowerConfig
-from melody_jax.models.text import BERT_BASE, ROBERTA_BASE, TextConfig
+from melody_jax.models.text_tower import BERT_BASE, ROBERTA_BASE, TextConfig
 
 TOWERS: dict[type, ModuleType] = {MusicTowerConfig: music_tower, ASTConfig: ast, HTSATConfig: htsat}
 """Which module a music tower's config is for."""
@@ -47,7 +48,9 @@ class MuLanConfig:
     """The text tower."""
 
 
-TINY = MuLanConfig(embedding=16, codes=8, music=music_tower.TINY, text=TextConfig(layers=1, width=32, heads=2, ffn=64))
+TINY = MuLanConfig(
+    embedding=16, codes=8, music=music_tower.TINY, text=TextConfig(layers=1, width=32, heads=2, ffn=64)
+)
 """For tests."""
 PAPER = MuLanConfig(codes=1024, music=ASTConfig(), text=BERT_BASE)
 """AST and BERT-base: the paper's 195.3 M parameters."""
@@ -67,7 +70,7 @@ def init(config: MuLanConfig, key: jax.Array) -> Params:
             "projection": _init_projection(config, pooled, music_key),
         },
         "text": {
-            "encoder": text.init(config.text, encoder),
+            "encoder": text_tower.init(config.text, encoder),
             "projection": _init_projection(config, words, text_key),
         },
     }
@@ -85,13 +88,13 @@ def _init_projection(config: MuLanConfig, inputs: int, key: jax.Array) -> Params
 
 def _project(projection: Params | jax.Array, config: MuLanConfig, pooled: jax.Array) -> jax.Array:
     """A tower's pooled features (B, D) on the unit sphere of the joint space (B, E)."""
-    pooled = functional.split_batch(pooled)
+    pooled = sharding.constrain_batch(pooled)
     if not isinstance(projection, dict):
-        return unit(functional.split_batch(pooled @ projection))
+        return unit(sharding.constrain_batch(pooled @ projection))
     hidden = config.projection_hidden
     up = functional.bind(nnx.Linear, pooled.shape[-1], hidden, params=projection["up"])
     out = functional.bind(nnx.Linear, hidden, config.embedding, params=projection["out"])
-    return unit(functional.split_batch(out(jax.nn.relu(up(pooled)))))
+    return unit(sharding.constrain_batch(out(jax.nn.relu(up(pooled)))))
 
 
 def unit(x: jax.Array) -> jax.Array:
@@ -119,8 +122,8 @@ def embed_music(params: Params, config: MuLanConfig, audio: jax.Array) -> jax.Ar
 
 
 def embed_text(params: Params, config: MuLanConfig, ids: jax.Array, mask: jax.Array) -> jax.Array:
-    """Unit embeddings (B, E) of word pieces: ids and mask (B, N) of `data/text.py:tokenize`."""
-    pooled = text.encode(params["text"]["encoder"], config.text, ids, mask)
+    """Unit embeddings (B, E) of word pieces: ids and mask (B, N) of `text.py:tokenize`."""
+    pooled = text_tower.encode(params["text"]["encoder"], config.text, ids, mask)
     return _project(params["text"]["projection"], config, pooled)
 
 

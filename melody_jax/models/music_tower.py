@@ -64,7 +64,9 @@ TINY = MusicTowerConfig(n_fft=512, n_mels=32, layers=1, width=32, heads=2, ffn=6
 """For tests."""
 
 
-def _linear(inputs: int, outputs: int, config: MusicTowerConfig, rngs: nnx.Rngs, gain: float = 1.0) -> nnx.Linear:
+def _linear(
+    inputs: int, outputs: int, config: MusicTowerConfig, rngs: nnx.Rngs, gain: float = 1.0
+) -> nnx.Linear:
     init = nnx.initializers.normal(gain * inputs**-0.5)
     return nnx.Linear(inputs, outputs, kernel_init=init, dtype=jnp.dtype(config.dtype), rngs=rngs)
 

@@ -23,8 +23,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from melody_jax.models.functional import split_batch
 from melody_jax.models.layers import MASKED, RMSNorm
+from melody_jax.sharding import constrain_batch
 
 MEMORY = (0.8, 0.95)
 """lambda at first, head by head: about 5 and 20 tokens."""
@@ -54,14 +54,18 @@ class Recall(nnx.Module):
             heads * width, width, use_bias=False, kernel_init=half, dtype=jnp.dtype(dtype), rngs=rngs
         )
         self.shares = nnx.Linear(
-            width, heads, kernel_init=nnx.initializers.zeros, bias_init=nnx.initializers.constant(-2.0), rngs=rngs
+            width,
+            heads,
+            kernel_init=nnx.initializers.zeros,
+            bias_init=nnx.initializers.constant(-2.0),
+            rngs=rngs,
         )
 
     def begin(self, prefix: jax.Array, places: int) -> Heard:
         """What may be recalled before the first token of `places`, with the prefix's embeddings (B, P, D)."""
         batch, levels, width = prefix.shape
-        hidden = split_batch(jax.nn.gelu(self.prefix(split_batch(prefix.sum(axis=1) * levels**-0.5))))
-        prior = split_batch(self.lags(hidden.astype(jnp.float32))).reshape(batch, -1, LAGS)
+        hidden = constrain_batch(jax.nn.gelu(self.prefix(constrain_batch(prefix.sum(axis=1) * levels**-0.5))))
+        prior = constrain_batch(self.lags(hidden.astype(jnp.float32))).reshape(batch, -1, LAGS)
         rows = jnp.zeros((batch, places, width), prefix.dtype)
         return prior, rows.astype(jnp.float32), rows, jnp.zeros((batch, prior.shape[1], places))
 
@@ -97,13 +101,15 @@ class Recall(nnx.Module):
         """What the network reads (B, N, D) for tokens with embeddings (B, N, D)."""
         recalled = weights.astype(rows.dtype) @ heard[2][:, None]
         batch, heads, length, width = recalled.shape
-        return rows + split_batch(self.hints(recalled.transpose(0, 2, 1, 3).reshape(batch, length, heads * width)))
+        return rows + constrain_batch(
+            self.hints(recalled.transpose(0, 2, 1, 3).reshape(batch, length, heads * width))
+        )
 
     def point(self, hidden: jax.Array, weights: jax.Array) -> jax.Array:
         """Probability (B, N, T) that the next token is that at a place, of final hidden states (B, N, D).
 
         What is missing to one is the network's own share.
         """
-        shares = split_batch(self.shares(hidden.astype(jnp.float32)))
+        shares = constrain_batch(self.shares(hidden.astype(jnp.float32)))
         shares = jax.nn.softmax(jnp.pad(shares, ((0, 0), (0, 0), (1, 0))))[..., 1:]
         return jnp.einsum("bnh,bhnt->bnt", shares, weights)

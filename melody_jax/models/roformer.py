@@ -94,7 +94,11 @@ class Attention(nnx.Module):
         """
         h, conditioned = self.norm(x), context.conditioned
         if isinstance(conditioned, int):
-            parts = [self._across(h[:, :conditioned], clock, context.tokens, context.clock)] if conditioned else []
+            parts = (
+                [self._across(h[:, :conditioned], clock, context.tokens, context.clock)]
+                if conditioned
+                else []
+            )
             if conditioned < x.shape[1]:
                 parts.append(self._along(h[:, conditioned:], context.segment_clock))
             return x + self.out(jnp.concatenate(parts, axis=1))
@@ -110,7 +114,9 @@ class Attention(nnx.Module):
         query, key = (rotate(x, clock[None, None], self.heads) for x in (self.query(h), key))
         return attend(split(query), split(key), split(value)).swapaxes(-2, -3).reshape(h.shape)
 
-    def _across(self, h: jax.Array, clock: np.ndarray, tokens: jax.Array, token_clock: np.ndarray) -> jax.Array:
+    def _across(
+        self, h: jax.Array, clock: np.ndarray, tokens: jax.Array, token_clock: np.ndarray
+    ) -> jax.Array:
         columns, batch, count, width = h.shape
 
         def split(x: jax.Array) -> jax.Array:
@@ -130,14 +136,24 @@ class RoFormer(nnx.Module):
     """The coarse path on a merged sheet (C, B, S, W): attention along S and, if `cross`, to the tokens."""
 
     def __init__(
-        self, width: int, heads: int, feed_forward: int, layers: int, dtype: str, cross: bool = True, *, rngs: nnx.Rngs
+        self,
+        width: int,
+        heads: int,
+        feed_forward: int,
+        layers: int,
+        dtype: str,
+        cross: bool = True,
+        *,
+        rngs: nnx.Rngs,
     ) -> None:
         def half(name: str) -> dict[str, Any]:
             attention = Attention(width, heads, dtype, rngs=rngs)
             return {name: attention, f"{name}_feed": FeedForward(width, feed_forward, dtype, rngs=rngs)}
 
         self.cross = cross
-        self.layers = nnx.List([nnx.Dict(**half("own"), **(half("cross") if cross else {})) for _ in range(layers)])
+        self.layers = nnx.List(
+            [nnx.Dict(**half("own"), **(half("cross") if cross else {})) for _ in range(layers)]
+        )
 
     def __call__(self, x: jax.Array, clock: np.ndarray, context: Condition) -> jax.Array:
         """(C, B, S, W) to the same; `clock` as in `Attention.across`."""

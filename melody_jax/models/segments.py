@@ -43,7 +43,9 @@ def overlap_add(sheet: jax.Array, frames: int, overlap: int = 2) -> jax.Array:
     """(K, B, S, W) -> (B, L, W), the sum of all segments of every frame: `overlap` times what `segment` was given."""
     hop = sheet.shape[0] // overlap
     pad = ((0, 0), (0, 0))
-    parts = (jnp.pad(sheet[i * hop : (i + 1) * hop], (*pad, (i, overlap - 1 - i), (0, 0))) for i in range(overlap))
+    parts = (
+        jnp.pad(sheet[i * hop : (i + 1) * hop], (*pad, (i, overlap - 1 - i), (0, 0))) for i in range(overlap)
+    )
     pieces = functools.reduce(jnp.add, parts)
     _, batch, count, width = pieces.shape
     front = (overlap - 1) * hop

@@ -40,7 +40,9 @@ class SRUConfig:
 
     def __post_init__(self) -> None:
         if self.parallel_scan and self.recurrent_weights:
-            raise UserError("parallel_scan=True needs recurrent_weights=False: with them the recurrence is not linear")
+            raise UserError(
+                "parallel_scan=True needs recurrent_weights=False: with them the recurrence is not linear"
+            )
 
 
 class SRULayer(nnx.Module):
@@ -60,7 +62,9 @@ class SRULayer(nnx.Module):
         """(T, N, D) to (T, N, 2 H)."""
         hidden = self.config.hidden
         kernel = self.kernel[...].astype(x.dtype)
-        candidate, forget, gate, skip = (x @ kernel[:, i : i + 2 * hidden] for i in range(0, 8 * hidden, 2 * hidden))
+        candidate, forget, gate, skip = (
+            x @ kernel[:, i : i + 2 * hidden] for i in range(0, 8 * hidden, 2 * hidden)
+        )
         bias = self.bias[...].astype(x.dtype)
         v = self.recurrent[...].astype(x.dtype) if self.config.recurrent_weights else None
         forget, gate = forget + bias[0], gate + bias[1]
@@ -81,8 +85,12 @@ def _scanned(candidate: jax.Array, forget: jax.Array) -> jax.Array:
     def compose(first: tuple[jax.Array, jax.Array], second: tuple[jax.Array, jax.Array]):
         return first[0] * second[0], first[1] * second[0] + second[1]
 
-    halves = zip(jnp.split(keep, 2, axis=-1), jnp.split((1 - keep) * candidate, 2, axis=-1), (False, True), strict=True)
-    both = [jax.lax.associative_scan(compose, (kept, new), reverse=reverse)[1] for kept, new, reverse in halves]
+    halves = zip(
+        jnp.split(keep, 2, axis=-1), jnp.split((1 - keep) * candidate, 2, axis=-1), (False, True), strict=True
+    )
+    both = [
+        jax.lax.associative_scan(compose, (kept, new), reverse=reverse)[1] for kept, new, reverse in halves
+    ]
     return jnp.concatenate(both, axis=-1)
 
 
@@ -130,11 +138,14 @@ def _before(cells: jax.Array) -> jax.Array:
     """The cells (T, N, 2 H) one step earlier in their direction, zero at first."""
     ahead, behind = jnp.split(cells, 2, axis=-1)
     return jnp.concatenate(
-        [jnp.pad(ahead[:-1], ((1, 0), (0, 0), (0, 0))), jnp.pad(behind[1:], ((0, 1), (0, 0), (0, 0)))], axis=-1
+        [jnp.pad(ahead[:-1], ((1, 0), (0, 0), (0, 0))), jnp.pad(behind[1:], ((0, 1), (0, 0), (0, 0)))],
+        axis=-1,
     )
 
 
-def _sweep(step: Callable, arrays: tuple[jax.Array, ...], v: jax.Array | None, backward: bool = False) -> jax.Array:
+def _sweep(
+    step: Callable, arrays: tuple[jax.Array, ...], v: jax.Array | None, backward: bool = False
+) -> jax.Array:
     """One loop for both directions: what (carry, output) = step(carry, *arrays at a time, v) puts out, (T, N, 2 H).
 
     The first H channels go forward in time and the last H back; with `backward` the other way round. Reading and

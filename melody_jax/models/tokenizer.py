@@ -18,7 +18,7 @@ import numpy as np
 from melody_jax import spectral
 from melody_jax.audio import SAMPLE_RATE, TOKEN_SAMPLES
 from melody_jax.errors import UserError
-from melody_jax.models import conformer, kmeans, wav2vec2
+from melody_jax.models import conformer, nearest_code, wav2vec2
 from melody_jax.models.conformer import ConformerConfig
 from melody_jax.models.functional import Params
 from melody_jax.models.wav2vec2 import MERT_95M, Wav2Vec2Config
@@ -94,7 +94,9 @@ def spectrum(config: TokenizerConfig, audio: jax.Array) -> tuple[jax.Array, jax.
     mel = spectral.log_mel(audio, config.n_fft, hop, config.n_mels)[:, : STACK * tokens]
     mel = (mel.reshape(batch, tokens, STACK, config.n_mels) - config.mel_mean) / config.mel_std
     bands = spectral.magnitude(spectral.stft(audio, long_fft, TOKEN_SAMPLES))
-    bands = jnp.log(jnp.maximum(bands @ _semitone_filters(config.semitone_low, config.semitones, long_fft), 1e-3))
+    bands = jnp.log(
+        jnp.maximum(bands @ _semitone_filters(config.semitone_low, config.semitones, long_fft), 1e-3)
+    )
     return mel, (bands - config.semitone_mean) / config.semitone_std
 
 
@@ -121,7 +123,9 @@ def stack(mel: jax.Array, bands: jax.Array) -> jax.Array:
     return jnp.concatenate([mel.reshape(*mel.shape[:2], -1), bands], axis=-1)
 
 
-def features(params: Params, config: TokenizerConfig, audio: jax.Array, layer: int | None = None) -> jax.Array:
+def features(
+    params: Params, config: TokenizerConfig, audio: jax.Array, layer: int | None = None
+) -> jax.Array:
     """What is clustered, before standardisation: (B, T) -> (B, U, feature_width).
 
     Activations after `layer` blocks (default: the encoder's `layer`), then, if `spectral_share` > 0, the token's mean
@@ -147,4 +151,4 @@ def standardise(params: Params, x: jax.Array) -> jax.Array:
 
 def tokenize(params: Params, config: TokenizerConfig, audio: jax.Array) -> jax.Array:
     """Semantic tokens: (B, T) mono at 24 kHz -> int32 (B, T // 960) in [0, semantic_vocab)."""
-    return kmeans.assign(standardise(params, features(params, config, audio)), params["codebook"])
+    return nearest_code.assign(standardise(params, features(params, config, audio)), params["codebook"])

@@ -26,6 +26,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from melody_jax import sharding
 from melody_jax.errors import UserError
 from melody_jax.models import functional
 from melody_jax.models.conditioning import SMALL_INIT, Conditioned, Conditions, DenoiserConfig
@@ -52,9 +53,13 @@ class UNetConfig(DenoiserConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not self.channels or min(self.channels) < 1 or self.residual_blocks < 1:
-            raise UserError(f"channels {self.channels}, residual_blocks {self.residual_blocks}: at least one of each")
+            raise UserError(
+                f"channels {self.channels}, residual_blocks {self.residual_blocks}: at least one of each"
+            )
         if not 0 <= self.attention_levels <= len(self.channels):
-            raise UserError(f"attention_levels is {self.attention_levels}; there are {len(self.channels)} levels")
+            raise UserError(
+                f"attention_levels is {self.attention_levels}; there are {len(self.channels)} levels"
+            )
         for channels in self.channels[len(self.channels) - self.attention_levels :]:
             if self.head_width < 2 or self.head_width % 2 or channels % self.head_width:
                 raise UserError(
@@ -83,7 +88,9 @@ class FrameNorm(nnx.Module):
 class Conv(nnx.Module):
     """'Same' convolution over all axes but the first and the last: patches times a matrix (discriminators.py: why)."""
 
-    def __init__(self, axes: int, inputs: int, outputs: int, dtype: str, init: Any = None, *, rngs: nnx.Rngs) -> None:
+    def __init__(
+        self, axes: int, inputs: int, outputs: int, dtype: str, init: Any = None, *, rngs: nnx.Rngs
+    ) -> None:
         self.dtype = dtype
         init = init or nnx.initializers.lecun_normal()
         self.kernel = nnx.Param(init(rngs.params(), (*[TAPS] * axes, inputs, outputs)))
@@ -97,10 +104,18 @@ class Conv(nnx.Module):
         padded = jnp.pad(x, ((0, 0), *[(TAPS // 2, TAPS // 2) for _ in taps], (0, 0)))
         shifts = itertools.product(range(TAPS), repeat=len(taps))
         patches = [
-            padded[:, *(slice(first, first + size, stride) for first, size in zip(shift, x.shape[1:-1], strict=True))]
+            padded[
+                :,
+                *(
+                    slice(first, first + size, stride)
+                    for first, size in zip(shift, x.shape[1:-1], strict=True)
+                ),
+            ]
             for shift in shifts
         ]
-        return jnp.concatenate(patches, axis=-1) @ kernel.reshape(-1, outputs) + self.bias[...].astype(self.dtype)
+        return jnp.concatenate(patches, axis=-1) @ kernel.reshape(-1, outputs) + self.bias[...].astype(
+            self.dtype
+        )
 
 
 class ResidualBlock(nnx.Module):
@@ -154,14 +169,16 @@ class Level(nnx.Module):
     def __init__(self, axes: int, inputs: int, level: int, config: UNetConfig, *, rngs: nnx.Rngs) -> None:
         channels = config.channels[level]
         widths = [inputs, *[channels] * (config.residual_blocks - 1)]
-        self.residual = nnx.List([ResidualBlock(axes, width, channels, config, rngs=rngs) for width in widths])
+        self.residual = nnx.List(
+            [ResidualBlock(axes, width, channels, config, rngs=rngs) for width in widths]
+        )
         self.attends = config.attends(level)
         if self.attends:
             self.attention = Transformer(channels, config, rngs=rngs)
 
     def __call__(self, x: jax.Array, modulation: jax.Array, clock: np.ndarray, told: Conditions) -> jax.Array:
         """(B, L, ..., C) to (B, L, ..., C')."""
-        x = functional.split_batch(x)
+        x = sharding.constrain_batch(x)
         for block in self.residual:
             x = block(x, modulation)
         return self.attention(x, clock, told) if self.attends else x
@@ -181,7 +198,10 @@ class UNet(Conditioned):
             [Level(axes, channels[max(i - 1, 0)], i, config, rngs=rngs) for i in range(len(channels))]
         )
         self.rising = nnx.List(
-            [Level(axes, c * (1 if i == coarsest else 2), i, config, rngs=rngs) for i, c in enumerate(channels)]
+            [
+                Level(axes, c * (1 if i == coarsest else 2), i, config, rngs=rngs)
+                for i, c in enumerate(channels)
+            ]
         )
         self.halve = nnx.List([Conv(axes, c, c, dtype, rngs=rngs) for c in channels[:-1]])
         self.double = nnx.List(
@@ -193,11 +213,12 @@ class UNet(Conditioned):
     def through(self, x: jax.Array, told: Conditions) -> jax.Array:
         """(B, L, ..., width_in) to the same."""
         levels = range(len(self.config.channels))
-        modulations = [functional.split_batch(told.angles + told.pooled[:, None] + told.aligned)]
+        modulations = [sharding.constrain_batch(told.angles + told.pooled[:, None] + told.aligned)]
         for _ in levels[1:]:
             modulations.append(_halved(modulations[-1]))
         clocks = [
-            (np.arange(m.shape[1]) + 0.5) * 2**i / self.config.frames_per_token for i, m in enumerate(modulations)
+            (np.arange(m.shape[1]) + 0.5) * 2**i / self.config.frames_per_token
+            for i, m in enumerate(modulations)
         ]
 
         def apply(level: Level, i: int, x: jax.Array) -> jax.Array:

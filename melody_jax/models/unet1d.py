@@ -28,11 +28,20 @@ class UNet1DConfig(UNetConfig):
 
 
 ABLATION = UNet1DConfig(
-    **shared_fields(dpd.ABLATION), channels=(64, 64, 96, 96), residual_blocks=1, attention_levels=3, head_width=32
+    **shared_fields(dpd.ABLATION),
+    channels=(64, 64, 96, 96),
+    residual_blocks=1,
+    attention_levels=3,
+    head_width=32,
 )
 """As many parameters as `dpd.ABLATION`, within 1 %."""
 TINY = UNet1DConfig(
-    **shared_fields(dpd.TINY), channels=(16, 24), residual_blocks=1, attention_levels=1, head_width=12, feed_forward=2
+    **shared_fields(dpd.TINY),
+    channels=(16, 24),
+    residual_blocks=1,
+    attention_levels=1,
+    head_width=12,
+    feed_forward=2,
 )
 
 

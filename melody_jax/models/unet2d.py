@@ -31,11 +31,20 @@ class UNet2DConfig(UNetConfig):
 
 
 ABLATION = UNet2DConfig(
-    **shared_fields(dpd.ABLATION), channels=(16, 32, 64, 120), residual_blocks=1, attention_levels=1, head_width=30
+    **shared_fields(dpd.ABLATION),
+    channels=(16, 32, 64, 120),
+    residual_blocks=1,
+    attention_levels=1,
+    head_width=30,
 )
 """As many parameters as `dpd.ABLATION`, within 1 %."""
 TINY = UNet2DConfig(
-    **shared_fields(dpd.TINY), channels=(8, 16), residual_blocks=1, attention_levels=1, head_width=8, feed_forward=2
+    **shared_fields(dpd.TINY),
+    channels=(8, 16),
+    residual_blocks=1,
+    attention_levels=1,
+    head_width=8,
+    feed_forward=2,
 )
 
 

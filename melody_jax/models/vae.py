@@ -2,7 +2,7 @@
 
     audio (B, T) --encoder--> mean, log variance (B, L, D) --sample, normalise--> latents (B, L, D) --decoder--> audio
 
-Which networks the two halves are is the config's `codec`: `models/magnitudes.py` (`mini`, `modern`) or
+Which networks the two halves are is the config's `codec`: `models/stft_codec.py` (`mini`, `modern`) or
 `models/hifigan.py` (the paper). What stands between them is here.
 
 B batch, T samples (a multiple of `config.hop`), L = T / hop latents, D latent channels.
@@ -15,14 +15,16 @@ import jax
 import jax.numpy as jnp
 
 from melody_jax.errors import UserError
-from melody_jax.models import hifigan, magnitudes
+from melody_jax.models import hifigan, stft_codec
 from melody_jax.models.functional import Params
 from melody_jax.models.hifigan import HiFiGANConfig
-from melody_jax.models.magnitudes import MagnitudesConfig
+from melody_jax.models.stft_codec import MagnitudesConfig
 
-CODECS: dict[type, ModuleType] = {MagnitudesConfig: magnitudes, HiFiGANConfig: hifigan}
+CODECS: dict[type, ModuleType] = {MagnitudesConfig: stft_codec, HiFiGANConfig: hifigan}
 """Which module a codec's config is for."""
-LOG_VARIANCE_START = -5.0  # a fresh posterior is narrow: the latents carry something before the KL term silences them
+LOG_VARIANCE_START = (
+    -5.0
+)  # a fresh posterior is narrow: the latents carry something before the KL term silences them
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,11 +46,11 @@ class VAEConfig:
         return self.codec.hop
 
 
-TINY = VAEConfig(latent_width=8, codec=magnitudes.TINY)
+TINY = VAEConfig(latent_width=8, codec=stft_codec.TINY)
 """For tests."""
 PAPER = VAEConfig(latent_width=16, latent_scale=3.0, latent_clip=1.0, codec=HiFiGANConfig())
 """The published rates, channels and kernels: 250 latents of 16 channels a second."""
-MODERN = VAEConfig(codec=magnitudes.MODERN)
+MODERN = VAEConfig(codec=stft_codec.MODERN)
 """50 latents of 64 channels a second."""
 
 
@@ -89,7 +91,9 @@ def normalise(params: Params, config: VAEConfig, raw: jax.Array) -> jax.Array:
 
 
 def _clip(config: VAEConfig, latents: jax.Array) -> jax.Array:
-    return latents if config.latent_clip is None else jnp.clip(latents, -config.latent_clip, config.latent_clip)
+    return (
+        latents if config.latent_clip is None else jnp.clip(latents, -config.latent_clip, config.latent_clip)
+    )
 
 
 def _for_decoder(params: Params, config: VAEConfig, latents: jax.Array) -> jax.Array:
@@ -113,13 +117,17 @@ def encode(params: Params, config: VAEConfig, audio: jax.Array, key: jax.Array |
     return normalise(params, config, mean if key is None else sample(mean, log_variance, key))
 
 
-def decode(params: Params, config: VAEConfig, latents: jax.Array, first: jax.typing.ArrayLike = 0) -> jax.Array:
+def decode(
+    params: Params, config: VAEConfig, latents: jax.Array, first: jax.typing.ArrayLike = 0
+) -> jax.Array:
     """Normalised latents (B, L, D) to audio (B, L * hop), float32.
 
     first: the number of the first latent in its piece, where these are a part: what lies `decoder_reach` latents from
     a part's ends is then decoded as in the whole.
     """
-    return CODECS[type(config.codec)].decode(params, config.codec, _for_decoder(params, config, latents), first)
+    return CODECS[type(config.codec)].decode(
+        params, config.codec, _for_decoder(params, config, latents), first
+    )
 
 
 def reconstruct(params: Params, config: VAEConfig, latents: jax.Array, audio: jax.Array) -> jax.Array:

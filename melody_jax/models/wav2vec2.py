@@ -19,9 +19,9 @@ from melody_jax import spectral
 from melody_jax.audio import TOKEN_SAMPLES
 from melody_jax.errors import UserError
 from melody_jax.models import functional
+from melody_jax.models.bert_block import Block, BlockConfig, layer_norm, linear
 from melody_jax.models.functional import Params, Remat
 from melody_jax.models.layers import attend, depthwise_conv, merge_heads, rotary, split_heads
-from melody_jax.models.transformer import Block, BlockConfig, layer_norm, linear
 
 EPSILON = 1e-5
 gelu = partial(jax.nn.gelu, approximate=False)
@@ -82,7 +82,9 @@ class Wav2Vec2Config:
     @property
     def block(self) -> BlockConfig:
         """Shape of a transformer block."""
-        return BlockConfig(width=self.width, heads=self.heads, ffn=self.ffn, epsilon=EPSILON, dtype=self.dtype)
+        return BlockConfig(
+            width=self.width, heads=self.heads, ffn=self.ffn, epsilon=EPSILON, dtype=self.dtype
+        )
 
 
 MERT_95M = Wav2Vec2Config(resample=(1, 1), channel_norm=False, conformer=False, layers=12, pool=3)
@@ -114,7 +116,9 @@ class Convolution(nnx.Module):
         self.activation = ACTIVATIONS[config.activation]
         self.norm = layer_norm(width, EPSILON, rngs=rngs)
         self.gate = linear(width, 2 * width, config.dtype, bias=False, rngs=rngs)
-        self.depthwise = nnx.Param(jax.random.normal(rngs.params(), (config.kernel, width)) * config.kernel**-0.5)
+        self.depthwise = nnx.Param(
+            jax.random.normal(rngs.params(), (config.kernel, width)) * config.kernel**-0.5
+        )
         self.scale = nnx.Param(jnp.ones(width))
         self.bias = nnx.Param(jnp.zeros(width))
         self.out = linear(width, width, config.dtype, bias=False, rngs=rngs)
@@ -157,17 +161,23 @@ def init(config: Wav2Vec2Config, key: jax.Array) -> Params:
     conv_key, input_key, position_key, block_key = jax.random.split(key, 4)
     params: Params = {
         "convolutions": {
-            str(i): _init_convolution(config, i, jax.random.fold_in(conv_key, i)) for i in range(len(config.kernels))
+            str(i): _init_convolution(config, i, jax.random.fold_in(conv_key, i))
+            for i in range(len(config.kernels))
         },
         "input_norm": functional.init(layer_norm, config.channels, EPSILON, key=input_key),
         "input": functional.init(nnx.Linear, config.channels, config.width, key=input_key),
     }
     if config.conformer:
-        return params | {"blocks": functional.init_stack(ConformerBlock, config, key=block_key, depth=config.layers)}
+        return params | {
+            "blocks": functional.init_stack(ConformerBlock, config, key=block_key, depth=config.layers)
+        }
     shape = (config.position_kernel, config.width // config.position_groups, config.width)
     scale = 2.0 * (config.position_kernel * config.width) ** -0.5
     return params | {
-        "position": {"kernel": scale * jax.random.normal(position_key, shape), "bias": jnp.zeros(config.width)},
+        "position": {
+            "kernel": scale * jax.random.normal(position_key, shape),
+            "bias": jnp.zeros(config.width),
+        },
         "norm": functional.init(layer_norm, config.width, EPSILON, key=key),
         "blocks": functional.init_stack(Block, config.block, key=block_key, depth=config.layers),
     }
@@ -222,11 +232,18 @@ def hidden(params: Params, config: Wav2Vec2Config, wave: jax.Array, layer: int) 
     if config.conformer:
         positions = jnp.arange(x.shape[1])
         return functional.scan_blocks(
-            ConformerBlock, config, params=blocks, x=x.astype(config.dtype), inputs=(positions,), remat=config.remat
+            ConformerBlock,
+            config,
+            params=blocks,
+            x=x.astype(config.dtype),
+            inputs=(positions,),
+            remat=config.remat,
         )
     x = x + _positions(params["position"], config, x)
     x = functional.bind(layer_norm, config.width, EPSILON, params=params["norm"])(x)
-    return functional.scan_blocks(Block, config.block, params=blocks, x=x.astype(config.dtype), remat=config.remat)
+    return functional.scan_blocks(
+        Block, config.block, params=blocks, x=x.astype(config.dtype), remat=config.remat
+    )
 
 
 def _positions(params: Params, config: Wav2Vec2Config, x: jax.Array) -> jax.Array:
@@ -245,5 +262,7 @@ def features(params: Params, config: Wav2Vec2Config, audio: jax.Array, layer: in
     """
     x = hidden(params, config, waveform(config, audio), layer)
     tokens = audio.shape[1] // TOKEN_SAMPLES
-    x = jnp.pad(x.astype(jnp.float32), ((0, 0), (0, max(0, config.pool * tokens - x.shape[1])), (0, 0)), mode="edge")
+    x = jnp.pad(
+        x.astype(jnp.float32), ((0, 0), (0, max(0, config.pool * tokens - x.shape[1])), (0, 0)), mode="edge"
+    )
     return x[:, : config.pool * tokens].reshape(len(x), tokens, config.pool, -1).mean(axis=2)

@@ -25,7 +25,7 @@ from melody_jax.errors import UserError
 from melody_jax.models import vae
 from melody_jax.models.functional import Params
 from melody_jax.models.vae import VAEConfig
-from melody_jax.sampling.generate import latents_to_wave
+from melody_jax.sampling.windows import latents_to_wave
 
 LIMITER_REACH = 2 * round(audio.LOOKAHEAD * audio.SAMPLE_RATE)
 """Samples to either side that `audio.peak_limit` looks at."""
@@ -64,7 +64,11 @@ def decode(
         around = wave[:, begin - before : stop + LIMITER_REACH]
         return np.stack([audio.peak_limit(item)[before : before + stop - begin] for item in around])
 
-    held, start, end = None, 0, 0  # the last latents so far; where in the piece the next window starts, and they end
+    held, start, end = (
+        None,
+        0,
+        0,
+    )  # the last latents so far; where in the piece the next window starts, and they end
     for block in blocks:
         held = np.asarray(block) if held is None else np.concatenate([held, np.asarray(block)], axis=1)
         end += block.shape[1]

@@ -24,9 +24,9 @@ from melody_jax.data.features import starts, stitch
 from melody_jax.errors import UserError
 from melody_jax.models import tokenizer, vae
 from melody_jax.models.functional import Params
-from melody_jax.sampling.generate import Window
 from melody_jax.sampling.prompts import read_sound
 from melody_jax.sampling.request import MAX_SECONDS, Request
+from melody_jax.sampling.windows import Window
 
 FADE = 0.02
 """Seconds of every crossfade."""
@@ -100,7 +100,9 @@ def plan(regions: list[tuple[int, int]], length: int, window: int, step: int) ->
             closed = end < length and end - first <= window // 2
             before = (window - (end - first)) // 2 if closed else window - step
             start = min(max(first - before, 0), max(length - window, 0))
-            last = min(end, start + window) if closed or start == 0 else min(end, start + window, first + step)
+            last = (
+                min(end, start + window) if closed or start == 0 else min(end, start + window, first + step)
+            )
             fills.append(Fill(start, first, last, last == end < min(length, start + window)))
             first = last
     return fills
@@ -114,13 +116,17 @@ def prepare(request: Request, params: dict[str, Params], configs: dict[str, Any]
             it, or it is to be continued to a length that it has already.
     """
     if "tokenizer" not in params:
-        raise UserError("the tokenizer was not loaded; a source needs it: load(..., networks=(..., 'tokenizer'))")
+        raise UserError(
+            "the tokenizer was not loaded; a source needs it: load(..., networks=(..., 'tokenizer'))"
+        )
     sound = read_sound(request.source, "a source")
     seconds = len(sound) / SAMPLE_RATE
     if seconds > MAX_SECONDS:
         raise UserError(f"a source of {seconds:.0f} s; it may have {MAX_SECONDS:g}")
     if request.continues and request.seconds <= seconds:
-        raise UserError(f"seconds is {request.seconds}, but the source has {seconds:.2f} already; ask for more")
+        raise UserError(
+            f"seconds is {request.seconds}, but the source has {seconds:.2f} already; ask for more"
+        )
     if late := [end for _, end in request.regions if end > seconds + 1e-6]:
         raise UserError(f"a region ends at {late[0]} s; the source ends at {seconds:.2f} s")
     if request.continues:
@@ -147,7 +153,9 @@ def gap(pieces: Sequence[Piece], keep_tokens: Sequence[bool], number: int) -> Ga
     spans = [slice(fill.start, fill.start + piece.window) for piece, fill in zip(pieces, fills, strict=True)]
     unfilled = np.stack([_unfilled(piece, number)[span] for piece, span in zip(pieces, spans, strict=True)])
     tokens = np.stack([piece.semantic_tokens[span] for piece, span in zip(pieces, spans, strict=True)])
-    latents = np.stack([piece.latents[_times(span, piece.rate)] for piece, span in zip(pieces, spans, strict=True)])
+    latents = np.stack(
+        [piece.latents[_times(span, piece.rate)] for piece, span in zip(pieces, spans, strict=True)]
+    )
     new_tokens = unfilled & ~np.asarray(keep_tokens)[:, None]
     known = np.where(new_tokens.any(axis=1), new_tokens.argmax(axis=1), unfilled.shape[1] - 1).min()
     step = unfilled.shape[1] // GIVEN_STEPS
@@ -227,7 +235,9 @@ def _gain(sound: np.ndarray) -> float:
 
 
 @partial(jax.jit, static_argnames="configs")
-def _features(params: dict[str, Params], configs: tuple[Any, Any], windows: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _features(
+    params: dict[str, Params], configs: tuple[Any, Any], windows: jax.Array
+) -> tuple[jax.Array, jax.Array]:
     """Semantic tokens (N, U) and latents (N, L, D) of windows (N, T)."""
 
     def one(window: jax.Array) -> tuple[jax.Array, jax.Array]:

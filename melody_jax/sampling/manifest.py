@@ -53,7 +53,9 @@ def read_items(path: Path, defaults: dict[str, Any]) -> list[Item]:
     try:
         lines = path.read_text("utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read as UTF-8 text ({getattr(error, 'strerror', None) or error})") from None
+        raise UserError(
+            f"{path}: cannot be read as UTF-8 text ({getattr(error, 'strerror', None) or error})"
+        ) from None
     items: dict[str, Item] = {}
     bad: list[str] = []
     for place, number in enumerate(number for number, line in enumerate(lines) if line.strip()):
@@ -92,14 +94,18 @@ def _item(line: Any, number: int, place: int, defaults: dict[str, Any], folder: 
     settings = defaults | {"seed": defaults.get("seed", 0) + place} | own
     if "story" in line:
         scenes = _objects(line["story"], "story", {"at", "prompt"})
-        settings["story"] = tuple(Scene(at=one["at"], prompt=_prompt(one["prompt"], folder)) for one in scenes)
+        settings["story"] = tuple(
+            Scene(at=one["at"], prompt=_prompt(one["prompt"], folder)) for one in scenes
+        )
     if "source" in line:
         settings["source"] = folder / str(line["source"])
     if "regions" in line:
         settings["regions"] = _regions(line["regions"])
     name = str(line.get("id", f"{place:06d}"))
     if not NAME.fullmatch(name):
-        raise UserError(f"id {name!r} is no file name; it must be 1 to 100 of A-Z a-z 0-9 . _ - and not begin with a .")
+        raise UserError(
+            f"id {name!r} is no file name; it must be 1 to 100 of A-Z a-z 0-9 . _ - and not begin with a ."
+        )
     (request,) = make_requests([_prompt(line.get("prompt", ""), folder)], settings)
     return Item(line=number, name=name, request=request, settings=_plain(request))
 
@@ -120,7 +126,11 @@ def _prompt(value: Any, folder: Path) -> Prompt:
 def _regions(value: Any) -> tuple[tuple[float, float], ...]:
     pairs = value if isinstance(value, list) else [value]
     for pair in pairs:
-        if not isinstance(pair, list) or len(pair) != 2 or not all(isinstance(end, int | float) for end in pair):
+        if (
+            not isinstance(pair, list)
+            or len(pair) != 2
+            or not all(isinstance(end, int | float) for end in pair)
+        ):
             raise UserError(f"regions are {value}; they must be a list of [begin, end] in seconds")
     return tuple((begin, end) for begin, end in pairs)
 

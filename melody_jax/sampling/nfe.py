@@ -20,7 +20,7 @@ from melody_jax import diffusion
 from melody_jax.errors import UserError
 from melody_jax.models import dpd, vae
 from melody_jax.models.denoiser import DenoiserConfig
-from melody_jax.sampling.melody import Melody, load
+from melody_jax.sampling.cascade import Melody, load
 from melody_jax.sampling.request import MAX_SECONDS
 
 MUSICLM_RATE = 25 + 200 + 400

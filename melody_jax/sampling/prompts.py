@@ -15,8 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from tokenizers import Tokenizer
 
-from melody_jax import audio
-from melody_jax.data import text
+from melody_jax import audio, text
 from melody_jax.errors import UserError
 from melody_jax.models import mulan, rvq
 from melody_jax.models.functional import Params
@@ -50,8 +49,15 @@ def targets_to_prefix(params: Params, config: MuLanConfig, targets: jax.Array) -
 class PromptEncoder:
     """MuLan as the sampler uses it; sound is heard in windows of `window_samples`, which are averaged."""
 
-    def __init__(self, params: Params, config: MuLanConfig, tokenizer: Tokenizer, window_samples: int) -> None:
-        self.params, self.config, self.tokenizer, self.window_samples = params, config, tokenizer, window_samples
+    def __init__(
+        self, params: Params, config: MuLanConfig, tokenizer: Tokenizer, window_samples: int
+    ) -> None:
+        self.params, self.config, self.tokenizer, self.window_samples = (
+            params,
+            config,
+            tokenizer,
+            window_samples,
+        )
 
     def target(self, prompt: Prompt) -> np.ndarray:
         """The point (E,) that a prompt names.
@@ -89,7 +95,10 @@ class PromptEncoder:
         size = self.window_samples
         wave = wave if len(wave) >= size else np.resize(wave, size)
         ends = dict.fromkeys([*range(size, len(wave), size), len(wave)])
-        points = [np.asarray(audio_targets(self.params, self.config, wave[None, end - size : end])[0]) for end in ends]
+        points = [
+            np.asarray(audio_targets(self.params, self.config, wave[None, end - size : end])[0])
+            for end in ends
+        ]
         return np.asarray(mulan.unit(jnp.asarray(np.mean(points, axis=0))))
 
 
@@ -109,5 +118,7 @@ def read_sound(sound: Any, what: str) -> np.ndarray:
 def _tokenise(prompt: str, length: int, tokenizer: Tokenizer) -> tuple[np.ndarray, np.ndarray]:
     pieces = text.token_count(prompt, tokenizer)
     if pieces > length:
-        raise UserError(f"prompt {prompt[:40]!r}... has {pieces - 2} word pieces; at most {length - 2} fit, shorten it")
+        raise UserError(
+            f"prompt {prompt[:40]!r}... has {pieces - 2} word pieces; at most {length - 2} fit, shorten it"
+        )
     return text.tokenize([prompt], length, tokenizer)

@@ -28,7 +28,9 @@ class Part:
 
     def __post_init__(self) -> None:
         if bool(self.text.strip()) == (self.audio is not None):
-            raise UserError(f"a part of a prompt has text or audio, one of the two; got {self.text!r} and {self.audio}")
+            raise UserError(
+                f"a part of a prompt has text or audio, one of the two; got {self.text!r} and {self.audio}"
+            )
         _check_number("weight", self.weight, -10.0, 10.0)
 
 
@@ -160,7 +162,9 @@ def make_requests(prompts: Prompt | Sequence[Prompt], settings: dict[str, Any]) 
     for name in settings:
         if name not in known:
             near = difflib.get_close_matches(name, known, 1)
-            raise UserError(f"unknown setting {name!r}; " + (f"is {near[0]!r} meant?" if near else f"see {Request}"))
+            raise UserError(
+                f"unknown setting {name!r}; " + (f"is {near[0]!r} meant?" if near else f"see {Request}")
+            )
     columns = {name: _column(name, value, len(wanted)) for name, value in ({"seed": 0} | settings).items()}
     return [
         Request(prompt=prompt, **{name: values[i] for name, values in columns.items()})

@@ -15,14 +15,14 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
+from melody_jax.chips import CHIPS, Roofline, roofline
 from melody_jax.config import TrainConfig, load_config
 from melody_jax.errors import UserError
+from melody_jax.flops import collectives, matmul_cost
 from melody_jax.models import mulan, vae
 from melody_jax.models.functional import Remat
-from melody_jax.scale.chips import CHIPS, Roofline, roofline
-from melody_jax.scale.counting import collectives, matmul_cost
 from melody_jax.scale.programs import PAPER_SAMPLER, trace_sampler, trace_step, with_fields
-from melody_jax.training.sharding import make_mesh
+from melody_jax.sharding import make_mesh
 
 SAMPLER = "sampler"
 
@@ -92,7 +92,9 @@ def compile_tpu(config: CompileConfig) -> Report:
 def analyse(config: CompileConfig) -> Report:
     """Compiles without printing. Raises `UserError` as `compile_tpu`."""
     if config.topology.split(":")[0] not in CHIPS:
-        raise UserError(f"topology {config.topology!r}: the chip must be one of {', '.join(CHIPS)}, as in v5e:4x4")
+        raise UserError(
+            f"topology {config.topology!r}: the chip must be one of {', '.join(CHIPS)}, as in v5e:4x4"
+        )
     mesh = make_mesh(config.mesh, _devices(config.topology, config.slices))
     traced, size = _traced(config, mesh)
     return examine(traced, size, mesh, config)
@@ -123,7 +125,9 @@ def examine(traced: Any, batch_size: int, mesh: Mesh, config: CompileConfig) -> 
     try:
         compiled = traced.lower().compile(compiler_options=options if config.quick else None)
     except jax.errors.JaxRuntimeError as error:
-        reason = next((line for line in str(error).splitlines() if "memory" in line.lower()), str(error)[:200])
+        reason = next(
+            (line for line in str(error).splitlines() if "memory" in line.lower()), str(error)[:200]
+        )
         raise UserError(f"{config.topology}: it cannot be compiled ({reason.strip()[:300]})") from None
     sizes, sent = compiled.memory_analysis(), collectives(compiled.as_text())
     kept = sizes.argument_size_in_bytes + sizes.output_size_in_bytes
@@ -173,7 +177,9 @@ def _devices(topology: str, slices: int) -> list[Any]:
         return list(topologies.get_topology_desc(platform="tpu", topology_name=topology, **more).devices)
     except Exception as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
-        raise UserError(f"topology {topology!r} is not to be had ({reason}); libtpu comes with the extra tpu") from None
+        raise UserError(
+            f"topology {topology!r} is not to be had ({reason}); libtpu comes with the extra tpu"
+        ) from None
 
 
 def describe(report: Report, topology: str, slices: int = 1) -> str:
@@ -191,6 +197,9 @@ def describe(report: Report, topology: str, slices: int = 1) -> str:
         f"  interconnect at least {line.interconnect * 1e3:.1f} ms",
     ]
     lines += [f"  network      at least {line.network * 1e3:.1f} ms"] if slices > 1 else []
-    lines += [f"    {kind}: {count}, {size / 1e6:.1f} MB" for kind, (count, size) in sorted(report.collectives.items())]
+    lines += [
+        f"    {kind}: {count}, {size / 1e6:.1f} MB"
+        for kind, (count, size) in sorted(report.collectives.items())
+    ]
     lines.append(f"  bound by {line.bound}; at most {100 * line.utilisation:.0f} % of the peak FLOP/s")
     return "\n".join(lines)

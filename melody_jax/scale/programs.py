@@ -11,18 +11,18 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from melody_jax.composer import facts
 from melody_jax.config import DataConfig, TrainConfig
-from melody_jax.data import facts
 from melody_jax.errors import UserError
 from melody_jax.models import denoiser, dpd, lm, mulan, vae
 from melody_jax.models.functional import Params
 from melody_jax.models.mulan import MuLanConfig
 from melody_jax.models.vae import VAEConfig
-from melody_jax.sampling.generate import Controls, SamplerConfig, first_window, latents_to_wave
 from melody_jax.sampling.prompts import targets_to_prefix, text_targets
+from melody_jax.sampling.windows import Controls, SamplerConfig, first_window, latents_to_wave
+from melody_jax.sharding import batch_sharding, mesh_context, state_sharding
 from melody_jax.training.checkpoint import abstract_like
 from melody_jax.training.loop import make_step
-from melody_jax.training.sharding import batch_sharding, state_sharding, using
 from melody_jax.training.state import create_state
 
 ITEMS = PartitionSpec(("data", "fsdp"))
@@ -44,11 +44,13 @@ def trace_step(config: TrainConfig, mesh: Mesh) -> Any:
     shapes = jax.eval_shape(lambda key: create_state(config, key), jax.random.key(0))
     state = abstract_like(shapes, state_sharding(shapes, mesh))
     batch = _placed(example(config), batch_sharding(mesh))
-    with using(mesh):
+    with mesh_context(mesh):
         return make_step(config, state).trace(state, batch)
 
 
-def trace_sampler(config: SamplerConfig, encoder: MuLanConfig, decoder: VAEConfig, batch_size: int, mesh: Mesh) -> Any:
+def trace_sampler(
+    config: SamplerConfig, encoder: MuLanConfig, decoder: VAEConfig, batch_size: int, mesh: Mesh
+) -> Any:
     """Texts to sound, traced: every device holds all weights and makes its own items, and nothing is sent.
 
     Raises `UserError` as `check_batch`.
@@ -62,7 +64,9 @@ def trace_sampler(config: SamplerConfig, encoder: MuLanConfig, decoder: VAEConfi
         return latents_to_wave(params["vae"], decoder, window.latents)
 
     whole = NamedSharding(mesh, PartitionSpec())
-    params = _placed(jax.eval_shape(partial(_sampler_params, config, encoder, decoder), jax.random.key(0)), whole)
+    params = _placed(
+        jax.eval_shape(partial(_sampler_params, config, encoder, decoder), jax.random.key(0)), whole
+    )
     items = jax.eval_shape(partial(_inputs, batch_size, encoder.levels))
     specs = (PartitionSpec(), ITEMS, ITEMS, ITEMS)
     apart = jax.shard_map(sample, mesh=mesh, in_specs=specs, out_specs=ITEMS, check_vma=False)
@@ -127,7 +131,11 @@ def example(config: TrainConfig) -> dict[str, Any]:
 
 def _latents(stage: Any, data: DataConfig) -> tuple[int, int]:
     """Frames and channels of the latents; the LM does not look at them."""
-    return (stage.model.frames, stage.model.latent_dim) if stage.name.startswith("dpd") else (data.window_tokens, 1)
+    return (
+        (stage.model.frames, stage.model.latent_dim)
+        if stage.name.startswith("dpd")
+        else (data.window_tokens, 1)
+    )
 
 
 def with_fields(model: Any, **changes: Any) -> Any:

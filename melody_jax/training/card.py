@@ -43,7 +43,10 @@ def model_card(
         *([_table(metrics)] if metrics else ["Nothing."]),
     ]
     if hashes:
-        lines += ["## Trained with", "\n".join(f"- {other} `{digest}`" for other, digest in sorted(hashes.items()))]
+        lines += [
+            "## Trained with",
+            "\n".join(f"- {other} `{digest}`" for other, digest in sorted(hashes.items())),
+        ]
     lines += ["## Recipe", f"```json\n{json.dumps(recipe, indent=2)}\n```"]
     return "\n\n".join(lines) + "\n"
 
@@ -52,10 +55,14 @@ def _data(folder: str) -> str:
     if not (Path(folder) / "manifest.json").is_file():
         return f"- `{folder}` (no longer there)"
     manifest = read_manifest(folder)
-    settings = {name: value for name, value in manifest.settings.items() if isinstance(value, str | int | float)}
+    settings = {
+        name: value for name, value in manifest.settings.items() if isinstance(value, str | int | float)
+    }
     made = ", ".join(f"{name} {value}" for name, value in settings.items())
     return f"- `{folder}`: {manifest.records} records of {manifest.kind}" + (f" ({made})" if made else "")
 
 
 def _table(metrics: Mapping[str, float]) -> str:
-    return "\n".join(["| metric | value |", "| --- | --- |", *(f"| {k} | {v:.4g} |" for k, v in metrics.items())])
+    return "\n".join(
+        ["| metric | value |", "| --- | --- |", *(f"| {k} | {v:.4g} |" for k, v in metrics.items())]
+    )

@@ -29,7 +29,7 @@ from melody_jax.config import TrainConfig
 from melody_jax.config_json import difference, to_dict
 from melody_jax.errors import UserError
 from melody_jax.models.functional import Params
-from melody_jax.training.sharding import make_mesh
+from melody_jax.sharding import make_mesh
 from melody_jax.training.state import TrainState
 
 Train = TypeVar("Train", bound=Callable[..., Any])
@@ -75,9 +75,14 @@ class Checkpoints:
             OSError: there is no room (as far as the disk tells: it may still fill, which the next call raises).
         """
         self._manager.wait_until_finished()
-        needed, free = sum(leaf.nbytes for leaf in jax.tree.leaves(state)), shutil.disk_usage(self._folder).free
+        needed, free = (
+            sum(leaf.nbytes for leaf in jax.tree.leaves(state)),
+            shutil.disk_usage(self._folder).free,
+        )
         if free < needed:
-            raise OSError(errno.ENOSPC, f"a checkpoint takes {needed / 1e9:.3g} GB, there are {free / 1e9:.3g}")
+            raise OSError(
+                errno.ENOSPC, f"a checkpoint takes {needed / 1e9:.3g} GB, there are {free / 1e9:.3g}"
+            )
         computation = {"step": state.step, "params": state.params, "opt_state": state.opt_state}
         self._manager.save(
             int(state.step),
@@ -136,7 +141,9 @@ class Checkpoints:
             ) from error
         missing = [name for name in items if read.get(name) is None]
         if missing:
-            raise UserError(f"checkpoint {self._folder / str(step)} lacks its item {missing[0]!r}; delete that folder")
+            raise UserError(
+                f"checkpoint {self._folder / str(step)} lacks its item {missing[0]!r}; delete that folder"
+            )
         return read
 
     def close(self) -> None:
@@ -150,7 +157,9 @@ class Checkpoints:
 def last_complete(workdir: Path) -> str:
     """Which checkpoint a run would go on from, in words."""
     steps = [int(folder.name) for folder in (workdir / "checkpoints").glob("*") if folder.name.isdigit()]
-    return f"{workdir / 'checkpoints' / str(max(steps))} is complete" if steps else "there is no checkpoint yet"
+    return (
+        f"{workdir / 'checkpoints' / str(max(steps))} is complete" if steps else "there is no checkpoint yet"
+    )
 
 
 def explains_full_disk(train: Train) -> Train:
@@ -181,7 +190,9 @@ def _no_room(error: BaseException | None) -> bool:
     codes = (errno.ENOSPC, errno.EDQUOT)
     said = isinstance(error, OSError) and error.errno in codes
     return (
-        said or any(os.strerror(code) in str(error) for code in codes) or _no_room(error.__cause__ or error.__context__)
+        said
+        or any(os.strerror(code) in str(error) for code in codes)
+        or _no_room(error.__cause__ or error.__context__)
     )
 
 
@@ -231,10 +242,14 @@ def check_resume(workdir: Path, config: TrainConfig, hashes: dict[str, str]) -> 
         )
     networks = difference(old_hashes, hashes)
     if networks:
-        raise UserError(f"{workdir} was trained on features of another {', '.join(networks)}; choose another --workdir")
+        raise UserError(
+            f"{workdir} was trained on features of another {', '.join(networks)}; choose another --workdir"
+        )
     layout = _layout(config)
     if layout != old_layout and jax.process_index() == 0:
-        before, now = (", ".join(f"{name} {size}" for name, size in sizes.items()) for sizes in (old_layout, layout))
+        before, now = (
+            ", ".join(f"{name} {size}" for name, size in sizes.items()) for sizes in (old_layout, layout)
+        )
         say(
             f"{workdir} goes on with {now} after {before}: from equal numbers, but rounded otherwise, not to equal bits"
         )

@@ -17,10 +17,10 @@ from melody_jax.config_json import from_dict
 from melody_jax.data import pipeline
 from melody_jax.errors import UserError
 from melody_jax.models.functional import Params
+from melody_jax.sharding import make_mesh, state_sharding
 from melody_jax.training import checkpoint
 from melody_jax.training.card import model_card
 from melody_jax.training.lora import init_adapters, merge
-from melody_jax.training.sharding import make_mesh, state_sharding
 from melody_jax.training.stage import Metrics
 
 STAGES = {
@@ -74,7 +74,9 @@ def export(config: ExportConfig) -> Path:
     batches = pipeline.finishing_batches(data, stage.batch, config.batches)
     model, fitted = stage.finish(model, batches, jax.random.key(config.seed))
     recipe = {name: value for name, value in described.items() if name not in ("workdir", "mesh")}
-    return publish(config.out, stage, model, fitted, data, recipe, config.licence, hashes, _last_evaluation(run))
+    return publish(
+        config.out, stage, model, fitted, data, recipe, config.licence, hashes, _last_evaluation(run)
+    )
 
 
 def run_network(run: Path, shapes: Params, mesh: Mesh) -> Params:
@@ -108,7 +110,9 @@ def _hash_of_base(run: Path, shapes: Params, mesh: Mesh, out: str, name: str) ->
         checkpoints.close()
     there, own = release.flatten(release.read_network(out, name)[0]), release.flatten(base)
     if there.keys() != own.keys() or not all(np.array_equal(there[path], own[path]) for path in own):
-        raise UserError(f"{out} holds another {name} than the one this run started from; export it where that one is")
+        raise UserError(
+            f"{out} holds another {name} than the one this run started from; export it where that one is"
+        )
     return {name: release.network_hash(out, name)}
 
 
@@ -144,7 +148,9 @@ def check_release(out: str, hashes: dict[str, str]) -> None:
     """
     for network, digest in hashes.items():
         if (Path(out) / f"{network}.safetensors").is_file() and release.network_hash(out, network) != digest:
-            raise UserError(f"{out} holds another {network} than the one this run was trained on ({digest[:12]})")
+            raise UserError(
+                f"{out} holds another {network} than the one this run was trained on ({digest[:12]})"
+            )
 
 
 def stage_from_dict(values: dict[str, Any]) -> Any:

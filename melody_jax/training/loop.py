@@ -18,16 +18,23 @@ from melody_jax.config import TrainConfig
 from melody_jax.data.pipeline import BatchIterator
 from melody_jax.errors import UserError
 from melody_jax.models.functional import Params
+from melody_jax.sharding import make_mesh, mesh_context, place_batch, sharded_init, state_sharding
 from melody_jax.training import checkpoint
+from melody_jax.training.digests import digests
+from melody_jax.training.init_from import start_from
 from melody_jax.training.lora import adapted
-from melody_jax.training.metrics import MetricLog, Profile, mean
-from melody_jax.training.pairing import digests
+from melody_jax.training.metric_log import MetricLog, Profile, mean
 from melody_jax.training.preview import make_preview
 from melody_jax.training.sentinel import Sentinel, gradient_norms, is_finite
-from melody_jax.training.sharding import make_mesh, place_batch, sharded_init, state_sharding, using
 from melody_jax.training.stage import Batch, Metrics, Stage
-from melody_jax.training.start import start_from
-from melody_jax.training.state import TrainState, create_state, ema_update, learning_rate, make_optimizer, trained
+from melody_jax.training.state import (
+    TrainState,
+    create_state,
+    ema_update,
+    learning_rate,
+    make_optimizer,
+    trained,
+)
 
 
 @checkpoint.explains_full_disk
@@ -87,7 +94,7 @@ def train(
             with log.spent("data"):
                 batch = place_batch(next(batches), mesh)
             if program is None:
-                with log.spent("other"), using(mesh):
+                with log.spent("other"), mesh_context(mesh):
                     traced = step.trace(state, batch)
                     log.measure_utilisation(traced.jaxpr, mesh.size, config.watch.peak_tflops)
                     program = traced.lower().compile()
@@ -110,7 +117,9 @@ def _due_after(n: int, start: int) -> Callable[..., bool]:
     return lambda steps, last=False: n > start and (last or (steps > 0 and n % steps == 0))
 
 
-def make_step(config: TrainConfig, state: TrainState) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
+def make_step(
+    config: TrainConfig, state: TrainState
+) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
     """The one compiled function of training; it donates the state.
 
     Numbers that are not finite halt the state: this step and those after it leave it as it was.
@@ -125,7 +134,9 @@ def make_step(config: TrainConfig, state: TrainState) -> Callable[[TrainState, B
         updates, opt_state = optimizer.update(grads, state.opt_state, trained(state.params))
         params = state.params | optax.apply_updates(trained(state.params), updates)  # type: ignore[operator]
         ema = ema_update(state.ema, params["model"], state.step, config.ema_decay)  # type: ignore[index]
-        metrics = metrics | gradient_norms(grads) | (digests(stage, batch, key) if config.watch.digests else {})
+        metrics = (
+            metrics | gradient_norms(grads) | (digests(stage, batch, key) if config.watch.digests else {})
+        )
         halted = state.halted | ~is_finite(metrics)
         new = TrainState(state.step + 1, params, opt_state, ema, halted)  # type: ignore[arg-type]
         kept = jax.tree.map(lambda old, new: jnp.where(halted, old, new), state, new)
@@ -169,19 +180,27 @@ def make_evaluate(
     """Mean metrics of the averaged weights over the held-out batches, with noise fixed by the batch's number."""
     stage = adapted(config.stage, config.lora)
     seed_key = jax.random.key(config.seed + 1)
-    compiled = jax.jit(lambda params, batch, i: stage.evaluate(params, batch, jax.random.fold_in(seed_key, i)))
+    compiled = jax.jit(
+        lambda params, batch, i: stage.evaluate(params, batch, jax.random.fold_in(seed_key, i))
+    )
 
     def evaluate(state: TrainState) -> dict[str, float]:
         params = state.params | {"model": state.ema}
-        with using(mesh):
-            rows = [compiled(params, place_batch(batch, mesh), jnp.int32(i)) for i, batch in enumerate(held_out)]
+        with mesh_context(mesh):
+            rows = [
+                compiled(params, place_batch(batch, mesh), jnp.int32(i)) for i, batch in enumerate(held_out)
+            ]
         return mean(jax.device_get(rows))
 
     return evaluate
 
 
 def _begin(
-    config: TrainConfig, checkpoints: checkpoint.Checkpoints, batches: BatchIterator, hashes: dict[str, str], mesh: Mesh
+    config: TrainConfig,
+    checkpoints: checkpoint.Checkpoints,
+    batches: BatchIterator,
+    hashes: dict[str, str],
+    mesh: Mesh,
 ) -> TrainState:
     workdir = Path(config.workdir)
     key = jax.random.fold_in(jax.random.key(config.seed), 2**31)  # no step comes to this number

@@ -19,7 +19,7 @@ from melody_jax.config import LoRAConfig
 from melody_jax.errors import UserError
 from melody_jax.models.functional import Params
 from melody_jax.release import flatten, unflatten
-from melody_jax.training.sharding import is_stacked
+from melody_jax.sharding import is_stacked
 from melody_jax.training.stage import Batch, Metrics, Stage
 
 
@@ -43,7 +43,9 @@ def init_adapters(model: Params, config: LoRAConfig, key: jax.Array) -> Params:
             raise UserError(f"lora.kernels {config.kernels!r} is found in {path}, which is not a matrix")
         *depth, inputs, outputs = leaf.shape
         if config.rank > min(inputs, outputs):
-            raise UserError(f"lora.rank is {config.rank}, but {path} is {inputs} x {outputs}; set at most the smaller")
+            raise UserError(
+                f"lora.rank is {config.rank}, but {path} is {inputs} x {outputs}; set at most the smaller"
+            )
         key, own = jax.random.split(key)
         adapters[f"{path}/lora_a"] = jax.random.normal(own, (*depth, inputs, config.rank)) * inputs**-0.5
         adapters[f"{path}/lora_b"] = jnp.zeros((*depth, config.rank, outputs))
@@ -79,7 +81,9 @@ class Adapted:
         adapters = init_adapters(params["model"], self.config, jax.random.fold_in(key, 1))
         return params | {"base": params["model"], "model": adapters}
 
-    def gradients(self, params: Params, batch: Batch, key: jax.Array, step: jax.Array) -> tuple[Params, Metrics]:
+    def gradients(
+        self, params: Params, batch: Batch, key: jax.Array, step: jax.Array
+    ) -> tuple[Params, Metrics]:
         """The stage's gradients, its network's carried on to the adapters."""
         model, carry = jax.vjp(lambda adapters: merge(params["base"], adapters, self.config), params["model"])
         grads, metrics = self.stage.gradients(_merged(params, model), batch, key, step)

@@ -23,8 +23,8 @@ from melody_jax.config import TrainConfig
 from melody_jax.errors import UserError
 from melody_jax.models import decoding, denoiser, vae
 from melody_jax.models.functional import Params
+from melody_jax.sharding import mesh_context, place_batch
 from melody_jax.training.lora import merge
-from melody_jax.training.sharding import place_batch, using
 from melody_jax.training.stage import Batch
 from melody_jax.training.state import TrainState
 
@@ -35,7 +35,9 @@ Sounds = dict[str, jax.Array]
 Previews = dict[str, tuple[np.ndarray, np.ndarray]]
 
 
-def make_preview(config: TrainConfig, held_out: Sequence[Batch], mesh: Mesh) -> Callable[[TrainState], Previews] | None:
+def make_preview(
+    config: TrainConfig, held_out: Sequence[Batch], mesh: Mesh
+) -> Callable[[TrainState], Previews] | None:
     """state -> {"preview/<what>/<item>": (audio (T,) at 24 kHz, log-mel image (80, T // 240) in [0, 1])}.
 
     None if `config` asks for no previews.
@@ -47,7 +49,9 @@ def make_preview(config: TrainConfig, held_out: Sequence[Batch], mesh: Mesh) -> 
     if not config.watch.preview_every:
         return None
     if stage.name not in NEEDED:
-        raise UserError(f"watch.preview_every: {stage.name} makes no sound; previews are for {', '.join(NEEDED)}")
+        raise UserError(
+            f"watch.preview_every: {stage.name} makes no sound; previews are for {', '.join(NEEDED)}"
+        )
     if not held_out:
         raise UserError("watch.preview_every: there is no held-out batch to listen to")
     needed = {name: _network(config, name) for name in NEEDED[stage.name]}
@@ -64,8 +68,10 @@ def make_preview(config: TrainConfig, held_out: Sequence[Batch], mesh: Mesh) -> 
     compiled = jax.jit(listen, out_shardings=NamedSharding(mesh, PartitionSpec()))  # one process will show it
 
     def preview(state: TrainState) -> Previews:
-        with using(mesh):
-            sounds = jax.device_get(compiled(state.params, state.ema, weights, place_batch(held_out[0], mesh)))
+        with mesh_context(mesh):
+            sounds = jax.device_get(
+                compiled(state.params, state.ema, weights, place_batch(held_out[0], mesh))
+            )
         return {
             f"preview/{name}/{i}": (peak_limit(wave), _image(wave))
             for name, waves in sounds.items()
@@ -105,7 +111,9 @@ def _written(config: Any, model: Params, models: Any, weights: Any, batch: Batch
 
 def _sample(config: Any, params: Params, batch: Batch, key: jax.Array) -> jax.Array:
     tokens, prefix = batch["semantic_tokens"], batch["prefix_tokens"]
-    noise = jax.random.normal(key, (len(tokens), tokens.shape[1] * config.frames_per_token, config.latent_dim))
+    noise = jax.random.normal(
+        key, (len(tokens), tokens.shape[1] * config.frames_per_token, config.latent_dim)
+    )
 
     def velocity(noisy: jax.Array, angle: jax.Array) -> jax.Array:
         return denoiser.velocity(params, config, noisy, angle, tokens, len(tokens), prefix)

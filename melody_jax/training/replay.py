@@ -23,13 +23,13 @@ from melody_jax.config_json import from_dict
 from melody_jax.errors import UserError
 from melody_jax.models.functional import Params
 from melody_jax.release import unflatten
+from melody_jax.sharding import make_mesh, mesh_context, place_batch, state_sharding
 from melody_jax.training.checkpoint import abstract_like
+from melody_jax.training.digests import DIGEST
 from melody_jax.training.export import stage_from_dict
 from melody_jax.training.loop import accumulated
 from melody_jax.training.lora import adapted
-from melody_jax.training.pairing import DIGEST
 from melody_jax.training.sentinel import NORM, BadStep, gradient_norms, is_finite, not_finite
-from melody_jax.training.sharding import make_mesh, place_batch, state_sharding, using
 from melody_jax.training.stage import Batch
 
 
@@ -63,11 +63,15 @@ def replay(config: ReplayConfig) -> dict[str, float]:
     key = jax.random.fold_in(jax.random.key(described["seed"]), bundle["step"])
 
     def step(params: Params, batch: Batch) -> Any:
-        grads, metrics = accumulated(stage, described["accumulate"], params, batch, key, jnp.int32(bundle["step"]))
+        grads, metrics = accumulated(
+            stage, described["accumulate"], params, batch, key, jnp.int32(bundle["step"])
+        )
         return metrics | gradient_norms(grads)
 
-    with using(mesh):
-        metrics = {name: float(value) for name, value in jax.jit(step)(params, place_batch(batch, mesh)).items()}
+    with mesh_context(mesh):
+        metrics = {
+            name: float(value) for name, value in jax.jit(step)(params, place_batch(batch, mesh)).items()
+        }
     _tell(bundle, batch, BadStep(bundle["step"], metrics))
     if config.locate and mesh.size == 1 and not is_finite(metrics):  # type: ignore[arg-type]
         print(_first_nan(step, params, batch))
@@ -102,7 +106,9 @@ def _tell(bundle: dict[str, Any], batch: Batch, found: BadStep) -> None:
         for name, value in bundle["metrics"].items()
         if not name.startswith(DIGEST)  # of what the step saw, not of what it gave
     }
-    equal = noted.keys() == found.metrics.keys() and all(_alike(noted[name], found.metrics[name]) for name in noted)
+    equal = noted.keys() == found.metrics.keys() and all(
+        _alike(noted[name], found.metrics[name]) for name in noted
+    )
     print(f"after {found.step} steps: " + ("as the run noted" if equal else "NOT what the run noted"))
     for name, value in found.metrics.items():
         if name in ("loss", NORM) or not math.isfinite(value) or noted.get(name) != value:
@@ -124,6 +130,12 @@ def _first_nan(step: Any, params: Params, batch: Batch) -> str:
     except FloatingPointError as error:
         own = [frame for frame in traceback.extract_tb(error.__traceback__) if "melody_jax" in frame.filename]
         own = [frame for frame in own if Path(frame.filename) != Path(__file__)]
-        place = f" at {'/'.join(Path(own[-1].filename).parts[-2:])}:{own[-1].lineno}: {own[-1].line}" if own else ""
+        place = (
+            f" at {'/'.join(Path(own[-1].filename).parts[-2:])}:{own[-1].lineno}: {own[-1].line}"
+            if own
+            else ""
+        )
         return f"  first: {str(error).splitlines()[0]}{place}"
-    return "  no operation gives NaN by itself: the numbers are infinite, or depend on how operations are fused"
+    return (
+        "  no operation gives NaN by itself: the numbers are infinite, or depend on how operations are fused"
+    )

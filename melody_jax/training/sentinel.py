@@ -31,8 +31,8 @@ from melody_jax.data.pipeline import BatchIterator
 from melody_jax.errors import Diverged
 from melody_jax.models.functional import Params
 from melody_jax.release import flatten
+from melody_jax.sharding import place_batch
 from melody_jax.training.checkpoint import Checkpoints, abstract_like, say
-from melody_jax.training.sharding import place_batch
 from melody_jax.training.stage import Batch, Metrics
 from melody_jax.training.state import TrainState
 
@@ -49,7 +49,9 @@ class BadStep:
     @property
     def groups(self) -> list[str]:
         """The innermost groups of parameters whose gradients are not finite."""
-        bad = [name.removeprefix(f"{NORM}/") for name, value in self.metrics.items() if not math.isfinite(value)]
+        bad = [
+            name.removeprefix(f"{NORM}/") for name, value in self.metrics.items() if not math.isfinite(value)
+        ]
         bad = [name for name in bad if f"{NORM}/{name}" in self.metrics]
         return [name for name in bad if not any(other.startswith(f"{name}/") for other in bad)]
 
@@ -74,13 +76,17 @@ def is_finite(metrics: Metrics) -> jax.Array:
 
 def not_finite(batch: Batch) -> np.ndarray:
     """(B,) bool: which rows of a batch hold values that are not finite."""
-    return np.any([~np.isfinite(leaf).reshape(len(leaf), -1).all(axis=1) for leaf in jax.tree.leaves(batch)], axis=0)
+    return np.any(
+        [~np.isfinite(leaf).reshape(len(leaf), -1).all(axis=1) for leaf in jax.tree.leaves(batch)], axis=0
+    )
 
 
 class Sentinel:
     """Deals with bad steps as `TrainConfig.on_nonfinite` says."""
 
-    def __init__(self, config: TrainConfig, checkpoints: Checkpoints, batches: BatchIterator, mesh: Mesh) -> None:
+    def __init__(
+        self, config: TrainConfig, checkpoints: Checkpoints, batches: BatchIterator, mesh: Mesh
+    ) -> None:
         self._config, self._checkpoints, self._batches, self._mesh = config, checkpoints, batches, mesh
         self._positions: dict[int, dict[str, Any]] = {}
         self._met = 0
@@ -100,7 +106,9 @@ class Sentinel:
         policy, self._met = self._config.on_nonfinite, self._met + 1
         again = f"look at it: melody replay --bundle {folder}"
         if policy != "stop" and self._met > self._config.nonfinite_limit:
-            raise Diverged(f"{said}, and nonfinite_limit {self._config.nonfinite_limit} is reached; {again}", bad.step)
+            raise Diverged(
+                f"{said}, and nonfinite_limit {self._config.nonfinite_limit} is reached; {again}", bad.step
+            )
         if policy == "stop":
             self._checkpoints.save(placed(state, bad.step), self._positions[bad.step])
             raise Diverged(
@@ -128,7 +136,11 @@ class Sentinel:
         records = self._batches.records_of(position)
         ill = [records[i] for i in np.flatnonzero(not_finite(whole))]
         folder = Path(self._config.workdir).absolute() / "nonfinite" / str(bad.step)
-        where = f"the batch of process {', '.join(map(str, hosts))} has such values" if ill else "the batch is finite"
+        where = (
+            f"the batch of process {', '.join(map(str, hosts))} has such values"
+            if ill
+            else "the batch is finite"
+        )
         said = (
             f"after {bad.step} steps the loss is {bad.metrics['loss']:.4g}, not finite are the gradients of "
             f"{_some(bad.groups) or 'nothing'}; {where} (records {_some(ill or records)})"
@@ -139,7 +151,12 @@ class Sentinel:
             arrays = {name: np.ascontiguousarray(value) for name, value in flatten(whole).items()}
             (folder / "batch.safetensors").write_bytes(safetensors.numpy.save(arrays))
             known = {name: value if math.isfinite(value) else None for name, value in bad.metrics.items()}
-            bundle = {"step": bad.step, "config": to_dict(self._config), "metrics": known, "groups": bad.groups}
+            bundle = {
+                "step": bad.step,
+                "config": to_dict(self._config),
+                "metrics": known,
+                "groups": bad.groups,
+            }
             bundle |= {"records": records, "processes": hosts.tolist(), "mesh": dict(self._mesh.shape)}
             bundle |= {"versions": {"melody_jax": __version__, "jax": jax.__version__}}
             (folder / "bundle.json").write_text(json.dumps(bundle, indent=2) + "\n")
@@ -156,7 +173,9 @@ class Sentinel:
 def placed(state: TrainState, step: int) -> TrainState:
     """The state at another step, and no longer halted."""
     fresh = {"step": np.int32(step), "halted": np.zeros((), bool)}
-    return state._replace(**{name: jax.device_put(x, getattr(state, name).sharding) for name, x in fresh.items()})
+    return state._replace(
+        **{name: jax.device_put(x, getattr(state, name).sharding) for name, x in fresh.items()}
+    )
 
 
 def _some(names: list[str], most: int = 8) -> str:

@@ -28,7 +28,9 @@ class Stage(Protocol):
         """Fresh parameters, float32."""
         ...
 
-    def gradients(self, params: Params, batch: Batch, key: jax.Array, step: jax.Array) -> tuple[Params, Metrics]:
+    def gradients(
+        self, params: Params, batch: Batch, key: jax.Array, step: jax.Array
+    ) -> tuple[Params, Metrics]:
         """Gradients with the structure of `params` but its "base", and scalar metrics; traced once, then jitted.
 
         A loss that is a mean over a varying number of terms gives that number as the metric "weight".

@@ -9,8 +9,8 @@ from optax import contrib
 
 from melody_jax.config import OptimizerConfig, TrainConfig
 from melody_jax.models.functional import Params
+from melody_jax.sharding import is_stacked, path_name
 from melody_jax.training.lora import adapted
-from melody_jax.training.sharding import is_stacked, path_name
 
 
 class TrainState(NamedTuple):

@@ -6,7 +6,7 @@ from functools import lru_cache
 import jax
 import jax.numpy as jnp
 
-from melody_jax.scale.chips import CHIPS
+from melody_jax.chips import CHIPS
 
 TPUS = {
     "TPU v5 lite": "v5e",
@@ -16,7 +16,7 @@ TPUS = {
     "TPU v6 lite": "v6e",
     "TPU v6e": "v6e",
 }
-"""What JAX calls the chips of `scale/chips.py`."""
+"""What JAX calls the chips of `chips.py`."""
 
 
 @lru_cache(maxsize=1)

@@ -10,7 +10,7 @@ from melody_jax.errors import UserError
 from melody_jax.models import htsat, mulan
 from melody_jax.models.htsat import HTSATConfig
 from melody_jax.models.mulan import MuLanConfig
-from melody_jax.models.text import TextConfig
+from melody_jax.models.text_tower import TextConfig
 
 torch = pytest.importorskip("torch", reason="parity needs: pip install melody_jax[parity]")
 transformers = pytest.importorskip("transformers", reason="parity needs: pip install melody_jax[parity]")
@@ -29,7 +29,12 @@ def theirs() -> torch.nn.Module:
     """A small CLAP with every parameter and statistic random, so that none can be missed."""
     text = {"num_hidden_layers": 2, "hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 20}
     audio = {"num_mel_bins": 16, "spec_size": 64, "patch_size": 2, "patch_stride": (2, 2), "window_size": 8}
-    shape = {"patch_embeds_hidden_size": 8, "depths": (2, 3, 2), "num_attention_heads": (2, 4, 4), "hidden_size": 32}
+    shape = {
+        "patch_embeds_hidden_size": 8,
+        "depths": (2, 3, 2),
+        "num_attention_heads": (2, 4, 4),
+        "hidden_size": 32,
+    }
     config = transformers.ClapConfig(
         text_config=text | {"vocab_size": 50, "max_position_embeddings": 20},
         audio_config=audio | shape,

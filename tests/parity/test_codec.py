@@ -28,7 +28,10 @@ def convolution(layer: torch.nn.Conv1d) -> functional.Params:
 
 def transposed(layer: torch.nn.ConvTranspose1d) -> functional.Params:
     """Ours of a transposed one: the taps the other way round."""
-    return {"kernel": layer.weight.detach().numpy().transpose(2, 0, 1)[::-1], "bias": layer.bias.detach().numpy()}
+    return {
+        "kernel": layer.weight.detach().numpy().transpose(2, 0, 1)[::-1],
+        "bias": layer.bias.detach().numpy(),
+    }
 
 
 def test_decoder(compare) -> None:
@@ -53,7 +56,9 @@ def test_decoder(compare) -> None:
         "stacks": {
             str(i): {
                 "branches": {
-                    str(k): {str(2 * d + j): convolution(pair[d]) for d in range(3) for j, pair in enumerate(pairs)}
+                    str(k): {
+                        str(2 * d + j): convolution(pair[d]) for d in range(3) for j, pair in enumerate(pairs)
+                    }
                     for k, block in ((k, next(branches)) for k in range(2))
                     for pairs in [(block.convs1, block.convs2)]
                 }
@@ -76,6 +81,9 @@ def test_resampling(taps, rate, compare) -> None:
     ours = Conv(taps, 5, 3, rngs=nnx.Rngs(0))
     for theirs, convert, apply in ((up, transposed, ours.up), (down, convolution, ours.down)):
         layer = convert(theirs)
-        ours.kernel, ours.bias = nnx.Param(jnp.asarray(layer["kernel"])), nnx.Param(jnp.asarray(layer["bias"]))
+        ours.kernel, ours.bias = (
+            nnx.Param(jnp.asarray(layer["kernel"])),
+            nnx.Param(jnp.asarray(layer["bias"])),
+        )
         padded = x if theirs is up else torch.nn.functional.pad(x, ((extra + 1) // 2, extra // 2))
         compare(apply(jnp.asarray(x.numpy().swapaxes(1, 2)), rate).swapaxes(1, 2), theirs(padded))

@@ -9,7 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from melody_jax.models.discriminators import DiscriminatorConfig, PeriodDiscriminator, SpectrogramDiscriminator
+from melody_jax.models.discriminators import (
+    DiscriminatorConfig,
+    PeriodDiscriminator,
+    SpectrogramDiscriminator,
+)
 from melody_jax.models.functional import Params, bind
 
 torch = pytest.importorskip("torch", reason="parity needs: pip install melody_jax[parity]")
@@ -79,7 +83,10 @@ def test_multi_period(period, theirs, compare) -> None:
 
 def test_bands_of_complex_spectra(theirs, compare) -> None:
     config = DiscriminatorConfig(
-        resolutions=((512, 128, 512),), resolution_layers=LAYERS, bands=tuple(theirs.BANDS), complex_spectra=True
+        resolutions=((512, 128, 512),),
+        resolution_layers=LAYERS,
+        bands=tuple(theirs.BANDS),
+        complex_spectra=True,
     )
     network = shaken(theirs.MRD(512))
     stacks = {

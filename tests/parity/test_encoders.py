@@ -9,9 +9,9 @@ from melody_jax import spectral
 from melody_jax.convert.ast import load_ast
 from melody_jax.convert.bert import load_bert
 from melody_jax.convert.wav2vec2 import load_wav2vec2
-from melody_jax.models import ast, text, wav2vec2
+from melody_jax.models import ast, text_tower, wav2vec2
 from melody_jax.models.ast import ASTConfig
-from melody_jax.models.text import TextConfig
+from melody_jax.models.text_tower import TextConfig
 from melody_jax.models.wav2vec2 import Wav2Vec2Config
 
 torch = pytest.importorskip("torch", reason="parity needs: pip install melody_jax[parity]")
@@ -46,7 +46,7 @@ def test_bert(tmp_path: Path, compare) -> None:
     mask[1, 9:] = 0
     hidden = theirs(torch.tensor(ids), torch.tensor(mask)).last_hidden_state
     pooled = (hidden * torch.tensor(mask)[..., None]).sum(1) / torch.tensor(mask).sum(1, keepdim=True)
-    compare(text.encode(load_bert(tmp_path, config), config, ids, mask), pooled)
+    compare(text_tower.encode(load_bert(tmp_path, config), config, ids, mask), pooled)
 
 
 def test_ast(tmp_path: Path, compare) -> None:
@@ -117,7 +117,13 @@ def test_wav2vec2_conformer(tmp_path: Path, compare) -> None:
 def test_mert(tmp_path: Path, compare) -> None:
     """MERT-v1 is HuBERT's network; its own code is no package, so HuBERT's is what we compare with."""
     config = Wav2Vec2Config(
-        **OURS, channel_norm=False, conformer=False, position_kernel=16, position_groups=4, resample=(1, 1), pool=3
+        **OURS,
+        channel_norm=False,
+        conformer=False,
+        position_kernel=16,
+        position_groups=4,
+        resample=(1, 1),
+        pool=3,
     )
     theirs = shaken(transformers.HubertModel(transformers.HubertConfig(**SMALL)))
     theirs.save_pretrained(tmp_path)

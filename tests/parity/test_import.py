@@ -8,19 +8,18 @@ import jax
 import numpy as np
 import pytest
 
-from melody_jax import audio, release
+from melody_jax import audio, release, text
 from melody_jax.cli import run
-from melody_jax.convert import published
 from melody_jax.convert.wav2vec2 import load_wav2vec2
-from melody_jax.data import text
 from melody_jax.data.records import Manifest, encode_json, shard_name, write_manifest, write_shard
 from melody_jax.errors import UserError
 from melody_jax.models import mulan, tokenizer, wav2vec2
 from melody_jax.models.htsat import HTSATConfig
 from melody_jax.models.mulan import MuLanConfig
-from melody_jax.models.text import TextConfig
+from melody_jax.models.text_tower import TextConfig
 from melody_jax.models.tokenizer import TokenizerConfig
 from melody_jax.models.wav2vec2 import Wav2Vec2Config
+from melody_jax.training import import_published
 
 pytest.importorskip("torch", reason="parity needs: pip install melody_jax[parity]")
 transformers = pytest.importorskip("transformers", reason="parity needs: pip install melody_jax[parity]")
@@ -71,7 +70,12 @@ def clap(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("clap")
     words = {"num_hidden_layers": 1, "hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 20}
     mels = {"num_mel_bins": 16, "spec_size": 64, "patch_size": 2, "patch_stride": (2, 2), "window_size": 8}
-    shape = {"patch_embeds_hidden_size": 8, "depths": (2, 2), "num_attention_heads": (2, 4), "hidden_size": 16}
+    shape = {
+        "patch_embeds_hidden_size": 8,
+        "depths": (2, 2),
+        "num_attention_heads": (2, 4),
+        "hidden_size": 16,
+    }
     config = transformers.ClapConfig(
         text_config=words | {"vocab_size": 7, "max_position_embeddings": 50},
         audio_config=mels | shape,
@@ -84,15 +88,27 @@ def clap(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def small(monkeypatch: pytest.MonkeyPatch, kind: str, **changes: Any) -> None:
-    found = published.KINDS[kind]
+    found = import_published.KINDS[kind]
     stage = dataclasses.replace(found.stage, **changes)
-    monkeypatch.setitem(published.KINDS, kind, found._replace(stage=stage))
+    monkeypatch.setitem(import_published.KINDS, kind, found._replace(stage=stage))
 
 
-def test_clap_becomes_a_mulan(corpus: str, clap: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_clap_becomes_a_mulan(
+    corpus: str, clap: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     small(monkeypatch, "clap-music", model=CLAP)
     monkeypatch.setattr("melody_jax.models.htsat.SECONDS", 1)
-    arguments = ["import", "--kind", "clap-music", "--weights", str(clap), "--data", corpus, "--out", str(tmp_path)]
+    arguments = [
+        "import",
+        "--kind",
+        "clap-music",
+        "--weights",
+        str(clap),
+        "--data",
+        corpus,
+        "--out",
+        str(tmp_path),
+    ]
     arguments += ["--codes", "4", "--batches", "2", "--batch_size", "4"]
     with pytest.raises(UserError, match="the packaged vocabulary has 7680 word pieces, the text tower 7"):
         run(arguments)
@@ -107,7 +123,9 @@ def test_clap_becomes_a_mulan(corpus: str, clap: Path, tmp_path: Path, monkeypat
     assert codes.shape == (2, 3)
 
 
-def test_mert_becomes_a_tokenizer(corpus: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, compare: Any) -> None:
+def test_mert_becomes_a_tokenizer(
+    corpus: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, compare: Any
+) -> None:
     model = TokenizerConfig(encoder=EAR, spectral_share=0.0)
     small(monkeypatch, "mert", model=model, cluster_frames=1000)
     sizes = {"num_hidden_layers": 2, "hidden_size": 48, "num_attention_heads": 4, "intermediate_size": 80}

@@ -61,7 +61,9 @@ def pair() -> tuple[functional.Params, transformers.LlamaForCausalLM]:
         at = f"model.layers.{i}"
         for name, kernel in zip("qkv", jnp.split(block["qkv"]["kernel"], 3, axis=1), strict=True):
             state[f"{at}.self_attn.{name}_proj.weight"] = kernel.T
-        for name, kernel in zip(("gate", "up"), jnp.split(block["gate_up"]["kernel"], 2, axis=1), strict=True):
+        for name, kernel in zip(
+            ("gate", "up"), jnp.split(block["gate_up"]["kernel"], 2, axis=1), strict=True
+        ):
             state[f"{at}.mlp.{name}_proj.weight"] = kernel.T
         state[f"{at}.self_attn.o_proj.weight"] = block["out"]["kernel"].T
         state[f"{at}.mlp.down_proj.weight"] = block["down"]["kernel"].T

@@ -21,7 +21,14 @@ def test_two_bidirectional_layers(recurrent_weights: bool, compare) -> None:
     """
     config = SRUConfig(inputs=10, hidden=6, layers=2, recurrent_weights=recurrent_weights)
     theirs = package.SRU(
-        10, 6, num_layers=2, bidirectional=True, layer_norm=False, rescale=False, highway_bias=0.0, dropout=0.0
+        10,
+        6,
+        num_layers=2,
+        bidirectional=True,
+        layer_norm=False,
+        rescale=False,
+        highway_bias=0.0,
+        dropout=0.0,
     ).eval()
     generator = torch.Generator().manual_seed(0)
     layers = {}
@@ -34,7 +41,10 @@ def test_two_bidirectional_layers(recurrent_weights: bool, compare) -> None:
             kernel = np.concatenate([kernel, np.eye(12, dtype=np.float32)[:, None]], axis=1)
         if not recurrent_weights:
             layer.weight_c.data.zero_()
-        layers[str(i)] = {"kernel": kernel.reshape(inputs, 48), "bias": layer.bias.detach().numpy().reshape(2, 12)}
+        layers[str(i)] = {
+            "kernel": kernel.reshape(inputs, 48),
+            "bias": layer.bias.detach().numpy().reshape(2, 12),
+        }
         if recurrent_weights:
             layers[str(i)]["recurrent"] = layer.weight_c.detach().numpy().reshape(2, 12)
     x = np.random.default_rng(0).normal(size=(9, 3, 10)).astype(np.float32)

@@ -81,11 +81,15 @@ class ConsistencyStage:
             raise UserError("stage.model.guidance_range is None; the student must be told the guidance scale")
         least, largest = self.model.guidance_range
         if not 1 <= self.points <= self.teacher_steps:
-            raise UserError(f"stage.points is {self.points}; it must be from 1 to teacher_steps {self.teacher_steps}")
+            raise UserError(
+                f"stage.points is {self.points}; it must be from 1 to teacher_steps {self.teacher_steps}"
+            )
         if not 0 < self.span <= diffusion.HALF_PI:
             raise UserError(f"stage.span is {self.span}; it must be above 0 and at most pi/2")
         if not least <= self.usual_guidance <= largest:
-            raise UserError(f"stage.usual_guidance is {self.usual_guidance}; it must be from {least} to {largest}")
+            raise UserError(
+                f"stage.usual_guidance is {self.usual_guidance}; it must be from {least} to {largest}"
+            )
 
     @property
     def teacher(self) -> DPDStage:
@@ -98,7 +102,9 @@ class ConsistencyStage:
         guidance = functional.init(GuidanceEmbedding, self.model.width, self.model.dtype, key=key)
         return {"base": base, "model": jax.tree.map(jnp.zeros_like, base) | {"guidance": guidance}}
 
-    def gradients(self, params: Params, batch: Batch, key: jax.Array, step: jax.Array) -> tuple[Params, Metrics]:
+    def gradients(
+        self, params: Params, batch: Batch, key: jax.Array, step: jax.Array
+    ) -> tuple[Params, Metrics]:
         """Gradients of the student's error on {"latents" (B, L, D), "semantic_tokens", "prefix_tokens"}."""
 
         def loss(learned: Params, batch: Batch, key: jax.Array) -> tuple[jax.Array, Metrics]:
@@ -116,17 +122,24 @@ class ConsistencyStage:
         """Starts of walks from clean latents (B, L, D)."""
         keys = jax.random.split(key, 7)
         count, frames, _ = latents.shape
-        ahead = diffusion.sample_angles(keys[0], count, frames, self.model.chunks, clean_prefix_probability=1.0) > 0
+        ahead = (
+            diffusion.sample_angles(keys[0], count, frames, self.model.chunks, clean_prefix_probability=1.0)
+            > 0
+        )
         is_new = ahead | jax.random.bernoulli(keys[1], 1 - self.clean_prefix, (count, 1))
         angle = jax.random.uniform(keys[2], (count,), minval=SMALLEST_START, maxval=diffusion.HALF_PI)
-        angle = jnp.where(jax.random.bernoulli(keys[3], self.start_at_noise, (count,)), diffusion.HALF_PI, angle)
+        angle = jnp.where(
+            jax.random.bernoulli(keys[3], self.start_at_noise, (count,)), diffusion.HALF_PI, angle
+        )
         low, high = np.log(self.model.guidance_range or (1.0, 1.0))
         scale = jnp.exp(jax.random.uniform(keys[4], (count,), minval=low, maxval=high))
         scale = jnp.where(jax.random.bernoulli(keys[5], 0.5, (count,)), self.usual_guidance, scale)
         noise = jax.random.normal(keys[6], latents.shape)
         return Walks(diffusion.corrupt(latents, noise, is_new * angle[:, None])[0], angle, is_new, scale)
 
-    def _errors(self, base: Params, difference: Params, batch: Batch, walks: Walks, chosen: jax.Array) -> jax.Array:
+    def _errors(
+        self, base: Params, difference: Params, batch: Batch, walks: Walks, chosen: jax.Array
+    ) -> jax.Array:
         """Squared errors (P, B, L) of the student's velocity at the `chosen` (P, B) points of each walk."""
         student = add_difference(base, difference)
         visited, angles, target = self._walk(base, jax.lax.stop_gradient(student), batch, walks)
@@ -145,7 +158,11 @@ class ConsistencyStage:
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
         """The N points before each step (N, B, L, D), their angles (N, B), and the path's end (B, L, D)."""
         teacher, count = self.teacher.model, len(walks.angle)
-        tokens, prefix, scale = batch["semantic_tokens"], batch["prefix_tokens"], walks.guidance_scale[:, None, None]
+        tokens, prefix, scale = (
+            batch["semantic_tokens"],
+            batch["prefix_tokens"],
+            walks.guidance_scale[:, None, None],
+        )
         length = jnp.minimum(walks.angle, self.span)
         turns = diffusion.paper_schedule(self.teacher_steps) / diffusion.HALF_PI
         ratios = np.append(0.0, turns[1:] / turns[:-1] / 2)
@@ -159,7 +176,10 @@ class ConsistencyStage:
             middle = velocity + turn[1] * (velocity - straight)
             omega = (turn[0] * length)[:, None] * walks.is_new
             straight = diffusion.ddim_step(velocity, -noisy, omega)
-            return (diffusion.ddim_step(noisy, middle, omega), angle - turn[0] * length, straight), (noisy, angle)
+            return (diffusion.ddim_step(noisy, middle, omega), angle - turn[0] * length, straight), (
+                noisy,
+                angle,
+            )
 
         start = walks.noisy, walks.angle, jnp.zeros_like(walks.noisy)
         (noisy, angle, _), (visited, angles) = jax.lax.scan(

@@ -13,8 +13,8 @@ from typing import ClassVar, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from melody_jax import diffusion
-from melody_jax.models import denoiser, objectives
+from melody_jax import diffusion, parameterisation
+from melody_jax.models import denoiser
 from melody_jax.models.denoiser import DenoiserConfig
 from melody_jax.models.dpd import DPDConfig
 from melody_jax.models.functional import Params
@@ -77,12 +77,16 @@ class DPDStage:
         model = denoiser.init(self.model, key)
         if self.mulan and self.model.prefix_conditioning:
             shape = (self.model.prefix_levels, self.model.prefix_codes, self.model.prefix_width)
-            model["prefix_table"] = prefix_embeddings(self.mulan, shape, key).reshape(model["prefix_table"].shape)
+            model["prefix_table"] = prefix_embeddings(self.mulan, shape, key).reshape(
+                model["prefix_table"].shape
+            )
         if self.tokenizer:
             model["token_table"] = semantic_embeddings(self.tokenizer, model["token_table"].shape, key)
         return {"model": model}
 
-    def gradients(self, params: Params, batch: Batch, key: jax.Array, step: jax.Array) -> tuple[Params, Metrics]:
+    def gradients(
+        self, params: Params, batch: Batch, key: jax.Array, step: jax.Array
+    ) -> tuple[Params, Metrics]:
         """Gradients of the velocity error on {"latents" (B, L, D), "semantic_tokens", "prefix_tokens"}."""
         return loss_gradients(self._loss, params, batch, key)
 
@@ -93,16 +97,24 @@ class DPDStage:
         count, frames, _ = latents.shape
         conditioned = jax.random.bernoulli(keys[0], 1 - self.condition_dropout, (count,))
         angle = diffusion.sample_angles(
-            keys[1], count, frames, self.model.chunks, self.shared_angle, self.clean_prefix, self.maximum_angle
+            keys[1],
+            count,
+            frames,
+            self.model.chunks,
+            self.shared_angle,
+            self.clean_prefix,
+            self.maximum_angle,
         )
         angle = diffusion.distribute(angle, self.angles, self.angle_mean, self.angle_std, self.maximum_angle)
-        angle = objectives.drawn_angle(self.model.objective, self.model.sigma_data, angle)
-        return Draws(conditioned, angle, *self._perturb(batch, keys[2]), jax.random.normal(keys[3], latents.shape))
+        angle = parameterisation.drawn_angle(self.model.objective, self.model.sigma_data, angle)
+        return Draws(
+            conditioned, angle, *self._perturb(batch, keys[2]), jax.random.normal(keys[3], latents.shape)
+        )
 
     def _loss(self, params: Params, batch: Batch, key: jax.Array) -> tuple[jax.Array, Metrics]:
         drawn = self.draw(batch, key)
         error = self._errors(params["model"], batch["latents"], drawn).mean(axis=-1)
-        error = error * objectives.loss_weight(self.model.objective, self.model.sigma_data, drawn.angle)
+        error = error * parameterisation.loss_weight(self.model.objective, self.model.sigma_data, drawn.angle)
         noisy = (drawn.angle > 0).astype(error.dtype)
         return (error * noisy).sum() / jnp.maximum(noisy.sum(), 1), {"weight": noisy.sum()}
 
@@ -116,7 +128,9 @@ class DPDStage:
         absent |= jax.random.bernoulli(level, self.prefix_level_dropout, prefix.shape)
         return jnp.where(replaced, others, tokens), jnp.where(absent, -1, prefix)
 
-    def _errors(self, model: Params, latents: jax.Array, drawn: Draws, conditioned: int | None = None) -> jax.Array:
+    def _errors(
+        self, model: Params, latents: jax.Array, drawn: Draws, conditioned: int | None = None
+    ) -> jax.Array:
         """Squared velocity errors (B, L, D); `conditioned` says otherwise which items are, see `denoiser.velocity`."""
         noisy, target = diffusion.corrupt(latents, drawn.noise, drawn.angle)
         who = drawn.conditioned if conditioned is None else conditioned

@@ -55,7 +55,9 @@ class LMStage:
         model = lm.init(self.model, key)
         if self.mulan:
             config = self.model
-            codes = prefix_embeddings(self.mulan, (config.prefix_levels, config.prefix_codes, config.width), key)
+            codes = prefix_embeddings(
+                self.mulan, (config.prefix_levels, config.prefix_codes, config.width), key
+            )
             null = model["prefix"].reshape(config.prefix_levels, -1, config.width)[:, -1:]
             model["prefix"] = jnp.concatenate([codes, null], axis=1).reshape(-1, config.width)
         if self.tokenizer:
@@ -66,7 +68,9 @@ class LMStage:
         """How many leading prefix levels each item keeps, int (B,) in 0..P."""
         keys = jax.random.split(key, 3)
         kept = jax.random.randint(keys[0], (batch,), 1, self.model.prefix_levels + 1)
-        kept = jnp.where(jax.random.bernoulli(keys[1], self.level_dropout, (batch,)), kept, self.model.prefix_levels)
+        kept = jnp.where(
+            jax.random.bernoulli(keys[1], self.level_dropout, (batch,)), kept, self.model.prefix_levels
+        )
         return jnp.where(jax.random.bernoulli(keys[2], self.prefix_dropout, (batch,)), 0, kept)
 
     def loss(self, params: Params, batch: Batch, key: jax.Array) -> tuple[jax.Array, Metrics]:
@@ -84,7 +88,9 @@ class LMStage:
         loss = (1 - self.label_smoothing) * cross_entropy + self.label_smoothing * uniform
         return loss, {"cross_entropy": cross_entropy, "accuracy": accuracy}
 
-    def gradients(self, params: Params, batch: Batch, key: jax.Array, step: jax.Array) -> tuple[Params, Metrics]:
+    def gradients(
+        self, params: Params, batch: Batch, key: jax.Array, step: jax.Array
+    ) -> tuple[Params, Metrics]:
         """Gradients and metrics of one training batch."""
         return loss_gradients(self.loss, params, batch, key)
 

@@ -18,18 +18,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from melody_jax import sharding
+from melody_jax.composer import facts
 from melody_jax.convert.ast import load_ast
 from melody_jax.convert.bert import load_bert
 from melody_jax.convert.clap import load_clap
 from melody_jax.convert.tensors import read_once
-from melody_jax.data import facts
-from melody_jax.data.text import vocabulary
 from melody_jax.errors import UserError
-from melody_jax.models import functional, mulan, rvq
+from melody_jax.models import mulan, rvq
 from melody_jax.models.functional import Params
 from melody_jax.models.mulan import MuLanConfig
-from melody_jax.models.text import TextConfig
-from melody_jax.training.kmeans import fit_residual
+from melody_jax.models.text_tower import TextConfig
+from melody_jax.text import vocabulary
+from melody_jax.training.fit_kmeans import fit_residual
 from melody_jax.training.stage import Batch, Metrics, loss_gradients
 
 MAX_LOGIT_SCALE = 100.0
@@ -98,12 +99,17 @@ class MuLanStage:
         width = self.model.embedding
         keys = dict(zip(sorted(self._classes()), jax.random.split(key, len(self._classes())), strict=True))
         heads = {
-            name: {"kernel": 0.1 * width**-0.5 * jax.random.normal(keys[name], (width, size)), "bias": jnp.zeros(size)}
+            name: {
+                "kernel": 0.1 * width**-0.5 * jax.random.normal(keys[name], (width, size)),
+                "bias": jnp.zeros(size),
+            }
             for name, size in self._classes().items()
         }
         return {"model": model, "heads": {**heads, "log_scale": jnp.log(jnp.float32(self.logit_scale))}}
 
-    def gradients(self, params: Params, batch: Batch, key: jax.Array, step: jax.Array) -> tuple[Params, Metrics]:
+    def gradients(
+        self, params: Params, batch: Batch, key: jax.Array, step: jax.Array
+    ) -> tuple[Params, Metrics]:
         """Gradients of the training loss, with masking and word dropout."""
         return loss_gradients(self._loss, params, batch, key)
 
@@ -169,25 +175,36 @@ class MuLanStage:
         music = mulan.embed_frames(model, self.model, frames)
         return music, mulan.embed_text(model, self.model, ids, batch["text_mask"])
 
-    def _objective(self, params: Params, music: jax.Array, words: jax.Array, batch: Batch) -> tuple[jax.Array, Metrics]:
+    def _objective(
+        self, params: Params, music: jax.Array, words: jax.Array, batch: Batch
+    ) -> tuple[jax.Array, Metrics]:
         heads = params["heads"]
         scale = jnp.exp(jnp.minimum(heads["log_scale"], jnp.log(MAX_LOGIT_SCALE)))
         # small enough for every device to have them all: both ways through the table without an all-to-all
-        all_music, all_words, all_ids = (functional.whole(x) for x in (music, words, jnp.asarray(batch["text_ids"])))
+        all_music, all_words, all_ids = (
+            sharding.replicate(x) for x in (music, words, jnp.asarray(batch["text_ids"]))
+        )
         contrast = contrastive_loss(scale * all_music @ all_words.T, all_ids)
         music_losses, accuracies = self._read_facts(heads, music, batch["facts"])
         text_losses, of_text = self._read_facts(heads, words, batch["facts"])
         accuracies["text_tempo_accuracy"] = of_text["tempo_accuracy"]
         music_facts, text_facts = jnp.mean(jnp.stack(music_losses)), jnp.mean(jnp.stack(text_losses))
         loss = contrast + self.music_facts * music_facts + self.text_facts * text_facts
-        metrics = {"contrast": contrast, "music_facts": music_facts, "text_facts": text_facts, "logit_scale": scale}
+        metrics = {
+            "contrast": contrast,
+            "music_facts": music_facts,
+            "text_facts": text_facts,
+            "logit_scale": scale,
+        }
         return loss, metrics | accuracies
 
-    def _read_facts(self, heads: Params, embedding: jax.Array, known: Batch) -> tuple[list[jax.Array], Metrics]:
+    def _read_facts(
+        self, heads: Params, embedding: jax.Array, known: Batch
+    ) -> tuple[list[jax.Array], Metrics]:
         """Each fact's loss over the items where it is known, and how often the heads are right."""
         scaled = embedding * embedding.shape[-1] ** 0.5  # unit variance a channel
         logits = {
-            name: functional.split_batch(scaled @ heads[name]["kernel"] + heads[name]["bias"])
+            name: sharding.constrain_batch(scaled @ heads[name]["kernel"] + heads[name]["bias"])
             for name in self._classes()
         }
         losses, metrics = [], {}

@@ -21,16 +21,18 @@ from melody_jax.audio import TOKEN_SAMPLES
 from melody_jax.convert.tensors import read_once
 from melody_jax.convert.wav2vec2 import load_wav2vec2
 from melody_jax.errors import UserError
-from melody_jax.models import conformer, functional, kmeans, tokenizer, wav2vec2
+from melody_jax.models import conformer, functional, nearest_code, tokenizer, wav2vec2
 from melody_jax.models.conformer import ConformerConfig
 from melody_jax.models.functional import Params
 from melody_jax.models.tokenizer import TokenizerConfig
-from melody_jax.training.kmeans import fit_kmeans
+from melody_jax.training.fit_kmeans import fit_kmeans
 from melody_jax.training.stage import Batch, Metrics, loss_gradients
 
 
 @lru_cache(maxsize=16)
-def _random_quantiser(seed: tuple[int, int], channels: int, dim: int, codes: int) -> tuple[np.ndarray, np.ndarray]:
+def _random_quantiser(
+    seed: tuple[int, int], channels: int, dim: int, codes: int
+) -> tuple[np.ndarray, np.ndarray]:
     """A frozen projection (channels, dim) and a codebook (codes, dim) of unit vectors, from the seed alone."""
     rng = np.random.default_rng(seed)
     projection = rng.uniform(-1, 1, (channels, dim)) * (6 / (channels + dim)) ** 0.5
@@ -126,7 +128,9 @@ class TokenizerStage:
             wave = wave * jax.lax.rsqrt(jnp.mean(wave**2, axis=(1, 2), keepdims=True) + 1e-9)
             wave = self._hide(wave, mask, noise_key).reshape(len(wave), -1)
             x = wav2vec2.features(params["model"], encoder, wave, encoder.layers)
-        scores = functional.bind(nnx.Linear, x.shape[-1], self.codebooks * self.codes, params=params["heads"])(x)
+        scores = functional.bind(
+            nnx.Linear, x.shape[-1], self.codebooks * self.codes, params=params["heads"]
+        )(x)
         scores = jax.nn.log_softmax(scores.reshape(*x.shape[:2], self.codebooks, self.codes))
         chosen = jnp.take_along_axis(scores, targets[..., None], axis=-1)[..., 0]
         weight = mask / mask.sum()
@@ -139,7 +143,9 @@ class TokenizerStage:
         """Inputs (B, U, F) of about unit variance with noise where the mask (B, U, 1) is 1."""
         return (1.0 - mask) * inputs + mask * self.mask_noise * jax.random.normal(key, inputs.shape)
 
-    def gradients(self, params: Params, batch: Batch, key: jax.Array, step: jax.Array) -> tuple[Params, Metrics]:
+    def gradients(
+        self, params: Params, batch: Batch, key: jax.Array, step: jax.Array
+    ) -> tuple[Params, Metrics]:
         """Gradients and metrics of one training batch."""
         return loss_gradients(self.loss, params, batch, key)
 
@@ -172,8 +178,8 @@ class TokenizerStage:
         fitted = model | self._standardisation(x)
         vectors = tokenizer.standardise(fitted, jnp.asarray(x))
         codebook = fit_kmeans(vectors, self.model.semantic_vocab, key)
-        codes = kmeans.assign(vectors, codebook)
-        usage, perplexity = kmeans.usage(codes, self.model.semantic_vocab)
+        codes = nearest_code.assign(vectors, codebook)
+        usage, perplexity = nearest_code.usage(codes, self.model.semantic_vocab)
         left = jnp.mean((vectors - codebook[codes]) ** 2) / jnp.var(vectors)
         blocks = jax.tree.map(lambda leaf: leaf[: self.model.encoder.layer], model["blocks"])
         metrics = {"usage": usage, "perplexity": perplexity, "left": left}
@@ -187,4 +193,7 @@ class TokenizerStage:
         shares[width:] = share / max(spectral_width, 1)
         mean, std = x.mean(axis=0, dtype=np.float64), x.std(axis=0, dtype=np.float64)
         scale = np.sqrt(shares) / np.maximum(std, 1e-3)
-        return {"feature_mean": jnp.asarray(mean, jnp.float32), "feature_scale": jnp.asarray(scale, jnp.float32)}
+        return {
+            "feature_mean": jnp.asarray(mean, jnp.float32),
+            "feature_scale": jnp.asarray(scale, jnp.float32),
+        }

@@ -82,11 +82,15 @@ class VAEStage:
         judge = discriminators.init(self.discriminator, keys[1])
         return {"model": vae.init(self.model, keys[0]), "discriminator": judge}
 
-    def gradients(self, params: Params, batch: Batch, key: jax.Array, step: jax.Array) -> tuple[Params, Metrics]:
+    def gradients(
+        self, params: Params, batch: Batch, key: jax.Array, step: jax.Array
+    ) -> tuple[Params, Metrics]:
         """Gradients of the autoencoder's and the discriminators' losses, from one forward pass of the former."""
         target = batch["audio"].astype(jnp.float32)
         noise_key, crop_key = jax.random.split(key)
-        (audio, kl), pull_back = jax.vjp(lambda model: self._autoencode(model, target, noise_key), params["model"])
+        (audio, kl), pull_back = jax.vjp(
+            lambda model: self._autoencode(model, target, noise_key), params["model"]
+        )
         (loss, metrics), d_audio = jax.value_and_grad(self._spectral, has_aux=True)(audio, target)
 
         judge = partial(self._adversarial, params["discriminator"], audio, target, crop_key)
@@ -180,7 +184,9 @@ class VAEStage:
         starts = jax.random.randint(key, (items,), 0, audio.shape[1] - crop + 1)
 
         def cut(x: jax.Array) -> jax.Array:
-            return jax.vmap(lambda item, start: jax.lax.dynamic_slice(item, (start,), (crop,)))(x[:items], starts)
+            return jax.vmap(lambda item, start: jax.lax.dynamic_slice(item, (start,), (crop,)))(
+                x[:items], starts
+            )
 
         def see(judge: Params, x: jax.Array) -> list[Judgement]:
             return discriminators.judge(judge, self.discriminator, x)

@@ -1,0 +1,158 @@
+"""From a `Piece` to audio: stems apart, effects per track, balance, ducking, room, master, loudness.
+
+`render` is the one seam between composing and sound. Without a SoundFont everything comes from the built-in
+synthesiser. With one, a piece whose renderer is "soundfont" is played by the font alone (electronic kits layered with
+synthesised hits), while a "synth" piece keeps synthesised pads, leads, basses and electronic kits and takes only
+acoustic instruments from it.
+The same piece, font and machine always give the same bytes.
+"""
+
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from melody_jax.audio import SAMPLE_RATE, loudness_normalise, peak_limit, resample
+from melody_jax.composer import drums, dsp, effects, soundfont, synth
+from melody_jax.composer.instruments import INSTRUMENTS
+from melody_jax.composer.piece import Piece, Track
+from melody_jax.errors import UserError
+
+TARGET_LUFS = -16.0
+CEILING = 0.98
+
+# Level of a stem while it plays (dB), share that goes to the room, how far the kick ducks it.
+_BALANCE = {
+    "melody": (0.0, 1.0, 0.35),
+    "counter": (-4.5, 1.0, 0.5),
+    "chords": (-4.0, 0.9, 0.8),
+    "arp": (-5.5, 1.0, 0.7),
+    "pad": (-7.0, 1.0, 1.0),
+    "bass": (-1.0, 0.08, 0.8),
+    "drums": (2.5, 0.3, 0.0),
+}
+_ELECTRONIC_FAMILIES = frozenset(("synths", "pads", "chip"))
+_ELECTRONIC_PATCHES = frozenset(("bass_saw", "bass_square", "bass_sub"))
+_ELECTRONIC_KITS = frozenset(("electronic", "808", "chip"))
+_AMPLIFIED = {"distorted guitar": "distortion", "overdriven guitar": "overdrive"}
+
+
+def render(piece: Piece, soundfont: Path | str | None = None, sample_rate: int = SAMPLE_RATE) -> np.ndarray:
+    """Renders a piece. Returns float32 (round(seconds * sample_rate),) at about -16 LUFS, no sample beyond 0.98.
+
+    Raises `UserError` for unknown instruments, roles, effects, kits or rooms, and where font or FluidSynth is missing.
+    """
+    count = round(piece.seconds * SAMPLE_RATE)
+    if count <= 0:
+        raise UserError(f"a piece must last longer than 0 seconds, got {piece.seconds}")
+    font = None if soundfont is None else Path(soundfont)
+    dry, room_send = np.zeros(count, np.float32), np.zeros(count, np.float32)
+    pump = _pump(piece, count)
+    for index, track in enumerate(piece.tracks):
+        if track.role not in _BALANCE:
+            raise UserError(f"{track.role!r} is no role; there are {', '.join(_BALANCE)}")
+        if not track.notes:
+            continue
+        balance_db, send, ducked = _BALANCE[track.role]
+        stem = _levelled(_stem(piece, index, track, font, count), track, balance_db)
+        if pump is not None and ducked:
+            stem *= 1 - np.float32(ducked) * pump
+        dry += stem
+        room_send += np.float32(send) * stem
+    mixed = _master(piece, dry, room_send)
+    if sample_rate == SAMPLE_RATE:
+        return mixed
+    mixed = resample(mixed, SAMPLE_RATE, sample_rate)
+    exact = np.zeros(round(piece.seconds * sample_rate), np.float32)
+    dsp.add_at(exact, 0, np.clip(mixed, -CEILING, CEILING))
+    return exact
+
+
+def _stem(piece: Piece, index: int, track: Track, font: Path | None, count: int) -> np.ndarray:
+    """One track with its effects, before levelling."""
+    beat = piece.seconds_per_beat
+    notes = [(note.start * beat, note.duration * beat, note.pitch, note.velocity) for note in track.notes]
+    rng = np.random.default_rng([piece.seed, index, zlib.crc32(track.instrument.encode())])
+    if track.role == "drums":
+        audio, chain = _drums(piece, notes, font, count), track.effects
+    else:
+        if track.instrument not in INSTRUMENTS:
+            raise UserError(f"{track.instrument!r} is no instrument of the composer")
+        instrument, variant = INSTRUMENTS[track.instrument], int(rng.integers(synth.VARIANTS))
+        chain = track.effects
+        if font is not None and not _synthesised(piece, track):
+            audio = soundfont.play(font, instrument.program, notes, count)
+        else:
+            audio = synth.play(track.instrument, instrument.synth_patch, notes, count, variant)
+            amplifier = _AMPLIFIED.get(track.instrument)
+            if amplifier and amplifier not in chain:
+                chain = (amplifier, *chain)
+    return effects.apply(audio, chain, rng, beat)
+
+
+def _synthesised(piece: Piece, track: Track) -> bool:
+    """Whether a track stays with the synthesiser although there is a font."""
+    instrument = INSTRUMENTS[track.instrument]
+    electronic = instrument.family in _ELECTRONIC_FAMILIES or instrument.synth_patch in _ELECTRONIC_PATCHES
+    return piece.production.renderer == "synth" and electronic
+
+
+def _drums(
+    piece: Piece, hits: Sequence[tuple[float, float, int, int]], font: Path | None, count: int
+) -> np.ndarray:
+    kit = piece.production.drum_kit
+    if kit not in drums.KITS:
+        raise UserError(f"{kit!r} is no drum kit; there are {', '.join(drums.KITS)}")
+    electronic = kit in _ELECTRONIC_KITS
+    if font is None or (electronic and piece.production.renderer == "synth"):
+        return drums.play(kit, hits, count, piece.seed)
+    audio = soundfont.play_drums(font, kit, hits, count, piece.seed)
+    if not electronic:
+        return audio
+    layer = drums.play(kit, hits, count, piece.seed)
+    return audio / np.float32(max(1e-6, dsp.level(audio))) + 0.7 * layer / np.float32(
+        max(1e-6, dsp.level(layer))
+    )
+
+
+def _levelled(stem: np.ndarray, track: Track, balance_db: float) -> np.ndarray:
+    """The stem at its role's level while it plays; half of how softly it was played stays."""
+    loudness = dsp.level(stem, share=0.5)
+    touch = sum(note.velocity for note in track.notes) / len(track.notes) / 90
+    gain = 0.1 * 10 ** ((balance_db + track.gain_db) / 20) * touch**0.5
+    return stem * np.float32(gain / max(1e-5, loudness))
+
+
+def _pump(piece: Piece, count: int) -> np.ndarray | None:
+    """How far everything ducks (0..1) under the kick, (count,), or None without side-chain or kicks."""
+    if not piece.production.sidechain:
+        return None
+    beat = piece.seconds_per_beat
+    kicks = [
+        n.start * beat for t in piece.tracks if t.role == "drums" for n in t.notes if n.pitch in drums.KICKS
+    ]
+    if not kicks:
+        return None
+    rng = np.random.default_rng([piece.seed, 36])
+    return 1 - effects.ducking(kicks, count, rng.uniform(0.55, 0.95), rng.uniform(0.6, 0.95) * min(beat, 0.6))
+
+
+def _master(piece: Piece, dry: np.ndarray, room_send: np.ndarray) -> np.ndarray:
+    production, rng = piece.production, np.random.default_rng([piece.seed, 1000])
+    variant = int(rng.integers(effects.ROOM_VARIANTS))
+    mixed = dry
+    if production.room != "dry" and production.reverb > 0:
+        mixed = dry + np.float32(0.65 * production.reverb) * effects.reverb(
+            room_send, production.room, variant
+        )
+    mixed = effects.tilt(mixed, production.brightness)
+    if production.lofi:
+        mixed = effects.lofi(mixed, rng)
+    loudness = dsp.level(mixed)
+    if production.master_drive > 0.02 and loudness > 1e-6:
+        mixed = dsp.waveshape(mixed, (0.05 + 0.5 * production.master_drive**1.5) / loudness)
+    mixed = dsp.filtered(mixed, dsp.biquad("highpass", 26, 0.7))
+    fade = min(len(mixed), 240)
+    mixed[-fade:] *= np.linspace(1, 0, fade, dtype=np.float32)
+    return peak_limit(loudness_normalise(mixed, TARGET_LUFS), CEILING)

@@ -1,0 +1,72 @@
+"""The built-in synthesiser: plays every instrument of `INSTRUMENTS` from NumPy alone.
+
+A note is a slice of a body (`voices`) times a release, so a pitch played often is made once. Bodies are kept between
+pieces, up to a limit; what a body sounds like depends on its key alone, never on what was made before.
+"""
+
+import math
+import zlib
+from collections.abc import Sequence
+
+import numpy as np
+
+from melody_jax.audio import SAMPLE_RATE
+from melody_jax.composer import dsp, voices
+from melody_jax.composer.patches import Patch, patch_for
+
+VARIANTS = 16
+BODY_LEVEL = 0.2
+LONGEST_BODY = 24.0
+
+
+def tone_variant(instrument: str, variant: int) -> voices.Tone:
+    """The tone of an instrument's `variant`, 0 .. VARIANTS - 1."""
+    rng = np.random.default_rng([zlib.crc32(instrument.encode()), variant])
+    factors = np.exp2(rng.uniform(-1, 1, 6) * (0.7, 0.4, 0.6, 0.6, 0.5, 0.7))
+    return voices.Tone(*map(float, factors), blend=float(rng.random()))
+
+
+def body(
+    instrument: str, patch: Patch, variant: int, pitch: int, velocity_step: int, length_step: int
+) -> np.ndarray:
+    """A held note, float32, of 2^(length_step / 2) / 8 s, at a common level; `velocity_step` 0 (soft) .. 3 (hard)."""
+    count = round(2 ** (length_step / 2) / 8 * SAMPLE_RATE)
+
+    def make() -> np.ndarray:
+        voice = voices.Voice(
+            frequency=440.0 * 2 ** ((pitch - 69) / 12),
+            pitch=pitch,
+            velocity=(velocity_step + 0.5) / 4,
+            count=count,
+            tone=tone_variant(instrument, variant),
+            rng=np.random.default_rng([zlib.crc32(instrument.encode()), variant, pitch]),
+            key=(instrument, variant, pitch),
+        )
+        sound = patch.generator(voice, **patch.options)
+        return (sound * np.float32(BODY_LEVEL / max(1e-6, dsp.level(sound, share=0.25)))).astype(np.float32)
+
+    return voices.made.get((instrument, variant, pitch, velocity_step, length_step), make)
+
+
+def play(
+    instrument: str,
+    synth_patch: str,
+    notes: Sequence[tuple[float, float, int, int]],
+    count: int,
+    variant: int,
+) -> np.ndarray:
+    """Plays notes (start s, duration s, MIDI pitch, velocity 1..127) into float32 (count,)."""
+    patch, output = patch_for(instrument, synth_patch), np.zeros(count, np.float32)
+    tail = max(round(patch.release * SAMPLE_RATE), 240)
+    release = dsp.decay(tail, patch.release) * np.linspace(1, 0, tail, dtype=np.float32) ** 0.5
+    for start, duration, pitch, velocity in notes:
+        first = round(start * SAMPLE_RATE)
+        held = max(round(min(duration, LONGEST_BODY) * SAMPLE_RATE), 240)
+        if first >= count:
+            continue
+        length_step = max(0, math.ceil(2 * math.log2((held + tail) / SAMPLE_RATE * 8)))
+        sound = body(instrument, patch, variant % VARIANTS, pitch, min(3, velocity // 32), length_step)
+        gain = (velocity / 100) ** 1.5
+        dsp.add_at(output, first, sound[:held], gain)
+        dsp.add_at(output, first + held, sound[held : held + tail] * release, gain)
+    return output

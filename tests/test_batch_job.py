@@ -1,0 +1,208 @@
+"""A batch job: what a file of prompts may say, what is made, what is made again, and the same clip on many devices."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+from melody_jax import audio
+from melody_jax.errors import UserError
+from melody_jax.sampling import batch_job, manifest
+from melody_jax.sampling.batch_job import ServiceConfig, serve
+from melody_jax.sampling.cascade import Melody
+
+DEFAULTS = {"seconds": 0.5, "steps": 1, "guidance_scale": 1.0, "lm_guidance_scale": 1.0}
+LINES = [
+    {"prompt": "slow sad cello", "id": "cello"},
+    {"prompt": "bossa nova", "seed": 9},
+    {"prompt": "driving techno", "temperature": 0.5},
+    {"prompt": "a waltz", "id": "waltz", "seconds": 0.25},
+    {"prompt": [{"text": "piano", "weight": 2}, {"text": "rain"}], "id": "blend"},
+]
+
+
+def written(path: Path, lines: list) -> Path:
+    path.write_text("\n".join(line if isinstance(line, str) else json.dumps(line) for line in lines))
+    return path
+
+
+def job(folder: Path, lines: list = LINES, **changes: object) -> ServiceConfig:
+    prompts = written(folder / "prompts.jsonl", lines)
+    return ServiceConfig(**{"prompts": prompts, "out": folder / "clips", "batch": 2} | changes)  # type: ignore[arg-type]
+
+
+def run(melody: Melody, config: ServiceConfig) -> int:
+    return serve(melody, config, manifest.read_items(config.prompts, DEFAULTS))
+
+
+def entries(config: ServiceConfig) -> dict[str, dict]:
+    lines = [
+        json.loads(line) for path in config.out.glob("manifest*") for line in path.read_text().splitlines()
+    ]
+    assert len({line["id"] for line in lines}) == len(lines)
+    return {line["id"]: line for line in lines}
+
+
+def test_a_job_is_made_once(melody: Melody, tmp_path: Path) -> None:
+    config = job(tmp_path)
+    assert run(melody, config) == 5
+    made = entries(config)
+    assert set(made) == {"cello", "000001", "000002", "waltz", "blend"}
+    assert [made[name]["seed"] for name in made] == [
+        {"cello": 0, "000001": 9, "000002": 2, "waltz": 3, "blend": 4}[n] for n in made
+    ]
+    for name, entry in made.items():
+        assert soundfile.info(config.out / f"{name}.wav").frames == entry["seconds"] * 24_000
+        assert entry["model_hash"] == melody.hash
+        assert entry["seconds_taken"] > 0
+    assert made["cello"]["prompt"] == "slow sad cello"
+    assert made["000002"]["temperature"] == 0.5
+    assert made["blend"]["prompt"][0] == {"text": "piano", "audio": None, "weight": 2}
+    before = {path: path.stat().st_mtime_ns for path in config.out.iterdir()}
+    assert run(melody, config) == 0
+    assert {path: path.stat().st_mtime_ns for path in config.out.iterdir()} == before
+    alone = melody.generate("driving techno", temperature=0.5, seed=2, **DEFAULTS)[0]
+    np.testing.assert_allclose(audio.read(config.out / "000002.wav"), alone, atol=1e-4)
+
+
+def test_a_killed_job_goes_on(melody: Melody, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Killed between a clip's file and its line, and in the middle of a file and of a line."""
+    config = job(tmp_path)
+    plain, count = manifest.Manifest.add, []
+
+    def killed(self: manifest.Manifest, entry: dict) -> None:
+        count.append(entry)
+        if len(count) == 3:
+            raise KeyboardInterrupt
+        plain(self, entry)
+
+    monkeypatch.setattr(manifest.Manifest, "add", killed)
+    with pytest.raises(KeyboardInterrupt):
+        run(melody, config)
+    monkeypatch.undo()
+    with open(config.out / "manifest.jsonl", "ab") as file:
+        file.write(b'{"id": "torn", "ma')
+    torn = config.out / f".{count[2]['id']}.wav.abc.part"
+    foreign = config.out / ".another.wav.abc.part"
+    torn.write_bytes(b"RIFF")
+    foreign.write_bytes(b"RIFF")
+    assert run(melody, config) == 3
+    assert len(entries(config)) == 5
+    assert not torn.exists()
+    assert foreign.exists()  # may be another process's, at work
+    (config.out / "waltz.wav").unlink()
+    assert run(melody, config) == 1
+
+
+def test_changed_settings_are_noticed(melody: Melody, tmp_path: Path) -> None:
+    config = job(tmp_path, LINES[:2])
+    run(melody, config)
+    before = (config.out / "cello.wav").read_bytes()
+    other = [{"prompt": "slow sad cello", "id": "cello", "seed": 5}, LINES[1]]
+    with pytest.raises(UserError, match="cello was made with seed 0 and now 5"):
+        run(melody, job(tmp_path, other))
+    with pytest.raises(UserError, match=r"was made with file cello\.wav and now cello\.flac"):
+        run(melody, job(tmp_path, LINES[:2], suffix=".flac"))
+    assert (config.out / "cello.wav").read_bytes() == before
+    assert run(melody, job(tmp_path, other, replace=True)) == 1
+    assert (config.out / "cello.wav").read_bytes() != before
+    assert run(melody, job(tmp_path, other)) == 0
+    stranger = Melody(melody.params, melody.configs, melody.tokenizer, melody.hashes | {"dpd": "0" * 64})
+    with pytest.raises(UserError, match=f"was made with model {melody.hash} and now {stranger.hash}"):
+        run(stranger, job(tmp_path, other))
+
+
+def test_processes_share_a_job(melody: Melody, tmp_path: Path) -> None:
+    first, second = (job(tmp_path, process=process, processes=2) for process in range(2))
+    assert [run(melody, config) for config in (first, second)] == [3, 2]
+    assert len(entries(first)) == 5
+    assert sorted(path.name for path in first.out.glob("manifest*")) == [
+        "manifest-000.jsonl",
+        "manifest-001.jsonl",
+    ]
+    assert run(melody, job(tmp_path)) == 0  # all parts are read, whatever their number
+    with manifest.opened(first.out, 0, 2), pytest.raises(UserError, match="another process is writing it"):
+        run(melody, first)
+
+
+def test_batches_keep_to_their_shape(melody: Melody, tmp_path: Path) -> None:
+    lines = [
+        {"prompt": f"piano {i}", "best_of": 3 if i > 6 else 1, "steps": 2 if i == 0 else 1} for i in range(10)
+    ]
+    items = manifest.read_items(written(tmp_path / "a.jsonl", lines), DEFAULTS)
+    for devices, expected in (
+        (1, [(1, 1), (4, 4), (2, 4), (1, 1), (1, 1), (1, 1)]),
+        (8, [(1, 8), (6, 8), (3, 8)]),
+    ):
+        made = [(len(batch), size) for batch, size in batch_job.batches(melody, items, 4, devices)]
+        assert made == expected, devices
+
+
+@pytest.mark.parametrize(
+    ("lines", "named"),
+    [
+        (
+            [{"prompt": "a"}, "", {"prompt": "b", "steps": 0}, {"prompt": ""}],
+            r"line 3: steps is 0.*and 1 more bad line",
+        ),
+        (["{nonsense"], "line 1: not JSON"),
+        (["[]"], "must be an object with a"),
+        ([{"text": "a"}], "unknown setting 'text'"),
+        ([{"seconds": 3}], "prompt '' is empty"),
+        ([{"prompt": "a", "regions": [3, 5]}], r"regions are \[3, 5\]"),
+        ([{"source": "absent.wav", "prompt": "a"}], r"absent\.wav: cannot be read"),
+        ([{"prompt": "a", "stepz": 3}], "'stepz'.*'steps'"),
+        ([{"prompt": "a", "steps": [1, 2]}], r"steps is \[1, 2\]; a clip has one value"),
+        ([{"prompt": "a", "id": "../up"}], "id '../up' is no file name"),
+        ([{"prompt": "a", "id": ".hidden"}], "id '.hidden' is no file name"),
+        ([{"prompt": "a", "id": "x" * 101}], "is no file name"),
+        ([{"prompt": "a", "id": "A"}, {"prompt": "b", "id": "a"}], "line 2: id 'a' is an earlier line's too"),
+        ([{"prompt": "very " * 500}], "500 word pieces"),
+        ([{"prompt": [{"text": "a", "wight": 2}]}], "part has 'wight'"),
+        ([{"prompt": [{"audio": "absent.wav"}]}], r"absent\.wav: cannot be read"),
+        ([{"prompt": "a", "story": [{"at": 1}]}], "story is .* that have at and prompt"),
+        ([{"prompt": "a", "seed": "7"}], "seed is 7"),
+        ([], "no prompts"),
+    ],
+)
+def test_bad_lines_are_named_before_any_work(melody: Melody, tmp_path: Path, lines: list, named: str) -> None:
+    config = job(tmp_path, lines)
+    with pytest.raises(UserError, match=named):
+        run(melody, config)
+    assert not config.out.exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"batch": 0}, "batch is 0"),
+        ({"process": 2, "processes": 2}, "process is 2"),
+        ({"suffix": ".mp3"}, "suffix is '.mp3'"),
+        ({"prompts": Path("absent.jsonl")}, "absent.jsonl: cannot be read"),
+    ],
+)
+def test_bad_jobs_are_told(melody: Melody, tmp_path: Path, changes: dict, named: str) -> None:
+    with pytest.raises(UserError, match=named):
+        run(melody, job(tmp_path, **changes))
+
+
+def test_eight_devices_make_the_same_clips(melody: Melody, releases: Path, tmp_path: Path) -> None:
+    """Through the script."""
+    one = job(tmp_path)
+    run(melody, one)
+    script = Path(__file__).parents[1] / "sample.py"
+    options = ["--model", "tiny", "--folder", str(releases), "--prompts", str(one.prompts), "--out", "eight"]
+    options += [part for name, value in DEFAULTS.items() for part in (f"--{name}", str(value))]
+    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
+    command = [sys.executable, str(script), *options]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "eight: 5 clips made\n"
+    assert "5/5" in done.stderr
+    for path in one.out.glob("*.wav"):
+        np.testing.assert_allclose(audio.read(tmp_path / "eight" / path.name), audio.read(path), atol=1e-4)

@@ -1,0 +1,28 @@
+"""Products of few rows are products, whatever order they are computed in."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from melody_jax.models import cpu_matvec
+
+
+@pytest.mark.parametrize("rows", [1, 2, cpu_matvec.FEW, cpu_matvec.FEW + 1])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("large", [24 * 40, 24 * 40 + 1])
+def test_product(monkeypatch, rows, dtype, large):
+    monkeypatch.setattr(cpu_matvec, "LARGE", large)
+    rng = np.random.default_rng(rows)
+    x = jnp.asarray(rng.standard_normal((1, rows, 24)), dtype)
+    kernel = jnp.asarray(rng.standard_normal((24, 40)), dtype)
+    stored = cpu_matvec.outputs_first({"kernel": kernel, "scale": kernel[0]})
+    assert stored["kernel"].shape == ((40, 24) if large == kernel.size else (24, 40))
+    np.testing.assert_array_equal(stored["scale"], kernel[0])
+    y = jax.jit(cpu_matvec.product)(x, stored["kernel"])
+    assert y.shape == (1, rows, 40)
+    assert y.dtype == dtype
+    expected = np.asarray(x, np.float64) @ np.asarray(kernel, np.float64)
+    np.testing.assert_allclose(
+        np.asarray(y, np.float64), expected, rtol=0, atol=1e-5 if dtype == "float32" else 0.2
+    )

@@ -1,0 +1,87 @@
+"""Rows in chunks: the same by any number of processes, measured once, and in bounded memory."""
+
+import tracemalloc
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from melody_jax.errors import UserError
+from melody_jax.evaluation import embed_clips as measuring
+from melody_jax.evaluation.clips import Clip, ClipSet
+from melody_jax.evaluation.embed_clips import Share, measure
+
+
+class Levels:
+    """An embedding that counts what it was given."""
+
+    name = sha256 = "levels"
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def __call__(self, waves: np.ndarray) -> np.ndarray:
+        self.calls += 1
+        return np.stack([waves.mean(axis=1), waves.std(axis=1)], axis=1)
+
+
+def clips(count: int, seconds: float = 2.0) -> ClipSet:
+    def read(i: int) -> np.ndarray:
+        return np.random.default_rng(i).normal(0, 0.1, round((seconds + i % 2) * 24_000)).astype(np.float32)
+
+    return ClipSet(
+        where="x", sha256="x", clips=[Clip(name=str(i), read=lambda i=i: read(i)) for i in range(count)]
+    )
+
+
+def test_processes_share_a_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(measuring, "CHUNK", 4)
+    alone = measure(clips(10), Levels(), Share(cache=tmp_path / "a", seconds=2.5))
+    assert alone is not None
+    assert list(alone.clip) == list(range(10))
+    assert set(alone.figures) == {"loudness_lufs", "peak_dbfs", "clipped", "silent", "flatness"}
+    for i in (0, 1):  # a short one whole, a long one cut
+        wave = clips(10).clips[i].read()[:60_000]
+        np.testing.assert_allclose(alone.points[i], [wave.mean(), wave.std()], rtol=1e-4, atol=1e-7)
+    shares = [Share(cache=tmp_path / "b", seconds=2.5, process=i, processes=2) for i in range(2)]
+    assert measure(clips(10), Levels(), shares[1]) is None  # the other's chunks are missing
+    together = measure(clips(10), Levels(), shares[0])
+    assert together is not None
+    np.testing.assert_array_equal(together.points, alone.points)
+    np.testing.assert_array_equal(together.figures["flatness"], alone.figures["flatness"])
+
+
+def test_what_is_there_is_not_measured_again(tmp_path: Path) -> None:
+    embedding, share = Levels(), Share(cache=tmp_path)
+    first = measure(clips(5), embedding, share)
+    calls = embedding.calls
+    second = measure(clips(5), embedding, share)
+    assert first is not None
+    assert second is not None
+    assert embedding.calls == calls
+    np.testing.assert_array_equal(first.points, second.points)
+    (file,) = tmp_path.rglob("*.npz")
+    measure(clips(5), embedding, Share(cache=tmp_path, seconds=2.0))
+    assert embedding.calls > calls
+    file.write_bytes(b"PK")
+    with pytest.raises(UserError, match="damaged; delete it"):
+        measure(clips(5), embedding, share)
+
+
+def test_memory_does_not_grow_with_the_clips(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(measuring, "CHUNK", 8)
+    monkeypatch.setattr(measuring.signal, "figures", lambda wave: {"flatness": 0.0})
+    peaks = []
+    measure(clips(8), Levels(), Share(cache=tmp_path / "0"))
+    for count in (16, 64):
+        tracemalloc.start()
+        measure(clips(count), Levels(), Share(cache=tmp_path / str(count)))
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[1] < peaks[0] + 200_000  # 48 clips of sound would be 11 MB
+
+
+def test_what_is_too_short_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"0: 1\.00 s; a clip must have 2 s"):
+        measure(clips(1, 1.0), Levels(), Share(cache=tmp_path))
+    assert not list(tmp_path.rglob("*.npz"))

@@ -1,0 +1,111 @@
+"""Where a fresh run's weights may come from, and what is refused."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from test_loop import ToyModel, ToyStage, assert_same, run, toy_config
+from test_resume import STAGES
+
+from melody_jax import release
+from melody_jax.config import LoRAConfig, TrainConfig
+from melody_jax.errors import UserError
+from melody_jax.sharding import make_mesh
+from melody_jax.training.init_from import start_from
+from melody_jax.training.lora import merge
+from melody_jax.training.state import TrainState
+
+LORA = LoRAConfig(rank=2, kernels="dense/kernel")
+
+
+def fresh(stage: Any, value: float = 0.0) -> TrainState:
+    """A state before its first step, every number of the network `value`."""
+    shapes = jax.eval_shape(stage.init, jax.random.key(0))["model"]
+    model = jax.tree.map(lambda leaf: jnp.full(leaf.shape, value, leaf.dtype), shapes)
+    return TrainState(jnp.int32(0), {"model": model}, (), model, jnp.zeros((), bool))
+
+
+def start(config: TrainConfig, hashes: dict[str, str] | None = None) -> TrainState:
+    return start_from(config, fresh(config.stage), hashes or {}, make_mesh((1, 1, 1), jax.devices()[:1]))
+
+
+def save(folder: Path, stage: Any, model: Any, hashes: dict[str, str] | None = None) -> None:
+    release.save_network(folder, stage.name, model, stage.model, hashes or {})
+
+
+def test_from_the_packaged_release() -> None:
+    """Through `read_network`: what training starts from is what sampling loads."""
+    stage = STAGES["lm"]
+    _, model, hashes = release.load_network(release.WEIGHTS / "mini", "lm")
+    stage = dataclasses.replace(stage, model=dataclasses.replace(model, dtype="bfloat16", dropout=0.1))
+    state = start(TrainConfig(stage=stage, init_from="mini"), hashes)
+    assert_same(state.params["model"], release.load_network(release.WEIGHTS / "mini", "lm")[0])
+    assert_same(state.ema, state.params["model"])
+    assert state.ema["head"] is not state.params["model"]["head"]
+
+
+@pytest.mark.parametrize("name", ["mulan", "tokenizer"])
+def test_what_finishing_changed_is_left_out(name: str, tmp_path: Path) -> None:
+    """MuLan gains codebooks and means, the tokenizer loses its upper blocks: `finish` will make them again."""
+    stage = STAGES[name]
+    if name == "tokenizer":
+        encoder = dataclasses.replace(stage.model.encoder, layers=3)
+        stage = dataclasses.replace(stage, model=dataclasses.replace(stage.model, encoder=encoder))
+    finished = fresh(stage, 1.0).params["model"] | {"codebooks": jnp.zeros((2, 2))}
+    if name == "tokenizer":
+        finished["blocks"] = jax.tree.map(lambda leaf: leaf[:1], finished["blocks"])
+    save(tmp_path, stage, finished)
+    model = start(TrainConfig(stage=stage, init_from=str(tmp_path))).params["model"]
+    assert jax.tree.structure(model) == jax.tree.structure(fresh(stage).params["model"])
+    for path, leaf in release.flatten(model).items():
+        blocks = leaf[1:] if name == "tokenizer" and path.startswith("blocks") else leaf[:0]
+        np.testing.assert_array_equal(blocks, 0.0)
+        np.testing.assert_array_equal(leaf[: len(leaf) - len(blocks)] if leaf.ndim else leaf, 1.0)
+
+
+def test_from_a_run_with_adapters(tmp_path: Path) -> None:
+    """Its adapters are merged: the next run has them in its weights, or in the base of its own adapters."""
+    first = run(toy_config(tmp_path / "first", steps=5))
+    second_config = toy_config(tmp_path / "second", steps=5, init_from=str(tmp_path / "first"), lora=LORA)
+    second = run(second_config)
+    assert_same(second.params["base"], first.ema)
+    assert float(jnp.abs(second.ema["dense"]["kernel"]["lora_b"]).max()) > 0
+    third = start(toy_config(tmp_path / "third", init_from=str(tmp_path / "second")))
+    merged = jax.jit(lambda base, adapters: merge(base, adapters, LORA))(second.params["base"], second.ema)
+    assert_same(third.ema, merged)
+
+
+def test_what_does_not_belong_together_is_refused_in_one_line(tmp_path: Path) -> None:
+    lm, dpd = STAGES["lm"], STAGES["dpd"]
+    made_with = {"mulan": "a" * 64, "vae": "b" * 64}
+    save(tmp_path / "release", lm, fresh(lm).params["model"], made_with)
+    run(toy_config(tmp_path / "run", steps=1))
+    deeper = dataclasses.replace(lm, model=dataclasses.replace(lm.model, layers=2, width=64))
+    cases: list[tuple[Any, str, dict[str, str], str]] = [
+        (lm, "release", made_with | {"vae": "c" * 64}, "features of another vae than"),
+        (lm, "release", {}, "features of another mulan, vae than"),
+        (deeper, "release", made_with, "layers is 1 there and 2 here; width is 32 there and 64 here"),
+        (dpd, "release", made_with, r"not a release with dpd\.json.*packaged \(mini\)"),
+        (lm, "run", {}, "is a run of ToyStage; this one is of LMStage"),
+        (ToyStage(model=ToyModel(width=4)), "run", {}, "width is 8 there and 4 here"),
+        (lm, "nowhere", {}, "not a run folder"),
+    ]
+    for stage, source, hashes, reason in cases:
+        with pytest.raises(UserError, match=reason) as caught:
+            start(TrainConfig(stage=stage, init_from=str(tmp_path / source)), hashes)
+        assert "\n" not in str(caught.value)
+
+
+def test_a_release_that_lacks_a_tensor_is_refused(tmp_path: Path) -> None:
+    stage = STAGES["lm"]
+    model = fresh(stage).params["model"]
+    save(tmp_path, stage, {name: part for name, part in model.items() if name != "head"})
+    with pytest.raises(UserError, match="lm lacks head"):
+        start(TrainConfig(stage=stage, init_from=str(tmp_path)))
+    save(tmp_path, stage, model | {"head": jnp.zeros((3, 3))})
+    with pytest.raises(UserError, match=r"lm has head of shape \(3, 3\); this run needs \(32, 16\)"):
+        start(TrainConfig(stage=stage, init_from=str(tmp_path)))
