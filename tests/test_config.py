@@ -148,7 +148,8 @@ def test_every_field_has_a_description() -> None:
 
 
 def test_allocator_restarts_once() -> None:
-    script = "from melody_jax.runtime import tune_allocator as t; t(); import os; print(os.environ.get('GLIBC_TUNABLES'))"
+    script = "from melody_jax.runtime import tune_allocator as t; t(); "
+    script += "import os; print(os.environ.get('GLIBC_TUNABLES'))"
     environment = {name: value for name, value in os.environ.items() if name != "GLIBC_TUNABLES"}
     done = subprocess.run(
         [sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True

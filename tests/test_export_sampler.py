@@ -18,7 +18,10 @@ from melody_jax.cli import run
 from melody_jax.errors import UserError
 from melody_jax.sampling import export_sampler
 
-ALONE = "import runpy, sys; sys.modules['melody_jax'] = None; del sys.argv[0]; runpy.run_path(sys.argv[0], {}, '__main__')"
+ALONE = (
+    "import runpy, sys; sys.modules['melody_jax'] = None; del sys.argv[0]; "
+    "runpy.run_path(sys.argv[0], {}, '__main__')"
+)
 """Runs a script where `import melody_jax` fails."""
 
 

@@ -8,7 +8,10 @@ import pytest
 from melody_jax.data.layouts import Recording, read_captions, recordings
 from melody_jax.errors import UserError
 
-FMA_ALBUM = "comments date_created date_released engineer favorites id information listens producer tags title tracks type"
+FMA_ALBUM = (
+    "comments date_created date_released engineer favorites id information listens producer tags title "
+    "tracks type"
+)
 FMA_ARTIST = (
     "active_year_begin active_year_end associated_labels bio comments date_created favorites id latitude location "
     "longitude members name related_projects tags website wikipedia_page"
