@@ -1,6 +1,6 @@
 """Text to music: python sample.py "a calm solo piano piece" --seconds 10 --seed 0 --out song.wav
 
-Many clips: python sample.py --prompts prompts.jsonl --out clips. Without an end: python sample.py "..." --stream True |
+Many clips: python sample.py --prompts prompts.jsonl --out clips. Without an end: python sample.py "..." --stream |
 ffplay -f s16le -ar 24000 -ch_layout mono -i -
 """
 
@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from melody_jax.config import override
-from melody_jax.errors import UserError, exits_cleanly
+from melody_jax.errors import UserError, cli_entry
+from melody_jax.options import parse_options
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ class Arguments:
     folder: Path | None = None
     """Where released models are; the package's own if left out."""
     distilled: bool = False
-    """Uses the diffusion distilled for few steps: `--distilled True --steps 2 --solver pingpong`."""
+    """Uses the diffusion distilled for few steps: `--distilled --steps 2 --solver pingpong`."""
 
 
 SETTINGS = ("seed", "best_of", "negative_prompt", "steps", "schedule", "solver", "guidance_scale", "lm_guidance_scale",
@@ -102,13 +102,13 @@ SETTINGS = ("seed", "best_of", "negative_prompt", "steps", "schedule", "solver",
 """What goes on to the sampler as it is; the rest is put together first."""
 
 
-@exits_cleanly
+@cli_entry
 def main() -> None:
     """Parses, then makes a clip or a few, a stream, or a file's worth of clips."""
     text, *options = sys.argv[1:] or ["--help"]
     if text.startswith("-"):
         text, options = "", [text, *options]
-    arguments = override(Arguments(), options)
+    arguments = parse_options(Arguments(), options, "python sample.py")
     settings = {name: getattr(arguments, name) for name in SETTINGS}
     if arguments.seconds is not None:
         settings["seconds"] = arguments.seconds

@@ -1,107 +1,149 @@
-"""The `melody` command: a subcommand is a configuration and the function that takes it, imported when asked for."""
+"""The `melody` command: a subcommand is a configuration and the function that takes it, both imported on demand."""
 
 import difflib
 import importlib
 import sys
 from typing import Any, NamedTuple
 
-from melody_jax import config
-from melody_jax.errors import UserError, exits_cleanly
+from melody_jax import __version__
+from melody_jax.errors import UserError, cli_entry
+from melody_jax.extras import install_hint
+from melody_jax.options import parse_options
+from melody_jax.runtime import tune_allocator
 
 
 class Command(NamedTuple):
-    """A subcommand: where it lives, the names of its configuration dataclass and of its function, what it does.
+    """A subcommand. `function` and `config` are written "module:name", the module inside melody_jax."""
 
-    `first` is the field that an argument without a name, right after the subcommand, is the value of.
-    """
-
-    module: str
-    config: str
     function: str
+    """Takes the configuration; without one, the list of arguments."""
+    config: str
+    """Dataclass that gives the options; importable without any extra. Empty: the function reads its own arguments."""
     summary: str
-    first: str = ""
+    positional: str = ""
+    """Field that an argument without a name sets, wherever it stands."""
+    extra: str = ""
+    """Extra of the package that the command needs; empty: the base installation will do."""
 
 
 COMMANDS: dict[str, Command] = {
+    "train": Command("training.command:main", "", "train one network", extra="train"),
     "compose": Command(
-        "melody_jax.data.compose_corpus",
-        "ComposeConfig",
-        "compose_corpus",
-        "compose a captioned corpus into shards",
+        "data.compose_corpus:compose_corpus",
+        "data.compose_corpus:ComposeConfig",
+        "compose a captioned corpus into audio shards",
+        extra="compose",
     ),
     "prepare": Command(
-        "melody_jax.data.prepare",
-        "PrepareConfig",
-        "prepare",
-        "turn recordings into audio shards, and these into features",
+        "data.prepare:prepare",
+        "data.prepare:PrepareConfig",
+        "turn recordings into audio shards, and audio shards into features",
+        extra="beam",
     ),
     "import": Command(
-        "melody_jax.training.import_published",
-        "ImportConfig",
-        "import_network",
+        "training.import_published:import_network",
+        "training.import_published:ImportConfig",
         "use published weights: CLAP, MERT, wav2vec 2.0",
+        extra="train",
     ),
-    "compile-tpu": Command(
-        "melody_jax.scale.compile_tpu",
-        "CompileConfig",
-        "compile_tpu",
-        "compile a training step for TPUs elsewhere",
+    "export": Command(
+        "training.export:export", "training.export:ExportConfig", "release a trained network", extra="train"
     ),
-    "replay": Command(
-        "melody_jax.training.replay", "ReplayConfig", "replay", "repeat a step that was not finite"
-    ),
-    "export": Command("melody_jax.training.export", "ExportConfig", "export", "release a trained network"),
     "export-sampler": Command(
-        "melody_jax.sampling.export_sampler",
-        "SamplerExportConfig",
-        "export_sampler",
-        "write a sampler that plays without this package",
-    ),
-    "ablate": Command(
-        "melody_jax.ablation.ablate",
-        "AblateConfig",
-        "ablate",
-        "do a study's paired runs and report on it",
-        "study",
+        "sampling.export_sampler:export_sampler",
+        "sampling.export_sampler:SamplerExportConfig",
+        "write a standalone sampler that does not need this package",
     ),
     "evaluate": Command(
-        "melody_jax.evaluation.evaluate",
-        "EvaluateConfig",
-        "evaluate",
-        "measure clips, or a model, against real music",
+        "evaluation.evaluate:evaluate",
+        "evaluation.evaluate:EvaluateConfig",
+        "compare clips, or a model, with real music",
+        extra="evaluate",
     ),
     "diagnose": Command(
-        "melody_jax.evaluation.diagnose",
-        "DiagnoseConfig",
-        "diagnose",
+        "evaluation.diagnose:diagnose",
+        "evaluation.diagnose:DiagnoseConfig",
         "find the network that loses most of the music",
+        extra="evaluate",
+    ),
+    "ablate": Command(
+        "ablation.ablate:ablate",
+        "ablation.ablate:AblateConfig",
+        "run a study's paired runs and report on them",
+        positional="study",
+        extra="ablate",
+    ),
+    "replay": Command(
+        "training.replay:replay",
+        "training.replay:ReplayConfig",
+        "repeat a training step that was not finite",
+        positional="bundle",
+        extra="train",
     ),
     "nfe": Command(
-        "melody_jax.sampling.nfe", "NFEConfig", "nfe", "count passes through the networks beside MusicLM's"
+        "sampling.nfe:nfe", "sampling.nfe:NFEConfig", "count network evaluations, compared with MusicLM"
+    ),
+    "compile-tpu": Command(
+        "scale.compile_tpu:compile_tpu",
+        "scale.compile_tpu:CompileConfig",
+        "compile a training step for TPUs that are not here",
+        extra="tpu",
     ),
 }
+ALLOCATOR_COMMANDS = ("sample", "train")
+"""Commands that restart once with another memory allocation, before JAX is imported (`runtime.tune_allocator`)."""
 
 
-@exits_cleanly
+@cli_entry
 def main() -> None:
-    """Runs the subcommand that the command line names; every field of its configuration is an option."""
+    """Runs the subcommand that the command line names; each field of its configuration is an option."""
+    if sys.argv[1:2] and sys.argv[1] in ALLOCATOR_COMMANDS:
+        tune_allocator()
     run(sys.argv[1:])
 
 
 def run(arguments: list[str]) -> None:
-    """Runs `arguments`, such as ["compose", "--out", "corpus"]. Raises `UserError` on an unknown command or option."""
-    name, options = (arguments[0], arguments[1:]) if arguments else ("--help", [])
+    """Runs `arguments`, such as ["compose", "--out", "corpus"].
+
+    Raises:
+        UserError: an unknown command or option, or a package that only an extra installs.
+    """
+    name = arguments[0] if arguments else "--help"
     if name in ("-h", "--help"):
-        print("usage: melody COMMAND [--option value ...]   (melody COMMAND --help lists the options)\n")
-        for command, entry in COMMANDS.items():
-            print(f"  {command:<16}{entry.summary}")
+        print(usage())
+        return
+    if name == "--version":
+        print(f"melody_jax {__version__}")
         return
     if name not in COMMANDS:
         close = difflib.get_close_matches(name, COMMANDS, n=1)
         hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(COMMANDS)}"
         raise UserError(f"unknown command {name!r}; {hint}")
-    module: Any = importlib.import_module(COMMANDS[name].module)
-    if COMMANDS[name].first and options and not options[0].startswith("-"):
-        options = [f"--{COMMANDS[name].first}", *options]
-    settings = config.override(getattr(module, COMMANDS[name].config)(), options)
-    getattr(module, COMMANDS[name].function)(settings)
+    try:
+        _run_command(name, COMMANDS[name], arguments[1:])
+    except ModuleNotFoundError as error:
+        if (error.name or "melody_jax").startswith("melody_jax"):
+            raise
+        raise UserError(install_hint(error.name or "", COMMANDS[name].extra)) from error
+
+
+def usage() -> str:
+    """The commands, a line each."""
+    lines = ["usage: melody COMMAND [options]", "", "`melody COMMAND --help` lists the options.", ""]
+    lines += [f"  {name:<16}{command.summary}" for name, command in COMMANDS.items()]
+    return "\n".join([*lines, "", "  --version       print the version"])
+
+
+def _run_command(name: str, command: Command, arguments: list[str]) -> None:
+    if not command.config:
+        _attribute(command.function)(arguments)
+        return
+    config = _attribute(command.config)()
+    config = parse_options(config, arguments, f"melody {name}", command.positional)
+    _attribute(command.function)(config)
+
+
+def _attribute(path: str) -> Any:
+    """What "module:name" refers to."""
+    module, _, name = path.partition(":")
+    return getattr(importlib.import_module(f"melody_jax.{module}"), name)

@@ -1,25 +1,18 @@
-"""What a training run is made of: frozen dataclasses, every field with its unit, and how a file becomes one.
+"""The configuration of a training run: frozen dataclasses, each field with its unit, and the files that define them.
 
 A config file is Python with `config() -> TrainConfig`; the command line overrides any field by its dotted name:
-`python train.py configs/vae_tiny.py --steps 50 --data.batch_size 4 --stage.model.width 64`.
+`melody train vae_tiny --steps 50 --data.batch-size 4 --stage.model.width 64`.
 """
 
-import contextlib
 import dataclasses
-import difflib
-import io
 import re
 import typing
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar
-
-import tyro
+from typing import Any
 
 from melody_jax.errors import UserError
+from melody_jax.options import parse_options
 from melody_jax.python_file import function_of
-
-T = TypeVar("T")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -156,7 +149,7 @@ class TrainConfig:
     """One training run. `stage` is a frozen dataclass of `melody_jax/training/stages/` (see training/stage.py)."""
 
     stage: Any
-    """Which network, loss and kind of batch; on the command line its fields are `--stage.*`."""
+    """Which network, loss and kind of batch."""
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
     """Where batches come from."""
     optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
@@ -240,79 +233,9 @@ def load_config(path: str | Path, overrides: list[str] | None = None) -> TrainCo
     Raises:
         UserError: the file is unknown or not a config, a field is unknown, or a value does not fit its field.
     """
-    config = function_of(Path(path), "config")()
+    function = function_of(Path(path), "config")
+    config = function()
     if not isinstance(config, TrainConfig):
         raise UserError(f"{path}: config() returned {type(config).__name__}; it must return a TrainConfig")
-    return override(config, overrides or [])
-
-
-def override(config: T, arguments: list[str]) -> T:
-    """A copy of a dataclass instance with `--dotted.name value` arguments applied; `--help` prints the fields.
-
-    Raises:
-        UserError: an unknown field (with a suggestion), or a value that does not fit.
-    """
-    if any(argument in ("-h", "--help") for argument in arguments):
-        options = (tyro.conf.AvoidSubcommands, tyro.conf.FlagConversionOff)
-        return tyro.cli(type(config), default=config, args=["--help"], use_underscores=True, config=options)
-    groups = _groups(arguments)
-    fields = dotted_fields(config)
-    for name, *_ in groups:
-        if name not in fields:
-            close = difflib.get_close_matches(name, fields, n=1, cutoff=0.5)
-            hint = f"did you mean --{close[0]}?" if close else f"--{name.rsplit('.', 1)[0]}... : see --help"
-            raise UserError(f"unknown field --{name}; {hint}")
-    return replace_fields(
-        config, {name: _parse_value(name, fields[name], values) for name, *values in groups}
-    )
-
-
-def replace_fields(config: T, values: Mapping[str, Any]) -> T:
-    """A copy with fields replaced by dotted name, all at once and innermost first.
-
-    So checks across fields see the final state only.
-    """
-    changed: dict[str, Any] = {name: value for name, value in values.items() if "." not in name}
-    for head in {name.split(".")[0] for name in values if "." in name}:
-        inner = {
-            name.split(".", 1)[1]: value for name, value in values.items() if name.startswith(f"{head}.")
-        }
-        changed[head] = replace_fields(changed.get(head, getattr(config, head)), inner)
-    return dataclasses.replace(config, **changed)  # type: ignore[type-var]
-
-
-def dotted_fields(config: Any, prefix: str = "") -> dict[str, Any]:
-    """Dotted name -> type of every leaf field of a dataclass instance, nested dataclasses opened by value."""
-    hints = typing.get_type_hints(type(config))
-    found: dict[str, Any] = {}
-    for field in dataclasses.fields(config):
-        value = getattr(config, field.name)
-        if dataclasses.is_dataclass(value):
-            found |= dotted_fields(value, f"{prefix}{field.name}.")
-        else:
-            found[prefix + field.name] = hints[field.name]
-    return found
-
-
-def _parse_value(name: str, wanted: Any, values: list[str]) -> Any:
-    try:
-        with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
-            return tyro.cli(wanted, args=values, config=(tyro.conf.FlagConversionOff,))
-    except SystemExit:
-        said = " ".join(values) or "nothing"
-        kind = wanted.__name__ if isinstance(wanted, type) and not typing.get_args(wanted) else str(wanted)
-        raise UserError(f"--{name} got {said!r}; it takes {kind}") from None
-
-
-def _groups(arguments: list[str]) -> list[list[str]]:
-    """["--a", "1", "2", "--b=3"] -> [["a", "1", "2"], ["b", "3"]]."""
-    groups: list[list[str]] = []
-    for argument in arguments:
-        if argument.startswith("--"):
-            name, equals, value = argument[2:].partition("=")
-            groups.append([name.replace("-", "_"), *([value] if equals else [])])
-        elif groups:
-            groups[-1].append(argument)
-        else:
-            raise UserError(f"unexpected argument {argument!r}; fields are set as --name value")
-    return groups
+    summary = function.__globals__.get("__doc__") or ""
+    return parse_options(config, overrides or [], f"melody train {path}", summary=summary)

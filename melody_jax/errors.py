@@ -1,8 +1,10 @@
-"""The one exception a user's mistake becomes: printed as a single line, exit code 2, never a stack trace."""
+"""The one exception for mistakes of the user: printed as one line, exit code 2, never a stack trace."""
 
 import functools
 import sys
 from collections.abc import Callable
+
+from melody_jax.extras import install_hint
 
 
 class UserError(ValueError):
@@ -10,21 +12,21 @@ class UserError(ValueError):
 
 
 class Diverged(UserError):
-    """Training ended after `steps` steps, for numbers that were not finite."""
+    """Training ended after `steps` steps because of numbers that were not finite."""
 
     def __init__(self, message: str, steps: int) -> None:
         super().__init__(message)
         self.steps = steps
 
 
-def exits_cleanly(main: Callable[[], None]) -> Callable[[], None]:
+def cli_entry(main: Callable[[], None]) -> Callable[[], None]:
     """Decorates a command's entry point: a `UserError` prints one line on stderr and exits with code 2.
 
-    So does a package that only an extra installs.
+    A package that only an extra installs is reported in the same way; Ctrl-C exits with code 130.
     """
 
     @functools.wraps(main)
-    def wrapped() -> None:
+    def entry() -> None:
         try:
             main()
         except UserError as error:
@@ -33,13 +35,10 @@ def exits_cleanly(main: Callable[[], None]) -> Callable[[], None]:
         except ModuleNotFoundError as error:
             if (error.name or "melody_jax").startswith("melody_jax"):
                 raise
-            print(
-                f"error: {error.name} is not installed: pip install -e '.[train,compose,beam,evaluate]' brings it",
-                file=sys.stderr,
-            )
+            print(f"error: {install_hint(error.name or '')}", file=sys.stderr)
             sys.exit(2)
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr)
             sys.exit(130)
 
-    return wrapped
+    return entry

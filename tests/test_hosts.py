@@ -70,7 +70,6 @@ class Run:
         environment["PYTHONPATH"] = str(ROOT)
         said = [
             "--hosts.join",
-            "True",
             "--hosts.coordinator",
             f"localhost:{port}",
             "--hosts.count",

@@ -241,7 +241,7 @@ def test_sample_script_says_one_line(releases: Path, tmp_path: Path, arguments: 
 
 def test_sample_script_streams(releases: Path, tmp_path: Path) -> None:
     script = Path(__file__).parents[1] / "sample.py"
-    options = ["--stream", "True", "--steps", "1", "--guidance_scale", "1", "--lm_guidance_scale", "1"]
+    options = ["--stream", "--steps", "1", "--guidance_scale", "1", "--lm_guidance_scale", "1"]
     options += ["--model", "tiny", "--folder", str(releases)]
     process = subprocess.Popen(
         [sys.executable, str(script), "piano", *options], stdout=subprocess.PIPE, cwd=tmp_path

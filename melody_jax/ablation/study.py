@@ -12,9 +12,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from melody_jax.config import TrainConfig, replace_fields
+from melody_jax.config import TrainConfig
 from melody_jax.config_json import to_dict
 from melody_jax.errors import UserError
+from melody_jax.options import replace_fields
 from melody_jax.python_file import function_of
 
 PLACES = (

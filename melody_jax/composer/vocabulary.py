@@ -17,7 +17,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from melody_jax.composer import captions, compose
-from melody_jax.errors import UserError, exits_cleanly
+from melody_jax.errors import UserError, cli_entry
 from melody_jax.text import VOCABULARY_FILE, tokenizer
 
 SIZE = 7680
@@ -67,4 +67,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    exits_cleanly(main)()
+    cli_entry(main)()

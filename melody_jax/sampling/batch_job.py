@@ -113,7 +113,7 @@ def _missing(items: list[Item], manifest: Manifest, config: ServiceConfig, model
             name, (was, wanted) = next(iter(changed.items()))
             raise UserError(
                 f"{item.name} was made with {name} {was} and now {wanted} is wanted; give it another id or folder, or "
-                "--replace True"
+                "--replace"
             )
         if changed:
             missing.append(item)

@@ -1,0 +1,72 @@
+"""Which optional packages belong to which extra, and the command that installs what is missing."""
+
+import importlib.metadata
+import os
+import re
+from pathlib import Path
+
+EXTRAS = {
+    "apache_beam": "beam",
+    "array_record": "train",
+    "fluidsynth": "compose",
+    "grain": "train",
+    "librosa": "evaluate",
+    "libtpu": "tpu",
+    "matplotlib": "evaluate",
+    "PIL": "train",
+    "sklearn": "evaluate",
+    "tensorboardX": "train",
+    "tensorflow_datasets": "train",
+    "threadpoolctl": "evaluate",
+    "visqol": "evaluate",
+}
+"""Optional module -> the smallest extra that brings it, where no command says which one it needs."""
+
+
+def install_hint(module: str, extra: str = "") -> str:
+    """One line for the user of a module that is not installed: the extra that brings it and a command that works.
+
+    Args:
+        module: import name, such as "grain".
+        extra: the extra that the running command needs; empty: the one of `EXTRAS`.
+    """
+    name = module.partition(".")[0]
+    extra = extra or EXTRAS.get(name, "")
+    if not extra:
+        return f"the package {name} is not installed"
+    return f"{name} is not installed; the extra '{extra}' brings it: {install_command(extra)}"
+
+
+def install_command(extra: str) -> str:
+    """A command that installs an extra: from the clone in use, or package by package beside an installed wheel."""
+    clone = Path(__file__).parents[1]
+    if (clone / "pyproject.toml").is_file():
+        place = "." if clone == Path.cwd() else os.fspath(clone)
+        return f'pip install -e "{place}[{extra}]"'
+    missing = [line for line in sorted(requirements(extra)) if not _is_installed(line)]
+    return " ".join(["pip install", *(f'"{requirement}"' for requirement in missing)])
+
+
+def requirements(extra: str) -> set[str]:
+    """Requirements of an extra of the installed package, those of the extras in it included."""
+    lines: set[str] = set()
+    for line in importlib.metadata.requires("melody_jax") or []:
+        requirement, _, marker = line.partition(";")
+        if not re.search(rf"""extra\s*==\s*["']{re.escape(extra)}["']""", marker):
+            continue
+        nested = re.match(r"melody[-_]jax\[(.*)\]", requirement.strip())
+        for name in nested.group(1).split(",") if nested else []:
+            lines |= requirements(name.strip())
+        if not nested:
+            lines.add(requirement.strip())
+    return lines
+
+
+def _is_installed(requirement: str) -> bool:
+    """Whether a distribution of that name is there, whatever its version."""
+    name = re.match(r"[\w.-]+", requirement)
+    try:
+        importlib.metadata.distribution(name.group() if name else requirement)
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return True

@@ -1,0 +1,43 @@
+"""`melody train CONFIG [options]`: trains one network; the same command again resumes.
+
+    melody train vae_tiny --data.folder corpus/train --steps 50
+
+CONFIG is the name of a config that comes with the package or the path of a file. `melody train CONFIG --help` lists
+every field.
+"""
+
+import jax
+
+from melody_jax.config import TrainConfig, load_config
+from melody_jax.data import pipeline
+from melody_jax.errors import UserError
+from melody_jax.runtime import enable_compile_cache, join_hosts
+from melody_jax.text import read_tokenizer
+
+
+def main(arguments: list[str]) -> None:
+    """Reads the config and trains. Raises `UserError` on bad options or data."""
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(__doc__)
+        return
+    if arguments[0].startswith("-"):
+        raise UserError("the config is missing: melody train CONFIG [options]")
+    enable_compile_cache()
+    run(load_config(arguments[0], arguments[1:]))
+
+
+def run(config: TrainConfig) -> None:
+    """Opens the data, trains, and prints where the run stands."""
+    from melody_jax.training.loop import train
+
+    join_hosts(config.hosts)
+    if config.stage.name == "mulan":
+        read_tokenizer(config.data.text_tokenizer, config.stage.model.text.vocab_size)
+    hashes = pipeline.check_provenance(config.data, config.stage.batch)
+    index = jax.process_index()
+    count = jax.process_count()
+    batches = pipeline.TrainingBatches(config.data, config.stage.batch, index, count)
+    held_out = pipeline.validation_batches(config.data, config.stage.batch, config.eval_batches, index, count)
+    state = train(config, batches, held_out, hashes)
+    if index == 0:
+        print(f"{config.stage.name}: step {int(state.step)} of {config.steps}, {config.workdir}")
