@@ -1,4 +1,4 @@
-"""Angle-parameterised diffusion (MeLoDy, section 4.1 and appendix): the mathematics alone, for any network.
+"""Angle-parameterised diffusion (MeLoDy, arXiv 2305.15719, section 4.1 and appendix): the mathematics, for any network.
 
 Clean latents z and noise eps ~ N(0, I) are mixed by an angle delta in [0, pi/2], one angle per latent frame:
 
@@ -7,53 +7,66 @@ Clean latents z and noise eps ~ N(0, I) are mixed by an angle delta in [0, pi/2]
     clean    z       = cos(delta) z_delta - sin(delta) v
     noise    eps     = sin(delta) z_delta + cos(delta) v
 
-so (z_delta, v) is (z, eps) turned by delta; a deterministic DDIM step, which lowers the angle by omega, is a turn back:
+(z_delta, v) is (z, eps) rotated by delta. A deterministic DDIM step lowers the angle by omega and rotates back:
 
     z_{delta - omega} = cos(omega) z_delta - sin(omega) v
 
-A schedule is the steps omega_T, ..., omega_1 > 0 in the order they are taken; they sum to the starting angle, pi/2 for
-pure noise. The paper's are omega_t = pi/(6T) + 2 pi t/(3T(T+1)): long where noise dominates, short at the end.
+A schedule is the angle steps omega_T, ..., omega_1 > 0 in the order they are taken. They sum to the starting angle,
+pi/2 for pure noise. The paper's are omega_t = pi/(6T) + 2 pi t/(3T(T+1)): long where noise dominates, short at the end.
 
-Training draws one angle for each of M chunks of a window (`sample_angles`), so that a window may hold finished
-context (angle 0) beside new frames. Sampling with `is_new` leaves context where it is, to the bit: continuation and
-inpainting are the same call.
+Training draws one angle per chunk of a window (`sample_angles`), so that a window may hold finished context (angle 0)
+next to new frames. Sampling with `is_new` leaves context frames bit-identical: continuation and inpainting are the same
+call.
 
 Classifier-free guidance: v = g v(condition) + (1 - g) v(null).
 
 Legend: B batch, L latent frames, D latent width, M chunks, T steps. Latents are (B, L, D); an `angle` argument is a
-scalar, (L,) or (B, L). Angles stay float32 whatever the latents' dtype.
+scalar, (L,) or (B, L), in radians. Angles stay float32 whatever the latents' dtype.
 """
 
 import itertools
 import math
 from collections.abc import Callable
-from typing import Literal, get_args
+from typing import Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from melody_jax.errors import UserError
 
 HALF_PI = math.pi / 2
 
+Latents = Float[Array, "... L D"]
+VelocityFn = Callable[[Array, Array], Array]
+"""(noisy (B, L, D), angle (B, L)) to the velocity (B, L, D)."""
+NoiseFn = Callable[[Array], Array]
+"""Index of a step to N(0, I) (B, L, D)."""
 
-def uniform_schedule(steps: int) -> np.ndarray:
-    """(T,) equal steps that sum to pi/2."""
+
+def uniform_schedule(steps: int) -> Float[np.ndarray, " {steps}"]:
+    """(T,) equal angle steps that sum to pi/2."""
     return np.full(steps, HALF_PI / steps)
 
 
-def paper_schedule(steps: int) -> np.ndarray:
-    """(T,) steps omega_T, ..., omega_1 of the paper's linear rule, first (largest) first; they sum to pi/2."""
+def paper_schedule(steps: int) -> Float[np.ndarray, " {steps}"]:
+    """(T,) angle steps omega_T, ..., omega_1 of the paper's linear rule, largest first; they sum to pi/2."""
     t = np.arange(steps, 0, -1)
     return math.pi / (6 * steps) + 2 * math.pi * t / (3 * steps * (steps + 1))
 
 
 SCHEDULES: dict[str, Callable[[int], np.ndarray]] = {"paper": paper_schedule, "uniform": uniform_schedule}
+"""Name -> function from the number of steps to the angle steps."""
 
 
-def omegas(schedule: str, steps: int, start: float = HALF_PI) -> np.ndarray:
-    """(T,) steps of the named schedule, scaled to begin at the angle `start` (below pi/2: a variation of latents)."""
+def angle_steps(schedule: str, steps: int, start: float = HALF_PI) -> Float[np.ndarray, " {steps}"]:
+    """(T,) angle steps of the named schedule, scaled to begin at the angle `start` (below pi/2 for a variation).
+
+    Raises:
+        UserError: an unknown schedule, less than one step, or a starting angle outside (0, pi/2].
+    """
     if schedule not in SCHEDULES:
         raise UserError(f"unknown schedule {schedule!r}: expected one of {', '.join(sorted(SCHEDULES))}")
     if steps < 1:
@@ -63,84 +76,84 @@ def omegas(schedule: str, steps: int, start: float = HALF_PI) -> np.ndarray:
     return SCHEDULES[schedule](steps) * (start / HALF_PI)
 
 
-def angles(schedule: str, steps: int, start: float = HALF_PI) -> np.ndarray:
+def schedule_angles(schedule: str, steps: int, start: float = HALF_PI) -> Float[np.ndarray, " {steps}+1"]:
     """(T + 1,) angles that the named schedule visits, from `start` down to exactly 0."""
-    return _remaining(omegas(schedule, steps, start))
+    return _visited_angles(angle_steps(schedule, steps, start))
 
 
-def _remaining(steps: np.ndarray) -> np.ndarray:
-    """Angle before each step and after the last: the sum of the steps still to be taken, which ends on exactly 0."""
-    return np.append(np.cumsum(steps[::-1])[::-1], 0.0)
+def _visited_angles(angle_steps: np.ndarray) -> np.ndarray:
+    """Angle before each step and after the last: the sum of the remaining steps, which ends at exactly 0."""
+    return np.append(np.cumsum(angle_steps[::-1])[::-1], 0.0)
 
 
-def _turn(angle: jax.typing.ArrayLike) -> tuple[jax.Array, jax.Array]:
+def cos_sin(angle: ArrayLike) -> tuple[Array, Array]:
     """Cosine and sine of a scalar, (L,) or (B, L) angle, broadcastable against (B, L, D)."""
     angle = jnp.asarray(angle, jnp.float32)[..., None]
     return jnp.cos(angle), jnp.sin(angle)
 
 
-def corrupt(latents: jax.Array, noise: jax.Array, angle: jax.typing.ArrayLike) -> tuple[jax.Array, jax.Array]:
-    """The noisy latents at `angle` and the velocity there, both (B, L, D)."""
-    cos, sin = _turn(angle)
+def corrupt(latents: Latents, noise: Latents, angle: ArrayLike) -> tuple[Latents, Latents]:
+    """The noisy latents at `angle` and their velocity, both (B, L, D)."""
+    cos, sin = cos_sin(angle)
     return cos * latents + sin * noise, cos * noise - sin * latents
 
 
-def velocity_to_clean(noisy: jax.Array, velocity: jax.Array, angle: jax.typing.ArrayLike) -> jax.Array:
+def velocity_to_clean(noisy: Latents, velocity: Latents, angle: ArrayLike) -> Latents:
     """The clean latents that a velocity implies."""
-    cos, sin = _turn(angle)
+    cos, sin = cos_sin(angle)
     return cos * noisy - sin * velocity
 
 
-def velocity_to_noise(noisy: jax.Array, velocity: jax.Array, angle: jax.typing.ArrayLike) -> jax.Array:
+def velocity_to_noise(noisy: Latents, velocity: Latents, angle: ArrayLike) -> Latents:
     """The noise that a velocity implies."""
-    cos, sin = _turn(angle)
+    cos, sin = cos_sin(angle)
     return sin * noisy + cos * velocity
 
 
-def clean_to_velocity(noisy: jax.Array, clean: jax.Array, angle: jax.typing.ArrayLike) -> jax.Array:
-    """The velocity that an estimate of the clean latents implies; not defined at angle 0."""
-    cos, sin = _turn(angle)
+def clean_to_velocity(noisy: Latents, clean: Latents, angle: ArrayLike) -> Latents:
+    """The velocity that an estimate of the clean latents implies; undefined at angle 0."""
+    cos, sin = cos_sin(angle)
     return (cos * noisy - clean) / sin
 
 
-def noise_to_velocity(noisy: jax.Array, noise: jax.Array, angle: jax.typing.ArrayLike) -> jax.Array:
-    """The velocity that an estimate of the noise implies; not defined at angle pi/2."""
-    cos, sin = _turn(angle)
+def noise_to_velocity(noisy: Latents, noise: Latents, angle: ArrayLike) -> Latents:
+    """The velocity that an estimate of the noise implies; undefined at angle pi/2."""
+    cos, sin = cos_sin(angle)
     return (noise - sin * noisy) / cos
 
 
-def ddim_step(noisy: jax.Array, velocity: jax.Array, omega: jax.typing.ArrayLike) -> jax.Array:
-    """Latents with their angle lowered by `omega` (scalar, (L,) or (B, L)); frames with omega 0 keep every bit."""
-    cos, sin = _turn(omega)
+def ddim_step(noisy: Latents, velocity: Latents, angle_step: ArrayLike) -> Latents:
+    """Latents with their angle lowered by `angle_step`; frames whose step is 0 stay bit-identical."""
+    cos, sin = cos_sin(angle_step)
     return jnp.where(sin == 0, noisy, cos * noisy - sin * velocity)
 
 
-def guide(conditional: jax.Array, null: jax.Array, scale: jax.typing.ArrayLike) -> jax.Array:
+def guide(conditional: Latents, null: Latents, scale: ArrayLike) -> Latents:
     """Classifier-free guidance; scale 1 is the conditional velocity, 0 the null one, above 1 extrapolates."""
     scale = jnp.asarray(scale, jnp.float32)
     return scale * conditional + (1 - scale) * null
 
 
-def chunk_of_frame(frames: int, chunks: int) -> np.ndarray:
-    """(L,) the chunk that each frame belongs to; chunk m starts at floor(m L / M)."""
+def chunk_of_frame(frames: int, chunks: int) -> Int[np.ndarray, " L"]:
+    """(L,) index of the chunk of each frame; chunk m starts at floor(m L / M)."""
     starts = np.arange(chunks) * frames // chunks
     return np.searchsorted(starts, np.arange(frames), side="right") - 1
 
 
 def sample_angles(
-    key: jax.Array,
+    key: PRNGKeyArray,
     batch: int,
     frames: int,
     chunks: int,
     shared_probability: float = 0.0,
     clean_prefix_probability: float = 0.0,
     maximum: float = HALF_PI,
-) -> jax.Array:
-    """Training angles (B, L): uniform on [0, `maximum`], independent for each chunk (the paper).
+) -> Float[Array, "B L"]:
+    """Training angles (B, L): uniform on [0, `maximum`], independent per chunk as in the paper.
 
-    With the two probabilities an item instead looks like what sampling meets, which independent angles seldom do:
-    `shared_probability`, one angle for the whole window (generation); `clean_prefix_probability`, 1 to M - 1 leading
-    chunks at exactly angle 0 and one angle for the rest (continuation; a shared angle where M is 1).
+    Two probabilities mix in what sampling encounters and independent angles seldom produce. With `shared_probability`
+    an item has one angle for the whole window (generation). With `clean_prefix_probability` its first 1 to M - 1 chunks
+    are at exactly angle 0 and the rest shares one angle (continuation; with M = 1, one shared angle).
     """
     keys = jax.random.split(key, 4)
     angle = jax.random.uniform(keys[0], (batch, chunks), maxval=maximum)
@@ -153,133 +166,221 @@ def sample_angles(
     return angle[:, chunk_of_frame(frames, chunks)]
 
 
-Angles = Literal["uniform", "uniform_time", "logit_normal"]
+AngleDistribution = Literal["uniform", "uniform_time", "logit_normal"]
 
 
-def distribute(
-    angle: jax.Array, kind: Angles, mean: float = 0.0, std: float = 1.0, maximum: float = HALF_PI
-) -> jax.Array:
-    """Uniform angles on [0, `maximum`] to others on it, in the same order; 0 stays exactly 0.
+def warp_angles(
+    angle: Float[Array, "*shape"],
+    distribution: str,
+    mean: float = 0.0,
+    std: float = 1.0,
+    maximum: float = HALF_PI,
+) -> Float[Array, "*shape"]:
+    """Maps uniform angles on [0, `maximum`] monotonically to another distribution on it; 0 stays exactly 0.
 
-      uniform       as they are (the paper)
+      uniform       unchanged (the paper)
       uniform_time  the time t = sin / (cos + sin) of rectified flow is uniform
       logit_normal  t is logit-normal (Esser et al. 2024, arXiv 2403.03206): log(t / (1 - t)) = log tan(angle) is normal
 
     Raises:
-        UserError: an unknown kind, or a deviation that is not above 0.
+        UserError: an unknown distribution, or a standard deviation that is not above 0.
     """
-    if kind not in get_args(Angles):
-        raise UserError(f"unknown angles {kind!r}: expected one of {', '.join(get_args(Angles))}")
-    if kind == "uniform":
+    if distribution not in get_args(AngleDistribution):
+        names = ", ".join(get_args(AngleDistribution))
+        raise UserError(f"unknown angles {distribution!r}: expected one of {names}")
+    if distribution == "uniform":
         return angle
     if not std > 0:
         raise UserError(f"angle_std is {std}; it must be above 0")
-    share = angle / maximum
-    if kind == "uniform_time":
-        return jnp.arctan2(share, 1 - share) * (maximum / HALF_PI)
-    inside = jnp.clip(share, 1e-6, 1 - 1e-6)
-    drawn = jnp.arctan(jnp.exp(mean + std * jax.scipy.special.ndtri(inside)))
-    return jnp.where(angle > 0, drawn, 0.0) * (maximum / HALF_PI)
+    quantile = angle / maximum
+    if distribution == "uniform_time":
+        return jnp.arctan2(quantile, 1 - quantile) * (maximum / HALF_PI)
+    interior = jnp.clip(quantile, 1e-6, 1 - 1e-6)
+    warped = jnp.arctan(jnp.exp(mean + std * jax.scipy.special.ndtri(interior)))
+    return jnp.where(angle > 0, warped, 0.0) * (maximum / HALF_PI)
 
 
-def drift_weight(angle: float, to: float) -> float:
-    """What a clean estimate that grows by one unit a radian adds to a DDIM step from `angle` down to `to`, radians.
+def drift_weight(angle: float, next_angle: float) -> float:
+    """Correction of a DDIM step from `angle` to `next_angle` for a clean estimate that grows by one unit per radian.
 
-    Along the flow d(z / sin delta) / d delta = -z0(delta) / sin^2 delta, z0 the clean estimate. A constant z0 gives
-    the DDIM step; z0 + (delta - angle) adds sin(to) times the integral of (delta - angle) / sin^2 delta, which is
-    (to - angle) cos(to) + sin(to) ln(sin(angle) / sin(to)): finite at both ends, -angle at 0.
+    Along the flow d(z / sin delta) / d delta = -z0(delta) / sin^2 delta, z0 the clean estimate. A constant z0 gives the
+    DDIM step. z0 + (delta - angle) adds sin(next_angle) times the integral of (delta - angle) / sin^2 delta, which is
+    (next_angle - angle) cos(next_angle) + sin(next_angle) ln(sin(angle) / sin(next_angle)): finite at both ends, and
+    -angle at 0.
     """
-    spread = math.sin(to) * math.log(math.sin(angle) / math.sin(to)) if to > 0 else 0.0
-    return (to - angle) * math.cos(to) + spread
+    log_term = 0.0
+    if next_angle > 0:
+        log_term = math.sin(next_angle) * math.log(math.sin(angle) / math.sin(next_angle))
+    return (next_angle - angle) * math.cos(next_angle) + log_term
 
 
-SOLVERS = ("ddim", "heun", "multistep", "pingpong")
-"""How `sample` gets from one angle to the next, by name.
+class Step(NamedTuple):
+    """One step of a schedule, scalars each; `step_table` stacks all of them, (T,) each."""
 
-  ddim       the paper's: turns by the velocity; first order
-  heun       looks at the angle it arrives at and corrects the step; second order, two passes a step but the last
-  multistep  corrects by how the clean estimate moved since the last step; second order, one pass a step
+    angle: Float[Array, "*T"]
+    """Angle before the step, radians."""
+    next_angle: Float[Array, "*T"]
+    """Angle after the step."""
+    angle_step: Float[Array, "*T"]
+    """angle - next_angle."""
+    previous_angle_step: Float[Array, "*T"]
+    """`angle_step` of the step before; 1 for the first."""
+    drift_weight: Float[Array, "*T"]
+    """See `drift_weight`."""
+    index: Int[Array, "*T"]
+    """0 for the first step."""
+
+
+def step_table(angle_steps: Float[np.ndarray, " T"]) -> Step:
+    """The steps of a schedule, stacked along the first axis."""
+    visited = _visited_angles(angle_steps)
+    drift_weights = np.array([drift_weight(*pair) for pair in itertools.pairwise(visited)])
+    return Step(
+        angle=jnp.asarray(visited[:-1], jnp.float32),
+        next_angle=jnp.asarray(visited[1:], jnp.float32),
+        angle_step=jnp.asarray(angle_steps, jnp.float32),
+        previous_angle_step=jnp.asarray(np.append(1.0, angle_steps[:-1]), jnp.float32),
+        drift_weight=jnp.asarray(drift_weights, jnp.float32),
+        index=jnp.arange(len(angle_steps)),
+    )
+
+
+class Prediction(NamedTuple):
+    """What the network predicts for noisy latents."""
+
+    velocity: Latents
+    """(B, L, D)."""
+    clean: Latents
+    """(B, L, D)."""
+
+
+class StepInputs(NamedTuple):
+    """All that a solver may use in a step."""
+
+    step: Step
+    """Where in the schedule it is; scalars."""
+    latents: Latents
+    """(B, L, D) at `step.angle`."""
+    prediction: Prediction
+    """Of `latents`."""
+    previous_clean: Latents
+    """(B, L, D) clean estimate of the step before."""
+    predict: Callable[[Array, Array], Prediction]
+    """Latents (B, L, D) and their scalar angle to the prediction, by one more evaluation of the velocity."""
+    noise_fn: NoiseFn | None
+    """Fresh noise, see `sample`."""
+
+
+def _ddim(inputs: StepInputs) -> Latents:
+    return ddim_step(inputs.latents, inputs.prediction.velocity, inputs.step.angle_step)
+
+
+def _heun(inputs: StepInputs) -> Latents:
+    step = inputs.step
+    arrival = _ddim(inputs)
+    drift = (inputs.prediction.clean - inputs.predict(arrival, step.next_angle).clean) / step.angle_step
+    return arrival + step.drift_weight * drift
+
+
+def _multistep(inputs: StepInputs) -> Latents:
+    step = inputs.step
+    arrival = _ddim(inputs)
+    slope = (inputs.previous_clean - inputs.prediction.clean) / step.previous_angle_step
+    return arrival + step.drift_weight * jnp.where(step.index > 0, slope, 0.0)
+
+
+def _pingpong(inputs: StepInputs) -> Latents:
+    assert inputs.noise_fn is not None, "pingpong draws noise at every step: noise_fn is needed"
+    step = inputs.step
+    return corrupt(inputs.prediction.clean, inputs.noise_fn(step.index), step.next_angle)[0]
+
+
+class Solver(NamedTuple):
+    """A way to get from one angle of a schedule to the next."""
+
+    nfe_per_step: int
+    """Evaluations of the velocity per step."""
+    step: Callable[[StepInputs], Array]
+    """To the latents (B, L, D) at `step.next_angle`."""
+    last_step: Callable[[StepInputs], Array] | None = None
+    """The step to angle 0 where it differs: one evaluation. None: as all others."""
+
+
+SOLVERS: dict[str, Solver] = {
+    "ddim": Solver(1, _ddim),
+    "heun": Solver(2, _heun, last_step=_ddim),
+    "multistep": Solver(1, _multistep),
+    "pingpong": Solver(1, _pingpong),
+}
+"""Name -> solver.
+
+  ddim       the paper's: rotates by the velocity; first order
+  heun       evaluates the velocity at the next angle too and corrects the step; second order, two evaluations per step
+             except the last, since no velocity is needed at angle 0
+  multistep  corrects by the change of the clean estimate since the previous step; second order, one evaluation per step
   pingpong   estimates the clean latents and mixes them with fresh noise at the next angle; stochastic. For distilled
-             networks: the mean that any other network estimates narrows the draws a little at every step
+             networks: other networks estimate a mean, which narrows the samples a little at every step
 """
 
 
-def passes(solver: str, steps: int) -> int:
-    """Evaluations of the velocity that `sample` needs. Raises `UserError` for an unknown solver."""
-    if solver not in SOLVERS:
-        raise UserError(f"unknown solver {solver!r}: expected one of {', '.join(SOLVERS)}")
-    return 2 * steps - 1 if solver == "heun" else steps
+def nfe(solver: str, steps: int) -> int:
+    """Number of velocity evaluations that `sample` needs. Raises `UserError` for an unknown solver."""
+    chosen = _solver(solver)
+    if chosen.last_step is None:
+        return chosen.nfe_per_step * steps
+    return chosen.nfe_per_step * (steps - 1) + 1
+
+
+def _solver(name: str) -> Solver:
+    if name not in SOLVERS:
+        raise UserError(f"unknown solver {name!r}: expected one of {', '.join(SOLVERS)}")
+    return SOLVERS[name]
 
 
 def sample(
-    velocity_fn: Callable[[jax.Array, jax.Array], jax.Array],
-    noise: jax.Array,
-    omegas: np.ndarray,
-    is_new: jax.Array | None = None,
+    velocity_fn: VelocityFn,
+    noise: Latents,
+    angle_steps: Float[np.ndarray, " T"],
+    is_new: Bool[Array | np.ndarray, "*B L"] | None = None,
     solver: str = "ddim",
-    noise_fn: Callable[[jax.Array], jax.Array] | None = None,
-) -> jax.Array:
+    noise_fn: NoiseFn | None = None,
+) -> Latents:
     """Latents (B, L, D) from noise; guidance, tokens and parameters live in `velocity_fn`.
 
     velocity_fn(noisy (B, L, D), angle (B, L)) -> velocity (B, L, D).
     noise: N(0, I) in new frames, clean latents in context frames. For a variation, `corrupt` latents to the schedule's
         starting angle first.
-    omegas: (T,) concrete steps in the order they are taken, see `omegas`.
-    is_new: (L,) or (B, L) bool, the frames to generate; None is all. Frames outside keep angle 0 and every bit.
-    solver: see `SOLVERS`. noise_fn(step) -> N(0, I) (B, L, D), for "pingpong" alone.
+    angle_steps: (T,) concrete steps in the order they are taken, see the function `angle_steps`.
+    is_new: (L,) or (B, L) bool, the frames to generate; None is all. Other frames have angle 0 and stay bit-identical.
+    solver: see `SOLVERS`. noise_fn(step index) -> N(0, I) (B, L, D), for "pingpong" only.
 
-    The result is not clipped: the range of latents is the autoencoder's affair. Raises `UserError` for an unknown
-    solver.
+    The result is not clipped: the range of latents is up to the autoencoder. Raises `UserError` for an unknown solver.
     """
-    passes(solver, 1)
-    new = (
-        jnp.ones(noise.shape[:2], bool) if is_new is None else jnp.broadcast_to(is_new, noise.shape[:2]) != 0
-    )
+    chosen = _solver(solver)
+    new = jnp.ones(noise.shape[:2], bool)
+    if is_new is not None:
+        new = jnp.broadcast_to(is_new, noise.shape[:2]) != 0
 
-    def estimate(latents: jax.Array, angle: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Velocity and clean latents."""
+    def predict(latents: Array, angle: Array) -> Prediction:
         velocity = velocity_fn(latents, jnp.where(new, angle, 0.0)).astype(latents.dtype)
-        return velocity, velocity_to_clean(latents, velocity, angle).astype(latents.dtype)
+        return Prediction(velocity, velocity_to_clean(latents, velocity, angle).astype(latents.dtype))
 
-    def step(
-        state: tuple[jax.Array, jax.Array], at: dict[str, jax.Array], corrects: bool = True
-    ) -> tuple[tuple[jax.Array, jax.Array], None]:
-        """From latents and the clean estimate before them to the next."""
-        latents, before = state
-        velocity, clean = estimate(latents, at["angle"])
-        if solver == "pingpong":
-            assert noise_fn is not None, "pingpong draws noise at every step"
-            arrived = corrupt(clean, noise_fn(at["number"]), at["to"])[0]
-        else:
-            arrived = ddim_step(latents, velocity, at["omega"])
-        if solver == "multistep":
-            drift = jnp.where(at["number"] > 0, (before - clean) / at["omega_before"], 0.0)
-            arrived += at["drift_weight"] * drift
-        if solver == "heun" and corrects:
-            drift = (clean - estimate(arrived, at["to"])[1]) / at["omega"]
-            arrived += at["drift_weight"] * drift
-        return (jnp.where(new[..., None], arrived, latents).astype(latents.dtype), clean), None
+    def advance(
+        carry: tuple[Array, Array], step: Step, step_fn: Callable[[StepInputs], Array]
+    ) -> tuple[Array, Array]:
+        """From (latents, clean estimate of the step before) to the next."""
+        latents, previous_clean = carry
+        prediction = predict(latents, step.angle)
+        arrival = step_fn(StepInputs(step, latents, prediction, previous_clean, predict, noise_fn))
+        arrival = jnp.where(new[..., None], arrival, latents).astype(latents.dtype)
+        return arrival, prediction.clean
 
-    steps = _plan(omegas)
-    if solver != "heun":
-        return jax.lax.scan(step, (noise, noise), steps)[0][0]
-    all_but_last, last = (
-        jax.tree.map(lambda values, part=part: values[part], steps) for part in (slice(-1), -1)
-    )
-    state, _ = jax.lax.scan(step, (noise, noise), all_but_last)
-    return step(state, last, corrects=False)[0][0]  # at angle 0 there is nothing left to look at
+    def body(carry: tuple[Array, Array], step: Step) -> tuple[tuple[Array, Array], None]:
+        return advance(carry, step, chosen.step), None
 
-
-def _plan(omegas: np.ndarray) -> dict[str, jax.Array]:
-    """What each step needs to know of the schedule, by name, (T,) each."""
-    visited = _remaining(omegas)
-    plan = {
-        "angle": visited[:-1],
-        "to": visited[1:],
-        "omega": np.asarray(omegas),
-        "omega_before": np.append(1.0, omegas[:-1]),
-        "drift_weight": np.array([drift_weight(angle, to) for angle, to in itertools.pairwise(visited)]),
-    }
-    return {name: jnp.asarray(values, jnp.float32) for name, values in plan.items()} | {
-        "number": jnp.arange(len(omegas))
-    }
+    steps = step_table(angle_steps)
+    if chosen.last_step is None:
+        return jax.lax.scan(body, (noise, noise), steps)[0][0]
+    carry, _ = jax.lax.scan(body, (noise, noise), jax.tree.map(lambda column: column[:-1], steps))
+    last = jax.tree.map(lambda column: column[-1], steps)
+    return advance(carry, last, chosen.last_step)[0]

@@ -18,27 +18,29 @@ def normal(seed, *shape):
 @pytest.mark.parametrize("name", ["paper", "uniform"])
 @pytest.mark.parametrize("steps", [1, 5, 10, 20])
 def test_schedules_sum_to_a_right_angle(name, steps):
-    omegas = diffusion.omegas(name, steps)
-    assert omegas.shape == (steps,)
-    assert omegas.sum() == pytest.approx(math.pi / 2)
-    angles = diffusion.angles(name, steps)
+    angle_steps = diffusion.angle_steps(name, steps)
+    assert angle_steps.shape == (steps,)
+    assert angle_steps.sum() == pytest.approx(math.pi / 2)
+    angles = diffusion.schedule_angles(name, steps)
     assert angles[0] == pytest.approx(math.pi / 2)
     assert angles[-1] == 0.0
-    np.testing.assert_allclose(-np.diff(angles), omegas)
+    np.testing.assert_allclose(-np.diff(angles), angle_steps)
 
 
 def test_paper_schedule_has_the_published_values():
     np.testing.assert_allclose(
-        diffusion.angles("paper", 5), [1.571, 1.117, 0.733, 0.419, 0.175, 0], atol=6e-4
+        diffusion.schedule_angles("paper", 5), [1.571, 1.117, 0.733, 0.419, 0.175, 0], atol=6e-4
     )
-    first, last = diffusion.omegas("paper", 20)[[0, -1]]
+    first, last = diffusion.angle_steps("paper", 20)[[0, -1]]
     assert (first, last) == (pytest.approx(0.1259, abs=1e-4), pytest.approx(0.0312, abs=1e-4))
 
 
 def test_schedule_from_a_smaller_angle_keeps_its_shape():
-    part = diffusion.omegas("paper", 6, start=0.5)
+    part = diffusion.angle_steps("paper", 6, start=0.5)
     assert part.sum() == pytest.approx(0.5)
-    np.testing.assert_allclose(part / part[0], diffusion.omegas("paper", 6) / diffusion.omegas("paper", 6)[0])
+    np.testing.assert_allclose(
+        part / part[0], diffusion.angle_steps("paper", 6) / diffusion.angle_steps("paper", 6)[0]
+    )
 
 
 @pytest.mark.parametrize(
@@ -46,7 +48,7 @@ def test_schedule_from_a_smaller_angle_keeps_its_shape():
 )
 def test_impossible_schedules_are_refused(name, steps, start):
     with pytest.raises(UserError):
-        diffusion.omegas(name, steps, start)
+        diffusion.angle_steps(name, steps, start)
 
 
 @pytest.mark.parametrize("shape", [(), (6,), (2, 6)])
@@ -81,11 +83,11 @@ def test_one_angle_is_plain_velocity_diffusion():
 
 
 def test_ddim_step_equals_the_form_by_clean_and_noise():
-    noisy, velocity, angle, omega = normal(0, 2, 5, 3), normal(1, 2, 5, 3), 1.1, 0.3
+    noisy, velocity, angle, angle_step = normal(0, 2, 5, 3), normal(1, 2, 5, 3), 1.1, 0.3
     clean = math.cos(angle) * noisy - math.sin(angle) * velocity
     noise = math.sin(angle) * noisy + math.cos(angle) * velocity
-    expected = math.cos(angle - omega) * clean + math.sin(angle - omega) * noise
-    np.testing.assert_allclose(diffusion.ddim_step(noisy, velocity, omega), expected, atol=1e-6)
+    expected = math.cos(angle - angle_step) * clean + math.sin(angle - angle_step) * noise
+    np.testing.assert_allclose(diffusion.ddim_step(noisy, velocity, angle_step), expected, atol=1e-6)
 
 
 def test_guidance_is_linear():
@@ -135,7 +137,7 @@ def test_perfect_velocity_recovers_the_latents_in_one_step_and_in_many():
         return diffusion.corrupt(clean, noise, angle)[1]
 
     for steps in (1, 7):
-        result = jax.jit(lambda z, n=steps: diffusion.sample(oracle, z, diffusion.omegas("paper", n)))(
+        result = jax.jit(lambda z, n=steps: diffusion.sample(oracle, z, diffusion.angle_steps("paper", n)))(
             normal(1, 2, 6, 3)
         )
         np.testing.assert_allclose(result, clean, atol=1e-5)
@@ -143,13 +145,13 @@ def test_perfect_velocity_recovers_the_latents_in_one_step_and_in_many():
 
 def test_sampler_visits_the_schedule():
     """With a velocity that depends on the angle alone the result has a closed form."""
-    omegas = diffusion.omegas("paper", 4)
+    angle_steps = diffusion.angle_steps("paper", 4)
     noise = normal(0, 1, 3, 2)
-    angles = diffusion.angles("paper", 4)
+    angles = diffusion.schedule_angles("paper", 4)
     expected = np.asarray(noise)
-    for angle, omega in zip(angles[:-1], omegas, strict=True):
-        expected = math.cos(omega) * expected - math.sin(omega) * angle**2
-    result = diffusion.sample(lambda z, a: jnp.broadcast_to(a[..., None] ** 2, z.shape), noise, omegas)
+    for angle, angle_step in zip(angles[:-1], angle_steps, strict=True):
+        expected = math.cos(angle_step) * expected - math.sin(angle_step) * angle**2
+    result = diffusion.sample(lambda z, a: jnp.broadcast_to(a[..., None] ** 2, z.shape), noise, angle_steps)
     np.testing.assert_allclose(result, expected, atol=1e-5)
 
 
@@ -170,7 +172,9 @@ def test_orders_of_the_solvers():
     noise = normal(0, 4, 64, 2)
 
     def made(steps, solver):
-        return diffusion.sample(mixture_velocity, noise, diffusion.omegas("uniform", steps), solver=solver)
+        return diffusion.sample(
+            mixture_velocity, noise, diffusion.angle_steps("uniform", steps), solver=solver
+        )
 
     truth = made(1000, "ddim")
     error = {
@@ -183,7 +187,7 @@ def test_orders_of_the_solvers():
     assert error["heun"][0] / error["heun"][1] > 6
     assert error["multistep"][1] < 0.5 * error["ddim"][1]
     assert error["heun"][1] < 0.5 * error["ddim"][1]
-    assert [diffusion.passes(solver, 5) for solver in diffusion.SOLVERS] == [5, 9, 5, 5]
+    assert [diffusion.nfe(solver, 5) for solver in diffusion.SOLVERS] == [5, 9, 5, 5]
     with pytest.raises(UserError, match="'euler'"):
         made(2, "euler")
 
@@ -196,7 +200,7 @@ def test_pingpong_draws_from_the_data():
 
     def share(solver, steps, **extra):
         made = diffusion.sample(
-            mixture_velocity, noise, diffusion.omegas("uniform", steps), solver=solver, **extra
+            mixture_velocity, noise, diffusion.angle_steps("uniform", steps), solver=solver, **extra
         )
         return np.sqrt(np.mean((np.abs(np.asarray(made)) - 1) ** 2))
 
@@ -214,7 +218,7 @@ def test_every_solver_recovers_a_known_clip(solver):
         return jnp.where(angle[..., None] > 0, diffusion.clean_to_velocity(noisy, clean, safe), 0.0)
 
     result = diffusion.sample(
-        oracle, noise, diffusion.omegas("paper", 3), solver=solver, noise_fn=lambda step: noise * step
+        oracle, noise, diffusion.angle_steps("paper", 3), solver=solver, noise_fn=lambda step: noise * step
     )
     np.testing.assert_allclose(result, clean, atol=1e-5)
 
@@ -229,7 +233,7 @@ def test_context_keeps_every_bit_and_sees_angle_zero(mask, solver):
         return jnp.where(angle[..., None] == 0, jnp.inf, z * angle[..., None])
 
     result = diffusion.sample(
-        velocity, window, diffusion.omegas("uniform", 3), mask, solver, lambda step: normal(7, 2, 6, 3)
+        velocity, window, diffusion.angle_steps("uniform", 3), mask, solver, lambda step: normal(7, 2, 6, 3)
     )
     context = ~np.broadcast_to(mask, (2, 6))
     np.testing.assert_array_equal(np.asarray(result)[context], np.asarray(window)[context])

@@ -50,7 +50,7 @@ def test_conversions_are_exact(objective: Objective) -> None:
     np.testing.assert_allclose(
         parameterisation.velocity(objective, SIGMA, backbone, noisy, ANGLE), velocity, atol=1e-5
     )
-    wrong = parameterisation.velocity(objective, SIGMA, lambda *_: said + 0.5, noisy, ANGLE)
+    wrong = parameterisation.velocity(objective, SIGMA, lambda *_: jnp.asarray(said + 0.5), noisy, ANGLE)
     weighted = (wrong - velocity) ** 2 * parameterisation.loss_weight(objective, SIGMA, ANGLE)[..., None]
     np.testing.assert_allclose(weighted, 0.25, rtol=1e-4)
 
@@ -63,9 +63,11 @@ def test_trigflow_of_whitened_latents_is_v() -> None:
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_a_backbone_is_shown_the_angle_that_was_drawn_for_it(objective: Objective) -> None:
-    told = OBJECTIVES[objective](parameterisation.drawn_angle(objective, SIGMA, ANGLE), SIGMA).angle
+    told = OBJECTIVES[objective](
+        parameterisation.angle_from_noise_input(objective, SIGMA, ANGLE), SIGMA
+    ).c_noise
     np.testing.assert_allclose(told, ANGLE, atol=1e-6)
-    assert parameterisation.drawn_angle(objective, SIGMA, ANGLE)[0, 0] == 0
+    assert parameterisation.angle_from_noise_input(objective, SIGMA, ANGLE)[0, 0] == 0
 
 
 def batch(scale: float = 1.0) -> dict[str, jax.Array]:
@@ -110,18 +112,18 @@ def test_the_loss_of_rectified_flow_is_that_of_its_straight_velocity() -> None:
 
 def test_angles_are_distributed_as_they_are_called() -> None:
     uniform = jnp.asarray((np.arange(10_000) + 0.5) / 10_000 * math.pi / 2, jnp.float32)
-    time = diffusion.distribute(uniform, "uniform_time")
+    time = diffusion.warp_angles(uniform, "uniform_time")
     cos, sin = np.cos(time), np.sin(time)
     np.testing.assert_allclose(sin / (cos + sin), (np.arange(10_000) + 0.5) / 10_000, atol=1e-4)
-    logits = np.log(np.tan(diffusion.distribute(uniform, "logit_normal", mean=-0.4, std=1.5)))
+    logits = np.log(np.tan(diffusion.warp_angles(uniform, "logit_normal", mean=-0.4, std=1.5)))
     assert logits.mean() == pytest.approx(-0.4, abs=0.01)
     assert logits.std() == pytest.approx(1.5, abs=0.02)
-    np.testing.assert_array_equal(diffusion.distribute(uniform, "uniform"), uniform)
+    np.testing.assert_array_equal(diffusion.warp_angles(uniform, "uniform"), uniform)
     for kind in ("uniform_time", "logit_normal"):
-        found = diffusion.distribute(uniform * 0.5, kind, maximum=math.pi / 4)
+        found = diffusion.warp_angles(uniform * 0.5, kind, maximum=math.pi / 4)
         assert (np.diff(found) >= 0).all()
         assert 0.7 < found.max() <= math.pi / 4
-        assert diffusion.distribute(jnp.zeros(1), kind)[0] == 0
+        assert diffusion.warp_angles(jnp.zeros(1), kind)[0] == 0
 
 
 def test_bad_choices_are_one_line() -> None:
@@ -132,6 +134,6 @@ def test_bad_choices_are_one_line() -> None:
         with pytest.raises(UserError, match=said):
             dataclasses.replace(MODEL, **change)
     with pytest.raises(UserError, match="unknown angles 'normal': expected one of uniform, uniform_time"):
-        diffusion.distribute(ANGLE, "normal")  # type: ignore[arg-type]
+        diffusion.warp_angles(ANGLE, "normal")
     with pytest.raises(UserError, match="angle_std is 0"):
-        diffusion.distribute(ANGLE, "logit_normal", std=0.0)
+        diffusion.warp_angles(ANGLE, "logit_normal", std=0.0)

@@ -202,7 +202,7 @@ def _sample(stage: Any, model: Params, batch: Batch, number: int) -> jax.Array:
         predicted = _predict(stage, model, doubled, *both, conditioned=_with_condition(stage, clips))
         return diffusion.guide(predicted[:clips], predicted[clips:], GUIDANCE_SCALE)
 
-    return diffusion.sample(guided, noise, diffusion.omegas("paper", SAMPLING_STEPS))
+    return diffusion.sample(guided, noise, diffusion.angle_steps("paper", SAMPLING_STEPS))
 
 
 MEASURES: dict[str, Callable[[Probe], dict[str, np.ndarray]]] = {

@@ -113,7 +113,7 @@ def _sample(
             file.write(json.dumps(row) + "\n")
     cost = {
         "parameters": count(params),
-        "passes": diffusion.passes(config.solver, config.steps) * (1 if config.distilled else 2),
+        "passes": diffusion.nfe(config.solver, config.steps) * (1 if config.distilled else 2),
         "flops_pass": denoiser.flops(network),
         "seconds_window": float(np.median(seconds)) / BATCH,
         "bytes_peak": int(

@@ -111,7 +111,7 @@ def table(settings: NFEConfig) -> list[tuple[str, Evaluations | int]]:
     melody = load(settings.model, folder=settings.folder, networks=("lm", "dpd", "vae"))
     frame, per_pass = melody.configs["vae"].hop / melody.sample_rate, melody.configs["lm"].tokens_per_pass
     ours = partial(sampler, melody.configs["dpd"], frame, seconds, tokens_per_pass=per_pass)
-    steps = diffusion.passes(settings.solver, settings.steps)
+    steps = diffusion.nfe(settings.solver, settings.steps)
     name = f"{settings.model}, {settings.steps} steps"
     return [
         ("MusicLM", musiclm(seconds)),

@@ -111,8 +111,8 @@ class Request:
         _check_number("temperature", self.temperature, -1e-9, 100.0)
         _check_number("top_p", self.top_p, 0.0, 1.0)
         self._check_source()
-        diffusion.omegas(self.schedule, self.steps)
-        diffusion.passes(self.solver, self.steps)
+        diffusion.angle_steps(self.schedule, self.steps)
+        diffusion.nfe(self.solver, self.steps)
         if self.negative_prompt and self.lm_guidance_scale == 1:
             raise UserError("a negative_prompt needs guidance; lm_guidance_scale is 1, set e.g. 2")
 

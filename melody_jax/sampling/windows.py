@@ -36,7 +36,7 @@ class SamplerConfig:
     steps: int = 5
     """Diffusion steps, >= 1."""
     schedule: str = "paper"
-    """Angle schedule, see `diffusion.omegas`."""
+    """Angle schedule, see `diffusion.angle_steps`."""
     solver: str = "ddim"
     """See `diffusion.SOLVERS`."""
     start: float = diffusion.HALF_PI
@@ -195,8 +195,8 @@ def tokens_to_latents(
         if config.start < diffusion.HALF_PI:
             start = diffusion.corrupt(context, start, config.start)[0]
         start = jnp.where(is_new[..., None], start, context)
-    omegas = diffusion.omegas(config.schedule, config.steps, config.start)
-    return diffusion.sample(velocity, start, omegas, is_new, config.solver, later_noise)
+    angle_steps = diffusion.angle_steps(config.schedule, config.steps, config.start)
+    return diffusion.sample(velocity, start, angle_steps, is_new, config.solver, later_noise)
 
 
 def per_device(function: Callable[..., Any], mesh: Mesh | None, replicated: int = 1) -> Callable[..., Any]:

@@ -118,7 +118,9 @@ def _sample(config: Any, params: Params, batch: Batch, key: jax.Array) -> jax.Ar
     def velocity(noisy: jax.Array, angle: jax.Array) -> jax.Array:
         return denoiser.velocity(params, config, noisy, angle, tokens, len(tokens), prefix)
 
-    return diffusion.sample(velocity, noise, diffusion.omegas("paper", STEPS), jnp.ones(noise.shape[1], bool))
+    return diffusion.sample(
+        velocity, noise, diffusion.angle_steps("paper", STEPS), jnp.ones(noise.shape[1], bool)
+    )
 
 
 def _image(wave: np.ndarray) -> np.ndarray:

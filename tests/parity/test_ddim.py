@@ -17,12 +17,12 @@ def test_trajectory(schedule: str, steps: int, compare) -> None:
     """A velocity that depends on the latents and on the angle, from the same noise, to the last step."""
     matrix = np.random.default_rng(0).normal(size=(4, 4)).astype(np.float32)
     noise = np.random.default_rng(1).normal(size=(2, 6, 4)).astype(np.float32)
-    visited = diffusion.angles(schedule, steps)
+    visited = diffusion.schedule_angles(schedule, steps)
 
     def velocity(noisy: jax.Array, angle: jax.Array) -> jax.Array:
         return jnp.tanh(noisy @ matrix + jnp.broadcast_to(angle, noisy.shape[:2])[..., None])
 
-    ours = diffusion.sample(velocity, jnp.asarray(noise), diffusion.omegas(schedule, steps))
+    ours = diffusion.sample(velocity, jnp.asarray(noise), diffusion.angle_steps(schedule, steps))
 
     scheduler = diffusers.DDIMScheduler(
         num_train_timesteps=steps, prediction_type="v_prediction", clip_sample=False, set_alpha_to_one=True

@@ -54,8 +54,8 @@ class DPDStage:
     """Share of items with clean leading chunks, as in continuation."""
     maximum_angle: float = diffusion.HALF_PI
     """Largest training angle, radians; sampling starts at pi/2."""
-    angles: diffusion.Angles = "uniform"
-    """How angles are distributed, see `diffusion.distribute`; of "trigflow" they are those that its network is told."""
+    angles: diffusion.AngleDistribution = "uniform"
+    """Distribution of the training angles, see `diffusion.warp_angles`; with "trigflow", of c_noise."""
     angle_mean: float = 0.0
     """Of log tan(angle), for "logit_normal": above 0 for more noise."""
     angle_std: float = 1.0
@@ -105,8 +105,8 @@ class DPDStage:
             self.clean_prefix,
             self.maximum_angle,
         )
-        angle = diffusion.distribute(angle, self.angles, self.angle_mean, self.angle_std, self.maximum_angle)
-        angle = parameterisation.drawn_angle(self.model.objective, self.model.sigma_data, angle)
+        angle = diffusion.warp_angles(angle, self.angles, self.angle_mean, self.angle_std, self.maximum_angle)
+        angle = parameterisation.angle_from_noise_input(self.model.objective, self.model.sigma_data, angle)
         return Draws(
             conditioned, angle, *self._perturb(batch, keys[2]), jax.random.normal(keys[3], latents.shape)
         )
