@@ -14,10 +14,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from melody_jax import sharding
+from melody_jax import roles, sharding
 from melody_jax.errors import UserError
 from melody_jax.models.functional import Remat
-from melody_jax.models.layers import RMSNorm
+from melody_jax.models.layers import Linear, RMSNorm
 from melody_jax.parameterisation import OBJECTIVES, Objective
 
 SMALL_INIT = nnx.initializers.variance_scaling(1e-4, "fan_in", "truncated_normal")
@@ -94,8 +94,8 @@ class MLP(nnx.Module):
     """RMSNorm(W2 gelu(x W1 + b1) + b2); `gain` is the norm's at first."""
 
     def __init__(self, inputs: int, width: int, dtype: str, gain: float = 1.0, *, rngs: nnx.Rngs) -> None:
-        self.hidden = nnx.Linear(inputs, width, dtype=dtype, rngs=rngs)
-        self.out = nnx.Linear(width, width, dtype=dtype, rngs=rngs)
+        self.hidden = Linear(inputs, width, dtype=dtype, rngs=rngs)
+        self.out = Linear(width, width, role="row", dtype=dtype, rngs=rngs)
         self.norm = RMSNorm(width, gain, rngs=rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -112,8 +112,9 @@ class GuidanceEmbedding(nnx.Module):
         wide = nnx.initializers.normal(
             1.0
         )  # the input is one number of about 1, the bias puts the bends along it
-        self.hidden = nnx.Linear(1, self.WIDTH, kernel_init=wide, bias_init=wide, dtype=dtype, rngs=rngs)
-        self.out = nnx.Linear(self.WIDTH, width, kernel_init=nnx.initializers.zeros, dtype=dtype, rngs=rngs)
+        self.hidden = Linear(1, self.WIDTH, kernel_init=wide, bias_init=wide, dtype=dtype, rngs=rngs)
+        zeros = nnx.initializers.zeros
+        self.out = Linear(self.WIDTH, width, role="row", kernel_init=zeros, dtype=dtype, rngs=rngs)
 
     def __call__(self, scale: jax.Array) -> jax.Array:
         """(B,) scales above 0 to (B, width)."""
@@ -146,15 +147,21 @@ class Conditioned(nnx.Module):
     def __init__(self, config: DenoiserConfig, *, rngs: nnx.Rngs) -> None:
         self.config = config
         width, dtype = config.width, config.dtype
-        self.angle_ends = nnx.Param(jax.random.normal(rngs.params(), (2, config.angle_width)))
+        self.angle_ends = nnx.Param(
+            jax.random.normal(rngs.params(), (2, config.angle_width)), role=roles.WEIGHT
+        )
         self.angle = MLP(config.angle_width, width, dtype, rngs=rngs)
-        self.token_table = nnx.Param(jax.random.normal(rngs.params(), (config.semantic_tokens, width)))
+        self.token_table = nnx.Param(
+            jax.random.normal(rngs.params(), (config.semantic_tokens, width)), role=roles.EMBEDDING
+        )
         self.token = MLP(width, width, dtype, rngs=rngs)
         if config.aligned_tokens:
-            self.aligned = nnx.Linear(width, width, use_bias=False, dtype=dtype, rngs=rngs)
+            self.aligned = Linear(width, width, use_bias=False, dtype=dtype, rngs=rngs)
         if config.prefix_conditioning:
             rows = config.prefix_levels * config.prefix_codes
-            self.prefix_table = nnx.Param(jax.random.normal(rngs.params(), (rows, config.prefix_width)))
+            self.prefix_table = nnx.Param(
+                jax.random.normal(rngs.params(), (rows, config.prefix_width)), role=roles.EMBEDDING
+            )
             self.prefix = MLP(config.prefix_width, width, dtype, rngs=rngs)
         if config.guidance_range:
             self.guidance = GuidanceEmbedding(width, dtype, rngs=rngs)

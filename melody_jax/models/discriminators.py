@@ -13,10 +13,11 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from melody_jax import spectral
+from melody_jax import roles, spectral
 from melody_jax.errors import UserError
 from melody_jax.models.functional import Params, bind
 from melody_jax.models.functional import init as init_module
+from melody_jax.roles import Role
 
 PERIOD_KERNEL = 5  # taps of the multi-period convolutions
 PERIOD_STRIDE = 3  # stride of all of them but the last
@@ -95,9 +96,9 @@ def _conv2d(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
 class Layer(nnx.Module):
     """Kernel and bias of one convolution."""
 
-    def __init__(self, shape: tuple[int, ...], *, rngs: nnx.Rngs) -> None:
-        self.kernel = nnx.Param(nnx.initializers.he_normal()(rngs.params(), shape))
-        self.bias = nnx.Param(jnp.zeros(shape[-1]))
+    def __init__(self, shape: tuple[int, ...], role: Role = roles.CONV, *, rngs: nnx.Rngs) -> None:
+        self.kernel = nnx.Param(nnx.initializers.he_normal()(rngs.params(), shape), role=role)
+        self.bias = nnx.Param(jnp.zeros(shape[-1]), role=roles.BIAS)
 
 
 class PeriodDiscriminator(nnx.Module):
@@ -107,7 +108,7 @@ class PeriodDiscriminator(nnx.Module):
         self.period = period
         pairs = zip((1, *widths[:-1]), widths, strict=True)
         self.layers = nnx.List([Layer((PERIOD_KERNEL, *pair), rngs=rngs) for pair in pairs])
-        self.out = Layer((3, widths[-1], 1), rngs=rngs)
+        self.out = Layer((3, widths[-1], 1), roles.ROW, rngs=rngs)
 
     def __call__(self, audio: jax.Array) -> Judgement:
         """Judges audio (B, T)."""
@@ -142,7 +143,7 @@ class SpectrogramDiscriminator(nnx.Module):
                 for _ in config.bands
             ]
         )
-        self.out = Layer((3, 3, channels[-1], 1), rngs=rngs)
+        self.out = Layer((3, 3, channels[-1], 1), roles.ROW, rngs=rngs)
 
     def spectrogram(self, audio: jax.Array) -> jax.Array:
         """What is looked at, (B, frames, bins, 1 or 2), of audio (B, T)."""

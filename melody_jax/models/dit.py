@@ -23,7 +23,7 @@ from melody_jax import sharding
 from melody_jax.errors import UserError
 from melody_jax.models import dpd, functional
 from melody_jax.models.conditioning import SMALL_INIT, Conditioned, Conditions, DenoiserConfig, shared_fields
-from melody_jax.models.layers import RMSNorm
+from melody_jax.models.layers import Linear, RMSNorm
 from melody_jax.models.roformer import Attention, Condition, FeedForward
 
 
@@ -66,7 +66,7 @@ class Modulation(nnx.Module):
     def __init__(self, width: int, parts: int, dtype: str, *, rngs: nnx.Rngs) -> None:
         zeros = nnx.initializers.zeros
         self.parts = parts
-        self.out = nnx.Linear(width, parts * width, kernel_init=zeros, dtype=dtype, rngs=rngs)
+        self.out = Linear(width, parts * width, role="row", kernel_init=zeros, dtype=dtype, rngs=rngs)
 
     def __call__(self, condition: jax.Array) -> list[jax.Array]:
         """(B, L, W) to so many (B, L, W)."""
@@ -108,11 +108,11 @@ class DiT(Conditioned):
     def __init__(self, config: DiTConfig, *, rngs: nnx.Rngs) -> None:
         super().__init__(config, rngs=rngs)
         width, dtype = config.width, config.dtype
-        self.inputs = nnx.Linear(config.latent_dim, width, dtype=dtype, rngs=rngs)
+        self.inputs = Linear(config.latent_dim, width, dtype=dtype, rngs=rngs)
         self.blocks = nnx.List([Block(config, rngs=rngs) for _ in range(config.blocks)])
         self.output_norm = RMSNorm(width, rngs=rngs)
         self.modulation = Modulation(width, 2, dtype, rngs=rngs)
-        self.outputs = nnx.Linear(width, config.latent_dim, kernel_init=SMALL_INIT, dtype=dtype, rngs=rngs)
+        self.outputs = Linear(width, config.latent_dim, kernel_init=SMALL_INIT, dtype=dtype, rngs=rngs)
 
     def __call__(self, noisy: jax.Array, told: Conditions) -> jax.Array:
         """(B, L, D) to (B, L, D)."""

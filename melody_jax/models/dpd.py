@@ -31,7 +31,7 @@ from melody_jax.errors import UserError
 from melody_jax.models import functional
 from melody_jax.models.conditioning import MLP, SMALL_INIT, Conditioned, Conditions, DenoiserConfig
 from melody_jax.models.fine_path import LinearRecurrence, LocalAttention
-from melody_jax.models.layers import RMSNorm
+from melody_jax.models.layers import Linear, RMSNorm
 from melody_jax.models.roformer import BRANCH_GAIN, Condition, RoFormer
 from melody_jax.models.segments import (
     column_clock,
@@ -192,7 +192,7 @@ class FiLM(nnx.Module):
                 for gain in (1.0, 1.0, BRANCH_GAIN)
             )
         else:
-            self.affine = nnx.Linear(config.width, 2 * config.width, dtype=config.dtype, rngs=rngs)
+            self.affine = Linear(config.width, 2 * config.width, dtype=config.dtype, rngs=rngs)
 
     def __call__(self, x: jax.Array, m: jax.Array) -> jax.Array:
         """(K, B, S, W) modulated by (B, S, W)."""
@@ -238,7 +238,7 @@ class Block(nnx.Module):
         self.fine = _fine(config, rngs)
         self.projects = config.fine != "local_attention" and 2 * config.sru_hidden != config.width
         if self.projects:
-            self.fine_out = nnx.Linear(2 * config.sru_hidden, config.width, dtype=config.dtype, rngs=rngs)
+            self.fine_out = Linear(2 * config.sru_hidden, config.width, dtype=config.dtype, rngs=rngs)
         self.film = FiLM(config, rngs=rngs)
         self.fine_norm = RMSNorm(config.width, rngs=rngs)
 
@@ -266,11 +266,11 @@ class DPD(Conditioned):
     def __init__(self, config: DPDConfig, *, rngs: nnx.Rngs) -> None:
         super().__init__(config, rngs=rngs)
         width, dtype = config.width, config.dtype
-        self.inputs = nnx.Linear(config.latent_dim, width, dtype=dtype, rngs=rngs)
+        self.inputs = Linear(config.latent_dim, width, dtype=dtype, rngs=rngs)
         self.input_norm = RMSNorm(width, rngs=rngs)
         self.blocks = nnx.List([Block(config, n, rngs=rngs) for n in config.merge_widths])
         self.output_norm = RMSNorm(width, rngs=rngs)
-        self.outputs = nnx.Linear(width, config.latent_dim, kernel_init=SMALL_INIT, dtype=dtype, rngs=rngs)
+        self.outputs = Linear(width, config.latent_dim, kernel_init=SMALL_INIT, dtype=dtype, rngs=rngs)
 
     def __call__(self, noisy: jax.Array, told: Conditions) -> jax.Array:
         """(B, L, D) to (B, L, D)."""

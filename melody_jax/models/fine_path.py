@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from melody_jax import roles
 from melody_jax.models.roformer import Attention
 
 SHARPNESS = 8.0
@@ -31,12 +32,15 @@ class LinearRecurrenceLayer(nnx.Module):
     """Both directions of one layer: (T, N, D) -> (T, N, 2 H), forward channels first."""
 
     def __init__(self, inputs: int, hidden: int, *, rngs: nnx.Rngs) -> None:
-        self.kernel = nnx.Param(nnx.initializers.lecun_normal()(rngs.params(), (inputs, 8 * hidden)))
+        self.kernel = nnx.Param(
+            nnx.initializers.lecun_normal()(rngs.params(), (inputs, 8 * hidden)), role=roles.COLUMN
+        )
         """(D, 8 H): candidate, recurrence gate, input gate, output gate, each for both directions."""
-        self.bias = nnx.Param(jnp.zeros((2, 2 * hidden)))
+        self.bias = nnx.Param(jnp.zeros((2, 2 * hidden)), role=roles.BIAS)
         """(gate, 2 H): recurrence gate, input gate."""
         frames = np.tile(np.geomspace(*MEMORY, hidden), 2)
-        self.decay = nnx.Param(jnp.asarray(np.log(np.expm1(2 / (SHARPNESS * frames))), jnp.float32))
+        decay = np.log(np.expm1(2 / (SHARPNESS * frames)))
+        self.decay = nnx.Param(jnp.asarray(decay, jnp.float32), role=roles.VECTOR)
         """(2 H,) L: softplus(L) = 2 / (8 frames) makes a_t exp(-1 / frames) where r_t is a half."""
 
     def __call__(self, x: jax.Array) -> jax.Array:

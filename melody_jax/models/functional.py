@@ -13,6 +13,7 @@ import jax
 from flax import nnx
 
 from melody_jax.errors import UserError
+from melody_jax.roles import Role, Roles
 from melody_jax.sharding import constrain_batch
 
 Params = dict[str, Any]
@@ -54,6 +55,25 @@ def bind(cls: Callable[..., nnx.Module], *args: Any, params: Params) -> Any:
     state = jax.tree.map(lambda leaf: leaf, state)  # a copy: the cached one must stay abstract
     nnx.replace_by_pure_dict(state, _integer_keys(params))
     return nnx.merge(graph, state)
+
+
+def roles(cls: Callable[..., nnx.Module], *args: Any) -> Roles:
+    """The role of every parameter of `cls(*args)`, with the structure of what `init` returns.
+
+    Raises:
+        ValueError: a parameter was created without a role.
+    """
+    collected: Roles = {}
+    for path, variable in nnx.to_flat_state(nnx.filter_state(_abstract(cls, args)[1], nnx.Param)):
+        role = variable.get_metadata().get("role")
+        if not isinstance(role, Role):
+            raise ValueError(f"parameter {'/'.join(map(str, path))} of {cls.__name__} has no role")
+        *parents, leaf = map(str, path)
+        node = collected
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[leaf] = role
+    return collected
 
 
 def unstack(stacked: Any, depth: int) -> list[Any]:

@@ -3,19 +3,47 @@
 Norms, softmax and rotary angles are computed in float32 whatever the compute dtype.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from melody_jax import roles
+from melody_jax.roles import Kind, Role
+
 MASKED = -1e9
 """What is added to an attention score that must not count."""
+
+
+class Linear(nnx.Linear):
+    """`nnx.Linear` whose parameters have roles: the kernel's is `role`, with `lora` as in `roles.Role`."""
+
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        *,
+        role: Kind = "column",
+        lora: bool = False,
+        rngs: nnx.Rngs,
+        **options: Any,
+    ) -> None:
+        super().__init__(
+            inputs,
+            outputs,
+            kernel_metadata={"role": Role(role, lora)},
+            bias_metadata={"role": roles.BIAS},
+            rngs=rngs,
+            **options,
+        )
 
 
 class RMSNorm(nnx.Module):
     """Root-mean-square norm over the last axis with a learned gain (arXiv 1910.07467), `gain` at first."""
 
     def __init__(self, width: int, gain: float = 1.0, *, rngs: nnx.Rngs) -> None:
-        self.scale = nnx.Param(jnp.full(width, gain))
+        self.scale = nnx.Param(jnp.full(width, gain), role=roles.NORM)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """(..., D) to the same shape and type."""

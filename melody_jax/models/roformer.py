@@ -6,6 +6,7 @@ rotary (arXiv 2104.09864) and on one clock for both sides, in token units: 25 a 
 Legend: C merged columns, B batch, S segments, U semantic tokens, W channels, H heads. Sheets are (C, B, S, W).
 """
 
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -13,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from melody_jax.models.layers import RMSNorm, attend
+from melody_jax.models.layers import Linear, RMSNorm, attend
 
 BRANCH_GAIN = 0.1
 """Size of a new branch beside the stream it is added to. Every block of DPD normalises the sum of the two: branches of
@@ -54,8 +55,10 @@ class FeedForward(nnx.Module):
 
     def __init__(self, width: int, multiple: int, dtype: str, *, rngs: nnx.Rngs) -> None:
         self.norm = RMSNorm(width, rngs=rngs)
-        self.hidden = nnx.Linear(width, multiple * width, dtype=dtype, rngs=rngs)
-        self.out = nnx.Linear(multiple * width, width, kernel_init=_branch_init, dtype=dtype, rngs=rngs)
+        self.hidden = Linear(width, multiple * width, lora=True, dtype=dtype, rngs=rngs)
+        self.out = Linear(
+            multiple * width, width, role="row", lora=True, kernel_init=_branch_init, dtype=dtype, rngs=rngs
+        )
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """(..., W) to the same."""
@@ -75,9 +78,10 @@ class Attention(nnx.Module):
     def __init__(self, width: int, heads: int, dtype: str, *, rngs: nnx.Rngs) -> None:
         self.heads = heads
         self.norm = RMSNorm(width, rngs=rngs)
-        self.query = nnx.Linear(width, width, use_bias=False, dtype=dtype, rngs=rngs)
-        self.key_value = nnx.Linear(width, 2 * width, use_bias=False, dtype=dtype, rngs=rngs)
-        self.out = nnx.Linear(width, width, use_bias=False, kernel_init=_branch_init, dtype=dtype, rngs=rngs)
+        linear = partial(Linear, use_bias=False, lora=True, dtype=dtype, rngs=rngs)
+        self.query = linear(width, width)
+        self.key_value = linear(width, 2 * width)
+        self.out = linear(width, width, role="row", kernel_init=_branch_init)
 
     def along(self, x: jax.Array, clock: np.ndarray) -> jax.Array:
         """Every column attends to itself along S; clock (S,)."""

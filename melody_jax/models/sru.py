@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from melody_jax import roles
 from melody_jax.errors import UserError
 from melody_jax.models import functional
 from melody_jax.models.functional import Params
@@ -50,12 +51,14 @@ class SRULayer(nnx.Module):
 
     def __init__(self, inputs: int, config: SRUConfig, *, rngs: nnx.Rngs) -> None:
         self.config = config
-        self.kernel = nnx.Param(nnx.initializers.lecun_normal()(rngs.params(), (inputs, 8 * config.hidden)))
+        self.kernel = nnx.Param(
+            nnx.initializers.lecun_normal()(rngs.params(), (inputs, 8 * config.hidden)), role=roles.COLUMN
+        )
         """(D, 8 H): candidate, forget gate, output gate, skip, each for both directions."""
-        self.bias = nnx.Param(jnp.zeros((2, 2 * config.hidden)))
+        self.bias = nnx.Param(jnp.zeros((2, 2 * config.hidden)), role=roles.BIAS)
         """(gate, 2 H): forget gate, output gate."""
         if config.recurrent_weights:
-            self.recurrent = nnx.Param(jnp.zeros((2, 2 * config.hidden)))
+            self.recurrent = nnx.Param(jnp.zeros((2, 2 * config.hidden)), role=roles.WEIGHT)
             """(gate, 2 H): vf, vr."""
 
     def __call__(self, x: jax.Array) -> jax.Array:

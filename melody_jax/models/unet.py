@@ -26,10 +26,11 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from melody_jax import sharding
+from melody_jax import roles, sharding
 from melody_jax.errors import UserError
 from melody_jax.models import functional
 from melody_jax.models.conditioning import SMALL_INIT, Conditioned, Conditions, DenoiserConfig
+from melody_jax.models.layers import Linear
 from melody_jax.models.roformer import Attention, Condition, FeedForward
 
 TAPS = 3
@@ -76,7 +77,7 @@ class FrameNorm(nnx.Module):
     """Root-mean-square norm of each frame, over its rows and channels, with a learned gain a channel."""
 
     def __init__(self, channels: int, *, rngs: nnx.Rngs) -> None:
-        self.scale = nnx.Param(jnp.ones(channels))
+        self.scale = nnx.Param(jnp.ones(channels), role=roles.NORM)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """(B, L, ..., C) to the same shape and type."""
@@ -93,8 +94,8 @@ class Conv(nnx.Module):
     ) -> None:
         self.dtype = dtype
         init = init or nnx.initializers.lecun_normal()
-        self.kernel = nnx.Param(init(rngs.params(), (*[TAPS] * axes, inputs, outputs)))
-        self.bias = nnx.Param(jnp.zeros(outputs))
+        self.kernel = nnx.Param(init(rngs.params(), (*[TAPS] * axes, inputs, outputs)), role=roles.CONV)
+        self.bias = nnx.Param(jnp.zeros(outputs), role=roles.BIAS)
 
     def __call__(self, x: jax.Array, stride: int = 1) -> jax.Array:
         """(B, L, ..., C) to (B, ceil(L / stride), ..., C')."""
@@ -125,11 +126,11 @@ class ResidualBlock(nnx.Module):
         dtype, zeros = config.dtype, nnx.initializers.zeros
         self.norm_in = FrameNorm(inputs, rngs=rngs)
         self.conv_in = Conv(axes, inputs, outputs, dtype, rngs=rngs)
-        self.modulation = nnx.Linear(config.width, 2 * outputs, kernel_init=zeros, dtype=dtype, rngs=rngs)
+        self.modulation = Linear(config.width, 2 * outputs, kernel_init=zeros, dtype=dtype, rngs=rngs)
         self.norm_out = FrameNorm(outputs, rngs=rngs)
         self.conv_out = Conv(axes, outputs, outputs, dtype, zeros, rngs=rngs)
         if inputs != outputs:
-            self.shortcut = nnx.Linear(inputs, outputs, use_bias=False, dtype=dtype, rngs=rngs)
+            self.shortcut = Linear(inputs, outputs, use_bias=False, dtype=dtype, rngs=rngs)
         self.projects = inputs != outputs
 
     def __call__(self, x: jax.Array, modulation: jax.Array) -> jax.Array:
@@ -150,7 +151,7 @@ class Transformer(nnx.Module):
         self.own_feed = FeedForward(channels, config.feed_forward, dtype, rngs=rngs)
         self.attends_to_tokens = config.cross_attention
         if config.cross_attention:
-            self.tokens = nnx.Linear(config.width, channels, use_bias=False, dtype=dtype, rngs=rngs)
+            self.tokens = Linear(config.width, channels, use_bias=False, dtype=dtype, rngs=rngs)
             self.cross = Attention(channels, heads, dtype, rngs=rngs)
 
     def __call__(self, x: jax.Array, clock: np.ndarray, told: Conditions) -> jax.Array:

@@ -1,0 +1,77 @@
+"""What each parameter is for, said once where the parameter is created: `nnx.Param(value, role=roles.NORM)`.
+
+Sharding (sharding.py), weight decay and Muon (training/state.py), stored types (release.py) and adapters
+(training/lora.py) read the role. `models/functional.py: roles` collects the roles of a network.
+"""
+
+import dataclasses
+from typing import Any, Literal
+
+Kind = Literal[
+    "embedding", "column", "row", "conv", "head", "weight", "norm", "bias", "vector", "codebook", "statistic",
+    "column_lora_a", "column_lora_b", "row_lora_a", "row_lora_b",
+]  # fmt: skip
+"""
+embedding   table with one row per token, code or position
+column      kernel (inputs, outputs) whose outputs are split over devices: the first matrix of a pair, or a single one
+row         kernel (inputs, outputs) whose inputs are split over devices: the second matrix of a pair
+conv        kernel (taps ..., inputs, outputs) of a convolution
+head        matrix (inputs, outputs) into the network's output space
+weight      other parameter with two or more axes
+norm        gain of a norm or of a layer
+bias        bias of a layer
+vector      other parameter with one axis
+codebook    centroids, fitted after training
+statistic   mean or scale of the data, fitted after training
+column_lora_a, column_lora_b, row_lora_a, row_lora_b
+            the two factors of an adapter of a column or row kernel
+"""
+
+
+@dataclasses.dataclass(frozen=True)
+class Role:
+    """The role of one parameter."""
+
+    kind: Kind
+    lora: bool = False
+    """The parameter is a projection of attention or of a feed-forward layer: adapters are added to it by default."""
+    stacked: bool = False
+    """The first axis counts identical blocks."""
+
+
+EMBEDDING = Role("embedding")
+COLUMN = Role("column")
+ROW = Role("row")
+CONV = Role("conv")
+HEAD = Role("head")
+WEIGHT = Role("weight")
+NORM = Role("norm")
+BIAS = Role("bias")
+VECTOR = Role("vector")
+CODEBOOK = Role("codebook")
+STATISTIC = Role("statistic")
+
+Roles = dict[str, Any]
+"""Nested dict of `Role` with the structure of the parameters."""
+
+
+def find_role(roles: Roles, path: tuple[str, ...]) -> Role | None:
+    """The role of the parameter whose path `path` ends with, None for an array that belongs to no parameter.
+
+    Optimiser moments lie under the path of their parameter: ("inner_states", ..., "mu", "model", "norm", "scale").
+    """
+    for start in range(len(path)):
+        node: Any = roles
+        for name in path[start:]:
+            node = node.get(name) if isinstance(node, dict) else None
+        if isinstance(node, Role):
+            return node
+    return None
+
+
+def stack(roles: Roles) -> Roles:
+    """The roles of identical blocks whose parameters are stacked along a first axis."""
+    return {
+        name: stack(part) if isinstance(part, dict) else dataclasses.replace(part, stacked=True)
+        for name, part in roles.items()
+    }
