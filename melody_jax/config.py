@@ -233,7 +233,7 @@ def load_config(path: str | Path, overrides: list[str] | None = None) -> TrainCo
     Raises:
         UserError: the file is unknown or not a config, a field is unknown, or a value does not fit its field.
     """
-    function = function_of(Path(path), "config")
+    function = function_of(path, "config")
     config = function()
     if not isinstance(config, TrainConfig):
         raise UserError(f"{path}: config() returned {type(config).__name__}; it must return a TrainConfig")

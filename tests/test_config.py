@@ -111,10 +111,19 @@ def test_bad_files_are_one_line(path: Path) -> None:
         load_config(path.with_name("broken.py"))
     with pytest.raises(UserError, match=r"no function config\(\)"):
         load_config(path.with_name("empty.py"))
-    with pytest.raises(UserError, match=r"in configs there are dpd_ablation\.py"):
-        load_config(Path("dpd_mini.py"))
-    with pytest.raises(UserError, match=r"in configs/ablations there are backbones\.py"):
-        load_study(Path("chonks.py"))
+    with pytest.raises(UserError, match=r"the package has dpd_ablation, .*, vae_tiny"):
+        load_config("dpd_minni")
+    with pytest.raises(UserError, match=r"the package has backbones, "):
+        load_study("chonks")
+
+
+def test_configs_and_studies_of_the_package_are_named_without_a_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert load_config("vae_tiny", ["--steps", "3"]).steps == 3
+    assert load_config("vae_tiny.py") == load_config(Path(__file__).parents[1] / "configs" / "vae_tiny.py")
+    assert "DPD" in load_study("backbones").arms
 
 
 def test_json_and_difference(path: Path) -> None:

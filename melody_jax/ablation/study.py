@@ -119,7 +119,7 @@ def load_study(path: str | Path) -> Study:
     Raises:
         UserError: the file is unknown or no study, or an arm replaces a field that the base does not have.
     """
-    study = function_of(Path(path), "study")()
+    study = function_of(path, "study")()
     if not isinstance(study, Study):
         raise UserError(f"{path}: study() returned {type(study).__name__}; it must return a Study")
     for arm in study.arms:

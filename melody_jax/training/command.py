@@ -11,6 +11,7 @@ import jax
 from melody_jax.config import TrainConfig, load_config
 from melody_jax.data import pipeline
 from melody_jax.errors import UserError
+from melody_jax.python_file import shipped_names
 from melody_jax.runtime import enable_compile_cache, join_hosts
 from melody_jax.text import read_tokenizer
 
@@ -18,7 +19,9 @@ from melody_jax.text import read_tokenizer
 def main(arguments: list[str]) -> None:
     """Reads the config and trains. Raises `UserError` on bad options or data."""
     if not arguments or arguments[0] in ("-h", "--help"):
-        print(__doc__)
+        print(
+            f"usage: melody train CONFIG [options]\n\n{__doc__}\nConfigs: {', '.join(shipped_names('config'))}"
+        )
         return
     if arguments[0].startswith("-"):
         raise UserError("the config is missing: melody train CONFIG [options]")
