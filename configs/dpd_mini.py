@@ -1,6 +1,6 @@
-"""The dual-path diffusion that ships: 256 semantic tokens to 256 latents of 64 channels, 10.24 s.
+"""The dual-path diffusion of `mini`: 256 semantic tokens to 256 latents of 64 channels, 10.24 s.
 
-python train.py configs/dpd_mini.py --data.folder features/mini --workdir runs/dpd_mini
+    melody train dpd_mini --data.folder features/mini --workdir runs/dpd_mini
 """
 
 from melody_jax.config import DataConfig, OptimizerConfig, TrainConfig
@@ -9,7 +9,7 @@ from melody_jax.training.stages.dpd import DPDStage
 
 
 def config() -> TrainConfig:
-    """4 blocks of width 192; 6.3 M parameters, 4.8 GFLOP a pass, 0.12 TFLOP a step."""
+    """4 blocks of width 192; 6.3 M parameters, 4.8 GFLOP per pass, 0.12 TFLOP per step."""
     return TrainConfig(
         stage=DPDStage(model=MINI, shared_angle=0.5, clean_prefix=0.2, token_corruption=0.03),
         data=DataConfig(batch_size=8, window_tokens=256, text_prefix_probability=0.5),

@@ -1,6 +1,6 @@
-"""The diffusion of `mini` for 1, 2 or 4 steps of one pass each, made from the released DPD (docs/distillation.md).
+"""The diffusion of `mini` for 1, 2 or 4 steps of one pass each, distilled from the released DPD (docs/distillation.md).
 
-python train.py configs/dpd_mini_distilled.py --data.folder features/mini --workdir runs/dpd_distilled
+    melody train dpd_mini_distilled --data.folder features/mini --workdir runs/dpd_distilled
 """
 
 from dataclasses import replace
@@ -11,7 +11,7 @@ from melody_jax.training.stages.consistency import ConsistencyStage
 
 
 def config() -> TrainConfig:
-    """As `dpd_mini.py`, from its released weights; the tables of tokens stay as they are."""
+    """As `dpd_mini.py`, from its released weights; the embeddings of tokens are frozen."""
     mini = load_config(Path(__file__).with_name("dpd_mini.py"))
     stage = ConsistencyStage(model=replace(mini.stage.model, guidance_range=(1.0, 4.0)))
     tables = (("model/token_table", 0.0), ("model/prefix_table", 0.0))

@@ -1,6 +1,6 @@
 """Dual-path diffusion of the paper's size on 50 Hz latents: 256 semantic tokens to 512 latents of 64 channels, 10.24 s.
 
-python train.py configs/dpd_modern.py --data.folder features/train --workdir runs/dpd_modern
+    melody train dpd_modern --data.folder features/train --workdir runs/dpd_modern
 """
 
 from dataclasses import replace
@@ -12,7 +12,7 @@ from melody_jax.training.stages.dpd import DPDStage
 
 
 def config() -> TrainConfig:
-    """297.7 M parameters, 0.33 TFLOP a pass (the paper's 1.54). This size has not been trained by us."""
+    """297.7 M parameters, 0.33 TFLOP per pass (the paper's: 1.54). This size is untrained so far."""
     paper = load_config(Path(__file__).with_name("dpd_paper.py"))
     stage, data = (
         DPDStage(model=dpd.MODERN, shared_angle=0.5, clean_prefix=0.2),

@@ -1,7 +1,7 @@
-"""The `modern` diffusion for 4 steps or fewer of one pass each, guidance folded in (docs/distillation.md).
+"""The `modern` diffusion for 4 steps or fewer of one pass each, guidance distilled in (docs/distillation.md).
 
-python train.py configs/dpd_modern_distilled.py --data.folder features/train --init_from release/modern \
-    --workdir runs/dpd_modern_distilled
+    melody train dpd_modern_distilled --data.folder features/train --init-from release/modern \\
+        --workdir runs/dpd_modern_distilled
 """
 
 from dataclasses import replace
@@ -12,7 +12,7 @@ from melody_jax.training.stages.consistency import ConsistencyStage
 
 
 def config() -> TrainConfig:
-    """From the released `dpd` of `dpd_modern.py`. This size has not been trained by us."""
+    """From the released `dpd` of `dpd_modern.py`. This size is untrained so far."""
     modern = load_config(Path(__file__).with_name("dpd_modern.py"))
     stage = ConsistencyStage(model=replace(modern.stage.model, guidance_range=(1.0, 4.0)))
     optimizer = replace(modern.optimizer, learning_rate=1e-4)

@@ -1,6 +1,8 @@
-"""The dual-path diffusion of the paper: 250 semantic tokens to 2,500 latents of 16 channels, 10 s (section 4).
+"""The paper's dual-path diffusion: 250 semantic tokens to 2,500 latents of 16 channels, 10 s.
 
-python train.py configs/dpd_paper.py --data.folder features/train --workdir runs/dpd_paper
+MeLoDy (arXiv 2305.15719) section 4.1.
+
+    melody train dpd_paper --data.folder features/train --workdir runs/dpd_paper
 """
 
 from melody_jax.config import DataConfig, OptimizerConfig, TrainConfig

@@ -1,6 +1,6 @@
-"""The paper's dual-path diffusion with chunks of whole tokens: 256 tokens, 2,560 latents (docs/mathematics.md, Q4, Q6).
+"""The paper's dual-path diffusion on 2,560 frames, so that chunks align with semantic tokens (docs/mathematics.md).
 
-python train.py configs/dpd_paper_aligned.py --data.folder features/train --workdir runs/dpd_paper_aligned
+    melody train dpd_paper_aligned --data.folder features/train --workdir runs/dpd_paper_aligned
 """
 
 from dataclasses import replace
@@ -11,7 +11,7 @@ from melody_jax.models import dpd
 
 
 def config() -> TrainConfig:
-    """As `dpd_paper.py`, and some windows have one angle, as in generation, and some a clean beginning."""
+    """As `dpd_paper.py`; some windows have a single angle, as in generation, and some a clean beginning."""
     paper = load_config(Path(__file__).with_name("dpd_paper.py"))
     return replace(
         paper,

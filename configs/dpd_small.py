@@ -1,6 +1,6 @@
 """A dual-path diffusion for one GPU and a day: 256 semantic tokens to 2,560 latents of 16 channels, 10.24 s.
 
-python train.py configs/dpd_small.py --data.folder features/train --workdir runs/dpd_small
+    melody train dpd_small --data.folder features/train --workdir runs/dpd_small
 """
 
 import dataclasses
@@ -11,7 +11,7 @@ from melody_jax.training.stages.dpd import DPDStage
 
 
 def config() -> TrainConfig:
-    """4 blocks of width 256 on the paper's sheet of 64 x 81. This size has not been trained by us."""
+    """4 blocks of width 256 on the paper's 64 x 81 segments. This size is untrained so far."""
     model = dataclasses.replace(dpd.PAPER_ALIGNED, width=256, blocks=4, heads=4, sru_hidden=128)
     return TrainConfig(
         stage=DPDStage(model=model, shared_angle=0.3, clean_prefix=0.2),

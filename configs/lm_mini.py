@@ -1,9 +1,9 @@
-"""The language model that ships: 12 prefix tokens to 256 semantic tokens, 10.24 s.
+"""The semantic language model of `mini`: 12 prefix tokens to 256 semantic tokens, 10.24 s.
 
-    python train.py configs/lm_mini.py --data.folder features/mini --data.networks release/mini \\
+    melody train lm_mini --data.folder features/mini --data.networks release/mini \\
         --stage.mulan release/mini --stage.tokenizer release/mini --workdir runs/lm_mini
 
-The last two let embeddings start from the codebooks of the networks that made the tokens, which recall lives by.
+The last two options start the embeddings from the codebooks of the networks that made the tokens; recall relies on it.
 """
 
 from melody_jax.config import DataConfig, OptimizerConfig, TrainConfig
@@ -12,7 +12,7 @@ from melody_jax.training.stages.lm import LMStage
 
 
 def config() -> TrainConfig:
-    """5 x 192 and recall; 2.2 M parameters in the blocks, 50 minutes on two CPU cores."""
+    """5 layers of width 192, with recall; 2.2 M parameters in the blocks, 50 minutes on two CPU cores."""
     return TrainConfig(
         stage=LMStage(model=LMConfig(), history_corruption=0.1),
         data=DataConfig(batch_size=16, window_tokens=256, text_prefix_probability=0.5),

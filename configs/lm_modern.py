@@ -1,6 +1,6 @@
-"""The language model of the paper's size with two tokens a pass: 12 prefix tokens, 256 semantic tokens, 10.24 s.
+"""The language model of the paper's size with two tokens per pass: 12 prefix tokens, 256 semantic tokens, 10.24 s.
 
-python train.py configs/lm_modern.py --data.folder features/train --workdir runs/lm_modern
+    melody train lm_modern --data.folder features/train --workdir runs/lm_modern
 """
 
 from dataclasses import replace
@@ -11,7 +11,7 @@ from melody_jax.models import lm
 
 
 def config() -> TrainConfig:
-    """424.7 M parameters. This size has not been trained by us."""
+    """424.7 M parameters. This size is untrained so far."""
     paper = load_config(Path(__file__).with_name("lm_paper.py"))
     stage, data = replace(paper.stage, model=lm.MODERN), replace(paper.data, window_tokens=256)
     return replace(paper, stage=stage, data=data, workdir="runs/lm_modern")

@@ -1,6 +1,8 @@
-"""The language model of the paper: 24 x 1024, the 12 prefix tokens and 250 semantic tokens, 10 s (section 3.1).
+"""The paper's language model: 24 layers x 1024, 12 prefix tokens and 250 semantic tokens, 10 s.
 
-python train.py configs/lm_paper.py --data.folder features/train --workdir runs/lm_paper
+MeLoDy (arXiv 2305.15719) section 3.1.
+
+    melody train lm_paper --data.folder features/train --workdir runs/lm_paper
 """
 
 from melody_jax.config import DataConfig, OptimizerConfig, TrainConfig
@@ -9,7 +11,7 @@ from melody_jax.training.stages.lm import LMStage
 
 
 def config() -> TrainConfig:
-    """417.4 M parameters. The paper does not say how it was trained: rates and batch are those of its ablations."""
+    """417.4 M parameters. The paper does not state its training: rates and batch are those of its ablations."""
     return TrainConfig(
         stage=LMStage(model=lm.PAPER),
         data=DataConfig(batch_size=96, window_tokens=250),

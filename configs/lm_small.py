@@ -1,6 +1,6 @@
 """A language model for one GPU and a day: 12 prefix tokens to 256 semantic tokens, 10.24 s.
 
-python train.py configs/lm_small.py --data.folder features/train --workdir runs/lm_small
+    melody train lm_small --data.folder features/train --workdir runs/lm_small
 """
 
 from melody_jax.config import DataConfig, OptimizerConfig, TrainConfig
@@ -9,7 +9,7 @@ from melody_jax.training.stages.lm import LMStage
 
 
 def config() -> TrainConfig:
-    """8 x 512 and recall. `mini`'s recipe; this size has not been trained by us."""
+    """8 layers of width 512, with recall, and the recipe of `mini`. This size is untrained so far."""
     return TrainConfig(
         stage=LMStage(model=LMConfig(layers=8, width=512, heads=8, ffn=1408, prefix_codes=1024, dropout=0.1)),
         data=DataConfig(batch_size=64, window_tokens=256, text_prefix_probability=0.5),

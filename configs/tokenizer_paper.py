@@ -1,6 +1,8 @@
-"""The semantic tokenizer of the paper: a Wav2Vec2-Conformer with rotary positions, 25 Hz, 1,024 clusters (section 3.1).
+"""The paper's semantic tokenizer: a Wav2Vec2-Conformer with rotary positions, 25 Hz, 1,024 clusters.
 
-python train.py configs/tokenizer_paper.py --data.folder corpus/train --workdir runs/tokenizer_paper
+MeLoDy (arXiv 2305.15719) section 5.1.
+
+    melody train tokenizer_paper --data.folder corpus/train --workdir runs/tokenizer_paper
 """
 
 from melody_jax.config import DataConfig, OptimizerConfig, TrainConfig
@@ -9,7 +11,7 @@ from melody_jax.training.stages.tokenizer import TokenizerStage
 
 
 def config() -> TrainConfig:
-    """195.1 M parameters. The paper took a trained one; rates and batch of training it here are our choice."""
+    """195.1 M parameters. The paper uses a trained network; rates and batch for training it are our choice."""
     return TrainConfig(
         stage=TokenizerStage(model=tokenizer.PAPER, cluster_frames=1_000_000),
         data=DataConfig(batch_size=64, crop_samples=240_000),

@@ -1,6 +1,6 @@
-"""A semantic tokenizer for one GPU and a day: a Conformer over spectra, 1,024 tokens at 25 Hz.
+"""A semantic tokenizer for one GPU and a day: a Conformer on spectra, 1,024 tokens at 25 Hz.
 
-python train.py configs/tokenizer_small.py --data.folder corpus/train --workdir runs/tokenizer_small
+    melody train tokenizer_small --data.folder corpus/train --workdir runs/tokenizer_small
 """
 
 from melody_jax.config import DataConfig, OptimizerConfig, TrainConfig
@@ -10,7 +10,7 @@ from melody_jax.training.stages.tokenizer import TokenizerStage
 
 
 def config() -> TrainConfig:
-    """8 x 384. This size has not been trained by us."""
+    """8 layers of width 384. This size is untrained so far."""
     encoder = ConformerConfig(layers=8, width=384, heads=6, ffn=1536, kernel=31, layer=5)
     return TrainConfig(
         stage=TokenizerStage(model=TokenizerConfig(encoder=encoder), cluster_frames=1_000_000),

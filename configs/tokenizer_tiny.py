@@ -1,6 +1,6 @@
 """The semantic tokenizer at the size of the tests: a run takes seconds.
 
-python train.py configs/tokenizer_tiny.py --data.folder corpus/tiny --workdir runs/tokenizer_tiny
+    melody train tokenizer_tiny --data.folder corpus/tiny --workdir runs/tokenizer_tiny
 """
 
 from melody_jax.config import DataConfig, OptimizerConfig, TrainConfig
@@ -9,7 +9,7 @@ from melody_jax.training.stages.tokenizer import TokenizerStage
 
 
 def config() -> TrainConfig:
-    """2 x 32 and 64 clusters."""
+    """2 layers of width 32 and 64 clusters."""
     return TrainConfig(
         stage=TokenizerStage(model=TINY, codes=64, cluster_frames=2000),
         data=DataConfig(batch_size=4, crop_samples=30_720),

@@ -1,6 +1,6 @@
-"""The autoencoder that ships: 25 Hz x 64 latents of magnitudes, phase by Griffin-Lim.
+"""The autoencoder of `mini`: 25 Hz x 64 latents of magnitudes, phase by Griffin-Lim.
 
-python train.py configs/vae_mini.py --data.folder corpus/train --workdir runs/vae_mini
+    melody train vae_mini --data.folder corpus/train --workdir runs/vae_mini
 """
 
 from melody_jax.config import DataConfig, OptimizerConfig, TrainConfig
@@ -9,7 +9,7 @@ from melody_jax.training.stages.vae import VAEStage
 
 
 def config() -> TrainConfig:
-    """2.9 M encoder, 4.6 M decoder; crops of 1.44 s; no discriminators yet, see docs/mini.md."""
+    """2.9 M encoder, 4.6 M decoder; crops of 1.44 s; trained without discriminators, see docs/mini.md."""
     return TrainConfig(
         stage=VAEStage(model=VAEConfig(), kl_weight=0.01, adversarial_start=1_500),
         data=DataConfig(batch_size=16, crop_samples=34_560),

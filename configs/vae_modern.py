@@ -1,6 +1,6 @@
-"""An autoencoder for 50 Hz latents of 64 channels whose decoder writes spectra, phase and all (models/stft_codec.py).
+"""An autoencoder with 50 Hz latents of 64 channels whose decoder predicts complex spectra (models/stft_codec.py).
 
-python train.py configs/vae_modern.py --data.folder corpus/train --workdir runs/vae_modern
+    melody train vae_modern --data.folder corpus/train --workdir runs/vae_modern
 """
 
 from melody_jax.config import DataConfig, OptimizerConfig, TrainConfig
@@ -9,7 +9,7 @@ from melody_jax.training.stages.vae import VAEStage
 
 
 def config() -> TrainConfig:
-    """8.2 M encoder, 49.7 M decoder; the discriminators are the paper's. This size has not been trained by us."""
+    """8.2 M encoder, 49.7 M decoder; the discriminators are the paper's. This size is untrained so far."""
     stage = VAEStage(
         model=vae.MODERN, discriminator=discriminators.PAPER, kl_weight=0.01, adversarial_share=1.0
     )

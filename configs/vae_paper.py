@@ -1,6 +1,8 @@
-"""The autoencoder of the paper: 250 latents of 16 channels a second, HiFi-GAN halves, and its losses (section 2.5).
+"""The paper's autoencoder: 250 latents of 16 channels per second, HiFi-GAN halves, its losses.
 
-python train.py configs/vae_paper.py --data.folder corpus/train --workdir runs/vae_paper
+MeLoDy (arXiv 2305.15719) section 4.2.
+
+    melody train vae_paper --data.folder corpus/train --workdir runs/vae_paper
 """
 
 from melody_jax.config import DataConfig, OptimizerConfig, TrainConfig
@@ -9,7 +11,7 @@ from melody_jax.training.stages.vae import VAEStage
 
 
 def config() -> TrainConfig:
-    """5.7 M encoder, 61.0 M decoder. What the paper does not say (optimiser, crop, batch) is HiFi-GAN's."""
+    """5.7 M encoder, 61.0 M decoder. Optimiser, crop and batch, which the paper does not state, are HiFi-GAN's."""
     resolutions = ((8192, 2048), (4096, 1024), (2048, 512), (512, 128), (128, 32), (64, 16), (32, 8))
     return TrainConfig(
         stage=VAEStage(

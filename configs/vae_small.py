@@ -1,6 +1,6 @@
-"""The paper's autoencoder at half its widths, for one GPU and a day: 250 latents of 16 channels a second.
+"""The paper's autoencoder at half its widths, for one GPU and a day: 250 latents of 16 channels per second.
 
-python train.py configs/vae_small.py --data.folder corpus/train --workdir runs/vae_small
+    melody train vae_small --data.folder corpus/train --workdir runs/vae_small
 """
 
 import dataclasses
@@ -11,17 +11,17 @@ from melody_jax.models import discriminators
 
 
 def config() -> TrainConfig:
-    """Losses and rates of `vae_paper.py`. This size has not been trained by us."""
+    """Losses and rates of `vae_paper.py`. This size is untrained so far."""
     paper = load_config(Path(__file__).with_name("vae_paper.py"))
     codec = dataclasses.replace(
         paper.stage.model.codec, encoder_channels=(16, 32, 64, 128), decoder_channels=(384, 192, 96, 48)
     )
     layers = tuple((width // 2, *rest) for width, *rest in discriminators.PAPER.resolution_layers)
-    judge = dataclasses.replace(
+    discriminator = dataclasses.replace(
         discriminators.PAPER,
         period_widths=(16, 64, 256, 512, 512),
-        resolution_layers=layers,  # type: ignore[arg-type]
+        resolution_layers=layers,
     )
     model = dataclasses.replace(paper.stage.model, codec=codec)
-    stage = dataclasses.replace(paper.stage, model=model, discriminator=judge)
+    stage = dataclasses.replace(paper.stage, model=model, discriminator=discriminator)
     return dataclasses.replace(paper, stage=stage, steps=200_000, workdir="runs/vae_small")

@@ -1,6 +1,6 @@
 """The autoencoder at the size of the tests: a run takes seconds, discriminators included.
 
-python train.py configs/vae_tiny.py --data.folder corpus/tiny --workdir runs/vae_tiny
+    melody train vae_tiny --data.folder corpus/tiny --workdir runs/vae_tiny
 """
 
 from melody_jax.config import DataConfig, OptimizerConfig, TrainConfig
@@ -9,7 +9,7 @@ from melody_jax.training.stages.vae import VAEStage
 
 
 def config() -> TrainConfig:
-    """One block a rate, 64 k parameters, crops of 0.4 s, two spectral resolutions."""
+    """One block per rate, 64 k parameters, crops of 0.4 s, two spectral resolutions."""
     return TrainConfig(
         stage=VAEStage(
             model=vae.TINY,

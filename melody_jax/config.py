@@ -17,11 +17,11 @@ from melody_jax.python_file import function_of
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
-    """AdamW, or Muon for the layers' matrices, with warm-up and cosine decay; vectors and scalars are not decayed."""
+    """AdamW, or Muon for the matrices of layers, with warm-up and cosine decay; vectors and scalars are not decayed."""
 
     muon: bool = False
-    """Muon (Jordan 2024) for the kernels of layers: momentum, orthogonalised, its size matched to Adam's so that rates
-    carry over (0.2 RMS, arXiv 2502.16982). Embeddings, heads and vectors have Adam, undecayed."""
+    """Updates the kernels of layers with Muon (Jordan 2024): orthogonalised momentum, scaled to Adam's size so that
+    learning rates carry over (0.2 RMS, arXiv 2502.16982). Embeddings, heads and vectors use Adam without decay."""
 
     learning_rate: float = 5e-4
     """Peak learning rate, reached at the end of the warm-up."""
@@ -48,14 +48,14 @@ class OptimizerConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LoRAConfig:
-    """Low-rank adapters (LoRA, arXiv 2106.09685): small matrices learn beside kernels that stay as they are."""
+    """Low-rank adapters (LoRA, arXiv 2106.09685): small trained matrices that are added to frozen kernels."""
 
     rank: int = 0
-    """Inner width of an adapter, at most the kernel's smaller side; 0: none, all weights learn."""
+    """Inner width of an adapter, at most the smaller side of its kernel; 0: no adapters, all weights are trained."""
     alpha: float = 16.0
-    """What an adapter adds to its kernel is scaled by alpha / rank, so that learning rates hold for any rank."""
+    """An adapter's output is scaled by alpha / rank, so that a learning rate suits any rank."""
     kernels: str = r"blocks/(qkv|out|gate_up|down)/kernel|(own|cross)(_feed)?/\w+/kernel"
-    """Regular expression found in the paths of the kernels that have one: attention and feed-forward, of LM and DPD."""
+    """Regular expression that matches the paths of adapted kernels: attention and feed-forward, of LM and DPD."""
 
     def __post_init__(self) -> None:
         if self.rank < 0:
@@ -68,32 +68,33 @@ class LoRAConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DataConfig:
-    """Where batches come from. Fields that a stage's kind of batch does not use are ignored."""
+    """Where batches come from. Fields that do not apply to a stage's kind of batch are ignored."""
 
     folder: tuple[str, ...] = ()
     """Folders of shards to train on: audio shards, or feature shards for the LM and DPD."""
     validation_folder: tuple[str, ...] = ()
-    """Folders of held-out shards; empty: the last `holdout` of the records of `folder`, kept out of training."""
+    """Folders of held-out shards; empty: the last `holdout` of the records of `folder`, which are then excluded
+    from training."""
     holdout: float = 0.02
     """Fraction of the records (at least one) held out when there is no validation folder."""
     networks: str = ""
     """Folder of the released networks the features were made with, for the provenance check; empty: unchecked."""
     batch_size: int = 8
-    """Items a step, over all devices."""
+    """Items per step, over all devices."""
     crop_samples: int = 245_760
     """Length of an audio crop, samples at 24 kHz."""
     window_tokens: int = 256
     """Length of a feature window, semantic tokens at 25 Hz."""
     text_length: int = 48
-    """Length captions are cut or padded to, word pieces."""
+    """Length to which captions are cut or padded, word pieces."""
     text_tokenizer: str = ""
-    """The tokenizer.json of a text tower with a vocabulary of its own (BERT, CLAP); empty: the packaged one."""
+    """The tokenizer.json of a text tower with another vocabulary (BERT, CLAP); empty: the packaged one."""
     hard_negative_group: int = 1
     """Consecutive items of a batch that share a genre (harder negatives for MuLan); 1: no grouping."""
     text_prefix_probability: float = 0.0
-    """How often a feature window's prefix is made from a caption instead of from the audio, 0 to 1."""
+    """Probability that a feature window's prefix comes from a caption instead of the audio, 0 to 1."""
     jitter_probability: float = 0.5
-    """How often an audio prefix is one of its jittered variants instead of the clean one, 0 to 1."""
+    """Probability that an audio prefix is one of its jittered variants instead of the clean one, 0 to 1."""
     seed: int = 0
     """Seed of the order, crops, captions and prefixes."""
     threads: int = 2
@@ -104,44 +105,44 @@ class DataConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class HostsConfig:
-    """Which processes train together. All of them run the same command and see the same work folder."""
+    """Processes that train together. All of them run the same command and share the work folder."""
 
     join: bool = False
-    """Joins the other processes before anything else. On Cloud TPU, GKE, Slurm and Open MPI they find each other."""
+    """Joins the other processes first. On Cloud TPU, GKE, Slurm and Open MPI this flag is enough."""
     coordinator: str = ""
-    """Elsewhere: host:port of process 0."""
+    """On other systems: host:port of process 0."""
     count: int = 0
-    """Elsewhere: how many processes there are."""
+    """On other systems: number of processes."""
     index: int = -1
-    """Elsewhere: which of them this is, from 0."""
+    """On other systems: index of this process, from 0."""
 
     def __post_init__(self) -> None:
-        said = (bool(self.coordinator), self.count > 0, self.index >= 0)
-        if any(said) and not (self.join and all(said) and self.index < self.count):
+        given = (bool(self.coordinator), self.count > 0, self.index >= 0)
+        if any(given) and not (self.join and all(given) and self.index < self.count):
             raise UserError(
                 f"hosts: join {self.join}, coordinator {self.coordinator!r}, count {self.count}, index {self.index}: "
-                "give join and none of the others, or all of them and an index below count"
+                "set join alone, or all four with an index below count"
             )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class WatchConfig:
-    """What a run shows beside its losses."""
+    """What a run reports besides its losses."""
 
     preview_every: int = 0
     """Steps between previews: sound and spectrograms of held-out items; 0: none."""
     preview_items: int = 2
-    """Items of the first held-out batch that are heard."""
+    """Items of the first held-out batch that are previewed."""
     profile_first: int = 0
-    """First step of a profile for `xprof` or Perfetto, written to <workdir>/profile; not the first of a start, which
-    compiles."""
+    """First step of a profile for `xprof` or Perfetto, written to <workdir>/profile; the first step of a process
+    compiles and should not be profiled."""
     profile_steps: int = 0
-    """Steps in the profile; 0: none."""
+    """Steps in the profile; 0: no profile."""
     digests: bool = False
-    """Adds to the metrics a digest of the batch and of each thing drawn for it, to prove that runs are paired; with
-    `log_every` 1 of every single step."""
+    """Adds digests of the batch and of each random draw to the metrics, to prove that runs are paired; set `log_every`
+    to 1 to have them at each step."""
     peak_tflops: float = 0.0
-    """What one device does at most, 1e12 FLOP/s, for the utilisation; 0: as published for TPUs, measured elsewhere."""
+    """Peak of one device, 1e12 FLOP/s, for the utilisation; 0: the published peak on TPUs, measured elsewhere."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -155,42 +156,42 @@ class TrainConfig:
     optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
     """How parameters are updated."""
     lora: LoRAConfig = dataclasses.field(default_factory=LoRAConfig)
-    """Whether adapters learn in place of the weights."""
+    """Adapters that are trained instead of the weights."""
     steps: int = 1000
     """Optimiser steps in all."""
     accumulate: int = 1
-    """Equal parts in which a batch is worked off, one after the other, before an update: what does not fit in memory at
-    once. MuLan contrasts within each part."""
+    """Equal parts into which a batch is divided, computed one after the other before an update, to save memory. MuLan
+    contrasts items within each part."""
     seed: int = 0
-    """Seed of initialisation and of every step's noise."""
+    """Seed of the initialisation and of the noise of each step."""
     ema_decay: float = 0.999
-    """Ceiling of the weight average's decay; the decay at step t is min(ema_decay, (1 + t) / (10 + t))."""
+    """Upper limit of the EMA's decay; the decay at step t is min(ema_decay, (1 + t) / (10 + t))."""
     log_every: int = 10
-    """Steps between fetching and writing metrics."""
+    """Steps between lines of metrics."""
     eval_every: int = 200
     """Steps between evaluations on held-out batches; 0: only after the last step."""
     eval_batches: int = 8
-    """Held-out batches an evaluation."""
+    """Held-out batches per evaluation."""
     save_every: int = 1000
-    """Steps between checkpoints; 0: by `save_minutes` alone. The last step is always saved."""
+    """Steps between checkpoints; 0: only `save_minutes` counts. The last step is always saved."""
     save_minutes: float = 10.0
-    """Wall minutes after which a checkpoint is written whatever the step; 0: by `save_every` alone."""
+    """Minutes of wall time between checkpoints; 0: only `save_every` counts."""
     stop_minutes: float = 0.0
-    """Wall minutes after which this process saves and exits, to be resumed later; 0: runs to the end."""
+    """Minutes of wall time after which this process saves and exits, to be resumed later; 0: no limit."""
     sigterm_seconds: float = 25.0
-    """Seconds in which the save after SIGTERM should be done; past them a line says which checkpoint is good. (Slurm,
-    Kubernetes and Google's spot machines kill 30 s after SIGTERM unless told otherwise.)"""
+    """Seconds allowed for the save after SIGTERM; if it takes longer, a message names the last complete checkpoint.
+    (Slurm, Kubernetes and Google's spot machines kill 30 s after SIGTERM by default.)"""
     keep_last: int = 2
-    """Latest checkpoints kept."""
+    """Number of latest checkpoints to keep."""
     keep_every: int = 0
-    """Checkpoints at multiples of this many steps are kept for good; 0: none."""
+    """Checkpoints at multiples of this many steps are never deleted; 0: no such checkpoints."""
     on_nonfinite: typing.Literal["stop", "skip", "rollback"] = "stop"
-    """What follows a step whose loss or gradient is not finite, after its replay bundle is written: the run saves and
-    ends; or it goes on without that batch; or it goes back to the last checkpoint and on with the data after it."""
+    """Reaction to a step whose loss or gradient is not finite, after its replay bundle is written: "stop" saves and
+    ends the run, "skip" drops the batch, "rollback" restores the last checkpoint and continues with later data."""
     nonfinite_limit: int = 5
-    """So often one process skips or rolls back; then it stops."""
+    """Number of skips or rollbacks per process after which it stops."""
     mesh: tuple[int, int, int] = (-1, 1, 1)
-    """Devices on the axes (data, fsdp, tensor); one may be -1: what is left."""
+    """Devices on the axes (data, fsdp, tensor); one may be -1: all remaining devices."""
     hosts: HostsConfig = dataclasses.field(default_factory=HostsConfig)
     """Training by several processes."""
     watch: WatchConfig = dataclasses.field(default_factory=WatchConfig)
@@ -198,8 +199,8 @@ class TrainConfig:
     workdir: str = "runs/default"
     """Folder of checkpoints, metrics.jsonl and config.json; training resumes if it holds a checkpoint."""
     init_from: str = ""
-    """Where a fresh run's weights come from: a run folder (its average), a folder of released networks, or the name of
-    a packaged release ("mini"); empty: random initialisation."""
+    """Initial weights of a new run: a run folder (its EMA), a folder of released networks, or the name of a packaged
+    release ("mini"); empty: random initialisation."""
 
     def __post_init__(self) -> None:
         for name in ("steps", "accumulate", "log_every", "eval_batches", "keep_last"):
@@ -212,16 +213,14 @@ class TrainConfig:
                 f"data.batch_size {self.data.batch_size} does not divide into accumulate {self.accumulate}"
             )
         if self.watch.digests and self.accumulate > 1:
-            raise UserError(
-                f"watch.digests with accumulate {self.accumulate}: each part of a batch draws its own"
-            )
+            raise UserError(f"watch.digests with accumulate {self.accumulate}: digests need accumulate 1")
         if self.lora.rank and not self.init_from:
             raise UserError(
-                f"lora.rank is {self.lora.rank} without --init_from: adapters need weights to adapt"
+                f"lora.rank is {self.lora.rank} without --init-from: adapters need weights to adapt"
             )
         if hasattr(self.stage, "teacher") and (self.lora.rank or not self.init_from):
             raise UserError(
-                "distillation needs --init_from, a released teacher, and no adapters (lora.rank 0)"
+                "distillation needs --init-from (a released teacher) and no adapters (lora.rank 0)"
             )
         if not 0 <= self.ema_decay < 1:
             raise UserError(f"ema_decay is {self.ema_decay}; it must be at least 0 and below 1")
@@ -231,7 +230,7 @@ def load_config(path: str | Path, overrides: list[str] | None = None) -> TrainCo
     """The `TrainConfig` that the file's `config()` returns, with `["--dotted.name", "value", ...]` applied.
 
     Raises:
-        UserError: the file is unknown or not a config, a field is unknown, or a value does not fit its field.
+        UserError: no such config, a file that is not a config, an unknown field, or a value that does not fit.
     """
     function = function_of(path, "config")
     config = function()

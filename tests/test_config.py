@@ -11,7 +11,7 @@ import pytest
 
 from melody_jax.ablation.study import load_study
 from melody_jax.config import DataConfig, TrainConfig, load_config
-from melody_jax.config_json import difference, from_dict, to_dict, to_json
+from melody_jax.config_json import difference, from_dict, to_dict
 from melody_jax.errors import UserError, cli_entry
 from melody_jax.models import mulan
 from melody_jax.models.mulan import MuLanConfig
@@ -131,7 +131,6 @@ def test_json_and_difference(path: Path) -> None:
     other = load_config(path, ["--stage.model.width", "5", "--data.seed", "3"])
     assert list(difference(config, other)) == ["data.seed", "stage.model.width"]
     assert difference(to_dict(config), config) == {}
-    assert '"steps": 7' in to_json(config)
     assert from_dict(type(other.stage), to_dict(other.stage)) == other.stage
     assert from_dict(DataConfig, to_dict(other.data)) == other.data
     with pytest.raises(UserError, match="no field 'colour'"):

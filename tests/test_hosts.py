@@ -213,5 +213,5 @@ def test_hosts_must_be_said_in_full() -> None:
     whole = {"join": True, "coordinator": "localhost:1", "count": 2, "index": 1}
     assert HostsConfig(**whole).index == 1  # type: ignore[arg-type]
     for change in ({"coordinator": ""}, {"count": 0}, {"index": 2}, {"join": False}):
-        with pytest.raises(UserError, match="give join and none of the others, or all of them"):
+        with pytest.raises(UserError, match="set join alone, or all four"):
             HostsConfig(**whole | change)  # type: ignore[arg-type]

@@ -105,7 +105,7 @@ def test_bad_choices_are_one_line() -> None:
     ):
         with pytest.raises(UserError, match=reason):
             init_adapters(MODEL, dataclasses.replace(CONFIG, **changes), jax.random.key(0))
-    with pytest.raises(UserError, match="without --init_from"):
+    with pytest.raises(UserError, match="without --init-from"):
         toy_config("runs/toy", lora=CONFIG)
 
 

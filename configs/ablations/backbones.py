@@ -1,6 +1,6 @@
-"""Is dual-path diffusion the better network (table 5)? Backbones of as many parameters on the same latents.
+"""Is dual-path diffusion the better network (table 5)? Backbones with as many parameters on the same latents.
 
-melody ablate configs/ablations/backbones.py --folder features/audio --validation_folder features/validation --workers 2
+    melody ablate backbones --folder features/audio --validation-folder features/validation --workers 2
 """
 
 from pathlib import Path
@@ -11,7 +11,7 @@ from melody_jax.models import dit, unet1d, unet2d
 
 
 def study() -> Study:
-    """DPD beside a U-Net over time, one on the latents as an image, and a transformer; all that is drawn is shared."""
+    """DPD against a U-Net over time, a 2-D U-Net on the latents, and a transformer; all random draws are shared."""
     return Study(
         title="Backbones",
         question="Of 1.8 M parameters each: does DPD predict the velocity better than the U-Nets of Moûsai's and "

@@ -1,6 +1,6 @@
-"""Does the number of chunks with angles of their own matter, and mixing in what sampling meets (melody-paper, Q6)?
+"""Do chunks with different angles matter, and training on what sampling meets?
 
-melody ablate configs/ablations/chunks.py --folder features/audio --validation_folder features/validation --workers 2
+    melody ablate chunks --folder features/audio --validation-folder features/validation --workers 2
 """
 
 from pathlib import Path
@@ -12,7 +12,7 @@ UNMIXED = {"stage.shared_angle": 0.0, "stage.clean_prefix": 0.0}
 
 
 def study() -> Study:
-    """Four arms; batches, noise and dropped conditions are shared, the angles are what the arms are about."""
+    """Four arms that differ in their angles; batches, noise and dropped conditions are shared."""
     return Study(
         title="Chunks, shared angles and clean prefixes",
         question="What do M = 1, 2 or 4 chunks with independent angles give a continuation, and what does it help to "

@@ -1,6 +1,6 @@
-"""Which of the ways in which DPD hears its condition matter: semantic tokens, cross-attention, FiLM?
+"""Which paths of DPD's condition matter: semantic tokens, cross-attention, FiLM?
 
-melody ablate configs/ablations/conditioning.py --folder features/audio --validation_folder features/validation
+    melody ablate conditioning --folder features/audio --validation-folder features/validation
 """
 
 from pathlib import Path
@@ -10,7 +10,7 @@ from melody_jax.config import load_config
 
 
 def study() -> Study:
-    """One way is taken away at a time; everything that is drawn is shared, but for the tokens of the arm without."""
+    """One path is removed per arm; all random draws are shared, except for tokens in the arm without them."""
     return Study(
         title="Conditioning",
         question="What do the semantic tokens tell, and what do cross-attention and FiLM add when each frame hears "

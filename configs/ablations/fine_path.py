@@ -1,6 +1,6 @@
 """What should run inside the segments: the paper's SRU, a linear recurrence or local attention?
 
-melody ablate configs/ablations/fine_path.py --folder features/audio --validation_folder features/validation --workers 2
+    melody ablate fine_path --folder features/audio --validation-folder features/validation --workers 2
 """
 
 from pathlib import Path
@@ -10,7 +10,7 @@ from melody_jax.config import load_config
 
 
 def study() -> Study:
-    """The fine path's three forms, of as many parameters; everything that is drawn is shared."""
+    """Three forms of the fine path with as many parameters; all random draws are shared."""
     return Study(
         title="The fine path",
         question="Does DPD's SRU, whose steps must be done one after the other, earn its place beside a linear "

@@ -1,13 +1,13 @@
-"""Does the paper's angle schedule beat equal steps (table 4)? On the shipped mini: no training.
+"""Does the paper's angle schedule beat equal steps (table 4)? With the released mini; nothing is trained.
 
-melody ablate configs/ablations/schedules.py
+    melody ablate schedules
 """
 
 from melody_jax.ablation.study import Claim, Sampling, Study
 
 
 def study() -> Study:
-    """Equal steps beside the paper's at 5, 10 and 20; prompts, tokens and first noise are shared."""
+    """Equal steps against the paper's at 5, 10 and 20 steps; prompts, tokens and initial noise are shared."""
     return Study(
         title="Angle schedules",
         question="Is the paper's schedule, long steps first, better than equal steps at 5, 10 and 20 of them?",

@@ -1,6 +1,6 @@
-"""Quality and speed by steps (table 2), with and without distillation. On the shipped mini: no training.
+"""Quality and speed by steps (table 2), with and without distillation. With the released mini; nothing is trained.
 
-melody ablate configs/ablations/steps.py
+    melody ablate steps
 """
 
 from melody_jax.ablation.study import Claim, Sampling, Study
@@ -9,7 +9,7 @@ DISTILLED = {"distilled": True, "solver": "pingpong"}
 
 
 def study() -> Study:
-    """From 1 to 20 guided steps, and 1 to 4 of the distilled diffusion; prompts, tokens and first noise are shared."""
+    """1 to 20 guided steps, and 1 to 4 of the distilled diffusion; prompts, tokens and initial noise are shared."""
     return Study(
         title="Steps",
         question="How many steps does the diffusion need, and how many when it is distilled (docs/distillation.md)?",

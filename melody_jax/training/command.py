@@ -12,8 +12,9 @@ from melody_jax.config import TrainConfig, load_config
 from melody_jax.data import pipeline
 from melody_jax.errors import UserError
 from melody_jax.python_file import shipped_names
-from melody_jax.runtime import enable_compile_cache, join_hosts
+from melody_jax.runtime import enable_compile_cache
 from melody_jax.text import read_tokenizer
+from melody_jax.training.hosts import join_hosts
 
 
 def main(arguments: list[str]) -> None:
