@@ -85,9 +85,10 @@ def compare(args: Arguments) -> dict[str, float]:
     from melody_jax.sharding import make_mesh
 
     melody, requests = load_requests(args)
-    config, vae = melody.sampler_config(requests[0]), melody.configs["vae"]
-    (group,) = melody.groups(requests)
-    controls = jax.tree.map(np.asarray, melody.controls_at(group)([0.0] * len(requests)))
+    vae = melody.configs["vae"]
+    (batch,) = melody.plan(requests)
+    config = batch.config
+    controls = jax.tree.map(np.asarray, melody.controls_at(batch)([0.0] * len(requests)))
     mesh = make_mesh((-1, 1, 1), jax.devices())
     everywhere = jax.device_put(melody.params, jax.NamedSharding(mesh, jax.P()))
     ways = {"alone": (1, None), f"batch {args.batch}": (args.batch, None)}

@@ -38,6 +38,7 @@ from melody_jax.models.functional import count
 from melody_jax.models.vae import VAEConfig
 from melody_jax.sampling import windows
 from melody_jax.sampling.prompts import targets_to_prefix, text_targets
+from melody_jax.sampling.settings import SamplingSettings
 from melody_jax.sampling.windows import Controls, SamplerConfig
 
 ROOT = Path(__file__).parents[1]
@@ -141,18 +142,7 @@ class Bench:
         codec: VAEConfig,
     ) -> None:
         """The parts after the text; `ways` are steps and guidance of the diffusion."""
-        number, whole = jnp.ones(1), jnp.zeros(1, jnp.int32)
-        asked = Controls(
-            prefix,
-            jnp.full_like(prefix, -1),
-            whole,
-            whole,
-            number,
-            whole + 250,
-            number,
-            2 * number,
-            2.5 * number,
-        )
+        asked = windows.make_controls(prefix, [SamplingSettings(temperature=1.0)])
         keys, language = windows.item_keys(asked), fresh(lambda key: lm.init(config.lm, key))
         read = 4 * sum(count(language[part]) for part in ("blocks", "head", "group") if part in language)
         tokens, latents = None, None

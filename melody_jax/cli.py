@@ -27,6 +27,12 @@ class Command(NamedTuple):
 
 
 COMMANDS: dict[str, Command] = {
+    "sample": Command(
+        "sampling.command:sample",
+        "sampling.command:SampleConfig",
+        "make music from a prompt",
+        positional="prompt",
+    ),
     "train": Command("training.command:main", "", "train one network", extra="train"),
     "compose": Command(
         "data.compose_corpus:compose_corpus",

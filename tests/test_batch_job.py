@@ -12,8 +12,8 @@ import soundfile
 
 from melody_jax import audio
 from melody_jax.errors import UserError
-from melody_jax.sampling import batch_job, manifest
-from melody_jax.sampling.batch_job import ServiceConfig, serve
+from melody_jax.sampling import batch_job, manifest, prompt_file
+from melody_jax.sampling.batch_job import BatchJobConfig, run_batch_job
 from melody_jax.sampling.cascade import Melody
 
 DEFAULTS = {"seconds": 0.5, "steps": 1, "guidance_scale": 1.0, "lm_guidance_scale": 1.0}
@@ -31,16 +31,16 @@ def written(path: Path, lines: list) -> Path:
     return path
 
 
-def job(folder: Path, lines: list = LINES, **changes: object) -> ServiceConfig:
+def job(folder: Path, lines: list = LINES, **changes: object) -> BatchJobConfig:
     prompts = written(folder / "prompts.jsonl", lines)
-    return ServiceConfig(**{"prompts": prompts, "out": folder / "clips", "batch": 2} | changes)  # type: ignore[arg-type]
+    return BatchJobConfig(**{"prompts": prompts, "out": folder / "clips", "batch": 2} | changes)  # type: ignore[arg-type]
 
 
-def run(melody: Melody, config: ServiceConfig) -> int:
-    return serve(melody, config, manifest.read_items(config.prompts, DEFAULTS))
+def run(melody: Melody, config: BatchJobConfig) -> int:
+    return run_batch_job(melody, config, prompt_file.read_prompt_file(config.prompts, DEFAULTS))
 
 
-def entries(config: ServiceConfig) -> dict[str, dict]:
+def entries(config: BatchJobConfig) -> dict[str, dict]:
     lines = [
         json.loads(line) for path in config.out.glob("manifest*") for line in path.read_text().splitlines()
     ]
@@ -73,15 +73,15 @@ def test_a_job_is_made_once(melody: Melody, tmp_path: Path) -> None:
 def test_a_killed_job_goes_on(melody: Melody, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Killed between a clip's file and its line, and in the middle of a file and of a line."""
     config = job(tmp_path)
-    plain, count = manifest.Manifest.add, []
+    plain, count = manifest.ClipManifest.add, []
 
-    def killed(self: manifest.Manifest, entry: dict) -> None:
+    def killed(self: manifest.ClipManifest, entry: dict) -> None:
         count.append(entry)
         if len(count) == 3:
             raise KeyboardInterrupt
         plain(self, entry)
 
-    monkeypatch.setattr(manifest.Manifest, "add", killed)
+    monkeypatch.setattr(manifest.ClipManifest, "add", killed)
     with pytest.raises(KeyboardInterrupt):
         run(melody, config)
     monkeypatch.undo()
@@ -126,20 +126,23 @@ def test_processes_share_a_job(melody: Melody, tmp_path: Path) -> None:
         "manifest-001.jsonl",
     ]
     assert run(melody, job(tmp_path)) == 0  # all parts are read, whatever their number
-    with manifest.opened(first.out, 0, 2), pytest.raises(UserError, match="another process is writing it"):
+    with (
+        manifest.open_manifest(first.out, 0, 2),
+        pytest.raises(UserError, match="another process is writing it"),
+    ):
         run(melody, first)
 
 
 def test_batches_keep_to_their_shape(melody: Melody, tmp_path: Path) -> None:
-    lines = [
+    prompts = [
         {"prompt": f"piano {i}", "best_of": 3 if i > 6 else 1, "steps": 2 if i == 0 else 1} for i in range(10)
     ]
-    items = manifest.read_items(written(tmp_path / "a.jsonl", lines), DEFAULTS)
+    lines = prompt_file.read_prompt_file(written(tmp_path / "a.jsonl", prompts), DEFAULTS)
     for devices, expected in (
         (1, [(1, 1), (4, 4), (2, 4), (1, 1), (1, 1), (1, 1)]),
         (8, [(1, 8), (6, 8), (3, 8)]),
     ):
-        made = [(len(batch), size) for batch, size in batch_job.batches(melody, items, 4, devices)]
+        made = [(len(batch), size) for batch, size in batch_job.group_lines(melody, lines, 4, devices)]
         assert made == expected, devices
 
 
@@ -203,6 +206,6 @@ def test_eight_devices_make_the_same_clips(melody: Melody, releases: Path, tmp_p
     done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path, timeout=300)
     assert done.returncode == 0, done.stderr
     assert done.stdout == "eight: 5 clips made\n"
-    assert "5/5" in done.stderr
+    assert "5/5" not in done.stderr  # no progress bar outside of a terminal
     for path in one.out.glob("*.wav"):
         np.testing.assert_allclose(audio.read(tmp_path / "eight" / path.name), audio.read(path), atol=1e-4)

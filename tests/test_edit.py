@@ -7,30 +7,31 @@ from tiny import tiny_networks
 
 from melody_jax.audio import SAMPLE_RATE
 from melody_jax.errors import UserError
-from melody_jax.sampling import edit
+from melody_jax.sampling import edit, plan
 from melody_jax.sampling.cascade import Melody
-from melody_jax.sampling.edit import Fill, Piece
+from melody_jax.sampling.edit import EditedClip
+from melody_jax.sampling.plan import EditPlan, Fill
 from melody_jax.sampling.request import Request, make_requests
 
 
 def test_a_gap_has_what_is_known_on_both_sides() -> None:
-    assert edit.plan([(100, 110)], 200, 80, 20) == [Fill(65, 100, 110, True)]
-    assert edit.plan([(3, 10)], 200, 80, 20) == [Fill(0, 3, 10, True)]  # at the beginning
-    assert edit.plan([(190, 199)], 200, 80, 20) == [Fill(120, 190, 199, True)]
+    assert plan.plan_fills([(100, 110)], 200, 80, 20) == [Fill(65, 100, 110, True)]
+    assert plan.plan_fills([(3, 10)], 200, 80, 20) == [Fill(0, 3, 10, True)]  # at the beginning
+    assert plan.plan_fills([(190, 199)], 200, 80, 20) == [Fill(120, 190, 199, True)]
 
 
 def test_a_long_gap_is_filled_from_the_left() -> None:
-    fills = edit.plan([(100, 180)], 300, 80, 20)
+    fills = plan.plan_fills([(100, 180)], 300, 80, 20)
     assert fills[:2] == [Fill(40, 100, 120, False), Fill(60, 120, 140, False)]
     assert fills[2:] == [Fill(120, 140, 180, True)]  # what fits into half a window has both sides
 
 
 def test_a_continuation_moves_on_by_chunks() -> None:
-    short = edit.plan([(30, 120)], 120, 80, 20)
+    short = plan.plan_fills([(30, 120)], 120, 80, 20)
     assert short == [Fill(0, 30, 80, False), Fill(20, 80, 100, False), Fill(40, 100, 120, False)]
-    long = edit.plan([(130, 170)], 170, 80, 20)
+    long = plan.plan_fills([(130, 170)], 170, 80, 20)
     assert long == [Fill(70, 130, 150, False), Fill(90, 150, 170, False)]
-    assert edit.plan([(0, 100)], 100, 80, 20) == [Fill(0, 0, 80, False), Fill(20, 80, 100, False)]
+    assert plan.plan_fills([(0, 100)], 100, 80, 20) == [Fill(0, 0, 80, False), Fill(20, 80, 100, False)]
 
 
 def test_plans_cover_every_new_token_once() -> None:
@@ -40,7 +41,7 @@ def test_plans_cover_every_new_token_once() -> None:
         edges = np.sort(rng.choice(length + 1, 4, replace=False)).tolist()
         regions = [(edges[0], edges[1]), (edges[2], edges[3])]
         covered = np.zeros(length, int)
-        for fill in edit.plan(regions, length, 80, 20):
+        for fill in plan.plan_fills(regions, length, 80, 20):
             assert 0 <= fill.start <= fill.first < fill.last <= fill.start + 80 <= length
             covered[fill.first : fill.last] += 1
         wanted = np.zeros(length, int)
@@ -58,8 +59,14 @@ def sine(seconds: float, frequency: float = 220.0, level: float = 0.3) -> np.nda
 @pytest.mark.parametrize(("first", "last"), [(24_000, 40_000), (0, 9_000), (60_000, 90_000)])
 def test_splicing_keeps_the_rest_to_the_bit_and_does_not_click(first: int, last: int) -> None:
     source, made = sine(2.5), sine(4.0, 330.0)
-    piece = Piece(source, 2.0, [(first, last)], np.zeros(0), np.zeros(0), 80, [])
-    spliced = edit.splice(piece, 2 * made)
+    clip = EditedClip(
+        plan=EditPlan(regions=((first, last),), tokens=0, window=80, fills=()),
+        samples=source,
+        gain=2.0,
+        semantic_tokens=np.zeros(0, int),
+        latents=np.zeros((0, 8)),
+    )
+    spliced = edit.splice(clip, 2 * made)
     assert len(spliced) == max(len(source), last)
     np.testing.assert_array_equal(spliced[:first], source[:first])
     np.testing.assert_array_equal(spliced[last:], source[last:])
@@ -108,23 +115,22 @@ def test_continuing_mending_and_varying(melody: Melody) -> None:
 
 def test_a_small_strength_stays_close(melody: Melody) -> None:
     source = sine(3.2)
-    piece = edit.prepare(Request(source=source, strength=0.01), melody.params, melody.configs)
-    before = piece.latents.copy()
-    (group,) = melody.groups(
-        [Request(source=source, strength=0.01, steps=1, guidance_scale=1, lm_guidance_scale=1)]
-    )
-    melody.run(group.requests)
-    melody._edited(group, progress=False)
-    np.testing.assert_allclose(group.pieces[0].latents, before, atol=0.2)
-    assert np.any(group.pieces[0].latents != before)
+    request = Request(source=source, strength=0.01, steps=1, guidance_scale=1, lm_guidance_scale=1)
+    (batch,) = melody.plan([request])
+    (before,) = melody.analyse(batch, {request: source})
+    encoded = melody.prompt_encoder.encode_requests([request])
+    (after,) = melody.fill_windows(batch, [before], encoded)
+    np.testing.assert_allclose(after.latents, before.latents, atol=0.2)
+    assert np.any(after.latents != before.latents)
 
 
 def test_silence_can_be_a_source(melody: Melody) -> None:
-    piece = edit.prepare(
-        Request(source=np.zeros(30_000, np.float32), seconds=3), melody.params, melody.configs
-    )
-    assert np.isfinite(piece.latents).all()
-    assert piece.gain == 1
+    source = np.zeros(30_000, np.float32)
+    request = Request(source=source, seconds=3)
+    (batch,) = melody.plan([request])
+    (clip,) = melody.analyse(batch, {request: source})
+    assert np.isfinite(clip.latents).all()
+    assert clip.gain == 1
 
 
 @pytest.mark.parametrize(

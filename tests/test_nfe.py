@@ -14,26 +14,26 @@ FRAME = 96 / 24_000
 
 @pytest.mark.parametrize(("seconds", "ours", "theirs"), [(10.0, 270, 6250), (30.0, 770, 18750)])
 def test_table_3_of_the_paper(seconds, ours, theirs):
-    assert nfe.as_in_paper(seconds).total == ours
-    assert nfe.musiclm(seconds) == theirs
+    assert nfe.paper_count(seconds).total == ours
+    assert nfe.musiclm_count(seconds) == theirs
 
 
 def test_windows_of_a_longer_piece():
-    assert nfe.sampler(dpd.PAPER, FRAME, 10, 20) == Evaluations(250, 20)
-    assert nfe.sampler(dpd.PAPER, FRAME, 30, 20) == Evaluations(750, 9 * 20)  # one window and eight chunks
-    assert nfe.sampler(dpd.PAPER, FRAME, 10.01, 20) == Evaluations(
+    assert nfe.cascade_count(dpd.PAPER, FRAME, 10, 20) == Evaluations(250, 20)
+    assert nfe.cascade_count(dpd.PAPER, FRAME, 30, 20) == Evaluations(750, 9 * 20)  # one window and eight chunks
+    assert nfe.cascade_count(dpd.PAPER, FRAME, 10.01, 20) == Evaluations(
         312, 2 * 20
     )  # a chunk more for what is over
-    assert nfe.sampler(dpd.PAPER, FRAME, 1, 20) == Evaluations(250, 20)  # no window is cut short
+    assert nfe.cascade_count(dpd.PAPER, FRAME, 1, 20) == Evaluations(250, 20)  # no window is cut short
 
 
 def test_guidance_doubles_its_network():
-    assert nfe.sampler(dpd.PAPER, FRAME, 10, 20, guided=True) == Evaluations(250, 40)
-    assert nfe.sampler(dpd.PAPER, FRAME, 30, 5, lm_guided=True) == Evaluations(1500, 9 * 5)
+    assert nfe.cascade_count(dpd.PAPER, FRAME, 10, 20, guided=True) == Evaluations(250, 40)
+    assert nfe.cascade_count(dpd.PAPER, FRAME, 30, 5, lm_guided=True) == Evaluations(1500, 9 * 5)
 
 
 def test_two_tokens_a_pass_are_half_of_the_passes():
-    assert nfe.sampler(dpd.MODERN, 480 / 24_000, 10, 4, lm_guided=True, tokens_per_pass=2) == Evaluations(
+    assert nfe.cascade_count(dpd.MODERN, 480 / 24_000, 10, 4, lm_guided=True, tokens_per_pass=2) == Evaluations(
         256, 4
     )
 

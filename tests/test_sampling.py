@@ -56,18 +56,16 @@ def test_same_seed_same_bits_other_seed_other_music(melody) -> None:
 
 
 def test_batch_of_four_equals_four_of_one(melody) -> None:
-    group = melody.groups(
-        make_requests(PROMPTS, {"seed": 7, "steps": 3, "guidance_scale": [2.5, 2.0, 0.5, 4.0]})
-    )[0]
-    controls = melody.controls_at(group)([0.0] * 4)
-    tokens = jax.random.randint(
-        jax.random.key(1), (4, group.config.tokens), 0, group.config.dpd.semantic_tokens
-    )
+    settings = {"seed": 7, "steps": 3, "guidance_scale": [2.5, 2.0, 0.5, 4.0]}
+    (batch,) = melody.plan(make_requests(PROMPTS, settings))
+    config = batch.config
+    controls = melody.controls_at(batch)([0.0] * 4)
+    tokens = jax.random.randint(jax.random.key(1), (4, config.tokens), 0, config.dpd.semantic_tokens)
 
     def made(items: slice) -> tuple[np.ndarray, np.ndarray]:
         own = jax.tree.map(lambda rows: rows[items], controls)
         keys = windows.item_keys(own)
-        latents = windows.tokens_to_latents(melody.params["dpd"], group.config, own, tokens[items], keys)
+        latents = windows.tokens_to_latents(melody.params["dpd"], config, own, tokens[items], keys)
         wave = windows.latents_to_wave(melody.params["vae"], melody.configs["vae"], latents)
         return np.asarray(windows.initial_noise(keys, 16, 8)), np.asarray(wave)
 
@@ -96,12 +94,14 @@ def test_items_with_their_own_settings_are_as_alone(melody) -> None:
 def test_best_of_keeps_the_closest(melody) -> None:
     (best,) = melody.generate(PROMPTS[0], seconds=1, steps=2, seed=3, best_of=3)
     request = Request(prompt=PROMPTS[0], seconds=1, steps=2, seed=3, best_of=3)
-    (group,) = melody.groups([request])
-    latents = next(melody.windows(group))
+    (batch,) = melody.plan([request])
+    latents = next(melody.latents(batch))
     waves = np.asarray(windows.latents_to_wave(melody.params["vae"], melody.configs["vae"], latents))[
         :, :24_000
     ]
-    scores = [melody.score(request, wave) for wave in waves]
+    encoder = melody.prompt_encoder
+    encoded = encoder.encode_requests([request])[request]
+    scores = [encoder.similarity(encoded, wave) for wave in waves]
     assert len(set(scores)) == 3
     np.testing.assert_allclose(best, waves[np.argmax(scores)], atol=1e-4)
 
@@ -112,19 +112,19 @@ def test_blends_and_sounds_as_prompts(melody) -> None:
     half = encoder.target([Part(text=PROMPTS[0]), Part(text=PROMPTS[1])])
     np.testing.assert_allclose(half @ texts[0], half @ texts[1], atol=1e-5)
     np.testing.assert_allclose(encoder.target([Part(text=PROMPTS[0], weight=0.1)]), texts[0], atol=1e-6)
-    heard = encoder.target([Part(audio=sound)])
-    np.testing.assert_allclose(np.linalg.norm(heard), 1, atol=1e-5)
-    assert encoder.prefix([Part(audio=sound)]).shape == (melody.configs["mulan"].levels,)
+    encoded = encoder.encode([Part(audio=sound)])
+    np.testing.assert_allclose(np.linalg.norm(encoded.point), 1, atol=1e-5)
+    assert encoded.prefix_tokens.shape == (melody.configs["mulan"].levels,)
 
 
 def test_a_story_changes_the_prompt_where_it_says(melody) -> None:
-    story = (Scene(at=3.9, prompt=PROMPTS[1]),)
-    (group,) = melody.groups([Request(prompt=PROMPTS[0], story=story, seconds=6)])
-    at, encoder = melody.controls_at(group), melody.prompt_encoder
-    begin, later = (encoder.prefix(prompt) for prompt in PROMPTS[:2])
+    story = (Scene(start=3.9, prompt=PROMPTS[1]),)
+    (batch,) = melody.plan([Request(prompt=PROMPTS[0], story=story, seconds=6)])
+    controls_at = melody.controls_at(batch)
+    begin, later = (melody.prompt_encoder.encode(prompt).prefix_tokens for prompt in PROMPTS[:2])
     assert np.any(begin != later)
     for seconds, expected in ((0.0, begin), (3.2, begin), (4.0, later), (9.6, later)):
-        np.testing.assert_array_equal(at([seconds]).prefix_tokens[0], expected)
+        np.testing.assert_array_equal(controls_at([seconds]).prefix_tokens[0], expected)
 
 
 def test_guidance_of_one_is_no_guidance(melody) -> None:
@@ -147,11 +147,11 @@ def test_a_distilled_diffusion_is_told_the_guidance_scale(releases: Path, tmp_pa
     release.save_network(mine, "dpd_distilled", added, config, {"dpd": release.network_hash(mine, "dpd")})
     melody = load("mine", folder=tmp_path, distilled=True)
     settings = {"seconds": 1, "steps": 2, "solver": "pingpong", "seed": [3, 3], "guidance_scale": [1.0, 3.0]}
-    (group,) = melody.groups(make_requests([PROMPTS[0]] * 2, settings))  # one program for all scales
-    assert not group.config.guided
-    first, second = melody.run(group.requests)
+    (batch,) = melody.plan(make_requests([PROMPTS[0]] * 2, settings))  # one program for all scales
+    assert not batch.config.guided
+    first, second = melody.run(batch.requests)
     assert np.abs(first - second).max() > 1e-3
-    with pytest.raises(UserError, match=r"guidance_scale is 5\.0; the distilled diffusion knows 1 to 4"):
+    with pytest.raises(UserError, match=r"guidance_scale is 5\.0; the distilled diffusion supports 1 to 4"):
         melody.generate(PROMPTS[0], guidance_scale=5.0)
 
 
@@ -171,7 +171,7 @@ def test_a_distilled_diffusion_is_told_the_guidance_scale(releases: Path, tmp_pa
         ({"seed": -1}, "seed is -1"),
         ({"seed": [1, 2]}, "2 values of seed for 1 prompts"),
         ({"secnds": 3}, "'secnds'; is 'seconds' meant"),
-        ({"solver": "euler"}, "'euler'"),
+        ({"solver": "euler"}, "solver is euler; it must be one of ddim"),
         ({"top_p": 0.0}, "top_p is 0.0"),
         ({"best_of": 65}, "best_of is 65"),
         ({"negative_prompt": "drums", "lm_guidance_scale": 1.0}, "needs guidance"),
@@ -190,7 +190,7 @@ def test_bad_arguments_are_named(melody, arguments: dict, named: str) -> None:
 
 def test_bad_stories_and_parts_are_named() -> None:
     with pytest.raises(UserError, match="must rise"):
-        Request(prompt="piano", story=(Scene(at=5, prompt="drums"), Scene(at=2, prompt="flute")))
+        Request(prompt="piano", story=(Scene(start=5, prompt="drums"), Scene(start=2, prompt="flute")))
     with pytest.raises(UserError, match="one of the two"):
         Part(text="piano", audio="piano.wav")
     with pytest.raises(UserError, match="weight is 11"):
@@ -228,7 +228,7 @@ def test_sample_script_writes_a_batch(releases: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "arguments",
-    [["", "--out", "x.wav"], ["piano", "--seconds", "0"], ["piano", "--out", "no/such/folder/x.wav"],
+    [["", "--out", "x.wav"], ["piano", "--seconds", "0"], ["piano", "--out", "song.mp3"],
      ["piano", "--stepz", "3"], ["piano", "--model", "absent"]],
 )  # fmt: skip
 def test_sample_script_says_one_line(releases: Path, tmp_path: Path, arguments: list[str]) -> None:

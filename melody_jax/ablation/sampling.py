@@ -66,7 +66,7 @@ def carry_out(config: Sampling, folder: Path, measures: Iterable[str], minutes: 
     )
     encoder = melody.prompt_encoder
     pairs = list(zip(chosen, waves, strict=True))
-    similarity = [encoder.target(prompt.text) @ encoder.heard(wave) for prompt, wave in pairs]
+    similarity = [encoder.target(prompt.text) @ encoder.embed_audio(wave) for prompt, wave in pairs]
     tempo_right = [
         group_judge.tempo_matches(wave, prompt.tempo_bpm) for prompt, wave in pairs if prompt.rhythmic
     ]
@@ -137,11 +137,11 @@ def _tokens(model: str, prompts: int, seed: int) -> list[tuple[Any, Any, jax.Arr
     for start in range(0, len(chosen), BATCH):
         part = chosen[start : start + BATCH]
         settings = {"seed": [seed * len(chosen) + start + i for i in range(len(part))]}
-        (group,) = melody.groups(make_requests([prompt.text for _, prompt in part], settings))
-        controls = melody.controls_at(group)([0.0] * len(part))
+        (batch,) = melody.plan(make_requests([prompt.text for _, prompt in part], settings))
+        controls = melody.controls_at(batch)([0.0] * len(part))
         keys = windows.item_keys(controls)
         write = jax.jit(windows.prefix_to_tokens, static_argnums=1)
-        found.append((group.config, controls, keys, write(melody.params["lm"], group.config, controls, keys)))
+        found.append((batch.config, controls, keys, write(melody.params["lm"], batch.config, controls, keys)))
     return found
 
 

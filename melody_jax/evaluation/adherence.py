@@ -187,23 +187,23 @@ def swap_stages(
 ) -> dict[str, np.ndarray]:
     """Clips (B, T) for "vae", "dpd", "lm" and "text", given true clips (B, T) of one window and their prompts.
 
-    `melody` must hold the "tokenizer" too, see `sampling.melody.load(..., networks=...)`.
+    `melody` must hold the "tokenizer" too, see `sampling.cascade.load(..., networks=...)`.
     """
     params, configs = melody.params, melody.configs
     settings = {"steps": steps, "guidance_scale": guidance_scale, "lm_guidance_scale": lm_guidance_scale,
                 "temperature": temperature, "seconds": melody.window_seconds, "seed": seed}  # fmt: skip
-    (group,) = melody.groups(make_requests(texts, settings))
+    (batch,) = melody.plan(make_requests(texts, settings))
     prefix, tokens, latents = _features(params, tuple(configs.items()), jnp.asarray(waves))
-    controls = melody.controls_at(group)([0.0] * len(texts))._replace(prefix_tokens=prefix)
+    controls = melody.controls_at(batch)([0.0] * len(texts))._replace(prefix_tokens=prefix)
     keys = windows.item_keys(controls)
     decode = partial(windows.latents_to_wave, params["vae"], configs["vae"])
-    diffuse = partial(_diffuse, params["dpd"], group.config, controls)
-    drawn = _write(params["lm"], group.config, controls, keys)
+    diffuse = partial(_diffuse, params["dpd"], batch.config, controls)
+    drawn = _write(params["lm"], batch.config, controls, keys)
     return {
         "vae": np.asarray(decode(latents)),
         "dpd": np.asarray(decode(diffuse(tokens, keys))),
         "lm": np.asarray(decode(diffuse(drawn, keys))),
-        "text": np.stack(melody.run(group.requests)),
+        "text": np.stack(melody.run(batch.requests)),
     }
 
 

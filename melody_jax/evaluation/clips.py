@@ -117,7 +117,7 @@ def _prompts(file: Path) -> dict[str, str]:
 
 
 def _manifest_prompts(folder: Path) -> dict[str, str]:
-    entries = manifest.entries(folder)
+    entries = manifest.read_entries(folder)
     return {
         Path(entry["file"]).stem: entry["prompt"]
         for entry in entries.values()

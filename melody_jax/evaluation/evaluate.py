@@ -136,17 +136,18 @@ def _made(config: EvaluateConfig) -> str:
 
 def _make_clips(config: EvaluateConfig) -> bool:
     """Has the batch service make this process's clips; whether all of them are there."""
-    from melody_jax.sampling.batch_job import ServiceConfig, serve
+    from melody_jax.sampling.batch_job import BatchJobConfig, run_batch_job
     from melody_jax.sampling.cascade import load
-    from melody_jax.sampling.manifest import entries, read_items
+    from melody_jax.sampling.manifest import read_entries
+    from melody_jax.sampling.prompt_file import read_prompt_file
 
     prompts, out = Path(config.prompts), Path(_made(config))
-    items = read_items(prompts, {"seed": config.seed})
-    service = ServiceConfig(
+    lines = read_prompt_file(prompts, {"seed": config.seed})
+    job = BatchJobConfig(
         prompts=prompts, out=out, suffix=".flac", process=config.process, processes=config.processes
     )
-    serve(load(config.model, folder=config.folder or None), service, items)
-    return len(entries(out)) >= len(items)
+    run_batch_job(load(config.model, folder=config.folder or None), job, lines)
+    return len(read_entries(out)) >= len(lines)
 
 
 def _result(

@@ -1,8 +1,8 @@
-"""Thousands of clips from a file of prompts: `python sample.py --prompts file.jsonl --out folder`.
+"""Batch jobs: thousands of clips from a prompt file, `melody sample --prompts prompts.jsonl --out clips`.
 
-Clips that one compiled program serves are made in batches of one size, spread over the devices of the process; several
-processes share a file of prompts by its lines. A clip is written whole, then its line of the manifest: what is there is
-not made again, so a job that was killed goes on with the same command.
+Clips that one compiled program makes form batches of one size, split over the devices of the process; several processes
+share a prompt file by its lines. A clip's file is written completely, then its line of the manifest. Clips that have
+both are not made again, so a job that was killed continues with the same command.
 """
 
 import math
@@ -18,34 +18,36 @@ from tqdm import tqdm
 from melody_jax import audio
 from melody_jax.config_json import difference
 from melody_jax.errors import UserError
+from melody_jax.sampling import plan
 from melody_jax.sampling.cascade import Melody
-from melody_jax.sampling.manifest import Item, Manifest, opened, refuse_lines
+from melody_jax.sampling.manifest import ClipManifest, open_manifest
+from melody_jax.sampling.prompt_file import PromptLine, raise_line_errors
 from melody_jax.sharding import make_mesh
 
 BAR = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_noinv_fmt}]"
-"""With clips a second, never seconds a clip."""
-WRITTEN = ("id", "file", "model_hash", "seconds_taken", "made_at")
-"""What a line of the manifest has beside the clip's settings."""
+"""Format of a progress bar that shows items per second, never seconds per item."""
+ENTRY_ONLY = ("id", "file", "model_hash", "seconds_taken", "made_at")
+"""Fields of a manifest's line that are no settings of the clip."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class ServiceConfig:
-    """A batch job."""
+class BatchJobConfig:
+    """A batch job, or one process's share of it."""
 
     prompts: Path
-    """File of prompts, one JSON object a line (sampling/manifest.py)."""
+    """Prompt file, one JSON object per line (sampling/prompt_file.py)."""
     out: Path
-    """Folder of the clips and of the manifest; made if it is not there."""
+    """Folder of the clips and of the manifest; created if missing."""
     batch: int = 16
     """Clips made at a time, 1 to 1024."""
     suffix: str = ".wav"
-    """Of the clips' files: .wav, .flac or .ogg."""
+    """Format of the clips: .wav, .flac or .ogg."""
     process: int = 0
-    """Which of the processes this is, from 0: it makes every `processes`-th clip."""
+    """Index of this process, from 0: it makes every `processes`-th clip."""
     processes: int = 1
-    """How many processes share the job, each with the same file and folder."""
+    """Number of processes that share the job, all with the same prompt file and folder."""
     replace: bool = False
-    """Makes clips anew whose settings have changed since; otherwise these are refused."""
+    """Makes clips again whose settings have changed; otherwise a changed setting is an error."""
 
     def __post_init__(self) -> None:
         if not 1 <= self.batch <= 1024:
@@ -58,106 +60,136 @@ class ServiceConfig:
             raise UserError(f"suffix is {self.suffix!r}; it must be one of {', '.join(audio.FORMATS)}")
 
 
-def serve(melody: Melody, config: ServiceConfig, items: list[Item]) -> int:
-    """Makes those of the clips that are not there yet, of this process's share, and returns how many.
+def share(lines: list[PromptLine], config: BatchJobConfig) -> list[PromptLine]:
+    """The lines that this process makes."""
+    return lines[config.process :: config.processes]
+
+
+def run_batch_job(melody: Melody, config: BatchJobConfig, lines: list[PromptLine]) -> int:
+    """Makes the clips of this process's share that are missing, and returns how many.
 
     Raises:
         UserError: before any work for bad lines, a folder that cannot be written or is being written to, and clips that
-            are there with other settings (unless `config.replace`); later if the disk is full.
+            exist with other settings (unless `config.replace`); later if the disk is full.
     """
-    _check(melody, config, items)
-    items = items[config.process :: config.processes]
-    with opened(config.out, config.process, config.processes) as manifest:
-        missing = _missing(items, manifest, config, melody.hash)
-        _remove_torn_files(config, missing)
+    _check_lines(melody, config, lines)
+    lines = share(lines, config)
+    with open_manifest(config.out, config.process, config.processes) as manifest:
+        missing = _missing_lines(lines, manifest, config, melody.hash)
+        _remove_partial_files(config, missing)
         devices = jax.local_devices()
-        spread = melody.spread(make_mesh((-1, 1, 1), devices)) if len(devices) > 1 else melody
-        there = len(items) - len(missing)
+        replicated = melody
+        if len(devices) > 1:
+            replicated = melody.replicate_over(make_mesh((-1, 1, 1), devices))
         with tqdm(
-            total=len(items), initial=there, unit=" clips", desc=str(config.out), bar_format=BAR
+            total=len(lines),
+            initial=len(lines) - len(missing),
+            unit=" clips",
+            desc=str(config.out),
+            bar_format=BAR,
+            disable=None,
         ) as progress:
-            for batch, size in batches(melody, missing, config.batch, len(devices)):
-                edited = batch[0].request.source is not None
-                _make(melody if edited else spread, batch, size, config, manifest)
+            for batch, size in group_lines(melody, missing, config.batch, len(devices)):
+                has_source = batch[0].request.source is not None
+                _make_clips(melody if has_source else replicated, batch, size, config, manifest)
                 progress.update(len(batch))
     return len(missing)
 
 
-def _check(melody: Melody, config: ServiceConfig, items: list[Item]) -> None:
-    """Refuses what these networks cannot serve, by its lines."""
-    encoder, bad = melody.prompt_encoder, []
-    for item in items:
+def _check_lines(melody: Melody, config: BatchJobConfig, lines: list[PromptLine]) -> None:
+    """Raises `UserError` for the lines that these networks cannot make."""
+    encoder = melody.prompt_encoder
+    errors = []
+    for line in lines:
+        request = line.request
         try:
-            melody.sampler_config(item.request)
-            prompts = [prompt for _, prompt in item.request.scenes]
-            for prompt in prompts + [item.request.negative_prompt] * bool(item.request.negative_prompt):
+            plan.sampler_config(request, melody.configs)
+            for _, prompt in request.scenes:
                 encoder.check(prompt)
+            if request.negative_prompt:
+                encoder.check(request.negative_prompt)
         except UserError as error:
-            bad.append(f"line {item.line}: {error}")
-    refuse_lines(bad, config.prompts)
+            errors.append(f"line {line.number}: {error}")
+    raise_line_errors(errors, config.prompts)
 
 
-def _missing(items: list[Item], manifest: Manifest, config: ServiceConfig, model_hash: str) -> list[Item]:
-    """The items that are not there as they are wanted."""
+def _missing_lines(
+    lines: list[PromptLine], manifest: ClipManifest, config: BatchJobConfig, model_hash: str
+) -> list[PromptLine]:
+    """The lines whose clip is missing, or was made with other settings.
+
+    Raises `UserError` for a clip with other settings unless `config.replace`.
+    """
     missing = []
-    for item in items:
-        entry = manifest.entries.get(item.name)
+    for line in lines:
+        entry = manifest.entries.get(line.clip_id)
         if entry is None or not (config.out / entry["file"]).is_file():
-            missing.append(item)
+            missing.append(line)
             continue
-        file = f"{item.name}{config.suffix}"
-        there = {name: value for name, value in entry.items() if name not in WRITTEN}
-        there |= {"file": entry["file"], "model": entry["model_hash"]}
-        changed = difference(there, item.settings | {"file": file, "model": model_hash})
+        previous = {name: value for name, value in entry.items() if name not in ENTRY_ONLY}
+        previous |= {"file": entry["file"], "model": entry["model_hash"]}
+        wanted = line.settings | {"file": f"{line.clip_id}{config.suffix}", "model": model_hash}
+        changed = difference(previous, wanted)
         if changed and not config.replace:
-            name, (was, wanted) = next(iter(changed.items()))
+            name, (old, new) = next(iter(changed.items()))
             raise UserError(
-                f"{item.name} was made with {name} {was} and now {wanted} is wanted; give it another id or folder, or "
+                f"{line.clip_id} was made with {name} {old} and now {new} is wanted; give it another id or folder, or "
                 "--replace"
             )
         if changed:
-            missing.append(item)
+            missing.append(line)
     return missing
 
 
-def _remove_torn_files(config: ServiceConfig, items: list[Item]) -> None:
-    """What a killed process of the same items had not finished writing (`audio.write`)."""
-    names = {f"{item.name}{config.suffix}" for item in items}
+def _remove_partial_files(config: BatchJobConfig, lines: list[PromptLine]) -> None:
+    """Removes the unfinished files that a killed process left for the same clips (`audio.write`)."""
+    names = {f"{line.clip_id}{config.suffix}" for line in lines}
     for path in config.out.glob(".*.part"):
         if path.name[1:].rsplit(".", 2)[0] in names:
             path.unlink(missing_ok=True)
 
 
-def batches(melody: Melody, items: list[Item], size: int, devices: int) -> Iterator[tuple[list[Item], int]]:
-    """Items that one compiled program serves, and of how many requests it is a batch: the last ones have fewer items.
+def group_lines(
+    melody: Melody, lines: list[PromptLine], size: int, devices: int
+) -> Iterator[tuple[list[PromptLine], int]]:
+    """Lines that one compiled program makes, and the number of requests in their batch; the last batch has fewer lines.
 
-    A batch has about `size` rows (`best_of` rows a request), fewer where all items of its kind are fewer, and always a
-    multiple of `devices`. Clips with a source are made one by one: what they need differs from source to source.
+    A batch has about `size` rows (`best_of` rows per request), fewer if there are fewer lines of its kind, and always a
+    multiple of `devices`. Clips with a source are made one by one, because their windows differ.
     """
-    kinds: dict[Any, list[Item]] = {}
-    for item in items:
-        request = item.request
+    kinds: dict[Any, list[PromptLine]] = {}
+    for line in lines:
+        request = line.request
         if request.source is not None:
-            yield [item], 1
+            yield [line], 1
             continue
-        kind = melody.sampler_config(request), melody.chunks(request.seconds), request.best_of
-        kinds.setdefault(kind, []).append(item)
-    for (_, _, best_of), alike in kinds.items():
-        rows = min(size, 2 ** math.ceil(math.log2(len(alike) * best_of)))
+        config = plan.sampler_config(request, melody.configs)
+        chunks = plan.chunk_count(request.seconds, melody.configs)
+        kinds.setdefault((config, chunks, request.best_of), []).append(line)
+    for (_, _, best_of), members in kinds.items():
+        rows = min(size, 2 ** math.ceil(math.log2(len(members) * best_of)))
         step = devices // math.gcd(devices, best_of)
         count = max(1, math.ceil(rows // best_of / step)) * step
-        for first in range(0, len(alike), count):
-            yield alike[first : first + count], count
+        for first in range(0, len(members), count):
+            yield members[first : first + count], count
 
 
-def _make(melody: Melody, items: list[Item], size: int, config: ServiceConfig, manifest: Manifest) -> None:
-    """Makes and writes the items as a batch of `size` requests, filled up with copies of the last."""
+def _make_clips(
+    melody: Melody, lines: list[PromptLine], size: int, config: BatchJobConfig, manifest: ClipManifest
+) -> None:
+    """Makes and writes the clips as a batch of `size` requests, padded with copies of the last."""
     started = time.perf_counter()
-    requests = [item.request for item in items]
-    clips = melody.run(requests + requests[-1:] * (size - len(items)))[: len(items)]
-    taken = (time.perf_counter() - started) / len(items)
-    for item, clip in zip(items, clips, strict=True):
-        path = config.out / f"{item.name}{config.suffix}"
+    requests = [line.request for line in lines]
+    clips = melody.run(requests + requests[-1:] * (size - len(lines)))[: len(lines)]
+    seconds_per_clip = (time.perf_counter() - started) / len(lines)
+    for line, clip in zip(lines, clips, strict=True):
+        path = config.out / f"{line.clip_id}{config.suffix}"
         audio.write(path, clip, melody.sample_rate)
-        written = (item.name, path.name, melody.hash, round(taken, 3), round(time.time(), 3))
-        manifest.add(dict(zip(WRITTEN, written, strict=True)) | item.settings)
+        entry = {
+            "id": line.clip_id,
+            "file": path.name,
+            "model_hash": melody.hash,
+            "seconds_taken": round(seconds_per_clip, 3),
+            "made_at": round(time.time(), 3),
+        }
+        manifest.add(entry | line.settings)

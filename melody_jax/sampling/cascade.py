@@ -1,13 +1,15 @@
-"""The public face of the cascade: `load("mini").generate(prompts, seconds=10, seed=0)`."""
+"""The cascade: `load("mini").generate(prompts, seconds=10, seed=0)` makes music from prompts.
 
-import copy
-import dataclasses
+A call is planned (`plan.py`), its prompts and sources are encoded (`prompts.py`, `sources.py`), and the plan is run
+here: windows of latents (`windows.py`), new windows of a source (`edit.py`), then the waveform (`decode.py`).
+"""
+
 import hashlib
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,36 +18,23 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from tokenizers import Tokenizer
 from tqdm import tqdm
 
-from melody_jax import audio, diffusion, release
+from melody_jax import audio, release
 from melody_jax.errors import UserError
 from melody_jax.models.functional import Params
-from melody_jax.sampling import decode, edit, windows
-from melody_jax.sampling.prompts import PromptEncoder
-from melody_jax.sampling.request import Prompt, Request, make_requests
-from melody_jax.sampling.windows import Controls, SamplerConfig
+from melody_jax.sampling import edit, plan, sources, windows
+from melody_jax.sampling.decode import context, decode
+from melody_jax.sampling.edit import EditedClip
+from melody_jax.sampling.plan import NETWORKS, ProgramBatch
+from melody_jax.sampling.prompts import EncodedRequest, PromptEncoder
+from melody_jax.sampling.request import PromptLike, Request, make_requests
+from melody_jax.sampling.windows import Controls
 
-NETWORKS = ("mulan", "lm", "dpd", "vae")
-
-
-class Group(NamedTuple):
-    """Requests that one compiled program serves, as one batch."""
-
-    config: SamplerConfig
-    chunks: int
-    """Chunks after the first window; or, of sources, the windows to fill."""
-    requests: list[Request]
-    """Their `best_of` candidates are rows of the batch."""
-    pieces: list[edit.Piece]
-    """The source of each row, if they have sources; one has as many windows to fill as the other."""
-
-    @property
-    def rows(self) -> list[tuple[Request, int]]:
-        """(request, candidate) of each row of the batch."""
-        return [(request, candidate) for request in self.requests for candidate in range(request.best_of)]
+Encoded = Mapping[Request, EncodedRequest]
+"""The encoded prompts of requests."""
 
 
 class Melody:
-    """A loaded cascade: `sample_rate` in Hz, `window_seconds`, `params`, `configs`, `tokenizer` of texts."""
+    """A loaded cascade: `sample_rate` in Hz, `window_seconds`, `params`, `configs`, the text `tokenizer`."""
 
     sample_rate = audio.SAMPLE_RATE
 
@@ -66,19 +55,19 @@ class Melody:
     @property
     def hash(self) -> str:
         """Names the weights of all networks that sampling uses, 16 hexadecimal digits."""
-        together = "".join(self.hashes[network] for network in sorted(self.hashes) if network != "tokenizer")
-        return hashlib.sha256(together.encode()).hexdigest()[:16]
+        joined = "".join(self.hashes[network] for network in sorted(self.hashes) if network != "tokenizer")
+        return hashlib.sha256(joined.encode()).hexdigest()[:16]
 
-    def spread(self, mesh: Mesh) -> "Melody":
-        """The same with its batches spread over the mesh's devices, which batches must then divide over."""
-        whole = NamedSharding(mesh, PartitionSpec())
-        placed = {name: jax.device_put(self.params[name], whole) for name in ("lm", "dpd", "vae")}
+    def replicate_over(self, mesh: Mesh) -> "Melody":
+        """The same cascade with its weights on every device of the mesh; batches must divide over the devices."""
+        sharding = NamedSharding(mesh, PartitionSpec())
+        placed = {name: jax.device_put(self.params[name], sharding) for name in ("lm", "dpd", "vae")}
         return Melody(self.params | placed, self.configs, self.tokenizer, self.hashes, mesh)
 
     @property
     def window_samples(self) -> int:
-        """Samples of one window: what the networks hear and make at a time."""
-        return self.configs["dpd"].frames * self.configs["vae"].hop
+        """Samples of one window, the most that the networks process at a time."""
+        return plan.window_samples(self.configs)
 
     @property
     def window_seconds(self) -> float:
@@ -87,94 +76,8 @@ class Melody:
 
     @property
     def chunk_seconds(self) -> float:
-        """By how much a chunk makes the music longer."""
+        """Seconds that each chunk adds after the first window."""
         return self.window_seconds / self.configs["dpd"].chunks
-
-    def generate(
-        self, prompts: Prompt | Sequence[Prompt], *, progress: bool = False, **settings: Any
-    ) -> list[np.ndarray]:
-        """Music for each prompt: float32 (samples,) in [-1, 1] at `sample_rate`, as long as was asked for.
-
-        prompts: one text, or a list of them; in a list, several `Part`s (words and sounds, weighted) make one prompt.
-        settings: any field of `Request` by name, such as seconds=30 or guidance_scale=[1.5, 2.5]: one value for all, or
-        a list of one each. One seed gives item i the seed + i. An item's clip depends on its own settings only.
-        progress: shows a bar of the chunks.
-        Raises UserError, one line, for anything out of its range.
-        """
-        return self.run(make_requests(prompts, settings), progress=progress)
-
-    def run(self, requests: Sequence[Request], *, progress: bool = False) -> list[np.ndarray]:
-        """The clips (samples,) of the requests, in their order; those that share a program are made in one batch."""
-        clips: dict[Request, np.ndarray] = {}
-        for group in self.groups(requests):
-            waves = self._edited(group, progress) if group.pieces else self._made(group, progress)
-            clips |= zip(group.requests, self._best(group, waves), strict=True)
-        return [clips[request] for request in requests]
-
-    def _made(self, group: Group, progress: bool) -> list[np.ndarray]:
-        """The sound of each row, made from nothing."""
-        windows = islice(self.windows(group), 1 + group.chunks)
-        bar = tqdm(windows, total=1 + group.chunks, desc="chunks", disable=not (progress and group.chunks))
-        lengths = [round(request.seconds * self.sample_rate) for request, _ in group.rows]
-        waves, done = np.empty((len(lengths), max(lengths)), np.float32), 0
-        for stretch in _cut(self._sound(bar, group.config.dpd.frames), max(lengths)):
-            waves[:, done : done + stretch.shape[1]] = stretch
-            done += stretch.shape[1]
-        return [wave[:length] for wave, length in zip(waves, lengths, strict=True)]
-
-    def _edited(self, group: Group, progress: bool) -> list[np.ndarray]:
-        """The sound of each row, made from its source."""
-        keep_tokens, controls = [request.keep_tokens for request, _ in group.rows], self.controls_at(group)
-        for number in tqdm(range(group.chunks), desc="windows", disable=not (progress and group.chunks > 1)):
-            gap, index = edit.gap(group.pieces, keep_tokens, number), jnp.int32(number)
-            asked = (group.config, controls(gap.seconds))
-            window = gap.window
-            if gap.new_tokens.any():
-                there = window.semantic_tokens, gap.new_tokens
-                tokens = windows.fill_tokens(self.params["lm"], *asked, *there, index, gap.given, gap.draws)
-                window = window._replace(semantic_tokens=tokens)
-            latents = windows.fill_latents(self.params["dpd"], *asked, window, gap.new_frames, index)
-            edit.fill(group.pieces, number, window._replace(latents=latents))
-        longest = max(len(piece.latents) for piece in group.pieces)
-        latents = [
-            np.pad(piece.latents, ((0, longest - len(piece.latents)), (0, 0))) for piece in group.pieces
-        ]
-        decoder, window = (self.params["vae"], self.configs["vae"]), group.config.dpd.frames
-        wave = np.concatenate(list(decode.decode(*decoder, [np.stack(latents)], window)), axis=1)
-        return [edit.splice(piece, row) for piece, row in zip(group.pieces, wave, strict=True)]
-
-    def stream(
-        self, prompt: Prompt, *, seconds: float | None = None, **settings: Any
-    ) -> Iterator[np.ndarray]:
-        """Music for one prompt while it is being made: stretches float32 (n,) of it, in [-1, 1] at `sample_rate`.
-
-        The first comes with the first window, then one with every chunk; put together they are what `generate` makes,
-        to 1e-4. Memory does not grow with the length.
-        seconds: where it ends, at most 600; None: never. settings: other fields of `Request` but `source`; `best_of`
-        must be 1.
-        Raises UserError, one line, for anything out of its range.
-        """
-        (request,) = make_requests([prompt], settings if seconds is None else settings | {"seconds": seconds})
-        if request.best_of > 1:
-            raise UserError(
-                f"best_of is {request.best_of}; a stream is heard before it could be chosen, it must be 1"
-            )
-        if request.source is not None:
-            raise UserError("a source cannot be streamed; use generate")
-        (group,) = self.groups([request])
-        made = self.windows(group)
-        if seconds is not None:
-            made = islice(made, 1 + group.chunks)
-        samples = None if seconds is None else round(seconds * self.sample_rate)
-        return (stretch[0] for stretch in _cut(self._sound(made, group.config.chunk_frames), samples))
-
-    def _sound(self, blocks: Iterable[jax.Array], window: int) -> Iterator[np.ndarray]:
-        """Stretches (rows, n) of the sound of latents, of which at least `window` are decoded at a time."""
-        config = self.configs["vae"]
-        window = max(
-            window, self.configs["dpd"].frames // self.configs["dpd"].chunks + 2 * decode.context(config)
-        )
-        return decode.decode(self.params["vae"], config, blocks, window, self.mesh)
 
     @property
     def prompt_encoder(self) -> PromptEncoder:
@@ -183,128 +86,187 @@ class Melody:
             raise UserError("mulan was not loaded; prompts need it")
         return PromptEncoder(self.params["mulan"], self.configs["mulan"], self.tokenizer, self.window_samples)
 
-    def groups(self, requests: Sequence[Request]) -> list[Group]:
-        """The requests by the program that serves them, in the order of their first."""
-        found: dict[tuple[SamplerConfig, int, bool], Group] = {}
-        for request in requests:
-            config, chunks, edited = self.sampler_config(request), self.chunks(request.seconds), []
-            if request.source is not None:
-                piece = edit.prepare(request, self.params, self.configs)
-                edited = [copy.deepcopy(piece) for _ in range(request.best_of)]
-                chunks = len(edited[0].fills)
-            group = found.setdefault((config, chunks, bool(edited)), Group(config, chunks, [], []))
-            group.requests.append(request)
-            group.pieces.extend(edited)
-        return list(found.values())
+    def generate(
+        self, prompts: PromptLike | Sequence[PromptLike], *, progress: bool = False, **settings: Any
+    ) -> list[np.ndarray]:
+        """Music for each prompt: float32 (samples,) in [-1, 1] at `sample_rate`.
 
-    def sampler_config(self, request: Request) -> SamplerConfig:
-        """What has to be compiled for the request. Raises `UserError` if a network for it was not loaded."""
-        if missing := [network for network in NETWORKS if network not in self.params]:
-            raise UserError(f"{missing[0]} was not loaded; generating needs {', '.join(NETWORKS)}")
-        scale, known = request.guidance_scale, self.configs["dpd"].guidance_range
-        if known and not known[0] <= scale <= known[1]:
-            raise UserError(
-                f"guidance_scale is {scale}; the distilled diffusion knows {known[0]:g} to {known[1]:g}"
-            )
-        config = SamplerConfig(
-            lm=self.configs["lm"],
-            dpd=self.configs["dpd"],
-            steps=int(request.steps),
-            schedule=request.schedule,
-            solver=request.solver,
-            start=float(request.strength * diffusion.HALF_PI),
-            guided=scale != 1 and not known,
-            lm_guided=request.lm_guidance_scale != 1,
-        )
-        if request.top_k > config.candidates:
-            config = dataclasses.replace(config, candidates=config.lm.semantic_vocab)
-        return config
-
-    def windows(self, group: Group) -> Iterator[jax.Array]:
-        """New latents (rows, n, D) of the group, window and chunks, without end (`generate.windows`)."""
-        params = {name: self.params[name] for name in ("lm", "dpd")}
-        if self.mesh is not None and len(group.rows) % self.mesh.size:
-            raise UserError(f"{len(group.rows)} clips do not divide over {self.mesh.size} devices")
-        controls = self.controls_at(group)
-
-        def at(number: int) -> Controls:
-            begins = self.window_seconds + (number - 1) * self.chunk_seconds if number else 0.0
-            return controls([begins] * len(group.rows))
-
-        return windows.windows(params, group.config, at, self.mesh)
-
-    def controls_at(self, group: Group) -> Callable[[Sequence[float]], Controls]:
-        """Seconds from the beginning, one number a row -> what is asked for then: the scene that holds."""
-        encoder, encoded = self.prompt_encoder, {}
-
-        def prefix(prompt: Prompt) -> np.ndarray:
-            key = prompt if isinstance(prompt, str) else id(prompt)
-            if key not in encoded:
-                encoded[key] = encoder.prefix(prompt)
-            return encoded[key]
-
-        requests = [request for request, _ in group.rows]
-        stories = [[(at, prefix(prompt)) for at, prompt in request.scenes] for request in requests]
-        none = np.full(self.configs["mulan"].levels, -1, np.int32)
-        unwanted = [request.negative_prompt for request in requests]
-
-        def column(name: str, dtype: Any) -> jax.Array:
-            return jnp.asarray([getattr(request, name) for request in requests], dtype)
-
-        def prefixes(seconds: Sequence[float]) -> jax.Array:
-            held = [
-                [made for at, made in story if at <= time + 1e-9][-1]
-                for story, time in zip(stories, seconds, strict=True)
-            ]
-            return jnp.asarray(np.stack(held))
-
-        controls = Controls(
-            prefix_tokens=prefixes([0.0] * len(requests)),
-            negative_prefix_tokens=jnp.asarray(
-                np.stack([prefix(text) if text else none for text in unwanted])
-            ),
-            seeds=column("seed", np.int32),
-            candidate=jnp.asarray([candidate for _, candidate in group.rows], jnp.int32),
-            temperature=column("temperature", np.float32),
-            top_k=jnp.asarray(
-                [min(request.top_k, group.config.candidates) for request in requests], jnp.int32
-            ),
-            top_p=column("top_p", np.float32),
-            lm_guidance_scale=column("lm_guidance_scale", np.float32),
-            guidance_scale=column("guidance_scale", np.float32),
-        )
-
-        return lambda seconds: controls._replace(prefix_tokens=prefixes(seconds))
-
-    def chunks(self, seconds: float) -> int:
-        """Chunks after the first window that a clip needs."""
-        missing = seconds - self.window_seconds
-        return math.ceil(missing / self.chunk_seconds - 1e-9) if missing > 0 else 0
-
-    def _best(self, group: Group, waves: list[np.ndarray]) -> Iterator[np.ndarray]:
-        """The clip of each request of the group from the sound of every row: that of the best candidate."""
-        rows = iter(waves)
-        for request in group.requests:
-            candidates = list(islice(rows, request.best_of))
-            best = (
-                0
-                if request.best_of == 1
-                else int(np.argmax([self.score(request, wave) for wave in candidates]))
-            )
-            yield candidates[best]
-
-    def score(self, request: Request, wave: np.ndarray) -> float:
-        """How close a clip (T,) is to its prompts in MuLan's space: the mean cosine, scene by scene.
-
-        A scene is heard from its time to the next one's, at least a second of it.
+        prompts: one text, or a list. In a list, several `Part`s (texts and sounds with weights) make one prompt.
+        settings: any field of `Request` by name, such as seconds=30 or guidance_scale=[1.5, 2.5]: one value for all
+        prompts, or a list of one value per prompt. A single seed gives item i the seed + i. An item's clip depends on
+        its own settings only.
+        progress: shows a progress bar of the windows on a terminal.
+        Raises `UserError`, one line, for a value out of its range.
         """
-        begins = [round(at * self.sample_rate) for at, _ in request.scenes]
-        cosines, encoder = [], self.prompt_encoder
-        for begin, end, (_, prompt) in zip(begins, [*begins[1:], len(wave)], request.scenes, strict=True):
-            scene = wave[begin : min(end, len(wave))]
-            if len(scene) >= self.sample_rate or begin == 0:
-                cosines.append(encoder.target(prompt) @ encoder.heard(scene))
-        return float(np.mean(cosines))
+        return self.run(make_requests(prompts, settings), progress=progress)
+
+    def run(self, requests: Sequence[Request], *, progress: bool = False) -> list[np.ndarray]:
+        """The clips (samples,) of the requests, in their order; requests that share a program are one batch."""
+        source_audio = sources.read_sources(requests, self.configs)
+        batches = self.plan(requests, source_audio)
+        encoded = self.prompt_encoder.encode_requests(requests)
+        clips: dict[Request, np.ndarray] = {}
+        for batch in batches:
+            if batch.edits:
+                edited = self.analyse(batch, source_audio)
+                waves = self._decode_edits(self.fill_windows(batch, edited, encoded, progress), batch)
+            else:
+                waves = self._sample_batch(batch, encoded, progress)
+            clips |= self._best_candidates(batch, waves, encoded)
+        return [clips[request] for request in requests]
+
+    def plan(
+        self, requests: Sequence[Request], source_audio: Mapping[Request, np.ndarray] | None = None
+    ) -> list[ProgramBatch]:
+        """The requests by the program that makes them, in the order of the first of each.
+
+        source_audio: the sources of the requests, if they are read already.
+        Raises `UserError` if a network is missing, or a request does not fit the networks or its source.
+        """
+        if source_audio is None:
+            source_audio = sources.read_sources(requests, self.configs)
+        lengths = {request: len(samples) for request, samples in source_audio.items()}
+        return plan.plan_batches(requests, self.configs, lengths)
+
+    def stream(
+        self, prompt: PromptLike, *, seconds: float | None = None, **settings: Any
+    ) -> Iterator[np.ndarray]:
+        """Music for one prompt while it is being made: float32 (n,) parts of it in [-1, 1] at `sample_rate`.
+
+        The first part comes with the first window, then one comes with every chunk. Concatenated, they equal the clip
+        of `generate` to 1e-4. Memory does not grow with the length.
+        seconds: the length, at most 600; None: endless. settings: other fields of `Request`; there is no `source`, and
+        `best_of` must be 1.
+        Raises `UserError`, one line, for a value out of its range.
+        """
+        (request,) = make_requests([prompt], settings if seconds is None else settings | {"seconds": seconds})
+        if request.best_of > 1:
+            raise UserError(f"best_of is {request.best_of}; a stream has one candidate, it must be 1")
+        if request.source is not None:
+            raise UserError("a source cannot be streamed; use generate")
+        (batch,) = self.plan([request])
+        latents = self.latents(batch, self.prompt_encoder.encode_requests([request]))
+        samples = None
+        if seconds is not None:
+            latents = islice(latents, batch.windows)
+            samples = round(seconds * self.sample_rate)
+        decoded = self._decode_stream(latents, batch.config.chunk_frames)
+        return (part[0] for part in _truncate(decoded, samples))
+
+    def latents(self, batch: ProgramBatch, encoded: Encoded | None = None) -> Iterator[jax.Array]:
+        """New latents (rows, n, D) of the batch without end: of the first window, then of each chunk."""
+        params = {name: self.params[name] for name in ("lm", "dpd")}
+        if self.mesh is not None and len(batch.rows) % self.mesh.size:
+            raise UserError(f"{len(batch.rows)} clips do not divide over {self.mesh.size} devices")
+        controls_at = self.controls_at(batch, encoded)
+
+        def chunk_controls(number: int) -> Controls:
+            start = self.window_seconds + (number - 1) * self.chunk_seconds if number else 0.0
+            return controls_at([start] * len(batch.rows))
+
+        return windows.stream_latents(params, batch.config, chunk_controls, self.mesh)
+
+    def controls_at(
+        self, batch: ProgramBatch, encoded: Encoded | None = None
+    ) -> Callable[[Sequence[float]], Controls]:
+        """A function of seconds from the beginning, one number per row, to the controls at that time.
+
+        encoded: the prompts of the requests, if they are encoded already.
+        """
+        if encoded is None:
+            encoded = self.prompt_encoder.encode_requests(batch.requests)
+        requests = [request for request, _ in batch.rows]
+        prompts = [encoded[request] for request in requests]
+
+        def prefixes(seconds: Sequence[float]) -> np.ndarray:
+            return np.stack([prompt.prefix_at(time) for prompt, time in zip(prompts, seconds, strict=True)])
+
+        controls = windows.make_controls(
+            prefixes([0.0] * len(requests)),
+            requests,
+            np.stack([prompt.negative_prefix_tokens for prompt in prompts]),
+            [candidate for _, candidate in batch.rows],
+            batch.config.candidates,
+        )
+        return lambda seconds: controls._replace(prefix_tokens=jnp.asarray(prefixes(seconds)))
+
+    def analyse(self, batch: ProgramBatch, source_audio: Mapping[Request, np.ndarray]) -> list[EditedClip]:
+        """The source of each row of the batch in tokens and latents, before its first window is filled."""
+        clips: list[EditedClip] = []
+        for request, edit_plan in zip(batch.requests, batch.edits, strict=True):
+            clip = sources.analyse_source(source_audio[request], edit_plan, self.params, self.configs)
+            clips += [clip] * request.best_of
+        return clips
+
+    def fill_windows(
+        self, batch: ProgramBatch, clips: list[EditedClip], encoded: Encoded, progress: bool = False
+    ) -> list[EditedClip]:
+        """The edited clips with every window of their plans filled."""
+        keep_tokens = [request.keep_tokens for request, _ in batch.rows]
+        controls_at = self.controls_at(batch, encoded)
+        for number in _progress(range(batch.windows), batch.windows, progress):
+            inputs = edit.window_inputs(clips, keep_tokens, number)
+            controls = controls_at(inputs.seconds)
+            window = inputs.window
+            index = jnp.int32(number)
+            if inputs.new_tokens.any():
+                tokens = windows.fill_tokens(
+                    self.params["lm"],
+                    batch.config,
+                    controls,
+                    window.semantic_tokens,
+                    inputs.new_tokens,
+                    index,
+                    inputs.context_tokens,
+                    inputs.fillings,
+                )
+                window = window._replace(semantic_tokens=tokens)
+            latents = windows.fill_latents(
+                self.params["dpd"], batch.config, controls, window, inputs.new_frames, index
+            )
+            clips = edit.insert_windows(clips, number, window._replace(latents=latents))
+        return clips
+
+    def _decode_edits(self, clips: list[EditedClip], batch: ProgramBatch) -> list[np.ndarray]:
+        """The waveform of each edited clip, spliced into its source."""
+        longest = max(len(clip.latents) for clip in clips)
+        latents = np.stack([np.pad(c.latents, ((0, longest - len(c.latents)), (0, 0))) for c in clips])
+        parts = decode(self.params["vae"], self.configs["vae"], [latents], batch.config.dpd.frames)
+        waves = np.concatenate(list(parts), axis=1)
+        return [edit.splice(clip, wave) for clip, wave in zip(clips, waves, strict=True)]
+
+    def _sample_batch(self, batch: ProgramBatch, encoded: Encoded, progress: bool) -> list[np.ndarray]:
+        """The waveform of each row of a batch without sources."""
+        lengths = [round(request.seconds * self.sample_rate) for request, _ in batch.rows]
+        latents = islice(self.latents(batch, encoded), batch.windows)
+        decoded = self._decode_stream(_progress(latents, batch.windows, progress), batch.config.dpd.frames)
+        waves = np.empty((len(lengths), max(lengths)), np.float32)
+        written = 0
+        for part in _truncate(decoded, max(lengths)):
+            waves[:, written : written + part.shape[1]] = part
+            written += part.shape[1]
+        return [wave[:length] for wave, length in zip(waves, lengths, strict=True)]
+
+    def _decode_stream(self, latents: Iterable[jax.Array], window: int) -> Iterator[np.ndarray]:
+        """Parts (rows, n) of the waveform of latents, of which at least `window` are decoded at a time."""
+        config = self.configs["vae"]
+        chunk = self.configs["dpd"].frames // self.configs["dpd"].chunks
+        return decode(
+            self.params["vae"], config, latents, max(window, chunk + 2 * context(config)), self.mesh
+        )
+
+    def _best_candidates(
+        self, batch: ProgramBatch, waves: list[np.ndarray], encoded: Encoded
+    ) -> Iterator[tuple[Request, np.ndarray]]:
+        """(request, clip) from the waveforms of all rows: the candidate closest to the prompt."""
+        rows = iter(waves)
+        for request in batch.requests:
+            candidates = list(islice(rows, request.best_of))
+            best = 0
+            if request.best_of > 1:
+                encoder = self.prompt_encoder
+                best = int(np.argmax([encoder.similarity(encoded[request], wave) for wave in candidates]))
+            yield request, candidates[best]
 
 
 def load(
@@ -316,39 +278,49 @@ def load(
 ) -> Melody:
     """The released cascade `name`, from the package or from `folder/name`; nothing is downloaded.
 
-    networks: those to load; generating needs the default, measuring stages also "tokenizer".
-    distilled: the diffusion for 1, 2 or 4 steps takes the place of the other one (docs/distillation.md).
+    networks: those to load. Generating needs the default; a source needs the "tokenizer" as well.
+    distilled: loads the diffusion for 1, 2 or 4 steps in place of the other one (docs/distillation.md).
 
-    Raises UserError if there is no such release, a file of it is missing or damaged, or its networks were not made
-    for each other (the hashes in each JSON name the networks it was trained with).
+    Raises `UserError` if there is no such release, one of its files is missing or damaged, or its networks do not
+    belong together (the hashes in each JSON name the networks that it was trained with).
     """
     root = Path(folder) if folder is not None else release.WEIGHTS
     path = root / name
     if not path.is_dir():
-        there = sorted(p.name for p in root.iterdir() if p.is_dir()) if root.is_dir() else []
-        raise UserError(f"no released model {name!r} in {root}; there are: {', '.join(there) or 'none'}")
+        names = sorted(p.name for p in root.iterdir() if p.is_dir()) if root.is_dir() else []
+        raise UserError(f"no released model {name!r} in {root}; there are: {', '.join(names) or 'none'}")
     if distilled:
         networks = ["dpd_distilled" if network == "dpd" else network for network in networks]
     loaded = {network: release.load_network(path, network) for network in networks}
-    own = {network: release.network_hash(path, network) for network in networks}
+    hashes = {network: release.network_hash(path, network) for network in networks}
     for network, (_, _, needs) in loaded.items():
         for other, digest in needs.items():
-            if other in own and own[other] != digest:
+            if other in hashes and hashes[other] != digest:
                 raise UserError(
-                    f"{path}: {network} was trained with {other} {digest[:12]}, but {other} here is {own[other][:12]}; "
-                    "take all files from one release"
+                    f"{path}: {network} was trained with {other} {digest[:12]}, but {other} here is "
+                    f"{hashes[other][:12]}; take all files from one release"
                 )
     loaded = {release.DIFFERENCES.get(network, network): parts for network, parts in loaded.items()}
     configs = {network: config for network, (_, config, _) in loaded.items()}
     tokenizer = release.load_tokenizer(path, configs["mulan"].text.vocab_size) if "mulan" in configs else None
-    return Melody({network: params for network, (params, _, _) in loaded.items()}, configs, tokenizer, own)
+    return Melody({network: params for network, (params, _, _) in loaded.items()}, configs, tokenizer, hashes)
 
 
-def _cut(stretches: Iterable[np.ndarray], samples: int | None) -> Iterator[np.ndarray]:
-    """The first so many samples of the stretches (rows, n); None: all."""
-    left = math.inf if samples is None else samples
-    for stretch in stretches:
-        yield stretch[:, : int(min(left, stretch.shape[1]))]
-        left -= stretch.shape[1]
-        if left <= 0:
+def _progress(windows: Iterable[Any], total: int, shown: bool) -> Iterator[Any]:
+    """The windows with a progress bar on a terminal, which says that the first one may have to be compiled."""
+    with tqdm(total=total, unit="window", disable=None if shown else True) as bar:
+        bar.set_description("compiling and sampling")
+        for window in windows:
+            yield window
+            bar.set_description("sampling")
+            bar.update()
+
+
+def _truncate(parts: Iterable[np.ndarray], samples: int | None) -> Iterator[np.ndarray]:
+    """The first `samples` samples of the parts (rows, n); None: all."""
+    remaining = math.inf if samples is None else samples
+    for part in parts:
+        yield part[:, : int(min(remaining, part.shape[1]))]
+        remaining -= part.shape[1]
+        if remaining <= 0:
             return

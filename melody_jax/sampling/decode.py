@@ -1,82 +1,84 @@
-"""Latents to waveform a stretch at a time: memory that does not grow, and the sound of decoding all at once.
+"""Latents to waveform one part at a time: memory does not grow, and the result equals decoding everything at once.
 
-A sample of the decoder's depends on the latents that lie within its reach (`vae.decoder_reach`), and the peak limiter
-on the samples within its own. So each stretch is decoded together with `context` latents on either side, whose sound is
-thrown away; at the ends of a piece, where the decoder sees zeros beyond, a window lies flush with them instead:
+A sample of the decoder depends on the latents within its reach (`vae.decoder_reach`), and the peak limiter on the
+samples within its lookahead. Each part is therefore decoded together with `context` latents on either side, whose
+samples are discarded. At the ends of a clip, where the decoder pads with zeros, the window is flush with the end:
 
     latents   |--------------------------------------------------|
-    windows   [=========·····]                                       ===== kept
-                  [·····=====·····]                                  ····· context, thrown away
+    windows   [=========·····]                                       ===== decoded samples that are returned
+                  [·····=====·····]                                  ····· context, discarded
                        [·····=====·····]
                                         ...  [·····==============]
 
-All windows have one length, hence one compiled program; only a piece shorter than a window has another. B batch, L
+All windows have one length, hence one compiled program; only a clip shorter than a window has another. B batch, L
 latents, D latent channels, T samples.
 """
 
 from collections.abc import Iterable, Iterator
 
-import jax
 import numpy as np
 from jax.sharding import Mesh
+from jaxtyping import Float, Float32
 
 from melody_jax import audio
 from melody_jax.errors import UserError
 from melody_jax.models import vae
 from melody_jax.models.functional import Params
 from melody_jax.models.vae import VAEConfig
-from melody_jax.sampling.windows import latents_to_wave
+from melody_jax.sampling.windows import Arrays, latents_to_wave
 
 LIMITER_REACH = 2 * round(audio.LOOKAHEAD * audio.SAMPLE_RATE)
-"""Samples to either side that `audio.peak_limit` looks at."""
+"""Samples on either side that affect a sample of `audio.peak_limit`."""
 
 
 def context(config: VAEConfig) -> int:
-    """Latents on either side of a stretch on which its limited sound can depend."""
+    """Latents on either side of a part that affect its samples after the limiter."""
     return vae.decoder_reach(config) + -(-LIMITER_REACH // config.hop)
 
 
 def decode(
     params: Params,
     config: VAEConfig,
-    blocks: Iterable[np.ndarray | jax.Array],
+    blocks: Iterable[Float[Arrays, "B L D"]],
     window: int,
     mesh: Mesh | None = None,
-) -> Iterator[np.ndarray]:
-    """Blocks of a piece's latents (B, L, D), one after the other -> float32 (B, T) stretches of its sound in [-1, 1].
+) -> Iterator[Float32[np.ndarray, "B T"]]:
+    """Parts (B, T) of a clip's waveform in [-1, 1] from consecutive blocks of its latents (B, L, D).
 
-    Put together they are `vae.decode` of all the latents with `audio.peak_limit` applied to each item, to about 1e-5.
-    L may differ from block to block. A stretch comes as soon as `window` latents and one more are there, so that a
-    piece of one window is decoded once, and whole.
+    Concatenated, they equal `vae.decode` of all the latents with `audio.peak_limit` applied to each item, to about
+    1e-5. L may differ from block to block. A part comes as soon as `window` latents and one more have arrived, so a
+    clip of one window is decoded in one piece.
 
     window: latents decoded at a time, more than 2 `context(config)`; of each window 2 `context` are decoded again.
-    mesh: spreads the items over devices.
+    mesh: splits the items over devices.
     """
     margin = context(config)
     if window <= 2 * margin:
         raise UserError(f"a window of {window} latents is all context; it must be above {2 * margin}")
 
-    def sound(latents: np.ndarray, number: int, first: int, last: int) -> np.ndarray:
-        """The limited sound of latents `first` to `last` of a window that begins at latent `number` of the piece."""
+    def decode_window(latents: np.ndarray, number: int, first: int, last: int) -> np.ndarray:
+        """The samples of latents `first` to `last` of a window that begins at latent `number` of the clip."""
         wave = np.asarray(latents_to_wave(params, config, latents, np.int32(number), mesh))
-        begin, stop = first * config.hop, last * config.hop
-        before = min(begin, LIMITER_REACH)
-        around = wave[:, begin - before : stop + LIMITER_REACH]
-        return np.stack([audio.peak_limit(item)[before : before + stop - begin] for item in around])
+        begin = first * config.hop
+        end = last * config.hop
+        reach = min(begin, LIMITER_REACH)
+        around = wave[:, begin - reach : end + LIMITER_REACH]
+        return np.stack([audio.peak_limit(item)[reach : reach + end - begin] for item in around])
 
-    held, start, end = (
-        None,
-        0,
-        0,
-    )  # the last latents so far; where in the piece the next window starts, and they end
+    buffer: np.ndarray | None = None  # the latest latents, at most a window and a block
+    arrived = 0  # latents of the clip so far
+    start = 0  # where in the clip the next window starts
     for block in blocks:
-        held = np.asarray(block) if held is None else np.concatenate([held, np.asarray(block)], axis=1)
-        end += block.shape[1]
-        while end - start > window:
-            at = start - (end - held.shape[1])
-            yield sound(held[:, at : at + window], start, margin if start else 0, window - margin)
+        latents = np.asarray(block)
+        buffer = latents if buffer is None else np.concatenate([buffer, latents], axis=1)
+        arrived += latents.shape[1]
+        while arrived - start > window:
+            offset = start - (arrived - buffer.shape[1])
+            first = margin if start else 0
+            yield decode_window(buffer[:, offset : offset + window], start, first, window - margin)
             start += window - 2 * margin
-        held = held[:, -window:]
-    if held is not None:
-        begin = end - held.shape[1]
-        yield sound(held, begin, start + margin - begin if start else 0, held.shape[1])
+        buffer = buffer[:, -window:]
+    if buffer is not None:
+        offset = arrived - buffer.shape[1]
+        first = start + margin - offset if start else 0
+        yield decode_window(buffer, offset, first, buffer.shape[1])

@@ -1,271 +1,156 @@
-"""One's own music, continued, mended or varied (paper section 3.5 and its demo; melody-paper Q22, Q23).
+"""Edits of the user's own music: it is continued, parts of it are regenerated, or it is varied.
 
-The source becomes semantic tokens and latents. What is new is filled window by window from left to right: a gap that
-fits into half a window gets what is known on both sides of it, a longer one a chunk at a time as in algorithm 2. The
-tokens of a gap are written by the language model several times, and those are taken which make what follows likeliest.
-The source's own samples stay wherever nothing was asked for; over `FADE` seconds inside what is new one goes over into
-the other.
+The clip is held as semantic tokens and latents. New ones are filled window by window from left to right. A gap of up to
+half a window has source on both sides; a longer one is filled chunk by chunk (MeLoDy, arXiv 2305.15719, algorithm 2).
+Samples outside the regenerated regions are bit-identical to the source; a crossfade of `FADE` seconds lies inside each.
 
-U tokens of a window, n tokens of a piece, T samples.
+B batch, U tokens of a window, L latents of a window, n tokens of a clip, D latent channels, T samples.
 """
 
+import dataclasses
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Bool, Float, Int
 
 from melody_jax import audio
 from melody_jax.audio import SAMPLE_RATE, TOKEN_SAMPLES
-from melody_jax.data.features import starts, stitch
-from melody_jax.errors import UserError
-from melody_jax.models import tokenizer, vae
-from melody_jax.models.functional import Params
-from melody_jax.sampling.prompts import read_sound
-from melody_jax.sampling.request import MAX_SECONDS, Request
+from melody_jax.sampling.plan import EditPlan
 from melody_jax.sampling.windows import Window
 
 FADE = 0.02
-"""Seconds of every crossfade."""
-GIVEN_STEPS = 8
-"""A window's leading known tokens are given to the language model at once, in eighths: more is more programs."""
-DRAWS = 8
-"""Fillings that the language model writes of a gap with something after it."""
+"""Length of every crossfade, seconds."""
+CONTEXT_STEPS = 8
+"""The leading source tokens of a window are passed to the language model in multiples of 1/8 of the window, so that few
+programs are compiled."""
+FILLINGS = 8
+"""Fillings that the language model writes of a gap with source tokens after it; the likeliest is taken."""
 
 
-class Fill(NamedTuple):
-    """One window, in tokens of the piece."""
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class EditedClip:
+    """A source and the state of its edit: its tokens and latents with the windows that are filled so far."""
 
-    start: int
-    """Where the window begins."""
-    first: int
-    """The first new token."""
-    last: int
-    """The token after the last new one."""
-    closed: bool
-    """Whether what comes after it in the window is known."""
-
-
-@dataclass
-class Piece:
-    """A source on its way to what was asked for."""
-
-    samples: np.ndarray
-    """(T,) of the source, at its own level."""
+    plan: EditPlan
+    """What is regenerated, in which windows."""
+    samples: Float[np.ndarray, " T"]
+    """The source at its own level."""
     gain: float
-    """What brings it to the level of the training music."""
-    regions: list[tuple[int, int]]
-    """Samples that are new, from and to."""
-    semantic_tokens: np.ndarray
-    """(n,)."""
-    latents: np.ndarray
-    """(n * rate, D)."""
-    window: int
-    """Tokens of a window, U."""
-    fills: list[Fill]
+    """The factor that brings the source to the level of the training music."""
+    semantic_tokens: Int[np.ndarray, " n"]
+    """Tokens of the clip, the source's or new ones; 0 where a continuation is not filled yet."""
+    latents: Float[np.ndarray, "frames D"]
+    """Latents of the clip, `rate` per token."""
 
     @property
     def rate(self) -> int:
-        """Latents of a token."""
+        """Latents per token."""
         return len(self.latents) // len(self.semantic_tokens)
 
+    def window_at(self, number: int) -> Window:
+        """Tokens (U,) and latents (L, D) of window `number` of the plan."""
+        start = self.plan.fills[number].start
+        tokens = slice(start, start + self.plan.window)
+        return Window(self.semantic_tokens[tokens], self.latents[_latent_span(tokens, self.rate)])
 
-class Gap(NamedTuple):
-    """A window of every piece of a batch with what is new in it; see `generate.fill_tokens`."""
+    def unfilled(self, number: int) -> Bool[np.ndarray, " U"]:
+        """Which tokens of window `number` are still to be filled, by this window or a later one."""
+        mask = np.zeros(len(self.semantic_tokens), bool)
+        for fill in self.plan.fills[number:]:
+            mask[fill.first : fill.last] = True
+        start = self.plan.fills[number].start
+        return mask[start : start + self.plan.window]
+
+    def with_window(self, number: int, window: Window) -> "EditedClip":
+        """A copy with the new tokens and latents of window `number`, taken from (U,) tokens and (L, D) latents."""
+        fill = self.plan.fills[number]
+        in_clip = slice(fill.first, fill.last)
+        in_window = slice(fill.first - fill.start, fill.last - fill.start)
+        tokens = self.semantic_tokens.copy()
+        tokens[in_clip] = window.semantic_tokens[in_window]
+        latents = self.latents.copy()
+        latents[_latent_span(in_clip, self.rate)] = window.latents[_latent_span(in_window, self.rate)]
+        return dataclasses.replace(self, semantic_tokens=tokens, latents=latents)
+
+
+class WindowInputs(NamedTuple):
+    """The inputs of `windows.fill_tokens` and `windows.fill_latents` for one window of every clip of a batch."""
 
     window: Window
-    new_tokens: np.ndarray
-    """(B, U) bool."""
-    new_frames: np.ndarray
-    """(B, L) bool."""
+    """Tokens (B, U) and latents (B, L, D) so far."""
+    new_tokens: Bool[np.ndarray, "B U"]
+    """The tokens that the language model writes."""
+    new_frames: Bool[np.ndarray, "B L"]
+    """The latents that the diffusion makes."""
     seconds: list[float]
-    """Where in its piece each row's new part begins."""
-    given: int
-    """First tokens that every row knows."""
-    draws: int
-    """Fillings to choose from."""
+    """Where in its clip each row's new part begins."""
+    context_tokens: int
+    """Leading tokens of the window that stay in every row."""
+    fillings: int
+    """Fillings that the language model writes to choose from."""
 
 
-def plan(regions: list[tuple[int, int]], length: int, window: int, step: int) -> list[Fill]:
-    """The windows that fill the `regions`, tokens from and to, of a piece of `length` tokens.
+def window_inputs(clips: Sequence[EditedClip], keep_tokens: Sequence[bool], number: int) -> WindowInputs:
+    """Window `number` of every clip; all plans have the same number of windows.
 
-    step: tokens by which a gap longer than half a window is filled at a time.
+    keep_tokens: for each clip, whether the source's tokens stay, so that only latents are new.
     """
-    fills = []
-    for first, end in regions:
-        while first < end:
-            closed = end < length and end - first <= window // 2
-            before = (window - (end - first)) // 2 if closed else window - step
-            start = min(max(first - before, 0), max(length - window, 0))
-            last = (
-                min(end, start + window) if closed or start == 0 else min(end, start + window, first + step)
-            )
-            fills.append(Fill(start, first, last, last == end < min(length, start + window)))
-            first = last
-    return fills
-
-
-def prepare(request: Request, params: dict[str, Params], configs: dict[str, Any]) -> Piece:
-    """The source of a request in tokens and latents, and the windows that will fill what is new.
-
-    Raises:
-        UserError: no tokenizer was loaded, the source cannot be read or is too short or too long, a region ends after
-            it, or it is to be continued to a length that it has already.
-    """
-    if "tokenizer" not in params:
-        raise UserError(
-            "the tokenizer was not loaded; a source needs it: load(..., networks=(..., 'tokenizer'))"
-        )
-    sound = read_sound(request.source, "a source")
-    seconds = len(sound) / SAMPLE_RATE
-    if seconds > MAX_SECONDS:
-        raise UserError(f"a source of {seconds:.0f} s; it may have {MAX_SECONDS:g}")
-    if request.continues and request.seconds <= seconds:
-        raise UserError(
-            f"seconds is {request.seconds}, but the source has {seconds:.2f} already; ask for more"
-        )
-    if late := [end for _, end in request.regions if end > seconds + 1e-6]:
-        raise UserError(f"a region ends at {late[0]} s; the source ends at {seconds:.2f} s")
-    if request.continues:
-        regions = [(len(sound), round(request.seconds * SAMPLE_RATE))]
-    else:
-        regions = _joined([(round(a * SAMPLE_RATE), round(b * SAMPLE_RATE)) for a, b in request.regions])
-        regions = regions or [(0, len(sound))]
-    window = configs["dpd"].frames // configs["dpd"].frames_per_token
-    step = window // configs["dpd"].chunks
-    snapped = _joined([(first // TOKEN_SAMPLES, -(-last // TOKEN_SAMPLES)) for first, last in regions])
-    length = max(window, *(last for _, last in snapped), -(-len(sound) // TOKEN_SAMPLES))
-    if request.continues:  # whole chunks; what is too much is cut
-        first = snapped[0][0]
-        length = max(window, first + -(-(length - first) // step) * step)
-        snapped = [(first, length)]
-    gain = _gain(sound)
-    tokens, latents = _analyse(sound * gain, length, window, params, configs)
-    return Piece(sound, gain, regions, tokens, latents, window, plan(snapped, length, window, step))
-
-
-def gap(pieces: Sequence[Piece], keep_tokens: Sequence[bool], number: int) -> Gap:
-    """Window `number` of every piece; all pieces have as many."""
-    fills = [piece.fills[number] for piece in pieces]
-    spans = [slice(fill.start, fill.start + piece.window) for piece, fill in zip(pieces, fills, strict=True)]
-    unfilled = np.stack([_unfilled(piece, number)[span] for piece, span in zip(pieces, spans, strict=True)])
-    tokens = np.stack([piece.semantic_tokens[span] for piece, span in zip(pieces, spans, strict=True)])
-    latents = np.stack(
-        [piece.latents[_times(span, piece.rate)] for piece, span in zip(pieces, spans, strict=True)]
-    )
+    fills = [clip.plan.fills[number] for clip in clips]
+    current = [clip.window_at(number) for clip in clips]
+    unfilled = np.stack([clip.unfilled(number) for clip in clips])
     new_tokens = unfilled & ~np.asarray(keep_tokens)[:, None]
-    known = np.where(new_tokens.any(axis=1), new_tokens.argmax(axis=1), unfilled.shape[1] - 1).min()
-    step = unfilled.shape[1] // GIVEN_STEPS
-    closed = any(fill.closed and not kept for fill, kept in zip(fills, keep_tokens, strict=True))
-    return Gap(
-        window=Window(jnp.asarray(tokens), jnp.asarray(latents)),
+    window = unfilled.shape[1]
+    context = np.where(new_tokens.any(axis=1), new_tokens.argmax(axis=1), window - 1).min()
+    step = window // CONTEXT_STEPS
+    chooses = any(fill.closed and not keep for fill, keep in zip(fills, keep_tokens, strict=True))
+    return WindowInputs(
+        window=Window(
+            jnp.asarray(np.stack([part.semantic_tokens for part in current])),
+            jnp.asarray(np.stack([part.latents for part in current])),
+        ),
         new_tokens=new_tokens,
-        new_frames=np.repeat(unfilled, pieces[0].rate, axis=1),
+        new_frames=np.repeat(unfilled, clips[0].rate, axis=1),
         seconds=[fill.first * TOKEN_SAMPLES / SAMPLE_RATE for fill in fills],
-        given=int(known) // step * step,
-        draws=DRAWS if closed else 1,
+        context_tokens=int(context) // step * step,
+        fillings=FILLINGS if chooses else 1,
     )
 
 
-def fill(pieces: Sequence[Piece], number: int, window: Window) -> None:
-    """Puts what is new in window `number` of every piece where it belongs."""
-    for piece, tokens, latents in zip(pieces, *map(np.asarray, window), strict=True):
-        start, first, last, _ = piece.fills[number]
-        new, inside = slice(first, last), slice(first - start, last - start)
-        piece.semantic_tokens[new] = tokens[inside]
-        piece.latents[_times(new, piece.rate)] = latents[_times(inside, piece.rate)]
+def insert_windows(clips: Sequence[EditedClip], number: int, window: Window) -> list[EditedClip]:
+    """The clips with window `number` filled from tokens (B, U) and latents (B, L, D)."""
+    tokens, latents = map(np.asarray, window)
+    return [clip.with_window(number, Window(tokens[i], latents[i])) for i, clip in enumerate(clips)]
 
 
-def _unfilled(piece: Piece, number: int) -> np.ndarray:
-    """(n,) bool: the tokens that fills from `number` on will make."""
-    unfilled = np.zeros(len(piece.semantic_tokens), bool)
-    for later in piece.fills[number:]:
-        unfilled[later.first : later.last] = True
-    return unfilled
+def _latent_span(tokens: slice, rate: int) -> slice:
+    return slice(tokens.start * rate, tokens.stop * rate)
 
 
-def _times(span: slice, rate: int) -> slice:
-    return slice(span.start * rate, span.stop * rate)
+def splice(clip: EditedClip, wave: Float[np.ndarray, " decoded"]) -> Float[np.ndarray, " T"]:
+    """The source with the decoded clip `wave` in its new regions; all other samples are bit-identical.
 
-
-def splice(piece: Piece, wave: np.ndarray) -> np.ndarray:
-    """The source with the new sound `wave` (at least as long as all) where it is new, samples elsewhere to the bit.
-
-    Both are at full power together in the middle of a fade: they have no phase in common.
+    wave: at least as long as the clip. The crossfades have constant power, because the two sounds are not in phase.
     """
-    total = max(len(piece.samples), piece.regions[-1][1])
-    sound = np.zeros(total, np.float32)
-    sound[: len(piece.samples)] = piece.samples
-    for first, last in piece.regions:
-        fade = min(round(FADE * SAMPLE_RATE), (last - first) // 2)
+    samples = clip.samples
+    regions = clip.plan.regions
+    spliced = np.zeros(max(len(samples), regions[-1][1]), np.float32)
+    spliced[: len(samples)] = samples
+    for begin, end in regions:
+        fade = min(round(FADE * SAMPLE_RATE), (end - begin) // 2)
         rise = np.sin(np.linspace(0, np.pi / 2, fade, dtype=np.float32))
-        kept, new = _beyond(piece.samples, first, last, fade), wave[first:last] / np.float32(piece.gain)
-        weight = np.ones(last - first, np.float32)
-        weight[:fade] = rise if first > 0 else 1
-        if last < len(piece.samples):
+        weight = np.ones(end - begin, np.float32)
+        weight[:fade] = rise if begin > 0 else 1
+        if end < len(samples):
             weight[len(weight) - fade :] = rise[::-1]
-        sound[first:last] = audio.peak_limit(weight * new + np.sqrt(1 - weight**2) * kept)
-    return sound
+        source = _mirrored(samples, begin, end, fade)
+        new = wave[begin:end] / np.float32(clip.gain)
+        spliced[begin:end] = audio.peak_limit(weight * new + np.sqrt(1 - weight**2) * source)
+    return spliced
 
 
-def _beyond(samples: np.ndarray, first: int, last: int, fade: int) -> np.ndarray:
-    """The source from `first` to `last`, mirrored for a fade beyond its end."""
-    mirrored = np.concatenate([samples, samples[: -fade - 1 : -1]])[first:last]
-    return np.pad(mirrored, (0, last - first - len(mirrored)))
-
-
-def _joined(regions: list[tuple[int, int]]) -> list[tuple[int, int]]:
-    """In order, those that touch made one."""
-    joined: list[tuple[int, int]] = []
-    for first, last in sorted(regions):
-        if joined and first <= joined[-1][1]:
-            joined[-1] = joined[-1][0], max(last, joined[-1][1])
-        else:
-            joined.append((first, last))
-    return joined
-
-
-def _gain(sound: np.ndarray) -> float:
-    """What brings a sound to the level of the training music; 1 for silence."""
-    level = np.abs(sound).max()
-    return float(np.abs(audio.loudness_normalise(sound)).max() / level) if level > 0 else 1.0
-
-
-@partial(jax.jit, static_argnames="configs")
-def _features(
-    params: dict[str, Params], configs: tuple[Any, Any], windows: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-    """Semantic tokens (N, U) and latents (N, L, D) of windows (N, T)."""
-
-    def one(window: jax.Array) -> tuple[jax.Array, jax.Array]:
-        tokens = tokenizer.tokenize(params["tokenizer"], configs[0], window[None])
-        return tokens[0], vae.encode(params["vae"], configs[1], window[None])[0]
-
-    return jax.lax.map(one, windows)
-
-
-def _analyse(
-    sound: np.ndarray, length: int, window: int, params: dict[str, Params], configs: dict[str, Any]
-) -> tuple[np.ndarray, np.ndarray]:
-    """Semantic tokens (length,) and latents of a sound (T,), zero beyond it.
-
-    The sound goes on mirrored to the end of a window: the networks look ahead, and silence would be news to them.
-    """
-    heard = min(length, max(window, -(-len(sound) // TOKEN_SAMPLES)))
-    padded = np.pad(sound, (0, heard * TOKEN_SAMPLES - len(sound)), mode="symmetric")
-    at = starts(heard, window, window // 2)
-    tokens, latents = [], []
-    for start in at:
-        cut = padded[None, start * TOKEN_SAMPLES : (start + window) * TOKEN_SAMPLES]
-        made = _features(
-            {name: params[name] for name in ("tokenizer", "vae")}, (configs["tokenizer"], configs["vae"]), cut
-        )
-        tokens.append(np.asarray(made[0][0]))
-        latents.append(np.asarray(made[1][0]))
-    rest = length - heard
-    stitched = stitch(np.stack(latents), at, heard)
-    frames = rest * configs["dpd"].frames_per_token
-    return np.pad(stitch(np.stack(tokens), at, heard), (0, rest)), np.pad(stitched, ((0, frames), (0, 0)))
+def _mirrored(samples: np.ndarray, begin: int, end: int, fade: int) -> np.ndarray:
+    """The source from `begin` to `end`, mirrored for `fade` samples beyond its end and zero after them."""
+    mirrored = np.concatenate([samples, samples[: -fade - 1 : -1]])[begin:end]
+    return np.pad(mirrored, (0, end - begin - len(mirrored)))

@@ -1,4 +1,4 @@
-"""Writes the sampler as compiled-for-anything programs that play without this package (`jax.export`).
+"""Writes the sampler as exported programs (`jax.export`) that run without this package.
 
     melody export-sampler --model mini --batch 1 --out exported/
     python exported/play.py "a calm solo piano piece" --out song.wav
@@ -6,18 +6,18 @@
 A folder holds, for one batch size and one window of music:
   sampler.cpu.jax, sampler.accelerator.jax   word pieces and settings -> semantic tokens and latents. The language
                                              model's loop is unrolled for CPUs and scanned for TPUs and GPUs
-  decoder.cpu.jax, decoder.accelerator.jax   latents -> sound, its peaks limited
-  weights.safetensors, tokenizer.json        float32; the tokenizer pads and cuts to the programs' length
+  decoder.cpu.jax, decoder.accelerator.jax   latents -> waveform, its peaks limited
+  weights.safetensors, tokenizer.json        float32; the tokenizer pads and truncates to the programs' length
   sampler.json                               inputs with their shapes and defaults, settings, hashes of all files
-  play.py                                    reads all this in thirty lines, and keeps what it compiles in the folder
-A program takes a dict of weights by name and a dict of inputs (the decoder: latents), all with the shapes said there.
+  play.py                                    runs the programs, in about sixty lines; caches what it compiles
+A program takes a dict of weights by name and a dict of inputs (the decoder: latents) with the shapes in sampler.json.
 """
 
 import hashlib
 import json
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -26,176 +26,186 @@ import jax.export
 import jax.numpy as jnp
 import numpy as np
 import safetensors.numpy
+from jaxtyping import Array, Float
 from tokenizers import Tokenizer
 from tqdm import tqdm
 
 from melody_jax import __version__, audio, release
 from melody_jax.errors import UserError
 from melody_jax.models import mulan
-from melody_jax.sampling import windows
+from melody_jax.options import option
+from melody_jax.sampling import plan, windows
 from melody_jax.sampling.cascade import Melody, load
 from melody_jax.sampling.prompts import targets_to_prefix, text_targets
 from melody_jax.sampling.request import Request
-from melody_jax.sampling.windows import Controls, SamplerConfig
+from melody_jax.sampling.settings import MODEL, WHERE, SamplingSettings
+from melody_jax.sampling.windows import SamplerConfig
 
 FORMAT_VERSION = 1
 PLATFORMS = {"cpu": ("cpu",), "accelerator": ("tpu", "cuda")}
-"""Name of a program's file -> what it runs on."""
+"""Part of a program's file name -> the platforms that it runs on."""
 WEIGHTS = {"sampler": ("mulan", "lm", "dpd"), "decoder": ("vae",)}
-"""Networks whose weights a program takes."""
+"""Program -> the networks whose weights it takes."""
 Tensors = dict[str, jax.Array]
 
 
 @dataclass(frozen=True, kw_only=True)
-class SamplerExportConfig:
-    """Writes a folder that turns prompts into music without this package."""
+class SamplerExportConfig(SamplingSettings):
+    """Writes a standalone sampler: a folder that turns prompts into music without this package.
 
-    out: Path = Path("exported")
+    Steps, schedule, solver, and whether there is guidance, are compiled into the programs. The other settings are the
+    defaults of inputs.
+    """
+
+    out: Path = option(Path("exported"), group=WHERE)
     """Folder to write; it must not exist."""
-    model: str = "mini"
+    batch: int = option(1, least=1, most=1024)
+    """Clips made at a time."""
+    model: str = option("mini", group=MODEL)
     """Name of a released model."""
     folder: Path | None = None
-    """Where released models are; the package's own if left out."""
+    """Folder of released models. By default those that come with the package."""
     distilled: bool = False
-    """Takes the diffusion distilled for few steps."""
-    batch: int = 1
-    """Clips made at a time, 1 to 1024."""
-    steps: int = 5
-    """Diffusion steps."""
-    schedule: str = "paper"
-    """Angle schedule: paper or uniform."""
-    solver: str = "ddim"
-    """ddim, heun, multistep or pingpong."""
-    guidance_scale: float = 2.5
-    """Default of this input; 1 leaves guidance of the diffusion out of the program."""
-    lm_guidance_scale: float = 2.0
-    """The same of the language model."""
+    """Exports the diffusion distilled for few steps."""
 
 
 def export_sampler(settings: SamplerExportConfig) -> None:
-    """Writes the folder, whole or not at all.
+    """Writes the folder, completely or not at all.
 
     Raises:
-        UserError: a setting is out of its range, the model is unknown, or the folder exists or cannot be written.
+        UserError: the model is unknown, or the folder exists or cannot be written.
     """
-    if not 1 <= settings.batch <= 1024:
-        raise UserError(f"batch is {settings.batch}; it must be from 1 to 1024")
     if settings.out.exists():
         raise UserError(f"{settings.out} exists; give a new folder")
-    names = ("steps", "schedule", "solver", "guidance_scale", "lm_guidance_scale")
-    request = Request(prompt="any", **{name: getattr(settings, name) for name in names})
+    shared = {field.name: getattr(settings, field.name) for field in fields(SamplingSettings)}
     melody = load(settings.model, folder=settings.folder, distilled=settings.distilled)
-    config = melody.sampler_config(request)
+    config = plan.sampler_config(Request(prompt="any", **shared), melody.configs)
     partial = settings.out.with_name(settings.out.name + ".part")
     try:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
-        _write(partial, melody, config, request, settings)
+        _write_folder(partial, melody, config, settings)
         partial.rename(settings.out)
     except OSError as error:
         raise UserError(f"{settings.out}: cannot be written ({error.strerror})") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     print(
-        f"{settings.out}: {settings.batch} x {melody.window_seconds:g} s; try python {settings.out / 'play.py'} PROMPT"
+        f"{settings.out}: a sampler of {settings.batch} x {melody.window_seconds:g} s; run it with "
+        f"python {settings.out / 'play.py'} PROMPT"
     )
 
 
-def _write(
-    folder: Path, melody: Melody, config: SamplerConfig, request: Request, settings: SamplerExportConfig
-) -> None:
+def _write_folder(folder: Path, melody: Melody, config: SamplerConfig, settings: SamplerExportConfig) -> None:
+    """Writes all files into the empty `folder`."""
     length = melody.configs["mulan"].text.max_length
-    inputs, batch = _inputs(request, length), settings.batch
     weights = {
         name: np.asarray(value)
         for name, value in release.flatten(melody.params).items()
-        if not name.startswith("mulan/music/")  # prompts are words
+        if not name.startswith("mulan/music/")  # prompts are texts
     }
     (folder / "weights.safetensors").write_bytes(safetensors.numpy.save(weights))
-    _padded(melody.prompt_encoder.tokenizer, length).save(str(folder / "tokenizer.json"))
-    shutil.copyfile(Path(__file__).with_name("standalone.py"), folder / "play.py")
-    shapes = {
-        name: jax.ShapeDtypeStruct((batch, *shape), dtype) for name, (shape, dtype, _) in inputs.items()
-    }
-    latents = jax.ShapeDtypeStruct((batch, config.dpd.frames, config.dpd.latent_dim), jnp.float32)
-    programs = {"sampler": (_sampler(melody, config), shapes), "decoder": (_decoder(melody), latents)}
-    for name, target in tqdm([(name, target) for name in programs for target in PLATFORMS], desc="programs"):
-        function, arguments = programs[name]
-        own = {key: value for key, value in weights.items() if key.split("/")[0] in WEIGHTS[name]}
-        exported = jax.export.export(jax.jit(function), platforms=PLATFORMS[target])(own, arguments)
-        (folder / f"{name}.{target}.jax").write_bytes(exported.serialize())
-    described = {
+    _fixed_length(melody.prompt_encoder.tokenizer, length).save(str(folder / "tokenizer.json"))
+    shutil.copyfile(Path(__file__).with_name("play.py"), folder / "play.py")
+    inputs = _input_table(settings, length)
+    _write_programs(folder, melody, config, weights, inputs)
+    hashes = {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in sorted(folder.iterdir())}
+    latents = (settings.batch, config.dpd.frames, config.dpd.latent_dim)
+    compiled_in = ("steps", "schedule", "solver", "guided", "lm_guided")
+    description = {
         "format_version": FORMAT_VERSION,
         "made_with": {"melody_jax": __version__, "jax": jax.__version__},
         "model": settings.model,
         "hash": melody.hash,
         "sample_rate": melody.sample_rate,
         "seconds": melody.window_seconds,
-        "batch": batch,
-        "settings": {
-            name: getattr(config, name) for name in ("steps", "schedule", "solver", "guided", "lm_guided")
-        },
-        "programs": {name: {target: f"{name}.{target}.jax" for target in PLATFORMS} for name in programs},
+        "batch": settings.batch,
+        "settings": {name: getattr(config, name) for name in compiled_in},
+        "programs": {name: {target: _file_name(name, target) for target in PLATFORMS} for name in WEIGHTS},
         "platforms": PLATFORMS,
         "weights": WEIGHTS,
-        "inputs": {
-            name: {"shape": (batch, *shape), "dtype": np.dtype(dtype).name, "default": default}
-            for name, (shape, dtype, default) in inputs.items()
-        },
-        "outputs": {"semantic_tokens": (batch, config.tokens), "latents": latents.shape},
-        "sha256": {
-            file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in sorted(folder.iterdir())
-        },
+        "inputs": {name: entry | {"dtype": np.dtype(entry["dtype"]).name} for name, entry in inputs.items()},
+        "outputs": {"semantic_tokens": (settings.batch, config.tokens), "latents": latents},
+        "sha256": hashes,
     }
-    (folder / "sampler.json").write_text(json.dumps(described, indent=2) + "\n")
+    (folder / "sampler.json").write_text(json.dumps(description, indent=2) + "\n")
 
 
-def _padded(tokenizer: Tokenizer, length: int) -> Tokenizer:
-    """A copy that pads with 0 or cuts to `length` word pieces."""
+def _write_programs(
+    folder: Path,
+    melody: Melody,
+    config: SamplerConfig,
+    weights: dict[str, np.ndarray],
+    inputs: dict[str, dict[str, Any]],
+) -> None:
+    """Exports the sampler and the decoder for every platform."""
+    batch = inputs["seeds"]["shape"][0]
+    shapes = {name: jax.ShapeDtypeStruct(entry["shape"], entry["dtype"]) for name, entry in inputs.items()}
+    latents = jax.ShapeDtypeStruct((batch, config.dpd.frames, config.dpd.latent_dim), jnp.float32)
+    programs: dict[str, tuple[Callable[..., Any], Any]] = {
+        "sampler": (_sampler(melody, config), shapes),
+        "decoder": (_decoder(melody), latents),
+    }
+    for name, target in tqdm([(name, target) for name in programs for target in PLATFORMS], disable=None):
+        function, arguments = programs[name]
+        used = {key: value for key, value in weights.items() if key.split("/")[0] in WEIGHTS[name]}
+        exported = jax.export.export(jax.jit(function), platforms=PLATFORMS[target])(used, arguments)
+        (folder / _file_name(name, target)).write_bytes(exported.serialize())
+
+
+def _file_name(program: str, target: str) -> str:
+    return f"{program}.{target}.jax"
+
+
+def _fixed_length(tokenizer: Tokenizer, length: int) -> Tokenizer:
+    """A copy that pads with 0 or truncates to `length` word pieces."""
     copy = Tokenizer.from_str(tokenizer.to_str())
     copy.enable_truncation(length)
     copy.enable_padding(pad_id=0, pad_token=copy.id_to_token(0) or "[PAD]", length=length)
     return copy
 
 
-def _inputs(request: Request, length: int) -> dict[str, tuple[tuple[int, ...], Any, float]]:
-    """Name -> (shape of an item, type, default) of what the sampler is given."""
-    numbers = ("temperature", "top_p", "lm_guidance_scale", "guidance_scale")
-    return {
-        "ids": ((length,), np.int32, 0),
-        "mask": ((length,), np.float32, 0),
-        "seeds": ((), np.int32, 0),
-        "top_k": ((), np.int32, request.top_k),
-        **{name: ((), np.float32, getattr(request, name)) for name in numbers},
+def _input_table(settings: SamplerExportConfig, length: int) -> dict[str, dict[str, Any]]:
+    """Name of an input of the sampler -> its shape, dtype and default."""
+    batch = settings.batch
+    table: dict[str, dict[str, Any]] = {
+        "ids": {"shape": (batch, length), "dtype": np.int32, "default": 0},
+        "mask": {"shape": (batch, length), "dtype": np.float32, "default": 0},
+        "seeds": {"shape": (batch,), "dtype": np.int32, "default": settings.seed},
+        "top_k": {"shape": (batch,), "dtype": np.int32, "default": settings.top_k},
     }
+    for name in ("temperature", "top_p", "lm_guidance_scale", "guidance_scale"):
+        table[name] = {"shape": (batch,), "dtype": np.float32, "default": getattr(settings, name)}
+    return table
 
 
 def _sampler(melody: Melody, config: SamplerConfig) -> Callable[[Tensors, Tensors], Tensors]:
-    text = melody.configs["mulan"]
+    """A function of weights and inputs to the semantic tokens and latents of one window."""
+    encoder = melody.configs["mulan"]
 
     def sample(weights: Tensors, inputs: Tensors) -> Tensors:
-        params, controls = release.unflatten(weights), dict(inputs)
-        points = mulan.unit(text_targets(params["mulan"], text, controls.pop("ids"), controls.pop("mask")))
-        prefix = targets_to_prefix(params["mulan"], text, points)
-        none, first = jnp.full_like(prefix, -1), jnp.zeros_like(controls["seeds"])
-        asked = Controls(prefix_tokens=prefix, negative_prefix_tokens=none, candidate=first, **controls)
-        window = windows.first_window(params, config, asked)
-        return window._asdict()
+        params = release.unflatten(weights)
+        numbers = {name: value for name, value in inputs.items() if name not in ("ids", "mask")}
+        targets = text_targets(params["mulan"], encoder, inputs["ids"], inputs["mask"])
+        prefix = targets_to_prefix(params["mulan"], encoder, mulan.unit(targets))
+        controls = windows.make_controls(prefix, [SamplingSettings()])._replace(**numbers)
+        return windows.first_window(params, config, controls)._asdict()
 
     return sample
 
 
 def _decoder(melody: Melody) -> Callable[[Tensors, jax.Array], jax.Array]:
+    """A function of weights and latents to the waveform, its peaks limited."""
     config = melody.configs["vae"]
 
     def decode(weights: Tensors, latents: jax.Array) -> jax.Array:
-        return limited(windows.latents_to_wave(release.unflatten(weights)["vae"], config, latents))
+        return limit_peaks(windows.latents_to_wave(release.unflatten(weights)["vae"], config, latents))
 
     return decode
 
 
-def limited(wave: jax.Array) -> jax.Array:
-    """`audio.peak_limit` of each item of (B, T), to rounding."""
+def limit_peaks(wave: Float[Array, "B T"]) -> Float[Array, "B T"]:
+    """`audio.peak_limit` of each item, to rounding, as a traceable function."""
     span = round(audio.LOOKAHEAD * audio.SAMPLE_RATE)
     window = ((1, 2 * span + 1), (1, 1), "VALID")
     needed = jnp.minimum(1.0, audio.CEILING / jnp.maximum(jnp.abs(wave), audio.CEILING))

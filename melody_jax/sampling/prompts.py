@@ -1,18 +1,21 @@
-"""Prompts to points in MuLan's space, and those to prefix tokens.
+"""Prompts to points in MuLan's space, and points to prefix tokens.
 
-Words, sounds and blends of both all become one point: each part is centred within its modality (models/mulan.py), and
-the weighted sum is put back on the unit sphere. Items are embedded one after the other, so that an item's tokens do not
-depend on its batch.
+Texts, sounds and blends of both all become one point: each part is centred within its modality (models/mulan.py), and
+the weighted sum is scaled back to the unit sphere. Items are embedded one after the other, so that an item's tokens do
+not depend on its batch.
 
 N prompts, W word pieces, T samples, E embedding, P prefix levels.
 """
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float, Float32, Int, Int32
 from tokenizers import Tokenizer
 
 from melody_jax import audio, text
@@ -20,77 +23,131 @@ from melody_jax.errors import UserError
 from melody_jax.models import mulan, rvq
 from melody_jax.models.functional import Params
 from melody_jax.models.mulan import MuLanConfig
-from melody_jax.sampling.request import Prompt, parts
+from melody_jax.sampling.request import PromptLike, Request, prompt_parts
 
 
 @partial(jax.jit, static_argnames="config")
-def text_targets(params: Params, config: MuLanConfig, ids: jax.Array, mask: jax.Array) -> jax.Array:
-    """Word pieces: ids and mask (N, W) -> centred embeddings (N, E)."""
+def text_targets(
+    params: Params,
+    config: MuLanConfig,
+    ids: Int[Array | np.ndarray, "N W"],
+    mask: Float[Array | np.ndarray, "N W"],
+) -> Float[Array, "N E"]:
+    """Centred embeddings of texts, given as word pieces and their mask (1: a word piece, 0: padding)."""
 
-    def one(item: tuple[jax.Array, jax.Array]) -> jax.Array:
+    def embed(item: tuple[jax.Array, jax.Array]) -> jax.Array:
         return mulan.embed_text(params, config, item[0][None], item[1][None])[0]
 
-    return mulan.centre(params, jax.lax.map(one, (ids, mask)), "text")
+    return mulan.centre(params, jax.lax.map(embed, (ids, mask)), "text")
 
 
 @partial(jax.jit, static_argnames="config")
-def audio_targets(params: Params, config: MuLanConfig, windows: jax.Array) -> jax.Array:
-    """Sound (N, T), float32 at 24 kHz -> centred embeddings (N, E)."""
+def audio_targets(
+    params: Params, config: MuLanConfig, windows: Float[Array | np.ndarray, "N T"]
+) -> Float[Array, "N E"]:
+    """Centred embeddings of windows of audio, float32 at 24 kHz."""
     embedded = jax.lax.map(lambda window: mulan.embed_music(params, config, window[None])[0], windows)
     return mulan.centre(params, embedded, "music")
 
 
 @partial(jax.jit, static_argnames="config")
-def targets_to_prefix(params: Params, config: MuLanConfig, targets: jax.Array) -> jax.Array:
-    """Points (N, E) on the unit sphere -> prefix tokens int32 (N, P)."""
+def targets_to_prefix(
+    params: Params, config: MuLanConfig, targets: Float[Array | np.ndarray, "N E"]
+) -> Int32[Array, "N P"]:
+    """Prefix tokens of points on the unit sphere."""
     return jax.lax.map(partial(rvq.quantise, params["codebooks"][: config.levels]), targets)
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class EncodedPrompt:
+    """A prompt as the networks take it."""
+
+    point: Float[np.ndarray, " E"]
+    """Its point in MuLan's space."""
+    prefix_tokens: Int32[np.ndarray, " P"]
+    """Its prefix tokens."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class EncodedRequest:
+    """The prompts of one request, each encoded once."""
+
+    scenes: tuple[tuple[float, EncodedPrompt], ...]
+    """(start in seconds, prompt) in the order of time; the first starts at 0."""
+    negative_prefix_tokens: Int32[np.ndarray, " P"]
+    """Prefix tokens of the negative prompt; -1 is the learned null prefix."""
+
+    def prefix_at(self, seconds: float) -> Int32[np.ndarray, " P"]:
+        """The prefix tokens of the scene at this time."""
+        return [prompt.prefix_tokens for start, prompt in self.scenes if start <= seconds + 1e-9][-1]
+
+
 class PromptEncoder:
-    """MuLan as the sampler uses it; sound is heard in windows of `window_samples`, which are averaged."""
+    """MuLan with its tokenizer. Audio is embedded in windows of `window_samples`, whose points are averaged."""
 
     def __init__(
         self, params: Params, config: MuLanConfig, tokenizer: Tokenizer, window_samples: int
     ) -> None:
-        self.params, self.config, self.tokenizer, self.window_samples = (
-            params,
-            config,
-            tokenizer,
-            window_samples,
-        )
+        self.params = params
+        self.config = config
+        self.tokenizer = tokenizer
+        self.window_samples = window_samples
 
-    def target(self, prompt: Prompt) -> np.ndarray:
-        """The point (E,) that a prompt names.
+    def target(self, prompt: PromptLike) -> Float[np.ndarray, " E"]:
+        """The point of a prompt, on the unit sphere.
 
         Raises:
-            UserError: a text is too long, a sound cannot be read or is under a second.
+            UserError: a text is too long, a sound cannot be read or is shorter than one second.
         """
         total = np.zeros(self.config.embedding, np.float32)
-        for part in parts(prompt):
+        for part in prompt_parts(prompt):
             if part.audio is None:
-                ids, mask = _tokenise(part.text, self.config.text.max_length, self.tokenizer)
+                ids, mask = _tokenize(part.text, self.config.text.max_length, self.tokenizer)
                 point = text_targets(self.params, self.config, ids, mask)[0]
             else:
-                point = self.heard(read_sound(part.audio, "an audio prompt"))
+                point = self.embed_audio(read_audio(part.audio, "an audio prompt"))
             total += part.weight * np.asarray(point)
         return np.asarray(mulan.unit(jnp.asarray(total)))
 
-    def check(self, prompt: Prompt) -> None:
-        """Raises what `target` would, without the work."""
-        for part in parts(prompt):
+    def check(self, prompt: PromptLike) -> None:
+        """Raises what `target` would, without running a network."""
+        for part in prompt_parts(prompt):
             if part.audio is None:
-                _tokenise(part.text, self.config.text.max_length, self.tokenizer)
+                _tokenize(part.text, self.config.text.max_length, self.tokenizer)
             else:
-                read_sound(part.audio, "an audio prompt")
+                read_audio(part.audio, "an audio prompt")
 
-    def prefix(self, prompt: Prompt) -> np.ndarray:
-        """The prefix tokens int32 (P,) of a prompt. Raises as `target`."""
-        return np.asarray(targets_to_prefix(self.params, self.config, self.target(prompt)[None])[0])
+    def encode(self, prompt: PromptLike) -> EncodedPrompt:
+        """The point and the prefix tokens of a prompt. Raises as `target`."""
+        point = self.target(prompt)
+        prefix = targets_to_prefix(self.params, self.config, point[None])[0]
+        return EncodedPrompt(point=point, prefix_tokens=np.asarray(prefix))
 
-    def heard(self, wave: np.ndarray) -> np.ndarray:
-        """The point (E,) of a sound (T,): the mean of its windows', the last of which ends with it.
+    def encode_requests(self, requests: Sequence[Request]) -> dict[Request, EncodedRequest]:
+        """The prompts of every request; a prompt that several requests share is encoded once. Raises as `target`."""
+        cache: dict[Any, EncodedPrompt] = {}
+        null = np.full(self.config.levels, -1, np.int32)
 
-        What is shorter than a window is repeated until it fills one.
+        def encode(prompt: PromptLike) -> EncodedPrompt:
+            key = prompt if isinstance(prompt, str) else id(prompt)
+            if key not in cache:
+                cache[key] = self.encode(prompt)
+            return cache[key]
+
+        return {
+            request: EncodedRequest(
+                scenes=tuple((start, encode(prompt)) for start, prompt in request.scenes),
+                negative_prefix_tokens=(
+                    encode(request.negative_prompt).prefix_tokens if request.negative_prompt else null
+                ),
+            )
+            for request in dict.fromkeys(requests)
+        }
+
+    def embed_audio(self, wave: Float[np.ndarray, " T"]) -> Float[np.ndarray, " E"]:
+        """The point of a sound: the mean of the points of its windows, scaled to the unit sphere.
+
+        The last window ends with the sound. A sound shorter than a window is repeated until it fills one.
         """
         size = self.window_samples
         wave = wave if len(wave) >= size else np.resize(wave, size)
@@ -101,21 +158,35 @@ class PromptEncoder:
         ]
         return np.asarray(mulan.unit(jnp.asarray(np.mean(points, axis=0))))
 
+    def similarity(self, encoded: EncodedRequest, wave: Float[np.ndarray, " T"]) -> float:
+        """How close a clip is to its prompts in MuLan's space: the cosine, averaged over scenes.
 
-def read_sound(sound: Any, what: str) -> np.ndarray:
-    """A sound file, or an array as it is: float32 (T,) at 24 kHz. `what` names it in the error.
+        A scene lasts from its start to that of the next one. Scenes shorter than one second are left out.
+        """
+        starts = [round(start * audio.SAMPLE_RATE) for start, _ in encoded.scenes]
+        ends = [*starts[1:], len(wave)]
+        cosines = []
+        for start, end, (_, prompt) in zip(starts, ends, encoded.scenes, strict=True):
+            scene = wave[start : min(end, len(wave))]
+            if len(scene) >= audio.SAMPLE_RATE or start == 0:
+                cosines.append(prompt.point @ self.embed_audio(scene))
+        return float(np.mean(cosines))
+
+
+def read_audio(sound: Any, role: str) -> Float32[np.ndarray, " T"]:
+    """Float32 (T,) at 24 kHz from a sound file or an array. `role` names it in the error.
 
     Raises:
-        UserError: it cannot be read, is not mono or not finite, or is under a second.
+        UserError: it cannot be read, is not mono or not finite, or is shorter than one second.
     """
     wave = sound if isinstance(sound, np.ndarray) else audio.read(sound)
     if wave.ndim != 1 or not np.isfinite(wave).all() or len(wave) < audio.SAMPLE_RATE:
-        which = f"shape {wave.shape}" if isinstance(sound, np.ndarray) else f"{sound}, {len(wave)} samples"
-        raise UserError(f"{what} of {which}; it must be mono, finite and at least a second at 24 kHz")
+        label = f"shape {wave.shape}" if isinstance(sound, np.ndarray) else f"{sound}, {len(wave)} samples"
+        raise UserError(f"{role} of {label}; it must be mono, finite and at least a second at 24 kHz")
     return wave.astype(np.float32)
 
 
-def _tokenise(prompt: str, length: int, tokenizer: Tokenizer) -> tuple[np.ndarray, np.ndarray]:
+def _tokenize(prompt: str, length: int, tokenizer: Tokenizer) -> tuple[np.ndarray, np.ndarray]:
     pieces = text.token_count(prompt, tokenizer)
     if pieces > length:
         raise UserError(

@@ -1,21 +1,24 @@
-"""Prefix tokens to windows of latents in jitted functions, latents to waveform in another (paper sections 3.2 and 3.3).
+"""Prefix tokens to windows of semantic tokens and latents, and latents to waveform, in jitted functions.
 
-Music longer than a window is made a chunk at a time (`next_window`, the paper's algorithm 2). Everything random comes
-from one key per item, and every setting that is a number is an item's own, so an item does not depend on what else is
-in its batch.
+A window is the most that the networks process at a time (MeLoDy, arXiv 2305.15719, sections 3.2 and 3.3). Music longer
+than a window is made a chunk at a time (`next_window`, the paper's algorithm 2). All random numbers of an item derive
+from its own key, and every numeric setting is per item, so an item does not depend on what else is in its batch.
 
-B batch, P prefix levels, U semantic tokens, L latent frames, M chunks of a window, D latent channels, T samples.
+B batch, P prefix levels, U semantic tokens, G tokens of a primer, L latent frames, M chunks per window, D latent
+channels, T samples.
 """
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh, PartitionSpec
+from jaxtyping import Array, Bool, Float, Int, Int32, Key
 
 from melody_jax import diffusion
 from melody_jax.errors import UserError
@@ -25,6 +28,9 @@ from melody_jax.models.denoiser import DenoiserConfig
 from melody_jax.models.functional import Params
 from melody_jax.models.lm import LMConfig
 from melody_jax.models.vae import VAEConfig
+from melody_jax.sampling.settings import SamplingSettings
+
+Arrays = Array | np.ndarray
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,32 +39,32 @@ class SamplerConfig:
 
     lm: LMConfig
     dpd: DenoiserConfig
-    steps: int = 5
-    """Diffusion steps, >= 1."""
-    schedule: str = "paper"
+    steps: int = SamplingSettings.steps
+    """Diffusion steps, at least 1."""
+    schedule: str = SamplingSettings.schedule
     """Angle schedule, see `diffusion.angle_steps`."""
-    solver: str = "ddim"
+    solver: str = SamplingSettings.solver
     """See `diffusion.SOLVERS`."""
     start: float = diffusion.HALF_PI
-    """Angle that the diffusion starts from, radians; below pi/2 it varies the latents that are there."""
+    """Angle that the diffusion starts from, radians; below pi/2 it varies the latents of its context."""
     guided: bool = True
-    """Whether the diffusion is guided by a null branch; without, as where it takes the guidance scale as an input, it
-    costs half."""
+    """Whether the diffusion is guided by a null branch. Without it sampling costs half; a distilled diffusion, which
+    takes the guidance scale as an input, does not need it."""
     lm_guided: bool = False
-    """The same for the LM."""
+    """Whether the language model is guided by a null or negative prefix."""
     candidates: int = CANDIDATES
-    """The most that `Controls.top_k` of an item can be."""
+    """Upper bound of `Controls.top_k`."""
     literal_chunks: bool = False
-    """Moves on by ceil(U / M) tokens a chunk, as printed, although a chunk's latents may be fewer (Q4)."""
+    """Shifts the tokens by ceil(U / M) per chunk, as algorithm 2 is printed, even where a chunk's latents are fewer."""
 
     @property
     def tokens(self) -> int:
-        """Semantic tokens in a window, U."""
+        """Semantic tokens per window, U."""
         return self.dpd.frames // self.dpd.frames_per_token
 
     @property
     def chunk_frames(self) -> int:
-        """Latent frames in one of the M chunks of a window. Raises `UserError` if they have no equal length."""
+        """Latent frames per chunk. Raises `UserError` if a window does not divide into M chunks of equal length."""
         if self.dpd.frames % self.dpd.chunks:
             raise UserError(
                 f"{self.dpd.frames} frames do not divide into {self.dpd.chunks} chunks: no continuation"
@@ -66,96 +72,129 @@ class SamplerConfig:
         return self.dpd.frames // self.dpd.chunks
 
     def chunk_tokens(self, number: int) -> int:
-        """Tokens by which the window moves on for the chunk `number` = 1, 2, ... after it.
+        """Tokens by which the window shifts for chunk `number` = 1, 2, ... after it.
 
-        Where U / M is no whole number, 62 and 63 take turns (paper's size), so that tokens and latents stay together.
+        Where U / M is not an integer, the shift alternates (62 and 63 at the paper's size), so that tokens and latents
+        stay aligned.
         """
-        tokens, chunks = self.tokens, self.dpd.chunks
+        tokens = self.tokens
+        chunks = self.dpd.chunks
         if self.literal_chunks:
             return -(-tokens // chunks)
         return number * tokens // chunks - (number - 1) * tokens // chunks
 
 
 class Controls(NamedTuple):
-    """What each item of a batch is asked for."""
+    """The inputs of each item of a batch; `make_controls` builds them."""
 
-    prefix_tokens: jax.Array
-    """int32 (B, P)."""
-    negative_prefix_tokens: jax.Array
-    """int32 (B, P): what the guided LM is led away from; -1 is the learned null."""
-    seeds: jax.Array
-    """int32 (B,)."""
-    candidate: jax.Array
-    """int32 (B,): which of several clips of one seed."""
-    temperature: jax.Array
-    """float32 (B,), >= 0, of the LM."""
-    top_k: jax.Array
-    """int32 (B,), at least 1, of the LM."""
-    top_p: jax.Array
-    """float32 (B,) in (0, 1], of the LM."""
-    lm_guidance_scale: jax.Array
-    """float32 (B,); looked at if `SamplerConfig.lm_guided`."""
-    guidance_scale: jax.Array
-    """float32 (B,); looked at if `SamplerConfig.guided`, and by a distilled diffusion."""
-
-
-class Window(NamedTuple):
-    """What one window of music is made of."""
-
-    semantic_tokens: jax.Array
-    """(B, U)."""
-    latents: jax.Array
-    """(B, L, D)."""
+    prefix_tokens: Int[Arrays, "B P"]
+    """Prefix tokens of the prompt."""
+    negative_prefix_tokens: Int[Arrays, "B P"]
+    """Prefix tokens that guidance steers the language model away from; -1 is the learned null prefix."""
+    seeds: Int[Arrays, " B"]
+    """Random seed of the item."""
+    candidate: Int[Arrays, " B"]
+    """Number of the candidate among several clips with one seed."""
+    temperature: Float[Arrays, " B"]
+    """Temperature of the language model, at least 0."""
+    top_k: Int[Arrays, " B"]
+    """At least 1, at most `SamplerConfig.candidates`."""
+    top_p: Float[Arrays, " B"]
+    """In (0, 1]."""
+    lm_guidance_scale: Float[Arrays, " B"]
+    """Used if `SamplerConfig.lm_guided`."""
+    guidance_scale: Float[Arrays, " B"]
+    """Used if `SamplerConfig.guided`, and by a distilled diffusion."""
 
 
-def item_keys(controls: Controls) -> jax.Array:
-    """One Threefry key per item, of its seed and candidate: keys (B,)."""
-    fold = jax.vmap(jax.random.fold_in, in_axes=(None, 0))
-    return jax.vmap(jax.random.fold_in)(
-        fold(jax.random.key(0, impl="threefry2x32"), controls.seeds), controls.candidate
+def make_controls(
+    prefix_tokens: Int[Arrays, "B P"],
+    settings: Sequence[SamplingSettings],
+    negative_prefix_tokens: Int[Arrays, "B P"] | None = None,
+    candidate: Sequence[int] | None = None,
+    candidates: int = CANDIDATES,
+) -> Controls:
+    """The controls of a batch with the settings of each item, or with one setting for all of them.
+
+    negative_prefix_tokens: None is the learned null prefix. candidate: None is candidate 0 of every seed.
+    candidates: upper bound of `top_k`, as in `SamplerConfig`.
+    """
+    prefix_tokens = jnp.asarray(prefix_tokens)
+    batch = prefix_tokens.shape[0]
+    items = list(settings) * batch if len(settings) == 1 else list(settings)
+
+    def column(name: str, dtype: Any) -> jax.Array:
+        return jnp.asarray([getattr(item, name) for item in items], dtype)
+
+    if negative_prefix_tokens is None:
+        negative_prefix_tokens = jnp.full_like(prefix_tokens, -1)
+    return Controls(
+        prefix_tokens=prefix_tokens,
+        negative_prefix_tokens=jnp.asarray(negative_prefix_tokens),
+        seeds=column("seed", np.int32),
+        candidate=jnp.asarray([0] * batch if candidate is None else candidate, jnp.int32),
+        temperature=column("temperature", np.float32),
+        top_k=jnp.asarray([min(item.top_k, candidates) for item in items], jnp.int32),
+        top_p=column("top_p", np.float32),
+        lm_guidance_scale=column("lm_guidance_scale", np.float32),
+        guidance_scale=column("guidance_scale", np.float32),
     )
 
 
-def _part_keys(keys: jax.Array, part: int | jax.Array) -> jax.Array:
-    """The keys of one of the uses that an item has for its own: 0 tokens, 1 noise, 2 noise of later steps."""
-    return jax.vmap(lambda key: jax.random.fold_in(key, part))(keys)
+class Window(NamedTuple):
+    """The content of one window of music; without the B axis where a single clip is meant."""
+
+    semantic_tokens: Int[Arrays, "*B U"]
+    latents: Float[Arrays, "*B L D"]
+
+
+def item_keys(controls: Controls) -> Key[Array, " B"]:
+    """One Threefry key per item, derived from its seed and candidate."""
+    root = jax.random.key(0, impl="threefry2x32")
+    seed_keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(root, controls.seeds)
+    return jax.vmap(jax.random.fold_in)(seed_keys, controls.candidate)
+
+
+def _fold_in(keys: jax.Array, use: int | jax.Array) -> jax.Array:
+    """The keys of one use of an item's randomness: 0 tokens, 1 noise, 2 noise of later steps."""
+    return jax.vmap(lambda key: jax.random.fold_in(key, use))(keys)
 
 
 def _noise(keys: jax.Array, frames: int, channels: int) -> jax.Array:
     return jax.vmap(lambda key: jax.random.normal(key, (frames, channels)))(keys)
 
 
-def initial_noise(keys: jax.Array, frames: int, channels: int) -> jax.Array:
-    """Standard normal latents (B, L, D), each item's from its own key."""
-    return _noise(_part_keys(keys, 1), frames, channels)
+def initial_noise(keys: Key[Array, " B"], frames: int, channels: int) -> Float[Array, "B L D"]:
+    """Standard normal latents, each item's from its own key."""
+    return _noise(_fold_in(keys, 1), frames, channels)
 
 
 def prefix_to_tokens(
     params: Params,
     config: SamplerConfig,
     controls: Controls,
-    keys: jax.Array,
-    given: jax.Array | None = None,
-    known: jax.Array | None = None,
-) -> jax.Array:
-    """Semantic tokens int32 (B, U), U = one window of the DPD, sampled by the LM.
+    keys: Key[Array, " B"],
+    primer: Int[Arrays, "B G"] | None = None,
+    fixed: Int[Arrays, "B U"] | None = None,
+) -> Int32[Array, "B U"]:
+    """The semantic tokens of one window, sampled by the language model.
 
-    The first ones are `given` (B, G), if they are; those `known` (B, U) elsewhere stay, -1 is one to draw.
+    primer: tokens that the window begins with. fixed: tokens that stay; -1 where one is sampled.
     """
     return decoding.generate(
         params,
         config.lm,
         controls.prefix_tokens,
-        _part_keys(keys, 0),
+        _fold_in(keys, 0),
         config.tokens,
         temperature=controls.temperature,
         top_k=controls.top_k,
         top_p=controls.top_p,
         guidance_scale=controls.lm_guidance_scale if config.lm_guided else 1.0,
-        given=given,
+        given=primer,
         negative_prefix_tokens=controls.negative_prefix_tokens,
         candidates=config.candidates,
-        known=known,
+        known=fixed,
     )
 
 
@@ -163,34 +202,38 @@ def tokens_to_latents(
     params: Params,
     config: SamplerConfig,
     controls: Controls,
-    semantic_tokens: jax.Array,
-    keys: jax.Array,
-    context: jax.Array | None = None,
-    is_new: jax.Array | None = None,
-) -> jax.Array:
-    """Semantic tokens (B, U) -> latents (B, L, D) by the config's solver with classifier-free guidance (3.3-3.5).
+    semantic_tokens: Int[Arrays, "B U"],
+    keys: Key[Array, " B"],
+    context: Float[Arrays, "B L D"] | None = None,
+    is_new: Bool[Arrays, "*B L"] | None = None,
+) -> Float[Array, "B L D"]:
+    """The latents of a window, by the config's solver with classifier-free guidance (paper sections 3.3 to 3.5).
 
-    Frames where `is_new` (L,) or (B, L) is False are those of `context` (B, L, D) and stay as they are to the bit; new
-    ones start from noise, or from their `context` with noise to the angle `config.start`. Both
-    branches of guidance run in one doubled batch: the first half sees the tokens, the second half is the null branch.
+    Frames where `is_new` (L,) or (B, L) is False are those of `context` and stay bit-identical. New frames start from
+    noise, or from their context with noise added up to the angle `config.start`. Both branches of guidance run in one
+    doubled batch: the first half sees the tokens, the second half is the null branch.
     """
-    batch, frames, channels = semantic_tokens.shape[0], config.dpd.frames, config.dpd.latent_dim
+    batch = semantic_tokens.shape[0]
+    frames = config.dpd.frames
+    channels = config.dpd.latent_dim
     branches = 2 if config.guided else 1
 
     def velocity(noisy: jax.Array, angle: jax.Array) -> jax.Array:
-        noisy, angle = jnp.tile(noisy, (branches, 1, 1)), jnp.tile(angle, (branches, 1))
-        prefix, scale = controls.prefix_tokens, controls.guidance_scale
+        noisy = jnp.tile(noisy, (branches, 1, 1))
+        angle = jnp.tile(angle, (branches, 1))
+        prefix = controls.prefix_tokens
+        scale = controls.guidance_scale
         predicted = denoiser.velocity(params, config.dpd, noisy, angle, semantic_tokens, batch, prefix, scale)
         if not config.guided:
             return predicted
         return diffusion.guide(predicted[:batch], predicted[batch:], scale[:, None, None])
 
     def later_noise(step: jax.Array) -> jax.Array:
-        return _noise(_part_keys(_part_keys(keys, 2), step), frames, channels)
+        return _noise(_fold_in(_fold_in(keys, 2), step), frames, channels)
 
     start = initial_noise(keys, frames, channels)
     if context is not None:
-        assert is_new is not None, "context needs to be told from what is new"
+        assert is_new is not None, "context needs is_new"
         is_new = jnp.broadcast_to(is_new, (batch, frames))
         if config.start < diffusion.HALF_PI:
             start = diffusion.corrupt(context, start, config.start)[0]
@@ -200,7 +243,7 @@ def tokens_to_latents(
 
 
 def per_device(function: Callable[..., Any], mesh: Mesh | None, replicated: int = 1) -> Callable[..., Any]:
-    """`function` of batches, each device of the mesh working on its own items; nothing is sent. None: as it is.
+    """`function` with its items split over the devices of the mesh, without communication. None: `function` itself.
 
     The first `replicated` arguments belong to no item: every device has all of them. The number of items must be a
     multiple of the number of devices.
@@ -209,86 +252,85 @@ def per_device(function: Callable[..., Any], mesh: Mesh | None, replicated: int 
         return function
     items = PartitionSpec(mesh.axis_names)
 
-    def spread(*arguments: Any) -> Any:
+    def sharded(*arguments: Any) -> Any:
         specs = (PartitionSpec(),) * replicated + (items,) * (len(arguments) - replicated)
-        return jax.shard_map(function, mesh=mesh, in_specs=specs, out_specs=items, check_vma=False)(
-            *arguments
-        )
+        mapped = jax.shard_map(function, mesh=mesh, in_specs=specs, out_specs=items, check_vma=False)
+        return mapped(*arguments)
 
-    return spread
+    return sharded
 
 
 @partial(jax.jit, static_argnames=("config", "mesh"))
 def first_window(
     params: dict[str, Params], config: SamplerConfig, controls: Controls, mesh: Mesh | None = None
 ) -> Window:
-    """The first window. `params` holds the parameters of "lm" and "dpd"; mesh: spreads the items (`per_device`)."""
+    """The first window. `params` holds the parameters of "lm" and "dpd"; `mesh` splits the items (`per_device`)."""
 
-    def make(params: dict[str, Params], controls: Controls) -> Window:
+    def sample(params: dict[str, Params], controls: Controls) -> Window:
         keys = item_keys(controls)
         tokens = prefix_to_tokens(params["lm"], config, controls, keys)
         return Window(tokens, tokens_to_latents(params["dpd"], config, controls, tokens, keys))
 
-    return per_device(make, mesh)(params, controls)
+    return per_device(sample, mesh)(params, controls)
 
 
-@partial(jax.jit, static_argnames=("config", "moved", "mesh"))
+@partial(jax.jit, static_argnames=("config", "shift", "mesh"))
 def next_window(
     params: dict[str, Params],
     config: SamplerConfig,
     controls: Controls,
     window: Window,
-    moved: int,
-    number: jax.Array,
+    shift: int,
+    number: Int[Array, ""],
     mesh: Mesh | None = None,
 ) -> Window:
-    """The window one chunk later (section 3.5, algorithm 2): its last chunk is new, what comes before stays.
+    """The window one chunk later (paper section 3.5, algorithm 2): its last chunk is new, the rest stays.
 
-    moved: tokens by which it moves on, `config.chunk_tokens(number)`; number: which chunk after the first window, from
-    1, int32. Only the new chunk turns, where the paper's text turns the whole window (Q3).
+    shift: tokens by which the window shifts, `config.chunk_tokens(number)`. number: which chunk after the first window,
+    from 1. Only the new chunk is denoised; the paper's text rotates the whole window.
     """
 
-    def make(params: dict[str, Params], number: jax.Array, controls: Controls, window: Window) -> Window:
-        keys = _part_keys(item_keys(controls), 2 + number)  # below are the first window's own
-        tokens = prefix_to_tokens(params["lm"], config, controls, keys, window.semantic_tokens[:, moved:])
+    def sample(params: dict[str, Params], number: jax.Array, controls: Controls, window: Window) -> Window:
+        keys = _fold_in(item_keys(controls), 2 + number)  # 0 and 1 are the first window's uses
+        tokens = prefix_to_tokens(params["lm"], config, controls, keys, window.semantic_tokens[:, shift:])
         context = jnp.roll(window.latents, -config.chunk_frames, axis=1)
         is_new = jnp.arange(config.dpd.frames) >= config.dpd.frames - config.chunk_frames
-        return Window(
-            tokens, tokens_to_latents(params["dpd"], config, controls, tokens, keys, context, is_new)
-        )
+        latents = tokens_to_latents(params["dpd"], config, controls, tokens, keys, context, is_new)
+        return Window(tokens, latents)
 
-    return per_device(make, mesh, replicated=2)(params, number, controls, window)
+    return per_device(sample, mesh, replicated=2)(params, number, controls, window)
 
 
-@partial(jax.jit, static_argnames=("config", "given", "draws"))
+@partial(jax.jit, static_argnames=("config", "context_tokens", "fillings"))
 def fill_tokens(
     params: Params,
     config: SamplerConfig,
     controls: Controls,
-    semantic_tokens: jax.Array,
-    is_new: jax.Array,
-    number: jax.Array,
-    given: int = 0,
-    draws: int = 1,
-) -> jax.Array:
-    """A window of `semantic_tokens` (B, U) with those where `is_new` (B, U) written by the LM; the others stay.
+    semantic_tokens: Int[Arrays, "B U"],
+    is_new: Bool[Arrays, "B U"],
+    number: Int[Array, ""],
+    context_tokens: int = 0,
+    fillings: int = 1,
+) -> Int[Array, "B U"]:
+    """A window of tokens in which the language model writes those where `is_new`; the others stay.
 
-    number: which window of a piece this is, int32, from 0: each has draws of its own. given: so many first tokens of
-    every item are known, which saves the LM that many steps. draws: the LM writes so many fillings, and the one that
-    makes the tokens after them likeliest is taken (Q23).
+    number: which window of the clip this is, from 0: each has its own random numbers. context_tokens: leading tokens
+    that stay in every item, which saves as many passes. fillings: how many the language model writes; the one that
+    makes the tokens after the gap likeliest is taken.
     """
-    batch, known = len(is_new), jnp.where(is_new, -1, semantic_tokens)
-    many, known = jax.tree.map(lambda rows: jnp.repeat(rows, draws, axis=0), (controls, known))
-    keys = _part_keys(item_keys(many), 2 + number)
-    keys = jax.vmap(jax.random.fold_in)(keys, jnp.tile(jnp.arange(draws), batch))
-    tokens = prefix_to_tokens(params, config, many, keys, known[:, :given], known)
-    if draws == 1:
+    batch = len(is_new)
+    fixed = jnp.where(is_new, -1, semantic_tokens)
+    controls, fixed = jax.tree.map(lambda rows: jnp.repeat(rows, fillings, axis=0), (controls, fixed))
+    keys = _fold_in(item_keys(controls), 2 + number)
+    keys = jax.vmap(jax.random.fold_in)(keys, jnp.tile(jnp.arange(fillings), batch))
+    tokens = prefix_to_tokens(params, config, controls, keys, fixed[:, :context_tokens], fixed)
+    if fillings == 1:
         return tokens
-    scores = jax.nn.log_softmax(lm.logits(params, config.lm, many.prefix_tokens, tokens))
-    likelihood = jnp.take_along_axis(scores, tokens[..., None], axis=2)[..., 0]
-    after = (jnp.cumsum(known < 0, axis=1) > 0) & (known >= 0)
-    best = jnp.argmax((likelihood * after).sum(axis=1).reshape(batch, draws), axis=1)
-    return tokens.reshape(batch, draws, -1)[jnp.arange(batch), best]
+    log_probs = jax.nn.log_softmax(lm.logits(params, config.lm, controls.prefix_tokens, tokens))
+    token_log_probs = jnp.take_along_axis(log_probs, tokens[..., None], axis=2)[..., 0]
+    after_gap = (jnp.cumsum(fixed < 0, axis=1) > 0) & (fixed >= 0)
+    best = jnp.argmax((token_log_probs * after_gap).sum(axis=1).reshape(batch, fillings), axis=1)
+    return tokens.reshape(batch, fillings, -1)[jnp.arange(batch), best]
 
 
 @partial(jax.jit, static_argnames="config")
@@ -297,32 +339,32 @@ def fill_latents(
     config: SamplerConfig,
     controls: Controls,
     window: Window,
-    is_new: jax.Array,
-    number: jax.Array,
-) -> jax.Array:
-    """The latents of `window` with those where `is_new` (B, L) made from its tokens; the others stay to the bit.
+    is_new: Bool[Arrays, "B L"],
+    number: Int[Array, ""],
+) -> Float[Array, "B L D"]:
+    """The latents of `window` in which those where `is_new` are made from its tokens; the others stay bit-identical.
 
     number: as in `fill_tokens`.
     """
-    keys = _part_keys(item_keys(controls), 2 + number)
+    keys = _fold_in(item_keys(controls), 2 + number)
     return tokens_to_latents(params, config, controls, window.semantic_tokens, keys, window.latents, is_new)
 
 
-def windows(
+def stream_latents(
     params: dict[str, Params],
     config: SamplerConfig,
     controls_at: Callable[[int], Controls],
     mesh: Mesh | None = None,
-) -> Iterator[jax.Array]:
-    """New latents (B, n, D) without end: those of the first window, then of one chunk after the other.
+) -> Iterator[Float[Array, "B frames D"]]:
+    """New latents (B, n, D) without end: those of the first window, then those of one chunk after the other.
 
-    controls_at(number): what is asked for in chunk `number`; 0 is the first window.
+    controls_at(number): the controls of chunk `number`; 0 is the first window.
     """
     window = first_window(params, config, controls_at(0), mesh)
     yield window.latents
     for number in itertools.count(1):
-        moved = config.chunk_tokens(number)
-        window = next_window(params, config, controls_at(number), window, moved, jnp.int32(number), mesh)
+        shift = config.chunk_tokens(number)
+        window = next_window(params, config, controls_at(number), window, shift, jnp.int32(number), mesh)
         yield window.latents[:, -config.chunk_frames :]
 
 
@@ -330,13 +372,13 @@ def windows(
 def latents_to_wave(
     params: Params,
     config: VAEConfig,
-    latents: jax.Array,
+    latents: Float[Arrays, "B L D"],
     first: jax.typing.ArrayLike = 0,
     mesh: Mesh | None = None,
-) -> jax.Array:
-    """The decoder: latents (B, L, D), of which the first is number `first` of its piece -> waveform float32 (B, T)."""
+) -> Float[Array, "B T"]:
+    """The decoder. The first of the latents is number `first` of its clip."""
 
-    def make(params: Params, first: jax.Array, latents: jax.Array) -> jax.Array:
+    def decode(params: Params, first: jax.Array, latents: jax.Array) -> jax.Array:
         return vae.decode(params, config, latents, first)
 
-    return per_device(make, mesh, replicated=2)(params, first, latents)
+    return per_device(decode, mesh, replicated=2)(params, first, latents)

@@ -19,7 +19,14 @@ from melody_jax.models.functional import Params
 from melody_jax.models.mulan import MuLanConfig
 from melody_jax.models.vae import VAEConfig
 from melody_jax.sampling.prompts import targets_to_prefix, text_targets
-from melody_jax.sampling.windows import Controls, SamplerConfig, first_window, latents_to_wave
+from melody_jax.sampling.settings import SamplingSettings
+from melody_jax.sampling.windows import (
+    Controls,
+    SamplerConfig,
+    first_window,
+    latents_to_wave,
+    make_controls,
+)
 from melody_jax.sharding import batch_sharding, mesh_context, state_sharding
 from melody_jax.training.checkpoint import abstract_like
 from melody_jax.training.loop import make_step
@@ -74,20 +81,9 @@ def trace_sampler(
 
 
 def _inputs(batch_size: int, levels: int) -> tuple[jax.Array, jax.Array, Controls]:
-    """Word pieces, their mask, and what each item is asked for."""
+    """Word pieces, their mask, and the controls of each item."""
     pieces = jnp.zeros((batch_size, PAPER_PIECES), jnp.int32)
-    prefix, whole, real = jnp.zeros((batch_size, levels), jnp.int32), pieces[:, 0], jnp.zeros(batch_size)
-    controls = Controls(
-        prefix_tokens=prefix,
-        negative_prefix_tokens=prefix,
-        seeds=whole,
-        candidate=whole,
-        temperature=real,
-        top_k=whole,
-        top_p=real,
-        lm_guidance_scale=real,
-        guidance_scale=real,
-    )
+    controls = make_controls(jnp.zeros((batch_size, levels), jnp.int32), [SamplingSettings()])
     return pieces, pieces.astype(jnp.float32), controls
 
 

@@ -1,0 +1,195 @@
+"""`melody sample "PROMPT" [options]`: writes clips, a batch of clips from a prompt file, or a stream of samples.
+
+melody sample "a calm solo piano piece" --seconds 10 --seed 0 --out song.wav
+melody sample --prompts prompts.jsonl --out clips
+melody sample "a calm solo piano piece" --stream | ffplay -f s16le -ar 24000 -ch_layout mono -i -
+"""
+
+import dataclasses
+import os
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from melody_jax import audio
+from melody_jax.errors import UserError
+from melody_jax.options import option
+from melody_jax.sampling import notation
+from melody_jax.sampling.prompt_file import read_prompt_file
+from melody_jax.sampling.request import Request, make_requests
+from melody_jax.sampling.settings import MAX_SECONDS, MODEL, WHAT, WHERE, ClipSettings
+
+if TYPE_CHECKING:  # `--help` does not need the networks
+    from melody_jax.sampling.cascade import Melody
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class PromptOptions:
+    """What a clip is made of."""
+
+    prompt: str = option("", group=WHAT)
+    """The music in words, with or without --prompt in front. May be empty with --source or --audio-prompt."""
+    seconds: float | None = option(None, above=0, most=MAX_SECONDS)
+    """Length in seconds. By default 10, or endless with --stream."""
+    blend: tuple[str, ...] = ()
+    """Further texts with their weights, relative to PROMPT's 1: "sad cello=0.5" "drums=-0.3"."""
+    audio_prompt: Path | None = None
+    """A sound file whose style is blended into the prompt (not its notes)."""
+    audio_weight: float = option(0.5, least=-10, most=10)
+    """Weight of --audio-prompt, relative to PROMPT's 1."""
+    story: tuple[str, ...] = ()
+    """Prompts that take over later, with their times in seconds: "20=fast techno" "40=calm piano"."""
+    source: Path | None = None
+    """A sound file to edit, one second to ten minutes long. It is continued up to --seconds, or changed by --regions,
+    --strength or --keep-tokens."""
+    regions: tuple[str, ...] = ()
+    """Seconds of the source to regenerate, such as 3-5 12.5-14. The rest stays bit-identical."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleConfig(ClipSettings, PromptOptions):
+    """Makes music from a text prompt with a released model. `--source` edits a sound file of yours."""
+
+    out: Path = option(Path("song.wav"), group=WHERE)
+    """File to write: .wav, .flac or .ogg. With --batch above 1 song-0.wav, song-1.wav, ...; with --prompts a folder.
+    Missing folders are created."""
+    stream: bool = False
+    """Writes 16-bit samples at 24 kHz to the standard output while the music is made, for a player."""
+    batch: int | None = option(None, least=1, most=1024)
+    """Clips to make of the prompt, by default 1; with --prompts clips made at a time, by default 16."""
+    prompts: Path | None = None
+    """A prompt file in place of PROMPT: one JSON object per line (docs/service.md). Clips that exist in --out are not
+    made again."""
+    suffix: str = option(".wav", choices=(".wav", ".flac", ".ogg"))
+    """Format of the clips of a prompt file."""
+    process: int = option(0, least=0)
+    """Index of this process, from 0, if several share the prompt file."""
+    processes: int = option(1, least=1)
+    """Number of processes that share the prompt file."""
+    replace: bool = False
+    """Makes the clips of a prompt file again whose settings have changed."""
+
+    model: str = option("mini", group=MODEL)
+    """Name of a released model."""
+    folder: Path | None = None
+    """Folder of released models. By default those that come with the package."""
+    distilled: bool = False
+    """Uses the diffusion distilled for few steps: --distilled --steps 2 --solver pingpong."""
+
+
+def sample(config: SampleConfig) -> None:
+    """Writes clips, streams one, or runs a batch job.
+
+    Raises:
+        UserError: options that exclude each other, a bad prompt or source, an unknown model, or a file that cannot be
+            written.
+    """
+    if config.prompts is not None:
+        _run_prompt_file(config, config.prompts)
+    elif config.stream:
+        _stream(config)
+    else:
+        _write_clips(config)
+
+
+def _settings(config: SampleConfig) -> dict[str, Any]:
+    """The options of every clip, as `make_requests` takes them."""
+    settings: dict[str, Any] = {
+        field.name: getattr(config, field.name) for field in dataclasses.fields(ClipSettings)
+    }
+    settings["source"] = config.source
+    settings["regions"] = tuple(notation.parse_region(region) for region in config.regions)
+    settings["story"] = tuple(notation.parse_scene(scene) for scene in config.story)
+    if config.seconds is not None:
+        settings["seconds"] = config.seconds
+    return settings
+
+
+def _prompt(config: SampleConfig) -> Any:
+    return notation.blend(config.prompt, config.blend, config.audio_prompt, config.audio_weight)
+
+
+def _load(config: SampleConfig, needs_tokenizer: bool) -> "Melody":
+    """The model, with its tokenizer if there are sources to encode."""
+    from melody_jax.runtime import enable_compile_cache
+    from melody_jax.sampling.cascade import NETWORKS, load
+
+    enable_compile_cache()
+    networks = (*NETWORKS, "tokenizer") if needs_tokenizer else NETWORKS
+    return load(config.model, folder=config.folder, networks=networks, distilled=config.distilled)
+
+
+def _write_clips(config: SampleConfig) -> None:
+    """Makes the clips and prints what was written and how long it took."""
+    count = 1 if config.batch is None else config.batch
+    paths = [config.out]
+    if count > 1:
+        paths = [config.out.with_stem(f"{config.out.stem}-{i}") for i in range(count)]
+    requests: list[Request] = make_requests([_prompt(config)] * count, _settings(config))
+    _create_folder(config.out.parent)
+    for path in paths:
+        audio.check_writable(path)
+    melody = _load(config, config.source is not None)
+    started = time.perf_counter()
+    waves = melody.run(requests, progress=True)
+    seconds = time.perf_counter() - started
+    for path, wave in zip(paths, waves, strict=True):
+        audio.write(path, wave, melody.sample_rate)
+    length = sum(map(len, waves)) / melody.sample_rate
+    print(f"{', '.join(map(str, paths))}: {length:g} s of music in {seconds:.1f} s (compiling included)")
+
+
+def _create_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be created ({error.strerror})") from None
+
+
+def _stream(config: SampleConfig) -> None:
+    """Writes samples to the standard output until they end or the reader closes it."""
+    if config.batch not in (None, 1):
+        raise UserError(f"batch is {config.batch}; a stream is one clip, leave --batch out")
+    if sys.stdout.isatty():
+        raise UserError("--stream writes samples, not text; pipe it into a player or a file")
+    settings = _settings(config)
+    prompt = _prompt(config)
+    try:
+        for part in _load(config, needs_tokenizer=False).stream(prompt, **settings):
+            sys.stdout.buffer.write(audio.to_int16(part, "stream").tobytes())
+            sys.stdout.buffer.flush()
+    except BrokenPipeError:
+        # Python would report the closed pipe again when it flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _run_prompt_file(config: SampleConfig, prompts: Path) -> None:
+    """Makes the clips of a prompt file that are missing and prints how many."""
+    for name in ("prompt", "audio_prompt", "blend", "story", "stream"):
+        if getattr(config, name):
+            raise UserError(
+                f"--{name.replace('_', '-')} does not go with --prompts; blends and stories stand in the prompt file"
+            )
+    from melody_jax.sampling.batch_job import BatchJobConfig, run_batch_job, share
+
+    job = BatchJobConfig(
+        prompts=prompts,
+        out=config.out,
+        batch=16 if config.batch is None else config.batch,
+        suffix=config.suffix,
+        process=config.process,
+        processes=config.processes,
+        replace=config.replace,
+    )
+    lines = read_prompt_file(prompts, _settings(config))
+    melody = _load(config, any(line.request.source is not None for line in lines))
+    written = run_batch_job(melody, job, lines)
+    existing = len(share(lines, job)) - written
+    if not written:
+        print(f"{config.out}: all {existing} clips exist already")
+    elif existing:
+        print(f"{config.out}: {written} clips made, {existing} existed already")
+    else:
+        print(f"{config.out}: {written} clips made")

@@ -1,0 +1,205 @@
+"""The plan of a call: which compiled program makes each clip, in how many windows, and where in the clip they lie.
+
+A plan is immutable and holds no arrays. It follows from the requests, the networks' configs and the lengths of the
+sources. Requests that share a program form one batch. `cascade.py` runs the plan.
+"""
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from melody_jax import diffusion
+from melody_jax.audio import SAMPLE_RATE, TOKEN_SAMPLES
+from melody_jax.errors import UserError
+from melody_jax.sampling.request import Request
+from melody_jax.sampling.settings import MAX_SECONDS
+from melody_jax.sampling.windows import SamplerConfig
+
+NETWORKS = ("mulan", "lm", "dpd", "vae")
+"""Networks that sampling needs; a source needs the "tokenizer" as well."""
+
+Configs = Mapping[str, Any]
+"""Name of a network -> its config."""
+
+
+class Fill(NamedTuple):
+    """One window that regenerates part of an edited clip; all positions are semantic tokens of the clip."""
+
+    start: int
+    """Where the window begins."""
+    first: int
+    """The first new token."""
+    last: int
+    """The token after the last new one."""
+    closed: bool
+    """Whether the window holds source tokens after the new ones."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EditPlan:
+    """What is regenerated of a source, and the windows that do it."""
+
+    regions: tuple[tuple[int, int], ...]
+    """(begin, end) of the new samples."""
+    tokens: int
+    """Length of the edited clip in semantic tokens, at least one window; the end may be padding."""
+    window: int
+    """Tokens per window, U."""
+    fills: tuple[Fill, ...]
+    """The windows in the order in which they are filled."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProgramBatch:
+    """Requests that one compiled program makes as one batch."""
+
+    config: SamplerConfig
+    """Everything that is compiled into the program."""
+    windows: int
+    """Windows per clip: the first window and its chunks, or the fills of an edit."""
+    requests: tuple[Request, ...]
+    """Each request has `best_of` rows in the batch."""
+    edits: tuple[EditPlan, ...] = ()
+    """The edit of each request; empty if there are no sources."""
+
+    @property
+    def rows(self) -> list[tuple[Request, int]]:
+        """(request, candidate number) of each row of the batch."""
+        return [(request, candidate) for request in self.requests for candidate in range(request.best_of)]
+
+
+def plan_batches(
+    requests: Sequence[Request], configs: Configs, source_samples: Mapping[Request, int]
+) -> list[ProgramBatch]:
+    """The requests grouped by program, in the order of the first request of each.
+
+    source_samples: length of the source of each request that has one.
+
+    Raises:
+        UserError: a network is missing, or a request does not fit the networks or its source.
+    """
+    groups: dict[tuple[SamplerConfig, int, bool], list[tuple[Request, EditPlan | None]]] = {}
+    for request in requests:
+        config = sampler_config(request, configs)
+        edit = None
+        windows = 1 + chunk_count(request.seconds, configs)
+        if request.source is not None:
+            edit = plan_edit(request, source_samples[request], config)
+            windows = len(edit.fills)
+        groups.setdefault((config, windows, edit is not None), []).append((request, edit))
+    return [
+        ProgramBatch(
+            config=config,
+            windows=windows,
+            requests=tuple(request for request, _ in members),
+            edits=tuple(edit for _, edit in members if edit is not None),
+        )
+        for (config, windows, _), members in groups.items()
+    ]
+
+
+def sampler_config(request: Request, configs: Configs) -> SamplerConfig:
+    """What has to be compiled for the request.
+
+    Raises:
+        UserError: a network was not loaded, or a distilled diffusion does not support the guidance scale.
+    """
+    if missing := [network for network in NETWORKS if network not in configs]:
+        raise UserError(f"{missing[0]} was not loaded; generating needs {', '.join(NETWORKS)}")
+    scale = request.guidance_scale
+    distilled_range = configs["dpd"].guidance_range
+    if distilled_range and not distilled_range[0] <= scale <= distilled_range[1]:
+        low, high = distilled_range
+        raise UserError(f"guidance_scale is {scale}; the distilled diffusion supports {low:g} to {high:g}")
+    config = SamplerConfig(
+        lm=configs["lm"],
+        dpd=configs["dpd"],
+        steps=int(request.steps),
+        schedule=request.schedule,
+        solver=request.solver,
+        start=float(request.strength * diffusion.HALF_PI),
+        guided=scale != 1 and not distilled_range,
+        lm_guided=request.lm_guidance_scale != 1,
+    )
+    if request.top_k > config.candidates:
+        config = dataclasses.replace(config, candidates=config.lm.semantic_vocab)
+    return config
+
+
+def window_samples(configs: Configs) -> int:
+    """Samples of one window, the most that the networks process at a time."""
+    return configs["dpd"].frames * configs["vae"].hop
+
+
+def chunk_count(seconds: float, configs: Configs) -> int:
+    """Chunks after the first window that a clip of this length needs."""
+    window_seconds = window_samples(configs) / SAMPLE_RATE
+    missing = seconds - window_seconds
+    chunk_seconds = window_seconds / configs["dpd"].chunks
+    return math.ceil(missing / chunk_seconds - 1e-9) if missing > 0 else 0
+
+
+def plan_edit(request: Request, source_samples: int, config: SamplerConfig) -> EditPlan:
+    """The regions and windows of an edit of a source of `source_samples` samples at 24 kHz.
+
+    Raises:
+        UserError: the source is too long, a region ends after it, or it is already as long as its continuation.
+    """
+    seconds = source_samples / SAMPLE_RATE
+    if seconds > MAX_SECONDS:
+        raise UserError(f"a source of {seconds:.0f} s; it must be at most {MAX_SECONDS:g} s long")
+    if request.continues_source and request.seconds <= seconds:
+        raise UserError(
+            f"seconds is {request.seconds}, but the source has {seconds:.2f} already; ask for more"
+        )
+    if late := [end for _, end in request.regions if end > seconds + 1e-6]:
+        raise UserError(f"a region ends at {late[0]} s; the source ends at {seconds:.2f} s")
+    if request.continues_source:
+        regions = [(source_samples, round(request.seconds * SAMPLE_RATE))]
+    else:
+        samples = [(round(begin * SAMPLE_RATE), round(end * SAMPLE_RATE)) for begin, end in request.regions]
+        regions = merge_regions(samples) or [(0, source_samples)]
+    window = config.tokens
+    step = window // config.dpd.chunks
+    snapped = merge_regions([(begin // TOKEN_SAMPLES, -(-end // TOKEN_SAMPLES)) for begin, end in regions])
+    length = max(window, *(end for _, end in snapped), -(-source_samples // TOKEN_SAMPLES))
+    if request.continues_source:  # in steps of one chunk; the samples beyond the request are cut
+        first = snapped[0][0]
+        length = max(window, first + -(-(length - first) // step) * step)
+        snapped = [(first, length)]
+    fills = plan_fills(snapped, length, window, step)
+    return EditPlan(regions=tuple(regions), tokens=length, window=window, fills=tuple(fills))
+
+
+def plan_fills(regions: list[tuple[int, int]], length: int, window: int, step: int) -> list[Fill]:
+    """The windows that fill the `regions` (begin, end) of a clip of `length` tokens, from left to right.
+
+    A region of up to half a window is filled at once, with source on both sides. A longer one is filled `step` tokens
+    at a time, as in algorithm 2 of the paper.
+    """
+    fills: list[Fill] = []
+    for begin, end in regions:
+        first = begin
+        while first < end:
+            closed = end < length and end - first <= window // 2
+            before = (window - (end - first)) // 2 if closed else window - step
+            start = min(max(first - before, 0), max(length - window, 0))
+            last = min(end, start + window)
+            if not closed and start > 0:
+                last = min(last, first + step)
+            fills.append(Fill(start, first, last, last == end < min(length, start + window)))
+            first = last
+    return fills
+
+
+def merge_regions(regions: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    """The regions in order; those that touch or overlap become one."""
+    merged: list[tuple[int, int]] = []
+    for begin, end in sorted(regions):
+        if merged and begin <= merged[-1][1]:
+            merged[-1] = merged[-1][0], max(end, merged[-1][1])
+        else:
+            merged.append((begin, end))
+    return merged

@@ -1,0 +1,96 @@
+"""Prompt files: one JSON object per line, each of which becomes one clip.
+
+A line has a "prompt". It may have an "id", which becomes the name of the clip's file, and any field of `Request`
+(`notation.py` describes blends, stories and regions). Sound files are relative to the folder of the prompt file.
+"""
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from melody_jax.errors import UserError
+from melody_jax.sampling import notation
+from melody_jax.sampling.request import Request, make_requests
+
+CLIP_ID = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]{0,99}")
+"""A valid id: it cannot lead out of a folder or hide a file."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class PromptLine:
+    """One line of a prompt file."""
+
+    number: int
+    """Line number, from 1."""
+    clip_id: str
+    """The clip's id, unique in the file."""
+    request: Request
+    """The clip."""
+    settings: dict[str, Any]
+    """The request as JSON values. A clip that was made with equal settings need not be made again."""
+
+
+def read_prompt_file(path: Path, defaults: dict[str, Any]) -> list[PromptLine]:
+    """The lines of a prompt file in order; empty lines do not count.
+
+    A setting that a line does not have is taken from `defaults`; its seed is then the default seed plus its place (from
+    0), and its id is its place.
+
+    Raises:
+        UserError: the file cannot be read or has no prompts, or lines are bad: names the first and counts the others.
+    """
+    try:
+        lines = path.read_text("utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"{path}: cannot be read as UTF-8 text ({reason})") from None
+    parsed: dict[str, PromptLine] = {}
+    errors: list[str] = []
+    numbers = [number for number, line in enumerate(lines, start=1) if line.strip()]
+    for place, number in enumerate(numbers):
+        try:
+            line = _parse_line(json.loads(lines[number - 1]), number, place, defaults, path.parent)
+            if parsed.setdefault(line.clip_id.casefold(), line) is not line:
+                raise UserError(f"id {line.clip_id!r} is an earlier line's too")
+        except json.JSONDecodeError as error:
+            errors.append(f"line {number}: not JSON ({error.msg})")
+        except UserError as error:
+            errors.append(f"line {number}: {error}")
+    raise_line_errors(errors, path)
+    if not parsed:
+        raise UserError(f'{path}: no prompts; a line is like {{"prompt": "slow sad cello"}}')
+    return list(parsed.values())
+
+
+def raise_line_errors(errors: list[str], path: Path) -> None:
+    """Raises `UserError` with the first of the errors in the lines of a file and the number of the others, if any."""
+    if errors:
+        others = f" (and {len(errors) - 1} more bad lines)" if len(errors) > 1 else ""
+        raise UserError(f"{path}, {errors[0]}{others}")
+
+
+def _parse_line(line: Any, number: int, place: int, defaults: dict[str, Any], folder: Path) -> PromptLine:
+    if not isinstance(line, dict):
+        raise UserError('a line must be an object with a "prompt"')
+    settings = {name: value for name, value in line.items() if name not in ("id", "prompt")}
+    for name, value in settings.items():
+        if isinstance(value, list | dict) and name not in ("story", "regions"):
+            raise UserError(f"{name} is {value}; a clip has one value of it")
+    if "story" in settings:
+        settings["story"] = notation.parse_story(settings["story"], folder)
+    if "regions" in settings:
+        settings["regions"] = notation.parse_regions(settings["regions"])
+    if settings.get("source") is not None:
+        settings["source"] = folder / str(settings["source"])
+    clip_id = str(line.get("id", f"{place:06d}"))
+    if not CLIP_ID.fullmatch(clip_id):
+        raise UserError(
+            f"id {clip_id!r} is no file name; it must be 1 to 100 of A-Z a-z 0-9 . _ - and not begin with a ."
+        )
+    prompt = notation.parse_prompt(line.get("prompt", ""), folder)
+    (request,) = make_requests([prompt], defaults | {"seed": defaults.get("seed", 0) + place} | settings)
+    return PromptLine(
+        number=number, clip_id=clip_id, request=request, settings=notation.request_to_json(request)
+    )
