@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from melody_jax.models import denoiser, dit, dpd, functional, unet1d, unet2d
 from melody_jax.models.conditioning import DenoiserConfig, shared_fields
-from melody_jax.models.dpd import DPDConfig, Fine
+from melody_jax.models.dpd import DPDConfig, FinePath
 
 ROOT = Path(__file__).parents[1]
 ITEMS = 8
@@ -31,7 +31,7 @@ ITEMS = 8
 def fine_paths(config: DPDConfig) -> dict[str, DenoiserConfig]:
     """DPD with each of its fine paths."""
     return {
-        f"DPD, {fine.replace('_', ' ')}": dataclasses.replace(config, fine=fine) for fine in get_args(Fine)
+        f"DPD, {fine.replace('_', ' ')}": dataclasses.replace(config, fine=fine) for fine in get_args(FinePath)
     }
 
 

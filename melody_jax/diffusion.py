@@ -147,17 +147,16 @@ def sample_angles(
     chunks: int,
     shared_probability: float = 0.0,
     clean_prefix_probability: float = 0.0,
-    maximum: float = HALF_PI,
 ) -> Float[Array, "B L"]:
-    """Training angles (B, L): uniform on [0, `maximum`], independent per chunk as in the paper.
+    """Training angles (B, L): uniform on [0, pi/2], independent per chunk as in the paper.
 
     Two probabilities mix in what sampling encounters and independent angles seldom produce. With `shared_probability`
     an item has one angle for the whole window (generation). With `clean_prefix_probability` its first 1 to M - 1 chunks
     are at exactly angle 0 and the rest shares one angle (continuation; with M = 1, one shared angle).
     """
     keys = jax.random.split(key, 4)
-    angle = jax.random.uniform(keys[0], (batch, chunks), maxval=maximum)
-    shared = jnp.broadcast_to(jax.random.uniform(keys[1], (batch, 1), maxval=maximum), angle.shape)
+    angle = jax.random.uniform(keys[0], (batch, chunks), maxval=HALF_PI)
+    shared = jnp.broadcast_to(jax.random.uniform(keys[1], (batch, 1), maxval=HALF_PI), angle.shape)
     clean = jax.random.randint(keys[2], (batch, 1), min(1, chunks - 1), max(chunks, 1))
     prefix = jnp.where(jnp.arange(chunks) < clean, 0.0, shared)
     mode = jax.random.uniform(keys[3], (batch, 1))
@@ -174,9 +173,8 @@ def warp_angles(
     distribution: str,
     mean: float = 0.0,
     std: float = 1.0,
-    maximum: float = HALF_PI,
 ) -> Float[Array, "*shape"]:
-    """Maps uniform angles on [0, `maximum`] monotonically to another distribution on it; 0 stays exactly 0.
+    """Maps uniform angles on [0, pi/2] monotonically to another distribution on it; 0 stays exactly 0.
 
       uniform       unchanged (the paper)
       uniform_time  the time t = sin / (cos + sin) of rectified flow is uniform
@@ -192,12 +190,12 @@ def warp_angles(
         return angle
     if not std > 0:
         raise UserError(f"angle_std is {std}; it must be above 0")
-    quantile = angle / maximum
+    quantile = angle / HALF_PI
     if distribution == "uniform_time":
-        return jnp.arctan2(quantile, 1 - quantile) * (maximum / HALF_PI)
+        return jnp.arctan2(quantile, 1 - quantile)
     interior = jnp.clip(quantile, 1e-6, 1 - 1e-6)
     warped = jnp.arctan(jnp.exp(mean + std * jax.scipy.special.ndtri(interior)))
-    return jnp.where(angle > 0, warped, 0.0) * (maximum / HALF_PI)
+    return jnp.where(angle > 0, warped, 0.0)
 
 
 def drift_weight(angle: float, next_angle: float) -> float:

@@ -131,7 +131,7 @@ def test_study(options: dict[str, Any], capsys: pytest.CaptureFixture) -> None:
     found = json.loads((Path(options["out"]) / "tiny.json").read_text())
     (pair,) = found["pairing"]["one angle"]
     assert pair["steps"] == STEPS
-    assert set(pair["shared"]) == {"batch", "conditioned", "tokens", "prefix", "noise"}
+    assert set(pair["shared"]) == {"batch", "has_condition", "tokens", "prefix", "noise"}
     assert pair["different"] == ["angle"]
     first = found["comparisons"][0]
     runs = _runs(options)

@@ -73,25 +73,27 @@ def test_a_consistent_student_has_no_loss(span: float, batch, monkeypatch: pytes
         assert shifted == pytest.approx(0.25, abs=0.01)
 
 
-def test_walks_end_where_paths_do_and_leave_context_alone(batch, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_trajectories_end_where_paths_do_and_leave_context_alone(
+    batch, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(consistency.denoiser, "velocity", gaussian(lambda along, exact: exact))
     stage = dataclasses.replace(STAGE, clean_prefix=1.0, teacher_steps=20)
-    walks = stage._draw(batch["latents"], jax.random.key(4))
-    visited, angles, end = stage._walk({}, {}, batch, walks)
+    starts = stage._draw(batch["latents"], jax.random.key(4))
+    visited, angles, end = stage._trajectory({}, {}, batch, starts)
     assert visited.shape == (20, *batch["latents"].shape)
     assert angles.shape == (20, 4)
-    assert not walks.is_new[:, 0].any()
-    assert walks.is_new[:, -1].all()
-    context = ~walks.is_new
+    assert not starts.is_new[:, 0].any()
+    assert starts.is_new[:, -1].all()
+    context = ~starts.is_new
     np.testing.assert_array_equal(end[context], batch["latents"][context])
     np.testing.assert_array_equal(
         visited[:, context], jnp.broadcast_to(batch["latents"][context], visited[:, context].shape)
     )
-    angle = np.asarray(walks.angle)
+    angle = np.asarray(starts.angle)
     assert (angle == np.float32(math.pi / 2)).any()
     ratio = SPREAD / np.sqrt((np.cos(angle) * SPREAD) ** 2 + np.sin(angle) ** 2)
-    expected = walks.noisy * ratio[:, None, None]
-    far = float(jnp.abs(end - expected)[walks.is_new].mean() / jnp.abs(expected)[walks.is_new].mean())
+    expected = starts.noisy * ratio[:, None, None]
+    far = float(jnp.abs(end - expected)[starts.is_new].mean() / jnp.abs(expected)[starts.is_new].mean())
     assert far < 0.015  # of first order, 20 steps err by 0.05
 
 
@@ -118,12 +120,12 @@ def test_a_fresh_student_is_its_teacher_at_any_scale(batch) -> None:
         batch["prefix_tokens"],
     )
     teacher = jax.jit(lambda params: denoiser.velocity(params, STAGE.teacher.model, *given))(params["base"])
-    told = jax.jit(lambda params, scale: denoiser.velocity(params, MODEL, *given, scale))
-    np.testing.assert_allclose(told(student, jnp.array([1.0, 2.0, 3.0, 4.0])), teacher, atol=1e-5)
+    velocity = jax.jit(lambda params, scale: denoiser.velocity(params, MODEL, *given, scale))
+    np.testing.assert_allclose(velocity(student, jnp.array([1.0, 2.0, 3.0, 4.0])), teacher, atol=1e-5)
     student["guidance"]["out"]["kernel"] = jax.random.normal(jax.random.key(3), (64, MODEL.width))
-    changed = np.abs(told(student, jnp.array([1.0, 2.0, 2.0, 4.0])) - told(student, jnp.full(4, 2.0))).max(
-        axis=(1, 2)
-    )
+    changed = np.abs(
+        velocity(student, jnp.array([1.0, 2.0, 2.0, 4.0])) - velocity(student, jnp.full(4, 2.0))
+    ).max(axis=(1, 2))
     np.testing.assert_array_equal(changed > 1e-3, [True, False, False, True])
 
 

@@ -19,7 +19,7 @@ from melody_jax.config_json import from_dict, to_dict
 from melody_jax.errors import UserError
 from melody_jax.flops import matmul_cost
 from melody_jax.models import denoiser, dit, dpd, lm, unet1d, unet2d
-from melody_jax.models.conditioning import Conditioned, Conditions, shared_fields
+from melody_jax.models.conditioning import Backbone, Conditioning, shared_fields
 from melody_jax.models.denoiser import DenoiserConfig
 from melody_jax.models.functional import Remat, count
 from melody_jax.models.unet import UNetConfig
@@ -39,22 +39,22 @@ SHARED: dict[str, Any] = shared_fields(dpd.TINY) | {
 class OneLayerConfig(DenoiserConfig):
     """A backbone that somebody adds."""
 
-    def products(self, frames: int) -> int:
+    def macs(self, frames: int) -> int:
         """Of its two layers."""
         return frames * 2 * self.latent_dim * self.width
 
 
-class OneLayer(Conditioned):
-    """Frames for themselves: two layers with what is told between them."""
+class OneLayer(Backbone):
+    """Frames for themselves: two layers, the conditioning between them."""
 
     def __init__(self, config: OneLayerConfig, *, rngs: nnx.Rngs) -> None:
         super().__init__(config, rngs=rngs)
         self.inputs = nnx.Linear(config.latent_dim, config.width, rngs=rngs)
         self.outputs = nnx.Linear(config.width, config.latent_dim, rngs=rngs)
 
-    def __call__(self, noisy: jax.Array, told: Conditions) -> jax.Array:
+    def __call__(self, noisy: jax.Array, cond: Conditioning) -> jax.Array:
         return self.outputs(
-            jax.nn.gelu(self.inputs(noisy) + told.angles + told.aligned + told.pooled[:, None])
+            jax.nn.gelu(self.inputs(noisy) + cond.angles + cond.aligned + cond.pooled[:, None])
         )
 
 
@@ -77,7 +77,7 @@ VARIANTS = {
 
 @pytest.fixture(params=[*BACKBONES, "one_layer"])
 def config(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> DenoiserConfig:
-    monkeypatch.setitem(denoiser.NETWORKS, OneLayerConfig, OneLayer)
+    monkeypatch.setitem(denoiser.BACKBONES, OneLayerConfig, OneLayer)
     return BACKBONES.get(request.param) or OneLayerConfig(**SHARED)
 
 
@@ -92,14 +92,16 @@ def inputs(config: DenoiserConfig, frames: int = 24, batch: int = 3, seed: int =
 
 
 @partial(quickly, static_argnames=("config", "network"))
-def _run(params: Any, config: DenoiserConfig, network: Any, conditioned: jax.Array, given: Any) -> jax.Array:
-    return denoiser.velocity(params, config, conditioned=conditioned, **given)
+def _run(
+    params: Any, config: DenoiserConfig, network: Any, has_condition: jax.Array, given: Any
+) -> jax.Array:
+    return denoiser.velocity(params, config, has_condition=has_condition, **given)
 
 
-def run(params: Any, config: DenoiserConfig, conditioned: Any = True, **given: jax.Array) -> np.ndarray:
+def run(params: Any, config: DenoiserConfig, has_condition: Any = True, **given: jax.Array) -> np.ndarray:
     given = inputs(config) | given
-    mask = jnp.broadcast_to(jnp.asarray(conditioned), len(given["noisy"]))
-    return np.asarray(_run(params, config, denoiser.NETWORKS[type(config)], mask, given))
+    mask = jnp.broadcast_to(jnp.asarray(has_condition), len(given["noisy"]))
+    return np.asarray(_run(params, config, denoiser.BACKBONES[type(config)], mask, given))
 
 
 def test_output_depends_on_every_input_and_the_null_branch_on_no_token(config: DenoiserConfig) -> None:
@@ -108,9 +110,9 @@ def test_output_depends_on_every_input_and_the_null_branch_on_no_token(config: D
 
 @pytest.mark.parametrize("name", list(VARIANTS))
 def test_so_it_is_of_the_other_choices(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(denoiser.NETWORKS, OneLayerConfig, OneLayer)
+    monkeypatch.setitem(denoiser.BACKBONES, OneLayerConfig, OneLayer)
     check_dependence(VARIANTS[name])
-    check_products(VARIANTS[name])
+    check_macs(VARIANTS[name])
 
 
 def check_dependence(config: DenoiserConfig) -> None:
@@ -146,16 +148,16 @@ def test_any_number_of_frames(config: DenoiserConfig) -> None:
     assert found.shape == (3, 13, config.latent_dim)
     assert np.isfinite(found).all()
     one = jax.eval_shape(
-        partial(denoiser.velocity, config=config, conditioned=3, **inputs(config, frames=1)), params
+        partial(denoiser.velocity, config=config, has_condition=3, **inputs(config, frames=1)), params
     )
     assert one.shape == (3, 1, config.latent_dim)
 
 
-def test_products_are_those_that_are_traced(config: DenoiserConfig) -> None:
-    check_products(config)
+def test_macs_equal_those_in_the_trace(config: DenoiserConfig) -> None:
+    check_macs(config)
 
 
-def check_products(config: DenoiserConfig) -> None:
+def check_macs(config: DenoiserConfig) -> None:
     other = dataclasses.replace(
         config, cross_attention=False, aligned_tokens=False, prefix_conditioning=False
     )
@@ -164,8 +166,10 @@ def check_products(config: DenoiserConfig) -> None:
         params = jax.eval_shape(partial(denoiser.init, changed), jax.random.key(0))
         given = inputs(changed, frames, batch=1)
         given["semantic_tokens"] = given["semantic_tokens"][:, : changed.tokens(frames)]
-        told = partial(denoiser.velocity, config=changed, conditioned=1, guidance_scale=jnp.ones(1), **given)
-        assert denoiser.flops(changed, frames) == matmul_cost(jax.make_jaxpr(told)(params))[0]
+        evaluate = partial(
+            denoiser.velocity, config=changed, has_condition=1, guidance_scale=jnp.ones(1), **given
+        )
+        assert denoiser.flops(changed, frames) == matmul_cost(jax.make_jaxpr(evaluate)(params))[0]
 
 
 def task(key: jax.Array, config: DenoiserConfig, batch: int) -> dict[str, jax.Array]:

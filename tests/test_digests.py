@@ -44,7 +44,7 @@ def test_another_network_draws_the_same() -> None:
     [
         (dataclasses.replace(STAGE, model=dataclasses.replace(MODEL, chunks=2)), "angle"),
         (dataclasses.replace(STAGE, shared_angle=0.0), "angle"),
-        (dataclasses.replace(STAGE, condition_dropout=0.9), "conditioned"),
+        (dataclasses.replace(STAGE, condition_dropout=0.9), "has_condition"),
         (dataclasses.replace(STAGE, token_corruption=0.0), "tokens"),
         (dataclasses.replace(STAGE, prefix_dropout=0.9), "prefix"),
     ],
@@ -60,16 +60,16 @@ def test_other_batches_and_steps_differ_in_all() -> None:
     assert before["digest/batch"] != of(STAGE, seed=1)["digest/batch"]
     other = of(STAGE, key=jax.random.fold_in(KEY, 1))
     assert all(
-        other[name] != before[name] for name in before if name not in ("digest/batch", "digest/conditioned")
+        other[name] != before[name] for name in before if name not in ("digest/batch", "digest/has_condition")
     )
 
 
 def test_the_loss_is_of_what_was_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
     def velocity(
-        params: dict, _: Any, noisy: Any, angle: Any, tokens: Any, conditioned: Any, prefix: Any
+        params: dict, _: Any, noisy: Any, angle: Any, tokens: Any, has_condition: Any, prefix: Any
     ) -> Any:
-        told = (tokens.mean(axis=1) + prefix.mean(axis=1)) * conditioned
-        return params["gain"] * noisy + angle[..., None] + told[:, None, None]
+        pooled = (tokens.mean(axis=1) + prefix.mean(axis=1)) * has_condition
+        return params["gain"] * noisy + angle[..., None] + pooled[:, None, None]
 
     monkeypatch.setattr(denoiser, "velocity", velocity)
     params, rows = {"model": {"gain": jnp.float32(0.3)}}, batch()
@@ -77,7 +77,7 @@ def test_the_loss_is_of_what_was_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
     drawn = STAGE.draw(rows, KEY)
     noisy, target = diffusion.corrupt(jnp.asarray(rows["latents"]), drawn.noise, drawn.angle)
     predicted = velocity(
-        params["model"], MODEL, noisy, drawn.angle, drawn.tokens, drawn.conditioned, drawn.prefix
+        params["model"], MODEL, noisy, drawn.angle, drawn.tokens, drawn.has_condition, drawn.prefix
     )
     errors = np.asarray((predicted - target) ** 2)[np.asarray(drawn.angle) > 0]
     assert float(metrics["loss"]) == pytest.approx(errors.mean(), rel=1e-5)

@@ -2,9 +2,7 @@
 
 import jax
 import numpy as np
-import pytest
 
-from melody_jax.errors import UserError
 from melody_jax.models import sru
 from melody_jax.models.sru import SRUConfig
 
@@ -31,7 +29,7 @@ def plain(params, config, x):
         layer = {name: np.asarray(leaf, np.float64) for name, leaf in params["layers"][str(index)].items()}
         kernel = layer["kernel"].reshape(-1, 4, 2, width).transpose(2, 1, 0, 3)
         bias = layer["bias"].reshape(2, 2, width).transpose(1, 0, 2)
-        v = layer.get("recurrent", np.zeros((2, 2 * width))).reshape(2, 2, width).transpose(1, 0, 2)
+        v = layer["recurrent"].reshape(2, 2, width).transpose(1, 0, 2)
         x = np.concatenate([plain_direction(x, kernel[d], bias[d], v[d], d == 1) for d in (0, 1)], axis=-1)
     return x
 
@@ -47,19 +45,15 @@ def setup(**fields):
     return config, jax.tree.unflatten(tree, leaves), jax.random.normal(jax.random.key(2), (7, 3, 6))
 
 
-@pytest.mark.parametrize(
-    "fields", [{}, {"recurrent_weights": False}, {"recurrent_weights": False, "parallel_scan": True}]
-)
-def test_two_layers_both_directions_equal_the_plain_loop(fields):
-    config, params, x = setup(**fields)
+def test_two_layers_both_directions_equal_the_plain_loop():
+    config, params, x = setup()
     result = jax.jit(lambda p, x: sru.apply(p, config, x))(params, x)
     assert result.shape == (7, 3, 10)
     np.testing.assert_allclose(result, plain(params, config, np.asarray(x, np.float64)), atol=2e-6)
 
 
-@pytest.mark.parametrize("recurrent_weights", [True, False])
-def test_written_out_derivative_equals_the_automatic_one(recurrent_weights):
-    config, params, x = setup(recurrent_weights=recurrent_weights)
+def test_written_out_derivative_equals_the_automatic_one():
+    config, params, x = setup()
     jnp = jax.numpy
 
     def direction(x, w, bias, v, reverse):
@@ -75,11 +69,7 @@ def test_written_out_derivative_equals_the_automatic_one(recurrent_weights):
         for index in range(config.layers):
             layer = params["layers"][str(index)]
             w = layer["kernel"].reshape(-1, 4, 2, 5).transpose(2, 1, 0, 3)
-            zeros = jnp.zeros((2, 10))
-            bias, v = (
-                leaf.reshape(2, 2, 5).swapaxes(0, 1)
-                for leaf in (layer["bias"], layer.get("recurrent", zeros))
-            )
+            bias, v = (layer[name].reshape(2, 2, 5).swapaxes(0, 1) for name in ("bias", "recurrent"))
             x = jnp.concatenate([direction(x, w[d], bias[d], v[d], d == 1) for d in (0, 1)], axis=-1)
         return x
 
@@ -100,8 +90,3 @@ def test_directions_see_one_side_each():
     assert moved[3:, :5].any(axis=1).all()
     assert not moved[4:, 5:].any()
     assert moved[:4, 5:].any(axis=1).all()
-
-
-def test_parallel_scan_of_a_nonlinear_recurrence_is_refused():
-    with pytest.raises(UserError):
-        SRUConfig(inputs=4, hidden=4, parallel_scan=True)

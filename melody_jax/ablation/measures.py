@@ -142,12 +142,13 @@ def _predict(
     batch: Batch,
     noisy: jax.Array,
     angle: jax.Array,
-    conditioned: int | None = None,
+    has_condition: int | None = None,
 ) -> jax.Array:
     """The velocity; a network that never had a condition in training has none here."""
     tokens, prefix = batch["semantic_tokens"], batch["prefix_tokens"]
-    who = _with_condition(stage, len(tokens)) if conditioned is None else conditioned
-    return denoiser.velocity(model, stage.model, noisy, angle, tokens, who, prefix)
+    if has_condition is None:
+        has_condition = _with_condition(stage, len(tokens))
+    return denoiser.velocity(model, stage.model, noisy, angle, tokens, has_condition, prefix)
 
 
 def _with_condition(stage: Any, clips: int) -> int:
@@ -199,7 +200,7 @@ def _sample(stage: Any, model: Params, batch: Batch, number: int) -> jax.Array:
 
     def guided(noisy: jax.Array, angle: jax.Array) -> jax.Array:
         both = [jnp.concatenate([x, x]) for x in (noisy, angle)]
-        predicted = _predict(stage, model, doubled, *both, conditioned=_with_condition(stage, clips))
+        predicted = _predict(stage, model, doubled, *both, has_condition=_with_condition(stage, clips))
         return diffusion.guide(predicted[:clips], predicted[clips:], GUIDANCE_SCALE)
 
     return diffusion.sample(guided, noise, diffusion.angle_steps("paper", SAMPLING_STEPS))

@@ -79,7 +79,7 @@ class Study:
     seeds: tuple[int, ...] = (0, 1, 2)
     """Of initialisation, data order and noise together."""
     differs: tuple[str, ...] = ()
-    """What arms draw differently on purpose ("angle", "conditioned"...); all else must be equal to the bit."""
+    """What arms draw differently on purpose ("angle", "has_condition"...); all else must be equal to the bit."""
     against: Mapping[str, str] = dataclasses.field(default_factory=dict)
     """Arm -> the arm that it is compared with, where that is not the first one."""
     claims: tuple[Claim, ...] = ()

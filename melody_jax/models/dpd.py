@@ -1,4 +1,5 @@
-"""Dual-path diffusion (DPD; MeLoDy, section 4.2 and figure 2): semantic tokens and noisy latents to a velocity.
+"""Dual-path diffusion (DPD; MeLoDy, arXiv 2305.15719, section 4.2 and figure 2): semantic tokens and noisy latents to
+a velocity.
 
 The window is cut into overlapping segments, a sheet of S segments by K frames with K near sqrt(L), so that every
 path is O(sqrt L) long. Each block has a coarse path, RoFormer along the segments on merged columns with
@@ -10,82 +11,75 @@ angle and the pooled condition:
     G = FiLM(SRU(F)) ;                H = RMSNorm(F + G)
     v = RMSNorm(overlap_add(H)) W_out
 
-Without a condition (the null branch of classifier-free guidance) cross-attention turns to the sequence itself through
-the same weights, and the pooled condition is zero: nothing of the tokens or the prefix reaches the output.
+Without a condition (the null branch of classifier-free guidance) cross-attention attends to the sequence itself with
+the same weights, and the pooled condition is zero: the output does not depend on the tokens or the prefix.
 
 Legend: B batch, L latent frames, D latent width, W trunk width, U semantic tokens, S segments, K frames in a segment,
-C merged columns, H heads, P prefix levels. Sheets are (K, B, S, W), columns first: that is what the SRU's loop wants.
+C merged columns, H heads, P prefix levels. Sheets are (K, B, S, W), columns first: the layout for the SRU's loop.
 """
 
 import dataclasses
 from functools import partial
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jaxtyping import Array, Float
 
 from melody_jax import sharding
 from melody_jax.errors import UserError
 from melody_jax.models import functional
-from melody_jax.models.conditioning import MLP, SMALL_INIT, Conditioned, Conditions, DenoiserConfig
+from melody_jax.models.conditioning import MLP, SMALL_INIT, Backbone, Conditioning, DenoiserConfig
 from melody_jax.models.fine_path import LinearRecurrence, LocalAttention
 from melody_jax.models.layers import Linear, RMSNorm
-from melody_jax.models.roformer import BRANCH_GAIN, Condition, RoFormer
+from melody_jax.models.roformer import BRANCH_GAIN, RoFormer
 from melody_jax.models.segments import (
-    column_clock,
+    column_positions,
     merge,
     merge_width,
     overlap_add,
     repeat,
     segment,
-    segment_clock,
     segment_count,
+    segment_positions,
 )
 from melody_jax.models.sru import SRU, SRUConfig
 
-Fine = Literal["sru", "linear_recurrence", "local_attention"]
-Modulation = Literal["mlp", "affine", "none"]
+FinePath = Literal["sru", "linear_recurrence", "local_attention"]
+FiLMForm = Literal["mlp", "affine", "none"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DPDConfig(DenoiserConfig):
-    """Shape of the network and the choices the paper leaves open. The defaults are the paper's."""
+    """Shape of the network. The defaults are the paper's, and our choices where the paper leaves them open."""
 
     blocks: int = 8
     """Dual-path blocks, N."""
     segment: int = 64
     """Frames in a segment, K."""
     overlap: int = 2
-    """Segments that every frame lies in, a divisor of K: 2 overlap by half, as in the paper; 1 lie side by side."""
+    """Segments that contain each frame, a divisor of K: with 2 they overlap by half, as in the paper; with 1 they lie
+    side by side."""
     heads: int = 12
     """Attention heads."""
     roformer_layers: int = 2
     """Layers (self-attention, feed-forward, cross-attention, feed-forward) in a block's coarse path."""
     feed_forward: int = 4
     """Width of a feed-forward layer as a multiple of W."""
-    fine: Fine = "sru"
-    """What runs inside the segments: the paper's SRU, or one of models/fine_path.py, of as many parameters."""
+    fine: FinePath = "sru"
+    """The network inside the segments: the paper's SRU, or an alternative of equal size from models/fine_path.py."""
     sru_hidden: int = 384
     """Width of one direction of the SRU or the linear recurrence; attention is as wide as the trunk."""
     sru_layers: int = 2
     """Layers of the fine path in a block."""
-    sru_recurrent_weights: bool = True
-    """The SRU's v terms; see models/sru.py."""
-    sru_parallel_scan: bool = False
-    """Parallel scan for an SRU without v terms; see models/sru.py."""
-    film: Modulation = "mlp"
-    """Modulation of the fine path: "mlp", MLP(x MLP(m) + MLP(m)) as in the paper; "affine", x (1 + A m) + B m; or
-    "none", and the pooled condition is added to the input instead."""
-    film_mean: bool = False
-    """The angle embedding that modulates a segment: False, of frame floor(s L / S); True, the mean of its frames."""
+    film: FiLMForm = "mlp"
+    """Modulation of the fine path: "mlp", MLP(x MLP(m) + MLP(m)) as in the paper; "affine", x (1 + A m) + B m; "none":
+    the pooled condition is added to the input instead."""
     merge: bool = True
-    """Coarse paths see columns merged by 1, 2, 4, ..., 4, 2, 1; False: every column in every block."""
-    merge_normalised: bool = False
-    """Merging divides by the number of real columns in the window instead of counting zero padding as columns."""
+    """Coarse paths take columns merged by 1, 2, 4, ..., 4, 2, 1; False: every column in every block."""
     frame_clock: bool = False
-    """Queries of cross-attention stand at the time of their merged column, not all at the centre of their segment."""
+    """Queries of cross-attention are positioned at their merged column; False: all at the centre of their segment."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -95,45 +89,52 @@ class DPDConfig(DenoiserConfig):
             )
         if self.width % self.heads or self.width // self.heads % 2:
             raise UserError(
-                f"width {self.width} in {self.heads} heads: rotary positions need an even width a head"
+                f"width {self.width} in {self.heads} heads: rotary positions need an even width per head"
             )
-        for name, known in (("fine", get_args(Fine)), ("film", get_args(Modulation))):
-            if getattr(self, name) not in known:
-                raise UserError(f"unknown {name} {getattr(self, name)!r}: expected one of {', '.join(known)}")
+        for name, options in (("fine", get_args(FinePath)), ("film", get_args(FiLMForm))):
+            if getattr(self, name) not in options:
+                raise UserError(
+                    f"unknown {name} {getattr(self, name)!r}: expected one of {', '.join(options)}"
+                )
 
     @property
     def merge_widths(self) -> list[int]:
         """Columns that each block's coarse path merges, n."""
         return [merge_width(block, self.blocks) if self.merge else 1 for block in range(self.blocks)]
 
-    def products(self, frames: int) -> int:
-        """Multiplications in the trunk's matrix products for one item with a condition."""
-        w, count, tokens = self.width, segment_count(frames, self.segment, self.overlap), self.tokens(frames)
-        dense, sheet = w * w, self.segment * count
+    def macs(self, frames: int) -> int:
+        """See `DenoiserConfig.macs`."""
+        w = self.width
+        count = segment_count(frames, self.segment, self.overlap)
+        tokens = self.tokens(frames)
+        dense = w * w
+        sheet = self.segment * count
         film = {"mlp": 2 * dense * (sheet + 2 * count), "affine": 2 * dense * count, "none": 0}[self.film]
-        total = frames * 2 * self.latent_dim * w + self.blocks * (film + self._fine_products(count))
+        total = frames * 2 * self.latent_dim * w + self.blocks * (film + self._fine_macs(count))
         for n in self.merge_widths:
             positions = count * -(-self.segment // n)
             layer = positions * ((4 + 2 * self.feed_forward) * dense + 2 * w * count)
             if self.cross_attention:
-                layer += (
-                    positions * ((2 + 2 * self.feed_forward) * dense + 2 * w * tokens) + tokens * 2 * dense
-                )
+                cross = (2 + 2 * self.feed_forward) * dense + 2 * w * tokens
+                layer += positions * cross + tokens * 2 * dense
             total += self.roformer_layers * layer
         return total
 
-    def _fine_products(self, count: int) -> int:
+    def _fine_macs(self, count: int) -> int:
         """Of one block's fine path over `count` segments."""
-        w, both, sheet = self.width, 2 * self.sru_hidden, self.segment * count
+        w = self.width
+        outputs = 2 * self.sru_hidden
+        sheet = self.segment * count
         if self.fine == "local_attention":
             return sheet * self.sru_layers * (4 * w * w + 2 * w * self.segment)
-        return sheet * 4 * both * (w + (self.sru_layers - 1) * both) + (sheet * both * w if both != w else 0)
+        projection = sheet * outputs * w if outputs != w else 0
+        return sheet * 4 * outputs * (w + (self.sru_layers - 1) * outputs) + projection
 
 
 PAPER = DPDConfig()
 """The published size, 295.6 M parameters."""
 PAPER_ALIGNED = DPDConfig(frames=2560)
-"""The same with 256 tokens over exactly 2,560 frames (melody-paper Q4)."""
+"""The same with 256 tokens over exactly 2,560 frames: each of the 4 chunks has 64 whole tokens."""
 MODERN = DPDConfig(
     latent_dim=64,
     frames=512,
@@ -143,7 +144,7 @@ MODERN = DPDConfig(
     aligned_tokens=True,
     prefix_conditioning=True,
 )
-"""The paper's size on 50 Hz latents, a fifth of its operations."""
+"""The paper's size on 50 Hz latents, at a fifth of its operations."""
 MINI = DPDConfig(
     latent_dim=64,
     frames=256,
@@ -161,7 +162,7 @@ MINI = DPDConfig(
     prefix_codes=256,
 )
 ABLATION = dataclasses.replace(MINI, frames=128, width=96, heads=4, angle_width=64, sru_hidden=48)
-"""What studies compare; the other backbones have one of as many parameters."""
+"""The size that studies compare; each other backbone has an `ABLATION` of equal size."""
 TINY = DPDConfig(
     latent_dim=8,
     frames=80,
@@ -180,7 +181,7 @@ TINY = DPDConfig(
 
 
 class FiLM(nnx.Module):
-    """Modulation of a sheet (K, B, S, W) by one vector a segment, m (B, S, W); see `DPDConfig.film`."""
+    """Modulation of a sheet (K, B, S, W) by one vector per segment, m (B, S, W); see `DPDConfig.film`."""
 
     def __init__(self, config: DPDConfig, *, rngs: nnx.Rngs) -> None:
         self.form = config.film
@@ -194,7 +195,7 @@ class FiLM(nnx.Module):
         else:
             self.affine = Linear(config.width, 2 * config.width, dtype=config.dtype, rngs=rngs)
 
-    def __call__(self, x: jax.Array, m: jax.Array) -> jax.Array:
+    def __call__(self, x: Float[Array, "K B S W"], m: Float[Array, "B S W"]) -> Float[Array, "K B S W"]:
         """(K, B, S, W) modulated by (B, S, W)."""
         if self.form == "none":
             return self.out(x)
@@ -204,27 +205,22 @@ class FiLM(nnx.Module):
         return x * (1 + scale) + shift
 
 
-def _fine(config: DPDConfig, rngs: nnx.Rngs) -> Any:
-    """The fine path of a block: (K, N, W) to (K, N, 2 H), attention to (K, N, W)."""
+def _fine_path(config: DPDConfig, rngs: nnx.Rngs) -> LocalAttention | LinearRecurrence | SRU:
+    """The fine path of a block: (K, N, W) to (K, N, 2 H); attention to (K, N, W)."""
     if config.fine == "local_attention":
         return LocalAttention(config.width, config.heads, config.sru_layers, config.dtype, rngs=rngs)
     if config.fine == "linear_recurrence":
         return LinearRecurrence(config.width, config.sru_hidden, config.sru_layers, rngs=rngs)
-    sru = SRUConfig(
-        inputs=config.width,
-        hidden=config.sru_hidden,
-        layers=config.sru_layers,
-        recurrent_weights=config.sru_recurrent_weights,
-        parallel_scan=config.sru_parallel_scan,
-    )
+    sru = SRUConfig(inputs=config.width, hidden=config.sru_hidden, layers=config.sru_layers)
     return SRU(sru, rngs=rngs)
 
 
-class Block(nnx.Module):
+class DualPathBlock(nnx.Module):
     """One dual-path block; `n` is its merge width."""
 
     def __init__(self, config: DPDConfig, n: int, *, rngs: nnx.Rngs) -> None:
-        self.config, self.n = config, n
+        self.config = config
+        self.n = n
         self.coarse = RoFormer(
             config.width,
             config.heads,
@@ -235,21 +231,27 @@ class Block(nnx.Module):
             rngs=rngs,
         )
         self.coarse_norm = RMSNorm(config.width, rngs=rngs)
-        self.fine = _fine(config, rngs)
+        self.fine = _fine_path(config, rngs)
         self.projects = config.fine != "local_attention" and 2 * config.sru_hidden != config.width
         if self.projects:
             self.fine_out = Linear(2 * config.sru_hidden, config.width, dtype=config.dtype, rngs=rngs)
         self.film = FiLM(config, rngs=rngs)
         self.fine_norm = RMSNorm(config.width, rngs=rngs)
 
-    def __call__(self, sheet: jax.Array, modulation: jax.Array, context: Condition) -> jax.Array:
+    def __call__(
+        self, sheet: Float[Array, "K B S W"], modulation: Float[Array, "B S W"], cond: Conditioning
+    ) -> Float[Array, "K B S W"]:
         """(K, B, S, W) to the same; `modulation` (B, S, W)."""
+        config = self.config
         columns, batch, count, width = sheet.shape
         sheet = sharding.constrain_batch(sheet, axis=1)
-        clock = context.segment_clock[None]
-        if self.config.frame_clock:
-            clock = column_clock(count, columns, self.n, self.config.frames_per_token, self.config.overlap)
-        coarse = self.coarse(merge(sheet, self.n, self.config.merge_normalised), clock, context)
+        positions = segment_positions(count, config.segment, config.frames_per_token, config.overlap)
+        query_positions = positions[None]
+        if config.frame_clock:
+            query_positions = column_positions(
+                count, columns, self.n, config.frames_per_token, config.overlap
+            )
+        coarse = self.coarse(merge(sheet, self.n), cond, query_positions, positions)
         sheet = self.coarse_norm(sheet + repeat(coarse, self.n, columns))
         fine = self.fine(sharding.constrain_batch(sheet.reshape(columns, batch * count, width), axis=1))
         fine = sharding.constrain_batch(fine.reshape(columns, batch, count, -1), axis=1)
@@ -258,46 +260,38 @@ class Block(nnx.Module):
         return self.fine_norm(sheet + self.film(fine, modulation))
 
 
-class DPD(Conditioned):
+class DPD(Backbone):
     """The whole network."""
 
     config: DPDConfig
 
     def __init__(self, config: DPDConfig, *, rngs: nnx.Rngs) -> None:
         super().__init__(config, rngs=rngs)
-        width, dtype = config.width, config.dtype
+        width = config.width
+        dtype = config.dtype
         self.inputs = Linear(config.latent_dim, width, dtype=dtype, rngs=rngs)
         self.input_norm = RMSNorm(width, rngs=rngs)
-        self.blocks = nnx.List([Block(config, n, rngs=rngs) for n in config.merge_widths])
+        self.blocks = nnx.List([DualPathBlock(config, n, rngs=rngs) for n in config.merge_widths])
         self.output_norm = RMSNorm(width, rngs=rngs)
         self.outputs = Linear(width, config.latent_dim, kernel_init=SMALL_INIT, dtype=dtype, rngs=rngs)
 
-    def __call__(self, noisy: jax.Array, told: Conditions) -> jax.Array:
+    def __call__(self, noisy: Float[Array, "B L D"], cond: Conditioning) -> Float[Array, "B L D"]:
         """(B, L, D) to (B, L, D)."""
-        config, frames = self.config, noisy.shape[1]
+        config = self.config
+        frames = noisy.shape[1]
         count = segment_count(frames, config.segment, config.overlap)
-        x = sharding.constrain_batch(self.inputs(noisy) + told.angles) + told.aligned
+        x = sharding.constrain_batch(self.inputs(noisy) + cond.angles) + cond.aligned
         if config.film == "none":
-            x = x + told.pooled[:, None]
-        context = Condition(
-            tokens=told.tokens,
-            conditioned=told.conditioned,
-            clock=told.clock,
-            segment_clock=segment_clock(count, config.segment, config.frames_per_token, config.overlap),
-        )
-        modulation = sharding.constrain_batch(
-            self._angle_of_segments(told.angles, count) + told.pooled[:, None]
-        )
+            x = x + cond.pooled[:, None]
+        modulation = self._segment_angles(cond.angles, count) + cond.pooled[:, None]
+        modulation = sharding.constrain_batch(modulation)
         sheet = segment(self.input_norm(x), config.segment, config.overlap)
         for block in self.blocks:
-            apply = partial(block, modulation=modulation, context=context)
+            apply = partial(block, modulation=modulation, cond=cond)
             sheet = functional.rematerialised(apply, config.remat)(sheet)
         return self.outputs(self.output_norm(overlap_add(sheet, frames, config.overlap)))
 
-    def _angle_of_segments(self, angles: jax.Array, count: int) -> jax.Array:
+    def _segment_angles(self, angles: Array, count: int) -> Array:
+        """(B, S, W): segment s has the angle embedding of frame floor(s L / S), as in the paper."""
         frames = angles.shape[1]
-        if not self.config.film_mean:
-            return angles[:, np.arange(count) * frames // count]
-        cut = partial(segment, length=self.config.segment, overlap=self.config.overlap)
-        real = cut(jnp.ones((1, frames, 1), angles.dtype)).sum(axis=0)
-        return cut(angles).sum(axis=0) / jnp.maximum(real, 1)
+        return angles[:, np.arange(count) * frames // count]

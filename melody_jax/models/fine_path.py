@@ -1,15 +1,16 @@
 """Alternatives to the SRU for the fine path of DPD: a linear recurrence, and attention within a segment.
 
-The linear recurrence is Griffin's gated one (RG-LRU, arXiv 2402.19427), in both directions. With input x_t and state h:
+The linear recurrence is the gated one of Griffin (RG-LRU, arXiv 2402.19427), in both directions. With input x_t and
+state h:
 
     r_t = sigmoid(Wr x_t + br)      i_t = sigmoid(Wi x_t + bi)      log a_t = -8 softplus(L) r_t
     h_t = a_t h_{t-1} + sqrt(1 - a_t^2) i_t W x_t                   y_t = h_t gelu(Wg x_t)
 
-Every gate sees the input alone, so all steps are done at once by a parallel scan, in log2 K rounds. Its four matrices
-are as large as the SRU's.
+The gates depend on the input only, so a parallel scan computes all steps in log2 K rounds. Its four matrices are as
+large as the SRU's.
 
-Local attention is layers of pre-norm residual self-attention with rotary positions. Segments overlap by half, so what
-happens in one reaches the next with every block.
+Local attention is a stack of pre-norm residual self-attention layers with rotary positions. Segments overlap by half,
+so information crosses into the next segment with every block.
 
 Legend: T steps, N sequences, D input width, H width of one direction. Time is the first axis throughout.
 """
@@ -18,14 +19,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jaxtyping import Array, Float
 
 from melody_jax import roles
 from melody_jax.models.roformer import Attention
 
 SHARPNESS = 8.0
-"""Griffin's c: how much the recurrence gate can shorten the memory."""
+"""The constant c of Griffin: how much the recurrence gate can shorten the memory."""
 MEMORY = (2.0, 100.0)
-"""Frames after which a state has faded to 1 / e, at first, with the gate half open: shortest and longest."""
+"""Shortest and longest time constant at initialisation: frames until a state decays to 1 / e with a half-open gate."""
 
 
 class LinearRecurrenceLayer(nnx.Module):
@@ -41,42 +43,38 @@ class LinearRecurrenceLayer(nnx.Module):
         frames = np.tile(np.geomspace(*MEMORY, hidden), 2)
         decay = np.log(np.expm1(2 / (SHARPNESS * frames)))
         self.decay = nnx.Param(jnp.asarray(decay, jnp.float32), role=roles.VECTOR)
-        """(2 H,) L: softplus(L) = 2 / (8 frames) makes a_t exp(-1 / frames) where r_t is a half."""
+        """(2 H,) L: softplus(L) = 2 / (8 frames) gives a_t = exp(-1 / frames) where r_t is a half."""
 
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: Float[Array, "T N D"]) -> Float[Array, "T N _"]:
         """(T, N, D) to (T, N, 2 H)."""
         bias = self.bias[...]
         candidate, forget, enter, gate = jnp.split(x @ self.kernel[...].astype(x.dtype), 4, axis=-1)
-        forget, enter = (
-            jax.nn.sigmoid(g.astype(jnp.float32) + b) for g, b in ((forget, bias[0]), (enter, bias[1]))
-        )
-        log_keep = -SHARPNESS * jax.nn.softplus(self.decay[...]) * forget
-        new = _root(-jnp.expm1(2 * log_keep)) * enter * candidate
+        forget = jax.nn.sigmoid(forget.astype(jnp.float32) + bias[0])
+        enter = jax.nn.sigmoid(enter.astype(jnp.float32) + bias[1])
+        log_decay = -SHARPNESS * jax.nn.softplus(self.decay[...]) * forget
+        update = _root(-jnp.expm1(2 * log_decay)) * enter * candidate
+        forward_decay, backward_decay = jnp.split(jnp.exp(log_decay), 2, axis=-1)
+        forward_update, backward_update = jnp.split(update, 2, axis=-1)
         states = [
-            _scan(keep, entering, reverse)
-            for keep, entering, reverse in zip(
-                jnp.split(jnp.exp(log_keep), 2, axis=-1),
-                jnp.split(new, 2, axis=-1),
-                (False, True),
-                strict=True,
-            )
+            _scan(forward_decay, forward_update, reverse=False),
+            _scan(backward_decay, backward_update, reverse=True),
         ]
         return jnp.concatenate(states, axis=-1).astype(x.dtype) * jax.nn.gelu(gate)
 
 
-def _root(x: jax.Array) -> jax.Array:
-    """sqrt(x) for x >= 0 with gradient 0 at 0: where a gate rounds to 0 the chain rule would have 0 times infinity."""
+def _root(x: Array) -> Array:
+    """sqrt(x) for x >= 0 with gradient 0 at 0; the chain rule would give 0 times infinity where a gate rounds to 0."""
     positive = x > 0
     return jnp.where(positive, jnp.sqrt(jnp.where(positive, x, 1.0)), 0.0)
 
 
-def _scan(keep: jax.Array, new: jax.Array, reverse: bool) -> jax.Array:
-    """h_t = keep_t h_{t-1} + new_t along the first axis, from 0."""
+def _scan(decay: Array, update: Array, reverse: bool) -> Array:
+    """h_t = decay_t h_{t-1} + update_t along the first axis, from 0."""
 
-    def compose(first: tuple[jax.Array, jax.Array], second: tuple[jax.Array, jax.Array]):
+    def compose(first: tuple[Array, Array], second: tuple[Array, Array]) -> tuple[Array, Array]:
         return first[0] * second[0], first[1] * second[0] + second[1]
 
-    return jax.lax.associative_scan(compose, (keep, new), reverse=reverse)[1]
+    return jax.lax.associative_scan(compose, (decay, update), reverse=reverse)[1]
 
 
 class LinearRecurrence(nnx.Module):
@@ -86,7 +84,7 @@ class LinearRecurrence(nnx.Module):
         widths = [inputs] + [2 * hidden] * (layers - 1)
         self.layers = nnx.List([LinearRecurrenceLayer(width, hidden, rngs=rngs) for width in widths])
 
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: Float[Array, "T N D"]) -> Float[Array, "T N _"]:
         """(T, N, D) to (T, N, 2 H)."""
         for layer in self.layers:
             x = layer(x)
@@ -99,9 +97,9 @@ class LocalAttention(nnx.Module):
     def __init__(self, width: int, heads: int, layers: int, dtype: str, *, rngs: nnx.Rngs) -> None:
         self.layers = nnx.List([Attention(width, heads, dtype, rngs=rngs) for _ in range(layers)])
 
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: Float[Array, "T N D"]) -> Float[Array, "T N D"]:
         """(T, N, D) to the same."""
         rows = x.swapaxes(0, 1)[None]
         for layer in self.layers:
-            rows = layer.along(rows, np.arange(len(x)))
+            rows = layer.self_attend(rows, np.arange(len(x)))
         return rows[0].swapaxes(0, 1)

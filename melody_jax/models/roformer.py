@@ -1,52 +1,44 @@
 """RoFormer on the merged sheets of dual-path diffusion: attention along segments and to the semantic tokens.
 
 One layer is self-attention, feed-forward, cross-attention, feed-forward, each pre-norm and residual. Positions are
-rotary (arXiv 2104.09864) and on one clock for both sides, in token units: 25 a second, token t at t + 1/2.
+rotary (arXiv 2104.09864). Queries and keys share one time axis in token units, 25 per second: token t lies at t + 1/2.
 
 Legend: C merged columns, B batch, S segments, U semantic tokens, W channels, H heads. Sheets are (C, B, S, W).
 """
 
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jaxtyping import Array, Float
 
+from melody_jax.models.conditioning import Conditioning
 from melody_jax.models.layers import Linear, RMSNorm, attend
 
 BRANCH_GAIN = 0.1
-"""Size of a new branch beside the stream it is added to. Every block of DPD normalises the sum of the two: branches of
-full size would drown the noisy latents within a few blocks, and the first hundreds of steps go into digging them out.
-"""
+"""Initial size of a residual branch relative to its stream. Every block of DPD normalises the sum of the two: branches
+of full size would drown the noisy latents within a few blocks, and hundreds of steps would go into undoing that."""
 
 _branch_init = nnx.initializers.variance_scaling(BRANCH_GAIN**2, "fan_in", "truncated_normal")
 
 
-class Condition(NamedTuple):
-    """What cross-attention needs to know."""
+def rotate(
+    x: Float[Array, "*shape T W"], positions: Float[np.ndarray, "... T"], heads: int
+) -> Float[Array, "*shape T W"]:
+    """Rotary positions of (..., T, W) before its heads are split; `positions` broadcasts against (..., T).
 
-    tokens: jax.Array
-    """(B, U, W) token embeddings; (n, U, W) where `conditioned` is a number n."""
-    conditioned: jax.Array | int
-    """(B,) bool, which items have a condition; or a Python int n, the first n have one and the rest have not."""
-    clock: np.ndarray
-    """(U,) the tokens' times in token units."""
-    segment_clock: np.ndarray
-    """(S,) the segments' times in token units."""
-
-
-def rotate(x: jax.Array, clock: np.ndarray, heads: int) -> jax.Array:
-    """Rotary positions of (..., T, W) before its heads are split; `clock` broadcasts against (..., T).
-
-    The same turn as `layers.rotary`, which wants the heads in front: on XLA:CPU that order is a third slower.
+    The same rotation as `layers.rotary`, which takes the heads in front: on XLA:CPU that order is a third slower.
     """
     half = x.shape[-1] // heads // 2
-    turns = clock[..., None, None] * 10000.0 ** (-np.arange(half) / half)
-    cos, sin = (jnp.asarray(f(turns), jnp.float32) for f in (np.cos, np.sin))
+    angles = positions[..., None, None] * 10000.0 ** (-np.arange(half) / half)
+    cos = jnp.asarray(np.cos(angles), jnp.float32)
+    sin = jnp.asarray(np.sin(angles), jnp.float32)
     pairs = x.reshape(*x.shape[:-1], heads, 2, half).astype(jnp.float32)
-    a, b = pairs[..., 0, :], pairs[..., 1, :]
+    a = pairs[..., 0, :]
+    b = pairs[..., 1, :]
     return jnp.stack([a * cos - b * sin, a * sin + b * cos], axis=-2).reshape(x.shape).astype(x.dtype)
 
 
@@ -60,12 +52,12 @@ class FeedForward(nnx.Module):
             multiple * width, width, role="row", lora=True, kernel_init=_branch_init, dtype=dtype, rngs=rngs
         )
 
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: Float[Array, "*shape W"]) -> Float[Array, "*shape W"]:
         """(..., W) to the same."""
-        return x + self.of_normed(self.norm(x))
+        return x + self.branch(self.norm(x))
 
-    def of_normed(self, h: jax.Array) -> jax.Array:
-        """What is added to the stream (..., W), given what its norm made of it."""
+    def branch(self, h: Float[Array, "*shape W"]) -> Float[Array, "*shape W"]:
+        """The residual branch alone, of the normed stream (..., W)."""
         return self.out(jax.nn.gelu(self.hidden(h)))
 
 
@@ -83,53 +75,57 @@ class Attention(nnx.Module):
         self.key_value = linear(width, 2 * width)
         self.out = linear(width, width, role="row", kernel_init=_branch_init)
 
-    def along(self, x: jax.Array, clock: np.ndarray) -> jax.Array:
-        """Every column attends to itself along S; clock (S,)."""
-        return x + self.of_itself(self.norm(x), clock)
+    def self_attend(self, x: Float[Array, "C B S W"], positions: np.ndarray) -> Float[Array, "C B S W"]:
+        """Every column attends to itself along S; positions (S,)."""
+        return x + self.self_branch(self.norm(x), positions)
 
-    def of_itself(self, h: jax.Array, clock: np.ndarray) -> jax.Array:
-        """What `along` adds to the stream, given what its norm made of it."""
-        return self.out(self._along(h, clock))
+    def self_branch(self, h: Float[Array, "C B S W"], positions: np.ndarray) -> Float[Array, "C B S W"]:
+        """The residual branch of `self_attend` alone, of the normed stream."""
+        return self.out(self._along_segments(h, positions))
 
-    def across(self, x: jax.Array, clock: np.ndarray, context: Condition) -> jax.Array:
-        """Items with a condition attend to their tokens, the others as in `along`.
+    def cross_attend(
+        self,
+        x: Float[Array, "C B S W"],
+        cond: Conditioning,
+        query_positions: Float[np.ndarray, "_ S"],
+        self_positions: Float[np.ndarray, " S"],
+    ) -> Float[Array, "C B S W"]:
+        """Items with a condition attend to their tokens, the others to themselves as in `self_attend`.
 
-        clock, (C, S) or (1, S) for all columns, is when each query sounds.
+        query_positions: (C, S), or (1, S) for all columns. self_positions: the positions for `self_attend`.
         """
-        h, conditioned = self.norm(x), context.conditioned
-        if isinstance(conditioned, int):
-            parts = (
-                [self._across(h[:, :conditioned], clock, context.tokens, context.clock)]
-                if conditioned
-                else []
-            )
-            if conditioned < x.shape[1]:
-                parts.append(self._along(h[:, conditioned:], context.segment_clock))
-            return x + self.out(jnp.concatenate(parts, axis=1))
-        tokens = self._across(h, clock, context.tokens, context.clock)
-        own = self._along(h, context.segment_clock)
-        return x + self.out(jnp.where(conditioned[:, None, None], tokens, own))
+        h = self.norm(x)
+        count = cond.has_condition
+        if not isinstance(count, int):
+            to_tokens = self._to_tokens(h, query_positions, cond)
+            to_self = self._along_segments(h, self_positions)
+            return x + self.out(jnp.where(cond.has_condition[:, None, None], to_tokens, to_self))
+        parts = []
+        if count:
+            parts.append(self._to_tokens(h[:, :count], query_positions, cond))
+        if count < x.shape[1]:
+            parts.append(self._along_segments(h[:, count:], self_positions))
+        return x + self.out(jnp.concatenate(parts, axis=1))
 
-    def _along(self, h: jax.Array, clock: np.ndarray) -> jax.Array:
-        def split(x: jax.Array) -> jax.Array:
+    def _along_segments(self, h: Array, positions: np.ndarray) -> Array:
+        def split(x: Array) -> Array:
             return x.reshape(*x.shape[:-1], self.heads, -1).swapaxes(-2, -3)
 
         key, value = jnp.split(self.key_value(h), 2, axis=-1)
-        query, key = (rotate(x, clock[None, None], self.heads) for x in (self.query(h), key))
+        query = rotate(self.query(h), positions[None, None], self.heads)
+        key = rotate(key, positions[None, None], self.heads)
         return attend(split(query), split(key), split(value)).swapaxes(-2, -3).reshape(h.shape)
 
-    def _across(
-        self, h: jax.Array, clock: np.ndarray, tokens: jax.Array, token_clock: np.ndarray
-    ) -> jax.Array:
+    def _to_tokens(self, h: Array, query_positions: np.ndarray, cond: Conditioning) -> Array:
         columns, batch, count, width = h.shape
 
-        def split(x: jax.Array) -> jax.Array:
+        def split(x: Array) -> Array:
             return x.reshape(batch, -1, self.heads, width // self.heads).transpose(0, 2, 1, 3)
 
-        key, value = jnp.split(self.key_value(tokens), 2, axis=-1)
-        key = rotate(key, token_clock[None], self.heads)
-        # The columns of an item share its keys, so they are one long row of queries: (B, H, C S, W / H).
-        query = rotate(self.query(h), clock[:, None], self.heads)
+        key, value = jnp.split(self.key_value(cond.tokens), 2, axis=-1)
+        key = rotate(key, cond.token_positions[None], self.heads)
+        # The columns of an item share its keys, so they form one long row of queries: (B, H, C S, W / H).
+        query = rotate(self.query(h), query_positions[:, None], self.heads)
         query = query.reshape(columns, batch, count, self.heads, -1).transpose(1, 3, 0, 2, 4)
         y = attend(query.reshape(batch, self.heads, columns * count, -1), split(key), split(value))
         y = y.reshape(batch, self.heads, columns, count, -1).transpose(2, 0, 3, 1, 4)
@@ -150,19 +146,25 @@ class RoFormer(nnx.Module):
         *,
         rngs: nnx.Rngs,
     ) -> None:
-        def half(name: str) -> dict[str, Any]:
+        def sublayers(name: str) -> dict[str, Any]:
             attention = Attention(width, heads, dtype, rngs=rngs)
             return {name: attention, f"{name}_feed": FeedForward(width, feed_forward, dtype, rngs=rngs)}
 
         self.cross = cross
         self.layers = nnx.List(
-            [nnx.Dict(**half("own"), **(half("cross") if cross else {})) for _ in range(layers)]
+            [nnx.Dict(**sublayers("own"), **(sublayers("cross") if cross else {})) for _ in range(layers)]
         )
 
-    def __call__(self, x: jax.Array, clock: np.ndarray, context: Condition) -> jax.Array:
-        """(C, B, S, W) to the same; `clock` as in `Attention.across`."""
+    def __call__(
+        self,
+        x: Float[Array, "C B S W"],
+        cond: Conditioning,
+        query_positions: np.ndarray,
+        segment_positions: np.ndarray,
+    ) -> Float[Array, "C B S W"]:
+        """(C, B, S, W) to the same; positions as in `Attention.cross_attend`."""
         for layer in self.layers:
-            x = layer.own_feed(layer.own.along(x, context.segment_clock))
+            x = layer.own_feed(layer.own.self_attend(x, segment_positions))
             if self.cross:
-                x = layer.cross_feed(layer.cross.across(x, clock, context))
+                x = layer.cross_feed(layer.cross.cross_attend(x, cond, query_positions, segment_positions))
         return x

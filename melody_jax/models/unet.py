@@ -1,16 +1,16 @@
-"""What the U-Nets share, over one axis (time) or two (time and latent channels): blocks, resampling, the way through.
+"""The U-Nets' common parts, over one axis (time) or two (time and latent channels): blocks, resampling, forward pass.
 
     x = conv(noisy)
-    going down, a level:   residual blocks, attention; kept for the way up; every axis halved
-    going up, a level:     every axis doubled; what was kept beside it; residual blocks, attention
+    down, per level:   residual blocks, attention; output kept as a skip; every axis halved
+    up, per level:     every axis doubled; skip concatenated; residual blocks, attention
     velocity = conv(silu(norm(x)))
 
-A residual block is norm, SiLU, convolution, norm, modulation, SiLU, convolution, and starts as the identity. Each frame
-is modulated by its own angle, the pooled condition and, with `aligned_tokens`, the token that sounds there; between
-halvings the modulation is averaged like the frames. Norms see one frame: what a window looks like does not depend on
-how far it goes on. An odd length is halved upwards, and doubled it is cut to what was kept: any number of frames will
-do. Attention, at the lowest `attention_levels`, is along the level's positions, then to the tokens, on the clock of the
-tokens; without a condition it turns to the positions themselves, as in DPD.
+A residual block is norm, SiLU, convolution, norm, modulation, SiLU, convolution, and is initialised to the identity.
+Each frame is modulated by its own angle, the pooled condition and, with `aligned_tokens`, its semantic token; between
+levels the modulation is averaged over pairs of frames. Norms act within one frame, so a frame's output does not depend
+on the length of the window. An odd length is halved upwards and cut again after doubling: any number of frames works.
+Attention, at the lowest `attention_levels`, is along the level's positions, then to the tokens, with positions in token
+units; without a condition it attends to the positions themselves, as in DPD.
 
 Legend: B batch, L frames of a level, F rows (of an image), C channels, W width of the embeddings, U semantic tokens.
 Arrays are (B, L, C) or (B, L, F, C).
@@ -19,21 +19,24 @@ Arrays are (B, L, C) or (B, L, F, C).
 import dataclasses
 import itertools
 import math
-from typing import Any
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.nn.initializers import Initializer
+from jaxtyping import Array, Float
 
 from melody_jax import roles, sharding
 from melody_jax.errors import UserError
 from melody_jax.models import functional
-from melody_jax.models.conditioning import SMALL_INIT, Conditioned, Conditions, DenoiserConfig
+from melody_jax.models.conditioning import SMALL_INIT, Backbone, Conditioning, DenoiserConfig
 from melody_jax.models.layers import Linear
-from melody_jax.models.roformer import Attention, Condition, FeedForward
+from melody_jax.models.roformer import Attention, FeedForward
 
 TAPS = 3
+"""Size of every convolution kernel along each axis."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -41,11 +44,11 @@ class UNetConfig(DenoiserConfig):
     """Shape of a U-Net over any number of axes."""
 
     channels: tuple[int, ...]
-    """Channels of each level, the finest first; every level halves the axes."""
+    """Channels of each level, the finest first; each further level halves the axes."""
     residual_blocks: int
-    """Residual blocks of a level, on the way down and again on the way up."""
+    """Residual blocks per level, on the way down and again on the way up."""
     attention_levels: int
-    """How many of the coarsest levels have attention."""
+    """Number of levels with attention, the coarsest ones."""
     head_width: int
     """Channels of an attention head, even."""
     feed_forward: int = 4
@@ -74,79 +77,87 @@ class UNetConfig(DenoiserConfig):
 
 
 class FrameNorm(nnx.Module):
-    """Root-mean-square norm of each frame, over its rows and channels, with a learned gain a channel."""
+    """Root-mean-square norm of each frame, over its rows and channels, with a learned gain per channel."""
 
     def __init__(self, channels: int, *, rngs: nnx.Rngs) -> None:
         self.scale = nnx.Param(jnp.ones(channels), role=roles.NORM)
 
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: Float[Array, "B L *F C"]) -> Float[Array, "B L *F C"]:
         """(B, L, ..., C) to the same shape and type."""
         h = x.astype(jnp.float32)
         h = h * jax.lax.rsqrt(jnp.mean(h * h, axis=tuple(range(2, x.ndim)), keepdims=True) + 1e-6)
         return (h * self.scale[...]).astype(x.dtype)
 
 
-class Conv(nnx.Module):
-    """'Same' convolution over all axes but the first and the last: patches times a matrix (discriminators.py: why)."""
+class PatchConv(nnx.Module):
+    """'Same' convolution over all axes but the first and the last, as patches times a matrix.
+
+    models/discriminators.py says why it does not use `lax.conv`.
+    """
 
     def __init__(
-        self, axes: int, inputs: int, outputs: int, dtype: str, init: Any = None, *, rngs: nnx.Rngs
+        self,
+        axes: int,
+        inputs: int,
+        outputs: int,
+        dtype: str,
+        init: Initializer | None = None,
+        *,
+        rngs: nnx.Rngs,
     ) -> None:
         self.dtype = dtype
         init = init or nnx.initializers.lecun_normal()
         self.kernel = nnx.Param(init(rngs.params(), (*[TAPS] * axes, inputs, outputs)), role=roles.CONV)
         self.bias = nnx.Param(jnp.zeros(outputs), role=roles.BIAS)
 
-    def __call__(self, x: jax.Array, stride: int = 1) -> jax.Array:
+    def __call__(self, x: Float[Array, "B L *F C"], stride: int = 1) -> Float[Array, "B ..."]:
         """(B, L, ..., C) to (B, ceil(L / stride), ..., C')."""
         kernel = self.kernel[...].astype(self.dtype)
         *taps, _, outputs = kernel.shape
         x = x.astype(self.dtype)
         padded = jnp.pad(x, ((0, 0), *[(TAPS // 2, TAPS // 2) for _ in taps], (0, 0)))
-        shifts = itertools.product(range(TAPS), repeat=len(taps))
-        patches = [
-            padded[
-                :,
-                *(
-                    slice(first, first + size, stride)
-                    for first, size in zip(shift, x.shape[1:-1], strict=True)
-                ),
-            ]
-            for shift in shifts
-        ]
-        return jnp.concatenate(patches, axis=-1) @ kernel.reshape(-1, outputs) + self.bias[...].astype(
-            self.dtype
-        )
+        patches = []
+        for shift in itertools.product(range(TAPS), repeat=len(taps)):
+            pairs = zip(shift, x.shape[1:-1], strict=True)
+            window = tuple(slice(first, first + size, stride) for first, size in pairs)
+            patches.append(padded[:, *window])
+        bias = self.bias[...].astype(self.dtype)
+        return jnp.concatenate(patches, axis=-1) @ kernel.reshape(-1, outputs) + bias
 
 
 class ResidualBlock(nnx.Module):
     """Two convolutions, modulated frame by frame."""
 
     def __init__(self, axes: int, inputs: int, outputs: int, config: UNetConfig, *, rngs: nnx.Rngs) -> None:
-        dtype, zeros = config.dtype, nnx.initializers.zeros
+        dtype = config.dtype
+        zeros = nnx.initializers.zeros
         self.norm_in = FrameNorm(inputs, rngs=rngs)
-        self.conv_in = Conv(axes, inputs, outputs, dtype, rngs=rngs)
+        self.conv_in = PatchConv(axes, inputs, outputs, dtype, rngs=rngs)
         self.modulation = Linear(config.width, 2 * outputs, kernel_init=zeros, dtype=dtype, rngs=rngs)
         self.norm_out = FrameNorm(outputs, rngs=rngs)
-        self.conv_out = Conv(axes, outputs, outputs, dtype, zeros, rngs=rngs)
+        self.conv_out = PatchConv(axes, outputs, outputs, dtype, zeros, rngs=rngs)
         if inputs != outputs:
             self.shortcut = Linear(inputs, outputs, use_bias=False, dtype=dtype, rngs=rngs)
         self.projects = inputs != outputs
 
-    def __call__(self, x: jax.Array, modulation: jax.Array) -> jax.Array:
+    def __call__(
+        self, x: Float[Array, "B L *F C"], modulation: Float[Array, "B L W"]
+    ) -> Float[Array, "B L *F _"]:
         """(B, L, ..., C) to (B, L, ..., C'); modulation (B, L, W)."""
         h = self.norm_out(self.conv_in(jax.nn.silu(self.norm_in(x))))
-        told = self.modulation(modulation)
-        scale, shift = jnp.split(told.reshape(*told.shape[:2], *[1] * (x.ndim - 3), -1), 2, axis=-1)
+        affine = self.modulation(modulation)
+        affine = affine.reshape(*affine.shape[:2], *[1] * (x.ndim - 3), -1)
+        scale, shift = jnp.split(affine, 2, axis=-1)
         h = self.conv_out(jax.nn.silu(h * (1 + scale) + shift))
         return (self.shortcut(x) if self.projects else x) + h
 
 
-class Transformer(nnx.Module):
+class AttentionBlock(nnx.Module):
     """Attention along all positions of a level and to the tokens, and a feed-forward layer."""
 
     def __init__(self, channels: int, config: UNetConfig, *, rngs: nnx.Rngs) -> None:
-        heads, dtype = channels // config.head_width, config.dtype
+        heads = channels // config.head_width
+        dtype = config.dtype
         self.own = Attention(channels, heads, dtype, rngs=rngs)
         self.own_feed = FeedForward(channels, config.feed_forward, dtype, rngs=rngs)
         self.attends_to_tokens = config.cross_attention
@@ -154,18 +165,20 @@ class Transformer(nnx.Module):
             self.tokens = Linear(config.width, channels, use_bias=False, dtype=dtype, rngs=rngs)
             self.cross = Attention(channels, heads, dtype, rngs=rngs)
 
-    def __call__(self, x: jax.Array, clock: np.ndarray, told: Conditions) -> jax.Array:
-        """(B, L, ..., C) to the same; clock (L,) in token units."""
-        clock = np.repeat(clock, math.prod(x.shape[2:-1]))
-        rows = self.own.along(x.reshape(1, x.shape[0], -1, x.shape[-1]), clock)
+    def __call__(
+        self, x: Float[Array, "B L *F C"], positions: np.ndarray, cond: Conditioning
+    ) -> Float[Array, "B L *F C"]:
+        """(B, L, ..., C) to the same; positions (L,) in token units."""
+        positions = np.repeat(positions, math.prod(x.shape[2:-1]))
+        rows = self.own.self_attend(x.reshape(1, x.shape[0], -1, x.shape[-1]), positions)
         if self.attends_to_tokens:
-            context = Condition(self.tokens(told.tokens), told.conditioned, told.clock, clock)
-            rows = self.cross.across(rows, clock[None], context)
+            projected = cond._replace(tokens=self.tokens(cond.tokens))
+            rows = self.cross.cross_attend(rows, projected, positions[None], positions)
         return self.own_feed(rows).reshape(x.shape)
 
 
 class Level(nnx.Module):
-    """One way through one level: residual blocks, and attention if the level has any."""
+    """One pass through one level: residual blocks, and attention if the level has any."""
 
     def __init__(self, axes: int, inputs: int, level: int, config: UNetConfig, *, rngs: nnx.Rngs) -> None:
         channels = config.channels[level]
@@ -175,26 +188,33 @@ class Level(nnx.Module):
         )
         self.attends = config.attends(level)
         if self.attends:
-            self.attention = Transformer(channels, config, rngs=rngs)
+            self.attention = AttentionBlock(channels, config, rngs=rngs)
 
-    def __call__(self, x: jax.Array, modulation: jax.Array, clock: np.ndarray, told: Conditions) -> jax.Array:
+    def __call__(
+        self,
+        x: Float[Array, "B L *F C"],
+        modulation: Float[Array, "B L W"],
+        positions: np.ndarray,
+        cond: Conditioning,
+    ) -> Float[Array, "B L *F _"]:
         """(B, L, ..., C) to (B, L, ..., C')."""
         x = sharding.constrain_batch(x)
         for block in self.residual:
             x = block(x, modulation)
-        return self.attention(x, clock, told) if self.attends else x
+        return self.attention(x, positions, cond) if self.attends else x
 
 
-class UNet(Conditioned):
-    """The way down and up again; `axes` are halved and doubled, `width_in` channels go in and come out."""
+class UNet(Backbone):
+    """A U-Net over `axes` axes with `width_in` input and output channels."""
 
     config: UNetConfig
 
     def __init__(self, config: UNetConfig, axes: int, width_in: int, *, rngs: nnx.Rngs) -> None:
         super().__init__(config, rngs=rngs)
-        channels, dtype = config.channels, config.dtype
+        channels = config.channels
+        dtype = config.dtype
         coarsest = len(channels) - 1
-        self.inputs = Conv(axes, width_in, channels[0], dtype, rngs=rngs)
+        self.inputs = PatchConv(axes, width_in, channels[0], dtype, rngs=rngs)
         self.falling = nnx.List(
             [Level(axes, channels[max(i - 1, 0)], i, config, rngs=rngs) for i in range(len(channels))]
         )
@@ -204,61 +224,65 @@ class UNet(Conditioned):
                 for i, c in enumerate(channels)
             ]
         )
-        self.halve = nnx.List([Conv(axes, c, c, dtype, rngs=rngs) for c in channels[:-1]])
+        self.halve = nnx.List([PatchConv(axes, c, c, dtype, rngs=rngs) for c in channels[:-1]])
         self.double = nnx.List(
-            [Conv(axes, coarse, fine, dtype, rngs=rngs) for fine, coarse in itertools.pairwise(channels)]
+            [PatchConv(axes, coarse, fine, dtype, rngs=rngs) for fine, coarse in itertools.pairwise(channels)]
         )
         self.output_norm = FrameNorm(channels[0], rngs=rngs)
-        self.outputs = Conv(axes, channels[0], width_in, dtype, SMALL_INIT, rngs=rngs)
+        self.outputs = PatchConv(axes, channels[0], width_in, dtype, SMALL_INIT, rngs=rngs)
 
-    def through(self, x: jax.Array, told: Conditions) -> jax.Array:
+    def forward(self, x: Float[Array, "B L *F D"], cond: Conditioning) -> Float[Array, "B L *F D"]:
         """(B, L, ..., width_in) to the same."""
         levels = range(len(self.config.channels))
-        modulations = [sharding.constrain_batch(told.angles + told.pooled[:, None] + told.aligned)]
+        modulations = [sharding.constrain_batch(cond.angles + cond.pooled[:, None] + cond.aligned)]
         for _ in levels[1:]:
-            modulations.append(_halved(modulations[-1]))
-        clocks = [
+            modulations.append(_average_pairs(modulations[-1]))
+        positions = [
             (np.arange(m.shape[1]) + 0.5) * 2**i / self.config.frames_per_token
             for i, m in enumerate(modulations)
         ]
 
-        def apply(level: Level, i: int, x: jax.Array) -> jax.Array:
-            through = lambda x, modulation: level(x, modulation, clocks[i], told)  # noqa: E731
-            return functional.rematerialised(through, self.config.remat)(x, modulations[i])
+        def apply(level: Level, i: int, x: Array) -> Array:
+            block = partial(level, positions=positions[i], cond=cond)
+            return functional.rematerialised(block, self.config.remat)(x, modulations[i])
 
-        x, kept = self.inputs(x), []
+        x = self.inputs(x)
+        skips = []
         for i in levels:
             x = apply(self.falling[i], i, self.halve[i - 1](x, stride=2) if i else x)
-            kept.append(x)
+            skips.append(x)
         x = apply(self.rising[-1], levels[-1], x)
         for i in reversed(levels[:-1]):
-            x = self.double[i](_doubled(x, kept[i].shape))
-            x = apply(self.rising[i], i, jnp.concatenate([x, kept[i]], axis=-1))
+            x = self.double[i](_upsample(x, skips[i].shape))
+            x = apply(self.rising[i], i, jnp.concatenate([x, skips[i]], axis=-1))
         return self.outputs(jax.nn.silu(self.output_norm(x)))
 
 
-def _halved(x: jax.Array) -> jax.Array:
-    """(B, L, W) to (B, ceil(L / 2), W): means of pairs; a last one without a partner stays."""
+def _average_pairs(x: Array) -> Array:
+    """(B, L, W) to (B, ceil(L / 2), W): means of pairs of frames; an unpaired last frame stays."""
     x = jnp.concatenate([x, x[:, -1:]], axis=1) if x.shape[1] % 2 else x
     return x.reshape(x.shape[0], -1, 2, x.shape[-1]).mean(axis=2)
 
 
-def _doubled(x: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+def _upsample(x: Array, shape: tuple[int, ...]) -> Array:
     """Every position twice along all axes but the first and the last, cut to `shape`."""
     for axis in range(1, x.ndim - 1):
         x = jax.lax.slice_in_dim(jnp.repeat(x, 2, axis=axis), 0, shape[axis], axis=axis)
     return x
 
 
-def products(config: UNetConfig, shape: tuple[int, ...], width_in: int) -> int:
-    """Multiplications in the matrix products of `UNet.through` on one item (*shape, width_in) with a condition."""
-    tokens, taps, channels = config.tokens(shape[0]), TAPS ** len(shape), config.channels
+def macs(config: UNetConfig, shape: tuple[int, ...], width_in: int) -> int:
+    """Multiply-accumulates in the matrix products of `UNet.forward` for one conditional item (*shape, width_in)."""
+    tokens = config.tokens(shape[0])
+    taps = TAPS ** len(shape)
+    channels = config.channels
     shapes = [tuple(-(-size // 2**i) for size in shape) for i in range(len(channels))]
     positions = [math.prod(level) for level in shapes]
 
-    def way(i: int, inputs: int) -> int:
-        """One way through level i."""
-        c, total = channels[i], 0
+    def level_macs(i: int, inputs: int) -> int:
+        """One pass through level i."""
+        c = channels[i]
+        total = 0
         for width in (inputs, *[c] * (config.residual_blocks - 1)):
             total += positions[i] * (taps * (width + c) * c + (width * c if width != c else 0))
             total += shapes[i][0] * config.width * 2 * c
@@ -270,7 +294,7 @@ def products(config: UNetConfig, shape: tuple[int, ...], width_in: int) -> int:
 
     total = positions[0] * taps * 2 * width_in * channels[0]
     for i, c in enumerate(channels):
-        last = i == len(channels) - 1
-        total += way(i, channels[max(i - 1, 0)]) + way(i, c if last else 2 * c)
-        total += 0 if last else taps * (positions[i + 1] * c * c + positions[i] * channels[i + 1] * c)
+        is_coarsest = i == len(channels) - 1
+        total += level_macs(i, channels[max(i - 1, 0)]) + level_macs(i, c if is_coarsest else 2 * c)
+        total += 0 if is_coarsest else taps * (positions[i + 1] * c * c + positions[i] * channels[i + 1] * c)
     return total

@@ -1,30 +1,30 @@
-"""A U-Net over time with the latents' channels as its own (the kind of Moûsai, arXiv 2301.11757): models/unet.py.
+"""A one-dimensional U-Net over time, as in Moûsai (arXiv 2301.11757); built from models/unet.py.
 
 Legend: B batch, L latent frames, D latent width.
 """
 
 import dataclasses
 
-import jax
 from flax import nnx
+from jaxtyping import Array, Float
 
 from melody_jax.models import dpd, unet
-from melody_jax.models.conditioning import Conditions, shared_fields
+from melody_jax.models.conditioning import Conditioning, shared_fields
 from melody_jax.models.unet import UNet, UNetConfig
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class UNet1DConfig(UNetConfig):
-    """Shape of the network. The defaults are for latents of the paper's rate."""
+    """Shape of the network. The defaults suit latents at the paper's rate, 250 Hz."""
 
     channels: tuple[int, ...] = (256, 512, 512, 768, 768, 1024)
     residual_blocks: int = 2
     attention_levels: int = 4
     head_width: int = 64
 
-    def products(self, frames: int) -> int:
-        """See `DenoiserConfig.products`."""
-        return unet.products(self, (frames,), self.latent_dim)
+    def macs(self, frames: int) -> int:
+        """See `DenoiserConfig.macs`."""
+        return unet.macs(self, (frames,), self.latent_dim)
 
 
 ABLATION = UNet1DConfig(
@@ -34,7 +34,7 @@ ABLATION = UNet1DConfig(
     attention_levels=3,
     head_width=32,
 )
-"""As many parameters as `dpd.ABLATION`, within 1 %."""
+"""Parameters within 1 % of `dpd.ABLATION`."""
 TINY = UNet1DConfig(
     **shared_fields(dpd.TINY),
     channels=(16, 24),
@@ -46,11 +46,11 @@ TINY = UNet1DConfig(
 
 
 class UNet1D(UNet):
-    """The whole network."""
+    """The network: convolutions over time, latent channels as channels."""
 
     def __init__(self, config: UNet1DConfig, *, rngs: nnx.Rngs) -> None:
         super().__init__(config, 1, config.latent_dim, rngs=rngs)
 
-    def __call__(self, noisy: jax.Array, told: Conditions) -> jax.Array:
+    def __call__(self, noisy: Float[Array, "B L D"], cond: Conditioning) -> Float[Array, "B L D"]:
         """(B, L, D) to (B, L, D)."""
-        return self.through(noisy, told)
+        return self.forward(noisy, cond)

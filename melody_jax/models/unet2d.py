@@ -1,33 +1,32 @@
-"""A U-Net on the latents as an image of one channel, frames by latent channels (the kind of Riffusion): models/unet.py.
+"""A two-dimensional U-Net over frames and latent channels, as Riffusion treats spectrograms; from models/unet.py.
 
-Neighbouring latent channels have nothing in common, as neighbouring frequencies have: that is what this backbone is
-here to show.
+Neighbouring frequencies are related, neighbouring latent channels are not. This backbone shows what that costs.
 
 Legend: B batch, L latent frames, D latent width.
 """
 
 import dataclasses
 
-import jax
 from flax import nnx
+from jaxtyping import Array, Float
 
 from melody_jax.models import dpd, unet
-from melody_jax.models.conditioning import Conditions, shared_fields
+from melody_jax.models.conditioning import Conditioning, shared_fields
 from melody_jax.models.unet import UNet, UNetConfig
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class UNet2DConfig(UNetConfig):
-    """Shape of the network. The defaults are for latents of the paper's rate."""
+    """Shape of the network. The defaults suit latents at the paper's rate, 250 Hz."""
 
     channels: tuple[int, ...] = (128, 256, 512, 512)
     residual_blocks: int = 2
     attention_levels: int = 1
     head_width: int = 64
 
-    def products(self, frames: int) -> int:
-        """See `DenoiserConfig.products`."""
-        return unet.products(self, (frames, self.latent_dim), 1)
+    def macs(self, frames: int) -> int:
+        """See `DenoiserConfig.macs`."""
+        return unet.macs(self, (frames, self.latent_dim), 1)
 
 
 ABLATION = UNet2DConfig(
@@ -37,7 +36,7 @@ ABLATION = UNet2DConfig(
     attention_levels=1,
     head_width=30,
 )
-"""As many parameters as `dpd.ABLATION`, within 1 %."""
+"""Parameters within 1 % of `dpd.ABLATION`."""
 TINY = UNet2DConfig(
     **shared_fields(dpd.TINY),
     channels=(8, 16),
@@ -49,11 +48,11 @@ TINY = UNet2DConfig(
 
 
 class UNet2D(UNet):
-    """The whole network."""
+    """The network: convolutions over time and latent channels."""
 
     def __init__(self, config: UNet2DConfig, *, rngs: nnx.Rngs) -> None:
         super().__init__(config, 2, 1, rngs=rngs)
 
-    def __call__(self, noisy: jax.Array, told: Conditions) -> jax.Array:
+    def __call__(self, noisy: Float[Array, "B L D"], cond: Conditioning) -> Float[Array, "B L D"]:
         """(B, L, D) to (B, L, D)."""
-        return self.through(noisy[..., None], told)[..., 0]
+        return self.forward(noisy[..., None], cond)[..., 0]

@@ -13,13 +13,12 @@ torch = pytest.importorskip("torch", reason="parity needs: pip install melody_ja
 package = pytest.importorskip("sru", reason="parity needs: pip install melody_jax[parity]")
 
 
-@pytest.mark.parametrize("recurrent_weights", [True, False])
-def test_two_bidirectional_layers(recurrent_weights: bool, compare) -> None:
+def test_two_bidirectional_layers(compare) -> None:
     """The package's kernel holds, for each direction and channel, candidate, forget gate, output gate and skip.
 
     Where widths match it skips the input itself; there our projected skip is given the identity.
     """
-    config = SRUConfig(inputs=10, hidden=6, layers=2, recurrent_weights=recurrent_weights)
+    config = SRUConfig(inputs=10, hidden=6, layers=2)
     theirs = package.SRU(
         10,
         6,
@@ -39,14 +38,11 @@ def test_two_bidirectional_layers(recurrent_weights: bool, compare) -> None:
         kernel = layer.weight.detach().numpy().reshape(inputs, 12, layer.num_matrices).transpose(0, 2, 1)
         if layer.num_matrices == 3:
             kernel = np.concatenate([kernel, np.eye(12, dtype=np.float32)[:, None]], axis=1)
-        if not recurrent_weights:
-            layer.weight_c.data.zero_()
         layers[str(i)] = {
             "kernel": kernel.reshape(inputs, 48),
             "bias": layer.bias.detach().numpy().reshape(2, 12),
+            "recurrent": layer.weight_c.detach().numpy().reshape(2, 12),
         }
-        if recurrent_weights:
-            layers[str(i)]["recurrent"] = layer.weight_c.detach().numpy().reshape(2, 12)
     x = np.random.default_rng(0).normal(size=(9, 3, 10)).astype(np.float32)
     with torch.no_grad():
         expected, _ = theirs(torch.tensor(x))

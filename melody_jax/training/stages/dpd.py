@@ -1,9 +1,11 @@
-"""Training of dual-path diffusion: multi-chunk velocity regression (MeLoDy, section 4.1).
+"""Training of dual-path diffusion: multi-chunk velocity regression (MeLoDy, arXiv 2305.15719, section 4.1).
 
-Every chunk of a window gets an angle of its own, tokens are dropped for a share of the items so that the network can
-be guided, and the loss is the mean squared error of the velocity. Frames at angle exactly 0 (the clean context of
-`clean_prefix_probability`) are left out of the mean: their velocity is the noise that was not added, which nothing can
-predict, and sampling never turns them.
+Every chunk of a window gets an independent angle, a share of the items loses its condition so that sampling can be
+guided, and the loss is the mean squared error of the velocity. Frames at angle exactly 0 (the clean context of
+`clean_prefix`) are left out of the mean: their velocity is the noise that was not added, which nothing can predict,
+and sampling never changes them.
+
+Legend: B batch, L latent frames, D latent width, U semantic tokens, P prefix levels.
 """
 
 import dataclasses
@@ -12,6 +14,7 @@ from typing import ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from melody_jax import diffusion, parameterisation
 from melody_jax.models import denoiser
@@ -23,17 +26,17 @@ from melody_jax.training.stage import Batch, Metrics, loss_gradients
 
 
 class Draws(NamedTuple):
-    """All that is random in a step. Stages that differ in their network alone draw the same from the same key."""
+    """All random quantities of a step. Stages that differ in their network only draw the same from the same key."""
 
-    conditioned: jax.Array
-    """(B,) bool: the items that keep their condition."""
-    angle: jax.Array
+    has_condition: Bool[Array, " B"]
+    """(B,): items that keep their condition."""
+    angle: Float[Array, "B L"]
     """(B, L) radians."""
-    tokens: jax.Array
+    tokens: Int[Array, "B U"]
     """(B, U) semantic tokens, some replaced."""
-    prefix: jax.Array
+    prefix: Int[Array, "B P"]
     """(B, P) prefix tokens, some absent (-1)."""
-    noise: jax.Array
+    noise: Float[Array, "B L D"]
     """(B, L, D)."""
 
 
@@ -47,32 +50,30 @@ class DPDStage:
     model: DenoiserConfig = dataclasses.field(default_factory=DPDConfig)
     """The network: the config of any backbone (models/denoiser.py)."""
     condition_dropout: float = 0.1
-    """Share of items trained without any condition, for guidance."""
+    """Share of items trained without a condition, for classifier-free guidance."""
     shared_angle: float = 0.0
     """Share of items with one angle for the whole window, as in generation."""
     clean_prefix: float = 0.0
     """Share of items with clean leading chunks, as in continuation."""
-    maximum_angle: float = diffusion.HALF_PI
-    """Largest training angle, radians; sampling starts at pi/2."""
     angles: diffusion.AngleDistribution = "uniform"
-    """Distribution of the training angles, see `diffusion.warp_angles`; with "trigflow", of c_noise."""
+    """Distribution of the training angles, see `diffusion.warp_angles`; with "trigflow", of the network's c_noise."""
     angle_mean: float = 0.0
-    """Of log tan(angle), for "logit_normal": above 0 for more noise."""
+    """Mean of log tan(angle), for "logit_normal": above 0 for more noise."""
     angle_std: float = 1.0
     """Standard deviation of log tan(angle), for "logit_normal", above 0."""
     token_corruption: float = 0.0
-    """Share of semantic tokens replaced by random ones: what the LM writes is not free of errors either."""
+    """Share of semantic tokens replaced by random ones: the LM makes errors too."""
     prefix_dropout: float = 0.1
-    """Share of conditioned items whose prefix is absent; for `prefix_conditioning` only."""
+    """Share of items whose prefix is absent; for `prefix_conditioning` only."""
     prefix_level_dropout: float = 0.1
-    """Share of single prefix levels that are absent; for `prefix_conditioning` only."""
+    """Share of individual prefix levels that are absent; for `prefix_conditioning` only."""
 
     mulan: str = ""
-    """Folder of the released MuLan whose codebooks the prefix embeddings start from; empty: random embeddings."""
+    """Folder of the released MuLan whose codebooks initialise the prefix embeddings; empty: random embeddings."""
     tokenizer: str = ""
-    """Folder of the released tokenizer whose codebook the token embeddings start from; empty: random embeddings."""
+    """Folder of the released tokenizer whose codebook initialises the token embeddings; empty: random embeddings."""
 
-    def init(self, key: jax.Array) -> Params:
+    def init(self, key: PRNGKeyArray) -> Params:
         """Fresh parameters, float32."""
         model = denoiser.init(self.model, key)
         if self.mulan and self.model.prefix_conditioning:
@@ -85,84 +86,76 @@ class DPDStage:
         return {"model": model}
 
     def gradients(
-        self, params: Params, batch: Batch, key: jax.Array, step: jax.Array
+        self, params: Params, batch: Batch, key: PRNGKeyArray, step: Int[Array, ""]
     ) -> tuple[Params, Metrics]:
         """Gradients of the velocity error on {"latents" (B, L, D), "semantic_tokens", "prefix_tokens"}."""
         return loss_gradients(self._loss, params, batch, key)
 
-    def draw(self, batch: Batch, key: jax.Array) -> Draws:
-        """What a step draws for a batch. Each kind has a key of its own: a change of one leaves the others."""
+    def draw(self, batch: Batch, key: PRNGKeyArray) -> Draws:
+        """The random quantities of a step. Each kind has its own key: a change of one leaves the others."""
         keys = jax.random.split(key, 4)
         latents = batch["latents"]
         count, frames, _ = latents.shape
-        conditioned = jax.random.bernoulli(keys[0], 1 - self.condition_dropout, (count,))
+        has_condition = jax.random.bernoulli(keys[0], 1 - self.condition_dropout, (count,))
         angle = diffusion.sample_angles(
-            keys[1],
-            count,
-            frames,
-            self.model.chunks,
-            self.shared_angle,
-            self.clean_prefix,
-            self.maximum_angle,
+            keys[1], count, frames, self.model.chunks, self.shared_angle, self.clean_prefix
         )
-        angle = diffusion.warp_angles(angle, self.angles, self.angle_mean, self.angle_std, self.maximum_angle)
+        angle = diffusion.warp_angles(angle, self.angles, self.angle_mean, self.angle_std)
         angle = parameterisation.angle_from_noise_input(self.model.objective, self.model.sigma_data, angle)
-        return Draws(
-            conditioned, angle, *self._perturb(batch, keys[2]), jax.random.normal(keys[3], latents.shape)
-        )
+        tokens, prefix = self._perturb(batch, keys[2])
+        return Draws(has_condition, angle, tokens, prefix, jax.random.normal(keys[3], latents.shape))
 
-    def _loss(self, params: Params, batch: Batch, key: jax.Array) -> tuple[jax.Array, Metrics]:
-        drawn = self.draw(batch, key)
-        error = self._errors(params["model"], batch["latents"], drawn).mean(axis=-1)
-        error = error * parameterisation.loss_weight(self.model.objective, self.model.sigma_data, drawn.angle)
-        noisy = (drawn.angle > 0).astype(error.dtype)
-        return (error * noisy).sum() / jnp.maximum(noisy.sum(), 1), {"weight": noisy.sum()}
+    def _loss(self, params: Params, batch: Batch, key: PRNGKeyArray) -> tuple[Array, Metrics]:
+        draws = self.draw(batch, key)
+        error = self._errors(params["model"], batch["latents"], draws).mean(axis=-1)
+        error = error * parameterisation.loss_weight(self.model.objective, self.model.sigma_data, draws.angle)
+        is_noisy = (draws.angle > 0).astype(error.dtype)
+        return (error * is_noisy).sum() / jnp.maximum(is_noisy.sum(), 1), {"weight": is_noisy.sum()}
 
-    def _perturb(self, batch: Batch, key: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def _perturb(self, batch: Batch, key: PRNGKeyArray) -> tuple[Array, Array]:
         """Semantic tokens with some replaced, and prefix tokens with some absent (-1)."""
-        where, which, whole, level = jax.random.split(key, 4)
-        tokens, prefix = batch["semantic_tokens"], batch["prefix_tokens"]
-        replaced = jax.random.bernoulli(where, self.token_corruption, tokens.shape)
-        others = jax.random.randint(which, tokens.shape, 0, self.model.semantic_tokens, tokens.dtype)
-        absent = jax.random.bernoulli(whole, self.prefix_dropout, (prefix.shape[0], 1))
-        absent |= jax.random.bernoulli(level, self.prefix_level_dropout, prefix.shape)
-        return jnp.where(replaced, others, tokens), jnp.where(absent, -1, prefix)
+        replaced_key, token_key, prefix_key, level_key = jax.random.split(key, 4)
+        tokens = batch["semantic_tokens"]
+        prefix = batch["prefix_tokens"]
+        replaced = jax.random.bernoulli(replaced_key, self.token_corruption, tokens.shape)
+        random = jax.random.randint(token_key, tokens.shape, 0, self.model.semantic_tokens, tokens.dtype)
+        absent = jax.random.bernoulli(prefix_key, self.prefix_dropout, (prefix.shape[0], 1))
+        absent |= jax.random.bernoulli(level_key, self.prefix_level_dropout, prefix.shape)
+        return jnp.where(replaced, random, tokens), jnp.where(absent, -1, prefix)
 
-    def _errors(
-        self, model: Params, latents: jax.Array, drawn: Draws, conditioned: int | None = None
-    ) -> jax.Array:
-        """Squared velocity errors (B, L, D); `conditioned` says otherwise which items are, see `denoiser.velocity`."""
-        noisy, target = diffusion.corrupt(latents, drawn.noise, drawn.angle)
-        who = drawn.conditioned if conditioned is None else conditioned
-        predicted = denoiser.velocity(model, self.model, noisy, drawn.angle, drawn.tokens, who, drawn.prefix)
+    def _errors(self, model: Params, latents: Array, draws: Draws, has_condition: int | None = None) -> Array:
+        """Squared velocity errors (B, L, D); `has_condition` overrides that of `draws`, see `denoiser.velocity`."""
+        noisy, target = diffusion.corrupt(latents, draws.noise, draws.angle)
+        mask = draws.has_condition if has_condition is None else has_condition
+        predicted = denoiser.velocity(model, self.model, noisy, draws.angle, draws.tokens, mask, draws.prefix)
         return (predicted - target) ** 2
 
-    def evaluate(self, params: Params, batch: Batch, key: jax.Array) -> Metrics:
-        """Velocity errors of a held-out batch, nothing dropped or replaced.
+    def evaluate(self, params: Params, batch: Batch, key: PRNGKeyArray) -> Metrics:
+        """Velocity errors of a held-out batch, with nothing dropped or replaced.
 
-        "loss" is at independent chunk angles, conditioned; "loss_null" at the same ones without a condition;
-        "loss_at_0.2", 0.6, 1.0 and 1.4 with the whole window at that angle.
+        "loss" is conditional, at independent chunk angles; "loss_null" is unconditional at the same angles;
+        "loss_at_0.2", 0.6, 1.0 and 1.4 have the whole window at that angle.
         """
         angle_key, noise_key = jax.random.split(key)
         latents = batch["latents"]
         count, frames, _ = latents.shape
-        drawn = Draws(
-            conditioned=jnp.ones(count, bool),
+        draws = Draws(
+            has_condition=jnp.ones(count, bool),
             angle=diffusion.sample_angles(angle_key, count, frames, self.model.chunks),
             tokens=batch["semantic_tokens"],
             prefix=batch["prefix_tokens"],
             noise=jax.random.normal(noise_key, latents.shape),
         )
 
-        def error(angle: jax.Array, conditioned: int = count) -> jax.Array:
-            return self._errors(params["model"], latents, drawn._replace(angle=angle), conditioned).mean()
+        def error(angle: Array, has_condition: int = count) -> Array:
+            return self._errors(params["model"], latents, draws._replace(angle=angle), has_condition).mean()
 
         fixed = (0.2, 0.6, 1.0, 1.4)
-        angles = jnp.stack([drawn.angle, *(jnp.full_like(drawn.angle, angle) for angle in fixed)])
-        loss, *at_fixed = jax.lax.map(error, angles)  # one program for all of them
-        named = {f"loss_at_{angle}": value for angle, value in zip(fixed, at_fixed, strict=True)}
-        return {"loss": loss, "loss_null": error(drawn.angle, 0), **named}
+        angles = jnp.stack([draws.angle, *(jnp.full_like(draws.angle, angle) for angle in fixed)])
+        loss, *at_fixed = jax.lax.map(error, angles)  # compiles once
+        at_angles = {f"loss_at_{angle}": value for angle, value in zip(fixed, at_fixed, strict=True)}
+        return {"loss": loss, "loss_null": error(draws.angle, 0), **at_angles}
 
-    def finish(self, model: Params, batches: Iterator[Batch], key: jax.Array) -> tuple[Params, Metrics]:
+    def finish(self, model: Params, batches: Iterator[Batch], key: PRNGKeyArray) -> tuple[Params, Metrics]:
         """Nothing is fitted after training."""
         return model, {}
