@@ -1,4 +1,4 @@
-"""A batch job: what a file of prompts may say, what is made, what is made again, and the same clip on many devices."""
+"""Batch jobs: prompt files, which clips are made and made again, and the same clips on many devices."""
 
 import json
 import os
@@ -26,13 +26,13 @@ LINES = [
 ]
 
 
-def written(path: Path, lines: list) -> Path:
+def write_lines(path: Path, lines: list) -> Path:
     path.write_text("\n".join(line if isinstance(line, str) else json.dumps(line) for line in lines))
     return path
 
 
 def job(folder: Path, lines: list = LINES, **changes: object) -> BatchJobConfig:
-    prompts = written(folder / "prompts.jsonl", lines)
+    prompts = write_lines(folder / "prompts.jsonl", lines)
     return BatchJobConfig(**{"prompts": prompts, "out": folder / "clips", "batch": 2} | changes)  # type: ignore[arg-type]
 
 
@@ -48,29 +48,29 @@ def entries(config: BatchJobConfig) -> dict[str, dict]:
     return {line["id"]: line for line in lines}
 
 
-def test_a_job_is_made_once(melody: Melody, tmp_path: Path) -> None:
+def test_a_job_runs_once(melody: Melody, tmp_path: Path) -> None:
     config = job(tmp_path)
     assert run(melody, config) == 5
-    made = entries(config)
-    assert set(made) == {"cello", "000001", "000002", "waltz", "blend"}
-    assert [made[name]["seed"] for name in made] == [
-        {"cello": 0, "000001": 9, "000002": 2, "waltz": 3, "blend": 4}[n] for n in made
+    manifest_entries = entries(config)
+    assert set(manifest_entries) == {"cello", "000001", "000002", "waltz", "blend"}
+    assert [entry["seed"] for entry in manifest_entries.values()] == [
+        {"cello": 0, "000001": 9, "000002": 2, "waltz": 3, "blend": 4}[name] for name in manifest_entries
     ]
-    for name, entry in made.items():
+    for name, entry in manifest_entries.items():
         assert soundfile.info(config.out / f"{name}.wav").frames == entry["seconds"] * 24_000
         assert entry["model_hash"] == melody.hash
         assert entry["seconds_taken"] > 0
-    assert made["cello"]["prompt"] == "slow sad cello"
-    assert made["000002"]["temperature"] == 0.5
-    assert made["blend"]["prompt"][0] == {"text": "piano", "audio": None, "weight": 2}
+    assert manifest_entries["cello"]["prompt"] == "slow sad cello"
+    assert manifest_entries["000002"]["temperature"] == 0.5
+    assert manifest_entries["blend"]["prompt"][0] == {"text": "piano", "audio": None, "weight": 2}
     before = {path: path.stat().st_mtime_ns for path in config.out.iterdir()}
     assert run(melody, config) == 0
     assert {path: path.stat().st_mtime_ns for path in config.out.iterdir()} == before
-    alone = melody.generate("driving techno", temperature=0.5, seed=2, **DEFAULTS)[0]
-    np.testing.assert_allclose(audio.read(config.out / "000002.wav"), alone, atol=1e-4)
+    clip = melody.generate("driving techno", temperature=0.5, seed=2, **DEFAULTS)[0]
+    np.testing.assert_allclose(audio.read(config.out / "000002.wav"), clip, atol=1e-4)
 
 
-def test_a_killed_job_goes_on(melody: Melody, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_killed_job_continues(melody: Melody, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Killed between a clip's file and its line, and in the middle of a file and of a line."""
     config = job(tmp_path)
     plain, count = manifest.ClipManifest.add, []
@@ -94,27 +94,27 @@ def test_a_killed_job_goes_on(melody: Melody, tmp_path: Path, monkeypatch: pytes
     assert run(melody, config) == 3
     assert len(entries(config)) == 5
     assert not torn.exists()
-    assert foreign.exists()  # may be another process's, at work
+    assert foreign.exists()  # another process may be writing it
     (config.out / "waltz.wav").unlink()
     assert run(melody, config) == 1
 
 
-def test_changed_settings_are_noticed(melody: Melody, tmp_path: Path) -> None:
+def test_changed_settings_are_reported(melody: Melody, tmp_path: Path) -> None:
     config = job(tmp_path, LINES[:2])
     run(melody, config)
     before = (config.out / "cello.wav").read_bytes()
-    other = [{"prompt": "slow sad cello", "id": "cello", "seed": 5}, LINES[1]]
+    changed = [{"prompt": "slow sad cello", "id": "cello", "seed": 5}, LINES[1]]
     with pytest.raises(UserError, match="cello was made with seed 0 and now 5"):
-        run(melody, job(tmp_path, other))
+        run(melody, job(tmp_path, changed))
     with pytest.raises(UserError, match=r"was made with file cello\.wav and now cello\.flac"):
         run(melody, job(tmp_path, LINES[:2], suffix=".flac"))
     assert (config.out / "cello.wav").read_bytes() == before
-    assert run(melody, job(tmp_path, other, replace=True)) == 1
+    assert run(melody, job(tmp_path, changed, replace=True)) == 1
     assert (config.out / "cello.wav").read_bytes() != before
-    assert run(melody, job(tmp_path, other)) == 0
-    stranger = Melody(melody.params, melody.configs, melody.tokenizer, melody.hashes | {"dpd": "0" * 64})
-    with pytest.raises(UserError, match=f"was made with model {melody.hash} and now {stranger.hash}"):
-        run(stranger, job(tmp_path, other))
+    assert run(melody, job(tmp_path, changed)) == 0
+    other_model = Melody(melody.params, melody.configs, melody.tokenizer, melody.hashes | {"dpd": "0" * 64})
+    with pytest.raises(UserError, match=f"was made with model {melody.hash} and now {other_model.hash}"):
+        run(other_model, job(tmp_path, changed))
 
 
 def test_processes_share_a_job(melody: Melody, tmp_path: Path) -> None:
@@ -125,7 +125,7 @@ def test_processes_share_a_job(melody: Melody, tmp_path: Path) -> None:
         "manifest-000.jsonl",
         "manifest-001.jsonl",
     ]
-    assert run(melody, job(tmp_path)) == 0  # all parts are read, whatever their number
+    assert run(melody, job(tmp_path)) == 0  # all manifests are read
     with (
         manifest.open_manifest(first.out, 0, 2),
         pytest.raises(UserError, match="another process is writing it"),
@@ -133,17 +133,17 @@ def test_processes_share_a_job(melody: Melody, tmp_path: Path) -> None:
         run(melody, first)
 
 
-def test_batches_keep_to_their_shape(melody: Melody, tmp_path: Path) -> None:
+def test_batches_have_one_size(melody: Melody, tmp_path: Path) -> None:
     prompts = [
         {"prompt": f"piano {i}", "best_of": 3 if i > 6 else 1, "steps": 2 if i == 0 else 1} for i in range(10)
     ]
-    lines = prompt_file.read_prompt_file(written(tmp_path / "a.jsonl", prompts), DEFAULTS)
+    lines = prompt_file.read_prompt_file(write_lines(tmp_path / "a.jsonl", prompts), DEFAULTS)
     for devices, expected in (
         (1, [(1, 1), (4, 4), (2, 4), (1, 1), (1, 1), (1, 1)]),
         (8, [(1, 8), (6, 8), (3, 8)]),
     ):
-        made = [(len(batch), size) for batch, size in batch_job.group_lines(melody, lines, 4, devices)]
-        assert made == expected, devices
+        sizes = [(len(batch), size) for batch, size in batch_job.group_lines(melody, lines, 4, devices)]
+        assert sizes == expected, devices
 
 
 @pytest.mark.parametrize(
@@ -189,17 +189,17 @@ def test_bad_lines_are_named_before_any_work(melody: Melody, tmp_path: Path, lin
         ({"prompts": Path("absent.jsonl")}, "absent.jsonl: cannot be read"),
     ],
 )
-def test_bad_jobs_are_told(melody: Melody, tmp_path: Path, changes: dict, named: str) -> None:
+def test_bad_jobs_are_named(melody: Melody, tmp_path: Path, changes: dict, named: str) -> None:
     with pytest.raises(UserError, match=named):
         run(melody, job(tmp_path, **changes))
 
 
 def test_eight_devices_make_the_same_clips(melody: Melody, releases: Path, tmp_path: Path) -> None:
     """Through the script."""
-    one = job(tmp_path)
-    run(melody, one)
+    single_device = job(tmp_path)
+    run(melody, single_device)
     script = Path(__file__).parents[1] / "sample.py"
-    options = ["--model", "tiny", "--folder", str(releases), "--prompts", str(one.prompts), "--out", "eight"]
+    options = ["--model", "tiny", "--folder", str(releases), "--prompts", str(single_device.prompts), "--out", "eight"]
     options += [part for name, value in DEFAULTS.items() for part in (f"--{name}", str(value))]
     environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
     command = [sys.executable, str(script), *options]
@@ -207,5 +207,5 @@ def test_eight_devices_make_the_same_clips(melody: Melody, releases: Path, tmp_p
     assert done.returncode == 0, done.stderr
     assert done.stdout == "eight: 5 clips made\n"
     assert "5/5" not in done.stderr  # no progress bar outside of a terminal
-    for path in one.out.glob("*.wav"):
+    for path in single_device.out.glob("*.wav"):
         np.testing.assert_allclose(audio.read(tmp_path / "eight" / path.name), audio.read(path), atol=1e-4)

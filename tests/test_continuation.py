@@ -1,4 +1,4 @@
-"""Music longer than a window: what is there stays, what is new is the item's own, tokens and latents stay together."""
+"""Music longer than a window: old frames stay, new ones depend on item and chunk, tokens and latents stay aligned."""
 
 import dataclasses
 
@@ -40,10 +40,10 @@ CONFIG = sampler(20, 2)
 
 @pytest.fixture(scope="module")
 def params() -> dict:
-    """Random networks whose outputs do depend on everything."""
+    """Random networks whose outputs depend on every input."""
     keys = jax.random.split(jax.random.key(0))
-    made = {"lm": lm.init(CONFIG.lm, keys[0]), "dpd": denoiser.init(CONFIG.dpd, keys[1])}
-    return jax.tree.map(lambda leaf: leaf + 0.05 * jax.random.normal(keys[0], leaf.shape), made)
+    params = {"lm": lm.init(CONFIG.lm, keys[0]), "dpd": denoiser.init(CONFIG.dpd, keys[1])}
+    return jax.tree.map(lambda leaf: leaf + 0.05 * jax.random.normal(keys[0], leaf.shape), params)
 
 
 @pytest.fixture(scope="module")
@@ -58,11 +58,11 @@ def window() -> Window:
 def advance(
     params: dict, config: SamplerConfig, window: Window, number: int, controls: Controls = CONTROLS
 ) -> Window:
-    moved = config.chunk_tokens(number)
-    return windows.next_window(params, config, controls, window, moved, jnp.int32(number))
+    shift = config.chunk_tokens(number)
+    return windows.next_window(params, config, controls, window, shift, jnp.int32(number))
 
 
-def test_tokens_and_latents_stay_together() -> None:
+def test_tokens_and_latents_stay_aligned() -> None:
     for size, moves in ((dpd.PAPER, [62, 63, 62, 63]), (dpd.PAPER_ALIGNED, [64] * 4)):
         config = SamplerConfig(lm=lm.PAPER, dpd=size)
         assert [config.chunk_tokens(number) for number in range(1, 5)] == moves
@@ -73,7 +73,7 @@ def test_tokens_and_latents_stay_together() -> None:
         _ = sampler(21, 1).chunk_frames
 
 
-def test_what_is_there_stays(params: dict, window: Window) -> None:
+def test_old_frames_stay(params: dict, window: Window) -> None:
     following = advance(params, CONFIG, window, 1)
     np.testing.assert_array_equal(following.semantic_tokens[:, :8], window.semantic_tokens[:, 2:])
     np.testing.assert_array_equal(following.latents[:, :15], window.latents[:, 5:])
@@ -82,16 +82,16 @@ def test_what_is_there_stays(params: dict, window: Window) -> None:
     assert np.isfinite(following.latents).all()
 
 
-def test_what_is_new_is_the_items_own_and_the_chunks_own(params: dict, window: Window) -> None:
-    both, again, other = (advance(params, CONFIG, window, number) for number in (1, 1, 3))
-    np.testing.assert_array_equal(both.latents, again.latents)
-    assert not np.array_equal(both.latents[:, 15:], other.latents[:, 15:])
+def test_new_frames_depend_on_item_and_chunk(params: dict, window: Window) -> None:
+    batch, repeated, later_chunk = (advance(params, CONFIG, window, number) for number in (1, 1, 3))
+    np.testing.assert_array_equal(batch.latents, repeated.latents)
+    assert not np.array_equal(batch.latents[:, 15:], later_chunk.latents[:, 15:])
     second = Window(*(part[1:] for part in window))
-    alone = advance(params, CONFIG, second, 1, SECOND)
-    np.testing.assert_array_equal(both.semantic_tokens[1:], alone.semantic_tokens)
-    np.testing.assert_allclose(both.latents[1:], alone.latents, atol=1e-5)
-    stranger = advance(params, CONFIG, second, 1, SECOND._replace(seeds=CONTROLS.seeds[:1]))
-    assert not np.allclose(stranger.latents[:, 15:], alone.latents[:, 15:])
+    single = advance(params, CONFIG, second, 1, SECOND)
+    np.testing.assert_array_equal(batch.semantic_tokens[1:], single.semantic_tokens)
+    np.testing.assert_allclose(batch.latents[1:], single.latents, atol=1e-5)
+    other_seed = advance(params, CONFIG, second, 1, SECOND._replace(seeds=CONTROLS.seeds[:1]))
+    assert not np.allclose(other_seed.latents[:, 15:], single.latents[:, 15:])
 
 
 def test_the_past_matters(params: dict, window: Window) -> None:
@@ -104,10 +104,10 @@ def test_the_past_matters(params: dict, window: Window) -> None:
 
 def test_the_literal_chunk_moves_only_the_tokens(params: dict, window: Window) -> None:
     literal = dataclasses.replace(CONFIG, literal_chunks=True)
-    ours, theirs = (advance(params, config, window, 1) for config in (CONFIG, literal))
-    np.testing.assert_array_equal(theirs.semantic_tokens[:, :7], window.semantic_tokens[:, 3:])
-    np.testing.assert_array_equal(theirs.latents[:, :15], ours.latents[:, :15])
-    assert not np.array_equal(theirs.latents[:, 15:], ours.latents[:, 15:])
+    aligned, shifted = (advance(params, config, window, 1) for config in (CONFIG, literal))
+    np.testing.assert_array_equal(shifted.semantic_tokens[:, :7], window.semantic_tokens[:, 3:])
+    np.testing.assert_array_equal(shifted.latents[:, :15], aligned.latents[:, :15])
+    assert not np.array_equal(shifted.latents[:, 15:], aligned.latents[:, 15:])
     np.testing.assert_array_equal(  # the second chunk moves by three either way
         advance(params, literal, window, 2).latents, advance(params, CONFIG, window, 2).latents
     )

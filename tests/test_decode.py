@@ -1,4 +1,4 @@
-"""Sound a stretch at a time is the sound of all at once, with both codecs, wherever blocks and windows end."""
+"""Decoding part by part equals decoding at once, with both codecs, wherever blocks and windows end."""
 
 from functools import partial
 
@@ -31,7 +31,7 @@ HIFIGAN = VAEConfig(
 
 
 class Case:
-    """A codec with random parameters, and two items' latents that sound too loud in places."""
+    """A codec with random parameters, and latents of two items whose peaks exceed the limiter's ceiling."""
 
     def __init__(self, config: VAEConfig) -> None:
         self.config, self.margin = config, decode.context(config)
@@ -44,11 +44,11 @@ class Case:
             self.params["decoder"]["ends"]["out"]["bias"] += 5.0
         self.latents = 3 * rng.standard_normal((2, 3 * self.window, 8)).astype(np.float32)
 
-    def whole(self, latents: np.ndarray) -> np.ndarray:
+    def decode_at_once(self, latents: np.ndarray) -> np.ndarray:
         wave = np.asarray(latents_to_wave(self.params, self.config, latents, np.int32(0)))
         return np.stack([audio.peak_limit(item) for item in wave])
 
-    def stretches(self, latents: np.ndarray, cuts: list[int]) -> list[np.ndarray]:
+    def parts(self, latents: np.ndarray, cuts: list[int]) -> list[np.ndarray]:
         blocks = np.split(latents, cuts, axis=1)
         return list(decode.decode(self.params, self.config, blocks, self.window))
 
@@ -58,31 +58,32 @@ def case(request: pytest.FixtureRequest) -> Case:
     return Case(request.param)
 
 
-def test_stretches_are_the_whole(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
-    length, whole = 3 * case.window, case.whole(case.latents)
+def test_parts_equal_decoding_at_once(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    length = 3 * case.window
+    expected = case.decode_at_once(case.latents)
     if case.config is vae.TINY:  # the other codec's decoder ends in a tanh
         raw = np.asarray(latents_to_wave(case.params, case.config, case.latents, np.int32(0)))
-        assert np.abs(raw - whole).max() > 0.1  # the limiter is at work
+        assert np.abs(raw - expected).max() > 0.1  # the limiter is at work
     shapes, plain = set(), decode.latents_to_wave
     monkeypatch.setattr(
         decode, "latents_to_wave", lambda p, c, z, *rest: (shapes.add(z.shape), plain(p, c, z, *rest))[1]
     )
     for cuts in ([], [case.window], [1, 2, length - 1], list(range(7, length, 7))):
-        stretches = case.stretches(case.latents, cuts)
-        assert len(stretches) == -(-2 * case.window // 5) + 1
-        np.testing.assert_allclose(np.concatenate(stretches, axis=1), whole, atol=1e-5)
+        parts = case.parts(case.latents, cuts)
+        assert len(parts) == -(-2 * case.window // 5) + 1
+        np.testing.assert_allclose(np.concatenate(parts, axis=1), expected, atol=1e-5)
     assert shapes == {(2, case.window, 8)}
 
 
 def test_a_window_or_less_is_decoded_once(case: Case) -> None:
     for length in (3, case.window):
         latents = case.latents[:, :length]
-        (only,) = case.stretches(latents, [1])
-        np.testing.assert_allclose(only, case.whole(latents), atol=1e-5)
+        (only,) = case.parts(latents, [1])
+        np.testing.assert_allclose(only, case.decode_at_once(latents), atol=1e-5)
 
 
-def test_a_stretch_comes_as_soon_as_it_can(case: Case) -> None:
-    """One latent beyond the window shows that the window is not the last; nothing more is waited for."""
+def test_a_part_comes_as_soon_as_it_can(case: Case) -> None:
+    """One latent beyond the window shows that the window is not the last one."""
     taken = []
     blocks = (taken.append(i) or case.latents[:, i : i + 1] for i in range(2 * case.window))
     first = next(decode.decode(case.params, case.config, blocks, case.window))

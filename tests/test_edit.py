@@ -1,4 +1,4 @@
-"""One's own music: what is planned, what stays to the sample, what is refused."""
+"""Edits of the user's own music: the plan, which samples stay bit-identical, bad input."""
 
 import numpy as np
 import pytest
@@ -14,7 +14,7 @@ from melody_jax.sampling.plan import EditPlan, Fill
 from melody_jax.sampling.request import Request, make_requests
 
 
-def test_a_gap_has_what_is_known_on_both_sides() -> None:
+def test_a_short_gap_has_source_on_both_sides() -> None:
     assert plan.plan_fills([(100, 110)], 200, 80, 20) == [Fill(65, 100, 110, True)]
     assert plan.plan_fills([(3, 10)], 200, 80, 20) == [Fill(0, 3, 10, True)]  # at the beginning
     assert plan.plan_fills([(190, 199)], 200, 80, 20) == [Fill(120, 190, 199, True)]
@@ -23,7 +23,7 @@ def test_a_gap_has_what_is_known_on_both_sides() -> None:
 def test_a_long_gap_is_filled_from_the_left() -> None:
     fills = plan.plan_fills([(100, 180)], 300, 80, 20)
     assert fills[:2] == [Fill(40, 100, 120, False), Fill(60, 120, 140, False)]
-    assert fills[2:] == [Fill(120, 140, 180, True)]  # what fits into half a window has both sides
+    assert fills[2:] == [Fill(120, 140, 180, True)]  # half a window or less has source on both sides
 
 
 def test_a_continuation_moves_on_by_chunks() -> None:
@@ -44,10 +44,10 @@ def test_plans_cover_every_new_token_once() -> None:
         for fill in plan.plan_fills(regions, length, 80, 20):
             assert 0 <= fill.start <= fill.first < fill.last <= fill.start + 80 <= length
             covered[fill.first : fill.last] += 1
-        wanted = np.zeros(length, int)
+        expected = np.zeros(length, int)
         for first, last in regions:
-            wanted[first:last] = 1
-        np.testing.assert_array_equal(covered, wanted)
+            expected[first:last] = 1
+        np.testing.assert_array_equal(covered, expected)
 
 
 def sine(seconds: float, frequency: float = 220.0, level: float = 0.3) -> np.ndarray:
@@ -57,8 +57,9 @@ def sine(seconds: float, frequency: float = 220.0, level: float = 0.3) -> np.nda
 
 
 @pytest.mark.parametrize(("first", "last"), [(24_000, 40_000), (0, 9_000), (60_000, 90_000)])
-def test_splicing_keeps_the_rest_to_the_bit_and_does_not_click(first: int, last: int) -> None:
-    source, made = sine(2.5), sine(4.0, 330.0)
+def test_splicing_is_bit_identical_elsewhere_and_does_not_click(first: int, last: int) -> None:
+    source = sine(2.5)
+    new = sine(4.0, 330.0)
     clip = EditedClip(
         plan=EditPlan(regions=((first, last),), tokens=0, window=80, fills=()),
         samples=source,
@@ -66,14 +67,14 @@ def test_splicing_keeps_the_rest_to_the_bit_and_does_not_click(first: int, last:
         semantic_tokens=np.zeros(0, int),
         latents=np.zeros((0, 8)),
     )
-    spliced = edit.splice(clip, 2 * made)
+    spliced = edit.splice(clip, 2 * new)
     assert len(spliced) == max(len(source), last)
     np.testing.assert_array_equal(spliced[:first], source[:first])
     np.testing.assert_array_equal(spliced[last:], source[last:])
-    np.testing.assert_allclose(spliced[first + 500 : last - 500], made[first + 500 : last - 500], atol=1e-6)
+    np.testing.assert_allclose(spliced[first + 500 : last - 500], new[first + 500 : last - 500], atol=1e-6)
     steepest = (
         0.3 * 2 * np.pi * 330 / SAMPLE_RATE
-    )  # of both sines; at a fade they add up to sqrt(2) of one at most
+    )  # of the two sines; in a fade they add up to at most sqrt(2) of one
     assert np.abs(np.diff(spliced)).max() < 1.6 * steepest
 
 
@@ -89,9 +90,9 @@ def melody() -> Melody:
     return Melody(params, configs, words, {})
 
 
-def test_continuing_mending_and_varying(melody: Melody) -> None:
+def test_continuing_and_regenerating(melody: Melody) -> None:
     source = np.random.default_rng(1).normal(0, 0.1, 52_800).astype(np.float32)
-    asked = {
+    settings = {
         "source": source,
         "steps": 1,
         "seconds": [4.0, 10.0, 10.0],
@@ -100,12 +101,12 @@ def test_continuing_mending_and_varying(melody: Melody) -> None:
         "guidance_scale": 1.0,
         "lm_guidance_scale": 1.0,
     }
-    longer, mended, kept = melody.run(make_requests(PROMPTS[:3], asked))
+    longer, regenerated, same_tokens = melody.run(make_requests(PROMPTS[:3], settings))
     assert len(longer) == 4 * SAMPLE_RATE
     np.testing.assert_array_equal(longer[: len(source)], source)
     assert np.std(longer[len(source) :]) > 0
     region = slice(SAMPLE_RATE // 2, SAMPLE_RATE)
-    for clip in (mended, kept):
+    for clip in (regenerated, same_tokens):
         assert len(clip) == len(source)
         changed = clip != source
         assert changed[region].mean() > 0.9
@@ -146,6 +147,6 @@ def test_silence_can_be_a_source(melody: Melody) -> None:
         ({"regions": ((0.0, 1.0),)}, "there is none"),
     ],
 )
-def test_bad_wishes_are_named(melody: Melody, arguments: dict, named: str) -> None:
+def test_bad_edits_are_named(melody: Melody, arguments: dict, named: str) -> None:
     with pytest.raises(UserError, match=named):
         melody.generate(PROMPTS[0], **arguments)

@@ -1,4 +1,4 @@
-"""An exported sampler plays without this package what the package plays."""
+"""An exported sampler makes the same clips without this package."""
 
 import json
 import subprocess
@@ -53,13 +53,13 @@ def test_plays_the_same_without_the_package(folder: Path) -> None:
     melody = load("tiny", folder=folder)
     expected = melody.generate(["slow sad cello"] * 2, seed=5, steps=2, seconds=melody.window_seconds)
     for number, wave in enumerate(expected):
-        heard, rate = soundfile.read(folder / f"song-{number}.wav", dtype="float32")
+        samples, rate = soundfile.read(folder / f"song-{number}.wav", dtype="float32")
         assert rate == melody.sample_rate
-        np.testing.assert_allclose(heard, wave, rtol=0, atol=1e-4)
+        np.testing.assert_allclose(samples, wave, rtol=0, atol=1e-4)
     assert np.abs(expected[0] - expected[1]).max() > 0.01
 
 
-def test_says_what_it_holds(folder: Path) -> None:
+def test_the_description_matches_the_files(folder: Path) -> None:
     about = json.loads((folder / "out" / "sampler.json").read_text())
     assert about["batch"] == 2
     assert about["hash"] == load("tiny", folder=folder).hash

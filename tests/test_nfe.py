@@ -1,4 +1,4 @@
-"""The counts of the paper's table 3, and ours beside them."""
+"""The counts of the paper's table 3, and those of this package."""
 
 import pytest
 
@@ -9,13 +9,13 @@ from melody_jax.sampling import nfe
 from melody_jax.sampling.nfe import Evaluations, NFEConfig
 
 FRAME = 96 / 24_000
-"""Seconds a latent of the paper lasts."""
+"""Seconds per latent frame at the paper's size."""
 
 
-@pytest.mark.parametrize(("seconds", "ours", "theirs"), [(10.0, 270, 6250), (30.0, 770, 18750)])
-def test_table_3_of_the_paper(seconds, ours, theirs):
-    assert nfe.paper_count(seconds).total == ours
-    assert nfe.musiclm_count(seconds) == theirs
+@pytest.mark.parametrize(("seconds", "melody", "musiclm"), [(10.0, 270, 6250), (30.0, 770, 18750)])
+def test_table_3_of_the_paper(seconds, melody, musiclm):
+    assert nfe.paper_count(seconds).total == melody
+    assert nfe.musiclm_count(seconds) == musiclm
 
 
 def test_windows_of_a_longer_piece():
@@ -23,8 +23,8 @@ def test_windows_of_a_longer_piece():
     assert nfe.cascade_count(dpd.PAPER, FRAME, 30, 20) == Evaluations(750, 9 * 20)  # one window and eight chunks
     assert nfe.cascade_count(dpd.PAPER, FRAME, 10.01, 20) == Evaluations(
         312, 2 * 20
-    )  # a chunk more for what is over
-    assert nfe.cascade_count(dpd.PAPER, FRAME, 1, 20) == Evaluations(250, 20)  # no window is cut short
+    )  # one more chunk
+    assert nfe.cascade_count(dpd.PAPER, FRAME, 1, 20) == Evaluations(250, 20)  # the first window is sampled completely
 
 
 def test_guidance_doubles_its_network():

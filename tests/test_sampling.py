@@ -1,4 +1,4 @@
-"""The sampler end to end at tiny size: shapes, sameness, batches, releases that do not fit, bad input."""
+"""The sampler end to end at tiny size: shapes, determinism, batches, mismatched releases, bad input."""
 
 import dataclasses
 import shutil
@@ -42,17 +42,17 @@ def test_longer_than_a_window_is_continued(melody) -> None:
     short, long = (melody.generate(PROMPTS[:2], seconds=seconds, steps=2) for seconds in (3.2, 4.5))
     assert [wave.shape for wave in long] == [(108_000,), (108_000,)]
     assert np.isfinite(long).all()
-    begin = slice(0, 60_000)  # near the end of the short clip its phase is another
-    for one, other in zip(short, long, strict=True):
-        assert np.corrcoef(one[begin], other[begin])[0, 1] > 0.99
-    again = melody.generate(PROMPTS[1], seconds=4.5, steps=2, seed=1)
-    np.testing.assert_allclose(again[0], long[1], atol=1e-4)
+    begin = slice(0, 60_000)  # the phases differ near the end of the short clip
+    for short_clip, long_clip in zip(short, long, strict=True):
+        assert np.corrcoef(short_clip[begin], long_clip[begin])[0, 1] > 0.99
+    repeated = melody.generate(PROMPTS[1], seconds=4.5, steps=2, seed=1)
+    np.testing.assert_allclose(repeated[0], long[1], atol=1e-4)
 
 
-def test_same_seed_same_bits_other_seed_other_music(melody) -> None:
-    first, again, other = (melody.generate(PROMPTS[0], seconds=1, steps=2, seed=seed) for seed in (5, 5, 6))
-    assert np.array_equal(first, again)
-    assert not np.array_equal(first, other)
+def test_the_seed_determines_the_bits(melody) -> None:
+    first, same_seed, next_seed = (melody.generate(PROMPTS[0], seconds=1, steps=2, seed=seed) for seed in (5, 5, 6))
+    assert np.array_equal(first, same_seed)
+    assert not np.array_equal(first, next_seed)
 
 
 def test_batch_of_four_equals_four_of_one(melody) -> None:
@@ -62,36 +62,36 @@ def test_batch_of_four_equals_four_of_one(melody) -> None:
     controls = melody.controls_at(batch)([0.0] * 4)
     tokens = jax.random.randint(jax.random.key(1), (4, config.tokens), 0, config.dpd.semantic_tokens)
 
-    def made(items: slice) -> tuple[np.ndarray, np.ndarray]:
-        own = jax.tree.map(lambda rows: rows[items], controls)
-        keys = windows.item_keys(own)
-        latents = windows.tokens_to_latents(melody.params["dpd"], config, own, tokens[items], keys)
+    def sample_items(items: slice) -> tuple[np.ndarray, np.ndarray]:
+        item_controls = jax.tree.map(lambda rows: rows[items], controls)
+        keys = windows.item_keys(item_controls)
+        latents = windows.tokens_to_latents(melody.params["dpd"], config, item_controls, tokens[items], keys)
         wave = windows.latents_to_wave(melody.params["vae"], melody.configs["vae"], latents)
         return np.asarray(windows.initial_noise(keys, 16, 8)), np.asarray(wave)
 
-    noise, together = made(slice(0, 4))
+    noise, waves = sample_items(slice(0, 4))
     for i in range(4):
-        own_noise, alone = made(slice(i, i + 1))
-        assert np.array_equal(noise[i], own_noise[0])
-        np.testing.assert_allclose(together[i], alone[0], atol=1e-4)
+        item_noise, wave = sample_items(slice(i, i + 1))
+        assert np.array_equal(noise[i], item_noise[0])
+        np.testing.assert_allclose(waves[i], wave[0], atol=1e-4)
 
 
-def test_seed_per_prompt_is_the_items_own(melody) -> None:
-    both = melody.generate(PROMPTS[:2], seconds=1, steps=2, seed=[9, 4])
-    alone = melody.generate(PROMPTS[1], seconds=1, steps=2, seed=4)
-    np.testing.assert_allclose(both[1], alone[0], atol=1e-4)
+def test_a_list_of_seeds_gives_one_per_prompt(melody) -> None:
+    pair = melody.generate(PROMPTS[:2], seconds=1, steps=2, seed=[9, 4])
+    single = melody.generate(PROMPTS[1], seconds=1, steps=2, seed=4)
+    np.testing.assert_allclose(pair[1], single[0], atol=1e-4)
 
 
-def test_items_with_their_own_settings_are_as_alone(melody) -> None:
-    """Items of one program share a batch, others have their own; the order stays that of the prompts."""
+def test_items_do_not_depend_on_the_settings_of_others(melody) -> None:
+    """Items that share a program share a batch; the clips are in the order of the prompts."""
     settings = {"seconds": [1, 3.5, 1], "steps": 2, "temperature": [1.0, 0.5, 1.1], "seed": [4, 5, 6]}
-    together = melody.generate(PROMPTS[:3], **settings)
-    assert [len(wave) for wave in together] == [24_000, 84_000, 24_000]
-    own = {name: value[2] for name, value in settings.items() if isinstance(value, list)}
-    np.testing.assert_allclose(together[2], melody.generate(PROMPTS[2], steps=2, **own)[0], atol=1e-4)
+    clips = melody.generate(PROMPTS[:3], **settings)
+    assert [len(wave) for wave in clips] == [24_000, 84_000, 24_000]
+    third = {name: value[2] for name, value in settings.items() if isinstance(value, list)}
+    np.testing.assert_allclose(clips[2], melody.generate(PROMPTS[2], steps=2, **third)[0], atol=1e-4)
 
 
-def test_best_of_keeps_the_closest(melody) -> None:
+def test_best_of_returns_the_closest_candidate(melody) -> None:
     (best,) = melody.generate(PROMPTS[0], seconds=1, steps=2, seed=3, best_of=3)
     request = Request(prompt=PROMPTS[0], seconds=1, steps=2, seed=3, best_of=3)
     (batch,) = melody.plan([request])
@@ -117,7 +117,7 @@ def test_blends_and_sounds_as_prompts(melody) -> None:
     assert encoded.prefix_tokens.shape == (melody.configs["mulan"].levels,)
 
 
-def test_a_story_changes_the_prompt_where_it_says(melody) -> None:
+def test_a_story_changes_the_prompt_at_its_times(melody) -> None:
     story = (Scene(start=3.9, prompt=PROMPTS[1]),)
     (batch,) = melody.plan([Request(prompt=PROMPTS[0], story=story, seconds=6)])
     controls_at = melody.controls_at(batch)
@@ -133,10 +133,10 @@ def test_guidance_of_one_is_no_guidance(melody) -> None:
     np.testing.assert_allclose(plain, nearly, atol=1e-3)
 
 
-def test_a_distilled_diffusion_is_told_the_guidance_scale(releases: Path, tmp_path: Path) -> None:
-    mine = shutil.copytree(releases / "tiny", tmp_path / "mine")
+def test_a_distilled_diffusion_takes_the_guidance_scale(releases: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(releases / "tiny", tmp_path / "copy")
     config = dataclasses.replace(
-        load("mine", folder=tmp_path, networks=("dpd",)).configs["dpd"], guidance_range=(1.0, 4.0)
+        load("copy", folder=tmp_path, networks=("dpd",)).configs["dpd"], guidance_range=(1.0, 4.0)
     )
     added = {
         "guidance": functional.init(
@@ -144,8 +144,8 @@ def test_a_distilled_diffusion_is_told_the_guidance_scale(releases: Path, tmp_pa
         )
     }
     added["guidance"]["out"]["kernel"] = jax.random.normal(jax.random.key(1), (64, config.width))
-    release.save_network(mine, "dpd_distilled", added, config, {"dpd": release.network_hash(mine, "dpd")})
-    melody = load("mine", folder=tmp_path, distilled=True)
+    release.save_network(copy, "dpd_distilled", added, config, {"dpd": release.network_hash(copy, "dpd")})
+    melody = load("copy", folder=tmp_path, distilled=True)
     settings = {"seconds": 1, "steps": 2, "solver": "pingpong", "seed": [3, 3], "guidance_scale": [1.0, 3.0]}
     (batch,) = melody.plan(make_requests([PROMPTS[0]] * 2, settings))  # one program for all scales
     assert not batch.config.guided
@@ -197,7 +197,7 @@ def test_bad_stories_and_parts_are_named() -> None:
         Part(text="piano", weight=11)
 
 
-def test_unknown_release_lists_what_there_is(releases: Path) -> None:
+def test_an_unknown_release_lists_the_others(releases: Path) -> None:
     with pytest.raises(UserError, match=r"'huge'.*tiny"):
         load("huge", folder=releases)
 
@@ -231,7 +231,7 @@ def test_sample_script_writes_a_batch(releases: Path, tmp_path: Path) -> None:
     [["", "--out", "x.wav"], ["piano", "--seconds", "0"], ["piano", "--out", "song.mp3"],
      ["piano", "--stepz", "3"], ["piano", "--model", "absent"]],
 )  # fmt: skip
-def test_sample_script_says_one_line(releases: Path, tmp_path: Path, arguments: list[str]) -> None:
+def test_sample_script_reports_errors_in_one_line(releases: Path, tmp_path: Path, arguments: list[str]) -> None:
     prompt, *options = arguments
     done = sample(prompt, "--model", "tiny", "--folder", str(releases), *options, cwd=tmp_path)
     assert done.returncode == 2
@@ -247,9 +247,9 @@ def test_sample_script_streams(releases: Path, tmp_path: Path) -> None:
         [sys.executable, str(script), "piano", *options], stdout=subprocess.PIPE, cwd=tmp_path
     )
     assert process.stdout is not None
-    heard = process.stdout.read(5 * 48_000)  # goes on until nobody listens
+    data = process.stdout.read(5 * 48_000)  # the stream ends when its reader closes it
     process.stdout.close()
     assert process.wait(timeout=60) == 0
-    assert len(heard) == 5 * 48_000
-    assert np.frombuffer(heard, np.int16).std() > 0
+    assert len(data) == 5 * 48_000
+    assert np.frombuffer(data, np.int16).std() > 0
     assert not list(tmp_path.iterdir())

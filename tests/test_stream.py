@@ -1,4 +1,4 @@
-"""A stream is the clip, chunk by chunk: what comes when, the same sound, no end unless one is asked for."""
+"""A stream is the clip, chunk by chunk: when parts come, the same sound, endless unless `seconds` is given."""
 
 from itertools import islice
 
@@ -21,26 +21,27 @@ def test_a_stream_is_the_clip(melody: Melody, seconds: float) -> None:
     np.testing.assert_allclose(np.concatenate(stretches), clip, atol=1e-4)
 
 
-def test_each_chunk_comes_when_it_is_made(melody: Melody, monkeypatch: pytest.MonkeyPatch) -> None:
-    made = []
+def test_each_chunk_comes_as_soon_as_it_can(melody: Melody, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
     for name in ("first_window", "next_window"):
         plain = getattr(windows, name)
         monkeypatch.setattr(
-            windows, name, lambda *a, name=name, plain=plain: (made.append(name), plain(*a))[1]
+            windows, name, lambda *a, name=name, plain=plain: (calls.append(name), plain(*a))[1]
         )
     stream = melody.stream(PROMPT, **PLAIN)
-    assert made == []
-    first, heard = next(stream), 0
-    assert made == ["first_window"]
+    assert calls == []
+    first = next(stream)
+    samples_after_first = 0
+    assert calls == ["first_window"]
     chunk = round(melody.chunk_seconds * melody.sample_rate)
     assert len(first) >= chunk
     for stretch in islice(stream, 8):  # without an end
-        heard += len(stretch)
+        samples_after_first += len(stretch)
         assert (
-            heard + len(first) + 2 * chunk
-            > melody.window_samples + chunk * made.count("next_window") - 2 * chunk
+            samples_after_first + len(first) + 2 * chunk
+            > melody.window_samples + chunk * calls.count("next_window") - 2 * chunk
         )
-    assert len(made) > 4
+    assert len(calls) > 4
 
 
 def test_a_long_clip_is_decoded_a_window_at_a_time(melody: Melody, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -58,16 +59,16 @@ def test_a_long_clip_is_decoded_a_window_at_a_time(melody: Melody, monkeypatch: 
     ("settings", "named"),
     [({"best_of": 4}, "best_of is 4"), ({"seconds": 0}, "seconds is 0"), ({"stepz": 1}, "stepz")],
 )
-def test_what_cannot_be_streamed_is_told_at_once(melody: Melody, settings: dict, named: str) -> None:
+def test_bad_streams_are_refused_at_once(melody: Melody, settings: dict, named: str) -> None:
     with pytest.raises(UserError, match=named):
         melody.stream(PROMPT, **settings)
 
 
 def test_the_end_may_lie_before_the_last_stretch(melody: Melody) -> None:
-    """Which is decoded from whole chunks: the clip needs less of them."""
+    """Parts are decoded from complete chunks, of which the clip may need only some."""
     hop = melody.configs["vae"].hop
     assert hop * melody.configs["dpd"].frames == melody.window_samples
-    samples = 321 * hop  # 340 latents are made, and their last stretch begins at latent 328
+    samples = 321 * hop  # of 340 latents; their last part begins at latent 328
     assert len(melody.generate(PROMPT, seconds=samples / melody.sample_rate, **PLAIN)[0]) == samples
     samples = melody.window_samples + hop  # 100 latents, 88
     stretches = list(melody.stream(PROMPT, seconds=samples / melody.sample_rate, **PLAIN))
