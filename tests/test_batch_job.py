@@ -207,5 +207,7 @@ def test_eight_devices_make_the_same_clips(melody: Melody, releases: Path, tmp_p
     assert done.returncode == 0, done.stderr
     assert done.stdout == "eight: 5 clips made\n"
     assert "5/5" not in done.stderr  # no progress bar outside of a terminal
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path, timeout=300)
+    assert done.stdout == "eight: all 5 clips exist already\n"
     for path in single_device.out.glob("*.wav"):
         np.testing.assert_allclose(audio.read(tmp_path / "eight" / path.name), audio.read(path), atol=1e-4)

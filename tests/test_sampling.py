@@ -16,6 +16,7 @@ from melody_jax import load, release
 from melody_jax.errors import UserError
 from melody_jax.models import conditioning, functional
 from melody_jax.sampling import windows
+from melody_jax.sampling.prompts import PromptEncoder
 from melody_jax.sampling.request import Part, Request, Scene, make_requests
 
 PROMPTS = ["a calm solo piano piece", "driving techno at 130 bpm", "slow sad cello", "bossa nova"]
@@ -104,6 +105,17 @@ def test_best_of_returns_the_closest_candidate(melody) -> None:
     scores = [encoder.similarity(encoded, wave) for wave in waves]
     assert len(set(scores)) == 3
     np.testing.assert_allclose(best, waves[np.argmax(scores)], atol=1e-4)
+
+
+def test_a_prompt_is_encoded_once(melody, monkeypatch: pytest.MonkeyPatch) -> None:
+    prompts = []
+    encode = PromptEncoder.encode
+    monkeypatch.setattr(
+        PromptEncoder, "encode", lambda self, prompt: (prompts.append(prompt), encode(self, prompt))[1]
+    )
+    settings = {"seconds": [1, 1, 4], "steps": 1, "best_of": 2, "negative_prompt": "drums"}
+    melody.generate([PROMPTS[0], PROMPTS[1], PROMPTS[0]], **settings)
+    assert sorted(prompts) == sorted([PROMPTS[0], PROMPTS[1], "drums"])
 
 
 def test_blends_and_sounds_as_prompts(melody) -> None:
@@ -219,10 +231,10 @@ def sample(*arguments: str, cwd: Path) -> subprocess.CompletedProcess:
 
 def test_sample_script_writes_a_batch(releases: Path, tmp_path: Path) -> None:
     done = sample("solo piano", "--seconds", "1", "--steps", "1", "--batch", "2", "--model", "tiny", "--folder",
-                  str(releases), "--out", "song.wav", cwd=tmp_path)  # fmt: skip
+                  str(releases), "--out", "new/song.wav", cwd=tmp_path)  # fmt: skip
     assert done.returncode == 0, done.stderr
     for i in range(2):
-        info = soundfile.info(tmp_path / f"song-{i}.wav")
+        info = soundfile.info(tmp_path / "new" / f"song-{i}.wav")
         assert (info.samplerate, info.channels, info.frames) == (24_000, 1, 24_000)
 
 

@@ -5,7 +5,6 @@ melody sample --prompts prompts.jsonl --out clips
 melody sample "a calm solo piano piece" --stream | ffplay -f s16le -ar 24000 -ch_layout mono -i -
 """
 
-import dataclasses
 import os
 import sys
 import time
@@ -19,7 +18,7 @@ from melody_jax.options import option
 from melody_jax.sampling import notation
 from melody_jax.sampling.prompt_file import read_prompt_file
 from melody_jax.sampling.request import Request, make_requests
-from melody_jax.sampling.settings import MAX_SECONDS, MODEL, WHAT, WHERE, ClipSettings
+from melody_jax.sampling.settings import MAX_SECONDS, MODEL, WHAT, WHERE, ClipSettings, shared_settings
 
 if TYPE_CHECKING:  # `--help` does not need the networks
     from melody_jax.sampling.cascade import Melody
@@ -96,9 +95,7 @@ def sample(config: SampleConfig) -> None:
 
 def _settings(config: SampleConfig) -> dict[str, Any]:
     """The options of every clip, as `make_requests` takes them."""
-    settings: dict[str, Any] = {
-        field.name: getattr(config, field.name) for field in dataclasses.fields(ClipSettings)
-    }
+    settings = shared_settings(config, ClipSettings)
     settings["source"] = config.source
     settings["regions"] = tuple(notation.parse_region(region) for region in config.regions)
     settings["story"] = tuple(notation.parse_scene(scene) for scene in config.story)

@@ -17,7 +17,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +38,7 @@ from melody_jax.sampling import plan, windows
 from melody_jax.sampling.cascade import Melody, load
 from melody_jax.sampling.prompts import targets_to_prefix, text_targets
 from melody_jax.sampling.request import Request
-from melody_jax.sampling.settings import MODEL, WHERE, SamplingSettings
+from melody_jax.sampling.settings import MODEL, WHERE, SamplingSettings, shared_settings
 from melody_jax.sampling.windows import SamplerConfig
 
 FORMAT_VERSION = 1
@@ -77,9 +77,8 @@ def export_sampler(settings: SamplerExportConfig) -> None:
     """
     if settings.out.exists():
         raise UserError(f"{settings.out} exists; give a new folder")
-    shared = {field.name: getattr(settings, field.name) for field in fields(SamplingSettings)}
     melody = load(settings.model, folder=settings.folder, distilled=settings.distilled)
-    config = plan.sampler_config(Request(prompt="any", **shared), melody.configs)
+    config = plan.sampler_config(Request(prompt="any", **shared_settings(settings)), melody.configs)
     partial = settings.out.with_name(settings.out.name + ".part")
     try:
         shutil.rmtree(partial, ignore_errors=True)

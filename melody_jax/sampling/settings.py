@@ -72,6 +72,13 @@ class ClipSettings(SamplingSettings):
             raise UserError("negative_prompt needs guidance; lm_guidance_scale is 1, set e.g. 2")
 
 
+def shared_settings(
+    config: SamplingSettings, kind: type[SamplingSettings] = SamplingSettings
+) -> dict[str, Any]:
+    """The fields of `kind` by name, with the values of a config that inherits them."""
+    return {field.name: getattr(config, field.name) for field in dataclasses.fields(kind)}
+
+
 def check_settings(config: Any) -> None:
     """Checks the numbers of a dataclass instance, and the ranges and choices of its fields (`options.option`).
 
