@@ -33,8 +33,9 @@ import numpy as np
 import tyro
 
 from melody_jax.flops import matmul_cost
-from melody_jax.models import cpu_matvec, denoiser, dpd, lm, mulan, vae
+from melody_jax.models import denoiser, dpd, lm, mulan, vae
 from melody_jax.models.functional import count
+from melody_jax.models.platform import matvec
 from melody_jax.models.vae import VAEConfig
 from melody_jax.sampling import windows
 from melody_jax.sampling.prompts import targets_to_prefix, text_targets
@@ -94,7 +95,7 @@ def memory_rate() -> float:
     """GB/s at which 1.6 GB are read: by matrix-vector products, or summed in as many threads as there are cores."""
     matrices = [jnp.ones((4096, 4096)) for _ in range(24)]
     size, row = sum(m.nbytes for m in matrices) / 1e9, jnp.ones((1, 4096))
-    products = jax.jit(lambda row, matrices: [cpu_matvec.product(row, m) for m in matrices])
+    products = jax.jit(lambda row, matrices: [matvec(row, m) for m in matrices])
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         views = [np.asarray(m) for m in matrices]
         summed = best(lambda: list(pool.map(np.sum, views)), 5)

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from melody_jax.errors import UserError
-from melody_jax.models import cpu_matvec, decoding, functional, lm
+from melody_jax.models import decoding, functional, lm, platform
+from melody_jax.models.decoding import Inputs, SamplingParams
 
 CONFIG = dataclasses.replace(lm.TINY, prefix_codes=32, semantic_vocab=48)
 PARAMS = lm.init(CONFIG, jax.random.key(0))
@@ -29,17 +30,18 @@ def tokens(seed: int, batch: int, length: int = 20) -> tuple[jax.Array, jax.Arra
 def test_cached_equals_full(start):
     prefix, semantic = tokens(4, 2)
     full = lm.logits(PARAMS, CONFIG, prefix, semantic)
-    blocks = functional.unstack(PARAMS["blocks"], CONFIG.layers)
+    network = functional.bind(lm.LM, CONFIG, params=PARAMS)
+    blocks = functional.unstack(network.blocks, CONFIG.layers)
     caches = [(jnp.zeros((4, 32, 40)), jnp.zeros((4, 40, 32)))] * CONFIG.layers
-    embedded_prefix = lm.embed_prefix(PARAMS, CONFIG, prefix)
-    heard = lm.nothing_heard(PARAMS, CONFIG, embedded_prefix, 20)
-    embedded, weights, _ = lm.hear(PARAMS, CONFIG, semantic, embedded_prefix, 0, heard)
-    weights = lm.before_any(weights)
+    embedded_prefix = network.embed_prefix(prefix)
+    state = network.init_recall(embedded_prefix, 20)
+    embedded, weights, _ = network.embed_with_recall(semantic, embedded_prefix, 0, state)
+    weights = lm.pad_prefix(weights)
 
     @jax.jit
     def step(x, position, caches, weights):
-        x, caches = decoding._cached(blocks, CONFIG, x, position, caches)
-        return lm.head(PARAMS, CONFIG, x, weights, semantic)[:, 0], caches
+        x, caches = decoding.run_cached(blocks, x, position, caches)
+        return network.predict(x, weights, semantic)[:, 0], caches
 
     x = jnp.concatenate([embedded_prefix, embedded[:, :start]], axis=1)
     scores, caches = step(x, 0, caches, weights[:, :, start : start + 1])
@@ -65,24 +67,24 @@ def test_greedy_is_argmax_of_full_forward(per_pass, guidance_scale):
 def test_batch_independence_and_determinism(guidance_scale):
     prefix, semantic = tokens(6, 3)
     args = {"length": 16, "guidance_scale": guidance_scale}
-    together = decoding.generate(PARAMS, CONFIG, prefix, KEYS, given=semantic[:, :3], **args)
-    again = decoding.generate(PARAMS, CONFIG, prefix, KEYS, given=semantic[:, :3], **args)
+    together = decoding.generate(PARAMS, CONFIG, prefix, KEYS, primer=semantic[:, :3], **args)
+    again = decoding.generate(PARAMS, CONFIG, prefix, KEYS, primer=semantic[:, :3], **args)
     np.testing.assert_array_equal(together, again)
     np.testing.assert_array_equal(together[:, :3], semantic[:, :3])
     for i in range(3):
         row = slice(i, i + 1)
-        alone = decoding.generate(PARAMS, CONFIG, prefix[row], KEYS[row], given=semantic[row, :3], **args)
+        alone = decoding.generate(PARAMS, CONFIG, prefix[row], KEYS[row], primer=semantic[row, :3], **args)
         np.testing.assert_array_equal(together[row], alone)
     assert len({tuple(row) for row in np.asarray(together[:, 3:])}) == 3
 
 
 @pytest.mark.parametrize("per_pass", [1, 2])
-def test_given_tokens_change_nothing_that_was_drawn(per_pass):
+def test_a_primer_changes_nothing_that_was_drawn(per_pass):
     """An odd number of them, and of all tokens, too."""
     draw = partial(decoding.generate, *NETWORKS[per_pass], tokens(7, 1)[0], KEYS[:1], 15)
     whole = draw()
     assert whole.shape == (1, 15)
-    np.testing.assert_array_equal(whole, draw(given=whole[:, :9]))
+    np.testing.assert_array_equal(whole, draw(primer=whole[:, :9]))
 
 
 def test_negative_prefix():
@@ -106,15 +108,15 @@ def test_every_item_has_its_own_settings():
         "guidance_scale": jnp.array([2.0, 1.0, 3.0]),
         "negative_prefix_tokens": negative,
     }
-    together = decoding.generate(PARAMS, CONFIG, prefix, KEYS, 14, given=semantic[:, :2], **settings)
+    together = decoding.generate(PARAMS, CONFIG, prefix, KEYS, 14, primer=semantic[:, :2], **settings)
     turned = {name: jnp.roll(values, 1, axis=0) for name, values in settings.items()}
     others = [jnp.roll(values, 1, axis=0) for values in (prefix, KEYS, semantic[:, :2])]
-    again = decoding.generate(PARAMS, CONFIG, *others[:2], 14, given=others[2], **turned)
+    again = decoding.generate(PARAMS, CONFIG, *others[:2], 14, primer=others[2], **turned)
     np.testing.assert_array_equal(jnp.roll(together, 1, axis=0), again)
     null = settings | {"negative_prefix_tokens": jnp.full_like(prefix, -1)}
-    explicit = decoding.generate(PARAMS, CONFIG, prefix, KEYS, 14, given=semantic[:, :2], **null)
+    explicit = decoding.generate(PARAMS, CONFIG, prefix, KEYS, 14, primer=semantic[:, :2], **null)
     del null["negative_prefix_tokens"]
-    implied = decoding.generate(PARAMS, CONFIG, prefix, KEYS, 14, given=semantic[:, :2], **null)
+    implied = decoding.generate(PARAMS, CONFIG, prefix, KEYS, 14, primer=semantic[:, :2], **null)
     np.testing.assert_array_equal(explicit, implied)
     np.testing.assert_array_equal(explicit[0], together[0])
     assert np.any(explicit[2] != together[2])
@@ -149,16 +151,18 @@ def test_sampling_limits_and_frequencies():
 def test_unrolled_and_scanned_draw_the_same(monkeypatch, rows, per_pass):
     """A CPU's way of decoding, with its products of few and of many rows, and that of the other platforms."""
     params, config = NETWORKS[per_pass]
-    monkeypatch.setattr(cpu_matvec, "LARGE", 64 * 128)  # so that this small network has large matrices
+    monkeypatch.setattr(platform, "MATVEC_SIZE", 64 * 128)  # so that this small network has large matrices
     prefix, _ = tokens(11, rows)
     prefix = jnp.concatenate(
         [lm.embed_prefix(params, config, p) for p in (prefix, jnp.full_like(prefix, -1))]
     )
     keys, ones = jax.vmap(jax.random.key)(jnp.arange(rows)), jnp.ones(rows)
-    known = jnp.full((rows, 16), -1).at[:, 9].set(5)
-    arrays = (params, prefix, keys, jnp.full((rows, 2), 7), known, ones, 20 * ones, ones, 2 * ones)
+    fixed = jnp.full((rows, 16), -1).at[:, 9].set(5)
+    sampling = SamplingParams(ones, 20 * ones, ones, 2 * ones)
+    inputs = Inputs(prefix, keys, jnp.full((rows, 2), 7), fixed, sampling)
     drawn = [
-        jax.jit(partial(decoding._decode, config, 16, 48, unrolled))(*arrays) for unrolled in (True, False)
+        jax.jit(partial(decoding.decode, config, 16, 48, unrolled))(params, inputs)
+        for unrolled in (True, False)
     ]
     np.testing.assert_array_equal(*drawn)
     np.testing.assert_array_equal(drawn[0][:, 9], 5)
@@ -168,6 +172,6 @@ def test_unrolled_and_scanned_draw_the_same(monkeypatch, rows, per_pass):
 def test_bad_input():
     prefix, semantic = tokens(10, 1)
     with pytest.raises(UserError, match="must exceed"):
-        decoding.generate(PARAMS, CONFIG, prefix, KEYS[:1], 20, given=semantic)
+        decoding.generate(PARAMS, CONFIG, prefix, KEYS[:1], 20, primer=semantic)
     with pytest.raises(UserError, match="needs 12"):
         decoding.generate(PARAMS, CONFIG, prefix[:, :5], KEYS[:1], 20)

@@ -23,7 +23,8 @@ def gradient(remat: Remat) -> Any:
     """Of a loss over three scanned blocks, to their parameters."""
 
     def loss(params: Any, x: jax.Array) -> jax.Array:
-        return jnp.sum(functional.scan_blocks(Block, CONFIG, params=params, x=x, remat=remat) ** 2)
+        blocks = functional.bind(Block, CONFIG, params=params)
+        return jnp.sum(functional.scan_blocks(blocks, x, remat=remat) ** 2)
 
     return jax.grad(loss)
 

@@ -1,8 +1,8 @@
-"""The Audio Spectrogram Transformer (AST, arXiv 2104.01778): the music tower of the paper's MuLan (section 2.1 there).
+"""The Audio Spectrogram Transformer (AST, arXiv 2104.01778): the music tower of the paper's MuLan (arXiv 2208.12415).
 
-Log-mel frames of Kaldi's kind at 16 kHz, cut into 16 x 16 patches every 10 bands and 10 frames, two leading tokens
-(class and distillation), learned positions, transformer blocks with norms first; the pooled output is the mean of the
-two tokens. The defaults are those of the AudioSet checkpoint `MIT/ast-finetuned-audioset-10-10-0.4593` (BSD-3-Clause).
+Kaldi log-mel frames at 16 kHz, cut into 16 x 16 patches every 10 bands and 10 frames, two leading tokens (class and
+distillation), learned positions, transformer blocks with norms first; the pooled output is the mean of the two tokens.
+The defaults are those of the AudioSet checkpoint `MIT/ast-finetuned-audioset-10-10-0.4593` (BSD-3-Clause).
 
 B batch, T samples at 24 kHz, F mel frames, M mel bands, N patches, D width.
 """
@@ -12,11 +12,14 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float, Key
 
 from melody_jax import spectral
 from melody_jax.models import functional
-from melody_jax.models.bert_block import Block, BlockConfig, layer_norm
+from melody_jax.models.bert_block import Block, BlockConfig, PatchEmbedding, layer_norm
 from melody_jax.models.functional import Params, Remat
+from melody_jax.models.tower import MusicTower
 
 RATE_RATIO = (2, 3)
 """24 kHz to 16 kHz."""
@@ -29,7 +32,7 @@ class ASTConfig:
     n_mels: int = 128
     """Mel bands M."""
     frames: int = 1024
-    """Mel frames F: 10.24 s. Shorter clips are padded as published, longer ones cut."""
+    """Mel frames F: 10.24 s. Shorter clips are padded as published, longer ones are cut."""
     patch: int = 16
     """Bands and frames of a patch."""
     stride: int = 10
@@ -45,15 +48,15 @@ class ASTConfig:
     mel_mean: float = -4.2677393
     """Subtracted from the log-mel values."""
     mel_std: float = 4.5689974
-    """Half of what divides them."""
+    """Half of the divisor of the log-mel values."""
     dtype: str = "float32"
     """Compute dtype of the matrix products."""
     remat: Remat = "none"
-    """What the backward pass computes again: "none", "dots" or "blocks" (models/functional.py)."""
+    """What the backward pass recomputes: "none", "dots" or "blocks" (models/functional.py)."""
 
     @property
     def pooled(self) -> int:
-        """Channels of what `encode` returns."""
+        """Channels of the pooled features."""
         return self.width
 
     @property
@@ -65,7 +68,7 @@ class ASTConfig:
 
     @property
     def patches(self) -> tuple[int, int]:
-        """How many patches there are along the bands and along the frames."""
+        """Number of patches along the bands and along the frames."""
         bands, frames = ((size - self.patch) // self.stride + 1 for size in (self.n_mels, self.frames))
         return bands, frames
 
@@ -74,43 +77,51 @@ TINY = ASTConfig(n_mels=36, frames=116, layers=2, width=32, heads=2, ffn=64)
 """For tests."""
 
 
-def init(config: ASTConfig, key: jax.Array) -> Params:
+class AST(MusicTower):
+    """The network."""
+
+    def __init__(self, config: ASTConfig, *, rngs: nnx.Rngs) -> None:
+        width = config.width
+        patch_key, position_key, block_key = functional.split_key(rngs, 3)
+        bands, frames = config.patches
+        self.config = config
+        self.patch = PatchEmbedding(config.patch**2, width, config.dtype, key=patch_key)
+        self.tokens = nnx.Param(jnp.zeros((2, width)))
+        self.positions = nnx.Param(0.02 * jax.random.normal(position_key, (2 + bands * frames, width)))
+        self.blocks = functional.stack(Block, config.block, depth=config.layers, key=block_key)
+        self.norm = layer_norm(width, config.block.epsilon, rngs=rngs)
+
+    def __call__(self, frames: Float[Array, "B F M"]) -> Float[Array, "B D"]:
+        """Frames of `spectrogram` to pooled features, float32."""
+        config = self.config
+        patches = self.patch(_cut_patches(config, frames))
+        tokens = jnp.broadcast_to(self.tokens[...], (len(patches), 2, config.width))
+        x = jnp.concatenate([tokens, patches], axis=1) + self.positions[...]
+        x = functional.scan_blocks(self.blocks, x.astype(config.dtype), remat=config.remat)
+        return self.norm(x[:, :2].astype(jnp.float32)).mean(axis=1)
+
+
+def _cut_patches(config: ASTConfig, frames: jax.Array) -> jax.Array:
+    """Flattened patches (B, N, patch ** 2) of frames (B, F, M)."""
+    band_index, frame_index = (
+        config.stride * np.arange(count)[:, None] + np.arange(config.patch) for count in config.patches
+    )
+    patches = frames[:, frame_index][..., band_index]  # (B, frames, 16 frames, bands, 16 bands)
+    return patches.transpose(0, 3, 1, 4, 2).reshape(len(frames), -1, config.patch**2)
+
+
+def init(config: ASTConfig, key: Key[Array, ""]) -> Params:
     """Fresh float32 parameters. Raises `UserError` if the heads do not divide the width."""
-    patch_key, position_key, block_key = jax.random.split(key, 3)
-    bands, frames = config.patches
-    return {
-        "patch": {
-            "kernel": 0.02 * jax.random.normal(patch_key, (config.patch**2, config.width)),
-            "bias": jnp.zeros(config.width),
-        },
-        "tokens": jnp.zeros((2, config.width)),
-        "positions": 0.02 * jax.random.normal(position_key, (2 + bands * frames, config.width)),
-        "blocks": functional.init_stack(Block, config.block, key=block_key, depth=config.layers),
-        "norm": functional.init(layer_norm, config.width, config.block.epsilon, key=key),
-    }
+    return functional.init(AST, config, key=key)
 
 
-def spectrogram(config: ASTConfig, audio: jax.Array) -> jax.Array:
-    """Normalised log-mel frames (B, F, M) of audio (B, T) at 24 kHz, padded or cut to F frames."""
+def spectrogram(config: ASTConfig, audio: Float[Array, "B T"]) -> Float[Array, "B F M"]:
+    """Normalised log-mel frames of audio at 24 kHz, padded or cut to F frames."""
     frames = spectral.kaldi_log_mel(spectral.resample(audio, *RATE_RATIO), config.n_mels)[:, : config.frames]
     frames = jnp.pad(frames, ((0, 0), (0, config.frames - frames.shape[1]), (0, 0)))
     return (frames - config.mel_mean) / (2 * config.mel_std)
 
 
-def encode(params: Params, config: ASTConfig, frames: jax.Array) -> jax.Array:
-    """Frames (B, F, M) that `spectrogram` made to pooled features (B, D), float32."""
-    starts = tuple(
-        config.stride * np.arange(count)[:, None] + np.arange(config.patch) for count in config.patches
-    )
-    patches = frames[:, starts[1]][..., starts[0]]  # (B, frames, 16 frames, bands, 16 bands)
-    patches = patches.transpose(0, 3, 1, 4, 2).reshape(len(frames), -1, config.patch**2).astype(config.dtype)
-    x = patches @ params["patch"]["kernel"].astype(config.dtype) + params["patch"]["bias"].astype(
-        config.dtype
-    )
-    tokens = jnp.broadcast_to(params["tokens"], (len(x), *params["tokens"].shape))
-    x = jnp.concatenate([tokens, x], axis=1) + params["positions"]
-    x = functional.scan_blocks(
-        Block, config.block, params=params["blocks"], x=x.astype(config.dtype), remat=config.remat
-    )
-    norm = functional.bind(layer_norm, config.width, config.block.epsilon, params=params["norm"])
-    return norm(x[:, :2].astype(jnp.float32)).mean(axis=1)
+def encode(params: Params, config: ASTConfig, frames: Float[Array, "B F M"]) -> Float[Array, "B D"]:
+    """Frames of `spectrogram` to pooled features, float32."""
+    return functional.bind(AST, config, params=params)(frames)

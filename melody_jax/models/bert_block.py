@@ -1,7 +1,9 @@
-"""The bidirectional transformer block of BERT, RoBERTa, HuBERT (norms after the sums) and of ViT and AST (before).
+"""The bidirectional transformer block of BERT, RoBERTa and HuBERT (norms after the sums), and of ViT and AST (before).
 
-Learned LayerNorms with an offset, biases everywhere, exact (erf) GELU: what published encoders have in common. Our own
-networks have RMSNorms and rotary positions instead (`models/layers.py`). B batch, N positions, D width.
+Learned LayerNorms with an offset, biases everywhere, exact (erf) GELU: published encoders have these in common. The
+networks of this package have RMSNorms and rotary positions instead (`models/layers.py`).
+
+B batch, N positions, H heads, D width, P values of a patch.
 """
 
 from dataclasses import dataclass
@@ -9,9 +11,11 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jaxtyping import Array, Float
 
 from melody_jax.errors import UserError
-from melody_jax.models.layers import attend, merge_heads, split_heads
+from melody_jax.models.layers import merge_heads, split_heads
+from melody_jax.models.platform import attend
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +31,7 @@ class BlockConfig:
     norm_first: bool = False
     """Norms before each half (ViT, AST) rather than after the sum (BERT)."""
     epsilon: float = 1e-12
-    """Of the norms."""
+    """Added to the variance in the norms."""
     dtype: str = "float32"
     """Compute dtype of the matrix products; norms and softmax are float32."""
 
@@ -42,7 +46,7 @@ def layer_norm(width: int, epsilon: float, *, rngs: nnx.Rngs) -> nnx.LayerNorm:
 
 
 def linear(inputs: int, outputs: int, dtype: str, bias: bool = True, *, rngs: nnx.Rngs) -> nnx.Linear:
-    """A linear layer that starts as BERT's do, with a deviation of 0.02."""
+    """A linear layer with BERT's initialisation, a standard deviation of 0.02."""
     init = nnx.initializers.normal(0.02)
     return nnx.Linear(inputs, outputs, use_bias=bias, kernel_init=init, dtype=jnp.dtype(dtype), rngs=rngs)
 
@@ -59,17 +63,33 @@ class Block(nnx.Module):
         self.down = linear(config.ffn, config.width, config.dtype, rngs=rngs)
         self.ffn_norm = layer_norm(config.width, config.epsilon, rngs=rngs)
 
-    def __call__(self, x: jax.Array, bias: jax.Array | None = None) -> jax.Array:
-        """One block on (B, N, D); `bias` (B, 1, 1, N) is additive."""
+    def __call__(
+        self, x: Float[Array, "B N D"], bias: Float[Array, "B _ _ N"] | None = None
+    ) -> Float[Array, "B N D"]:
+        """One block; `bias` is added to the attention scores."""
         if self.config.norm_first:
             x = x + self._attend(self.norm(x), bias)
-            return x + self._feed(self.ffn_norm(x))
+            return x + self._feed_forward(self.ffn_norm(x))
         x = self.norm(x + self._attend(x, bias))
-        return self.ffn_norm(x + self._feed(x))
+        return self.ffn_norm(x + self._feed_forward(x))
 
     def _attend(self, x: jax.Array, bias: jax.Array | None) -> jax.Array:
         q, k, v = (split_heads(h, self.config.heads) for h in jnp.split(self.qkv(x), 3, axis=-1))
         return self.out(merge_heads(attend(q, k, v, bias)))
 
-    def _feed(self, x: jax.Array) -> jax.Array:
+    def _feed_forward(self, x: jax.Array) -> jax.Array:
         return self.down(jax.nn.gelu(self.up(x), approximate=False))
+
+
+class PatchEmbedding(nnx.Module):
+    """A linear layer on flattened patches."""
+
+    def __init__(self, inputs: int, width: int, dtype: str, *, key: jax.Array) -> None:
+        self.dtype = dtype
+        self.kernel = nnx.Param(0.02 * jax.random.normal(key, (inputs, width)))
+        self.bias = nnx.Param(jnp.zeros(width))
+
+    def __call__(self, patches: Float[Array, "B ... P"]) -> Float[Array, "B ... D"]:
+        """Patches to their embeddings."""
+        kernel = self.kernel[...].astype(self.dtype)
+        return patches.astype(self.dtype) @ kernel + self.bias[...].astype(self.dtype)

@@ -1,7 +1,9 @@
-"""The Conformer (arXiv 2005.08100) over spectra: `mini`'s semantic tokenizer listens with it.
+"""The Conformer (arXiv 2005.08100) over spectra: the encoder of `mini`'s semantic tokenizer.
 
-Rotary positions, RMSNorms, attention within a finite window, so that tokens near the ends of a crop stay what they are.
-The tokenizer of the paper, on waveforms, is `models/wav2vec2.py`. B batch, U tokens, F input channels, D channels.
+Rotary positions, RMSNorms, and attention within a finite window, so that a crop changes few tokens near its ends. The
+paper's tokenizer, on waveforms, is `models/wav2vec2.py`.
+
+B batch, U tokens, F input channels, D channels.
 """
 
 from dataclasses import dataclass
@@ -9,11 +11,12 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jaxtyping import Array, Float, Int
 
 from melody_jax.errors import UserError
 from melody_jax.models import functional
-from melody_jax.models.functional import Params
-from melody_jax.models.layers import MASKED, RMSNorm, attend, depthwise_conv, merge_heads, rotary, split_heads
+from melody_jax.models.layers import MASKED, RMSNorm, merge_heads, rotary, split_heads
+from melody_jax.models.platform import attend, depthwise_conv
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,11 +32,11 @@ class ConformerConfig:
     ffn: int = 448
     """Hidden channels of each of a block's two feed-forward layers."""
     kernel: int = 15
-    """Taps of the depthwise convolution, tokens, odd."""
+    """Taps of the depthwise convolution in tokens; odd."""
     attention_window: int = 24
-    """How many tokens to each side attention sees. A finite window keeps tokens stable near the ends of a crop."""
+    """Tokens on each side that attention reaches. A finite window keeps tokens stable near the ends of a crop."""
     layer: int = 2
-    """Which activations are the features: after this many blocks, 0 to `layers`."""
+    """The features are the activations after this many blocks, 0 to `layers`."""
 
     def __post_init__(self) -> None:
         if self.width % (2 * self.heads):
@@ -56,15 +59,15 @@ class FeedForward(nnx.Module):
         self.up = nnx.Linear(width, hidden, rngs=rngs)
         self.down = nnx.Linear(hidden, width, rngs=rngs)
 
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """(..., D) to what is added to it."""
+    def __call__(self, x: Float[Array, "B U D"]) -> Float[Array, "B U D"]:
+        """The residual update."""
         return self.down(jax.nn.silu(self.up(self.norm(x))))
 
 
 class Convolution(nnx.Module):
     """The Conformer's convolution module without the residual: gated pointwise, depthwise, norm, SiLU, pointwise.
 
-    The norm is over channels, where the original has one over the batch: nothing depends on other items or on length.
+    The norm is over channels; the original's is over the batch. So no item depends on other items or on the length.
     """
 
     def __init__(self, width: int, kernel: int, *, rngs: nnx.Rngs) -> None:
@@ -74,15 +77,15 @@ class Convolution(nnx.Module):
         self.middle = RMSNorm(width, rngs=rngs)
         self.out = nnx.Linear(width, width, rngs=rngs)
 
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """(B, U, D) to what is added to it."""
+    def __call__(self, x: Float[Array, "B U D"]) -> Float[Array, "B U D"]:
+        """The residual update."""
         value, gate = jnp.split(self.gate(self.norm(x)), 2, axis=-1)
         h = depthwise_conv(value * jax.nn.sigmoid(gate), self.depthwise[...])
         return self.out(jax.nn.silu(self.middle(h)))
 
 
 class Block(nnx.Module):
-    """A block with rotary positions: half feed-forward, attention, convolution, half."""
+    """Half a feed-forward layer, attention with rotary positions, convolution, half a feed-forward layer, norm."""
 
     def __init__(self, config: ConformerConfig, *, rngs: nnx.Rngs) -> None:
         self.heads = config.heads
@@ -94,8 +97,10 @@ class Block(nnx.Module):
         self.after = FeedForward(config.width, config.ffn, rngs=rngs)
         self.norm = RMSNorm(config.width, rngs=rngs)
 
-    def __call__(self, x: jax.Array, positions: jax.Array, bias: jax.Array) -> jax.Array:
-        """(B, U, D) to (B, U, D); `positions` (U,) in tokens, `bias` (U, U) additive."""
+    def __call__(
+        self, x: Float[Array, "B U D"], positions: Int[Array, " U"], bias: Float[Array, "U U"]
+    ) -> Float[Array, "B U D"]:
+        """One block; `positions` are in tokens, `bias` is added to the attention scores."""
         x = x + 0.5 * self.before(x)
         q, k, v = (
             split_heads(h, self.heads) for h in jnp.split(self.qkv(self.attention_norm(x)), 3, axis=-1)
@@ -106,19 +111,18 @@ class Block(nnx.Module):
         return self.norm(x + 0.5 * self.after(x))
 
 
-def init(config: ConformerConfig, channels: int, key: jax.Array) -> Params:
-    """Fresh float32 parameters for inputs of F = `channels`."""
-    input_key, block_key = jax.random.split(key)
-    return {
-        "input": functional.init(nnx.Linear, channels, config.width, key=input_key),
-        "blocks": functional.init_stack(Block, config, key=block_key, depth=config.layers),
-    }
+class Conformer(nnx.Module):
+    """The network for inputs of F = `channels`."""
 
+    def __init__(self, config: ConformerConfig, channels: int, *, rngs: nnx.Rngs) -> None:
+        input_key, block_key = functional.split_key(rngs, 2)
+        self.attention_window = config.attention_window
+        self.input = nnx.Linear(channels, config.width, rngs=nnx.Rngs(input_key))
+        self.blocks = functional.stack(Block, config, depth=config.layers, key=block_key)
 
-def encode(params: Params, config: ConformerConfig, inputs: jax.Array, layer: int) -> jax.Array:
-    """Activations (B, U, D) after `layer` blocks of normalised input channels (B, U, F)."""
-    x = functional.bind(nnx.Linear, inputs.shape[-1], config.width, params=params["input"])(inputs)
-    positions = jnp.arange(x.shape[1])
-    bias = MASKED * (jnp.abs(positions - positions[:, None]) > config.attention_window)
-    blocks = jax.tree.map(lambda leaf: leaf[:layer], params["blocks"])
-    return functional.scan_blocks(Block, config, params=blocks, x=x, inputs=(positions, bias))
+    def encode(self, inputs: Float[Array, "B U F"], layer: int) -> Float[Array, "B U D"]:
+        """Activations after `layer` blocks of normalised input channels."""
+        x = self.input(inputs)
+        positions = jnp.arange(x.shape[1])
+        bias = MASKED * (jnp.abs(positions - positions[:, None]) > self.attention_window)
+        return functional.scan_blocks(self.blocks, x, (positions, bias), depth=layer)

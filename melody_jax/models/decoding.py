@@ -1,57 +1,89 @@
-"""Drawing semantic tokens from the language model one after the other, in one compiled loop with cached attention.
+"""Sampling semantic tokens from the language model one after the other, in one compiled loop with cached attention.
 
-The loop reads all weights for every pass, so its floor on a CPU is their bytes over what memory gives: blocks are
-unrolled there and large matrices lie output channel first (`few_rows`). Elsewhere the blocks are scanned.
+The loop reads all weights in every pass, so on a CPU it cannot be faster than their size divided by the memory rate.
+There the blocks are unrolled, because slices of stacked weights are several times slower to read, and large matrices
+are stored output channel first (`models/platform.py`). On other platforms the blocks are scanned.
 
-B batch, P prefix levels, N new tokens, H heads, D channels, T places.
+B batch, R = B or 2 B rows (the guided half second), P prefix levels, N tokens of one call, U sampled tokens, H heads,
+D channels, V vocabulary.
 """
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, Key, Num
 
 from melody_jax.errors import UserError
-from melody_jax.models import cpu_matvec, functional, lm
+from melody_jax.models import functional, lm, platform
 from melody_jax.models.functional import Params
 from melody_jax.models.layers import MASKED
-from melody_jax.models.lm import LMConfig
-from melody_jax.models.recall import Heard
+from melody_jax.models.lm import LM, Block, LMConfig
+from melody_jax.models.platform import KVCache
+from melody_jax.models.recall import RecallState
 
-Cache = tuple[jax.Array, jax.Array]
 Caches = Any
-"""A list of one cache a block, or one of all blocks' stacked."""
-State = tuple[jax.Array, Heard | None, Caches]
-"""Tokens (B, length), what may be recalled, and the caches."""
+"""A list with one `KVCache` per block, or one with those of all blocks stacked."""
+Number = Num[Array, "..."] | float | int
+"""One number, or one per item."""
+
+CANDIDATES = 256
+"""Best ids that sampling looks at; `top_k` cannot exceed them."""
 
 
-def _cached(
-    blocks: list[Params] | Params,
-    config: LMConfig,
-    x: jax.Array,
-    start: jax.Array | int,
+class SamplingParams(NamedTuple):
+    """How tokens are drawn from logits, for each item; see `generate`."""
+
+    temperature: Float[Array, "..."]
+    top_k: Float[Array, "..."]
+    top_p: Float[Array, "..."]
+    guidance_scale: Float[Array, "..."]
+
+
+class Inputs(NamedTuple):
+    """What `generate` computes for the compiled loop."""
+
+    prefix: Float[Array, "R P D"]
+    """Embeddings of the prefix, and after them those of the null or negative prefix, with guidance."""
+    keys: Key[Array, " B"]
+    """One key per item."""
+    primer: Int[Array, "B G"]
+    """Tokens that the sequence begins with, a multiple of the tokens per pass."""
+    fixed: Int[Array, "B U"]
+    """Tokens that are not drawn; -1 where one is drawn."""
+    sampling: SamplingParams
+    """One number per item."""
+
+
+class LoopState(NamedTuple):
+    """What one pass hands to the next."""
+
+    tokens: Int[Array, "B U"]
+    recall: RecallState | None
+    caches: Caches
+
+
+def run_cached(
+    blocks: list[Block] | Block,
+    x: Float[Array, "R N D"],
+    start: Int[Array, ""] | int,
     caches: Caches,
-    product: Callable = jax.lax.dot_general,
-) -> tuple[jax.Array, Caches]:
-    """Runs embeddings (B, N, D) at positions start.. against the caches; the stream (B, 1, D) after the last of them.
+) -> tuple[Float[Array, "R 1 D"], Caches]:
+    """Runs the embeddings at positions start.. against the caches; the stream after the last of them, and the caches.
 
-    A list of blocks is unrolled, stacked ones are scanned. A cache is keys (B * H, D / H, T) and values
-    (B * H, T, D / H): with any other shape XLA:CPU copies or transposes both at every step.
+    A list of blocks is unrolled, stacked blocks (`functional.stack`) are scanned.
     """
     positions = start + jnp.arange(x.shape[1])
-    bias = lm.causal_bias(positions, jnp.arange(jax.tree.leaves(caches)[0].shape[-1]))
+    length = jax.tree.leaves(caches)[0].shape[-1]
+    bias = lm.causal_bias(positions, jnp.arange(length))
 
-    def apply(x: jax.Array, layer: tuple[Params, Cache]) -> tuple[jax.Array, Cache]:
-        block_params, (k_cache, v_cache) = layer
-        block = functional.bind(lm.Block, config, product, params=block_params)
-        q, k, v = (h.reshape(-1, *h.shape[2:]) for h in block.project(x, positions))
-        k_cache = jax.lax.dynamic_update_slice_in_dim(k_cache, k.swapaxes(1, 2), start, axis=2)
-        v_cache = jax.lax.dynamic_update_slice_in_dim(v_cache, v, start, axis=1)
-        scores = (q @ k_cache).astype(jnp.float32) * q.shape[-1] ** -0.5 + bias
-        attended = jax.nn.softmax(scores).astype(v.dtype) @ v_cache
-        return block.update(x, attended.reshape(-1, config.heads, *attended.shape[1:])), (k_cache, v_cache)
+    def apply(x: jax.Array, layer: tuple[Block, KVCache]) -> tuple[jax.Array, KVCache]:
+        block, cache = layer
+        q, k, v = block.project(x, positions)
+        attended, cache = platform.attend_cached(q, k, v, bias, cache, start)
+        return block.update(x, attended), cache
 
     if isinstance(blocks, list):
         updated = []
@@ -63,180 +95,198 @@ def _cached(
     return x[:, -1:], updated
 
 
-CANDIDATES = 256
-"""Best ids that are looked at where `top_k` is no larger; beyond it all are."""
-
-
 def sample_token(
-    key: jax.Array,
-    scores: jax.Array,
-    temperature: jax.Array | float,
-    top_k: jax.Array | int,
-    top_p: jax.Array | float,
+    key: Key[Array, ""],
+    logits: Float[Array, " V"],
+    temperature: Number,
+    top_k: Number,
+    top_p: Number,
     candidates: int = CANDIDATES,
-) -> jax.Array:
-    """Draws one id from logits (vocab,): the `top_k` best, of those the smallest set holding `top_p` of their mass.
+) -> Int[Array, ""]:
+    """Draws one id from the `top_k` best ids, restricted to the smallest set of them that holds `top_p` of their mass.
 
-    Temperature 0 is the best id. Ids beyond the two limits are never drawn. `candidates` bounds `top_k`. The noise
-    belongs to the id, not to its rank: where rounding swaps two neighbours, the draw stays.
+    Temperature 0 gives the best id. Ids outside the two limits are never drawn. `candidates` bounds `top_k`. The noise
+    belongs to the id, not to its rank: if rounding swaps two neighbours, the draw stays the same.
     """
-    best, ids = jax.lax.top_k(scores, min(candidates, scores.shape[-1]))
+    best, ids = jax.lax.top_k(logits, min(candidates, logits.shape[-1]))
     rank = jnp.arange(best.shape[0])
-    kept = best + MASKED * (rank >= top_k)
-    probabilities = jax.nn.softmax(kept / jnp.maximum(temperature, 1e-6))
-    better = probabilities @ (rank[:, None] < rank).astype(
-        jnp.float32
-    )  # `cumsum` takes 20x as long on XLA:CPU
-    noise = jax.random.gumbel(key, scores.shape)[ids]
-    noisy = kept + temperature * noise + MASKED * ((better >= top_p) & (rank > 0))
-    return ids[jnp.argmax(noisy)].astype(jnp.int32)
+    top_k_logits = best + MASKED * (rank >= top_k)
+    probabilities = jax.nn.softmax(top_k_logits / jnp.maximum(temperature, 1e-6))
+    # `cumsum` takes 20 times as long on XLA:CPU
+    mass_of_better = probabilities @ (rank[:, None] < rank).astype(jnp.float32)
+    noise = jax.random.gumbel(key, logits.shape)[ids]
+    scores = top_k_logits + temperature * noise + MASKED * ((mass_of_better >= top_p) & (rank > 0))
+    return ids[jnp.argmax(scores)].astype(jnp.int32)
+
+
+class _Decoder:
+    """The network prepared for the loop, and the steps of the loop.
+
+    `unrolled` chooses the form for a CPU.
+    """
+
+    def __init__(
+        self, config: LMConfig, candidates: int, unrolled: bool, params: Params, inputs: Inputs
+    ) -> None:
+        rows = inputs.prefix.shape[0]
+        self.config = config
+        self.candidates = candidates
+        self.unrolled = unrolled
+        self.inputs = inputs
+        self.branches = rows // inputs.primer.shape[0]
+        self.network = functional.bind(LM, config, params=params)
+        self.prefill_blocks = self.network.blocks
+        self.step_blocks: list[Block] | Block = self.prefill_blocks
+        if unrolled and rows <= platform.MATVEC_ROWS:
+            if config.tokens_per_pass > 1:
+                params = params | {"group": platform.matvec_layout(params["group"])}
+            self.network = functional.bind(LM, config, platform.matvec, params=params)
+            blocks = functional.unstack(self.network.blocks, config.layers)
+            self.step_blocks = [platform.matvec_layout(block) for block in blocks]
+        elif unrolled:
+            self.step_blocks = functional.unstack(self.network.blocks, config.layers)
+
+    def init_state(self, length: int) -> LoopState:
+        """Before the first pass: the primer's tokens, and nothing in recall and caches."""
+        config = self.config
+        primer = self.inputs.primer
+        tokens = jnp.zeros((len(primer), length), jnp.int32).at[:, : primer.shape[1]].set(primer)
+        positions = config.prefix_levels + length // config.tokens_per_pass
+        head_width = config.width // config.heads
+        cache = platform.init_cache(
+            len(self.inputs.prefix), config.heads, positions, head_width, config.dtype
+        )
+        caches = jax.tree.map(lambda leaf: jnp.stack([leaf] * config.layers), cache)
+        return LoopState(tokens, self.network.init_recall(self.inputs.prefix, length), caches)
+
+    def tile(self, tokens: jax.Array) -> jax.Array:
+        """Tokens (B, N) for every row (R, N)."""
+        return jnp.tile(tokens, (self.branches, 1))
+
+    def draw(self, logits: jax.Array, index: jax.Array | int) -> jax.Array:
+        """Token `index` of each item (B,), from logits (R, V) or from the fixed tokens."""
+        sampling = self.inputs.sampling
+        if self.branches == 2:
+            guided, null = jnp.split(logits, 2)
+            logits = null + sampling.guidance_scale[:, None] * (guided - null)
+        keys = jax.vmap(lambda key: jax.random.fold_in(key, index))(self.inputs.keys)
+        sample = jax.vmap(partial(sample_token, candidates=self.candidates))
+        drawn = sample(keys, logits, sampling.temperature, sampling.top_k, sampling.top_p)
+        fixed = jax.lax.dynamic_index_in_dim(self.inputs.fixed, index, axis=1, keepdims=False)
+        return jnp.where(fixed < 0, drawn, fixed)
+
+    def run_pass(
+        self, index: jax.Array | int, state: LoopState, latest: jax.Array, is_prefill: bool
+    ) -> LoopState:
+        """Reads `latest` (B, N), the last tokens before those of pass `index`, and draws the tokens of the pass."""
+        config = self.config
+        tokens, recall, caches = state
+        position = index * config.tokens_per_pass
+        start = position - latest.shape[1]
+        prefix = self.inputs.prefix
+        x, weights, recall = self.network.embed_with_recall(self.tile(latest), prefix, start, recall)
+        if is_prefill:  # many rows and only once: scanned on every platform
+            x, caches = run_cached(self.prefill_blocks, jnp.concatenate([prefix, x], axis=1), 0, caches)
+            caches = functional.unstack(caches, config.layers) if self.unrolled else caches
+        else:
+            cache_start = config.prefix_levels + start // config.tokens_per_pass
+            x, caches = run_cached(self.step_blocks, x, cache_start, caches)
+        weights = None if weights is None else lm.pad_prefix(weights)[:, :, -1:]
+        for j in range(config.tokens_per_pass):
+            if j > 0 and self.network.group is not None:
+                previous = self.tile(tokens)[:, None, position + j - 1]
+                x = self.network.group.advance(x, self.network.embed(previous))
+            logits = self.network.predict(x, weights, self.tile(tokens))[:, 0]
+            drawn = self.draw(logits, position + j)[:, None]
+            tokens = jax.lax.dynamic_update_slice_in_dim(tokens, drawn, position + j, axis=1)
+        return LoopState(tokens, recall, caches)
+
+
+def decode(
+    config: LMConfig, length: int, candidates: int, unrolled: bool, params: Params, inputs: Inputs
+) -> Int[Array, "B U"]:
+    """The loop of `generate` with unrolled or scanned blocks; `length` is a multiple of the tokens per pass."""
+    per_pass = config.tokens_per_pass
+    decoder = _Decoder(config, candidates, unrolled, params, inputs)
+
+    def step(index: jax.Array, state: LoopState) -> LoopState:
+        latest = jax.lax.dynamic_slice_in_dim(state.tokens, (index - 1) * per_pass, per_pass, axis=1)
+        return decoder.run_pass(index, state, latest, is_prefill=False)
+
+    first = inputs.primer.shape[1] // per_pass
+    state = decoder.run_pass(first, decoder.init_state(length), inputs.primer, is_prefill=True)
+    return jax.lax.fori_loop(first + 1, length // per_pass, step, state).tokens
 
 
 @partial(jax.jit, static_argnames=("config", "length", "candidates"))
-def _generate(
-    params: Params,
-    config: LMConfig,
-    prefix: jax.Array,
-    keys: jax.Array,
-    given: jax.Array,
-    known: jax.Array,
-    length: int,
-    candidates: int,
-    temperature: jax.Array,
-    top_k: jax.Array,
-    top_p: jax.Array,
-    guidance_scale: jax.Array,
+def _decode_on_platform(
+    params: Params, config: LMConfig, inputs: Inputs, length: int, candidates: int
 ) -> jax.Array:
-    """`generate` on prefix embeddings (B, P, D), or (2B, P, D) with the guiding half second; numbers are (B,).
-
-    A CPU reads unrolled blocks several times as fast as it does slices of stacked ones.
-    """
-    arrays = (params, prefix, keys, given, known, temperature, top_k, top_p, guidance_scale)
-    unrolled, scanned = (partial(_decode, config, length, candidates, unrolled) for unrolled in (True, False))
-    return jax.lax.platform_dependent(*arrays, cpu=unrolled, default=scanned)
-
-
-def _decode(
-    config: LMConfig,
-    length: int,
-    candidates: int,
-    unrolled: bool,
-    params: Params,
-    prefix: jax.Array,
-    keys: jax.Array,
-    given: jax.Array,
-    known: jax.Array,
-    temperature: jax.Array,
-    top_k: jax.Array,
-    top_p: jax.Array,
-    guidance_scale: jax.Array,
-) -> jax.Array:
-    """`_generate` with its blocks unrolled or scanned; `given` and `length` are whole passes."""
-    (batch, begun), per_pass = given.shape, config.tokens_per_pass
-    copies = prefix.shape[0] // batch
-    rows, depth, positions = (
-        prefix.shape[0] * config.heads,
-        config.width // config.heads,
-        config.prefix_levels + length // per_pass,
-    )
-    empty = (
-        jnp.zeros((rows, depth, positions), config.dtype),
-        jnp.zeros((rows, positions, depth), config.dtype),
-    )
-    caches = jax.tree.map(lambda cache: jnp.stack([cache] * config.layers), empty)
-    blocks, product = params["blocks"], jax.lax.dot_general
-    if unrolled:
-        blocks = functional.unstack(blocks, config.layers)
-        if prefix.shape[0] <= cpu_matvec.FEW:
-            blocks, product = [cpu_matvec.outputs_first(block) for block in blocks], cpu_matvec.product
-            if per_pass > 1:
-                params = params | {"group": cpu_matvec.outputs_first(params["group"])}
-
-    def draw(scores: jax.Array, index: jax.Array | int) -> jax.Array:
-        if copies == 2:
-            wanted, unwanted = jnp.split(scores, 2)
-            scores = unwanted + guidance_scale[:, None] * (wanted - unwanted)
-        item_keys = jax.vmap(lambda key: jax.random.fold_in(key, index))(keys)
-        sample = jax.vmap(partial(sample_token, candidates=candidates))
-        drawn = sample(item_keys, scores, temperature, top_k, top_p)
-        there = jax.lax.dynamic_index_in_dim(known, index, axis=1, keepdims=False)
-        return jnp.where(there < 0, drawn, there)
-
-    def advance(pass_: jax.Array | int, state: State, new: jax.Array, begin: bool) -> State:
-        """Hears `new` (B, N), the latest of the tokens before those of this pass, and draws these."""
-        tokens, heard, caches = state
-        index = pass_ * per_pass
-        first = index - new.shape[1]
-        x, weights, heard = lm.hear(params, config, jnp.tile(new, (copies, 1)), prefix, first, heard, product)
-        if begin:  # once and of many rows: scanned everywhere
-            x, caches = _cached(params["blocks"], config, jnp.concatenate([prefix, x], axis=1), 0, caches)
-            caches = functional.unstack(caches, config.layers) if unrolled else caches
-        else:
-            x, caches = _cached(blocks, config, x, config.prefix_levels + first // per_pass, caches, product)
-        weights = None if weights is None else lm.before_any(weights)[:, :, -1:]
-        for j in range(per_pass):
-            if j > 0:
-                last = jnp.tile(tokens, (copies, 1))[:, None, index + j - 1]
-                x = lm.group(params, config, product).follow(x, lm.embed(params, config, last))
-            scores = lm.head(params, config, x, weights, jnp.tile(tokens, (copies, 1)))[:, 0]
-            drawn = draw(scores, index + j)[:, None]
-            tokens = jax.lax.dynamic_update_slice_in_dim(tokens, drawn, index + j, axis=1)
-        return tokens, heard, caches
-
-    def step(pass_: jax.Array, state: State) -> State:
-        latest = jax.lax.dynamic_slice_in_dim(state[0], (pass_ - 1) * per_pass, per_pass, axis=1)
-        return advance(pass_, state, latest, False)
-
-    tokens = jnp.zeros((batch, length), jnp.int32).at[:, :begun].set(given)
-    state = tokens, lm.nothing_heard(params, config, prefix, length), caches
-    first = begun // per_pass
-    return jax.lax.fori_loop(first + 1, length // per_pass, step, advance(first, state, given, True))[0]
+    forms: list[Callable[..., jax.Array]] = [
+        partial(decode, config, length, candidates, unrolled) for unrolled in (True, False)
+    ]
+    return platform.on_cpu_or_else(*forms, params, inputs)
 
 
 def generate(
     params: Params,
     config: LMConfig,
-    prefix_tokens: jax.Array,
-    keys: jax.Array,
+    prefix_tokens: Int[Array, "B P"],
+    keys: Key[Array, " B"],
     length: int,
-    temperature: jax.Array | float = 1.0,
-    top_k: jax.Array | int = 250,
-    top_p: jax.Array | float = 1.0,
-    guidance_scale: jax.Array | float = 1.0,
-    given: jax.Array | None = None,
-    negative_prefix_tokens: jax.Array | None = None,
+    temperature: Number = 1.0,
+    top_k: Number = 250,
+    top_p: Number = 1.0,
+    guidance_scale: Number = 1.0,
+    primer: Int[Array, "B G"] | None = None,
+    negative_prefix_tokens: Int[Array, "B P"] | None = None,
     candidates: int = CANDIDATES,
-    known: jax.Array | None = None,
-) -> jax.Array:
-    """Samples semantic tokens (B, length) int32 after prefix tokens (B, P), beginning with `given` (B, G), G < length.
+    fixed: Int[Array, "B U"] | None = None,
+) -> Int[Array, "B U"]:
+    """Samples U = `length` semantic tokens after prefix tokens.
 
-    `keys` (B,) are PRNG keys, one an item: token u of an item is drawn with `fold_in(key, u)`, whatever the batch.
-    `guidance_scale` g draws from null + g (prefix - null) in logits, at twice the cost unless it is the number 1;
-    the null side is the learned null prefix, or `negative_prefix_tokens` (B, P) if given, in which -1 is null.
-    `temperature` >= 0, `top_k` >= 1, `top_p` in (0, 1] and `guidance_scale` may be traced, each one number or (B,);
-    at most the `candidates` best ids are drawn from. `known` (B, length): tokens that are there already, anywhere; -1
-    is one to draw. What is drawn follows from what comes before it only. Raises `UserError` if the prefix or `given`
-    has the wrong length.
+    Args:
+        params: The network's parameters.
+        config: Its shape.
+        prefix_tokens: Tokens of each prefix level.
+        keys: PRNG keys, one per item. Token u is drawn with `fold_in(key, u)`, so the batch changes no item's draws.
+        length: Tokens to return, the primer's included.
+        temperature: 0 or more, one number or one per item, like the next three; all may be traced.
+        top_k: At least 1; values above `candidates` act as `candidates`.
+        top_p: In (0, 1].
+        guidance_scale: g draws from null + g (prefix - null) in logits, at twice the cost unless it is the number 1.
+        primer: Tokens that the sequence begins with, fewer than `length`.
+        negative_prefix_tokens: Replaces the learned null prefix in guidance; -1 is null.
+        candidates: Number of best ids that sampling looks at.
+        fixed: Tokens that are not drawn, at any place; -1 where one is drawn. A draw depends only on earlier tokens.
+
+    Raises:
+        UserError: the prefix or the primer has the wrong length.
     """
     batch = prefix_tokens.shape[0]
-    start = jnp.zeros((batch, 0), jnp.int32) if given is None else given
-    if not start.shape[1] < length:
-        raise UserError(f"length {length} must exceed the {start.shape[1]} tokens given")
+    primer = jnp.zeros((batch, 0), jnp.int32) if primer is None else primer
+    primer_length = primer.shape[1]
+    if not primer_length < length:
+        raise UserError(f"length {length} must exceed the {primer_length} tokens of the primer")
     if prefix_tokens.shape[1] != config.prefix_levels:
         raise UserError(
-            f"a prefix of {prefix_tokens.shape[1]} tokens, this model needs {config.prefix_levels}"
+            f"the prefix has {prefix_tokens.shape[1]} tokens: this model needs {config.prefix_levels}"
         )
     prefix = lm.embed_prefix(params, config, prefix_tokens)
     if isinstance(guidance_scale, jax.Array) or guidance_scale != 1.0:
-        other = jnp.full_like(prefix_tokens, -1) if negative_prefix_tokens is None else negative_prefix_tokens
-        prefix = jnp.concatenate([prefix, lm.embed_prefix(params, config, other)])
-    numbers = (
-        jnp.broadcast_to(jnp.asarray(n, jnp.float32), batch)
-        for n in (temperature, top_k, top_p, guidance_scale)
+        null = jnp.full_like(prefix_tokens, -1) if negative_prefix_tokens is None else negative_prefix_tokens
+        prefix = jnp.concatenate([prefix, lm.embed_prefix(params, config, null)])
+    sampling = SamplingParams(
+        *(
+            jnp.broadcast_to(jnp.asarray(value, jnp.float32), batch)
+            for value in (temperature, top_k, top_p, guidance_scale)
+        )
     )
-    known = jnp.full((batch, length), -1) if known is None else known
-    known = known.at[:, : start.shape[1]].set(start)  # those that do not fill a pass are drawn around
-    n = config.tokens_per_pass
-    start, whole = start[:, : start.shape[1] // n * n], length + -length % n
-    known = jnp.pad(known, ((0, 0), (0, whole - length)), constant_values=-1)
-    return _generate(params, config, prefix, keys, start, known, whole, candidates, *numbers)[:, :length]
+    per_pass = config.tokens_per_pass
+    padded_length = length + -length % per_pass
+    fixed = jnp.full((batch, length), -1) if fixed is None else fixed
+    fixed = fixed.at[:, :primer_length].set(primer)  # primer tokens that do not fill a pass are fixed tokens
+    fixed = jnp.pad(fixed, ((0, 0), (0, padded_length - length)), constant_values=-1)
+    primer = primer[:, : primer_length // per_pass * per_pass]
+    inputs = Inputs(prefix, keys, primer, fixed, sampling)
+    return _decode_on_platform(params, config, inputs, padded_length, candidates)[:, :length]

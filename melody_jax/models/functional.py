@@ -1,13 +1,13 @@
 """Flax modules as constructors of pure functions.
 
-Modules own shapes and parameters. Everything outside `models/` sees a plain nested dict of arrays with string keys:
-`init` makes one, `bind` turns one back into a callable module inside a traced function, `scan_blocks` runs a stack
-of identical blocks whose parameters are stacked along a leading axis.
+Modules own shapes and parameters; one network is one tree of modules. Code outside `models/` sees a plain nested dict
+of arrays with string keys: `init` makes the dict, `bind` turns it back into a callable module inside a traced function.
+Identical blocks are one module whose parameters have a leading axis (`stack`); `scan_blocks` applies it.
 """
 
 from collections.abc import Callable
 from functools import lru_cache
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypeVar, get_args
 
 import jax
 from flax import nnx
@@ -19,8 +19,11 @@ from melody_jax.sharding import constrain_batch
 Params = dict[str, Any]
 
 Remat = Literal["none", "dots", "blocks"]
-"""What the backward pass computes again instead of keeping it: nothing; all of a block but its products with weights,
-which are most of the work; all of a block but its input, for a third more work."""
+"""What the backward pass recomputes instead of storing: "none"; "dots", everything in a block except its products with
+weights, which are most of the work; "blocks", everything except a block's input, for a third more work."""
+
+M = TypeVar("M", bound=nnx.Module)
+T = TypeVar("T")
 
 
 def _string_keys(tree: Any) -> Any:
@@ -44,13 +47,32 @@ def init_stack(cls: Callable[..., nnx.Module], *args: Any, key: jax.Array, depth
     return jax.vmap(lambda k: init(cls, *args, key=k))(jax.random.split(key, depth))
 
 
+def split_key(rngs: nnx.Rngs, parts: int) -> jax.Array:
+    """Keys (parts,) split from the seed of `rngs`, one for each part of a network.
+
+    The values of one part then depend on its own shape only, not on what the constructor draws before it.
+    """
+    return jax.random.split(rngs.default.key[...], parts)
+
+
+def stack(cls: Callable[..., M], *args: Any, depth: int, key: jax.Array) -> M:
+    """One module that holds the parameters of `depth` modules `cls(*args)`, each leaf stacked along a new first axis.
+
+    Only `scan_blocks` and `unstack` can apply it.
+    """
+    return jax.vmap(lambda k: cls(*args, rngs=nnx.Rngs(k)))(jax.random.split(key, depth))
+
+
 @lru_cache(maxsize=256)
 def _abstract(cls: Callable[..., nnx.Module], args: tuple[Any, ...]) -> tuple[Any, Any]:
     return nnx.split(nnx.eval_shape(lambda: cls(*args, rngs=nnx.Rngs(0))))
 
 
-def bind(cls: Callable[..., nnx.Module], *args: Any, params: Params) -> Any:
-    """The module `cls(*args)` holding `params`. Call it inside the traced function only."""
+def bind(cls: Callable[..., M], *args: Any, params: Params) -> M:
+    """The module `cls(*args)` that holds `params`. Call it only inside a traced function.
+
+    A parameter that `params` lacks stays abstract: the module works as long as nothing reads it.
+    """
     graph, state = _abstract(cls, args)
     state = jax.tree.map(lambda leaf: leaf, state)  # a copy: the cached one must stay abstract
     nnx.replace_by_pure_dict(state, _integer_keys(params))
@@ -76,42 +98,43 @@ def roles(cls: Callable[..., nnx.Module], *args: Any) -> Roles:
     return collected
 
 
-def unstack(stacked: Any, depth: int) -> list[Any]:
-    """The `depth` trees that `stacked` holds along the first axis of each leaf: parameters of `init_stack`, caches."""
+def unstack(stacked: T, depth: int) -> list[T]:
+    """The `depth` trees (modules, parameters, caches) that `stacked` holds along the first axis of each leaf."""
     return [jax.tree.map(lambda leaf, i=i: leaf[i], stacked) for i in range(depth)]
 
 
 def scan_blocks(
-    cls: Callable[..., nnx.Module],
-    *args: Any,
-    params: Params,
+    blocks: Callable[..., jax.Array],
     x: jax.Array,
     inputs: tuple[Any, ...] = (),
     keys: jax.Array | None = None,
     remat: Remat = "none",
-    unroll: int | bool = 1,
+    depth: int | None = None,
 ) -> jax.Array:
-    """Applies the stack: x = block(x, *inputs) for each of the stacked parameter sets, with `lax.scan`.
+    """Applies a module from `stack`, x = block(x, *inputs) for each block, with `lax.scan`; the first `depth` if given.
 
     `keys` (depth,) gives each block its own PRNG key as the keyword argument `key`.
     """
 
-    def body(carry: jax.Array, block: tuple[Params, jax.Array | None]) -> tuple[jax.Array, None]:
-        block_params, key = block
+    def body(
+        carry: jax.Array, layer: tuple[Callable[..., jax.Array], jax.Array | None]
+    ) -> tuple[jax.Array, None]:
+        block, key = layer
         keyword = {} if key is None else {"key": key}
-        result = bind(cls, *args, params=block_params)(constrain_batch(carry), *inputs, **keyword)
+        result = block(constrain_batch(carry), *inputs, **keyword)
         return constrain_batch(result.astype(carry.dtype)), None
 
-    return jax.lax.scan(rematerialised(body, remat), x, (params, keys), unroll=unroll)[0]
+    blocks = jax.tree.map(lambda leaf: leaf[:depth], blocks)
+    return jax.lax.scan(rematerialised(body, remat), x, (blocks, keys))[0]
 
 
 def rematerialised(
     block: Callable[..., Any], remat: Remat, static_argnums: tuple[int, ...] = ()
 ) -> Callable[..., Any]:
-    """The block under a policy of `Remat`; its values and gradients are the same under each.
+    """The block under a policy of `Remat`; values and gradients are the same under each.
 
     Raises:
-        UserError: there is no such policy.
+        UserError: `remat` names no policy.
     """
     if remat not in get_args(Remat):
         raise UserError(f"remat {remat!r}: it must be one of {', '.join(get_args(Remat))}")
@@ -122,5 +145,5 @@ def rematerialised(
 
 
 def count(params: Params) -> int:
-    """How many numbers the tree holds; works on `jax.eval_shape` results too."""
+    """Numbers in the tree; works on the result of `jax.eval_shape` too."""
     return sum(int(leaf.size) for leaf in jax.tree.leaves(params))

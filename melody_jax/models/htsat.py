@@ -3,10 +3,11 @@
     10 s at 48 kHz --log mel--> (F, M) --fold time in four, stack--> square image --4 x 4 patches--> (side, side, D)
     --[blocks, every other with its windows shifted; merge 2 x 2 patches to twice the channels] x 4--> mean over patches
 
-CLAP is the open stand-in for MuLan, which was never published. The defaults are those of the music checkpoint
-`laion/larger_clap_music` (Apache-2.0). Its feature fusion, which only the `fused` checkpoints have, is not built.
+CLAP is an open substitute for MuLan, whose weights are not published. The defaults are those of the music checkpoint
+`laion/larger_clap_music` (Apache-2.0). Feature fusion, which only the `fused` checkpoints have, is not implemented.
 
-B batch, T samples at 24 kHz, F mel frames, M mel bands, S side of the image, D channels, W windows, N places in one.
+B batch, T samples, F mel frames, M mel bands, S side of the image, G patches along a side, D channels, W windows,
+N patches in a window, H heads.
 """
 
 from dataclasses import dataclass
@@ -15,13 +16,16 @@ from functools import lru_cache
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float, Key
 
 from melody_jax import spectral
 from melody_jax.errors import UserError
 from melody_jax.models import functional
-from melody_jax.models.bert_block import Block, BlockConfig, layer_norm
+from melody_jax.models.bert_block import Block, BlockConfig, PatchEmbedding, layer_norm
 from melody_jax.models.functional import Params, Remat
 from melody_jax.models.layers import MASKED
+from melody_jax.models.tower import MusicTower
 
 SECONDS = 10
 RATE = 48_000
@@ -37,7 +41,7 @@ class HTSATConfig:
     n_mels: int = 64
     """Mel bands M, up to 14 kHz."""
     side: int = 256
-    """Side S of the image, M times the number of stretches that time is folded into."""
+    """Side S of the image: M times the number of segments into which time is folded."""
     patch: int = 4
     """Bands and frames of a patch."""
     width: int = 128
@@ -47,13 +51,13 @@ class HTSATConfig:
     heads: tuple[int, ...] = (4, 8, 16, 32)
     """Attention heads of each stage."""
     window: int = 8
-    """Patches along a side of the windows in which attention looks."""
+    """Patches along a side of an attention window."""
     expansion: int = 4
-    """Hidden channels of the feed-forward layers, times D."""
+    """Hidden channels of the feed-forward layers as a multiple of D."""
     dtype: str = "float32"
     """Compute dtype of the matrix products."""
     remat: Remat = "none"
-    """What the backward pass computes again: "none", "dots" or "blocks" (models/functional.py)."""
+    """What the backward pass recomputes: "none", "dots" or "blocks" (models/functional.py)."""
 
     def __post_init__(self) -> None:
         if len(self.depths) != len(self.heads):
@@ -63,12 +67,12 @@ class HTSATConfig:
         for stage in range(len(self.depths)):
             if self.grid(stage) < 1 or self.grid(stage) % self.window:
                 raise UserError(
-                    f"stage {stage} has {self.grid(stage)} patches a side, no multiple of {self.window}"
+                    f"stage {stage} has {self.grid(stage)} patches per side: window {self.window} must divide them"
                 )
 
     @property
     def pooled(self) -> int:
-        """Channels of what `encode` returns."""
+        """Channels of the pooled features."""
         return self.width << (len(self.depths) - 1)
 
     @property
@@ -99,51 +103,108 @@ TINY = HTSATConfig(n_mels=16, side=32, patch=2, width=8, depths=(2, 2), heads=(2
 """For tests."""
 
 
-def init(config: HTSATConfig, key: jax.Array) -> Params:
-    """Fresh float32 parameters. Raises `UserError` if the heads do not divide the width."""
-    patch_key, *stage_keys = jax.random.split(key, 1 + len(config.depths))
-    params: Params = {
-        "mel": {"scale": jnp.ones(config.n_mels), "bias": jnp.zeros(config.n_mels)},
-        "patch": {
-            "kernel": 0.02 * jax.random.normal(patch_key, (config.patch**2, config.width)),
-            "bias": jnp.zeros(config.width),
-        },
-        "patch_norm": functional.init(layer_norm, config.width, EPSILON, key=key),
-        "norm": functional.init(layer_norm, config.pooled, EPSILON, key=key),
-        "stages": {},
-    }
-    for stage, stage_key in enumerate(stage_keys):
-        keys = jax.random.split(stage_key, 3)
-        shape, width = config.block(stage), config.width << stage
+class Affine(nnx.Module):
+    """A gain and an offset per channel: what a batch norm is at inference."""
+
+    def __init__(self, width: int) -> None:
+        self.scale = nnx.Param(jnp.ones(width))
+        self.bias = nnx.Param(jnp.zeros(width))
+
+    def __call__(self, x: Float[Array, "... M"]) -> Float[Array, "... M"]:
+        """The map applied to each channel."""
+        return x * self.scale[...] + self.bias[...]
+
+
+class Stage(nnx.Module):
+    """Blocks on one grid of patches; every stage except the last then merges 2 x 2 patches."""
+
+    def __init__(self, config: HTSATConfig, stage: int, *, rngs: nnx.Rngs) -> None:
+        block_key, offset_key, merge_key = functional.split_key(rngs, 3)
+        block = config.block(stage)
+        depth = config.depths[stage]
+        width = config.width << stage
         offsets = (2 * config.window - 1) ** 2
-        made: Params = {
-            "blocks": functional.init_stack(Block, shape, key=keys[0], depth=config.depths[stage]),
-            "offsets": 0.02 * jax.random.normal(keys[1], (config.depths[stage], offsets, shape.heads)),
-        }
-        if stage + 1 < len(config.depths):
-            made["merge_norm"] = functional.init(layer_norm, 4 * width, EPSILON, key=key)
-            made["merge"] = 0.02 * jax.random.normal(keys[2], (4 * width, 2 * width))
-        params["stages"][str(stage)] = made
-    return params
+        self.config = config
+        self.depth = depth
+        self.side = config.grid(stage)
+        self.is_last = stage + 1 == len(config.depths)
+        self.blocks = functional.stack(Block, block, depth=depth, key=block_key)
+        self.offsets = nnx.Param(0.02 * jax.random.normal(offset_key, (depth, offsets, block.heads)))
+        if not self.is_last:
+            self.merge_norm = layer_norm(4 * width, EPSILON, rngs=rngs)
+            self.merge = nnx.Param(0.02 * jax.random.normal(merge_key, (4 * width, 2 * width)))
+
+    def __call__(self, x: Float[Array, "B G G D"]) -> Float[Array, "B G2 G2 D2"]:
+        """To half the grid and twice the channels, in the last stage to the same shape."""
+        window = self.config.window
+        attend_windows = functional.rematerialised(_attend_windows, self.config.remat, static_argnums=(3,))
+        for i, block in enumerate(functional.unstack(self.blocks, self.depth)):
+            shift = window // 2 if i % 2 and window < self.side else 0
+            bias = self.offsets[i][_offset_index(window)].transpose(2, 0, 1)
+            bias = bias + _shift_mask(self.side, window, shift)[:, None]
+            x = attend_windows(block, bias, x, shift)
+        if self.is_last:
+            return x
+        x = jnp.concatenate([x[:, row::2, column::2] for column in range(2) for row in range(2)], axis=-1)
+        dtype = self.config.dtype
+        return self.merge_norm(x).astype(dtype) @ self.merge[...].astype(dtype)
 
 
-def spectrogram(config: HTSATConfig, audio: jax.Array) -> jax.Array:
-    """Log mel frames (B, 1001, M) of audio (B, T) at 24 kHz, which `fill` brings to 10 s."""
+class HTSAT(MusicTower):
+    """The network."""
+
+    def __init__(self, config: HTSATConfig, *, rngs: nnx.Rngs) -> None:
+        patch_key, *stage_keys = functional.split_key(rngs, 1 + len(config.depths))
+        self.config = config
+        self.mel = Affine(config.n_mels)
+        self.patch = PatchEmbedding(config.patch**2, config.width, config.dtype, key=patch_key)
+        self.patch_norm = layer_norm(config.width, EPSILON, rngs=rngs)
+        self.stages = nnx.List(
+            Stage(config, stage, rngs=nnx.Rngs(key)) for stage, key in enumerate(stage_keys)
+        )
+        self.norm = layer_norm(config.pooled, EPSILON, rngs=rngs)
+
+    def __call__(self, frames: Float[Array, "B F M"]) -> Float[Array, "B D"]:
+        """Frames of `spectrogram` to pooled features, float32."""
+        config = self.config
+        image = _image(config, self.mel(frames))
+        grid = config.grid(0)
+        patches = image.reshape(len(image), grid, config.patch, grid, config.patch).swapaxes(2, 3)
+        x = self.patch(patches.reshape(len(image), grid, grid, config.patch**2))
+        x = self.patch_norm(x).astype(config.dtype)
+        for stage in self.stages:
+            x = stage(x)
+        return self.norm(x.astype(jnp.float32)).mean(axis=(1, 2))
+
+
+def init(config: HTSATConfig, key: Key[Array, ""]) -> Params:
+    """Fresh float32 parameters. Raises `UserError` if the heads do not divide the width."""
+    return functional.init(HTSAT, config, key=key)
+
+
+def encode(params: Params, config: HTSATConfig, frames: Float[Array, "B F M"]) -> Float[Array, "B D"]:
+    """Frames of `spectrogram` to pooled features, float32."""
+    return functional.bind(HTSAT, config, params=params)(frames)
+
+
+def spectrogram(config: HTSATConfig, audio: Float[Array, "B T"]) -> Float[Array, "B F M"]:
+    """Log-mel frames, F = 1001, of audio at 24 kHz, brought to 10 s by `fill`."""
     return log_mel(fill(spectral.resample(audio, 2, 1)), config.n_mels)
 
 
-def fill(audio: jax.Array) -> jax.Array:
-    """Exactly 10 s of 48 kHz audio (B, T), as published: shorter clips again and again while they fit, then silence.
+def fill(audio: Float[Array, "B T"]) -> Float[Array, "B T10"]:
+    """Exactly 10 s of audio at 48 kHz, as published: shorter clips are repeated as often as they fit, then padded.
 
-    Of longer ones the first 10 s count (the published extractor takes a random 10 s).
+    Longer clips are cut to their first 10 s (the published extractor takes a random 10 s).
     """
-    wanted, there = SECONDS * RATE, audio.shape[1]
-    audio = jnp.tile(audio, (1, max(1, wanted // there)))[:, :wanted]
-    return jnp.pad(audio, ((0, 0), (0, wanted - audio.shape[1])))
+    samples = SECONDS * RATE
+    repeats = max(1, samples // audio.shape[1])
+    audio = jnp.tile(audio, (1, repeats))[:, :samples]
+    return jnp.pad(audio, ((0, 0), (0, samples - audio.shape[1])))
 
 
-def log_mel(audio: jax.Array, n_mels: int) -> jax.Array:
-    """Mel power in decibels above 1, floored at -100, of 48 kHz audio: (B, T) -> (B, T // 480 + 1, n_mels).
+def log_mel(audio: Float[Array, "B T"], n_mels: int) -> Float[Array, "B F {n_mels}"]:
+    """Mel power in decibels above 1, at least -100, of audio at 48 kHz, F = T // 480 + 1.
 
     Frames are centred on multiples of the hop; the ends are mirrored.
     """
@@ -153,30 +214,11 @@ def log_mel(audio: jax.Array, n_mels: int) -> jax.Array:
     return 10 * jnp.log10(jnp.maximum(bands, 1e-10))
 
 
-def encode(params: Params, config: HTSATConfig, frames: jax.Array) -> jax.Array:
-    """Frames (B, F, M) that `spectrogram` made to pooled features (B, D), float32."""
-    x = _image(config, frames * params["mel"]["scale"] + params["mel"]["bias"])
-    batch, grid, size = len(x), config.grid(0), config.patch
-    x = (
-        x.reshape(batch, grid, size, grid, size)
-        .swapaxes(2, 3)
-        .reshape(batch, grid, grid, size**2)
-        .astype(config.dtype)
-    )
-    x = x @ params["patch"]["kernel"].astype(config.dtype) + params["patch"]["bias"].astype(config.dtype)
-    x = functional.bind(layer_norm, config.width, EPSILON, params=params["patch_norm"])(x).astype(
-        config.dtype
-    )
-    for stage in range(len(config.depths)):
-        x = _stage(params["stages"][str(stage)], config, stage, x)
-    norm = functional.bind(layer_norm, config.pooled, EPSILON, params=params["norm"])
-    return norm(x.astype(jnp.float32)).mean(axis=(1, 2))
-
-
 def _image(config: HTSATConfig, frames: jax.Array) -> jax.Array:
-    """Frames (B, F, M), stretched to fill it, as an image (B, S, S): its rows are the bands of each quarter in turn."""
-    batch, folds = len(frames), config.side // config.n_mels
-    frames = jnp.asarray(_stretching(frames.shape[1], config.frames)) @ frames
+    """Frames (B, F, M) stretched over an image (B, S, S); its rows are the bands of each time segment in turn."""
+    batch = len(frames)
+    folds = config.side // config.n_mels
+    frames = jnp.asarray(_bicubic(frames.shape[1], config.frames)) @ frames
     return (
         frames.reshape(batch, folds, config.side, config.n_mels)
         .swapaxes(2, 3)
@@ -185,50 +227,32 @@ def _image(config: HTSATConfig, frames: jax.Array) -> jax.Array:
 
 
 @lru_cache(maxsize=8)
-def _stretching(there: int, wanted: int) -> np.ndarray:
-    """Bicubic interpolation (Keys' kernel, a = -0.75) that keeps the ends in place: (wanted, there)."""
-    if there > wanted:
-        raise UserError(f"{there} mel frames: the tower takes at most {wanted}")
-    weights = np.zeros((wanted, there), np.float32)
-    places = np.arange(wanted) * (there - 1) / max(wanted - 1, 1)
+def _bicubic(inputs: int, outputs: int) -> np.ndarray:
+    """Matrix (outputs, inputs) of bicubic interpolation (Keys' kernel, a = -0.75) with aligned ends."""
+    if inputs > outputs:
+        raise UserError(f"{inputs} mel frames: the tower takes at most {outputs}")
+    weights = np.zeros((outputs, inputs), np.float32)
+    positions = np.arange(outputs) * (inputs - 1) / max(outputs - 1, 1)
     for tap in range(-1, 3):
-        near = np.floor(places).astype(int) + tap
-        away = np.abs(places - near)
-        inner = (1.25 * away - 2.25) * away**2 + 1
-        outer = -0.75 * (((away - 5) * away + 8) * away - 4)
-        weight = np.where(away <= 1, inner, np.where(away < 2, outer, 0.0))
-        np.add.at(weights, (np.arange(wanted), np.clip(near, 0, there - 1)), weight)
+        index = np.floor(positions).astype(int) + tap
+        distance = np.abs(positions - index)
+        inner = (1.25 * distance - 2.25) * distance**2 + 1
+        outer = -0.75 * (((distance - 5) * distance + 8) * distance - 4)
+        weight = np.where(distance <= 1, inner, np.where(distance < 2, outer, 0.0))
+        np.add.at(weights, (np.arange(outputs), np.clip(index, 0, inputs - 1)), weight)
     return weights
 
 
-def _stage(params: Params, config: HTSATConfig, stage: int, x: jax.Array) -> jax.Array:
-    """(B, side, side, D) through a stage's blocks, then, but for the last stage, merged to (B, side/2, side/2, 2 D)."""
-    window, side = config.window, config.grid(stage)
-    look = functional.rematerialised(_look, config.remat, static_argnums=(3, 4))
-    for i, block in enumerate(functional.unstack(params["blocks"], config.depths[stage])):
-        shift = window // 2 if i % 2 and window < side else 0
-        bias = (
-            params["offsets"][i][_offset_index(window)].transpose(2, 0, 1)
-            + _seam(side, window, shift)[:, None]
-        )
-        x = look(block, bias, x, config.block(stage), shift)
-    if "merge" not in params:
-        return x
-    x = jnp.concatenate([x[:, row::2, column::2] for column in range(2) for row in range(2)], axis=-1)
-    norm = functional.bind(layer_norm, x.shape[-1], EPSILON, params=params["merge_norm"])
-    return norm(x).astype(config.dtype) @ params["merge"].astype(config.dtype)
-
-
-def _look(params: Params, bias: jax.Array, x: jax.Array, config: BlockConfig, shift: int) -> jax.Array:
-    """One block on (B, side, side, D), within windows shifted by `shift`; `bias` (W, H, N, N) is theirs."""
-    layer, window = functional.bind(Block, config, params=params), round(bias.shape[-1] ** 0.5)
+def _attend_windows(block: Block, bias: jax.Array, x: jax.Array, shift: int) -> jax.Array:
+    """One block on (B, G, G, D), within windows shifted by `shift`, with their `bias` (W, H, N, N)."""
+    window = round(bias.shape[-1] ** 0.5)
     windows = _partition(jnp.roll(x, (-shift, -shift), axis=(1, 2)), window)
-    windows = layer(windows, jnp.tile(bias, (len(x), 1, 1, 1))).astype(x.dtype)
+    windows = block(windows, jnp.tile(bias, (len(x), 1, 1, 1))).astype(x.dtype)
     return jnp.roll(_assemble(windows, x.shape), (shift, shift), axis=(1, 2))
 
 
 def _partition(x: jax.Array, window: int) -> jax.Array:
-    """(B, side, side, D) to the windows' places (B * W, N, D)."""
+    """(B, G, G, D) to windows (B * W, N, D)."""
     batch, side, _, width = x.shape
     count = side // window
     x = x.reshape(batch, count, window, count, window, width).swapaxes(2, 3)
@@ -236,7 +260,7 @@ def _partition(x: jax.Array, window: int) -> jax.Array:
 
 
 def _assemble(windows: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """The inverse of `_partition`; `shape` is (B, side, side, D)."""
+    """The inverse of `_partition`; `shape` is (B, G, G, D)."""
     window = round(windows.shape[1] ** 0.5)
     count = shape[1] // window
     return windows.reshape(shape[0], count, count, window, window, -1).swapaxes(2, 3).reshape(shape)
@@ -244,19 +268,19 @@ def _assemble(windows: jax.Array, shape: tuple[int, ...]) -> jax.Array:
 
 @lru_cache(maxsize=8)
 def _offset_index(window: int) -> np.ndarray:
-    """For each pair of places in a window (N, N), the row in the table of their (2 window - 1) squared offsets."""
-    down, along = (part.reshape(-1) for part in np.indices((window, window)))
-    rows, columns = (part[:, None] - part + window - 1 for part in (down, along))
-    return rows * (2 * window - 1) + columns
+    """For each pair of patches in a window (N, N), the row of their offset among the (2 window - 1) ** 2 offsets."""
+    offsets = [
+        index.reshape(-1)[:, None] - index.reshape(-1) + window - 1 for index in np.indices((window, window))
+    ]
+    return offsets[0] * (2 * window - 1) + offsets[1]
 
 
 @lru_cache(maxsize=32)
-def _seam(side: int, window: int, shift: int) -> np.ndarray:
-    """What keeps places apart that only the shift made neighbours: (W, N, N), 0 or a large negative number."""
+def _shift_mask(side: int, window: int, shift: int) -> np.ndarray:
+    """Additive bias (W, N, N) that separates patches which are neighbours only because of the cyclic shift."""
     index = np.arange(side)
-    part = (index >= side - window).astype(int) + (index >= side - shift) if shift else np.zeros(side, int)
+    region = (index >= side - window).astype(int) + (index >= side - shift) if shift else np.zeros(side, int)
     count = side // window
-    parts = (
-        (3 * part[:, None] + part).reshape(count, window, count, window).swapaxes(1, 2).reshape(count**2, -1)
-    )
-    return (MASKED * (parts[:, :, None] != parts[:, None, :])).astype(np.float32)
+    regions = (3 * region[:, None] + region).reshape(count, window, count, window)
+    regions = regions.swapaxes(1, 2).reshape(count**2, -1)
+    return (MASKED * (regions[:, :, None] != regions[:, None, :])).astype(np.float32)

@@ -1,34 +1,37 @@
-"""The semantic language model: twelve prefix tokens to 25 Hz semantic tokens (MeLoDy section 3.1, LLaMA shaped).
+"""The semantic language model: twelve prefix tokens to 25 Hz semantic tokens (MeLoDy,
+arXiv 2305.15719, section 3.1; LLaMA shaped).
 
 A decoder-only transformer (RoPE, RMSNorm, SwiGLU) over the sequence [P prefix tokens][U semantic tokens]. Every prefix
 level has its own embedding table with one more entry, the learned null: replacing all levels by their null gives the
 unconditional model for classifier-free guidance, replacing the deep ones a coarser description of the same clip.
 The head covers the semantic ids only. Positions enter through RoPE alone, so windows may start anywhere in a piece.
 
-With `tokens_per_pass` n, a position holds n tokens: their embeddings are merged into one, and one pass through the
-blocks gives the first token of the next group, a small network the others, each given those before it in the group
-(RQ-Transformer, arXiv 2203.01941; MusicGen and Magenta RealTime do so with the codes of a frame). It is the chain rule
-still, so what is drawn has the model's own distribution: nothing is drafted and nothing refused.
+With `tokens_per_pass` n, a position holds n tokens: their embeddings are merged into one. One pass through the blocks
+predicts the first token of the next group, and a small network predicts the others, each given the earlier ones of the
+group (RQ-Transformer, arXiv 2203.01941; MusicGen and Magenta RealTime do so with the codes of a frame). This is an
+exact factorisation by the chain rule: samples follow the model's distribution, without drafts and rejections.
 
-Drawing tokens one after the other is `models/decoding.py`.
+`models/decoding.py` samples tokens one after the other.
 
-B batch, P prefix levels, U semantic tokens, G = U / n groups, T = P + G positions, H heads, D channels.
+B batch, P prefix levels, U semantic tokens, N tokens of one call, G = N / n groups, T positions or places, H heads,
+D channels, C = D / H channels per head, V vocabulary.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jaxtyping import Array, Float, Int, Key
 
 from melody_jax import sharding
 from melody_jax.errors import UserError
 from melody_jax.models import functional
 from melody_jax.models.functional import Params, Remat
-from melody_jax.models.layers import MASKED, RMSNorm, attend, merge_heads, rotary, split_heads
-from melody_jax.models.recall import Heard, Recall
+from melody_jax.models.layers import MASKED, RMSNorm, merge_heads, rotary, split_heads
+from melody_jax.models.platform import DotGeneral, attend
+from melody_jax.models.recall import Recall, RecallState
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,16 +49,16 @@ class LMConfig:
     prefix_levels: int = 12
     """Prefix tokens P: levels of the residual quantiser of the joint text and music embedding."""
     prefix_codes: int = 256
-    """Codes a prefix level (1024 in `paper`)."""
+    """Codes per prefix level (1024 in `paper`)."""
     prefix_everywhere: bool = True
-    """Also adds the prefix to the embedding of every semantic token (not in `paper`): until attention has learned to
-    look back, which takes a small network most of its training, this is how the prefix is heard."""
+    """Also adds the prefix to the embedding of every semantic token (not in `paper`). A small network needs most of its
+    training to learn to attend to the prefix; until then, this is how the prefix reaches the prediction."""
     recall: bool = True
-    """Finds where the music was like this before and may go on as it went there (models/recall.py; not in `paper`)."""
+    """Finds similar earlier passages and may copy their continuation (models/recall.py; not in `paper`)."""
     semantic_vocab: int = 1024
     """Semantic ids."""
     tokens_per_pass: int = 1
-    """Tokens n that one pass through the blocks gives (1 in `paper`); above 1 without `recall` only."""
+    """Tokens n per pass through the blocks (1 in `paper`); more than 1 requires `recall` False."""
     dropout: float = 0.0
     """Probability of zeroing a channel of an embedding or of a residual update, in training only."""
     rope_base: float = 10000.0
@@ -63,7 +66,7 @@ class LMConfig:
     dtype: str = "float32"
     """Compute dtype of the matrix products; norms, softmax and logits are float32."""
     remat: Remat = "none"
-    """What the backward pass computes again: "none", "dots" or "blocks" (models/functional.py)."""
+    """What the backward pass recomputes: "none", "dots" or "blocks" (models/functional.py)."""
 
     def __post_init__(self) -> None:
         if self.tokens_per_pass < 1 or (self.tokens_per_pass > 1 and self.recall):
@@ -84,7 +87,7 @@ PAPER = LMConfig(
     recall=False,
     dropout=0.1,
 )
-"""Settles the paper's 429.5 M parameters (that figure counts a head over the prefix ids too)."""
+"""The paper's 429.5 M parameters (that figure includes a head over the prefix ids)."""
 MODERN = LMConfig(
     layers=24,
     width=1024,
@@ -95,19 +98,19 @@ MODERN = LMConfig(
     tokens_per_pass=2,
     dropout=0.1,
 )
-"""The paper's size at half of its passes."""
+"""The paper's size with half the passes."""
 
 
 def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
     """Inverted dropout with 16-bit draws; `key` None or rate 0 returns x."""
     if key is None or rate == 0.0:
         return x
-    kept = jax.random.bits(key, x.shape, jnp.uint16) >= round(rate * 65536)
-    return x * (kept.astype(x.dtype) / (1.0 - rate))
+    mask = jax.random.bits(key, x.shape, jnp.uint16) >= round(rate * 65536)
+    return x * (mask.astype(x.dtype) / (1.0 - rate))
 
 
 def _linear(
-    dtype: jnp.dtype, product: Callable, rngs: nnx.Rngs, inputs: int, outputs: int, gain: float = 1.0
+    dtype: jnp.dtype, product: DotGeneral, rngs: nnx.Rngs, inputs: int, outputs: int, gain: float = 1.0
 ) -> nnx.Linear:
     init = nnx.initializers.normal(gain * inputs**-0.5)
     return nnx.Linear(
@@ -116,206 +119,232 @@ def _linear(
 
 
 class Block(nnx.Module):
-    """Pre-norm attention and SwiGLU. Split in two halves around the attention so that cached decoding shares it.
+    """Pre-norm attention and SwiGLU, in two halves around the attention: cached decoding calls them separately.
 
-    `product` is what multiplies with the weights, in place of `jax.lax.dot_general`.
+    `product` multiplies with the weights, in place of `jax.lax.dot_general`.
     """
 
-    def __init__(self, config: LMConfig, product: Callable = jax.lax.dot_general, *, rngs: nnx.Rngs) -> None:
+    def __init__(
+        self, config: LMConfig, product: DotGeneral = jax.lax.dot_general, *, rngs: nnx.Rngs
+    ) -> None:
         self.config = config
         linear = partial(_linear, jnp.dtype(config.dtype), product, rngs)
-        residual = (2 * config.layers) ** -0.5
+        residual_gain = (2 * config.layers) ** -0.5
         self.norm = RMSNorm(config.width, rngs=rngs)
         self.qkv = linear(config.width, 3 * config.width)
-        self.out = linear(config.width, config.width, residual)
+        self.out = linear(config.width, config.width, residual_gain)
         self.ffn_norm = RMSNorm(config.width, rngs=rngs)
         self.gate_up = linear(config.width, 2 * config.ffn)
-        self.down = linear(config.ffn, config.width, residual)
+        self.down = linear(config.ffn, config.width, residual_gain)
 
-    def project(self, x: jax.Array, positions: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """(B, T, D) and (T,) to rotated queries, rotated keys and values, each (B, H, T, D / H)."""
-        heads, base = self.config.heads, self.config.rope_base
+    def project(
+        self, x: Float[Array, "B T D"], positions: Int[Array, " T"]
+    ) -> tuple[Float[Array, "B H T C"], Float[Array, "B H T C"], Float[Array, "B H T C"]]:
+        """Rotated queries, rotated keys, and values, with C = D / H channels per head."""
+        heads = self.config.heads
+        base = self.config.rope_base
         q, k, v = (split_heads(h, heads) for h in jnp.split(self.qkv(self.norm(x)), 3, axis=-1))
         return rotary(q, positions, base), rotary(k, positions, base), v
 
-    def update(self, x: jax.Array, attended: jax.Array, key: jax.Array | None = None) -> jax.Array:
-        """The residual stream after adding attention's output (B, H, T, D / H) and the feed-forward layer's."""
-        keys = (None, None) if key is None else jax.random.split(key)
-        x = x + dropout(self.out(merge_heads(attended)), self.config.dropout, keys[0])
+    def update(
+        self, x: Float[Array, "B T D"], attended: Float[Array, "B H T C"], key: Key[Array, ""] | None = None
+    ) -> Float[Array, "B T D"]:
+        """The residual stream plus the outputs of attention and of the feed-forward layer; `key` turns dropout on."""
+        attention_key, ffn_key = (None, None) if key is None else jax.random.split(key)
+        x = x + dropout(self.out(merge_heads(attended)), self.config.dropout, attention_key)
         gate, up = jnp.split(self.gate_up(self.ffn_norm(x)), 2, axis=-1)
-        return x + dropout(self.down(jax.nn.silu(gate) * up), self.config.dropout, keys[1])
+        return x + dropout(self.down(jax.nn.silu(gate) * up), self.config.dropout, ffn_key)
 
     def __call__(
-        self, x: jax.Array, positions: jax.Array, bias: jax.Array, key: jax.Array | None = None
-    ) -> jax.Array:
-        """One block over a whole sequence; `bias` (T, T) is additive."""
-        return self.update(x, attend(*self.project(x, positions), bias), key)
+        self,
+        x: Float[Array, "B T D"],
+        positions: Int[Array, " T"],
+        bias: Float[Array, "T T"],
+        key: Key[Array, ""] | None = None,
+    ) -> Float[Array, "B T D"]:
+        """One block over a full sequence; `bias` is additive."""
+        q, k, v = self.project(x, positions)
+        return self.update(x, attend(q, k, v, bias), key)
 
 
 class Group(nnx.Module):
-    """What makes one position of several tokens, and several tokens of one position.
+    """Merges the n tokens of a position into one embedding, and predicts n tokens from one position.
 
     `product` as in `Block`.
     """
 
-    def __init__(self, config: LMConfig, product: Callable = jax.lax.dot_general, *, rngs: nnx.Rngs) -> None:
-        width, linear = config.width, partial(_linear, jnp.dtype(config.dtype), product, rngs)
+    def __init__(
+        self, config: LMConfig, product: DotGeneral = jax.lax.dot_general, *, rngs: nnx.Rngs
+    ) -> None:
+        width = config.width
+        linear = partial(_linear, jnp.dtype(config.dtype), product, rngs)
         self.merge_in = linear(config.tokens_per_pass * width, width)
         self.norm = RMSNorm(width, rngs=rngs)
         self.gate_up = linear(2 * width, 2 * width)
         self.down = linear(width, width)
 
-    def merge(self, x: jax.Array) -> jax.Array:
-        """Embeddings of tokens (B, N, D), N a multiple of n, to those of their groups (B, N / n, D)."""
+    def merge(self, x: Float[Array, "B N D"]) -> Float[Array, "B G D"]:
+        """Embeddings of tokens, N a multiple of n, to embeddings of their groups, G = N / n."""
         batch, length, width = x.shape
-        merged = self.merge_in.in_features // width
-        return self.merge_in(x.reshape(batch, length // merged, merged * width))
+        per_group = self.merge_in.in_features // width
+        return self.merge_in(x.reshape(batch, length // per_group, per_group * width))
 
-    def follow(self, x: jax.Array, drawn: jax.Array) -> jax.Array:
-        """The stream (B, N, D) for a group's next token, given that for the last one and its embedding (B, N, D)."""
-        gate, up = jnp.split(self.gate_up(jnp.concatenate([self.norm(x), drawn], axis=-1)), 2, axis=-1)
+    def advance(self, x: Float[Array, "B N D"], token: Float[Array, "B N D"]) -> Float[Array, "B N D"]:
+        """The stream for a group's next token, from the stream for the previous token and that token's embedding."""
+        gate, up = jnp.split(self.gate_up(jnp.concatenate([self.norm(x), token], axis=-1)), 2, axis=-1)
         return x + self.down(jax.nn.silu(gate) * up)
 
 
-def init(config: LMConfig, key: jax.Array) -> Params:
-    """Fresh float32 parameters. Raises `UserError` if the heads do not divide the width evenly."""
-    if config.width % (2 * config.heads):
-        raise UserError(f"width {config.width} must be a multiple of twice the {config.heads} heads")
-    keys = jax.random.split(key, 5)
-    rows = config.prefix_levels * (config.prefix_codes + 1)
-    params = {
-        "prefix": jax.random.normal(keys[0], (rows, config.width)),
-        "semantic": jax.random.normal(keys[1], (config.semantic_vocab, config.width)),
-        "blocks": functional.init_stack(Block, config, key=keys[2], depth=config.layers),
-        "norm": functional.init(RMSNorm, config.width, key=key),
-        "head": jax.random.normal(keys[3], (config.width, config.semantic_vocab)) * config.width**-0.5,
-    }
-    if config.tokens_per_pass > 1:
-        params["group"] = functional.init(Group, config, key=keys[4])
-    if config.recall:
-        params["recall"] = functional.init(Recall, config.width, config.dtype, key=keys[4])
-    return params
+class LM(nnx.Module):
+    """The network. `product` as in `Block`.
 
-
-def embed_prefix(
-    params: Params, config: LMConfig, prefix_tokens: jax.Array, prefix_levels: jax.Array | None = None
-) -> jax.Array:
-    """Embeddings (B, P, D) of prefix tokens (B, P); levels >= `prefix_levels` (B,) become null (0: no prefix).
-
-    A token below 0 is null too.
+    Raises `UserError` if the heads do not divide the width evenly.
     """
-    levels = jnp.arange(config.prefix_levels)
-    if prefix_levels is not None:
-        prefix_tokens = jnp.where(levels < prefix_levels[:, None], prefix_tokens, -1)
-    prefix_tokens = jnp.where(prefix_tokens < 0, config.prefix_codes, prefix_tokens)
-    return sharding.embed_lookup(
-        params["prefix"].astype(config.dtype), prefix_tokens + levels * (config.prefix_codes + 1)
-    )
+
+    def __init__(
+        self, config: LMConfig, product: DotGeneral = jax.lax.dot_general, *, rngs: nnx.Rngs
+    ) -> None:
+        width = config.width
+        if width % (2 * config.heads):
+            raise UserError(f"width {width} must be a multiple of twice the {config.heads} heads")
+        prefix_key, semantic_key, block_key, head_key, extra_key = functional.split_key(rngs, 5)
+        rows = config.prefix_levels * (config.prefix_codes + 1)
+        self.config = config
+        self.prefix = nnx.Param(jax.random.normal(prefix_key, (rows, width)))
+        self.semantic = nnx.Param(jax.random.normal(semantic_key, (config.semantic_vocab, width)))
+        self.blocks = functional.stack(Block, config, product, depth=config.layers, key=block_key)
+        self.norm = RMSNorm(width, rngs=rngs)
+        self.head = nnx.Param(jax.random.normal(head_key, (width, config.semantic_vocab)) * width**-0.5)
+        has_groups = config.tokens_per_pass > 1
+        self.group = Group(config, product, rngs=nnx.Rngs(extra_key)) if has_groups else None
+        self.recall = Recall(width, config.dtype, rngs=nnx.Rngs(extra_key)) if config.recall else None
+
+    def embed_prefix(
+        self, prefix_tokens: Int[Array, "B P"], prefix_levels: Int[Array, " B"] | None = None
+    ) -> Float[Array, "B P D"]:
+        """Embeddings of prefix tokens; levels >= `prefix_levels` become null (0: no prefix), as do tokens below 0."""
+        codes = self.config.prefix_codes
+        levels = jnp.arange(self.config.prefix_levels)
+        if prefix_levels is not None:
+            prefix_tokens = jnp.where(levels < prefix_levels[:, None], prefix_tokens, -1)
+        prefix_tokens = jnp.where(prefix_tokens < 0, codes, prefix_tokens)
+        table = self.prefix[...].astype(self.config.dtype)
+        return sharding.embed_lookup(table, prefix_tokens + levels * (codes + 1))
+
+    def embed(self, tokens: Int[Array, "B N"]) -> Float[Array, "B N D"]:
+        """Embeddings of semantic tokens, each alone."""
+        return sharding.embed_lookup(self.semantic[...].astype(self.config.dtype), tokens)
+
+    def init_recall(self, prefix: Float[Array, "B P D"], places: int) -> RecallState | None:
+        """The recall state before the first of `places` tokens; None without recall."""
+        return None if self.recall is None else self.recall.init_state(prefix, places)
+
+    def embed_with_recall(
+        self,
+        tokens: Int[Array, "B N"],
+        prefix: Float[Array, "B P D"],
+        start: Int[Array, ""] | int,
+        state: RecallState | None,
+    ) -> tuple[Float[Array, "B G D"], Float[Array, "B H N T"] | None, RecallState | None]:
+        """The blocks' input for the semantic tokens start.., G = N / n; recall's weights; the recall state after them.
+
+        The prefix's embeddings are added to it with `prefix_everywhere`. Weights and state are None without recall.
+        """
+        x = self.embed(tokens)
+        weights = None
+        if self.group is not None:
+            x = self.group.merge(x)
+        if self.recall is not None and state is not None:
+            weights, state = self.recall.attend(x, start, state)
+            x = self.recall.inject(x, weights, state)
+        if self.config.prefix_everywhere:
+            x = x + prefix.sum(axis=1, keepdims=True) * self.config.prefix_levels**-0.5
+        return x, weights, state
+
+    def predict(
+        self, x: Float[Array, "B N D"], weights: Float[Array, "B H N T"] | None, tokens: Int[Array, "B T"]
+    ) -> Float[Array, "B N V"]:
+        """Logits from the residual stream and, with recall, from its weights over the tokens at all places."""
+        hidden = self.norm(x)
+        scores = (hidden @ self.head[...].astype(hidden.dtype)).astype(jnp.float32)
+        if self.recall is None or weights is None:
+            return scores
+        copy_probs = self.recall.copy_probs(hidden, weights)
+        network_share = 1 - copy_probs.sum(axis=-1, keepdims=True)
+        copied = copy_probs @ jax.nn.one_hot(tokens, self.config.semantic_vocab)
+        return jnp.log(network_share * jax.nn.softmax(scores) + copied + 1e-9)
+
+    def __call__(
+        self,
+        prefix_tokens: Int[Array, "B P"],
+        semantic_tokens: Int[Array, "B U"],
+        prefix_levels: Int[Array, " B"] | None = None,
+        key: Key[Array, ""] | None = None,
+    ) -> Float[Array, "B U V"]:
+        """As `logits`."""
+        config = self.config
+        length = semantic_tokens.shape[1]
+        per_pass = config.tokens_per_pass
+        tokens = jnp.pad(semantic_tokens, ((0, 0), (0, -length % per_pass)))
+        history = tokens[:, :-per_pass]
+        prefix = self.embed_prefix(prefix_tokens, prefix_levels)
+        state = self.init_recall(prefix, history.shape[1])
+        x, weights, _ = self.embed_with_recall(history, prefix, 0, state)
+        x = jnp.concatenate([prefix, x], axis=1)
+        block_keys = None
+        if key is not None:
+            keys = jax.random.split(key, 1 + config.layers)
+            x = dropout(x, config.dropout, keys[0])
+            block_keys = keys[1:]
+        positions = jnp.arange(x.shape[1])
+        inputs = (positions, causal_bias(positions, positions))
+        x = functional.scan_blocks(self.blocks, x, inputs, block_keys, config.remat)
+        x = x[:, config.prefix_levels - 1 :]
+        if self.group is None:
+            return self.predict(x, None if weights is None else pad_prefix(weights), history)
+        scores = [self.predict(x, None, history)]
+        for j in range(1, per_pass):
+            x = self.group.advance(x, self.embed(tokens[:, j - 1 :: per_pass]))
+            scores.append(self.predict(x, None, history))
+        return jnp.stack(scores, axis=2).reshape(*tokens.shape, -1)[:, :length]
 
 
-def _recall(params: Params, config: LMConfig) -> Recall:
-    return functional.bind(Recall, config.width, config.dtype, params=params["recall"])
-
-
-def group(params: Params, config: LMConfig, product: Callable = jax.lax.dot_general) -> Group:
-    """The `Group` of a network with several tokens a pass."""
-    return functional.bind(Group, config, product, params=params["group"])
-
-
-def embed(params: Params, config: LMConfig, tokens: jax.Array) -> jax.Array:
-    """Embeddings (B, N, D) of semantic tokens (B, N), each by itself."""
-    return sharding.embed_lookup(params["semantic"].astype(config.dtype), tokens)
-
-
-def hear(
-    params: Params,
-    config: LMConfig,
-    tokens: jax.Array,
-    prefix: jax.Array,
-    start: jax.Array | int,
-    heard: Heard | None,
-    product: Callable = jax.lax.dot_general,
-) -> tuple[jax.Array, jax.Array | None, Heard | None]:
-    """What the blocks read, (B, N / n, D), for semantic tokens start.. (B, N); recall's weights (B, H, N, T); `heard`.
-
-    The prefix's embeddings (B, P, D) are added where the config says so.
-    """
-    x, weights = embed(params, config, tokens), None
-    if config.tokens_per_pass > 1:
-        x = group(params, config, product).merge(x)
-    if heard is not None:
-        recall = _recall(params, config)
-        weights, heard = recall.look_back(x, start, heard)
-        x = recall.hint(x, weights, heard)
-    if config.prefix_everywhere:
-        x = x + prefix.sum(axis=1, keepdims=True) * config.prefix_levels**-0.5
-    return x, weights, heard
-
-
-def nothing_heard(params: Params, config: LMConfig, prefix: jax.Array, places: int) -> Heard | None:
-    """What may be recalled before the first of so many tokens; None without recall."""
-    return _recall(params, config).begin(prefix, places) if config.recall else None
-
-
-def before_any(weights: jax.Array) -> jax.Array:
-    """Recall's weights (B, H, N, T) behind those, all zero, of the prefix's end, where no token was heard yet."""
+def pad_prefix(weights: Float[Array, "B H N T"]) -> Float[Array, "B H N+1 T"]:
+    """Recall's weights with zeros for the last prefix position in front: no token precedes it."""
     return jnp.pad(weights, ((0, 0), (0, 0), (1, 0), (0, 0)))
 
 
-def head(
-    params: Params, config: LMConfig, x: jax.Array, weights: jax.Array | None, tokens: jax.Array
-) -> jax.Array:
-    """Logits (B, N, vocab) from the stream (B, N, D), and from recall's weights (B, H, N, T) over tokens (B, T)."""
-    h = functional.bind(RMSNorm, config.width, params=params["norm"])(x)
-    scores = (h @ params["head"].astype(h.dtype)).astype(jnp.float32)
-    if weights is None:
-        return scores
-    copied = _recall(params, config).point(h, weights)
-    own = 1 - copied.sum(axis=-1, keepdims=True)
-    again = copied @ jax.nn.one_hot(tokens, config.semantic_vocab)
-    return jnp.log(own * jax.nn.softmax(scores) + again + 1e-9)
-
-
-def causal_bias(queries: jax.Array, keys: jax.Array) -> jax.Array:
-    """Additive bias (Q, K) that hides later keys, of positions (Q,) and (K,)."""
+def causal_bias(queries: Int[Array, " Q"], keys: Int[Array, " K"]) -> Float[Array, "Q K"]:
+    """Additive bias that hides later keys, from the positions of queries and keys."""
     return MASKED * (keys > queries[:, None])
+
+
+def init(config: LMConfig, key: Key[Array, ""]) -> Params:
+    """Fresh float32 parameters. Raises `UserError` if the heads do not divide the width evenly."""
+    return functional.init(LM, config, key=key)
+
+
+def embed_prefix(
+    params: Params,
+    config: LMConfig,
+    prefix_tokens: Int[Array, "B P"],
+    prefix_levels: Int[Array, " B"] | None = None,
+) -> Float[Array, "B P D"]:
+    """`LM.embed_prefix` of the network with these parameters."""
+    return functional.bind(LM, config, params=params).embed_prefix(prefix_tokens, prefix_levels)
 
 
 def logits(
     params: Params,
     config: LMConfig,
-    prefix_tokens: jax.Array,
-    semantic_tokens: jax.Array,
-    prefix_levels: jax.Array | None = None,
-    key: jax.Array | None = None,
-) -> jax.Array:
-    """Teacher-forced logits (B, U, vocab) float32: entry u predicts `semantic_tokens[:, u]` from prefix and tokens < u.
+    prefix_tokens: Int[Array, "B P"],
+    semantic_tokens: Int[Array, "B U"],
+    prefix_levels: Int[Array, " B"] | None = None,
+    key: Key[Array, ""] | None = None,
+) -> Float[Array, "B U V"]:
+    """Teacher-forced logits: entry u predicts `semantic_tokens[:, u]` from the prefix and the tokens before u.
 
-    `prefix_tokens` (B, P) and `semantic_tokens` (B, U) are ints; `prefix_levels` (B,) keeps that many leading prefix
-    levels of each item and nulls the others; `key` turns dropout on.
+    `prefix_levels` keeps that many leading prefix levels of each item and nulls the others; `key` turns dropout on.
     """
-    length, n = semantic_tokens.shape[1], config.tokens_per_pass
-    tokens = jnp.pad(semantic_tokens, ((0, 0), (0, -length % n)))
-    prefix = embed_prefix(params, config, prefix_tokens, prefix_levels)
-    history = tokens[:, :-n]
-    heard = nothing_heard(params, config, prefix, history.shape[1])
-    x, weights, _ = hear(params, config, history, prefix, 0, heard)
-    x = jnp.concatenate([prefix, x], axis=1)
-    keys = None
-    if key is not None:
-        first, *rest = jax.random.split(key, 1 + config.layers)
-        x, keys = dropout(x, config.dropout, first), jnp.stack(rest)
-    positions = jnp.arange(x.shape[1])
-    bias = causal_bias(positions, positions)
-    blocks, inputs = params["blocks"], (positions, bias)
-    x = functional.scan_blocks(
-        Block, config, params=blocks, x=x, inputs=inputs, keys=keys, remat=config.remat
-    )
-    x = x[:, config.prefix_levels - 1 :]
-    if n == 1:
-        return head(params, config, x, None if weights is None else before_any(weights), history)
-    scores = [head(params, config, x, None, history)]
-    for j in range(1, n):
-        x = group(params, config).follow(x, embed(params, config, tokens[:, j - 1 :: n]))
-        scores.append(head(params, config, x, None, history))
-    return jnp.stack(scores, axis=2).reshape(*tokens.shape, -1)[:, :length]
+    network = functional.bind(LM, config, params=params)
+    return network(prefix_tokens, semantic_tokens, prefix_levels, key)

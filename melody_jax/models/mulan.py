@@ -1,33 +1,36 @@
-"""MuLan: music and text in one space, quantised to the prefix tokens that condition the LM (melody-paper section 2.1).
+"""MuLan: a joint embedding of music and text, quantised to the prefix tokens that condition the LM.
 
-A music tower (`models/music_tower.py`, `models/ast.py` as in the paper, `models/htsat.py` as in CLAP) and a text tower
-(`models/text_tower.py`), each with a projection, end on the unit sphere.
+MuLan is arXiv 2208.12415; MeLoDy (arXiv 2305.15719) uses it in section 3.1. A music tower (`models/music_tower.py`;
+`models/ast.py` as in the paper; `models/htsat.py` as in CLAP) and a text tower (`models/text_tower.py`), each with a
+projection, map to the unit sphere.
 
-The quantiser centres each modality first ("Modality gap"): `params["music_mean"]`, `params["text_mean"]` and
-`params["codebooks"]` are fitted after training. The deep levels of a text embedding still say little, which is why the
-LM drops deep levels at random in training.
+The quantiser first subtracts the mean of each modality, because music and text embeddings lie apart (the modality gap).
+`params["music_mean"]`, `params["text_mean"]` and `params["codebooks"]` are fitted after training. The deep levels of a
+text embedding still carry little information, so the LM drops deep levels at random in training.
 
-B batch, T samples at 24 kHz, F mel frames, M mel bands, N word pieces, E embedding, V levels, C codes.
+B batch, T samples at 24 kHz, F mel frames, M mel bands, N word pieces, D pooled channels, E embedding, V levels,
+C codes.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from types import ModuleType
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import ArrayLike
+from jaxtyping import Array, Float, Int, Key, Num
 
 from melody_jax import sharding
 from melody_jax.errors import UserError
-from melody_jax.models import ast, functional, htsat, music_tower, rvq, text_tower
-from melody_jax.models.ast import ASTConfig
+from melody_jax.models import ast, functional, htsat, music_tower, rvq
+from melody_jax.models.ast import AST, ASTConfig
 from melody_jax.models.functional import Params
-from melody_jax.models.htsat import HTSATConfig
-from melody_jax.models.music_tower import MusicTowerConfig
-from melody_jax.models.text_tower import BERT_BASE, ROBERTA_BASE, TextConfig
-
-TOWERS: dict[type, ModuleType] = {MusicTowerConfig: music_tower, ASTConfig: ast, HTSATConfig: htsat}
-"""Which module a music tower's config is for."""
+from melody_jax.models.htsat import HTSAT, HTSATConfig
+from melody_jax.models.music_tower import MusicTowerConfig, SmallTower
+from melody_jax.models.text_tower import BERT_BASE, ROBERTA_BASE, TextConfig, TextEncoder
+from melody_jax.models.tower import MusicTower, Projection
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,11 +40,11 @@ class MuLanConfig:
     embedding: int = 128
     """Width E of the joint space."""
     levels: int = 12
-    """Levels V of the residual quantiser: prefix tokens a clip."""
+    """Levels V of the residual quantiser: prefix tokens per clip."""
     codes: int = 256
-    """Codes C a level (1024 in `paper`)."""
+    """Codes C per level (1024 in `paper`)."""
     projection_hidden: int = 0
-    """Hidden channels of each tower's projection, with a ReLU (CLAP: 512); 0: a matrix (MuLan)."""
+    """Hidden channels, with a ReLU, of each tower's projection (CLAP: 512); 0: a single matrix (MuLan)."""
     music: MusicTowerConfig | ASTConfig | HTSATConfig = field(default_factory=MusicTowerConfig)
     """The music tower."""
     text: TextConfig = field(default_factory=TextConfig)
@@ -55,80 +58,110 @@ TINY = MuLanConfig(
 PAPER = MuLanConfig(codes=1024, music=ASTConfig(), text=BERT_BASE)
 """AST and BERT-base: the paper's 195.3 M parameters."""
 CLAP = MuLanConfig(embedding=512, codes=1024, projection_hidden=512, music=HTSATConfig(), text=ROBERTA_BASE)
-"""LAION-CLAP as `laion/larger_clap_music` has it, whose weights `convert/clap.py` reads: 193.9 M parameters."""
+"""LAION-CLAP in the shape of `laion/larger_clap_music`, which `convert/clap.py` reads: 193.9 M parameters."""
 CLAP_UNFUSED = replace(CLAP, music=htsat.CLAP_UNFUSED)
-"""The same with the smaller tower of `laion/clap-htsat-unfused`."""
+"""CLAP with the smaller tower of `laion/clap-htsat-unfused`."""
 
 
-def init(config: MuLanConfig, key: jax.Array) -> Params:
-    """Fresh float32 parameters of both towers, without what is fitted after training (means and codebooks)."""
-    tower, encoder, music_key, text_key = jax.random.split(key, 4)
-    pooled, words = config.music.pooled, config.text.width
-    return {
-        "music": {
-            **TOWERS[type(config.music)].init(config.music, tower),
-            "projection": _init_projection(config, pooled, music_key),
-        },
-        "text": {
-            "encoder": text_tower.init(config.text, encoder),
-            "projection": _init_projection(config, words, text_key),
-        },
-    }
+class Tower(NamedTuple):
+    """A kind of music tower."""
+
+    network: Callable[..., MusicTower]
+    spectrogram: Callable[[Any, jax.Array], jax.Array]
 
 
-def _init_projection(config: MuLanConfig, inputs: int, key: jax.Array) -> Params | jax.Array:
-    if not config.projection_hidden:
-        return jax.random.normal(key, (inputs, config.embedding)) * inputs**-0.5
-    keys, hidden = jax.random.split(key), config.projection_hidden
-    return {
-        "up": functional.init(nnx.Linear, inputs, hidden, key=keys[0]),
-        "out": functional.init(nnx.Linear, hidden, config.embedding, key=keys[1]),
-    }
+TOWERS: dict[type, Tower] = {
+    MusicTowerConfig: Tower(SmallTower, music_tower.spectrogram),
+    ASTConfig: Tower(AST, ast.spectrogram),
+    HTSATConfig: Tower(HTSAT, htsat.spectrogram),
+}
+"""Config -> music tower."""
 
 
-def _project(projection: Params | jax.Array, config: MuLanConfig, pooled: jax.Array) -> jax.Array:
-    """A tower's pooled features (B, D) on the unit sphere of the joint space (B, E)."""
-    pooled = sharding.constrain_batch(pooled)
-    if not isinstance(projection, dict):
-        return unit(sharding.constrain_batch(pooled @ projection))
-    hidden = config.projection_hidden
-    up = functional.bind(nnx.Linear, pooled.shape[-1], hidden, params=projection["up"])
-    out = functional.bind(nnx.Linear, hidden, config.embedding, params=projection["out"])
-    return unit(sharding.constrain_batch(out(jax.nn.relu(up(pooled)))))
-
-
-def unit(x: jax.Array) -> jax.Array:
+def unit(x: Float[Array, "... E"]) -> Float[Array, "... E"]:
     """x scaled to length 1 over its last axis; a zero vector stays zero."""
     return x * jax.lax.rsqrt(jnp.maximum(jnp.sum(x * x, axis=-1, keepdims=True), 1e-12))
 
 
-def spectrogram(config: MuLanConfig, audio: jax.Array) -> jax.Array:
-    """The frames (B, F, M), of about unit variance, that the music tower hears audio (B, T) as."""
-    return TOWERS[type(config.music)].spectrogram(config.music, audio)
+def _init_projection(config: MuLanConfig, inputs: int, key: jax.Array) -> nnx.Param | Projection:
+    if config.projection_hidden:
+        return Projection(inputs, config.projection_hidden, config.embedding, key=key)
+    return nnx.Param(jax.random.normal(key, (inputs, config.embedding)) * inputs**-0.5)
 
 
-def embed_frames(params: Params, config: MuLanConfig, frames: jax.Array) -> jax.Array:
-    """Unit embeddings (B, E) of frames (B, F, M) that `spectrogram` made."""
-    pooled = TOWERS[type(config.music)].encode(params["music"], config.music, frames)
-    return _project(params["music"]["projection"], config, pooled)
+def _project(projection: nnx.Param | Projection, pooled: jax.Array) -> jax.Array:
+    """A tower's pooled features (B, D) on the unit sphere of the joint space (B, E)."""
+    pooled = sharding.constrain_batch(pooled)
+    joint = projection(pooled) if isinstance(projection, Projection) else pooled @ projection[...]
+    return unit(sharding.constrain_batch(joint))
 
 
-def embed_music(params: Params, config: MuLanConfig, audio: jax.Array) -> jax.Array:
-    """Unit embeddings (B, E) of audio (B, T), float32 at 24 kHz. Trained on windows of 5 to 10 s: average longer ones.
+class TextTower(nnx.Module):
+    """The text encoder and its projection."""
 
-    The average of the windows' embeddings needs no scaling before `quantise`.
+    def __init__(self, config: MuLanConfig, encoder_key: jax.Array, projection_key: jax.Array) -> None:
+        self.encoder = TextEncoder(config.text, rngs=nnx.Rngs(encoder_key))
+        self.projection = _init_projection(config, config.text.width, projection_key)
+
+
+class MuLan(nnx.Module):
+    """Both towers, without the quantiser."""
+
+    def __init__(self, config: MuLanConfig, *, rngs: nnx.Rngs) -> None:
+        tower_key, encoder_key, music_key, text_key = functional.split_key(rngs, 4)
+        self.music = TOWERS[type(config.music)].network(config.music, rngs=nnx.Rngs(tower_key))
+        self.music.projection = _init_projection(config, config.music.pooled, music_key)
+        self.text = TextTower(config, encoder_key, text_key)
+
+    def embed_frames(self, frames: Float[Array, "B F M"]) -> Float[Array, "B E"]:
+        """Unit embeddings of frames of `spectrogram`."""
+        return _project(self.music.projection, self.music(frames))
+
+    def embed_text(self, ids: Int[Array, "B N"], mask: Num[Array, "B N"]) -> Float[Array, "B E"]:
+        """Unit embeddings of word pieces."""
+        return _project(self.text.projection, self.text.encoder(ids, mask))
+
+
+def init(config: MuLanConfig, key: Key[Array, ""]) -> Params:
+    """Fresh float32 parameters of both towers, without the means and codebooks that are fitted after training."""
+    return functional.init(MuLan, config, key=key)
+
+
+def _bind(params: Params, config: MuLanConfig) -> MuLan:
+    """The towers; released parameters may lack one, and the quantiser's arrays belong to neither."""
+    towers = {name: params[name] for name in ("music", "text") if name in params}
+    return functional.bind(MuLan, config, params=towers)
+
+
+def spectrogram(config: MuLanConfig, audio: Float[ArrayLike, "B T"]) -> Float[Array, "B F M"]:
+    """The music tower's input, of about unit variance, from audio."""
+    return TOWERS[type(config.music)].spectrogram(config.music, jnp.asarray(audio))
+
+
+def embed_frames(
+    params: Params, config: MuLanConfig, frames: Float[ArrayLike, "B F M"]
+) -> Float[Array, "B E"]:
+    """Unit embeddings of frames of `spectrogram`."""
+    return _bind(params, config).embed_frames(jnp.asarray(frames))
+
+
+def embed_music(params: Params, config: MuLanConfig, audio: Float[ArrayLike, "B T"]) -> Float[Array, "B E"]:
+    """Unit embeddings of audio. Training uses windows of 5 to 10 s: embed longer audio as the mean over windows.
+
+    The mean needs no scaling before `quantise`.
     """
     return embed_frames(params, config, spectrogram(config, audio))
 
 
-def embed_text(params: Params, config: MuLanConfig, ids: jax.Array, mask: jax.Array) -> jax.Array:
-    """Unit embeddings (B, E) of word pieces: ids and mask (B, N) of `text.py:tokenize`."""
-    pooled = text_tower.encode(params["text"]["encoder"], config.text, ids, mask)
-    return _project(params["text"]["projection"], config, pooled)
+def embed_text(
+    params: Params, config: MuLanConfig, ids: Int[ArrayLike, "B N"], mask: Num[ArrayLike, "B N"]
+) -> Float[Array, "B E"]:
+    """Unit embeddings of the ids and mask of `text.py: tokenize`."""
+    return _bind(params, config).embed_text(jnp.asarray(ids), jnp.asarray(mask))
 
 
-def centre(params: Params, embedding: jax.Array, modality: str) -> jax.Array:
-    """Embeddings (..., E) with their modality's mean taken out, on the unit sphere again: what the quantiser sees.
+def centre(params: Params, embedding: Float[Array, "... E"], modality: str) -> Float[Array, "... E"]:
+    """Embeddings less the mean of their modality, on the unit sphere again: the quantiser's input.
 
     Raises:
         UserError: `modality` is neither "music" nor "text".
@@ -138,6 +171,8 @@ def centre(params: Params, embedding: jax.Array, modality: str) -> jax.Array:
     return unit(unit(embedding) - params[f"{modality}_mean"])
 
 
-def quantise(params: Params, config: MuLanConfig, embedding: jax.Array, modality: str = "music") -> jax.Array:
-    """Prefix tokens (..., V) int32 in [0, C) of embeddings (..., E) of the modality, coarse level first."""
+def quantise(
+    params: Params, config: MuLanConfig, embedding: Float[Array, "... E"], modality: str = "music"
+) -> Int[Array, "... V"]:
+    """Prefix tokens int32 in [0, C) of embeddings of the modality, coarse level first."""
     return rvq.quantise(params["codebooks"][: config.levels], centre(params, embedding, modality))

@@ -1,11 +1,12 @@
-"""A small music tower for MuLan: what `mini` hears music with. The paper's is AST (`models/ast.py`).
+"""The small music tower of `mini`'s MuLan. The paper's is AST (`models/ast.py`).
 
-Log-mel spectrogram, two strided convolutions to a quarter of the frame rate, transformer with rotary positions, mean
-and maximum over time, so any length goes in. Beside these stands the clip's rhythm, a layer over its tempogram: from
-that a small tower learns tempo at once, from spectra hardly ever (docs/mini.md). The level of the audio is taken out,
-so that quiet and loud copies of a clip share an embedding.
+Log-mel spectrogram, two strided convolutions to a quarter of the frame rate, a transformer with rotary positions, mean
+and maximum over time; a clip may have any length. The pooled features also contain the clip's rhythm, one layer over
+its tempogram: a small tower learns tempo quickly from it, and hardly at all from spectra (docs/mini.md). The mean level
+is subtracted, so that quiet and loud copies of a clip have the same embedding.
 
-B batch, T samples at 24 kHz, F mel frames, M mel bands, D width.
+B batch, T samples at 24 kHz, F mel frames, N = ceil(F / 4) positions, M mel bands, D width, K bands and L lags of the
+tempogram, C = `pooled` channels.
 """
 
 from dataclasses import dataclass
@@ -13,12 +14,15 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jaxtyping import Array, Float, Int, Key
 
 from melody_jax import spectral
 from melody_jax.errors import UserError
 from melody_jax.models import functional
 from melody_jax.models.functional import Params
-from melody_jax.models.layers import RMSNorm, attend, merge_heads, rotary, split_heads
+from melody_jax.models.layers import RMSNorm, merge_heads, rotary, split_heads
+from melody_jax.models.platform import attend
+from melody_jax.models.tower import MusicTower
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,13 +30,13 @@ class MusicTowerConfig:
     """Shape of the tower. The defaults are `mini`."""
 
     n_fft: int = 2048
-    """Samples a spectrogram frame; 2048 tells semitones apart from 440 Hz up, which key and mode need."""
+    """Samples per spectrogram frame; 2048 resolves semitones from 440 Hz up, which key and mode need."""
     hop: int = 480
     """Samples between frames: 50 Hz."""
     n_mels: int = 128
     """Mel bands M."""
     kernel: int = 5
-    """Frames each of the two convolutions (stride 2) spans."""
+    """Frames that each of the two convolutions (stride 2) spans."""
     layers: int = 4
     """Transformer blocks."""
     width: int = 192
@@ -42,9 +46,9 @@ class MusicTowerConfig:
     ffn: int = 768
     """Hidden channels of the feed-forward layers."""
     rhythm_bands: int = 4
-    """Bands of the tempogram beside the tower; they divide `n_mels`. 0: none."""
+    """Bands of the tempogram; they divide `n_mels`. 0: no tempogram."""
     rhythm_lags: tuple[int, int] = (8, 200)
-    """Lags of the tempogram, frames, the first included and the last not: 0.16 to 4 s at 50 Hz."""
+    """Lags of the tempogram in frames, first included and last excluded: 0.16 to 4 s at 50 Hz."""
     dtype: str = "float32"
     """Compute dtype of the matrix products; spectrogram, norms and softmax are float32."""
 
@@ -56,7 +60,7 @@ class MusicTowerConfig:
 
     @property
     def pooled(self) -> int:
-        """Channels of what `encode` returns."""
+        """Channels of the pooled features."""
         return (3 if self.rhythm_bands else 2) * self.width
 
 
@@ -72,7 +76,7 @@ def _linear(
 
 
 class FrontEnd(nnx.Module):
-    """(B, F, M) mel frames to (B, ceil(F / 4), D)."""
+    """Mel frames to a quarter of their rate."""
 
     def __init__(self, config: MusicTowerConfig, *, rngs: nnx.Rngs) -> None:
         sizes = ((config.n_mels, config.width), (config.width, config.width))
@@ -82,7 +86,7 @@ class FrontEnd(nnx.Module):
         )
         self.norm = RMSNorm(config.width, rngs=rngs)
 
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: Float[Array, "B F M"]) -> Float[Array, "B N D"]:
         """Two strided convolutions with a GELU after each, then a norm."""
         for conv in self.convs:
             x = jax.nn.gelu(conv(x))
@@ -94,59 +98,69 @@ class Block(nnx.Module):
 
     def __init__(self, config: MusicTowerConfig, *, rngs: nnx.Rngs) -> None:
         self.heads = config.heads
-        residual = (2 * config.layers) ** -0.5
+        residual_gain = (2 * config.layers) ** -0.5
         self.norm = RMSNorm(config.width, rngs=rngs)
         self.qkv = _linear(config.width, 3 * config.width, config, rngs)
-        self.out = _linear(config.width, config.width, config, rngs, residual)
+        self.out = _linear(config.width, config.width, config, rngs, residual_gain)
         self.ffn_norm = RMSNorm(config.width, rngs=rngs)
         self.up = _linear(config.width, config.ffn, config, rngs)
-        self.down = _linear(config.ffn, config.width, config, rngs, residual)
+        self.down = _linear(config.ffn, config.width, config, rngs, residual_gain)
 
-    def __call__(self, x: jax.Array, positions: jax.Array) -> jax.Array:
-        """One block on (B, F, D) with positions (F,)."""
+    def __call__(self, x: Float[Array, "B N D"], positions: Int[Array, " N"]) -> Float[Array, "B N D"]:
+        """One block at these positions."""
         q, k, v = (split_heads(h, self.heads) for h in jnp.split(self.qkv(self.norm(x)), 3, axis=-1))
         x = x + self.out(merge_heads(attend(rotary(q, positions), rotary(k, positions), v)))
         return x + self.down(jax.nn.gelu(self.up(self.ffn_norm(x))))
 
 
 class Rhythm(nnx.Module):
-    """(B, bands, lags) tempograms to (B, D)."""
+    """A norm, a layer and a GELU over a tempogram."""
 
     def __init__(self, config: MusicTowerConfig, *, rngs: nnx.Rngs) -> None:
         inputs = config.rhythm_bands * (config.rhythm_lags[1] - config.rhythm_lags[0])
         self.norm = RMSNorm(inputs, rngs=rngs)
         self.hidden = _linear(inputs, config.width, config, rngs)
 
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """A norm, a layer and a GELU."""
+    def __call__(self, x: Float[Array, "B K L"]) -> Float[Array, "B D"]:
+        """Features of tempograms."""
         return jax.nn.gelu(self.hidden(self.norm(x.reshape(len(x), -1))))
 
 
-def init(config: MusicTowerConfig, key: jax.Array) -> Params:
+class SmallTower(MusicTower):
+    """The network."""
+
+    def __init__(self, config: MusicTowerConfig, *, rngs: nnx.Rngs) -> None:
+        front_key, block_key, rhythm_key = functional.split_key(rngs, 3)
+        self.config = config
+        self.front = FrontEnd(config, rngs=nnx.Rngs(front_key))
+        self.blocks = functional.stack(Block, config, depth=config.layers, key=block_key)
+        self.norm = RMSNorm(config.width, rngs=rngs)
+        self.rhythm = Rhythm(config, rngs=nnx.Rngs(rhythm_key)) if config.rhythm_bands else None
+
+    def __call__(self, frames: Float[Array, "B F M"]) -> Float[Array, "B C"]:
+        """Frames of `spectrogram` to pooled features, float32."""
+        config = self.config
+        x = self.front(frames.astype(config.dtype))
+        x = functional.scan_blocks(self.blocks, x, (jnp.arange(x.shape[1]),))
+        x = self.norm(x).astype(jnp.float32)
+        pooled = [x.mean(1), x.max(1)]
+        if self.rhythm is not None:
+            tempogram = spectral.tempogram(frames, config.rhythm_bands, config.rhythm_lags)
+            pooled.append(self.rhythm(tempogram).astype(jnp.float32))
+        return jnp.concatenate(pooled, axis=-1)
+
+
+def init(config: MusicTowerConfig, key: Key[Array, ""]) -> Params:
     """Fresh float32 parameters."""
-    front, blocks, rhythm = jax.random.split(key, 3)
-    params = {
-        "front": functional.init(FrontEnd, config, key=front),
-        "blocks": functional.init_stack(Block, config, key=blocks, depth=config.layers),
-        "norm": functional.init(RMSNorm, config.width, key=front),
-    }
-    return params | ({"rhythm": functional.init(Rhythm, config, key=rhythm)} if config.rhythm_bands else {})
+    return functional.init(SmallTower, config, key=key)
 
 
-def spectrogram(config: MusicTowerConfig, audio: jax.Array) -> jax.Array:
-    """Log-mel frames (B, F, M) of audio (B, T), each clip's mean level taken out, scaled to about unit variance."""
+def spectrogram(config: MusicTowerConfig, audio: Float[Array, "B T"]) -> Float[Array, "B F M"]:
+    """Log-mel frames less each clip's mean level, scaled to about unit variance."""
     frames = spectral.log_mel(audio, config.n_fft, config.hop, config.n_mels)
     return (frames - frames.mean((1, 2), keepdims=True)) / 3.0
 
 
-def encode(params: Params, config: MusicTowerConfig, frames: jax.Array) -> jax.Array:
-    """Frames (B, F, M) that `spectrogram` made to pooled features (B, `config.pooled`), float32."""
-    x = functional.bind(FrontEnd, config, params=params["front"])(frames.astype(config.dtype))
-    positions = jnp.arange(x.shape[1])
-    x = functional.scan_blocks(Block, config, params=params["blocks"], x=x, inputs=(positions,))
-    x = functional.bind(RMSNorm, config.width, params=params["norm"])(x).astype(jnp.float32)
-    pooled = [x.mean(1), x.max(1)]
-    if config.rhythm_bands:
-        tempogram = spectral.tempogram(frames, config.rhythm_bands, config.rhythm_lags)
-        pooled.append(functional.bind(Rhythm, config, params=params["rhythm"])(tempogram).astype(jnp.float32))
-    return jnp.concatenate(pooled, axis=-1)
+def encode(params: Params, config: MusicTowerConfig, frames: Float[Array, "B F M"]) -> Float[Array, "B C"]:
+    """Frames of `spectrogram` to pooled features, float32."""
+    return functional.bind(SmallTower, config, params=params)(frames)

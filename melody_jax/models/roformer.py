@@ -16,7 +16,8 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from melody_jax.models.conditioning import Conditioning
-from melody_jax.models.layers import Linear, RMSNorm, attend
+from melody_jax.models.layers import Linear, RMSNorm
+from melody_jax.models.platform import attend
 
 BRANCH_GAIN = 0.1
 """Initial size of a residual branch relative to its stream. Every block of DPD normalises the sum of the two: branches

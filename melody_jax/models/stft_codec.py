@@ -23,7 +23,8 @@ from melody_jax import spectral
 from melody_jax.errors import UserError
 from melody_jax.models.functional import Params, bind, init_stack, unstack
 from melody_jax.models.functional import init as init_module
-from melody_jax.models.layers import RMSNorm, depthwise_conv
+from melody_jax.models.layers import RMSNorm
+from melody_jax.models.platform import depthwise_conv
 
 Widths = tuple[int, int]  # of a projection: channels in, channels out
 

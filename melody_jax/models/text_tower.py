@@ -1,13 +1,18 @@
-"""The text encoder: BERT and what has its shape: MiniLM, RoBERTa (arXiv 1810.04805, 2002.10957, 1907.11692).
+"""The text encoder, of BERT's shape: BERT, MiniLM, RoBERTa (arXiv 1810.04805, 2002.10957, 1907.11692).
 
-The text tower of the paper's MuLan is BERT-base (melody-paper section 2.1); `mini` takes all-MiniLM-L6-v2, CLAP has
-RoBERTa. `convert/` reads their weights. Learned absolute positions. B batch, N word pieces, D width.
+The text tower of the paper's MuLan (arXiv 2208.12415) is BERT-base; `mini` uses all-MiniLM-L6-v2, CLAP has RoBERTa.
+`convert/` reads their weights. Positions are learned and absolute.
+
+B batch, N word pieces, D width.
 """
 
 from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
+from flax import nnx
+from jax.typing import ArrayLike
+from jaxtyping import Array, Float, Int, Key, Num
 
 from melody_jax import sharding
 from melody_jax.errors import UserError
@@ -22,7 +27,7 @@ class TextConfig:
     """Shape of the text encoder. The defaults are MiniLM's."""
 
     vocab_size: int = 7680
-    """Word pieces: the lines of the packaged `assets/vocab.txt`."""
+    """Word pieces: lines of the packaged `assets/vocab.txt`."""
     layers: int = 6
     """Transformer blocks."""
     width: int = 384
@@ -32,15 +37,15 @@ class TextConfig:
     ffn: int = 1536
     """Hidden channels of the feed-forward layer."""
     max_length: int = 64
-    """Word pieces a text may have, [CLS] and [SEP] included."""
+    """Longest text in word pieces, [CLS] and [SEP] included."""
     epsilon: float = 1e-12
-    """Of the norms."""
+    """Added to the variance in the norms."""
     pooling: str = "mean"
     """How a text becomes one vector: "mean" over its word pieces, or "first", a tanh layer on [CLS] (BERT's pooler)."""
     dtype: str = "float32"
     """Compute dtype of the matrix products; norms and softmax are float32."""
     remat: Remat = "none"
-    """What the backward pass computes again: "none", "dots" or "blocks" (models/functional.py)."""
+    """What the backward pass recomputes: "none", "dots" or "blocks" (models/functional.py)."""
 
     def __post_init__(self) -> None:
         if self.pooling not in ("mean", "first"):
@@ -62,36 +67,47 @@ ROBERTA_BASE = TextConfig(
 """The text tower of CLAP, roberta-base with a pooler: 124.6 M parameters."""
 
 
-def init(config: TextConfig, key: jax.Array) -> Params:
+class TextEncoder(nnx.Module):
+    """The network."""
+
+    def __init__(self, config: TextConfig, *, rngs: nnx.Rngs) -> None:
+        width = config.width
+        word_key, position_key, block_key, pooler_key = functional.split_key(rngs, 4)
+        self.config = config
+        self.words = nnx.Param(0.02 * jax.random.normal(word_key, (config.vocab_size, width)))
+        self.positions = nnx.Param(0.02 * jax.random.normal(position_key, (config.max_length, width)))
+        self.norm = layer_norm(width, config.epsilon, rngs=rngs)
+        self.blocks = functional.stack(Block, config.block, depth=config.layers, key=block_key)
+        has_pooler = config.pooling == "first"
+        self.pooler = linear(width, width, "float32", rngs=nnx.Rngs(pooler_key)) if has_pooler else None
+
+    def __call__(self, ids: Int[Array, "B N"], mask: Num[Array, "B N"]) -> Float[Array, "B D"]:
+        """As `encode`."""
+        length = ids.shape[1]
+        if length > self.config.max_length:
+            raise UserError(f"{length} word pieces: the text encoder takes at most {self.config.max_length}")
+        mask = mask.astype(jnp.float32)
+        x = sharding.embed_lookup(self.words[...], ids) + self.positions[:length]
+        x = self.norm(x).astype(self.config.dtype)
+        bias = MASKED * (1.0 - mask)[:, None, None, :]
+        x = functional.scan_blocks(self.blocks, x, (bias,), remat=self.config.remat)
+        x = x.astype(jnp.float32)
+        if self.pooler is not None:
+            return jnp.tanh(self.pooler(x[:, 0]))
+        return (x * mask[..., None]).sum(1) / jnp.maximum(mask.sum(1, keepdims=True), 1.0)
+
+
+def init(config: TextConfig, key: Key[Array, ""]) -> Params:
     """Fresh float32 parameters. Raises `UserError` if the heads do not divide the width."""
-    words, positions, blocks, pooler = jax.random.split(key, 4)
-    params = {
-        "words": 0.02 * jax.random.normal(words, (config.vocab_size, config.width)),
-        "positions": 0.02 * jax.random.normal(positions, (config.max_length, config.width)),
-        "norm": functional.init(layer_norm, config.width, config.epsilon, key=key),
-        "blocks": functional.init_stack(Block, config.block, key=blocks, depth=config.layers),
-    }
-    if config.pooling == "first":
-        params["pooler"] = functional.init(linear, config.width, config.width, "float32", key=pooler)
-    return params
+    return functional.init(TextEncoder, config, key=key)
 
 
-def encode(params: Params, config: TextConfig, ids: jax.Array, mask: jax.Array) -> jax.Array:
-    """One vector a text: ids and mask (B, N), N <= `max_length` -> (B, D) float32.
+def encode(
+    params: Params, config: TextConfig, ids: Int[ArrayLike, "B N"], mask: Num[ArrayLike, "B N"]
+) -> Float[Array, "B D"]:
+    """One float32 vector per text from the ids and mask of `text.py: tokenize`, N <= `max_length`.
 
-    `mask` is 1.0 for word pieces and 0.0 for padding, what `text.py:tokenize` gives.
+    `mask` is 1 for word pieces and 0 for padding.
     """
-    if ids.shape[1] > config.max_length:
-        raise UserError(f"{ids.shape[1]} word pieces: the text encoder takes at most {config.max_length}")
-    mask = jnp.asarray(mask, jnp.float32)
-    x = sharding.embed_lookup(params["words"], ids) + params["positions"][: ids.shape[1]]
-    norm = functional.bind(layer_norm, config.width, config.epsilon, params=params["norm"])
-    bias, blocks = MASKED * (1.0 - mask)[:, None, None, :], params["blocks"]
-    x = functional.scan_blocks(
-        Block, config.block, params=blocks, x=norm(x).astype(config.dtype), inputs=(bias,), remat=config.remat
-    )
-    x = x.astype(jnp.float32)
-    if config.pooling == "first":
-        pooler = functional.bind(linear, config.width, config.width, "float32", params=params["pooler"])
-        return jnp.tanh(pooler(x[:, 0]))
-    return (x * mask[..., None]).sum(1) / jnp.maximum(mask.sum(1, keepdims=True), 1.0)
+    encoder = functional.bind(TextEncoder, config, params=params)
+    return encoder(jnp.asarray(ids), jnp.asarray(mask))

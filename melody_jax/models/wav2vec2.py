@@ -1,11 +1,11 @@
-"""wav2vec 2.0's family: waveform, strided convolutions, transformer or Conformer blocks (arXiv 2006.11477, 2005.08100).
+"""The wav2vec 2.0 family: strided convolutions over the waveform, transformer or Conformer blocks (arXiv 2006.11477).
 
-What the paper's semantic tokenizer is (section 2.2 of melody-paper: Wav2Vec2-Conformer with rotary positions), and what
-MERT and HuBERT are (transformer blocks with a convolution for positions). Blocks are those of the published code, so
-that published weights fit: LayerNorms, rotary positions *before* the query and key projections, and in the Conformer's
-convolution an affine map where that code has a batch norm, which at inference is one.
+The paper's semantic tokenizer (MeLoDy, arXiv 2305.15719, section 5.1) is a Wav2Vec2-Conformer (arXiv 2005.08100) with
+rotary positions; MERT and HuBERT have transformer blocks and a convolution for positions. The blocks follow the
+published code, so that published weights fit: LayerNorms, rotary positions *before* the query and key projections, and
+an affine map in the Conformer's convolution in place of the batch norm, which is affine at inference.
 
-B batch, T samples at 24 kHz, U tokens, D width, C convolution channels.
+B batch, T samples at 24 kHz, N samples at the network's rate, L frames, U tokens, D width, C convolution channels.
 """
 
 from dataclasses import dataclass
@@ -14,6 +14,8 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import ArrayLike
+from jaxtyping import Array, Float, Int, Key
 
 from melody_jax import spectral
 from melody_jax.audio import TOKEN_SAMPLES
@@ -21,7 +23,8 @@ from melody_jax.errors import UserError
 from melody_jax.models import functional
 from melody_jax.models.bert_block import Block, BlockConfig, layer_norm, linear
 from melody_jax.models.functional import Params, Remat
-from melody_jax.models.layers import attend, depthwise_conv, merge_heads, rotary, split_heads
+from melody_jax.models.layers import merge_heads, rotary, split_heads
+from melody_jax.models.platform import attend, depthwise_conv
 
 EPSILON = 1e-5
 gelu = partial(jax.nn.gelu, approximate=False)
@@ -30,20 +33,20 @@ ACTIVATIONS = {"gelu": gelu, "swish": jax.nn.silu}
 
 @dataclass(frozen=True, kw_only=True)
 class Wav2Vec2Config:
-    """Shape of the encoder. The defaults are the paper's tokenizer, as far as it is published."""
+    """Shape of the encoder. The defaults follow what is published about the paper's tokenizer."""
 
     resample: tuple[int, int] = (2, 3)
     """The network's sample rate over 24 kHz; (2, 3) is 16 kHz."""
     channels: int = 512
     """Channels C of the convolutions."""
     kernels: tuple[int, ...] = (10, 3, 3, 3, 3, 2, 2)
-    """Their taps."""
+    """Taps of each convolution."""
     strides: tuple[int, ...] = (5, 2, 2, 2, 2, 2, 2)
-    """Their strides; the product is 320 samples: 50 Hz at 16 kHz."""
+    """Strides of the convolutions; their product is 320 samples: 50 Hz at 16 kHz."""
     channel_norm: bool = True
-    """A LayerNorm after every convolution, which then has a bias; else one norm over time after the first."""
+    """A LayerNorm after every convolution, which then has a bias; otherwise one norm over time after the first."""
     conformer: bool = True
-    """Conformer blocks with rotary positions; else transformer blocks and a convolution for positions."""
+    """Conformer blocks with rotary positions; otherwise transformer blocks and a convolution for positions."""
     layers: int = 14
     """Blocks."""
     width: int = 768
@@ -55,19 +58,19 @@ class Wav2Vec2Config:
     kernel: int = 31
     """Taps of a Conformer's depthwise convolution, odd."""
     activation: str = "swish"
-    """Of the Conformer's feed-forward layers and convolution: "swish" or "gelu"."""
+    """Activation of the Conformer's feed-forward layers and convolution: "swish" or "gelu"."""
     position_kernel: int = 128
     """Taps of the transformer's convolution for positions."""
     position_groups: int = 16
-    """Its groups."""
+    """Groups of that convolution."""
     pool: int = 2
-    """Frames averaged to a token: 2 of 50 Hz, 3 of MERT's 75 Hz, make 25 Hz."""
+    """Frames averaged per token: 2 at 50 Hz and 3 at MERT's 75 Hz give 25 Hz."""
     layer: int = 7
-    """Which activations are the features: after this many blocks, 0 to `layers`."""
+    """The features are the activations after this many blocks, 0 to `layers`."""
     dtype: str = "float32"
     """Compute dtype of the blocks' matrix products; norms and softmax are float32."""
     remat: Remat = "none"
-    """What the backward pass computes again: "none", "dots" or "blocks" (models/functional.py)."""
+    """What the backward pass recomputes: "none", "dots" or "blocks" (models/functional.py)."""
 
     def __post_init__(self) -> None:
         if self.width % (2 * self.heads):
@@ -103,8 +106,8 @@ class FeedForward(nnx.Module):
         self.up = linear(config.width, config.ffn, config.dtype, rngs=rngs)
         self.down = linear(config.ffn, config.width, config.dtype, rngs=rngs)
 
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """(..., D) to what is added to it."""
+    def __call__(self, x: Float[Array, "B L D"]) -> Float[Array, "B L D"]:
+        """The residual update."""
         return self.down(self.activation(self.up(self.norm(x))))
 
 
@@ -123,8 +126,8 @@ class Convolution(nnx.Module):
         self.bias = nnx.Param(jnp.zeros(width))
         self.out = linear(width, width, config.dtype, bias=False, rngs=rngs)
 
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """(B, U, D) to what is added to it."""
+    def __call__(self, x: Float[Array, "B L D"]) -> Float[Array, "B L D"]:
+        """The residual update."""
         value, gate = jnp.split(self.gate(self.norm(x)), 2, axis=-1)
         h = depthwise_conv(value * jax.nn.sigmoid(gate), self.depthwise[...])
         return self.out(self.activation(h * self.scale[...].astype(h.dtype) + self.bias[...].astype(h.dtype)))
@@ -144,125 +147,154 @@ class ConformerBlock(nnx.Module):
         self.after = FeedForward(config, rngs=rngs)
         self.norm = layer_norm(config.width, EPSILON, rngs=rngs)
 
-    def __call__(self, x: jax.Array, positions: jax.Array) -> jax.Array:
-        """(B, U, D) to the same; `positions` (U,) in frames."""
+    def __call__(self, x: Float[Array, "B L D"], positions: Int[Array, " L"]) -> Float[Array, "B L D"]:
+        """One block; `positions` are in frames."""
         x = x + 0.5 * self.before(x)
         h = self.attention_norm(x)
-        turned = merge_heads(rotary(split_heads(h, self.heads), positions))
-        q, k = jnp.split(self.query_key(turned), 2, axis=-1)
+        rotated = merge_heads(rotary(split_heads(h, self.heads), positions))
+        q, k = jnp.split(self.query_key(rotated), 2, axis=-1)
         q, k, v = (split_heads(part, self.heads) for part in (q, k, self.value(h)))
         x = x + self.attention_out(merge_heads(attend(q, k, v)))
         x = x + self.convolution(x)
         return self.norm(x + 0.5 * self.after(x))
 
 
-def init(config: Wav2Vec2Config, key: jax.Array) -> Params:
-    """Fresh float32 parameters."""
-    conv_key, input_key, position_key, block_key = jax.random.split(key, 4)
-    params: Params = {
-        "convolutions": {
-            str(i): _init_convolution(config, i, jax.random.fold_in(conv_key, i))
+class StridedConvolution(nnx.Module):
+    """Convolution `i` without padding, with its norm and a GELU."""
+
+    def __init__(self, config: Wav2Vec2Config, i: int, *, key: jax.Array) -> None:
+        inputs = config.channels if i else 1
+        taps = config.kernels[i]
+        self.stride = config.strides[i]
+        self.is_first = i == 0
+        self.channel_norm = config.channel_norm
+        kernel = jax.random.normal(key, (taps, inputs, config.channels))
+        self.kernel = nnx.Param(kernel * (2 / (taps * inputs)) ** 0.5)
+        if config.channel_norm:
+            self.bias = nnx.Param(jnp.zeros(config.channels))
+        if config.channel_norm or i == 0:
+            self.norm = layer_norm(config.channels, EPSILON, rngs=nnx.Rngs(key))
+
+    def __call__(self, x: Float[Array, "B ..."]) -> Float[Array, "B L C"]:
+        """A waveform (B, N) for the first convolution, (B, L', C) for the others."""
+        kernel = self.kernel[...]
+        if self.is_first:  # one input channel: frames times a matrix
+            x = spectral.frame(x, len(kernel), self.stride, center=False) @ kernel[:, 0]
+        else:
+            x = jax.lax.conv_general_dilated(
+                x, kernel, (self.stride,), "VALID", dimension_numbers=("NWC", "WIO", "NWC")
+            )
+        if self.channel_norm:
+            x = self.norm(x + self.bias[...])
+        elif self.is_first:
+            x = x - x.mean(axis=1, keepdims=True)
+            x = x * jax.lax.rsqrt(jnp.mean(x * x, axis=1, keepdims=True) + EPSILON)
+            x = x * self.norm.scale[...] + self.norm.bias[...]
+        return gelu(x)
+
+
+class PositionConvolution(nnx.Module):
+    """A grouped convolution whose output is added as the positions of a transformer."""
+
+    def __init__(self, config: Wav2Vec2Config, *, key: jax.Array) -> None:
+        shape = (config.position_kernel, config.width // config.position_groups, config.width)
+        self.groups = config.position_groups
+        scale = 2.0 * (config.position_kernel * config.width) ** -0.5
+        self.kernel = nnx.Param(scale * jax.random.normal(key, shape))
+        self.bias = nnx.Param(jnp.zeros(config.width))
+
+    def __call__(self, x: Float[Array, "B L D"]) -> Float[Array, "B L D"]:
+        """What is added to the activations."""
+        kernel = self.kernel[...]
+        half = len(kernel) // 2
+        is_even = 1 - len(kernel) % 2
+        x = jax.lax.conv_general_dilated(
+            x,
+            kernel,
+            (1,),
+            ((half, half - is_even),),
+            dimension_numbers=("NWC", "WIO", "NWC"),
+            feature_group_count=self.groups,
+        )
+        return gelu(x + self.bias[...])
+
+
+class Wav2Vec2(nnx.Module):
+    """The network."""
+
+    def __init__(self, config: Wav2Vec2Config, *, rngs: nnx.Rngs) -> None:
+        width = config.width
+        conv_key, input_key, position_key, block_key = functional.split_key(rngs, 4)
+        self.encoder_config = config
+        self.convolutions = nnx.List(
+            StridedConvolution(config, i, key=jax.random.fold_in(conv_key, i))
             for i in range(len(config.kernels))
-        },
-        "input_norm": functional.init(layer_norm, config.channels, EPSILON, key=input_key),
-        "input": functional.init(nnx.Linear, config.channels, config.width, key=input_key),
-    }
-    if config.conformer:
-        return params | {
-            "blocks": functional.init_stack(ConformerBlock, config, key=block_key, depth=config.layers)
-        }
-    shape = (config.position_kernel, config.width // config.position_groups, config.width)
-    scale = 2.0 * (config.position_kernel * config.width) ** -0.5
-    return params | {
-        "position": {
-            "kernel": scale * jax.random.normal(position_key, shape),
-            "bias": jnp.zeros(config.width),
-        },
-        "norm": functional.init(layer_norm, config.width, EPSILON, key=key),
-        "blocks": functional.init_stack(Block, config.block, key=block_key, depth=config.layers),
-    }
+        )
+        self.input_norm = layer_norm(config.channels, EPSILON, rngs=rngs)
+        self.input = nnx.Linear(config.channels, width, rngs=nnx.Rngs(input_key))
+        if config.conformer:
+            self.blocks = functional.stack(ConformerBlock, config, depth=config.layers, key=block_key)
+        else:
+            self.position = PositionConvolution(config, key=position_key)
+            self.norm = layer_norm(width, EPSILON, rngs=rngs)
+            self.blocks = functional.stack(Block, config.block, depth=config.layers, key=block_key)
+
+    def convolve(self, wave: Float[Array, "B N"]) -> Float[Array, "B L C"]:
+        """The strided convolutions, float32."""
+        x = wave
+        for convolution in self.convolutions:
+            x = convolution(x)
+        return x
+
+    def hidden(self, wave: Float[Array, "B N"], layer: int) -> Float[Array, "B L D"]:
+        """Activations after `layer` blocks of the result of `waveform`, at the unpooled rate."""
+        config = self.encoder_config
+        x = self.input(self.input_norm(self.convolve(wave)))
+        if config.conformer:
+            inputs = (jnp.arange(x.shape[1]),)
+        else:
+            x = self.norm(x + self.position(x))
+            inputs = ()
+        return functional.scan_blocks(
+            self.blocks, x.astype(config.dtype), inputs, remat=config.remat, depth=layer
+        )
+
+    def encode(self, audio: Float[Array, "B T"], layer: int) -> Float[Array, "B U D"]:
+        """As `features`."""
+        pool = self.encoder_config.pool
+        x = self.hidden(waveform(self.encoder_config, audio), layer).astype(jnp.float32)
+        tokens = audio.shape[1] // TOKEN_SAMPLES
+        missing = max(0, pool * tokens - x.shape[1])
+        x = jnp.pad(x, ((0, 0), (0, missing), (0, 0)), mode="edge")
+        return x[:, : pool * tokens].reshape(len(x), tokens, pool, -1).mean(axis=2)
 
 
-def _init_convolution(config: Wav2Vec2Config, i: int, key: jax.Array) -> Params:
-    fan_in = config.kernels[i] * (config.channels if i else 1)
-    shape = (config.kernels[i], config.channels if i else 1, config.channels)
-    layer: Params = {"kernel": jax.random.normal(key, shape) * (2 / fan_in) ** 0.5}
-    if config.channel_norm:
-        layer["bias"] = jnp.zeros(config.channels)
-    if config.channel_norm or i == 0:
-        layer["norm"] = functional.init(layer_norm, config.channels, EPSILON, key=key)
-    return layer
+def init(config: Wav2Vec2Config, key: Key[Array, ""]) -> Params:
+    """Fresh float32 parameters."""
+    return functional.init(Wav2Vec2, config, key=key)
 
 
-def waveform(config: Wav2Vec2Config, audio: jax.Array) -> jax.Array:
-    """Audio (B, T) at 24 kHz at the network's rate, with zero mean and unit variance per clip, as published."""
+def waveform(config: Wav2Vec2Config, audio: Float[ArrayLike, "B T"]) -> Float[Array, "B N"]:
+    """Audio resampled to the network's rate, with zero mean and unit variance per clip, as published."""
+    audio = jnp.asarray(audio)
     if config.resample != (1, 1):
         audio = spectral.resample(audio, *config.resample)
     audio = audio.astype(jnp.float32) - audio.mean(axis=1, keepdims=True)
     return audio * jax.lax.rsqrt(jnp.mean(audio**2, axis=1, keepdims=True) + 1e-7)
 
 
-def convolve(params: Params, config: Wav2Vec2Config, wave: jax.Array) -> jax.Array:
-    """The strided convolutions without padding: (B, N) to (B, U', C), float32."""
-    x = wave
-    for i, (kernel, stride) in enumerate(zip(config.kernels, config.strides, strict=True)):
-        layer = params["convolutions"][str(i)]
-        if i == 0:  # one input channel: frames times a matrix
-            x = spectral.frame(x, kernel, stride, center=False) @ layer["kernel"][:, 0]
-        else:
-            x = jax.lax.conv_general_dilated(
-                x, layer["kernel"], (stride,), "VALID", dimension_numbers=("NWC", "WIO", "NWC")
-            )
-        if config.channel_norm:
-            x = functional.bind(layer_norm, config.channels, EPSILON, params=layer["norm"])(x + layer["bias"])
-        elif i == 0:
-            x = x - x.mean(axis=1, keepdims=True)
-            x = x * jax.lax.rsqrt(jnp.mean(x * x, axis=1, keepdims=True) + EPSILON)
-            x = x * layer["norm"]["scale"] + layer["norm"]["bias"]
-        x = gelu(x)
-    return x
+def hidden(
+    params: Params, config: Wav2Vec2Config, wave: Float[ArrayLike, "B N"], layer: int
+) -> Float[Array, "B L D"]:
+    """Activations after `layer` blocks of the result of `waveform`, at the unpooled rate."""
+    return functional.bind(Wav2Vec2, config, params=params).hidden(jnp.asarray(wave), layer)
 
 
-def hidden(params: Params, config: Wav2Vec2Config, wave: jax.Array, layer: int) -> jax.Array:
-    """Activations (B, U', D) after `layer` blocks, of what `waveform` returns, at the unpooled rate."""
-    x = convolve(params, config, wave)
-    x = functional.bind(layer_norm, config.channels, EPSILON, params=params["input_norm"])(x)
-    x = functional.bind(nnx.Linear, config.channels, config.width, params=params["input"])(x)
-    blocks = jax.tree.map(lambda leaf: leaf[:layer], params["blocks"])
-    if config.conformer:
-        positions = jnp.arange(x.shape[1])
-        return functional.scan_blocks(
-            ConformerBlock,
-            config,
-            params=blocks,
-            x=x.astype(config.dtype),
-            inputs=(positions,),
-            remat=config.remat,
-        )
-    x = x + _positions(params["position"], config, x)
-    x = functional.bind(layer_norm, config.width, EPSILON, params=params["norm"])(x)
-    return functional.scan_blocks(
-        Block, config.block, params=blocks, x=x.astype(config.dtype), remat=config.remat
-    )
+def features(
+    params: Params, config: Wav2Vec2Config, audio: Float[ArrayLike, "B T"], layer: int
+) -> Float[Array, "B U D"]:
+    """Float32 activations after `layer` blocks, pooled to U = T // 960 tokens.
 
-
-def _positions(params: Params, config: Wav2Vec2Config, x: jax.Array) -> jax.Array:
-    half, even = config.position_kernel // 2, 1 - config.position_kernel % 2
-    x = jax.lax.conv_general_dilated(
-        x, params["kernel"], (1,), ((half, half - even),), dimension_numbers=("NWC", "WIO", "NWC"),
-        feature_group_count=config.position_groups,
-    )  # fmt: skip
-    return gelu(x + params["bias"])
-
-
-def features(params: Params, config: Wav2Vec2Config, audio: jax.Array, layer: int) -> jax.Array:
-    """Activations after `layer` blocks, pooled to tokens: audio (B, T) at 24 kHz to (B, T // 960, D), float32.
-
-    The convolutions do not pad and leave the last frames out; the last token is the mean of what there is.
+    The convolutions do not pad, so the last frames are missing: the last frame is repeated in their place.
     """
-    x = hidden(params, config, waveform(config, audio), layer)
-    tokens = audio.shape[1] // TOKEN_SAMPLES
-    x = jnp.pad(
-        x.astype(jnp.float32), ((0, 0), (0, max(0, config.pool * tokens - x.shape[1])), (0, 0)), mode="edge"
-    )
-    return x[:, : config.pool * tokens].reshape(len(x), tokens, config.pool, -1).mean(axis=2)
+    return functional.bind(Wav2Vec2, config, params=params).encode(jnp.asarray(audio), layer)

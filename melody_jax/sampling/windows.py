@@ -191,10 +191,10 @@ def prefix_to_tokens(
         top_k=controls.top_k,
         top_p=controls.top_p,
         guidance_scale=controls.lm_guidance_scale if config.lm_guided else 1.0,
-        given=primer,
+        primer=primer,
         negative_prefix_tokens=controls.negative_prefix_tokens,
         candidates=config.candidates,
-        known=fixed,
+        fixed=fixed,
     )
 
 

@@ -21,7 +21,7 @@ from melody_jax.audio import TOKEN_SAMPLES
 from melody_jax.convert.tensors import read_once
 from melody_jax.convert.wav2vec2 import load_wav2vec2
 from melody_jax.errors import UserError
-from melody_jax.models import conformer, functional, nearest_code, tokenizer, wav2vec2
+from melody_jax.models import functional, nearest_code, tokenizer
 from melody_jax.models.conformer import ConformerConfig
 from melody_jax.models.functional import Params
 from melody_jax.models.tokenizer import TokenizerConfig
@@ -93,7 +93,7 @@ class TokenizerStage:
 
         Without that the codes of most frames would coincide; nothing outside training depends on these statistics.
         """
-        views = (mel.reshape(*mel.shape[:2], -1), tokenizer.without_level(bands))
+        views = (mel.reshape(*mel.shape[:2], -1), tokenizer.subtract_level(bands))
         codes = []
         for i in range(self.codebooks):
             view = views[2 * i // self.codebooks]
@@ -121,13 +121,13 @@ class TokenizerStage:
         encoder = self.model.encoder
         if isinstance(encoder, ConformerConfig):
             inputs = self._hide(tokenizer.stack(mel, bands), mask, noise_key)
-            x = conformer.encode(params["model"], encoder, inputs, encoder.layers)
+            x = tokenizer.encode(params["model"], self.model, inputs, encoder.layers)
         else:
             tokens = mask.shape[1]
             wave = batch["audio"][:, : tokens * TOKEN_SAMPLES].reshape(-1, tokens, TOKEN_SAMPLES)
             wave = wave * jax.lax.rsqrt(jnp.mean(wave**2, axis=(1, 2), keepdims=True) + 1e-9)
             wave = self._hide(wave, mask, noise_key).reshape(len(wave), -1)
-            x = wav2vec2.features(params["model"], encoder, wave, encoder.layers)
+            x = tokenizer.encode(params["model"], self.model, wave, encoder.layers)
         scores = functional.bind(
             nnx.Linear, x.shape[-1], self.codebooks * self.codes, params=params["heads"]
         )(x)
