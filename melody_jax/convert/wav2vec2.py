@@ -1,7 +1,7 @@
 """wav2vec 2.0's family to `models/wav2vec2.py`: Wav2Vec2-Conformer with rotary positions, HuBERT, MERT.
 
-The Wav2Vec2-Conformer checkpoints of Meta are Apache-2.0; MERT-v1-95M is CC-BY-NC-4.0: what is trained on its tokens
-inherits the restriction to non-commercial use.
+The Wav2Vec2-Conformer checkpoints of Meta are Apache-2.0; MERT-v1-95M is CC-BY-NC-4.0: networks trained on its tokens
+inherit the restriction to non-commercial use.
 """
 
 from pathlib import Path
@@ -14,16 +14,16 @@ from melody_jax.models.functional import Params
 from melody_jax.models.wav2vec2 import EPSILON, Wav2Vec2Config
 
 TRAINING_ONLY = ("quantizer.", "project_hid.", "project_q.", "lm_head.", "masked_spec_embed")
-UNUSED = ("encoder.layer_norm.", "encoder.embed_positions.")  # what is clustered is read before the last norm
+UNUSED = ("encoder.layer_norm.", "encoder.embed_positions.")  # features are read before the last norm
 
 
 def load_wav2vec2(path: str | Path, config: Wav2Vec2Config) -> Params:
     """The encoder's parameters (NumPy float32) from a folder or a safetensors file.
 
-    A batch norm becomes the affine map that it is at inference.
+    A batch norm becomes an affine map, its form at inference.
 
     Raises:
-        UserError: the encoder is of another kind, or files or tensors are missing, misshapen or left over.
+        UserError: the encoder is of another kind, or files or tensors are missing, misshapen or unused.
     """
     if not isinstance(config, Wav2Vec2Config):
         raise UserError(f"{path}: published weights need a Wav2Vec2 encoder, not a {type(config).__name__}")
@@ -41,7 +41,9 @@ def load_wav2vec2(path: str | Path, config: Wav2Vec2Config) -> Params:
     }
     unused = [tensors.prefix + name for name in (*TRAINING_ONLY, *UNUSED)]
     if config.conformer:
-        unused.append(f"{tensors.prefix}encoder.pos_conv_embed.")  # published, but not in the forward pass
+        unused.append(
+            f"{tensors.prefix}encoder.pos_conv_embed."
+        )  # published but not used in the forward pass
     else:
         params["position"] = _positions(tensors, config)
         params["norm"] = tensors.norm("encoder.layer_norm", config.width)
@@ -50,74 +52,74 @@ def load_wav2vec2(path: str | Path, config: Wav2Vec2Config) -> Params:
 
 
 def _convolution(tensors: Tensors, i: int, config: Wav2Vec2Config) -> Params:
-    at, inputs = f"feature_extractor.conv_layers.{i}", config.channels if i else 1
-    layer: Params = {
-        "kernel": tensors.take(f"{at}.conv.weight", config.channels, inputs, config.kernels[i]).transpose(
-            2, 1, 0
-        )
-    }
+    name = f"feature_extractor.conv_layers.{i}"
+    inputs = config.channels if i else 1
+    kernel = tensors.take(f"{name}.conv.weight", config.channels, inputs, config.kernels[i])
+    layer: Params = {"kernel": kernel.transpose(2, 1, 0)}
     if config.channel_norm:
-        layer["bias"] = tensors.take(f"{at}.conv.bias", config.channels)
+        layer["bias"] = tensors.take(f"{name}.conv.bias", config.channels)
     if config.channel_norm or i == 0:
-        layer["norm"] = tensors.norm(f"{at}.layer_norm", config.channels)
+        layer["norm"] = tensors.norm(f"{name}.layer_norm", config.channels)
     return layer
 
 
 def _positions(tensors: Tensors, config: Wav2Vec2Config) -> Params:
-    """The convolution's weight norm, a gain per tap, multiplied out."""
-    at, width, group = "encoder.pos_conv_embed.conv", config.width, config.width // config.position_groups
-    legacy = f"{at}.weight_g" in tensors
-    names = (
-        ("weight_g", "weight_v")
-        if legacy
-        else ("parametrizations.weight.original0", "parametrizations.weight.original1")
-    )
-    gain = tensors.take(f"{at}.{names[0]}", 1, 1, config.position_kernel)
-    direction = tensors.take(f"{at}.{names[1]}", width, group, config.position_kernel)
+    """The convolution with its weight norm, a gain per tap, multiplied into the kernel."""
+    name = "encoder.pos_conv_embed.conv"
+    width = config.width
+    group_width = width // config.position_groups
+    is_legacy = f"{name}.weight_g" in tensors
+    gain_name = "weight_g" if is_legacy else "parametrizations.weight.original0"
+    direction_name = "weight_v" if is_legacy else "parametrizations.weight.original1"
+    gain = tensors.take(f"{name}.{gain_name}", 1, 1, config.position_kernel)
+    direction = tensors.take(f"{name}.{direction_name}", width, group_width, config.position_kernel)
     kernel = gain * direction / np.sqrt((direction**2).sum((0, 1), keepdims=True))
-    return {"kernel": kernel.transpose(2, 1, 0), "bias": tensors.take(f"{at}.bias", width)}
+    return {"kernel": kernel.transpose(2, 1, 0), "bias": tensors.take(f"{name}.bias", width)}
 
 
-def _transformer_block(tensors: Tensors, at: str, config: Wav2Vec2Config) -> Params:
-    width, parts = config.width, [f"{at}.attention.{part}_proj" for part in "qkv"]
+def _transformer_block(tensors: Tensors, name: str, config: Wav2Vec2Config) -> Params:
+    width = config.width
+    parts = [f"{name}.attention.{part}_proj" for part in "qkv"]
     return {
         "qkv": tensors.linear(parts, width, width),
-        "out": tensors.linear(f"{at}.attention.out_proj", width, width),
-        "norm": tensors.norm(f"{at}.layer_norm", width),
-        "up": tensors.linear(f"{at}.feed_forward.intermediate_dense", width, config.ffn),
-        "down": tensors.linear(f"{at}.feed_forward.output_dense", config.ffn, width),
-        "ffn_norm": tensors.norm(f"{at}.final_layer_norm", width),
+        "out": tensors.linear(f"{name}.attention.out_proj", width, width),
+        "norm": tensors.norm(f"{name}.layer_norm", width),
+        "up": tensors.linear(f"{name}.feed_forward.intermediate_dense", width, config.ffn),
+        "down": tensors.linear(f"{name}.feed_forward.output_dense", config.ffn, width),
+        "ffn_norm": tensors.norm(f"{name}.final_layer_norm", width),
     }
 
 
-def _conformer_block(tensors: Tensors, at: str, config: Wav2Vec2Config) -> Params:
+def _conformer_block(tensors: Tensors, name: str, config: Wav2Vec2Config) -> Params:
     width = config.width
     return {
-        "before": _feed_forward(tensors, f"{at}.ffn1", config),
-        "attention_norm": tensors.norm(f"{at}.self_attn_layer_norm", width),
-        "query_key": tensors.linear([f"{at}.self_attn.linear_q", f"{at}.self_attn.linear_k"], width, width),
-        "value": tensors.linear(f"{at}.self_attn.linear_v", width, width),
-        "attention_out": tensors.linear(f"{at}.self_attn.linear_out", width, width),
-        "convolution": _convolution_module(tensors, f"{at}.conv_module", config),
-        "after": _feed_forward(tensors, f"{at}.ffn2", config),
-        "norm": tensors.norm(f"{at}.final_layer_norm", width),
+        "before": _feed_forward(tensors, f"{name}.ffn1", config),
+        "attention_norm": tensors.norm(f"{name}.self_attn_layer_norm", width),
+        "query_key": tensors.linear(
+            [f"{name}.self_attn.linear_q", f"{name}.self_attn.linear_k"], width, width
+        ),
+        "value": tensors.linear(f"{name}.self_attn.linear_v", width, width),
+        "attention_out": tensors.linear(f"{name}.self_attn.linear_out", width, width),
+        "convolution": _convolution_module(tensors, f"{name}.conv_module", config),
+        "after": _feed_forward(tensors, f"{name}.ffn2", config),
+        "norm": tensors.norm(f"{name}.final_layer_norm", width),
     }
 
 
-def _feed_forward(tensors: Tensors, at: str, config: Wav2Vec2Config) -> Params:
+def _feed_forward(tensors: Tensors, name: str, config: Wav2Vec2Config) -> Params:
     return {
-        "norm": tensors.norm(f"{at}_layer_norm", config.width),
-        "up": tensors.linear(f"{at}.intermediate_dense", config.width, config.ffn),
-        "down": tensors.linear(f"{at}.output_dense", config.ffn, config.width),
+        "norm": tensors.norm(f"{name}_layer_norm", config.width),
+        "up": tensors.linear(f"{name}.intermediate_dense", config.width, config.ffn),
+        "down": tensors.linear(f"{name}.output_dense", config.ffn, config.width),
     }
 
 
-def _convolution_module(tensors: Tensors, at: str, config: Wav2Vec2Config) -> Params:
+def _convolution_module(tensors: Tensors, name: str, config: Wav2Vec2Config) -> Params:
     width = config.width
     return {
-        "norm": tensors.norm(f"{at}.layer_norm", width),
-        "gate": {"kernel": tensors.take(f"{at}.pointwise_conv1.weight", 2 * width, width, 1)[..., 0].T},
-        "depthwise": tensors.take(f"{at}.depthwise_conv.weight", width, 1, config.kernel)[:, 0].T,
-        **tensors.batch_norm(f"{at}.batch_norm", width, EPSILON),
-        "out": {"kernel": tensors.take(f"{at}.pointwise_conv2.weight", width, width, 1)[..., 0].T},
+        "norm": tensors.norm(f"{name}.layer_norm", width),
+        "gate": {"kernel": tensors.take(f"{name}.pointwise_conv1.weight", 2 * width, width, 1)[..., 0].T},
+        "depthwise": tensors.take(f"{name}.depthwise_conv.weight", width, 1, config.kernel)[:, 0].T,
+        **tensors.batch_norm(f"{name}.batch_norm", width, EPSILON),
+        "out": {"kernel": tensors.take(f"{name}.pointwise_conv2.weight", width, width, 1)[..., 0].T},
     }

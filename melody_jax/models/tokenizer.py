@@ -1,6 +1,6 @@
 """The semantic tokenizer: 24 kHz audio to 25 Hz tokens, k-means over the activations of an encoder.
 
-The paper (MeLoDy, arXiv 2305.15719, section 5.1) clusters a Wav2Vec2-Conformer (`models/wav2vec2.py`); `mini` clusters a
+The paper (MeLoDy, arXiv 2305.15719, section 5.1) clusters a Wav2Vec2-Conformer (`models/wav2vec2.py`); `mini` has a
 small Conformer over spectra (`models/conformer.py`), which needs less training data. The input for each 40 ms token is
 four log-mel frames (timbre, attacks) and one log spectrum in semitone bands (pitch, which mel bands blur). The
 diffusion stage receives only the tokens, so the clustered features can also contain that spectrum: `spectral_share`.

@@ -1,10 +1,10 @@
-"""Published networks as part of a cascade:
+"""Imports a published network into a cascade:
 
     melody import --kind mert --weights PATH/TO/MERT --data corpus/train --out release/mine
 
-Weights are read from files on this disk; nothing is downloaded. What they lack, the quantiser of a MuLan or the
-clusters of a tokenizer, is fitted to audio shards. A BERT or an AST alone is no MuLan yet: its training starts from
-them (`--stage.text_weights` and `--stage.music_weights` of configs/mulan_paper.py).
+Weights are read from local files; nothing is downloaded. The files contain no quantiser of a MuLan and no clusters of a
+tokenizer: these are fitted to audio shards. BERT and AST are not a MuLan by themselves: `--stage.text_weights` and
+`--stage.music_weights` of configs/mulan_paper.py start its training from them.
 """
 
 import dataclasses
@@ -28,7 +28,7 @@ from melody_jax.training.stages.tokenizer import TokenizerStage
 
 
 class Kind(NamedTuple):
-    """A published network: the stage that knows its shape, the stage's field that takes weights, its licence."""
+    """A published network: the stage with its shape, the stage's field for weights, and the licence."""
 
     stage: Any
     field: str
@@ -43,7 +43,7 @@ KINDS = {
     "mert": Kind(
         TokenizerStage(model=tokenizer.MERT),
         "weights",
-        "m-a-p/MERT-v1-95M: CC-BY-NC-4.0, not for commercial use; what is trained on its tokens inherits that",
+        "m-a-p/MERT-v1-95M: CC-BY-NC-4.0, not for commercial use; networks trained on its tokens inherit that",
     ),
     "wav2vec2-conformer": Kind(
         TokenizerStage(model=TokenizerConfig(encoder=ROPE_LARGE, spectral_share=0.0)),
@@ -55,36 +55,36 @@ KINDS = {
 
 @dataclass(frozen=True, kw_only=True)
 class ImportConfig:
-    """Makes a published network the MuLan or the tokenizer of a cascade."""
+    """Imports a published network as the MuLan or the tokenizer of a cascade."""
 
     kind: str = ""
-    """Which network: clap-music, clap, mert or wav2vec2-conformer."""
+    """The network: clap-music, clap, mert or wav2vec2-conformer."""
     weights: str = ""
-    """Its folder (model.safetensors in it) or safetensors file."""
+    """Folder with its model.safetensors, or a safetensors file."""
     text_tokenizer: str = ""
-    """The tokenizer.json that is published with CLAP."""
+    """The tokenizer.json published with CLAP."""
     data: tuple[str, ...] = ()
-    """Folders of audio shards that quantiser or clusters are fitted to."""
+    """Folders of audio shards to which the quantiser or the clusters are fitted."""
     out: str = ""
     """Folder of the release."""
     codes: int = 1024
-    """Codes a level of MuLan's quantiser, or ids of the tokenizer: as the language model's config has them."""
+    """Codes per level of MuLan's quantiser, or ids of the tokenizer; the language model's config must agree."""
     batches: int = 512
-    """Batches to fit on, at most."""
+    """Largest number of batches to fit to."""
     batch_size: int = 8
-    """Clips of 10.24 s a batch."""
+    """Clips of 10.24 s per batch."""
     seed: int = 0
-    """Seed of what is fitted, and of the clips it is fitted on."""
+    """Seed of the fit and of the choice of clips."""
 
 
 def import_network(config: ImportConfig) -> Path:
     """Writes `<out>/<name>.safetensors`, `.json` and `.md` (and MuLan's tokenizer); returns the tensor file.
 
     Raises:
-        UserError: an unknown kind, a missing argument, weights that do not fit it, or too little audio to fit to.
+        UserError: the kind is unknown, an argument is missing, the weights do not fit, or there is too little audio.
     """
     if config.kind not in KINDS:
-        raise UserError(f"--kind {config.kind or 'is missing'}: there are {', '.join(KINDS)}")
+        raise UserError(f"--kind {config.kind or 'is missing'}: it must be one of {', '.join(KINDS)}")
     for name in ("weights", "data", "out"):
         if not getattr(config, name):
             raise UserError(f"--{name} is missing; see melody import --help")
