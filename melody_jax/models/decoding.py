@@ -276,17 +276,18 @@ def generate(
     if isinstance(guidance_scale, jax.Array) or guidance_scale != 1.0:
         null = jnp.full_like(prefix_tokens, -1) if negative_prefix_tokens is None else negative_prefix_tokens
         prefix = jnp.concatenate([prefix, lm.embed_prefix(params, config, null)])
-    sampling = SamplingParams(
-        *(
-            jnp.broadcast_to(jnp.asarray(value, jnp.float32), batch)
-            for value in (temperature, top_k, top_p, guidance_scale)
-        )
-    )
+    settings = (temperature, top_k, top_p, guidance_scale)
+    sampling = SamplingParams(*(jnp.broadcast_to(jnp.asarray(n, jnp.float32), batch) for n in settings))
     per_pass = config.tokens_per_pass
     padded_length = length + -length % per_pass
-    fixed = jnp.full((batch, length), -1) if fixed is None else fixed
-    fixed = fixed.at[:, :primer_length].set(primer)  # primer tokens that do not fill a pass are fixed tokens
-    fixed = jnp.pad(fixed, ((0, 0), (0, padded_length - length)), constant_values=-1)
+    fixed = _merge_fixed(primer, fixed, length, padded_length)
     primer = primer[:, : primer_length // per_pass * per_pass]
     inputs = Inputs(prefix, keys, primer, fixed, sampling)
     return _decode_on_platform(params, config, inputs, padded_length, candidates)[:, :length]
+
+
+def _merge_fixed(primer: jax.Array, fixed: jax.Array | None, length: int, padded_length: int) -> jax.Array:
+    """The fixed tokens (B, padded_length), which include the primer: part of it may not fill a pass."""
+    fixed = jnp.full((len(primer), length), -1) if fixed is None else fixed
+    fixed = fixed.at[:, : primer.shape[1]].set(primer)
+    return jnp.pad(fixed, ((0, 0), (0, padded_length - length)), constant_values=-1)
