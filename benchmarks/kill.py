@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT / "tests")]
-from test_hosts import Run, assert_same_run, write_features  # noqa: E402  # the tests' supervisor
+from helpers.hosts import Run, assert_same_run, write_features  # noqa: E402  # the tests' supervisor
 
 PATIENCE = 60.0
 """Seconds that a process is given to notice that the other is gone."""

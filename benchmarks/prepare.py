@@ -28,7 +28,7 @@ from melody_jax.data.records import Manifest, open_shards
 
 ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT / "tests")]
-from test_prepare import music, odd_files  # noqa: E402  # the tests' odd files
+from helpers.recordings import music, odd_files  # noqa: E402  # the tests' odd files
 
 TRACK_PIECES = 8
 

@@ -25,7 +25,7 @@ from melody_jax.training.state import create_state
 
 ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT / "tests")]
-from test_resume import STAGES, Batches  # noqa: E402  # the tests' stages and batches
+from helpers.stages import STAGES, Batches  # noqa: E402  # the tests' stages and batches
 
 MESHES = ((8, 1, 1), (1, 8, 1), (1, 4, 2))
 

@@ -27,7 +27,7 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
 @pytest.fixture(scope="session")
 def releases(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the release "tiny", random weights; it is only read."""
-    from tiny import tiny_networks
+    from helpers.tiny import tiny_networks
 
     from melody_jax import release
 

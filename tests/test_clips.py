@@ -5,19 +5,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers.sounds import sounds
 
 from melody_jax import audio
 from melody_jax.data import records
 from melody_jax.errors import UserError
 from melody_jax.evaluation.clips import Clip, open_set, pieces
-
-
-def sounds(folder: Path, count: int, seconds: float = 0.5) -> Path:
-    folder.mkdir(parents=True)
-    rng = np.random.default_rng(0)
-    for i in range(count):
-        audio.write(folder / f"{i:06d}.wav", rng.normal(0, 0.1, round(seconds * 24_000)).astype(np.float32))
-    return folder
 
 
 def test_folder_with_prompts(tmp_path: Path) -> None:

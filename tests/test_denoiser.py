@@ -11,8 +11,8 @@ import numpy as np
 import optax
 import pytest
 from flax import nnx
+from helpers.tiny import quickly, random_denoiser
 from jax.flatten_util import ravel_pytree
-from tiny import quickly, random_denoiser
 
 from melody_jax import diffusion, release
 from melody_jax.config_json import from_dict, to_dict

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from tiny import quickly
+from helpers.tiny import quickly
 
 from melody_jax import diffusion
 from melody_jax.errors import UserError

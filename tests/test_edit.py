@@ -2,8 +2,7 @@
 
 import numpy as np
 import pytest
-from test_sampling import PROMPTS
-from tiny import tiny_networks
+from helpers.tiny import PROMPTS, tiny_networks
 
 from melody_jax.audio import SAMPLE_RATE
 from melody_jax.errors import UserError

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_clips import sounds
+from helpers.sounds import sounds
 
 from melody_jax.errors import UserError
 from melody_jax.evaluation import evaluate as evaluating

@@ -1,12 +1,10 @@
 """A run becomes a release: averaged weights, their statistics, and a model card."""
 
 from pathlib import Path
-from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers.arrays import random_like
 
 from melody_jax import audio, release
 from melody_jax.config import DataConfig, TrainConfig
@@ -18,13 +16,6 @@ from melody_jax.training.checkpoint import Checkpoints, write_run
 from melody_jax.training.export import ExportConfig, export
 from melody_jax.training.stages.vae import VAEStage
 from melody_jax.training.state import create_state
-
-
-def random_like(init: Any) -> Any:
-    """Random arrays of the shapes that `init(key)` has, without compiling it."""
-    rng = np.random.default_rng(0)
-    shapes = jax.eval_shape(init, jax.random.key(0))
-    return jax.tree.map(lambda s: jnp.asarray(0.2 * rng.normal(size=s.shape), s.dtype), shapes)
 
 
 def test_export_releases_the_average(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 import soundfile
-from tiny import tiny_networks
+from helpers.tiny import tiny_networks
 
 from melody_jax import audio, load, release
 from melody_jax.cli import run

@@ -8,8 +8,9 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
-from test_loop import assert_same, rows
-from test_resume import STAGES
+from helpers.arrays import assert_same
+from helpers.stages import STAGES
+from helpers.toy import rows
 
 from melody_jax import load, release
 from melody_jax.config import DataConfig, LoRAConfig, OptimizerConfig, TrainConfig

@@ -22,7 +22,8 @@ SCRIPT = """
 import json, os, shutil, sys
 from pathlib import Path
 sys.path[:0] = [sys.argv[1]]
-from test_loop import ToyBatches, assert_same, run, toy_config, rows
+from helpers.toy import ToyBatches, rows, run, toy_config
+from helpers.arrays import assert_same
 from melody_jax.errors import UserError
 
 disk, last = Path(sys.argv[2]), {}

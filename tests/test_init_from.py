@@ -8,8 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_loop import ToyModel, ToyStage, assert_same, run, toy_config
-from test_resume import STAGES
+from helpers.arrays import assert_same
+from helpers.stages import STAGES
+from helpers.toy import ToyModel, ToyStage, run, toy_config
 
 from melody_jax import release
 from melody_jax.config import LoRAConfig, TrainConfig

@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_loop import ToyBatches, ToyStage, assert_same, toy_config
+from helpers.arrays import assert_same
+from helpers.toy import ToyBatches, ToyStage, toy_config
 
 from melody_jax.config import LoRAConfig, load_config
 from melody_jax.errors import UserError

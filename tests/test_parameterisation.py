@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny import quickly, random_denoiser
+from helpers.tiny import quickly, random_denoiser
 
 from melody_jax import diffusion, parameterisation
 from melody_jax.errors import UserError

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
-from test_resume import STAGES, Batches
+from helpers.stages import STAGES, Batches
 
 from melody_jax import release
 from melody_jax.config import DataConfig, TrainConfig, WatchConfig

@@ -1,115 +1,15 @@
 """Every stage at its tiny size: fifty steps lower the held-out loss, and resuming at 25 ends with the same bits."""
 
-import dataclasses
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-import jax
-import numpy as np
 import pytest
-from jax.experimental.compilation_cache import compilation_cache
-from test_loop import ToyBatches, assert_same, rows
+from helpers.arrays import assert_same
+from helpers.stages import STAGES, Batches
+from helpers.toy import rows
 
-from melody_jax.composer import facts
 from melody_jax.config import OptimizerConfig, TrainConfig
-from melody_jax.models import discriminators, dpd, mulan, vae
-from melody_jax.models.conformer import ConformerConfig
-from melody_jax.models.lm import LMConfig
-from melody_jax.models.tokenizer import TokenizerConfig
 from melody_jax.training.loop import train
-from melody_jax.training.stages.dpd import DPDStage
-from melody_jax.training.stages.lm import LMStage
-from melody_jax.training.stages.mulan import MuLanStage
-from melody_jax.training.stages.tokenizer import TokenizerStage
-from melody_jax.training.stages.vae import VAEStage
-
-TOKENS = 16
-DPD = dataclasses.replace(dpd.TINY, semantic_tokens=16)
-STAGES: dict[str, Any] = {
-    "vae": VAEStage(
-        model=vae.TINY,
-        discriminator=discriminators.DiscriminatorConfig(
-            periods=(2,),
-            period_widths=(4, 4),
-            resolutions=((512, 120, 512),),
-            resolution_layers=((4, 16, 8), (4, 3, 2)),
-        ),
-        resolutions=((1024, 240),),
-        adversarial_start=20,
-        adversarial_crop=1920,
-    ),
-    "mulan": MuLanStage(model=mulan.TINY),
-    "tokenizer": TokenizerStage(
-        model=TokenizerConfig(
-            encoder=ConformerConfig(layers=1, width=16, heads=2, ffn=32, kernel=3, layer=1), semantic_vocab=16
-        ),
-        codebooks=2,
-        codes=16,
-        mask_span=4,
-        mask_start=0.2,
-    ),
-    "lm": LMStage(model=LMConfig(layers=1, width=32, heads=2, ffn=64, prefix_codes=8, semantic_vocab=16)),
-    "dpd": DPDStage(model=DPD),
-}
-
-
-def music(rng: np.random.Generator, items: int = 4) -> np.ndarray:
-    """Two-note tunes with harmonics, (items, 16 tokens) at 24 kHz."""
-    time = np.arange(TOKENS * 960) / 24_000
-    notes = rng.integers(45, 80, (items, 2))[:, np.arange(len(time)) // 7680 % 2]
-    phase = 2 * np.pi * 440 * 2 ** ((notes - 69) / 12) * time
-    return (0.1 * sum(np.sin(h * phase) / h for h in range(1, 5))).astype(np.float32)
-
-
-def captioned(rng: np.random.Generator) -> dict[str, Any]:
-    """Music whose loudness pattern and caption both tell one of four classes."""
-    kind = rng.permutation(4)
-    gate = (np.arange(TOKENS * 960)[None] // 960) % (kind[:, None] + 2) == 0
-    known = [facts.labels({"genre": facts.TABLES["genre"][k], "tempo_bpm": 80.0 + 20 * k}) for k in kind]
-    return {
-        "audio": music(rng) * gate.astype(np.float32),
-        "text_ids": np.stack([np.full(6, 10 + k, np.int32) for k in kind]),
-        "text_mask": np.ones((4, 6), np.float32),
-        "facts": {name: np.stack([labels[name] for labels in known]) for name in known[0]},
-    }
-
-
-def features(rng: np.random.Generator) -> dict[str, Any]:
-    """Counting tokens from a start that the prefix names, with latents that are a code of the token."""
-    start = rng.integers(0, 8, 4)
-    tokens = (start[:, None] + np.arange(DPD.frames // DPD.frames_per_token)) % 16
-    code = np.sin(np.arange(16)[:, None] * np.arange(1, DPD.latent_dim + 1)) * 1.4
-    return {
-        "prefix_tokens": np.repeat(start[:, None], 12, axis=1).astype(np.int32),
-        "semantic_tokens": tokens.astype(np.int32),
-        "latents": code[np.repeat(tokens, DPD.frames_per_token, axis=1)].astype(np.float32),
-    }
-
-
-class Batches(ToyBatches):
-    """Batch i of a stage as a function of i."""
-
-    def __init__(self, stage: Any, at: int = 0) -> None:
-        super().__init__()
-        self.kind, self.samples, self.at = stage.batch, 3840 if stage.name == "vae" else TOKENS * 960, at
-
-    def __next__(self) -> dict[str, Any]:
-        rng = np.random.default_rng(self.at)
-        self.at += 1
-        if self.kind == "audio":
-            return {"audio": music(rng)[:, : self.samples]}
-        return captioned(rng) if self.kind == "audio_text" else features(rng)
-
-
-@pytest.fixture(autouse=True)
-def compile_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """The resumed run takes its programs from a cache on disk: half of this test is compiling."""
-    jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("programs")))
-    yield
-    jax.config.update("jax_compilation_cache_dir", None)
-    compilation_cache.reset_cache()
 
 
 @pytest.mark.parametrize("name", STAGES)

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import pytest
 import soundfile
-from tiny import tiny_networks
+from helpers.tiny import PROMPTS, tiny_networks
 
 from melody_jax import load, release
 from melody_jax.errors import UserError
@@ -18,8 +18,6 @@ from melody_jax.models import conditioning, functional
 from melody_jax.sampling import windows
 from melody_jax.sampling.prompts import PromptEncoder
 from melody_jax.sampling.request import Part, Request, Scene, make_requests
-
-PROMPTS = ["a calm solo piano piece", "driving techno at 130 bpm", "slow sad cello", "bossa nova"]
 
 
 def test_a_part_of_the_cascade_can_be_loaded(releases: Path) -> None:

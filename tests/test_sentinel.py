@@ -7,7 +7,8 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
-from test_loop import ToyBatches, assert_same, rows, run, toy_config, untimed
+from helpers.arrays import assert_same
+from helpers.toy import ToyBatches, rows, run, toy_config, untimed
 
 from melody_jax.errors import UserError
 from melody_jax.training.metric_log import MetricLog
@@ -19,8 +20,8 @@ class Jumping(ToyBatches):
     """From batch 4 on the data goes on at batch 8."""
 
     def __next__(self) -> dict[str, np.ndarray]:
-        if self.at == 4:
-            self.at = 8
+        if self.position == 4:
+            self.position = 8
         return super().__next__()
 
 

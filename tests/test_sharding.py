@@ -17,7 +17,8 @@ SCRIPT = """
 import sys, json, tempfile
 sys.path[:0] = [{tests!r}]
 import dataclasses, jax, numpy as np
-from test_loop import assert_same, toy_config, run
+from helpers.arrays import assert_same
+from helpers.toy import run, toy_config
 mesh = {mesh}
 with tempfile.TemporaryDirectory() as folder:
     state = run(toy_config(folder, mesh=mesh, steps=12, save_every=0))

@@ -13,6 +13,8 @@ from melody_jax.models import denoiser, dpd, lm, mulan, tokenizer, vae
 from melody_jax.models.denoiser import DenoiserConfig
 from melody_jax.sharding import path_name
 
+PROMPTS = ["a calm solo piano piece", "driving techno at 130 bpm", "slow sad cello", "bossa nova"]
+
 
 def tiny_networks() -> dict:
     """Config and random parameters of each network, made to fit together."""
