@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Key
 
 from melody_jax import spectral
@@ -122,6 +123,6 @@ def spectrogram(config: ASTConfig, audio: Float[Array, "B T"]) -> Float[Array, "
     return (frames - config.mel_mean) / (2 * config.mel_std)
 
 
-def encode(params: Params, config: ASTConfig, frames: Float[Array, "B F M"]) -> Float[Array, "B D"]:
+def encode(params: Params, config: ASTConfig, frames: Float[ArrayLike, "B F M"]) -> Float[Array, "B D"]:
     """Frames of `spectrogram` to pooled features, float32."""
-    return functional.bind(AST, config, params=params)(frames)
+    return functional.bind(AST, config, params=params)(jnp.asarray(frames))

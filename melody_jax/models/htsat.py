@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Key
 
 from melody_jax import spectral
@@ -28,9 +29,15 @@ from melody_jax.models.layers import MASKED
 from melody_jax.models.tower import MusicTower
 
 SECONDS = 10
+"""Length of the input."""
 RATE = 48_000
-N_FFT, HOP = 1024, 480
+"""Sample rate of the input."""
+N_FFT = 1024
+"""Samples per spectrogram frame."""
+HOP = 480
+"""Samples between frames."""
 HIGHEST = 14_000.0
+"""Upper end of the mel bands, Hz."""
 EPSILON = 1e-5
 
 
@@ -182,9 +189,9 @@ def init(config: HTSATConfig, key: Key[Array, ""]) -> Params:
     return functional.init(HTSAT, config, key=key)
 
 
-def encode(params: Params, config: HTSATConfig, frames: Float[Array, "B F M"]) -> Float[Array, "B D"]:
+def encode(params: Params, config: HTSATConfig, frames: Float[ArrayLike, "B F M"]) -> Float[Array, "B D"]:
     """Frames of `spectrogram` to pooled features, float32."""
-    return functional.bind(HTSAT, config, params=params)(frames)
+    return functional.bind(HTSAT, config, params=params)(jnp.asarray(frames))
 
 
 def spectrogram(config: HTSATConfig, audio: Float[Array, "B T"]) -> Float[Array, "B F M"]:
@@ -192,23 +199,24 @@ def spectrogram(config: HTSATConfig, audio: Float[Array, "B T"]) -> Float[Array,
     return log_mel(fill(spectral.resample(audio, 2, 1)), config.n_mels)
 
 
-def fill(audio: Float[Array, "B T"]) -> Float[Array, "B T10"]:
+def fill(audio: Float[ArrayLike, "B T"]) -> Float[Array, "B T10"]:
     """Exactly 10 s of audio at 48 kHz, as published: shorter clips are repeated as often as they fit, then padded.
 
     Longer clips are cut to their first 10 s (the published extractor takes a random 10 s).
     """
+    audio = jnp.asarray(audio)
     samples = SECONDS * RATE
     repeats = max(1, samples // audio.shape[1])
     audio = jnp.tile(audio, (1, repeats))[:, :samples]
     return jnp.pad(audio, ((0, 0), (0, samples - audio.shape[1])))
 
 
-def log_mel(audio: Float[Array, "B T"], n_mels: int) -> Float[Array, "B F {n_mels}"]:
+def log_mel(audio: Float[ArrayLike, "B T"], n_mels: int) -> Float[Array, "B F {n_mels}"]:
     """Mel power in decibels above 1, at least -100, of audio at 48 kHz, F = T // 480 + 1.
 
     Frames are centred on multiples of the hop; the ends are mirrored.
     """
-    audio = jnp.pad(audio, ((0, 0), (N_FFT // 2, N_FFT // 2)), mode="reflect")
+    audio = jnp.pad(jnp.asarray(audio), ((0, 0), (N_FFT // 2, N_FFT // 2)), mode="reflect")
     filters = spectral.mel_filterbank(n_mels, N_FFT, RATE, fmax=HIGHEST)
     bands = spectral.power(spectral.stft(audio, N_FFT, HOP, center=False)) @ filters
     return 10 * jnp.log10(jnp.maximum(bands, 1e-10))

@@ -1,6 +1,6 @@
-"""Layers that several networks share. B batch, T time, H heads, D channels.
+"""Layers that several networks share. Norms and rotary angles are computed in float32 for every compute dtype.
 
-Norms, softmax and rotary angles are computed in float32 for every compute dtype.
+B batch, T time, H heads, D channels, W = H * D.
 """
 
 from typing import Any
@@ -8,6 +8,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import ArrayLike
+from jaxtyping import Array, Float, Num
 
 from melody_jax import roles
 from melody_jax.roles import Kind, Role
@@ -45,33 +47,35 @@ class RMSNorm(nnx.Module):
     def __init__(self, width: int, gain: float = 1.0, *, rngs: nnx.Rngs) -> None:
         self.scale = nnx.Param(jnp.full(width, gain), role=roles.NORM)
 
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """(..., D) to the same shape and type."""
+    def __call__(self, x: Float[Array, "... D"]) -> Float[Array, "... D"]:
+        """The normalised x, in its own dtype."""
         h = x.astype(jnp.float32)
         h = h * jax.lax.rsqrt(jnp.mean(h * h, axis=-1, keepdims=True) + 1e-6)
         return (h * self.scale[...]).astype(x.dtype)
 
 
-def split_heads(x: jax.Array, heads: int) -> jax.Array:
-    """(B, T, H * D) -> (B, H, T, D)."""
-    b, t, width = x.shape
-    return x.reshape(b, t, heads, width // heads).transpose(0, 2, 1, 3)
+def split_heads(x: Float[Array, "B T W"], heads: int) -> Float[Array, "B H T D"]:
+    """The channels of each head on an axis of their own."""
+    batch, length, width = x.shape
+    return x.reshape(batch, length, heads, width // heads).transpose(0, 2, 1, 3)
 
 
-def merge_heads(x: jax.Array) -> jax.Array:
-    """(B, H, T, D) -> (B, T, H * D)."""
-    b, h, t, d = x.shape
-    return x.transpose(0, 2, 1, 3).reshape(b, t, h * d)
+def merge_heads(x: Float[Array, "B H T D"]) -> Float[Array, "B T W"]:
+    """The inverse of `split_heads`."""
+    batch, heads, length, width = x.shape
+    return x.transpose(0, 2, 1, 3).reshape(batch, length, heads * width)
 
 
-def rotary(x: jax.Array, positions: jax.Array, base: float = 10000.0) -> jax.Array:
-    """Rotary position embedding (RoFormer, arXiv 2104.09864), halves convention.
+def rotary(
+    x: Float[Array, "B H T D"], positions: Num[ArrayLike, "... T"], base: float = 10000.0
+) -> Float[Array, "B H T D"]:
+    """Rotary position embedding (RoFormer, arXiv 2104.09864), halves convention; D is even.
 
-    x is (B, H, T, D) with even D; `positions` is (T,) or (B, T), in any unit.
+    `positions` is (T,) or (B, T), in any unit.
     """
     half = x.shape[-1] // 2
     frequencies = base ** (-jnp.arange(half, dtype=jnp.float32) / half)
-    angles = positions.astype(jnp.float32)[..., None] * frequencies
+    angles = jnp.asarray(positions, jnp.float32)[..., None] * frequencies
     if angles.ndim == 3:
         angles = angles[:, None]
     cos = jnp.cos(angles)

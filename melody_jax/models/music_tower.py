@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int, Key
 
 from melody_jax import spectral
@@ -161,6 +162,8 @@ def spectrogram(config: MusicTowerConfig, audio: Float[Array, "B T"]) -> Float[A
     return (frames - frames.mean((1, 2), keepdims=True)) / 3.0
 
 
-def encode(params: Params, config: MusicTowerConfig, frames: Float[Array, "B F M"]) -> Float[Array, "B C"]:
+def encode(
+    params: Params, config: MusicTowerConfig, frames: Float[ArrayLike, "B F M"]
+) -> Float[Array, "B C"]:
     """Frames of `spectrogram` to pooled features, float32."""
-    return functional.bind(SmallTower, config, params=params)(frames)
+    return functional.bind(SmallTower, config, params=params)(jnp.asarray(frames))

@@ -2,7 +2,7 @@
 
 Networks call these functions and contain no platform-specific code. All measurements are for XLA:CPU.
 
-B batch, T time, H heads, D channels.
+B batch, T time, S key positions, N new positions, H heads, D channels, E channels of the result, W taps.
 """
 
 from collections.abc import Callable
@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
 
 DotGeneral = Callable[..., jax.Array]
 """A replacement for `jax.lax.dot_general` in `nnx.Linear`."""
@@ -30,8 +31,13 @@ def on_cpu_or_else(cpu: Callable[..., T], default: Callable[..., T], *args: Any)
     return jax.lax.platform_dependent(*args, cpu=cpu, default=default)
 
 
-def attend(q: jax.Array, k: jax.Array, v: jax.Array, bias: jax.Array | None = None) -> jax.Array:
-    """Scaled dot-product attention on (B, H, T, D); `bias` is additive (0 or a large negative number).
+def attend(
+    q: Float[Array, "*B T D"],
+    k: Float[Array, "*B S D"],
+    v: Float[Array, "*B S E"],
+    bias: Float[Array, "..."] | None = None,
+) -> Float[Array, "*B T E"]:
+    """Scaled dot-product attention; `bias` is added to the scores (*B, T, S): 0, or a large negative number.
 
     Batched products in this layout are several times faster than `jax.nn.dot_product_attention`.
     """
@@ -49,11 +55,16 @@ def init_cache(batch: int, heads: int, length: int, width: int, dtype: str) -> K
 
 
 def attend_cached(
-    q: jax.Array, k: jax.Array, v: jax.Array, bias: jax.Array, cache: KVCache, start: jax.Array | int
-) -> tuple[jax.Array, KVCache]:
-    """Attention of positions start.. (B, H, N, D) over the cache after adding them; the result and the new cache.
+    q: Float[Array, "B H N D"],
+    k: Float[Array, "B H N D"],
+    v: Float[Array, "B H N D"],
+    bias: Float[Array, "N T"],
+    cache: KVCache,
+    start: Int[Array, ""] | int,
+) -> tuple[Float[Array, "B H N D"], KVCache]:
+    """Attention of the positions start.. over the cache after adding them; the result and the new cache.
 
-    `bias` (N, T) is additive and hides the positions that are not filled yet.
+    `bias` is added to the scores and hides the positions that are not filled yet.
     """
     keys, values = cache
     merged = (-1, *q.shape[2:])
@@ -73,8 +84,10 @@ def matvec_layout(tree: T) -> T:
     return jax.tree.map(lambda leaf: leaf.T if leaf.ndim == 2 and leaf.size >= MATVEC_SIZE else leaf, tree)
 
 
-def matvec(x: jax.Array, kernel: jax.Array, dimension_numbers: Any = None, **settings: Any) -> jax.Array:
-    """Rows x (..., D) times a kernel in the layout of `matvec_layout`: (..., D'). Replaces `jax.lax.dot_general`.
+def matvec(
+    x: Float[Array, "... D"], kernel: Float[Array, "_ _"], dimension_numbers: Any = None, **settings: Any
+) -> Float[Array, "... E"]:
+    """Rows x times a kernel in the layout of `matvec_layout`. Replaces `jax.lax.dot_general`.
 
     Decoding reads every weight for every token and has few rows: one per clip, two with guidance. For two or more rows
     XLA:CPU repacks the matrix before it multiplies and reaches half of the memory rate; an elementwise product and a
@@ -90,8 +103,8 @@ def matvec(x: jax.Array, kernel: jax.Array, dimension_numbers: Any = None, **set
 
 
 @jax.custom_vjp
-def depthwise_conv(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """Depthwise convolution over time with 'same' zero padding: x (B, T, D), kernel (W, D), odd W.
+def depthwise_conv(x: Float[Array, "B T D"], kernel: Float[Array, "W D"]) -> Float[Array, "B T D"]:
+    """Depthwise convolution over time with 'same' zero padding, W odd.
 
     Shifted multiply-adds: `lax.conv` with feature groups is two orders of magnitude slower. The derivative is written
     out because the automatic one, a sum of W padded arrays, takes four times as long.
