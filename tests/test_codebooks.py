@@ -29,13 +29,13 @@ def folder(tmp_path_factory):
 
 
 def test_they_are_one_linear_map_of_the_codebooks(folder):
-    made = np.asarray(prefix_embeddings(folder, (LEVELS, CODES, 64), jax.random.key(1)))
+    embeddings = np.asarray(prefix_embeddings(folder, (LEVELS, CODES, 64), jax.random.key(1)))
     books = np.asarray(release.load_network(folder, "mulan")[0]["codebooks"])
-    rows, codes = made.reshape(-1, 64), books.reshape(-1, EMBEDDING)
+    rows, codes = embeddings.reshape(-1, 64), books.reshape(-1, EMBEDDING)
     linear, *_ = np.linalg.lstsq(codes, rows, rcond=None)
     np.testing.assert_allclose(codes @ linear, rows, atol=1e-4)
-    assert np.mean(made[0] ** 2) == pytest.approx(1.0, rel=1e-4)
-    assert np.mean(made[3] ** 2) < 0.1
+    assert np.mean(embeddings[0] ** 2) == pytest.approx(1.0, rel=1e-4)
+    assert np.mean(embeddings[3] ** 2) < 0.1
 
 
 def test_lm_and_dpd_start_from_them_and_keep_the_rest(folder):
@@ -90,7 +90,7 @@ def test_a_corrupted_history_keeps_the_targets():
     np.testing.assert_allclose(evaluated, clean, rtol=1e-5)
     first_token_only = {k: v[:, :1] if k == "semantic_tokens" else v for k, v in batch.items()}
     always = dataclasses.replace(stage, history_corruption=1.0)
-    np.testing.assert_allclose(  # the first token is foretold from the prefix alone, whatever the history
+    np.testing.assert_allclose(  # the first token is predicted from the prefix alone, whatever the history
         always.loss(params, first_token_only, jax.random.key(2))[0],
         stage.loss(params, first_token_only, jax.random.key(2))[0],
         rtol=1e-5,

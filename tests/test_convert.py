@@ -1,4 +1,4 @@
-"""Published weights in: names, shapes, bad files. What the networks then compute is in tests/parity."""
+"""Reading published weights: names, shapes, bad files. tests/parity compares the outputs of the networks."""
 
 import struct
 import zipfile
@@ -30,13 +30,13 @@ def _hugging_face_tensors(config: TextConfig, rows: int, rng: np.random.Generato
         "embeddings.LayerNorm.bias": (d,),
     }
     for i in range(config.layers):
-        at = f"encoder.layer.{i}."
+        prefix = f"encoder.layer.{i}."
         sizes = {"attention.self.query": (d, d), "attention.self.key": (d, d), "attention.self.value": (d, d)}
         sizes |= {"attention.output.dense": (d, d), "intermediate.dense": (f, d), "output.dense": (d, f)}
         for name, shape in sizes.items():
-            shapes |= {f"{at}{name}.weight": shape, f"{at}{name}.bias": shape[:1]}
+            shapes |= {f"{prefix}{name}.weight": shape, f"{prefix}{name}.bias": shape[:1]}
         for name in ("attention.output.LayerNorm", "output.LayerNorm"):
-            shapes |= {f"{at}{name}.weight": (d,), f"{at}{name}.bias": (d,)}
+            shapes |= {f"{prefix}{name}.weight": (d,), f"{prefix}{name}.bias": (d,)}
     return {name: rng.normal(size=shape).astype(np.float32) * 0.3 for name, shape in shapes.items()}
 
 
@@ -57,16 +57,17 @@ def _reference(tensors: dict[str, np.ndarray], heads: int, layers: int, ids: np.
     x = norm(x + t["embeddings.token_type_embeddings.weight"][0], "embeddings.LayerNorm")
     size = x.shape[1] // heads
     for i in range(layers):
-        at = f"encoder.layer.{i}"
-        q, k, v = (linear(x, f"{at}.attention.self.{part}") for part in ("query", "key", "value"))
+        prefix = f"encoder.layer.{i}"
+        q, k, v = (linear(x, f"{prefix}.attention.self.{part}") for part in ("query", "key", "value"))
         out = np.zeros_like(x)
         for a, b in pairwise(range(0, x.shape[1] + 1, size)):
             scores = np.exp(q[:, a:b] @ k[:, a:b].T / np.sqrt(size))
             out[:, a:b] = scores / scores.sum(-1, keepdims=True) @ v[:, a:b]
-        x = norm(x + linear(out, f"{at}.attention.output.dense"), f"{at}.attention.output.LayerNorm")
-        h = linear(x, f"{at}.intermediate.dense")
+        x = norm(x + linear(out, f"{prefix}.attention.output.dense"), f"{prefix}.attention.output.LayerNorm")
+        h = linear(x, f"{prefix}.intermediate.dense")
         x = norm(
-            x + linear(h * 0.5 * (1 + erf(h / np.sqrt(2))), f"{at}.output.dense"), f"{at}.output.LayerNorm"
+            x + linear(h * 0.5 * (1 + erf(h / np.sqrt(2))), f"{prefix}.output.dense"),
+            f"{prefix}.output.LayerNorm",
         )
     return x.mean(0)
 

@@ -14,7 +14,7 @@ CONFIG = dataclasses.replace(lm.TINY, prefix_codes=32, semantic_vocab=48)
 PARAMS = lm.init(CONFIG, jax.random.key(0))
 PAIRS = dataclasses.replace(CONFIG, recall=False, tokens_per_pass=2)
 NETWORKS = {1: (PARAMS, CONFIG), 2: (lm.init(PAIRS, jax.random.key(1)), PAIRS)}
-"""By tokens a pass."""
+"""Tokens per pass -> network."""
 KEYS = jax.vmap(jax.random.key)(jnp.arange(3))
 
 
@@ -80,11 +80,11 @@ def test_batch_independence_and_determinism(guidance_scale):
 
 @pytest.mark.parametrize("per_pass", [1, 2])
 def test_a_primer_changes_nothing_that_was_drawn(per_pass):
-    """An odd number of them, and of all tokens, too."""
+    """The numbers of primer tokens and of all tokens are odd."""
     draw = partial(decoding.generate, *NETWORKS[per_pass], tokens(7, 1)[0], KEYS[:1], 15)
-    whole = draw()
-    assert whole.shape == (1, 15)
-    np.testing.assert_array_equal(whole, draw(primer=whole[:, :9]))
+    drawn = draw()
+    assert drawn.shape == (1, 15)
+    np.testing.assert_array_equal(drawn, draw(primer=drawn[:, :9]))
 
 
 def test_negative_prefix():
@@ -149,7 +149,7 @@ def test_sampling_limits_and_frequencies():
 
 @pytest.mark.parametrize(("rows", "per_pass"), [(1, 2), (5, 1)])
 def test_unrolled_and_scanned_draw_the_same(monkeypatch, rows, per_pass):
-    """A CPU's way of decoding, with its products of few and of many rows, and that of the other platforms."""
+    """Decoding on a CPU, with products of few and of many rows, equals decoding on other platforms."""
     params, config = NETWORKS[per_pass]
     monkeypatch.setattr(platform, "MATVEC_SIZE", 64 * 128)  # so that this small network has large matrices
     prefix, _ = tokens(11, rows)

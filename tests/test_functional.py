@@ -1,4 +1,4 @@
-"""Rematerialisation policies: the same gradients, more of the work done twice."""
+"""Rematerialisation policies give the same gradients and repeat more of the work."""
 
 import dataclasses
 import re
@@ -20,7 +20,7 @@ CONFIG = BlockConfig(width=16, heads=2, ffn=32)
 
 
 def gradient(remat: Remat) -> Any:
-    """Of a loss over three scanned blocks, to their parameters."""
+    """The gradient of a loss over three scanned blocks."""
 
     def loss(params: Any, x: jax.Array) -> jax.Array:
         blocks = functional.bind(Block, CONFIG, params=params)
@@ -34,12 +34,12 @@ def test_policies_repeat_work_and_change_no_gradient() -> None:
     x = jax.random.normal(jax.random.key(1), (2, 5, 16))
     expected, work = jax.jit(gradient("none"))(params, x), {}
     for remat in get_args(Remat):
-        found = jax.jit(gradient(remat))(params, x)
-        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), found, expected)
+        gradients = jax.jit(gradient(remat))(params, x)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), gradients, expected)
         work[remat] = str(jax.make_jaxpr(gradient(remat))(params, x)).count("dot_general[")
     assert (
         work["none"] < work["dots"] < work["blocks"]
-    )  # "dots" repeats those of attention, with batch axes, alone
+    )  # "dots" repeats only those of attention, which have batch axes
 
 
 @pytest.mark.parametrize(
@@ -52,15 +52,15 @@ def test_networks_take_every_policy(stage: Any) -> None:
         "prefix_tokens": jnp.zeros((2, 12), jnp.int32),
         "latents": jnp.zeros((2, 80, dpd.TINY.latent_dim)),
     }
-    found = {}
+    policies = {}
     for remat in get_args(Remat):
         other = dataclasses.replace(stage, model=dataclasses.replace(stage.model, remat=remat))
         traced = jax.make_jaxpr(lambda p, other=other: other.gradients(p, batch, jax.random.key(1), 0))(
             params
         )
-        found[remat] = set(re.findall(r"policy=(\S+)", str(traced)))
-    assert (found["none"], found["blocks"]) == (set(), {"None"})
-    assert len(found["dots"] - {"None"}) == 1
+        policies[remat] = set(re.findall(r"policy=(\S+)", str(traced)))
+    assert (policies["none"], policies["blocks"]) == (set(), {"None"})
+    assert len(policies["dots"] - {"None"}) == 1
 
 
 def test_unknown_policy_is_refused() -> None:

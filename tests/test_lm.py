@@ -83,7 +83,7 @@ def test_prefix_everywhere_reaches_each_token_without_attention():
         change = lm.logits(params, config, prefix, semantic) - lm.logits(params, config, other, semantic)
         assert (
             np.abs(change[:, 1:]).max(-1) > 1e-3
-        ).all() == everywhere  # token 0 is foretold by the prefix itself
+        ).all() == everywhere  # token 0 is predicted from the prefix alone
 
 
 def test_bad_input():
@@ -94,7 +94,7 @@ def test_bad_input():
 
 
 def test_pairs_are_causal_and_take_any_length():
-    """Token u of a network with two tokens a pass depends on all tokens before u, its pair's first among them."""
+    """Token u of a network with two tokens per pass depends on all tokens before u, including the first of its pair."""
     config = dataclasses.replace(CONFIG, recall=False, tokens_per_pass=2)
     params, (prefix, semantic) = lm.init(config, jax.random.key(1)), tokens(1, 2, 11)
     score = jax.jit(lambda semantic: lm.logits(params, config, prefix, semantic))
@@ -117,7 +117,7 @@ def batch(seed: int) -> dict[str, jax.Array]:
     ("additions", "per_pass", "until_prefix_helps"), [(False, 1, 50), (False, 2, 100), (True, 1, 100)]
 )
 def test_training_lowers_held_out_loss_and_uses_prefix(additions, per_pass, until_prefix_helps):
-    """As in the paper, in pairs, and with what `mini` adds: twelve embeddings on every token are noise for longer."""
+    """The paper's form, pairs, and `mini`'s additions: there the prefix embeddings on every token are noise for longer."""
     model = dataclasses.replace(
         CONFIG, prefix_everywhere=additions, recall=additions, tokens_per_pass=per_pass
     )

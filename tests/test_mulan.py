@@ -26,7 +26,7 @@ WORDS = ("deep", "low", "high", "bright")
 
 
 def make_batch(seed: int, size: int = 16) -> dict:
-    """Clips whose pitch is the genre and whose pulse is the tempo, with captions that say both."""
+    """Clips whose pitch is the genre and whose pulse is the tempo, with captions that name them."""
     rng = np.random.default_rng(seed)
     genre, tempo = rng.integers(0, 4, size), rng.choice([60.0, 120.0], size)
     time = np.arange(SAMPLES) / 24_000

@@ -1,4 +1,4 @@
-"""Products of few rows are products, whatever order they are computed in."""
+"""The product of few rows equals an ordinary product."""
 
 import jax
 import jax.numpy as jnp

@@ -32,9 +32,9 @@ def test_assign_agrees_with_sklearn(vectors):
 
 def test_assign_in_chunks_is_the_same(vectors, monkeypatch):
     centroids = jnp.asarray(vectors[:10])
-    whole = nearest_code.assign(jnp.asarray(vectors[:1000]), centroids)
+    unchunked = nearest_code.assign(jnp.asarray(vectors[:1000]), centroids)
     monkeypatch.setattr(nearest_code, "CHUNK", 300)
-    np.testing.assert_array_equal(nearest_code.assign(jnp.asarray(vectors[:1000]), centroids), whole)
+    np.testing.assert_array_equal(nearest_code.assign(jnp.asarray(vectors[:1000]), centroids), unchunked)
 
 
 def test_fit_is_as_good_as_sklearn_and_deterministic(vectors):
@@ -70,8 +70,8 @@ def test_residual_shrinks_level_by_level(vectors):
 def test_quantise_is_the_greedy_loop_and_batch_independent(vectors):
     books = jax.random.normal(jax.random.key(0), (3, 5, 8))
     codes = rvq.quantise(books, jnp.asarray(vectors[:7]))
-    for x, found in zip(vectors[:7], codes, strict=True):
-        for book, code in zip(np.asarray(books), found, strict=True):
+    for x, item_codes in zip(vectors[:7], codes, strict=True):
+        for book, code in zip(np.asarray(books), item_codes, strict=True):
             assert int(np.argmin(((x - book) ** 2).sum(-1))) == int(code)
             x = x - book[code]
     np.testing.assert_array_equal(rvq.quantise(books, jnp.asarray(vectors[3])), codes[3])

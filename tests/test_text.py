@@ -65,8 +65,8 @@ def test_prune_keeps_order_needed_pieces_and_size():
         "7",
         "banjo",
     ]
-    kept = vocabulary.prune(full, ["banjo"], 11)
-    assert kept == ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "##a", "the", "of", "7", "banjo"]
+    pruned = vocabulary.prune(full, ["banjo"], 11)
+    assert pruned == ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "##a", "the", "of", "7", "banjo"]
     with pytest.raises(UserError, match="must stay"):
         vocabulary.prune(full, ["banjo"], 8)
     with pytest.raises(UserError, match=r"\[UNK\]"):
@@ -86,10 +86,10 @@ def test_padding_and_neighbours_do_not_matter():
 
 def test_other_tokenizers_are_read_from_their_file(tmp_path):
     file = tmp_path / "tokenizer.json"
-    made = prompts.tokenizer(("[PAD]", "[UNK]", "[CLS]", "[SEP]", "slow", "piano"))
-    made.enable_truncation(3)
-    made.save(str(file))
-    made.no_truncation()
+    short_tokenizer = prompts.tokenizer(("[PAD]", "[UNK]", "[CLS]", "[SEP]", "slow", "piano"))
+    short_tokenizer.enable_truncation(3)
+    short_tokenizer.save(str(file))
+    short_tokenizer.no_truncation()
     ids, _ = prompts.tokenize(["Slow piano"], 6, prompts.read_tokenizer(str(file), 6))
     np.testing.assert_array_equal(ids[0], [2, 4, 5, 3, 0, 0])
     assert prompts.read_tokenizer("", 7680) is prompts.tokenizer()

@@ -23,7 +23,7 @@ FEATURES = jax.jit(tokenizer.features, static_argnames=("config", "layer"))
 
 
 def audio(seed: int, batch: int = 4, tokens: int = 32) -> np.ndarray:
-    """Two-note arpeggios with harmonics, a note every 8 tokens."""
+    """Two-note arpeggios with harmonics, one note per 8 tokens."""
     rng = np.random.default_rng([seed, 5])
     time = np.arange(tokens * 960) / 24000
     notes = rng.integers(45, 80, (batch, 2))[:, np.arange(tokens * 960) // 7680 % 2]
