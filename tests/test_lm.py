@@ -117,7 +117,7 @@ def batch(seed: int) -> dict[str, jax.Array]:
     ("additions", "per_pass", "until_prefix_helps"), [(False, 1, 50), (False, 2, 100), (True, 1, 100)]
 )
 def test_training_lowers_held_out_loss_and_uses_prefix(additions, per_pass, until_prefix_helps):
-    """The paper's form, pairs, and `mini`'s additions: there the prefix embeddings on every token are noise for longer."""
+    """The paper's form, pairs, and `mini`'s additions: there the prefix on every token is noise for longer."""
     model = dataclasses.replace(
         CONFIG, prefix_everywhere=additions, recall=additions, tokens_per_pass=per_pass
     )
