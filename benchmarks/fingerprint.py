@@ -17,8 +17,8 @@ import soundfile
 import tyro
 
 from melody_jax import audio
-from melody_jax.data.fingerprint import LEAST, landmarks
-from melody_jax.data.pieces import PieceConfig
+from melody_jax.data.fingerprint import MIN_MATCHES, landmarks, matching_landmarks
+from melody_jax.data.prepare_config import PieceConfig
 from melody_jax.data.records import open_shards
 
 ROOT = Path(__file__).parents[1]
@@ -66,9 +66,8 @@ def agreement(one: Marks, other: Marks) -> float:
     _, i, j = np.intersect1d(one[0], other[0], return_indices=True)
     if len(i) == 0:
         return 0.0
-    offsets = other[1][j] - one[1][i]
-    agreeing = np.convolve(np.bincount(offsets - offsets.min()), np.ones(3, int)).max()
-    return float(agreeing) / min(len(one[0]), len(other[0])) if agreeing >= LEAST else 0.0
+    matches = matching_landmarks(other[1][j] - one[1][i])
+    return matches / min(len(one[0]), len(other[0])) if matches >= MIN_MATCHES else 0.0
 
 
 def main(arguments: Arguments) -> None:

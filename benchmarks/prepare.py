@@ -24,7 +24,7 @@ import tyro
 
 from melody_jax import audio
 from melody_jax.data.prepare import PrepareConfig, prepare
-from melody_jax.data.records import Manifest, open_shards
+from melody_jax.data.records import ShardManifest, open_shards
 
 ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT / "tests")]
@@ -58,7 +58,7 @@ def make_tracks(corpus: Path, count: int, folder: Path) -> float:
     return sum(audio.seconds(file) for file in folder.iterdir()) / 3600
 
 
-def timed(config: PrepareConfig, hours: float) -> tuple[str, Manifest]:
+def timed(config: PrepareConfig, hours: float) -> tuple[str, ShardManifest]:
     """Wall time, and processor time of this process and of the workers it had: that does not grow with other work."""
     load, begin, before = os.getloadavg()[0], time.monotonic(), processor_seconds()
     manifest = prepare(config)

@@ -18,7 +18,7 @@ from melody_jax.ablation import files, paired_runs, study, study_report, trainin
 from melody_jax.ablation.ablate import AblateConfig, Run, ablate, runs_of, work
 from melody_jax.ablation.statistics import interval
 from melody_jax.config import DataConfig, TrainConfig
-from melody_jax.data.records import Manifest, encode_json, shard_name, write_manifest, write_shard
+from melody_jax.data.records import ShardManifest, encode_json, shard_name, write_manifest, write_shard
 from melody_jax.errors import UserError
 from melody_jax.models import denoiser, dpd, vae
 from melody_jax.training.stages.dpd import DPDStage
@@ -84,7 +84,7 @@ def write_features(folder: Path, count: int, seed: int) -> str:
     shard = write_shard(folder / shard_name("features", 0, 1), records)
     write_manifest(
         folder,
-        Manifest(kind="features", settings={"hashes": {}}, versions={}, shard_count=1, shards=(shard,)),
+        ShardManifest(kind="features", settings={"hashes": {}}, versions={}, shard_count=1, shards=(shard,)),
     )
     return str(folder)
 

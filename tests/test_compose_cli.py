@@ -6,7 +6,8 @@ import pytest
 
 from melody_jax import audio, cli
 from melody_jax.composer import soundfont
-from melody_jax.data import compose_corpus, records
+from melody_jax.data import compose_corpus, compose_workers, records
+from melody_jax.data.layouts import recordings
 from melody_jax.errors import UserError
 
 SMALL = ("--hours", str(5 * 3 / 3600), "--seconds", "3", "--pieces-per-shard", "2", "--soundfonts", "none")
@@ -51,12 +52,40 @@ def test_resume_makes_what_is_missing(corpus, tmp_path, monkeypatch):
     names = sorted(name for name in corpus[1] if name.endswith("array_record"))
     (folder / names[0]).unlink()
     made = []
-    original = compose_corpus._make_shards
-    monkeypatch.setattr(compose_corpus, "_make_shards", lambda *args: made.extend(args[2]) or original(*args))
+    original = compose_workers.run_groups
+    monkeypatch.setattr(compose_workers, "run_groups", lambda *args: made.extend(args[1]) or original(*args))
     assert compose(folder, "--workers", "1") == corpus[1]
     assert made == [0]
     assert compose(folder, "--workers", "2") == corpus[1]
     assert made == [0]
+
+
+@pytest.mark.parametrize("file_format", ["wav", "flac"])
+def test_sound_files_with_captions(corpus, tmp_path, capsys, file_format):
+    folder = tmp_path / "files"
+    files = compose(folder, "--format", file_format, "--workers", "1")
+    assert f"in {file_format.upper()} files" in capsys.readouterr().out
+    source = records.open_shards(corpus[0])
+    listed = recordings(folder, "files", folder / "captions.jsonl")
+    assert [recording.problem for recording in listed] == [""] * 5
+    for index, recording in enumerate(listed):
+        meta = records.decode_json(source[index]["meta"])
+        assert recording.id == f"{meta['id']}.{file_format}"
+        assert recording.captions == tuple(meta["captions"])
+        wave = audio.decode_flac(source[index]["audio"].tobytes())
+        np.testing.assert_array_equal(audio.read(recording.path), wave)
+    (folder / listed[2].id).unlink()
+    assert compose(folder, "--format", file_format, "--workers", "2") == files
+
+
+def test_sound_files_and_shards_are_kept_apart(corpus, tmp_path):
+    with pytest.raises(UserError, match="holds shards; choose another folder"):
+        compose(corpus[0], "--format", "wav")
+    (tmp_path / compose_corpus.SETTINGS_FILE).write_text('{"settings": {}, "versions": {}}')
+    with pytest.raises(UserError, match="holds sound files; choose another folder"):
+        compose(tmp_path)
+    with pytest.raises(UserError, match="holds a corpus with format None, not wav"):
+        compose(tmp_path, "--format", "wav")
 
 
 def test_other_settings_are_refused(corpus):
@@ -92,6 +121,7 @@ def test_seeds_of_splits_are_disjoint():
     ("options", "message"),
     [
         (["--split", "dev"], "split 'dev' is unknown"),
+        (["--format", "mp3"], "format is 'mp3'"),
         (["--seed", "-1"], "seed is -1"),
         (["--seconds", "0.2"], "seconds is 0.2"),
         (["--seconds", "nan"], "seconds is nan"),
@@ -134,7 +164,7 @@ def test_fonts_follow_the_split(monkeypatch, capsys, tmp_path):
     assert test_only
     (tmp_path / test_only[0].files[0]).write_bytes(b"")
     assert compose_corpus._fonts(compose_corpus.ComposeConfig()) == {}
-    with pytest.raises(UserError, match="kept for the split test"):
+    with pytest.raises(UserError, match="reserved for the split test"):
         compose_corpus._fonts(compose_corpus.ComposeConfig(soundfonts=(test_only[0].name,)))
 
 

@@ -8,7 +8,7 @@ from helpers.arrays import random_like
 
 from melody_jax import audio, release
 from melody_jax.config import DataConfig, TrainConfig
-from melody_jax.data.records import Manifest, encode_json, shard_name, write_manifest, write_shard
+from melody_jax.data.records import ShardManifest, encode_json, shard_name, write_manifest, write_shard
 from melody_jax.errors import UserError
 from melody_jax.models.discriminators import TINY as TINY_DISCRIMINATOR
 from melody_jax.models.vae import TINY as TINY_VAE
@@ -27,7 +27,7 @@ def test_export_releases_the_average(tmp_path: Path) -> None:
         for w in waves
     ]
     shard = write_shard(music / shard_name("audio", 0, 1), records)
-    write_manifest(music, Manifest(kind="audio", settings={}, versions={}, shard_count=1, shards=(shard,)))
+    write_manifest(music, ShardManifest(kind="audio", settings={}, versions={}, shard_count=1, shards=(shard,)))
     config = TrainConfig(
         stage=VAEStage(model=TINY_VAE, discriminator=TINY_DISCRIMINATOR),
         data=DataConfig(folder=(str(music),), batch_size=2, crop_samples=4800),

@@ -15,7 +15,7 @@ from helpers.toy import rows
 from melody_jax import load, release
 from melody_jax.config import DataConfig, LoRAConfig, OptimizerConfig, TrainConfig
 from melody_jax.data import pipeline
-from melody_jax.data.records import Manifest, encode_json, shard_name, write_manifest, write_shard
+from melody_jax.data.records import ShardManifest, encode_json, shard_name, write_manifest, write_shard
 from melody_jax.errors import UserError
 from melody_jax.models import mulan, vae
 from melody_jax.models.functional import count
@@ -77,7 +77,7 @@ def features(released: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     shard = write_shard(folder / shard_name("features", 0, 1), records)
     settings = {"hashes": hashes(released)}
     write_manifest(
-        folder, Manifest(kind="features", settings=settings, versions={}, shard_count=1, shards=(shard,))
+        folder, ShardManifest(kind="features", settings=settings, versions={}, shard_count=1, shards=(shard,))
     )
     return folder
 

@@ -9,7 +9,8 @@ import soundfile
 from melody_jax import audio
 from melody_jax.audio import clipped_share
 from melody_jax.data.layouts import Recording
-from melody_jax.data.pieces import PieceConfig, cut
+from melody_jax.data.pieces import cut_recording
+from melody_jax.data.prepare_config import PieceConfig
 from melody_jax.data.records import decode_json
 from melody_jax.errors import UserError
 
@@ -29,7 +30,7 @@ def recording(path: Path, wave: np.ndarray, rate: int = 24_000, **fields: object
     ("seconds", "pieces"), [(1.9, [1.9]), (4.0, [2, 2]), (4.9, [2, 2.9]), (5.1, [2, 2, 1.1])]
 )
 def test_nothing_is_dropped(tmp_path: Path, seconds: float, pieces: list[float]) -> None:
-    found = cut(recording(tmp_path / "a.wav", noise(seconds, 44_100), 44_100), CONFIG)
+    found = cut_recording(recording(tmp_path / "a.wav", noise(seconds, 44_100), 44_100), CONFIG)
     waves = [audio.decode_flac(record["audio"].tobytes()) for record in found.records]
     assert [len(wave) for wave in waves] == [pytest.approx(24_000 * length, abs=1) for length in pieces]
     assert found.seconds == pytest.approx(seconds, abs=1e-3)
@@ -43,7 +44,7 @@ def test_silence_and_clipping_cost_a_piece_only(tmp_path: Path) -> None:
     wave = noise(8.0)
     wave[48_000:96_000] = 0
     wave[96_000:144_000] = np.clip(100 * wave[96_000:144_000], -1, 1)
-    found = cut(recording(tmp_path / "a.wav", wave), CONFIG)
+    found = cut_recording(recording(tmp_path / "a.wav", wave), CONFIG)
     assert [decode_json(record["meta"])["seconds"] for record in found.records] == [[0.0, 2.0], [6.0, 8.0]]
     assert [(row["reason"], row["seconds"]) for row in found.rejects] == [
         ("silence", [2.0, 4.0]),
@@ -60,9 +61,9 @@ def test_clipped_share() -> None:
 
 
 def test_quiet_music_is_turned_up_within_limits(tmp_path: Path) -> None:
-    found = cut(recording(tmp_path / "a.wav", 3e-2 * noise(2.0)), CONFIG)
+    found = cut_recording(recording(tmp_path / "a.wav", 3e-2 * noise(2.0)), CONFIG)
     assert not found.rejects
-    quiet = cut(
+    quiet = cut_recording(
         recording(tmp_path / "b.wav", 3e-2 * noise(2.0)), PieceConfig(max_gain_db=6.0, min_seconds=0.5)
     )
     gained = audio.decode_flac(quiet.records[0]["audio"].tobytes())
@@ -72,10 +73,10 @@ def test_quiet_music_is_turned_up_within_limits(tmp_path: Path) -> None:
 def test_a_video_is_cut_to_its_clip(tmp_path: Path) -> None:
     wave = noise(9.0)
     wave[72_000:120_000] += 0.2 * np.sin(np.arange(48_000) / 10).astype(np.float32)
-    video = cut(recording(tmp_path / "video.wav", wave, clip=(3.0, 5.0)), CONFIG)
-    clip = cut(recording(tmp_path / "clip.wav", wave[72_000:120_000], clip=(3.0, 5.0)), CONFIG)
+    video = cut_recording(recording(tmp_path / "video.wav", wave, clip=(3.0, 5.0)), CONFIG)
+    clip = cut_recording(recording(tmp_path / "clip.wav", wave[72_000:120_000], clip=(3.0, 5.0)), CONFIG)
     np.testing.assert_array_equal(video.records[0]["audio"], clip.records[0]["audio"])
-    neither = cut(recording(tmp_path / "neither.wav", wave[:84_000], clip=(3.0, 5.0)), CONFIG)
+    neither = cut_recording(recording(tmp_path / "neither.wav", wave[:84_000], clip=(3.0, 5.0)), CONFIG)
     assert [row["reason"] for row in neither.rejects] == ["unreadable"]
     assert "neither the clip 3-5 s nor its video" in neither.rejects[0]["detail"]
 
@@ -83,7 +84,7 @@ def test_a_video_is_cut_to_its_clip(tmp_path: Path) -> None:
 def test_damage_near_the_end_refuses_the_whole(tmp_path: Path) -> None:
     wave = noise(6.0)
     wave[-1] = np.inf
-    found = cut(recording(tmp_path / "a.wav", wave), CONFIG)
+    found = cut_recording(recording(tmp_path / "a.wav", wave), CONFIG)
     assert (found.records, [row["reason"] for row in found.rejects]) == ([], ["not finite"])
 
 

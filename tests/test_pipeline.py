@@ -11,7 +11,7 @@ from melody_jax import audio, release
 from melody_jax.composer import facts
 from melody_jax.config import DataConfig
 from melody_jax.data import pipeline
-from melody_jax.data.records import Manifest, encode_json, shard_name, write_manifest, write_shard
+from melody_jax.data.records import ShardManifest, encode_json, shard_name, write_manifest, write_shard
 from melody_jax.errors import UserError
 
 GENRES = facts.TABLES["genre"][:2]
@@ -24,7 +24,7 @@ def write_folder(folder: Path, kind: str, records: list[dict[str, np.ndarray]], 
         write_shard(folder / shard_name(kind, i, 2), records[i * half : (i + 1) * half]) for i in range(2)
     ]
     write_manifest(
-        folder, Manifest(kind=kind, settings=settings or {}, versions={}, shard_count=2, shards=tuple(shards))
+        folder, ShardManifest(kind=kind, settings=settings or {}, versions={}, shard_count=2, shards=tuple(shards))
     )
     return str(folder)
 

@@ -21,8 +21,8 @@ from helpers.recordings import music, odd_files
 
 from melody_jax import audio, release
 from melody_jax.config import DataConfig
-from melody_jax.data import pipeline, units
-from melody_jax.data.pieces import cut
+from melody_jax.data import audio_units, pipeline
+from melody_jax.data.pieces import cut_recording
 from melody_jax.data.prepare import PrepareConfig, prepare
 from melody_jax.data.records import (
     decode_json,
@@ -37,7 +37,7 @@ from melody_jax.models.tokenizer import TokenizerConfig
 from melody_jax.models.vae import TINY as TINY_VAE
 
 pytest.importorskip("apache_beam", reason="melody prepare needs the extra beam")
-from melody_jax.data import distributed
+from melody_jax.data import beam_pipelines
 
 TINY_TOKENIZER = TokenizerConfig(
     encoder=ConformerConfig(layers=1, width=16, heads=2, ffn=32, kernel=3, layer=1), semantic_vocab=16
@@ -280,7 +280,9 @@ def test_killed_and_run_again(
     kept, again = len(list(tmp_path.glob(".work/inspected-*"))), []
     assert kept >= 1
     monkeypatch.setattr(
-        units, "cut", lambda recording, config: again.append(recording) or cut(recording, config)
+        audio_units,
+        "cut_recording",
+        lambda recording, config: again.append(recording) or cut_recording(recording, config),
     )
     prepare(audio_config(odd[0], tmp_path))
     assert len(again) <= len(odd[1]) - 8 * (kept - 1)
@@ -289,8 +291,8 @@ def test_killed_and_run_again(
 
 def test_a_landmark_of_many_recordings_still_links_them() -> None:
     marks = [((0, i), 7, 20) for i in reversed(range(150))]
-    assert len(list(distributed.pairs((5, marks[:100])))) == 100 * 99 // 2
-    linked = [pair for pair, _ in distributed.pairs((5, marks))]
+    assert len(list(beam_pipelines.landmark_pairs((5, marks[:100])))) == 100 * 99 // 2
+    linked = [pair for pair, _ in beam_pipelines.landmark_pairs((5, marks))]
     assert linked == [((0, i), (0, i + 1)) for i in range(149)]
 
 
@@ -298,6 +300,6 @@ def test_a_full_disk_is_one_line(odd: Odd, tmp_path: Path, monkeypatch: pytest.M
     def full(*_: Any) -> None:
         raise UserError("shard: cannot be written (No space left on device)")
 
-    monkeypatch.setattr("melody_jax.data.units.write_shard", full)
+    monkeypatch.setattr("melody_jax.data.audio_units.write_shard", full)
     with pytest.raises(UserError, match=r"^shard: cannot be written \(No space left on device\)$"):
         prepare(audio_config(odd[0], tmp_path))

@@ -21,7 +21,7 @@ def make(folder, counts=(3, 2), finished=True):
         ]
         value += count
         shards.append(records.write_shard(folder / records.shard_name("audio", index, len(counts)), items))
-    manifest = records.Manifest(
+    manifest = records.ShardManifest(
         kind="audio",
         settings={"seed": 1},
         versions={"melody_jax": "0"},

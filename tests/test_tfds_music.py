@@ -10,8 +10,9 @@ import tensorflow_datasets as tfds
 
 from melody_jax import audio
 from melody_jax.data import tfds_music
-from melody_jax.data.pieces import PieceConfig, cut
-from melody_jax.data.records import Manifest, encode_json, shard_name, write_manifest, write_shard
+from melody_jax.data.pieces import cut_recording
+from melody_jax.data.prepare_config import PieceConfig
+from melody_jax.data.records import ShardManifest, encode_json, shard_name, write_manifest, write_shard
 from melody_jax.errors import UserError
 
 pytestmark = pytest.mark.filterwarnings("ignore:label\\(\\) is deprecated")  # TFDS calls protobuf so
@@ -33,7 +34,9 @@ def folder(waves: list[np.ndarray], tmp_path_factory: pytest.TempPathFactory) ->
         for i, wave in enumerate(waves)
     ]
     shard = write_shard(shards / shard_name("audio", 0, 1), records)
-    write_manifest(shards, Manifest(kind="audio", settings={}, versions={}, shard_count=1, shards=(shard,)))
+    write_manifest(
+        shards, ShardManifest(kind="audio", settings={}, versions={}, shard_count=1, shards=(shard,))
+    )
     tfds_music.MelodyMusic(shards=shards, data_dir=str(shards / "tfds")).download_and_prepare()
     return shards / "tfds"
 
@@ -55,7 +58,7 @@ def test_a_dataset_is_a_source(folder: Path, waves: list[np.ndarray]) -> None:
         np.testing.assert_allclose(
             tfds_music.read(recording.path, recording.record), wave, atol=1 / 65536 + 1e-7
         )
-        made = cut(recording, PieceConfig(piece_seconds=0.4, min_seconds=0.1))
+        made = cut_recording(recording, PieceConfig(piece_seconds=0.4, min_seconds=0.1))
         assert made.seconds == pytest.approx(len(wave) / 24_000)
         assert len(made.records) == 3
     with pytest.raises(UserError, match="not a TFDS dataset"):

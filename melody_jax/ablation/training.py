@@ -94,7 +94,7 @@ def make_probe(config: TrainConfig, folder: Path) -> Probe:
 @lru_cache(maxsize=1)
 def held_out_windows(data: DataConfig) -> list[dict[str, Any]]:
     """`WINDOWS` batches of one window of every held-out clip, (clips, ...), clips in the same order."""
-    clips = len(pipeline.Records(data.validation_folder, "features"))
+    clips = len(pipeline.ConcatenatedRecords(data.validation_folder, "features"))
     return list(pipeline.validation_batches(replace(data, batch_size=clips), "features", WINDOWS))
 
 

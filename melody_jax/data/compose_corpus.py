@@ -1,68 +1,69 @@
-"""Makes a corpus: composes, renders and captions pieces into shards of audio records, in parallel and resumably.
+"""`melody compose`: composes, renders and captions pieces in parallel, as shards of audio records or as sound files.
 
-Piece i of a split depends on (seed, split, i) alone, so the shards are the same bytes for any number of workers; the
-seeds of the splits never meet. A run that was stopped goes on with the shards that are missing.
+Piece i of a split depends only on (seed, split, i), so the output is the same bytes for any number of workers. The
+seeds of the splits are disjoint. A run that was stopped resumes with what is missing.
 """
 
-import contextlib
 import dataclasses
 import hashlib
 import importlib.metadata
+import json
 import math
-import multiprocessing
-import os
-import signal
-import threading
 import time
 from collections.abc import Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
-from melody_jax import __version__, audio
+from melody_jax import __version__, audio, composer
 from melody_jax.composer import captions, compose, render, soundfont
 from melody_jax.composer.piece import Piece
 from melody_jax.composer.splits import SPLITS, split_index
-from melody_jax.data import records
+from melody_jax.data import compose_workers, records
 from melody_jax.errors import UserError
 
 CAPTIONS = 8
+"""Captions per piece."""
 MAX_SEED = 1_000_000
+FORMATS = ("shards", "wav", "flac")
+CAPTION_FILE = "captions.jsonl"
+SETTINGS_FILE = ".compose.json"
+"""Settings and versions of a folder of sound files; `melody prepare` ignores hidden files."""
 _PIECES_PER_SEED = 1_000_000_000
-# One thread per worker: NumPy's matrix products round differently for other numbers of threads.
-_ONE_THREAD: dict[str, str] = dict.fromkeys(
-    ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"), "1"
-)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ComposeConfig:
-    """A corpus to make."""
+    """Composes a captioned corpus."""
 
     out: str = ""
-    """Folder for the shards; made if it is missing. A run that was stopped goes on in the same folder."""
+    """Folder for the corpus; it is created if it is missing. A stopped run resumes when the same command runs again."""
+    format: str = "shards"
+    """shards: ArrayRecord shards, for training. wav, flac: one sound file per piece and captions.jsonl, for
+    listening; `melody prepare --source OUT --captions OUT/captions.jsonl` reads them."""
     hours: float = 1.0
-    """Hours of audio, rounded to whole pieces."""
+    """Hours of audio, rounded to a number of pieces."""
     split: str = "train"
     """train, validation or test: seeds, progressions and motifs of the splits are disjoint."""
     seed: int = 0
     """Seed of the corpus, 0 to 999,999."""
     seconds: float = 30.0
-    """Length of every piece in seconds."""
+    """Length of each piece, seconds."""
     workers: int = 0
-    """Processes; 0: one for every CPU. The result does not depend on it."""
+    """Processes; 0: one per CPU. The output does not depend on it."""
     soundfonts: tuple[str, ...] = ("auto",)
-    """Names of SoundFonts; auto: every installed one that the split may hear; none: the built-in synthesiser alone."""
+    """Names of SoundFonts; auto: every installed one that the split may use; none: only the built-in synthesiser."""
     pieces_per_shard: int = 60
-    """Pieces in a shard: what is lost at most, for each worker, if the run stops."""
+    """Pieces per shard. An interruption costs each worker at most one shard."""
 
     def __post_init__(self) -> None:
         split_index(self.split)
+        if self.format not in FORMATS:
+            raise UserError(f"format is {self.format!r}; it must be one of {', '.join(FORMATS)}")
         if not 0 <= self.seed < MAX_SEED:
             raise UserError(f"seed is {self.seed}; it must be from 0 to {MAX_SEED - 1}")
         if not 1 <= self.seconds <= 600:
@@ -70,7 +71,7 @@ class ComposeConfig:
         if self.pieces_per_shard < 1:
             raise UserError(f"pieces_per_shard is {self.pieces_per_shard}; it must be at least 1")
         if self.workers < 0:
-            raise UserError(f"workers is {self.workers}; it must be 0 (one for every CPU) or more")
+            raise UserError(f"workers is {self.workers}; it must be 0 (one per CPU) or more")
         if not (math.isfinite(self.hours) and 1 <= self.pieces <= _PIECES_PER_SEED):
             raise UserError(f"hours is {self.hours}; it must be at least one piece of {self.seconds} seconds")
 
@@ -79,49 +80,114 @@ class ComposeConfig:
         """Number of pieces."""
         return round(self.hours * 3600 / self.seconds)
 
+    @property
+    def groups(self) -> int:
+        """Number of groups of pieces that workers make: one per shard."""
+        return math.ceil(self.pieces / self.pieces_per_shard)
 
-def piece_seed(config_seed: int, split: str, index: int) -> int:
-    """The seed of piece `index`. Its remainder by three is the split, so that no two splits share one."""
-    return (config_seed * _PIECES_PER_SEED + index) * len(SPLITS) + split_index(split)
+    def group_pieces(self, group: int) -> range:
+        """Indices of the pieces of a group."""
+        first = group * self.pieces_per_shard
+        return range(first, min(first + self.pieces_per_shard, self.pieces))
 
 
-def compose_corpus(config: ComposeConfig) -> records.Manifest:
-    """Makes the corpus, or what is missing of it, and returns its manifest.
+@dataclass(frozen=True)
+class Sources:
+    """What the corpus depends on apart from the code: settings as they are stored, versions, and font paths by name."""
 
-    Raises `UserError` if the folder cannot be used, holds another corpus, or a SoundFont is missing.
+    settings: dict[str, Any]
+    versions: dict[str, str]
+    fonts: dict[str, str]
+
+
+def piece_seed(corpus_seed: int, split: str, index: int) -> int:
+    """The seed of piece `index`. Its remainder by three is the split, so that splits share no seed."""
+    return (corpus_seed * _PIECES_PER_SEED + index) * len(SPLITS) + split_index(split)
+
+
+def compose_corpus(config: ComposeConfig) -> None:
+    """Makes the corpus, or the missing part of it, and prints what the folder holds.
+
+    Raises:
+        UserError: the folder cannot be used or holds another corpus, or a SoundFont is missing.
     """
     if not config.out:
         raise UserError("a folder for the corpus is needed: --out FOLDER")
-    fonts = _fonts(config)
+    sources = _sources(config)
     folder = Path(config.out)
-    manifest = _start(folder, config, fonts)
-    todo = [index for index in range(manifest.shard_count) if _name(config, index) not in _names(manifest)]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{folder}: the folder cannot be made ({error.strerror})") from error
     started = time.monotonic()
-    with tqdm(total=config.pieces, initial=manifest.records, unit="piece", dynamic_ncols=True) as bar:
-        for shard in _make_shards(config, fonts, todo, bar) if todo else ():
-            manifest = dataclasses.replace(manifest, shards=(*manifest.shards, shard))
-            records.write_manifest(folder, manifest)
-    hours, taken = config.pieces * config.seconds / 3600, time.monotonic() - started
-    size = sum(shard.bytes for shard in manifest.shards) / 1e9
+    contents = (
+        _compose_shards(config, sources) if config.format == "shards" else _compose_files(config, sources)
+    )
+    hours = config.pieces * config.seconds / 3600
     print(
-        f"{folder}: {config.pieces} pieces, {hours:.2f} h, {size:.2f} GB; this run took {taken:.0f} s",
+        f"{folder}: {config.pieces} pieces, {hours:.2f} h, in {contents}; "
+        f"this run took {time.monotonic() - started:.0f} s",
         flush=True,
     )
-    return records.read_manifest(folder)
 
 
-def make_record(config: ComposeConfig, fonts: dict[str, str], index: int) -> dict[str, np.ndarray]:
-    """Composes, renders and captions piece `index`: an audio record (see `records`). `fonts` maps names to paths."""
+def _compose_shards(config: ComposeConfig, sources: Sources) -> str:
+    """Writes the missing shards and the manifest; returns a description of the folder."""
+    folder = Path(config.out)
+    manifest = _begin_shards(folder, config, sources)
+    finished = {shard.name for shard in manifest.shards}
+    missing = [group for group in range(config.groups) if _shard_name(config, group) not in finished]
+    make_group = partial(_make_shard, config, sources.fonts)
+    with _progress_bar(config, manifest.records) as bar:
+        for _, shard in compose_workers.run_groups(make_group, missing, config.workers, bar):
+            manifest = dataclasses.replace(manifest, shards=(*manifest.shards, shard))
+            records.write_manifest(folder, manifest)
+    size = sum(shard.bytes for shard in manifest.shards) / 1e6
+    return f"{len(manifest.shards)} shards of {size:.1f} MB"
+
+
+def _compose_files(config: ComposeConfig, sources: Sources) -> str:
+    """Writes the missing sound files and the table of captions; returns a description of the folder."""
+    folder = Path(config.out)
+    _begin_files(folder, dataclasses.replace(sources, settings={**sources.settings, "format": config.format}))
+    make_group = partial(_make_files, config, sources.fonts)
+    rows: dict[int, str] = {}
+    with _progress_bar(config, 0) as bar:
+        groups = range(config.groups)
+        rows.update(compose_workers.run_groups(make_group, groups, config.workers, bar))
+    records.write_bytes(folder / CAPTION_FILE, "".join(rows[group] for group in sorted(rows)).encode())
+    return f"{config.format.upper()} files with {CAPTIONS} captions per piece in {CAPTION_FILE}"
+
+
+def _progress_bar(config: ComposeConfig, finished: int) -> tqdm:
+    return tqdm(
+        total=config.pieces,
+        initial=finished,
+        desc="compose",
+        unit=" pieces",
+        dynamic_ncols=True,
+        disable=None,
+    )
+
+
+def make_piece(
+    config: ComposeConfig, fonts: dict[str, str], index: int, audible: bool = True
+) -> tuple[np.ndarray | None, dict[str, Any]]:
+    """Composes and captions piece `index`: its audio float32 (T,), None unless `audible`, and its meta.
+
+    `fonts` maps names to paths.
+    """
     seed = piece_seed(config.seed, config.split, index)
     rng = np.random.default_rng([seed, 0xF0])
     piece = compose.compose(seed, config.seconds, split=config.split)
     font = sorted(fonts)[rng.integers(len(fonts))] if fonts else None
-    sound = render.render(piece, Path(fonts[font]) if font else None)
-    if not np.isfinite(sound).all() or np.abs(sound).max() < 1e-3:
+    meta = _meta(piece, f"{config.split}-{config.seed}-{index:07d}", config.split, font)
+    if not audible:
+        return None, meta
+    wave = render.render(piece, Path(fonts[font]) if font else None)
+    if not np.isfinite(wave).all() or np.abs(wave).max() < 1e-3:
         raise RuntimeError(f"piece {index} (seed {seed}, {piece.facts.genre}) rendered to silence or NaN")
-    name = f"{config.split}-{config.seed}-{index:07d}"
-    meta = _meta(piece, name, config.split, font)
-    return {"audio": np.frombuffer(audio.encode_flac(sound), np.uint8), "meta": records.encode_json(meta)}
+    return wave, meta
 
 
 def _meta(piece: Piece, name: str, split: str, font: str | None) -> dict[str, Any]:
@@ -136,25 +202,68 @@ def _meta(piece: Piece, name: str, split: str, font: str | None) -> dict[str, An
     }
 
 
+def _make_shard(config: ComposeConfig, fonts: dict[str, str], group: int) -> records.Shard:
+    """Writes the shard of a group, in a worker."""
+
+    def audio_records() -> Iterator[dict[str, np.ndarray]]:
+        for index in config.group_pieces(group):
+            compose_workers.check_running()
+            wave, meta = make_piece(config, fonts, index)
+            assert wave is not None
+            flac = audio.encode_flac(wave)
+            yield {"audio": np.frombuffer(flac, np.uint8), "meta": records.encode_json(meta)}
+            compose_workers.count_piece()
+
+    return records.write_shard(Path(config.out) / _shard_name(config, group), audio_records())
+
+
+def _make_files(config: ComposeConfig, fonts: dict[str, str], group: int) -> str:
+    """Writes the missing sound files of a group, in a worker; returns its lines of the table of captions."""
+    lines = []
+    for index in config.group_pieces(group):
+        compose_workers.check_running()
+        name = f"{config.split}-{config.seed}-{index:07d}.{config.format}"
+        path = Path(config.out) / name
+        wave, meta = make_piece(config, fonts, index, audible=not path.is_file())
+        if wave is not None:
+            audio.write(path, wave)
+        lines += [
+            json.dumps({"file": name, "caption": caption}, ensure_ascii=False) for caption in meta["captions"]
+        ]
+        compose_workers.count_piece()
+    return "".join(f"{line}\n" for line in lines)
+
+
+def _sources(config: ComposeConfig) -> Sources:
+    fonts = _fonts(config)
+    settings = {
+        name: value
+        for name, value in dataclasses.asdict(config).items()
+        if name not in ("out", "workers", "format")
+    }
+    settings["soundfonts"] = {name: records.file_hash(path) for name, path in sorted(fonts.items())}
+    versions = {name: importlib.metadata.version(name) for name in ("numpy", "scipy", "soundfile")}
+    return Sources(settings, versions | {"melody_jax": __version__, "composer": _source_hash()}, fonts)
+
+
 def _fonts(config: ComposeConfig) -> dict[str, str]:
-    """Names and paths of the fonts to use; none, with a notice, if "auto" finds nothing to play or to play it with."""
-    wanted = config.soundfonts
-    if wanted == ("none",):
+    """Names and paths of the fonts in use; none, with a notice, if "auto" finds no font or no FluidSynth."""
+    if config.soundfonts == ("none",):
         return {}
-    if wanted != ("auto",):
-        paths = {name: str(soundfont.find(name)) for name in wanted}
-        for name in wanted:
-            if config.split not in soundfont.FONTS[name].splits:
-                raise UserError(
-                    f"SoundFont {name} is kept for the split {', '.join(soundfont.FONTS[name].splits)}"
-                )
+    if config.soundfonts != ("auto",):
+        paths = {name: str(soundfont.find(name)) for name in config.soundfonts}
+        for name in config.soundfonts:
+            splits = soundfont.FONTS[name].splits
+            if config.split not in splits:
+                raise UserError(f"SoundFont {name} is reserved for the split {', '.join(splits)}")
         soundfont.library()
         return paths
-    found = {name: str(path) for name, path in soundfont.installed(config.split).items()}
-    packages = " ".join(font.package for font in soundfont.FONTS.values() if config.split in font.splits)
-    if not found:
+    paths = {name: str(path) for name, path in soundfont.installed(config.split).items()}
+    if not paths:
+        packages = " ".join(font.package for font in soundfont.FONTS.values() if config.split in font.splits)
         print(
-            f"no SoundFont is installed, so the built-in synthesiser plays everything: apt-get install {packages}"
+            "no SoundFont is installed, so the built-in synthesiser plays everything; "
+            f"for sampled instruments: apt-get install {packages}"
         )
         return {}
     try:
@@ -162,52 +271,60 @@ def _fonts(config: ComposeConfig) -> dict[str, str]:
     except UserError as error:
         print(f"the built-in synthesiser plays everything: {error}")
         return {}
-    return found
+    return paths
 
 
-def _start(folder: Path, config: ComposeConfig, fonts: dict[str, str]) -> records.Manifest:
-    """The manifest to go on from: a new one, or the one of a run with the same settings, less damaged shards."""
-    settings = {
-        name: value for name, value in dataclasses.asdict(config).items() if name not in ("out", "workers")
-    }
-    settings["soundfonts"] = {name: records.file_hash(path) for name, path in sorted(fonts.items())}
-    fresh = records.Manifest(
-        kind="audio",
-        settings=settings,
-        versions={name: importlib.metadata.version(name) for name in ("numpy", "scipy", "soundfile")}
-        | {"melody_jax": __version__, "composer": _source_hash()},
-        shard_count=math.ceil(config.pieces / config.pieces_per_shard),
+def _begin_shards(folder: Path, config: ComposeConfig, sources: Sources) -> records.ShardManifest:
+    """The manifest to continue: a new one, or that of a run with the same settings, without damaged shards."""
+    manifest = records.ShardManifest(
+        kind="audio", settings=sources.settings, versions=sources.versions, shard_count=config.groups
     )
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{folder}: the folder cannot be made ({error.strerror})") from error
+    if (folder / SETTINGS_FILE).exists():
+        raise UserError(f"{folder}: holds sound files; choose another folder for shards")
     if not (folder / records.MANIFEST).exists():
         if any(folder.glob("*.array_record")):
             raise UserError(f"{folder}: holds shards without a {records.MANIFEST}; choose an empty folder")
-        records.write_manifest(folder, fresh)
-        return fresh
-    found = records.read_manifest(folder)
-    for kind in ("settings", "versions"):
-        old, new = getattr(found, kind), getattr(fresh, kind)
-        for name in sorted({*old, *new}):
-            if old.get(name) != new.get(name):
+        records.write_manifest(folder, manifest)
+        return manifest
+    previous = records.read_manifest(folder)
+    _check_same(folder, sources, previous.settings, previous.versions)
+    shards = tuple(shard for shard in previous.shards if _is_intact(folder, shard))
+    return dataclasses.replace(manifest, shards=shards)
+
+
+def _begin_files(folder: Path, sources: Sources) -> None:
+    """Stores the settings of a new folder of sound files, or compares them with those of the run to continue."""
+    if (folder / records.MANIFEST).exists():
+        raise UserError(f"{folder}: holds shards; choose another folder for sound files")
+    path = folder / SETTINGS_FILE
+    if path.exists():
+        previous = json.loads(path.read_text(encoding="utf-8"))
+        _check_same(folder, sources, previous["settings"], previous["versions"])
+    else:
+        content = {"settings": sources.settings, "versions": sources.versions}
+        records.write_bytes(path, json.dumps(content, indent=1).encode())
+
+
+def _check_same(folder: Path, sources: Sources, settings: dict[str, Any], versions: dict[str, str]) -> None:
+    """Raises `UserError` unless a folder was made with these settings and versions."""
+    for previous, current in ((settings, sources.settings), (versions, sources.versions)):
+        for name in sorted({*previous, *current}):
+            if previous.get(name) != current.get(name):
                 raise UserError(
-                    f"{folder}: holds a corpus with {name} {old.get(name)}, not {new.get(name)}; choose another folder"
+                    f"{folder}: holds a corpus with {name} {previous.get(name)}, not {current.get(name)}; "
+                    "choose another folder"
                 )
-    return dataclasses.replace(fresh, shards=tuple(shard for shard in found.shards if _whole(folder, shard)))
 
 
 def _source_hash() -> str:
-    """Of the code that makes the pieces: shards of two versions must not end up in one corpus."""
-    here = Path(__file__).parent
+    """Hash of the code that determines the pieces: shards of two versions must not share a corpus."""
     digest = hashlib.sha256()
-    for path in (Path(audio.__file__), *sorted(here.rglob("*.py"))):
+    for path in (Path(audio.__file__), *sorted(Path(composer.__path__[0]).rglob("*.py"))):
         digest.update(path.read_bytes())
     return digest.hexdigest()[:16]
 
 
-def _whole(folder: Path, shard: records.Shard) -> bool:
+def _is_intact(folder: Path, shard: records.Shard) -> bool:
     try:
         records.check_shard(folder, shard, content=True)
     except UserError:
@@ -215,86 +332,5 @@ def _whole(folder: Path, shard: records.Shard) -> bool:
     return True
 
 
-def _names(manifest: records.Manifest) -> set[str]:
-    return {shard.name for shard in manifest.shards}
-
-
-def _name(config: ComposeConfig, index: int) -> str:
-    return records.shard_name("audio", index, math.ceil(config.pieces / config.pieces_per_shard))
-
-
-def _make_shards(
-    config: ComposeConfig, fonts: dict[str, str], todo: list[int], bar: tqdm
-) -> Iterator[records.Shard]:
-    """Shards as they are finished, by spawned workers, while the bar follows the pieces."""
-    context = multiprocessing.get_context("spawn")
-    count, stop = context.Value("q", 0), context.Event()
-    workers = min(len(todo), config.workers or os.cpu_count() or 1)
-    with (
-        _environment(_ONE_THREAD),
-        ProcessPoolExecutor(workers, context, initializer=_begin_worker, initargs=(count, stop)) as pool,
-    ):
-        pending: set[Future] = {pool.submit(_make_shard, config, fonts, index) for index in todo}
-        try:
-            while pending:
-                done, pending = wait(pending, timeout=0.5, return_when=FIRST_COMPLETED)
-                bar.update(count.value + bar.initial - bar.n)
-                for future in done:
-                    yield future.result()
-        except BrokenProcessPool as error:
-            raise UserError("a worker was killed (out of memory?); run again with fewer --workers") from error
-        finally:
-            stop.set()
-            for future in pending:
-                future.cancel()
-
-
-@contextlib.contextmanager
-def _environment(values: dict[str, str]) -> Iterator[None]:
-    """Sets environment variables for the processes that start meanwhile."""
-    before = {name: os.environ.get(name) for name in values}
-    os.environ.update(values)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name)
-            else:
-                os.environ[name] = value
-
-
-class _Stopped(Exception):
-    """The main process wants no more pieces."""
-
-
-class _Worker:
-    """What a worker process shares with the main one."""
-
-    count: Any = None
-    stop: Any = None
-
-
-def _begin_worker(count: Any, stop: Any) -> None:
-    _Worker.count, _Worker.stop = count, stop
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        # A main process that was killed cannot say so; a worker that waits for work would wait for ever.
-        threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
-
-
-def _make_shard(config: ComposeConfig, fonts: dict[str, str], index: int) -> records.Shard:
-    return records.write_shard(Path(config.out) / _name(config, index), _shard_records(config, fonts, index))
-
-
-def _shard_records(
-    config: ComposeConfig, fonts: dict[str, str], index: int
-) -> Iterator[dict[str, np.ndarray]]:
-    first = index * config.pieces_per_shard
-    for piece in range(first, min(first + config.pieces_per_shard, config.pieces)):
-        if _Worker.stop.is_set():
-            raise _Stopped
-        yield make_record(config, fonts, piece)
-        with _Worker.count.get_lock():
-            _Worker.count.value += 1
+def _shard_name(config: ComposeConfig, group: int) -> str:
+    return records.shard_name("audio", group, config.groups)

@@ -1,13 +1,13 @@
-"""The layouts in which people keep music, read into one list of recordings. Nothing is decoded here.
+"""Common layouts of music collections, read into one list of recordings. Nothing is decoded here.
 
-A layout is a function (folder of the audio, table) -> recordings. A recording that its table lists and the folder lacks
-is kept in the list as missing, and so is audio that the table does not caption: `melody prepare` counts both.
+A layout is a function (folder of the audio, table) -> recordings. The list also contains recordings that the table
+names but the folder lacks, and audio without a caption in the table: `melody prepare` counts both as rejects.
 
-files          any folder; the table, if there is one: CSV with a header, or JSONL, of `file` and `caption`
-audiofolder    metadata.csv or metadata.jsonl with `file_name` beside the files it names, and a caption
+files          any folder; the table is optional: CSV with a header, or JSONL, with `file` and `caption`
+audiofolder    metadata.csv or metadata.jsonl in the folder of the files, with `file_name` and a caption
                (huggingface.co/docs/hub/datasets-audio)
-musiccaps      musiccaps-public.csv (huggingface.co/datasets/google/MusicCaps); files named by YouTube id, either the
-               clip or the whole video
+musiccaps      musiccaps-public.csv (huggingface.co/datasets/google/MusicCaps); files are named by YouTube id and hold
+               the clip or the full video
 mtg-jamendo    data/autotagging*.tsv and the audio in folders 00 to 99 (github.com/MTG/mtg-jamendo-dataset)
 fma            fma_metadata/tracks.csv and fma_small, _medium, _large or _full (github.com/mdeff/fma)
 song-describer song_describer.csv and audio/ (zenodo.org/records/10072001)
@@ -26,8 +26,8 @@ from melody_jax.errors import UserError
 
 SUFFIXES = (".wav", ".flac", ".ogg", ".mp3", ".aif", ".aiff", ".opus")
 CAPTION_COLUMNS = ("caption", "text", "description")
-REST = ""
-"""Under this name a row keeps its values beyond the header: MTG-Jamendo's tags."""
+EXTRA_VALUES = ""
+"""The key of a row's values beyond the header: MTG-Jamendo's tags."""
 FMA_SUBSETS = ("small", "medium", "large", "full")
 
 
@@ -36,28 +36,28 @@ class Recording:
     """One piece of music before it is decoded."""
 
     id: str
-    """Its name in messages and records; unique within a source."""
+    """Name in messages and records, unique within a source."""
     path: str
     """The audio file, or the folder of the TFDS dataset."""
     size: int
-    """Bytes of the file, -1 if it is missing; part of what a resumed run compares."""
+    """Size of the file in bytes, -1 if it is missing; a resumed run compares it."""
     record: int = -1
-    """Number of the TFDS example; -1: `path` is an audio file."""
+    """Index of the TFDS example; -1: `path` is an audio file."""
     clip: tuple[float, float] | None = None
-    """The part that the caption is about, in seconds, if the file may be longer than that."""
+    """The captioned part, start and end in seconds, if the file may be longer."""
     captions: tuple[str, ...] = ()
-    """What people wrote about it; tags joined by commas where a set has nothing else."""
+    """Captions; for collections without captions, the tags joined by commas."""
     tags: dict[str, list[str]] = dataclasses.field(default_factory=dict)
-    """Labels by kind, as the set has them."""
+    """Labels of the collection by kind."""
     problem: str = ""
-    """Why it cannot be used, where that is known without opening it."""
+    """Reason for a reject that shows without opening the file: missing, suffix or uncaptioned."""
 
 
 def recordings(folder: str | os.PathLike, layout: str, table: str | os.PathLike | None) -> list[Recording]:
-    """The recordings of a folder, in the order of their ids.
+    """Lists the recordings of a folder, sorted by id.
 
     Raises:
-        UserError: an unknown layout, a missing folder or table, a table of another form, or nothing that exists.
+        UserError: the layout is unknown, the folder or the table is missing or malformed, or no audio exists.
     """
     folder = Path(folder)
     if layout not in LAYOUTS:
@@ -68,22 +68,22 @@ def recordings(folder: str | os.PathLike, layout: str, table: str | os.PathLike 
         raise UserError(
             f"--layout {layout} needs its table: --captions FILE (see melody_jax/data/layouts.py)"
         )
-    found = sorted(
+    listed = sorted(
         LAYOUTS[layout](folder, Path(table) if table else None), key=lambda recording: recording.id
     )
-    if all(recording.problem for recording in found):
-        named = f"; the first of {len(found)} names: {found[0].id}" if found else ""
+    if all(recording.problem for recording in listed):
+        example = f"; the first of {len(listed)} names: {listed[0].id}" if listed else ""
         raise UserError(
-            f"{folder}: holds no audio that layout {layout!r} finds ({', '.join(SUFFIXES)}){named}"
+            f"{folder}: holds no audio that layout {layout!r} finds ({', '.join(SUFFIXES)}){example}"
         )
-    return found
+    return listed
 
 
 def files(folder: Path, table: Path | None) -> Iterator[Recording]:
-    """Every file below a folder, with the captions of `table`; other files and uncaptioned ones are marked."""
+    """Every file below a folder, with the captions of `table`; hidden files are skipped."""
     captions = read_captions(table) if table else None
-    here = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
-    for name in here:
+    names = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+    for name in names:
         if Path(name).name.startswith(".") or (table and (folder / name).samefile(table)):
             continue
         if Path(name).suffix.lower() not in SUFFIXES:
@@ -92,12 +92,12 @@ def files(folder: Path, table: Path | None) -> Iterator[Recording]:
             yield _recording(folder, name, problem="uncaptioned")
         else:
             yield _recording(folder, name, captions=tuple((captions or {}).get(name, ())))
-    for name in set(captions or ()) - set(here):
+    for name in set(captions or ()) - set(names):
         yield _recording(folder, name, captions=tuple((captions or {})[name]))
 
 
 def audiofolder(folder: Path, table: Path | None) -> Iterator[Recording]:
-    """Hugging Face's folders: every metadata.csv or metadata.jsonl below names files relative to itself."""
+    """Hugging Face's AudioFolder: each metadata.csv or metadata.jsonl names files relative to its own folder."""
     tables = [table] if table else sorted([*folder.rglob("metadata.csv"), *folder.rglob("metadata.jsonl")])
     if not tables:
         raise UserError(
@@ -114,12 +114,12 @@ def audiofolder(folder: Path, table: Path | None) -> Iterator[Recording]:
                 )
             captions.setdefault(str(Path(row["file_name"])), []).append(str(row[column]).strip())
         base = path.parent.relative_to(folder) if path.is_relative_to(folder) else Path()
-        for name, own in captions.items():
-            yield _recording(folder, str(base / name), captions=tuple(own))
+        for name, texts in captions.items():
+            yield _recording(folder, str(base / name), captions=tuple(texts))
 
 
 def musiccaps(folder: Path, table: Path | None) -> Iterator[Recording]:
-    """One row a 10 s clip. Files are `<ytid>.<suffix>` or `[<ytid>]-[<start>-<end>].<suffix>`."""
+    """One row per 10 s clip. Files are `<ytid>.<suffix>` or `[<ytid>]-[<start>-<end>].<suffix>`."""
     assert table is not None
     stems = {
         path.stem: str(path.relative_to(folder))
@@ -127,7 +127,9 @@ def musiccaps(folder: Path, table: Path | None) -> Iterator[Recording]:
         if path.suffix.lower() in SUFFIXES
     }
     for line, row in _csv(table, ("ytid", "start_s", "end_s", "aspect_list", "caption")):
-        name, start, end = row["ytid"], row["start_s"], row["end_s"]
+        name = row["ytid"]
+        start = row["start_s"]
+        end = row["end_s"]
         file = stems.get(name) or stems.get(f"[{name}]-[{start}-{end}]") or f"{name}.wav"
         tags = {"aspects": _literal_list(row["aspect_list"], table, line)}
         clip = (_number(start, table, line), _number(end, table, line))
@@ -137,11 +139,11 @@ def musiccaps(folder: Path, table: Path | None) -> Iterator[Recording]:
 
 
 def mtg_jamendo(folder: Path, table: Path | None) -> Iterator[Recording]:
-    """Tags such as `genre---rock`, one a column from TAGS on; audio as 14/214.mp3, or 14/214.low.mp3 of audio-low."""
+    """Tags such as `genre---rock`, one per column from TAGS on; audio is 14/214.mp3, or 14/214.low.mp3 of audio-low."""
     assert table is not None
     for _, row in _csv(table, ("TRACK_ID", "PATH", "TAGS"), delimiter="\t"):
         tags: dict[str, list[str]] = {"genre": [], "instrument": [], "mood/theme": []}
-        for tag in (row["TAGS"], *row.get(REST, ())):
+        for tag in (row["TAGS"], *row.get(EXTRA_VALUES, ())):
             kind, _, value = tag.partition("---")
             tags.setdefault(kind, []).append(value)
         names = (row["PATH"], row["PATH"].replace(".mp3", ".low.mp3"))
@@ -151,9 +153,9 @@ def mtg_jamendo(folder: Path, table: Path | None) -> Iterator[Recording]:
 
 
 def fma(folder: Path, table: Path | None) -> Iterator[Recording]:
-    """Three lines of header: group, name, and `track_id`; audio as 000/000002.mp3, genres by genres.csv if it is there.
+    """Three header lines (group, name, `track_id`); audio is 000/000002.mp3; genres.csv, if present, names genres.
 
-    A folder called fma_small, fma_medium or fma_large should hold its subset and no more.
+    A folder named fma_small, fma_medium or fma_large is expected to hold only that subset and smaller ones.
     """
     assert table is not None
     subsets = FMA_SUBSETS
@@ -167,22 +169,22 @@ def fma(folder: Path, table: Path | None) -> Iterator[Recording]:
         if row["set", "subset"] not in subsets:
             continue
         ids = [str(number) for number in _literal_list(row["track", "genres"], table, line)]
-        named = [row["track", "genre_top"], *(titles[number] for number in ids if number in titles)]
-        tags = {"genre": list(dict.fromkeys(name for name in named if name))}
+        names = [row["track", "genre_top"], *(titles[number] for number in ids if number in titles)]
+        tags = {"genre": list(dict.fromkeys(name for name in names if name))}
         track = f"{int(row['track_id', '']):06d}"
-        found = _recording(folder, f"{track[:3]}/{track}.mp3", captions=_joined(tags), tags=tags)
-        yield dataclasses.replace(found, id=track)
+        recording = _recording(folder, f"{track[:3]}/{track}.mp3", captions=_joined(tags), tags=tags)
+        yield dataclasses.replace(recording, id=track)
 
 
 def song_describer(folder: Path, table: Path | None) -> Iterator[Recording]:
-    """One row a caption, several a track; the table says 34/1004034.mp3, the archive holds 34/1004034.2min.mp3."""
+    """One row per caption; the table names 34/1004034.mp3, the archive contains 34/1004034.2min.mp3."""
     assert table is not None
     captions: dict[str, list[str]] = {}
     for _, row in _csv(table, ("track_id", "caption", "path")):
         captions.setdefault(row["path"], []).append(row["caption"].strip())
-    for path, own in captions.items():
+    for path, texts in captions.items():
         names = (path.replace(".mp3", ".2min.mp3"), path)
-        yield dataclasses.replace(_recording(folder, *names, captions=tuple(own)), id=path)
+        yield dataclasses.replace(_recording(folder, *names, captions=tuple(texts)), id=path)
 
 
 LAYOUTS: dict[str, Callable[[Path, Path | None], Iterator[Recording]]] = {
@@ -196,33 +198,27 @@ LAYOUTS: dict[str, Callable[[Path, Path | None], Iterator[Recording]]] = {
 
 
 def read_captions(path: Path) -> dict[str, list[str]]:
-    """File name -> its captions, from .csv (with a header) or .jsonl with file and caption.
+    """Reads file name -> captions from a .csv (with a header) or .jsonl with file and caption.
 
     Raises:
-        UserError: another suffix, a missing column, or a row without a file or a caption, named by its line.
+        UserError: another suffix, a missing column, a row without a file or a caption, or no rows.
     """
     if path.suffix.lower() not in (".csv", ".jsonl"):
         raise UserError(f"{path}: captions must be a .csv or .jsonl file with file and caption")
-    found: dict[str, list[str]] = {}
-    for line, row in (
-        _json_lines(path) if path.suffix.lower() == ".jsonl" else _csv(path, ("file", "caption"))
-    ):
-        file, caption = row.get("file"), row.get("caption")
-        if (
-            not isinstance(file, str)
-            or not isinstance(caption, str)
-            or not file.strip()
-            or not caption.strip()
-        ):
+    rows = _json_lines(path) if path.suffix.lower() == ".jsonl" else _csv(path, ("file", "caption"))
+    captions: dict[str, list[str]] = {}
+    for line, row in rows:
+        values = (row.get("file"), row.get("caption"))
+        if not all(isinstance(value, str) and value.strip() for value in values):
             raise UserError(f"{path}, line {line}: needs a file and a caption, both text")
-        found.setdefault(str(Path(file.strip())), []).append(caption.strip())
-    if not found:
+        captions.setdefault(str(Path(row["file"].strip())), []).append(row["caption"].strip())
+    if not captions:
         raise UserError(f"{path}: holds no captions")
-    return found
+    return captions
 
 
 def _recording(folder: Path, *names: str, **fields: Any) -> Recording:
-    """The first of the names that exists; the first name, as missing, if none does."""
+    """A recording of the first name that exists, or of the first name, marked as missing."""
     for name in names:
         path = folder / name
         if path.is_file():
@@ -236,10 +232,10 @@ def _joined(tags: dict[str, list[str]]) -> tuple[str, ...]:
 
 
 def _csv(path: Path, needed: Sequence[str], delimiter: str = ",") -> Iterator[tuple[int, dict[str, Any]]]:
-    """(line, row) of a table with a header, every needed column filled in."""
+    """Yields (line, row) of a table with a header; `needed` columns must have values."""
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.DictReader(file, restkey=REST, delimiter=delimiter)
+            reader = csv.DictReader(file, restkey=EXTRA_VALUES, delimiter=delimiter)
             for column in needed:
                 if column not in (reader.fieldnames or ()):
                     raise UserError(
@@ -258,10 +254,12 @@ def _fma_rows(path: Path) -> Iterator[tuple[int, dict[tuple[str, str], str]]]:
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             reader = csv.reader(file)
-            groups, names, index = next(reader, []), next(reader, []), next(reader, [])
+            groups = next(reader, [])
+            names = next(reader, [])
+            index = next(reader, [])
             columns = [("track_id", ""), *zip(groups[1:], names[1:], strict=False)]
-            wanted = {("set", "subset"), ("track", "genre_top"), ("track", "genres")}
-            if index[:1] != ["track_id"] or not wanted <= set(columns):
+            needed = {("set", "subset"), ("track", "genre_top"), ("track", "genres")}
+            if index[:1] != ["track_id"] or not needed <= set(columns):
                 raise UserError(f"{path}: not FMA's tracks.csv, whose header has three lines")
             for values in reader:
                 row = dict(zip(columns, values, strict=False))
@@ -290,14 +288,14 @@ def _json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 
 
 def _literal_list(text: str, path: Path, line: int) -> list[Any]:
-    """The published tables hold lists as Python writes them; `literal_eval` reads values, never code."""
+    """The published tables contain lists in Python notation; `literal_eval` reads values, never code."""
     try:
-        found = ast.literal_eval(text) if text.strip() else []
+        values = ast.literal_eval(text) if text.strip() else []
     except (ValueError, SyntaxError):
-        found = None
-    if not isinstance(found, list):
+        values = None
+    if not isinstance(values, list):
         raise UserError(f"{path}, line {line}: {text[:40]!r} is not a list")
-    return found
+    return values
 
 
 def _number(text: str, path: Path, line: int) -> float:

@@ -1,7 +1,7 @@
-"""One recording becomes pieces: decoded, cut, checked, resampled to 24 kHz mono, levelled, encoded as audio records.
+"""One recording becomes pieces: decoded, cut, checked, resampled to 24 kHz mono, normalised, encoded as audio records.
 
-What is refused says why: `missing`, `suffix`, `uncaptioned`, `unreadable`, `not finite`, `short` refuse a recording,
-`silence` and `clipped` a piece of one. A recording that turns out to be damaged near its end is refused whole.
+Every reject has a reason. `missing`, `suffix`, `uncaptioned`, `unreadable`, `not finite` and `short` reject a whole
+recording, `silence` and `clipped` one piece of it. Damage near the end rejects the whole recording.
 """
 
 import dataclasses
@@ -12,129 +12,125 @@ from typing import Any
 import numpy as np
 
 from melody_jax import audio
-from melody_jax.data import fingerprint, tfds_music
+from melody_jax.data import fingerprint
 from melody_jax.data.layouts import SUFFIXES, Recording
+from melody_jax.data.prepare_config import PieceConfig
 from melody_jax.data.records import encode_json
 from melody_jax.errors import UserError
 
 Reject = dict[str, Any]
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class PieceConfig:
-    """How recordings become pieces, and which are refused."""
-
-    piece_seconds: float = 30.0
-    """Length of the pieces a recording is cut into, seconds; a rest under half of that is joined to the last piece."""
-    min_seconds: float = 5.0
-    """Recordings shorter than this are refused, seconds."""
-    loudness_lufs: float = -16.0
-    """Integrated loudness (ITU-R BS.1770) every piece is brought to, LUFS; peaks are limited to 0.98."""
-    max_gain_db: float = 40.0
-    """Most that a piece is turned up, dB."""
-    silence_lufs: float = -60.0
-    """Pieces quieter than this are refused, LUFS as recorded."""
-    max_clipped: float = 0.01
-    """Pieces with more than this share of samples in flat tops at full scale are refused, 0 to 1."""
-    duplicate_share: float = 0.1
-    """A recording is another's copy if this share of its fingerprint agrees, 0 to 1; above 1: nothing is compared."""
-    fingerprint_seconds: float = 120.0
-    """Length of a recording's beginning that is compared, seconds."""
-
-    def __post_init__(self) -> None:
-        for name in ("piece_seconds", "min_seconds", "duplicate_share", "fingerprint_seconds"):
-            if not getattr(self, name) > 0:
-                raise UserError(f"--{name} is {getattr(self, name)}; it must be above 0")
+"""{"recording", "reason", "detail"}, and "seconds" (start, end) if only one piece is rejected."""
 
 
 @dataclasses.dataclass
-class Cut:
-    """What became of one recording."""
+class CutResult:
+    """The pieces of one recording, its rejects and its fingerprint."""
 
     records: list[dict[str, np.ndarray]]
+    """Audio records of the pieces."""
     rejects: list[Reject]
     seconds: float
+    """Total length of the pieces."""
     hashes: np.ndarray
+    """Landmarks, int64 (N,)."""
     times: np.ndarray
-    exact: int
+    """Times of the landmarks, int64 (N,), frames."""
+    audio_key: int
+    """Equal for equal audio; 0 if there are no pieces."""
 
 
-def cut(recording: Recording, config: PieceConfig) -> Cut:
-    """The pieces of a recording as audio records, what was refused, and its fingerprint (see `fingerprint`)."""
+def cut_recording(recording: Recording, config: PieceConfig) -> CutResult:
+    """Cuts a recording into audio records and fingerprints its beginning."""
     try:
         return _cut(recording, config)
-    except _Refused as refused:
-        return _nothing([{"recording": recording.id, "reason": refused.reason, "detail": refused.detail}])
+    except _Rejected as error:
+        return _no_pieces([_reject(recording, error.reason, error.detail)])
     except UserError as error:
         detail = str(error).removeprefix(f"{recording.path}: ")
-        return _nothing([{"recording": recording.id, "reason": "unreadable", "detail": detail}])
+        return _no_pieces([_reject(recording, "unreadable", detail)])
 
 
-class _Refused(Exception):
+class _Rejected(Exception):
     def __init__(self, reason: str, detail: str) -> None:
         super().__init__(reason)
-        self.reason, self.detail = reason, detail
+        self.reason = reason
+        self.detail = detail
 
 
-def _nothing(rejects: list[Reject]) -> Cut:
-    return Cut([], rejects, 0.0, np.zeros(0, np.int64), np.zeros(0, np.int64), 0)
+def _reject(recording: Recording, reason: str, detail: str, **fields: Any) -> Reject:
+    return {"recording": recording.id, "reason": reason, "detail": detail, **fields}
 
 
-def _cut(recording: Recording, config: PieceConfig) -> Cut:
-    found, heard, begin = _nothing([]), [], 0.0
+def _no_pieces(rejects: list[Reject]) -> CutResult:
+    return CutResult([], rejects, 0.0, np.zeros(0, np.int64), np.zeros(0, np.int64), 0)
+
+
+def _cut(recording: Recording, config: PieceConfig) -> CutResult:
+    result = _no_pieces([])
+    beginning: list[np.ndarray] = []
+    start = 0.0
     for number, (block, rate) in enumerate(_blocks(recording, config)):
         if not np.isfinite(block).all():
-            raise _Refused("not finite", f"samples that are NaN or infinite after {begin:.2f} s")
+            raise _Rejected("not finite", f"samples that are NaN or infinite after {start:.2f} s")
         if number == 0 and len(block) < config.min_seconds * rate:
-            raise _Refused("short", f"{len(block) / rate:.2f} s")
-        seconds = [round(begin, 3), round(begin + len(block) / rate, 3)]
+            raise _Rejected("short", f"{len(block) / rate:.2f} s")
+        seconds = [round(start, 3), round(start + len(block) / rate, 3)]
         wave = audio.resample(block.mean(axis=1, dtype=np.float32), rate)
-        if begin < config.fingerprint_seconds:
-            heard.append(wave)
-        begin += len(block) / rate
-        loudness, clipped = audio.loudness(wave), audio.clipped_share(block)
-        if loudness < config.silence_lufs or clipped > config.max_clipped:
-            quiet = loudness < config.silence_lufs
-            reason, detail = (
-                ("silence", f"{loudness:.1f} LUFS") if quiet else ("clipped", f"{100 * clipped:.1f} %")
-            )
-            found.rejects.append(
-                {"recording": recording.id, "reason": reason, "detail": detail, "seconds": seconds}
-            )
-            continue
-        gain = 10 ** (min(config.loudness_lufs - loudness, config.max_gain_db) / 20)
-        found.records.append(_record(recording, number, seconds, audio.peak_limit(wave * np.float32(gain))))
-        found.seconds += len(wave) / audio.SAMPLE_RATE
-    beginning = np.concatenate(heard)[: round(config.fingerprint_seconds * audio.SAMPLE_RATE)]
-    if found.records and config.duplicate_share <= 1:
-        found.hashes, found.times = fingerprint.landmarks(beginning)
-        found.exact = fingerprint.exact(beginning)
-    return found
+        if start < config.fingerprint_seconds:
+            beginning.append(wave)
+        start += len(block) / rate
+        loudness = audio.loudness(wave)
+        clipped = audio.clipped_share(block)
+        if loudness < config.silence_lufs:
+            result.rejects.append(_reject(recording, "silence", f"{loudness:.1f} LUFS", seconds=seconds))
+        elif clipped > config.max_clipped:
+            result.rejects.append(_reject(recording, "clipped", f"{100 * clipped:.1f} %", seconds=seconds))
+        else:
+            gain = 10 ** (min(config.loudness_lufs - loudness, config.max_gain_db) / 20)
+            levelled = audio.peak_limit(wave * np.float32(gain))
+            result.records.append(_record(recording, number, seconds, levelled))
+            result.seconds += len(wave) / audio.SAMPLE_RATE
+    if result.records and config.duplicate_share <= 1:
+        compared = np.concatenate(beginning)[: round(config.fingerprint_seconds * audio.SAMPLE_RATE)]
+        result.hashes, result.times = fingerprint.landmarks(compared)
+        result.audio_key = fingerprint.audio_key(compared)
+    return result
 
 
 def _blocks(recording: Recording, config: PieceConfig) -> Iterator[tuple[np.ndarray, int]]:
+    """Blocks float32 (T, channels) of a recording, one per piece, and their sample rate."""
     if recording.problem:
-        known = f"none of {', '.join(SUFFIXES)}"
-        why = {"missing": "not there", "suffix": known, "uncaptioned": "not in the table of captions"}
-        raise _Refused(recording.problem, why[recording.problem])
+        details = {
+            "missing": "the file does not exist",
+            "suffix": f"none of {', '.join(SUFFIXES)}",
+            "uncaptioned": "not in the table of captions",
+        }
+        raise _Rejected(recording.problem, details[recording.problem])
     if recording.record >= 0:
+        from melody_jax.data import tfds_music  # TFDS takes seconds to import and is an extra
+
         wave = tfds_music.read(recording.path, recording.record)
         size = round(config.piece_seconds * audio.SAMPLE_RATE)
-        cuts = [at for at in range(size, len(wave), size) if len(wave) - at >= size / 2]
+        cuts = [end for end in range(size, len(wave), size) if len(wave) - end >= size / 2]
         yield from ((block[:, None], audio.SAMPLE_RATE) for block in np.split(wave, cuts))
         return
-    start, end = 0.0, math.inf
-    if recording.clip is not None and (length := audio.seconds(recording.path)) > _length(recording.clip) + 1:
-        start, end = recording.clip
-        if length < end - 0.5:
-            raise _Refused(
-                "unreadable", f"{length:.1f} s long: neither the clip {start:g}-{end:g} s nor its video"
-            )
+    start, end = _captioned_part(recording)
     yield from audio.stream(recording.path, config.piece_seconds, start, end)
 
 
-def _length(clip: tuple[float, float]) -> float:
-    return clip[1] - clip[0]
+def _captioned_part(recording: Recording) -> tuple[float, float]:
+    """Start and end in seconds of the part that is used: all of a file unless it is much longer than its clip."""
+    if recording.clip is None:
+        return 0.0, math.inf
+    start, end = recording.clip
+    length = audio.seconds(recording.path)
+    if length <= end - start + 1:
+        return 0.0, math.inf
+    if length < end - 0.5:
+        raise _Rejected(
+            "unreadable", f"{length:.1f} s long: neither the clip {start:g}-{end:g} s nor its video"
+        )
+    return start, end
 
 
 def _record(

@@ -1,11 +1,12 @@
 """Batches from shards, with Grain. Item i of a run is a pure function of (records, config, i).
 
-Its record comes from a permutation drawn anew each epoch, its crop, caption and prefix from a generator seeded with
-(seed, i): the order does not depend on threads or processes, and an iterator's state is one number, the step.
+Each epoch draws a new permutation of the records; a generator seeded with (seed, i) draws the crop, caption and prefix
+of item i. The order therefore does not depend on threads or processes, and the state of an iterator is one number, the
+step.
 
 Kinds of batches (B items, T samples, N word pieces, U tokens, L latents, D channels):
   audio       {"audio" (B, T) float32}
-  audio_text  audio, "text_ids" (B, N) int32, "text_mask" (B, N) float32, "facts" {name: (B, ...)} (see facts.py)
+  audio_text  audio, "text_ids" (B, N) int32, "text_mask" (B, N) float32, "facts" {name: (B, ...)} (composer/facts.py)
   features    {"semantic_tokens" (B, U) int32, "prefix_tokens" (B, 12) int32, "latents" (B, L, D) float32}
 """
 
@@ -23,62 +24,66 @@ from tokenizers import Tokenizer
 from melody_jax import audio, release, text
 from melody_jax.composer import facts
 from melody_jax.config import DataConfig
-from melody_jax.data.records import RecordSource, decode_json, open_shards
+from melody_jax.data.records import Concatenation, RecordSource, decode_json, open_shards
 from melody_jax.errors import UserError
 
 Batch = dict[str, Any]
 Record = dict[str, np.ndarray]
-Item = Callable[[Record, np.random.Generator], Batch]
+ItemMaker = Callable[[Record, np.random.Generator], Batch]
+"""Makes an item (a batch without the dimension B) of a record."""
 
 RECORD_KINDS = {"audio": "audio", "audio_text": "audio", "features": "features"}
+"""Kind of batch -> kind of shards."""
 
 
 class BatchIterator(Protocol):
-    """An endless iterator of batches whose position is a JSON-able dict."""
+    """An endless iterator of batches with a JSON-serialisable position."""
 
     def __iter__(self) -> Iterator[Batch]:
-        """Itself."""
+        """Returns itself."""
         ...
 
     def __next__(self) -> Batch:
-        """The next batch: this process's rows."""
+        """Returns this process's rows of the next batch."""
         ...
 
     def get_state(self) -> dict[str, Any]:
-        """The position after the last batch."""
+        """Returns the position after the last batch."""
         ...
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Goes to a position."""
+        """Moves to a position."""
         ...
 
     def records_of(self, state: dict[str, Any]) -> list[str]:
-        """Which records the batch at a position is made of, all processes' rows in order."""
+        """Names the records of the batch at a position, for the rows of all processes in order."""
         ...
 
 
 class TrainingBatches:
-    """Endless shuffled batches of `kind`, a `BatchIterator`; of several processes each gets its share of every batch.
+    """Endless shuffled batches of `kind`, a `BatchIterator`; each process gets its rows of every batch.
 
     Raises:
-        UserError: no folder, unreadable shards, records too short for the window, or a batch that does not divide.
+        UserError: no folder, unreadable shards, records shorter than the window, or a batch size that is not a
+            multiple of `processes`.
     """
 
     def __init__(self, config: DataConfig, kind: str, process: int = 0, processes: int = 1) -> None:
         if config.batch_size % processes:
             raise UserError(f"data.batch_size {config.batch_size} does not divide over {processes} processes")
-        self._size, self._records = config.batch_size, Records(config.folder, kind)
-        chosen = range(len(self._records) - _held_out(config, len(self._records)))
-        groups = (
-            self._records.genres()[chosen.start : chosen.stop] if config.hard_negative_group > 1 else None
-        )
-        self._order = order = EpochOrder(len(chosen), config.seed, config.hard_negative_group, groups)
-        make, records = _item_maker(config, kind, random=True), self._records
+        records = ConcatenatedRecords(config.folder, kind)
+        count = len(records) - _validation_count(config, len(records))
+        genres = records.genres()[:count] if config.hard_negative_group > 1 else None
+        order = EpochOrder(count, config.seed, config.hard_negative_group, genres)
+        make_item = _item_maker(config, kind, random=True)
 
         def item(i: int, _: int) -> Batch:
-            return make(records[order(i)], np.random.default_rng([config.seed, i]))
+            return make_item(records[order(i)], np.random.default_rng([config.seed, i]))
 
-        items = grain.MapDataset.range(len(chosen)).repeat().map_with_index(item)
+        self._batch_size = config.batch_size
+        self._records = records
+        self._order = order
+        items = grain.MapDataset.range(count).repeat().map_with_index(item)
         batches = items.batch(config.batch_size // processes)[process::processes]
         options = grain.ReadOptions(num_threads=config.threads, prefetch_buffer_size=config.prefetch)
         self._batches: Any = iter(batches.to_iter_dataset(options))
@@ -90,42 +95,43 @@ class TrainingBatches:
         return next(self._batches)
 
     def get_state(self) -> dict[str, Any]:
-        """{"next_index": batches taken}."""
+        """Returns {"next_index": number of batches taken}."""
         return self._batches.get_state()
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Goes to a position."""
+        """Moves to a position."""
         self._batches.set_state(state)
 
     def records_of(self, state: dict[str, Any]) -> list[str]:
-        """ "folder: id" of every item of the batch at a position, all processes' rows in order."""
-        first = state["next_index"] * self._size
-        return [self._records.name(self._order(i)) for i in range(first, first + self._size)]
+        """Returns "folder: id" for the rows of all processes in order."""
+        first = state["next_index"] * self._batch_size
+        return [self._records.name(self._order(i)) for i in range(first, first + self._batch_size)]
 
 
 def validation_batches(
     config: DataConfig, kind: str, count: int, process: int = 0, processes: int = 1
 ) -> Sequence[Batch]:
-    """The first `count` batches of the held-out records in their order, the same crops every time."""
-    if config.validation_folder:
-        records, first = Records(config.validation_folder, kind), 0
-    else:
-        records = Records(config.folder, kind)
-        first = len(records) - _held_out(config, len(records))
-    make, held = _item_maker(config, kind, random=False), len(records) - first
-    share = config.batch_size // processes
+    """The first `count` batches of the held-out records in their order, with the same crops every time."""
+    records = ConcatenatedRecords(config.validation_folder or config.folder, kind)
+    first = 0 if config.validation_folder else len(records) - _validation_count(config, len(records))
+    held_out = len(records) - first
+    make_item = _item_maker(config, kind, random=False)
+    rows = config.batch_size // processes
 
-    def batch(n: int) -> Batch:
-        numbers = range(
-            n * config.batch_size + process * share, n * config.batch_size + (process + 1) * share
+    def batch(step: int) -> Batch:
+        begin = step * config.batch_size + process * rows
+        return _stack(
+            [
+                make_item(records[first + i % held_out], np.random.default_rng([0, i]))
+                for i in range(begin, begin + rows)
+            ]
         )
-        return _stack([make(records[first + i % held], np.random.default_rng([0, i])) for i in numbers])
 
-    return [batch(n) for n in range(count)]
+    return [batch(step) for step in range(count)]
 
 
 def finishing_batches(config: DataConfig, kind: str, count: int) -> Iterator[Batch]:
-    """The first `count` training batches, for `Stage.finish`: the same whatever the run did before."""
+    """The first `count` training batches, for `Stage.finish`; they do not depend on how far training went."""
     return itertools.islice(TrainingBatches(config, kind), count)
 
 
@@ -133,7 +139,7 @@ def check_provenance(config: DataConfig, kind: str) -> dict[str, str]:
     """The hashes of the networks that feature shards were made with; {} for audio.
 
     Raises:
-        UserError: two folders, or a folder and the networks of `config.networks`, do not belong together.
+        UserError: two folders were made with different networks, or a folder with others than `config.networks`.
     """
     if kind != "features":
         return {}
@@ -155,50 +161,42 @@ def check_provenance(config: DataConfig, kind: str) -> dict[str, str]:
     return hashes
 
 
-class Records:
-    """The records of several folders of shards, one after the other."""
+class ConcatenatedRecords(Concatenation[RecordSource]):
+    """The records of several folders of shards, one folder after the other."""
 
     def __init__(self, folders: Sequence[str], kind: str) -> None:
         if not folders:
             raise UserError("no data: give a folder of shards with --data.folder")
-        self._sources: list[RecordSource] = [open_shards(folder, RECORD_KINDS[kind]) for folder in folders]
-        self._ends = np.cumsum([len(source) for source in self._sources])
-
-    def __len__(self) -> int:
-        return int(self._ends[-1])
-
-    def __getitem__(self, i: int) -> Record:
-        source, own = self._place(i)
-        return source[own]
+        super().__init__([open_shards(folder, RECORD_KINDS[kind]) for folder in folders])
 
     def name(self, i: int) -> str:
-        """ "folder: id" of record i."""
-        source, own = self._place(i)
-        return f"{source.folder}: {decode_json(source[own]['meta']).get('id', own)}"
-
-    def _place(self, i: int) -> tuple[RecordSource, int]:
-        which = int(np.searchsorted(self._ends, i, side="right"))
-        return self._sources[which], i - int(self._ends[which]) + len(self._sources[which])
+        """Returns "folder: id" of record i."""
+        source, index = self.locate(i)
+        return f"{source.folder}: {decode_json(source[index]['meta']).get('id', index)}"
 
     def genres(self) -> np.ndarray:
-        """The genre of every record (int, -1 unknown); read once from all records, then kept beside the shards."""
-        return np.concatenate([_genres(source) for source in self._sources])
+        """The genre of each record, int (N,), -1 if unknown; cached in a file in the folder of the shards."""
+        return np.concatenate([_genres(source) for source in self.sources])
 
 
 class EpochOrder:
-    """Which record the i-th item of an endless run is: a new permutation each epoch.
+    """Maps the i-th item of an endless run to a record, with a new permutation each epoch.
 
-    With `group` > 1, items i to i + group - 1 (i a multiple of it) share a genre, as far as the genres divide so.
+    With `group` > 1, items i to i + group - 1 (i a multiple of `group`) share a genre, except for the items that are
+    left over when a genre is divided into groups.
     """
 
     def __init__(self, length: int, seed: int, group: int = 1, genres: np.ndarray | None = None) -> None:
         if length < 1:
-            raise UserError("no record is left to train on; lower data.holdout or give more data")
-        self._length, self._seed, self._group, self._genres = length, seed, group, genres
+            raise UserError("no record is left to train on; lower --data.holdout or give more data")
+        self._length = length
+        self._seed = seed
+        self._group = group
+        self._genres = genres
         self._epoch = functools.lru_cache(maxsize=2)(self._permutation)
 
     def __call__(self, i: int) -> int:
-        """The number of the i-th item's record."""
+        """Returns the index of the record of item i."""
         return int(self._epoch(i // self._length)[i % self._length])
 
     def _permutation(self, epoch: int) -> np.ndarray:
@@ -206,38 +204,38 @@ class EpochOrder:
         order = rng.permutation(self._length)
         if self._genres is None:
             return order
-        runs: list[np.ndarray] = []
-        rest: list[np.ndarray] = []
+        groups: list[np.ndarray] = []
+        remainders: list[np.ndarray] = []
         for genre in np.unique(self._genres):
             members = order[self._genres[order] == genre]
-            whole = len(members) // self._group * self._group
-            runs.extend(members[:whole].reshape(-1, self._group))
-            rest.append(members[whole:])
-        rng.shuffle(runs)
-        return np.concatenate([*runs, *rest])
+            divisible = len(members) // self._group * self._group
+            groups.extend(members[:divisible].reshape(-1, self._group))
+            remainders.append(members[divisible:])
+        rng.shuffle(groups)
+        return np.concatenate([*groups, *remainders])
 
 
-def _held_out(config: DataConfig, length: int) -> int:
+def _validation_count(config: DataConfig, length: int) -> int:
     return 0 if config.validation_folder else max(1, round(length * config.holdout))
 
 
-def _item_maker(config: DataConfig, kind: str, random: bool) -> Item:
+def _item_maker(config: DataConfig, kind: str, random: bool) -> ItemMaker:
     if kind == "features":
         return functools.partial(
             _feature_item,
             window=config.window_tokens,
-            jitter=config.jitter_probability if random else 0.0,
-            from_text=config.text_prefix_probability if random else 0.0,
+            jitter_probability=config.jitter_probability if random else 0.0,
+            text_probability=config.text_prefix_probability if random else 0.0,
         )
     crop = functools.partial(_audio_item, samples=config.crop_samples)
     if kind == "audio":
         return crop
-    pieces = text.read_tokenizer(config.text_tokenizer)
-    return functools.partial(_audio_text_item, crop=crop, length=config.text_length, tokenizer=pieces)
+    tokenizer = text.read_tokenizer(config.text_tokenizer)
+    return functools.partial(_audio_text_item, crop=crop, length=config.text_length, tokenizer=tokenizer)
 
 
 def _audio_item(record: Record, rng: np.random.Generator, samples: int) -> Batch:
-    """A random crop; only its part of the FLAC is decoded. Shorter records are followed by silence."""
+    """A random crop; only that part of the FLAC is decoded. Shorter records are padded with silence."""
     flac = record["audio"].tobytes()
     length = audio.flac_length(flac)
     start = int(rng.integers(0, max(length - samples, 0) + 1))
@@ -246,33 +244,45 @@ def _audio_item(record: Record, rng: np.random.Generator, samples: int) -> Batch
 
 
 def _audio_text_item(
-    record: Record, rng: np.random.Generator, crop: Item, length: int, tokenizer: Tokenizer
+    record: Record, rng: np.random.Generator, crop: ItemMaker, length: int, tokenizer: Tokenizer
 ) -> Batch:
     meta = decode_json(record["meta"])
     captions = meta.get("captions") or ()
     if not captions:
         raise UserError(f"record {meta.get('id')!r} has no caption; this stage trains on captioned audio")
-    ids, mask = text.tokenize([captions[int(rng.integers(len(captions)))]], length, tokenizer)
-    found = {"text_ids": np.asarray(ids[0], np.int32), "text_mask": np.asarray(mask[0], np.float32)}
-    return crop(record, rng) | found | {"facts": facts.labels(meta.get("facts") or {})}
+    caption = captions[int(rng.integers(len(captions)))]
+    ids, mask = text.tokenize([caption], length, tokenizer)
+    return crop(record, rng) | {
+        "text_ids": ids[0],
+        "text_mask": mask[0],
+        "facts": facts.labels(meta.get("facts") or {}),
+    }
 
 
 def _feature_item(
-    record: Record, rng: np.random.Generator, window: int, jitter: float, from_text: float
+    record: Record,
+    rng: np.random.Generator,
+    window: int,
+    jitter_probability: float,
+    text_probability: float,
 ) -> Batch:
-    """A window at any token offset, with the prefix of the nearest MuLan window."""
-    tokens, latents, prefixes = record["semantic_tokens"], record["latents"], record["prefix_tokens"]
+    """A window at a random token offset, with the prefix of the nearest MuLan window."""
+    tokens = record["semantic_tokens"]
+    latents = record["latents"]
+    prefixes = record["prefix_tokens"]
     if len(tokens) < window:
         name = decode_json(record["meta"]).get("id")
         raise UserError(f"record {name!r} has {len(tokens)} tokens, data.window_tokens is {window}")
     start = int(rng.integers(0, len(tokens) - window + 1))
-    choice, variant, caption = rng.random(2), rng.integers(2**31), rng.integers(2**31)
+    jitter_draw, text_draw = rng.random(2)
+    variant = rng.integers(2**31)
+    caption = rng.integers(2**31)
     nearest = int(np.argmin(np.abs(record["window_starts"] - start)))
-    noisy = prefixes.shape[1] > 1 and choice[0] < jitter
-    prefix = prefixes[nearest, 1 + variant % (prefixes.shape[1] - 1) if noisy else 0]
-    texts = record["text_prefix_tokens"]
-    if len(texts) and choice[1] < from_text:
-        prefix = texts[caption % len(texts)]
+    jittered = prefixes.shape[1] - 1
+    prefix = prefixes[nearest, 1 + variant % jittered if jittered and jitter_draw < jitter_probability else 0]
+    text_prefixes = record["text_prefix_tokens"]
+    if len(text_prefixes) and text_draw < text_probability:
+        prefix = text_prefixes[caption % len(text_prefixes)]
     rate = len(latents) // len(tokens)
     return {
         "semantic_tokens": tokens[start : start + window].astype(np.int32),
@@ -282,19 +292,21 @@ def _feature_item(
 
 
 def _stack(items: Sequence[Any]) -> Any:
+    """Stacks arrays, or dicts of arrays, along a new first dimension."""
     if isinstance(items[0], dict):
         return {name: _stack([item[name] for item in items]) for name in items[0]}
     return np.stack(items)
 
 
 def _genres(source: RecordSource) -> np.ndarray:
+    """The genre of each record of a folder, int (N,); reading all records once is slow, hence the file."""
     path = Path(source.folder) / "genres.json"
     shards = [shard.sha256 for shard in source.manifest.shards]
-    if path.is_file():
-        kept = json.loads(path.read_text())
-        if kept["shards"] == shards:
-            return np.array([facts.index("genre", name) for name in kept["genres"]])
-    metas = (decode_json(source[i]["meta"]) for i in range(len(source)))
-    names = [(meta.get("facts") or {}).get("genre") for meta in metas]
-    path.write_text(json.dumps({"shards": shards, "genres": names}))
+    cached = json.loads(path.read_text()) if path.is_file() else {}
+    if cached.get("shards") == shards:
+        names = cached["genres"]
+    else:
+        metas = (decode_json(source[i]["meta"]) for i in range(len(source)))
+        names = [(meta.get("facts") or {}).get("genre") for meta in metas]
+        path.write_text(json.dumps({"shards": shards, "genres": names}))
     return np.array([facts.index("genre", name) for name in names])

@@ -1,14 +1,13 @@
 """ArrayRecord shards of records; a record is a dict of arrays, encoded as safetensors bytes.
 
-A folder of shards holds `<name>-00000-of-00012.array_record` files and a `manifest.json` that lists every finished
-shard with its count of records, size and sha256. Shards and manifest are written under another name and renamed, so
-that a file is whole or not there. Records are stored one a group and uncompressed: FLAC and float16 do not shrink, and
-random reads are several times faster.
+A folder of shards holds `<name>-00000-of-00012.array_record` files and a `manifest.json` that lists each finished shard
+with its number of records, size and sha256. Shards and manifest are written atomically. Records are uncompressed, one
+per group: FLAC and float16 do not compress further, and random reads are several times faster.
 
 Audio record: `audio` uint8 (FLAC bytes), `meta` uint8 (JSON: id, facts, captions).
-Feature record: `meta`, `latents` float16 (L, D), `semantic_tokens` int16 (U,), `prefix_tokens` int16 (W, V, 12) for W
-windows and V variants (0 clean, others jittered), `window_starts` int32 (W,) in tokens, `text_prefix_tokens` int16
-(C, 12).
+Feature record: `meta`, `latents` float16 (L, D), `semantic_tokens` int16 (U,), `prefix_tokens` int16 (N, V, Q) for N
+windows, V variants (0 clean, others jittered) and Q codebooks, `window_starts` int32 (N,) in tokens,
+`text_prefix_tokens` int16 (C, Q) for C captions.
 """
 
 import contextlib
@@ -21,7 +20,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import ModuleType
-from typing import Any, SupportsIndex
+from typing import Any, Generic, Protocol, SupportsIndex, TypeVar
 
 import numpy as np
 import safetensors
@@ -45,11 +44,11 @@ class Shard:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Manifest:
-    """What a folder of shards holds.
+class ShardManifest:
+    """The contents of a folder of shards.
 
-    `settings` made it (compared on resume), `versions` are those of the packages at work, `shard_count` is the number
-    of shards there will be, `shards` those that are finished, `counts` what `melody prepare` found, kept and refused.
+    `settings` are those it was made with (compared on resume), `versions` those of the packages, `shard_count` the
+    number of shards of the finished folder, `shards` the finished ones, `counts` the statistics of `melody prepare`.
     """
 
     kind: str
@@ -66,7 +65,7 @@ class Manifest:
 
     @property
     def finished(self) -> bool:
-        """True once every shard is there."""
+        """True once every shard is written."""
         return len(self.shards) == self.shard_count
 
 
@@ -76,7 +75,7 @@ def encode_record(fields: Mapping[str, np.ndarray]) -> bytes:
 
 
 def decode_record(data: bytes) -> dict[str, np.ndarray]:
-    """Decodes `encode_record`'s bytes. Raises `UserError` for bytes that are anything else."""
+    """Decodes the bytes of `encode_record`. Raises `UserError` for any other bytes."""
     try:
         return safetensors.numpy.load(data)
     except (safetensors.SafetensorError, ValueError, KeyError, TypeError) as error:
@@ -90,7 +89,7 @@ def encode_json(value: Any) -> np.ndarray:
 
 
 def decode_json(array: np.ndarray) -> Any:
-    """The value behind `encode_json`'s bytes."""
+    """Decodes the bytes of `encode_json`. Raises `UserError` for bytes that are not JSON."""
     try:
         return json.loads(np.asarray(array, np.uint8).tobytes())
     except ValueError as error:
@@ -103,9 +102,10 @@ def shard_name(prefix: str, index: int, count: int) -> str:
 
 
 def write_shard(path: str | os.PathLike, records: Iterable[Mapping[str, np.ndarray]]) -> Shard:
-    """Writes records (dicts of arrays) to the shard `path`, which appears only when it is whole.
+    """Writes records (dicts of arrays) to the shard `path` atomically; if `records` raises, no file is left.
 
-    If `records` raises, nothing is left behind. Raises `UserError` if the folder cannot be written.
+    Raises:
+        UserError: the folder cannot be written.
     """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
@@ -133,7 +133,7 @@ def write_shard(path: str | os.PathLike, records: Iterable[Mapping[str, np.ndarr
 
 
 def read_shard(path: str | os.PathLike) -> Iterator[dict[str, np.ndarray]]:
-    """The decoded records of one shard in their order. Raises `UserError` for a file that is missing or damaged."""
+    """Yields the decoded records of one shard in order. Raises `UserError` for a file that is missing or damaged."""
     try:
         reader = _array_record("array_record_module").ArrayRecordReader(str(path))
         for i in range(reader.num_records()):
@@ -145,14 +145,14 @@ def read_shard(path: str | os.PathLike) -> Iterator[dict[str, np.ndarray]]:
 
 @contextlib.contextmanager
 def _writing(path: Path) -> Iterator[None]:
-    """ArrayRecord reports a full disk or a missing folder as RuntimeError; what makes the records may raise its own."""
+    """Turns ArrayRecord's errors (RuntimeError for a full disk or a missing folder) into `UserError`."""
     try:
         yield
     except (OSError, RuntimeError) as error:
         raise UserError(f"{path}: cannot be written ({error})") from error
 
 
-def write_manifest(folder: str | os.PathLike, manifest: Manifest) -> None:
+def write_manifest(folder: str | os.PathLike, manifest: ShardManifest) -> None:
     """Writes `manifest.json` atomically; shards are listed in the order of their names."""
     content = {
         "format": FORMAT_VERSION,
@@ -183,16 +183,18 @@ def write_bytes(path: Path, data: bytes) -> None:
         raise UserError(f"{path}: cannot be written ({error.strerror})") from error
 
 
-def read_manifest(folder: str | os.PathLike) -> Manifest:
-    """Reads `manifest.json`. Raises `UserError` if the folder has none, or one of another format."""
+def read_manifest(folder: str | os.PathLike) -> ShardManifest:
+    """Reads `manifest.json`. Raises `UserError` if it is missing or has another format."""
     path = Path(folder) / MANIFEST
     if not path.is_file():
         raise UserError(f"{folder}: not a folder of shards, it has no {MANIFEST}")
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         if content["format"] != FORMAT_VERSION:
-            raise UserError(f"{path}: format {content['format']} is not known, only {FORMAT_VERSION}")
-        return Manifest(
+            raise UserError(
+                f"{path}: format {content['format']} is unknown; this version reads format {FORMAT_VERSION}"
+            )
+        return ShardManifest(
             kind=content["kind"],
             settings=content["settings"],
             versions=content["versions"],
@@ -205,12 +207,14 @@ def read_manifest(folder: str | os.PathLike) -> Manifest:
 
 
 def check_shard(folder: str | os.PathLike, shard: Shard, content: bool = False) -> None:
-    """Raises `UserError` unless the shard's file is there with the right size, and hash if `content` is true."""
+    """Raises `UserError` unless the file of the shard has the right size, and the right hash if `content` is true."""
     path = Path(folder) / shard.name
     if not path.is_file():
         raise UserError(f"{path}: the manifest lists this shard, but it is missing")
     if path.stat().st_size != shard.bytes:
-        raise UserError(f"{path}: cut short or foreign, {path.stat().st_size} of {shard.bytes} bytes")
+        raise UserError(
+            f"{path}: cut short or not the shard of the manifest, {path.stat().st_size} of {shard.bytes} bytes"
+        )
     if content and file_hash(path) != shard.sha256:
         raise UserError(f"{path}: its sha256 is not the manifest's: the file is damaged")
 
@@ -222,20 +226,52 @@ def file_hash(path: str | os.PathLike) -> str:
 
 
 def _array_record(module: str) -> ModuleType:
-    """ArrayRecord is an extra: reading or writing shards needs it, sampling does not."""
+    """Imports ArrayRecord, an extra that shards need and sampling does not."""
     try:
         return importlib.import_module(f"array_record.python.{module}")
     except ImportError as error:
         raise UserError('shards need the package array_record: pip install "melody_jax[train]"') from error
 
 
+class IndexedItems(Protocol):
+    """Anything with a length and integer indices."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> Any: ...
+
+
+Source = TypeVar("Source", bound=IndexedItems)
+
+
+class Concatenation(Generic[Source]):
+    """Several sequences as one."""
+
+    def __init__(self, sources: Sequence[Source]) -> None:
+        self.sources = sources
+        self._ends = np.cumsum([len(source) for source in sources])
+
+    def __len__(self) -> int:
+        return int(self._ends[-1])
+
+    def __getitem__(self, i: int) -> Any:
+        source, index = self.locate(i)
+        return source[index]
+
+    def locate(self, i: int) -> tuple[Source, int]:
+        """Returns the sequence that item `i` is in, and the item's index in it."""
+        position = int(np.searchsorted(self._ends, i, side="right"))
+        source = self.sources[position]
+        return source, i - int(self._ends[position]) + len(source)
+
+
 class RecordSource:
     """Random access to the decoded records of a folder of shards, in shard order; picklable, for `grain.MapDataset`.
 
-    `len(source)` is the number of records, `source[i]` a dict of arrays, `source.manifest` what the folder says of it.
+    `len(source)` is the number of records, `source[i]` a dict of arrays, `source.manifest` the folder's manifest.
     """
 
-    def __init__(self, folder: Path, manifest: Manifest):
+    def __init__(self, folder: Path, manifest: ShardManifest):
         self.folder = folder
         self.manifest = manifest
         instructions = [
@@ -251,7 +287,7 @@ class RecordSource:
         return self.__getitems__([index])[0]
 
     def __getitems__(self, indices: Sequence[SupportsIndex]) -> list[dict[str, np.ndarray]]:
-        """Several records at once, read in parallel."""
+        """Reads several records in parallel."""
         try:
             return [
                 decode_record(data) for data in self._source.__getitems__([int(index) for index in indices])
@@ -265,7 +301,7 @@ class RecordSource:
 
 @dataclass(frozen=True)
 class _WholeShard:
-    """A file of which all records are read: the four fields by which ArrayRecord need not open it to count them."""
+    """A shard file with the number of its records, so that ArrayRecord need not open it to count them."""
 
     filename: str
     skip: int
@@ -274,11 +310,12 @@ class _WholeShard:
 
 
 def open_shards(folder: str | os.PathLike, kind: str | None = None, verify: bool = False) -> RecordSource:
-    """Opens every record of a finished folder of shards.
+    """Opens the records of a finished folder of shards.
 
-    `kind` is what the manifest must say ("audio", "features"); `verify` compares every file's sha256.
-    Raises `UserError` for a folder that is missing, unfinished, empty or of another kind, and for shards that are
-    missing, cut short or foreign.
+    `kind` is the kind that the manifest must have ("audio" or "features"); `verify` compares the sha256 of every file.
+
+    Raises:
+        UserError: the folder is missing, unfinished, empty or of another kind, or a shard does not match the manifest.
     """
     folder = Path(folder)
     if not folder.is_dir():

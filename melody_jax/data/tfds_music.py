@@ -4,14 +4,14 @@
     builder.download_and_prepare()                                    # writes tfds/melody_music/1.0.0
     tfds.data_source("melody_music", data_dir="tfds", split="train")  # random access, for Grain or PyTorch
 
-`melody prepare --source tfds/melody_music/1.0.0` takes such a folder, and any TFDS dataset in ArrayRecord whose `audio`
-is a 1-D tensor at 24 kHz, with `id` and `captions` where there are any. TFDS's own `Audio` feature needs TensorFlow, so
-`audio` is an int16 tensor; text comes back from TFDS as bytes.
+`melody prepare --source tfds/melody_music/1.0.0` reads such a folder, and any TFDS dataset in ArrayRecord with a 1-D
+tensor `audio` at 24 kHz and, optionally, `id` and `captions`. The `Audio` feature of TFDS needs TensorFlow, so `audio`
+is an int16 tensor here. TFDS returns text as bytes.
 """
 
 import functools
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ import tensorflow_datasets as tfds
 
 from melody_jax import audio
 from melody_jax.data.layouts import Recording
-from melody_jax.data.records import decode_json, open_shards
+from melody_jax.data.records import Concatenation, decode_json, open_shards
 from melody_jax.errors import UserError
 
 INFO = "dataset_info.json"
@@ -32,8 +32,9 @@ class MelodyMusic(tfds.core.GeneratorBasedBuilder):
     VERSION = tfds.core.Version("1.0.0")
 
     def __init__(self, *, shards: str | os.PathLike = "", split: str = "train", **options: Any) -> None:
-        """`shards` is the folder to write from, not needed for reading; `split` the name its records get."""
-        self._shards, self._split = Path(shards), split
+        """Takes the folder of `shards` to write from (not needed for reading) and the `split` of their records."""
+        self._shards = Path(shards)
+        self._split = split
         super().__init__(**{"file_format": "array_record", **options})
 
     def _info(self) -> tfds.core.DatasetInfo:
@@ -41,11 +42,12 @@ class MelodyMusic(tfds.core.GeneratorBasedBuilder):
             "audio": tfds.features.Tensor(shape=(None,), dtype=np.int16),
             "id": tfds.features.Text(doc="unique name"),
             "captions": tfds.features.Sequence(tfds.features.Text()),
-            "meta": tfds.features.Text(doc="JSON: all that the shards say of the piece"),
+            "meta": tfds.features.Text(doc="JSON: the meta of the audio record"),
         }
-        described = "Music for melody_jax: mono, 24 kHz, 16 bits."
         return tfds.core.DatasetInfo(
-            builder=self, description=described, features=tfds.features.FeaturesDict(features)
+            builder=self,
+            description="Music for melody_jax: mono, 24 kHz, 16 bits.",
+            features=tfds.features.FeaturesDict(features),
         )
 
     def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
@@ -54,68 +56,53 @@ class MelodyMusic(tfds.core.GeneratorBasedBuilder):
     def _generate_examples(self) -> Iterator[tuple[str, dict[str, Any]]]:
         source = open_shards(self._shards, "audio")
         for i in range(len(source)):
-            meta = decode_json(source[i]["meta"])
-            yield (
-                f"{i}",
-                {
-                    "audio": audio.to_int16(audio.decode_flac(source[i]["audio"].tobytes()), meta["id"]),
-                    "id": meta["id"],
-                    "captions": list(meta.get("captions") or ()),
-                    "meta": source[i]["meta"].tobytes(),
-                },
-            )
+            record = source[i]
+            meta = decode_json(record["meta"])
+            example = {
+                "audio": audio.to_int16(audio.decode_flac(record["audio"].tobytes()), meta["id"]),
+                "id": meta["id"],
+                "captions": list(meta.get("captions") or ()),
+                "meta": record["meta"].tobytes(),
+            }
+            yield f"{i}", example
 
 
 def recordings(folder: str | os.PathLike) -> list[Recording]:
-    """Every example of a TFDS dataset's folder, split after split in the order of their names.
+    """Lists the examples in the folder of a TFDS dataset, with the splits in the order of their names.
 
     Raises:
-        UserError: it is not readable without TensorFlow, or has no 1-D `audio`.
+        UserError: the dataset is not readable without TensorFlow, or has no 1-D `audio`.
     """
     examples = _examples(str(folder))
-    return [_described(str(folder), i, examples[i]) for i in range(len(examples))]
+    return [_recording(str(folder), i, examples[i]) for i in range(len(examples))]
 
 
 def read(folder: str, record: int) -> np.ndarray:
-    """The audio of one example, float32 (T,); integers are scaled to [-1, 1]."""
+    """Reads the audio of one example, float32 (T,); integers are scaled to [-1, 1]."""
     wave = np.asarray(_examples(folder)[record]["audio"])
     scale = -float(np.iinfo(wave.dtype).min) if np.issubdtype(wave.dtype, np.integer) else 1.0
     return wave.astype(np.float32) / np.float32(scale)
 
 
-class _Splits:
-    """The examples of all splits, one after the other."""
-
-    def __init__(self, sources: Sequence[Any]) -> None:
-        self._sources = sources
-        self._ends = np.cumsum([len(source) for source in sources])
-
-    def __len__(self) -> int:
-        return int(self._ends[-1])
-
-    def __getitem__(self, i: int) -> dict[str, Any]:
-        which = int(np.searchsorted(self._ends, i, side="right"))
-        return self._sources[which][i - int(self._ends[which]) + len(self._sources[which])]
-
-
 @functools.lru_cache(maxsize=4)
-def _examples(folder: str) -> _Splits:
+def _examples(folder: str) -> Concatenation[Any]:
+    """The examples of all splits, one split after the other."""
     try:
-        builder = tfds.builder_from_directory(folder)
-        shape = builder.info.features["audio"].shape  # type: ignore[index]
-        every: dict[str, Any] = builder.as_data_source()  # type: ignore[assignment]
-        sources = [every[name] for name in sorted(every)]
+        builder: Any = tfds.builder_from_directory(folder)
+        shape = builder.info.features["audio"].shape
+        splits = builder.as_data_source()
+        sources = [splits[name] for name in sorted(splits)]
     except (ImportError, NotImplementedError, ValueError, KeyError, RuntimeError, OSError) as error:
-        said = (str(error).splitlines() or [type(error).__name__])[0][:200]
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
         raise UserError(
-            f"{folder}: not a TFDS dataset that can be read without TensorFlow ({said})"
+            f"{folder}: not a TFDS dataset that can be read without TensorFlow ({reason})"
         ) from error
     if len(shape) != 1 or not sources:
         raise UserError(f"{folder}: its audio has the shape {shape}; it must be (None,), mono at 24 kHz")
-    return _Splits(sources)
+    return Concatenation(sources)
 
 
-def _described(folder: str, i: int, example: dict[str, Any]) -> Recording:
+def _recording(folder: str, i: int, example: dict[str, Any]) -> Recording:
     name = example.get("id")
     return Recording(
         id=_text(name) if name is not None else f"{i:07d}",

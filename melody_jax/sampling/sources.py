@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Float32, Int
 
 from melody_jax import audio
 from melody_jax.audio import TOKEN_SAMPLES
-from melody_jax.data.features import starts, stitch
+from melody_jax.data.features import stitch_windows, window_starts
 from melody_jax.errors import UserError
 from melody_jax.models import tokenizer, vae
 from melody_jax.models.functional import Params
@@ -49,20 +49,20 @@ def analyse_source(
     sound = samples * gain
     encoded_tokens = min(plan.tokens, max(plan.window, -(-len(sound) // TOKEN_SAMPLES)))
     padded = np.pad(sound, (0, encoded_tokens * TOKEN_SAMPLES - len(sound)), mode="symmetric")
-    window_starts = starts(encoded_tokens, plan.window, plan.window // 2)
+    starts = window_starts(encoded_tokens, plan.window, plan.window // 2)
     network_params = {name: params[name] for name in ("tokenizer", "vae")}
     network_configs = (configs["tokenizer"], configs["vae"])
     tokens = []
     latents = []
-    for start in window_starts:
+    for start in starts:
         window = padded[None, start * TOKEN_SAMPLES : (start + plan.window) * TOKEN_SAMPLES]
         window_tokens, window_latents = encode_windows(network_params, network_configs, window)
         tokens.append(np.asarray(window_tokens[0]))
         latents.append(np.asarray(window_latents[0]))
     missing = plan.tokens - encoded_tokens
     missing_latents = missing * configs["dpd"].frames_per_token
-    stitched_tokens = stitch(np.stack(tokens), window_starts, encoded_tokens)
-    stitched_latents = stitch(np.stack(latents), window_starts, encoded_tokens)
+    stitched_tokens = stitch_windows(np.stack(tokens), starts, encoded_tokens)
+    stitched_latents = stitch_windows(np.stack(latents), starts, encoded_tokens)
     return EditedClip(
         plan=plan,
         samples=samples,

@@ -14,7 +14,7 @@ import jax
 import numpy as np
 
 from melody_jax.config import load_config
-from melody_jax.data.records import Manifest, encode_json, shard_name, write_manifest, write_shard
+from melody_jax.data.records import ShardManifest, encode_json, shard_name, write_manifest, write_shard
 from melody_jax.sharding import make_mesh, state_sharding
 from melody_jax.training.checkpoint import Checkpoints, abstract_like
 from melody_jax.training.state import create_state
@@ -48,7 +48,7 @@ def write_features(folder: Path) -> str:
     shard = write_shard(folder / shard_name("features", 0, 1), records)
     settings = {"hashes": {}}
     write_manifest(
-        folder, Manifest(kind="features", settings=settings, versions={}, shard_count=1, shards=(shard,))
+        folder, ShardManifest(kind="features", settings=settings, versions={}, shard_count=1, shards=(shard,))
     )
     return str(folder)
 

@@ -11,7 +11,7 @@ import pytest
 from melody_jax import audio, release, text
 from melody_jax.cli import run
 from melody_jax.convert.wav2vec2 import load_wav2vec2
-from melody_jax.data.records import Manifest, encode_json, shard_name, write_manifest, write_shard
+from melody_jax.data.records import ShardManifest, encode_json, shard_name, write_manifest, write_shard
 from melody_jax.errors import UserError
 from melody_jax.models import mulan, tokenizer
 from melody_jax.models.htsat import HTSATConfig
@@ -61,7 +61,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> str:
             yield {"audio": np.frombuffer(flac, np.uint8), "meta": encode_json(meta)}
 
     shard = write_shard(folder / shard_name("audio", 0, 1), records())
-    write_manifest(folder, Manifest(kind="audio", settings={}, versions={}, shard_count=1, shards=(shard,)))
+    write_manifest(folder, ShardManifest(kind="audio", settings={}, versions={}, shard_count=1, shards=(shard,)))
     return str(folder)
 
 
