@@ -1,10 +1,11 @@
-"""Is a clip the same whatever it is made with? And how many clips a second does a batch make?
+"""Does a clip depend on its batch? And how many clips per second does a batch make?
 
     python benchmarks/batch_invariance.py --items 1000 --waves 64
 
-Every item is made alone, in shuffled batches whose last is filled up, and in such batches spread over 8 devices
-(virtual ones on a CPU). Compared are its draws (bits), its semantic tokens, and, from the tokens it had alone, its
-sound. Two processes make the same clip, and their files are compared. About 15 minutes on two cores.
+Every item is made alone, in shuffled batches with a padded last one, and in such batches over 8 devices
+(virtual ones on a CPU). The benchmark compares its draws (bits), its semantic tokens and, from the tokens it
+has alone, its waveform. It also compares the files of two processes that make the same clip. Takes about 15
+minutes on two cores.
 """
 
 import hashlib
@@ -31,24 +32,24 @@ ROOT = Path(__file__).parents[1]
 
 @dataclass(frozen=True)
 class Arguments:
-    """Measures what an item's batch changes about it."""
+    """Size of the benchmark."""
 
     model: str = "mini"
     """Name of the release."""
     folder: Path | None = None
-    """Where releases are; the package's own if left out."""
+    """Folder of releases; default: the packaged ones."""
     items: int = 1000
     """Clips whose draws and tokens are compared."""
     waves: int = 64
-    """Clips whose sound is compared."""
+    """Clips whose waveforms are compared."""
     batch: int = 16
-    """Clips made at a time."""
+    """Clips per batch."""
     devices: int = 8
-    """Devices over which batches are spread."""
+    """Devices of a sharded batch."""
 
 
 def load_requests(args: Arguments) -> tuple[Any, list[Any]]:
-    """The model, and the committed prompts over and over with seeds 0, 1, ..."""
+    """The model, and requests that cycle through the committed prompts with seeds 0, 1, ..."""
     from melody_jax import load
     from melody_jax.runtime import enable_compile_cache
     from melody_jax.sampling.request import Request
@@ -62,19 +63,20 @@ def load_requests(args: Arguments) -> tuple[Any, list[Any]]:
 
 
 def in_batches(function: Any, name: str, size: int, *items: Any) -> Any:
-    """`function` of the items (trees of arrays (N, ...)), `size` at a time, shuffled if that is more than one."""
+    """Applies `function` to items (trees of arrays (N, ...)) in batches of `size`, shuffled if larger than
+    one."""
     import jax
 
     count = len(jax.tree.leaves(items)[0])
     order = np.random.default_rng(0).permutation(count) if size > 1 else np.arange(count)
-    made = []
+    outputs = []
     for first in tqdm(range(0, count, size), desc=name):
         rows = np.resize(order[first : first + size], size)
-        made.append(
+        outputs.append(
             jax.tree.map(np.asarray, function(*jax.tree.map(lambda leaf, rows=rows: leaf[rows], items)))
         )
-    back = np.argsort(order)
-    return jax.tree.map(lambda *parts: np.concatenate(parts)[:count][back], *made)
+    inverse = np.argsort(order)
+    return jax.tree.map(lambda *parts: np.concatenate(parts)[:count][inverse], *outputs)
 
 
 def compare(args: Arguments) -> dict[str, float]:
@@ -90,7 +92,7 @@ def compare(args: Arguments) -> dict[str, float]:
     config = batch.config
     controls = jax.tree.map(np.asarray, melody.controls_at(batch)([0.0] * len(requests)))
     mesh = make_mesh((-1, 1, 1), jax.devices())
-    everywhere = jax.device_put(melody.params, jax.NamedSharding(mesh, jax.P()))
+    replicated = jax.device_put(melody.params, jax.NamedSharding(mesh, jax.P()))
     ways = {"alone": (1, None), f"batch {args.batch}": (args.batch, None)}
     ways[f"batch {args.batch} on {len(jax.devices())} devices"] = (args.batch, mesh)
 
@@ -107,11 +109,11 @@ def compare(args: Arguments) -> dict[str, float]:
         latents = windows.tokens_to_latents(params["dpd"], config, controls, tokens, keys)
         return windows.latents_to_wave(params["vae"], vae, latents, np.int32(0))
 
-    def made(function: Any, count: int, *items: Any) -> list[Any]:
+    def outputs(function: Any, count: int, *items: Any) -> list[Any]:
         results = []
-        for name, (size, spread) in ways.items():
-            placed = melody.params if spread is None else everywhere
-            compiled = jax.jit(windows.per_device(function, spread))
+        for name, (size, device_mesh) in ways.items():
+            placed = melody.params if device_mesh is None else replicated
+            compiled = jax.jit(windows.per_device(function, device_mesh))
             items = jax.tree.map(lambda leaf: leaf[:count], items)
             results.append(
                 in_batches(partial(compiled, placed), f"{function.__name__}, {name}", size, *items)
@@ -124,49 +126,52 @@ def compare(args: Arguments) -> dict[str, float]:
         ]
 
     report: dict[str, float] = {}
-    alone, *others = [digests(list(result)) for result in made(draws, args.items, controls)]
+    alone, *others = [digests(list(result)) for result in outputs(draws, args.items, controls)]
     for name, other in zip(list(ways)[1:], others, strict=True):
-        same = [
-            a == b for mine, its in zip(alone, other, strict=True) for a, b in zip(mine, its, strict=True)
+        is_equal = [
+            a == b
+            for leaf, other_leaf in zip(alone, other, strict=True)
+            for a, b in zip(leaf, other_leaf, strict=True)
         ]
-        report[f"draws equal to the bit, {name}"] = float(np.mean(same))
-    alone, *others = made(tokens, args.items, controls)
+        report[f"bit-identical draws, {name}"] = float(np.mean(is_equal))
+    alone, *others = outputs(tokens, args.items, controls)
     for name, other in zip(list(ways)[1:], others, strict=True):
-        report[f"tokens equal, {name}"] = float(np.mean(alone == other))
-        report[f"items with all tokens equal, {name}"] = float(np.mean((alone == other).all(axis=1)))
-    alone, *others = made(sound, args.waves, controls, alone)
+        report[f"equal tokens, {name}"] = float(np.mean(alone == other))
+        report[f"items with equal tokens, {name}"] = float(np.mean((alone == other).all(axis=1)))
+    alone, *others = outputs(sound, args.waves, controls, alone)
     for name, other in zip(list(ways)[1:], others, strict=True):
-        report[f"largest difference of waves, {name}"] = float(np.abs(other - alone).max())
+        report[f"largest difference of waveforms, {name}"] = float(np.abs(other - alone).max())
     return report
 
 
-def clips_a_second(args: Arguments) -> dict[str, float]:
-    """Of a warm batch of 10 s clips, the best of three, text encoder and all."""
+def clips_per_second(args: Arguments) -> dict[str, float]:
+    """Throughput of a warm batch of 10 s clips including the text encoder; the best of three."""
     melody, requests = load_requests(args)
     best = float("inf")
     for _ in range(4):
-        started = time.perf_counter()
+        start = time.perf_counter()
         melody.run(requests[: args.batch])
-        best = min(best, time.perf_counter() - started)
-    return {f"clips of 10 s a second, batch {args.batch}": args.batch / best}
+        best = min(best, time.perf_counter() - start)
+    return {f"10 s clips per second, batch {args.batch}": args.batch / best}
 
 
 def run_twice(args: Arguments) -> dict[str, float]:
-    """Whether two processes write the same file."""
+    """Whether two processes write identical files."""
     with tempfile.TemporaryDirectory() as folder:
         files = [Path(folder) / f"{i}.wav" for i in range(2)]
         for file in files:
             command = [sys.executable, str(ROOT / "sample.py"), "slow sad cello", "--out", str(file)]
             command += ["--model", args.model, *(["--folder", str(args.folder)] if args.folder else [])]
             subprocess.run(command, check=True, capture_output=True)
-        return {"two processes write the same bytes": float(files[0].read_bytes() == files[1].read_bytes())}
+        return {"two processes write identical bytes": float(files[0].read_bytes() == files[1].read_bytes())}
 
 
 def main() -> None:
     args = tyro.cli(Arguments)
-    for part, devices in ((clips_a_second, 1), (run_twice, 1), (compare, args.devices)):
+    for part, devices in ((clips_per_second, 1), (run_twice, 1), (compare, args.devices)):
         flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={devices}"
-        before, os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", ""), flags
+        before = os.environ.get("XLA_FLAGS", "")
+        os.environ["XLA_FLAGS"] = flags
         with ProcessPoolExecutor(1, get_context("spawn")) as process:
             for name, value in process.submit(part, args).result().items():
                 print(f"{name}: {value:.6g}", flush=True)

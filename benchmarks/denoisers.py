@@ -1,9 +1,10 @@
-"""How long do the diffusion's networks take: backbones, and DPD's fine paths (docs/studies/)?
+"""Speed of the diffusion's networks: backbones, and DPD's fine paths (docs/studies/).
 
     python benchmarks/denoisers.py                       # writes docs/evaluation/denoisers.md
 
-Weights are random. A pass is one velocity of one window with its condition; a step is the gradient of a mean square of
-those of a batch. Those of one size take turns, round by round, so that a noisy machine is noisy for all of them.
+Weights are random. A pass computes the velocity of one window with its condition; a step computes the
+gradient of the mean squared velocity of a batch. Networks of one size alternate in every round, so other load
+affects all of them.
 """
 
 import dataclasses
@@ -25,7 +26,7 @@ from melody_jax.models.dpd import DPDConfig, FinePath
 
 ROOT = Path(__file__).parents[1]
 ITEMS = 8
-"""Windows of a step."""
+"""Windows per step."""
 
 
 def fine_paths(config: DPDConfig) -> dict[str, DenoiserConfig]:
@@ -49,13 +50,13 @@ class Arguments:
     sizes: tuple[str, ...] = tuple(SIZES)
     """Sizes to time."""
     rounds: int = 9
-    """Turns of each; the median counts."""
+    """Timed rounds; the table has their median."""
     out: Path = ROOT / "docs" / "evaluation" / "denoisers.md"
-    """The table."""
+    """File of the table."""
 
 
 def programs(config: DenoiserConfig) -> dict[str, Callable[[], jax.Array]]:
-    """What is timed of one network, compiled: "pass" and "step"."""
+    """The timed programs of one network: "pass" and "step"."""
     params = denoiser.init(config, jax.random.key(0))
 
     @partial(jax.jit, static_argnums=2)
@@ -71,18 +72,20 @@ def programs(config: DenoiserConfig) -> dict[str, Callable[[], jax.Array]]:
 def rows(size: str, rounds: int) -> list[str]:
     """Lines of the table for one size."""
     timed = {
-        (name, what): run for name, config in SIZES[size].items() for what, run in programs(config).items()
+        (name, program): run
+        for name, config in SIZES[size].items()
+        for program, run in programs(config).items()
     }
     seconds: dict[tuple[str, str], list[float]] = {name: [] for name in timed}
-    for number in tqdm(range(rounds + 1), desc=size, unit="round"):  # the first one compiles
+    for number in tqdm(range(rounds + 1), desc=size, unit="round"):  # the first round compiles
         for name, run in timed.items():
-            began = time.perf_counter()
+            start = time.perf_counter()
             jax.block_until_ready(run())
             if number:
-                seconds[name].append(time.perf_counter() - began)
+                seconds[name].append(time.perf_counter() - start)
     lines = []
     for name, config in SIZES[size].items():
-        cells = [f"{np.median(seconds[name, what]):.4g}" for what in ("pass", "step")]
+        cells = [f"{np.median(seconds[name, program]):.4g}" for program in ("pass", "step")]
         count = functional.count(jax.eval_shape(partial(denoiser.init, config), jax.random.key(0)))
         lines.append(
             f"| {size} | {name} | {count / 1e6:.4g} | {denoiser.flops(config) / 1e9:.4g} | {' | '.join(cells)} |"
@@ -95,13 +98,13 @@ def main() -> None:
     arguments = tyro.cli(Arguments)
     table = [line for size in arguments.sizes for line in rows(size, arguments.rounds)]
     text = [
-        "# The diffusion's networks: how long they take",
+        "# Speed of the diffusion's networks",
         "",
-        f"`python benchmarks/denoisers.py --sizes {' '.join(arguments.sizes)}`: random weights, float32, nothing else "
-        f"running; the median of {arguments.rounds} turns. A step is of {ITEMS} windows, without the optimiser. "
-        f"{jax.device_count()} {jax.devices()[0].device_kind} device(s). What they are worth: docs/studies.md.",
+        f"`python benchmarks/denoisers.py --sizes {' '.join(arguments.sizes)}`: random weights, float32, on an "
+        f"otherwise idle machine; median of {arguments.rounds} rounds. A step has {ITEMS} windows and no optimiser. "
+        f"{jax.device_count()} {jax.devices()[0].device_kind} device(s). docs/studies.md compares their quality.",
         "",
-        "| size | network | parameters, M | GFLOP a pass | s a pass | s a step |",
+        "| size | network | parameters, M | GFLOP per pass | seconds per pass | seconds per step |",
         "| --- | --- | --- | --- | --- | --- |",
         *table,
     ]

@@ -1,10 +1,10 @@
-"""How many clips a second `melody evaluate` measures, and whether its memory stays where it is over 10,000 clips.
+"""Speed and memory of `melody evaluate` over 10,000 clips.
 
     python benchmarks/evaluate_many.py --shards corpus/audio
 
-Clips are composed music from the shards, over and over from memory, each turned by another number of
-samples. `--embedding benchmarks/log_mel_embedding.py --seconds 2` is a long run in short time; `--listen`
-adds what the judges of adherence need.
+The clips are composed music from the shards, each rotated by another number of samples. For a quick run give
+`--embedding benchmarks/log_mel_embedding.py --seconds 2`. `--features` also computes the features for the
+judges.
 """
 
 import json
@@ -27,33 +27,33 @@ from melody_jax.evaluation.metrics import distances
 from melody_jax.runtime import enable_compile_cache
 
 STEPS = 10
-"""Parts in which the clips are measured, with the memory noted after each."""
+"""Number of parts; memory is printed after each."""
 
 
 @dataclass(frozen=True)
 class Arguments:
-    """What is measured."""
+    """Size of the benchmark."""
 
     shards: Path
     """Audio shards of composed music."""
     clips: int = 10_000
-    """Clips."""
+    """Number of clips."""
     seconds: float = 10.24
     """Length of a clip."""
     embedding: str = "mini"
     """A release or a Python file (evaluation/embedding.py)."""
-    listen: bool = False
-    """Whether judges shall hear the clips."""
+    features: bool = False
+    """Compute the features for the judges too."""
 
 
 def resident_mib() -> float:
-    """What the process holds now."""
+    """Resident memory of the process."""
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return pages * resource.getpagesize() / 2**20
 
 
 def main() -> None:
-    """Measures and prints one JSON line a part, and one for the figures at the end."""
+    """Prints one JSON line per part, and one for the distances."""
     arguments = tyro.cli(Arguments, description=__doc__)
     enable_compile_cache()
     embedding = open_embedding(arguments.embedding)
@@ -65,25 +65,29 @@ def main() -> None:
         return np.roll(sounds[number % len(sounds)], 97 * number)
 
     clips = [Clip(name=str(i), read=partial(read, i)) for i in range(arguments.clips)]
-    folder, points = Path(tempfile.mkdtemp()), []
+    folder = Path(tempfile.mkdtemp())
+    embeddings = []
     try:
         for part in range(STEPS):
-            mine = clips[part * len(clips) // STEPS : (part + 1) * len(clips) // STEPS]
+            part_clips = clips[part * len(clips) // STEPS : (part + 1) * len(clips) // STEPS]
             started = time.perf_counter()
             share = Share(cache=folder, seconds=arguments.seconds)
             rows = measure(
-                ClipSet(where=str(part), sha256=str(part), clips=mine), embedding, share, arguments.listen
+                ClipSet(where=str(part), sha256=str(part), clips=part_clips),
+                embedding,
+                share,
+                arguments.features,
             )
             assert rows is not None
-            points.append(rows.points)
-            rate = len(mine) / (time.perf_counter() - started)
-            print(json.dumps({"clips": (part + 1) * len(mine), "clips_a_second": round(rate, 2),
+            embeddings.append(rows.embeddings)
+            rate = len(part_clips) / (time.perf_counter() - started)
+            print(json.dumps({"clips": (part + 1) * len(part_clips), "clips_per_second": round(rate, 2),
                               "resident_mib": round(resident_mib())}), flush=True)  # fmt: skip
     finally:
         shutil.rmtree(folder)
-    whole = np.concatenate(points)
+    all_clips = np.concatenate(embeddings)
     started = time.perf_counter()
-    distances(whole[::2], Moments.of(whole[1::2]), whole[1::2], 200, 0)
+    distances(all_clips[::2], Moments.of(all_clips[1::2]), all_clips[1::2], 200, 0)
     print(json.dumps({"seconds_of_distances": round(time.perf_counter() - started, 1),
                       "resident_mib": round(resident_mib())}))  # fmt: skip
 

@@ -1,9 +1,10 @@
-"""Which copies of a recording does its fingerprint find, and does it ever take two recordings for one?
+"""Which copies of a recording does its fingerprint detect, and does it ever confuse two recordings?
 
     melody compose --out corpus/bench --hours 1 --soundfonts none
     python benchmarks/fingerprint.py --corpus corpus/bench
 
-Writes docs/evaluation/fingerprint.md. A copy is found if at least `duplicate_share` of the landmarks agree.
+Writes docs/evaluation/fingerprint.md. A copy is detected if at least `duplicate_share` of the landmarks
+agree.
 """
 
 import io
@@ -32,9 +33,9 @@ class Arguments:
     corpus: Path
     """Audio shards of different pieces of 30 s."""
     copied: int = 30
-    """How many of them are copied."""
+    """Number of pieces that are copied."""
     out: Path = ROOT / "docs" / "evaluation" / "fingerprint.md"
-    """The table."""
+    """File of the table."""
 
 
 def encoded(wave: np.ndarray, rate: int, file_format: str, subtype: str) -> np.ndarray:
@@ -55,14 +56,14 @@ COPIES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "8 kHz": lambda wave: encoded(wave, 8_000, "WAV", "PCM_16"),
     "starts 5.013 s later": lambda wave: wave[120_312:],
     "starts 16 ms later, MP3": lambda wave: encoded(wave[384:], 44_100, "MP3", "MPEG_LAYER_III"),
-    "8 s out of the middle": lambda wave: wave[264_101:456_101],
+    "8 s from the middle": lambda wave: wave[264_101:456_101],
     "with noise, 20 dB below": noisy,
     "2 % faster": lambda wave: audio.resample(wave, 24_000, 23_520),
 }
 
 
 def agreement(one: Marks, other: Marks) -> float:
-    """The share of landmarks that agree, 0 if they are too few."""
+    """The share of landmarks that agree; 0 if there are too few."""
     _, i, j = np.intersect1d(one[0], other[0], return_indices=True)
     if len(i) == 0:
         return 0.0
@@ -71,7 +72,8 @@ def agreement(one: Marks, other: Marks) -> float:
 
 
 def main(arguments: Arguments) -> None:
-    source, threshold = open_shards(arguments.corpus, "audio"), PieceConfig().duplicate_share
+    source = open_shards(arguments.corpus, "audio")
+    threshold = PieceConfig().duplicate_share
     waves = [audio.decode_flac(source[i]["audio"].tobytes()) for i in range(len(source))]
     marks = [landmarks(wave) for wave in waves]
     different = [agreement(one, other) for one, other in itertools.combinations(marks, 2)]
@@ -80,9 +82,9 @@ def main(arguments: Arguments) -> None:
         "",
         f"`benchmarks/fingerprint.py`: {len(waves)} composed pieces of 30 s, {np.mean([len(m[0]) for m in marks]):.0f} "
         f"landmarks each. Of {len(different)} pairs of different pieces {sum(s >= threshold for s in different)} were "
-        f"taken for copies. Of {arguments.copied} copies each, at a share of {threshold:g}:",
+        f"detected as copies. {arguments.copied} copies of each kind, threshold {threshold:g}:",
         "",
-        "| copy | found | share that agrees: least, median |",
+        "| copy | detected | agreeing share: minimum, median |",
         "| --- | --- | --- |",
     ]
     for name, copy in COPIES.items():

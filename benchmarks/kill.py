@@ -1,10 +1,12 @@
-"""Does a run that is killed again and again end with the same bits? Two processes of four virtual devices, SIGKILL.
+"""Does a run that is killed many times end with the same bits? Two processes with four virtual devices,
+SIGKILL.
 
     python benchmarks/kill.py
 
-Trains the language model of the tests twice over: undisturbed, and killed at random moments (while starting, between
-saves, during a save), one process or both, and started again. Compares the last checkpoint (state, average, position in
-the data) bit by bit and every figure of metrics.jsonl; writes docs/evaluation/kills.md. About ten minutes on two cores.
+Trains the language model of the tests twice: undisturbed, and with one or both processes killed at random
+moments (at the start, between saves, during a save) and started again. Compares the last checkpoint (state,
+average, data position) bit by bit and every number in metrics.jsonl; writes docs/evaluation/kills.md. Takes
+about ten minutes on two cores.
 """
 
 import sys
@@ -23,7 +25,7 @@ sys.path[:0] = [str(ROOT / "tests")]
 from helpers.hosts import Run, assert_same_run, write_features  # noqa: E402  # the tests' supervisor
 
 PATIENCE = 60.0
-"""Seconds that a process is given to notice that the other is gone."""
+"""Seconds within which a process must notice that the other one is gone."""
 
 
 @dataclass(frozen=True)
@@ -31,19 +33,19 @@ class Arguments:
     """Kills a run and compares it with an undisturbed one."""
 
     kills: int = 20
-    """How often."""
+    """Number of kills."""
     steps: int = 400
-    """Steps of the run; there must be enough of them for all kills."""
+    """Steps of the run; enough for all kills."""
     save_every: int = 4
     """Steps between checkpoints."""
     seed: int = 0
-    """Of moments and victims."""
+    """Seed of moments and victims."""
     out: Path = ROOT / "docs" / "evaluation" / "kills.md"
-    """The report."""
+    """File of the report."""
 
 
 def wait(run: Run, moment: str, rng: np.random.Generator) -> None:
-    """Until a random moment of the life that has just begun."""
+    """Waits for a random moment after the last start."""
     first = run.reached()
     if moment == "starting":
         stop = time.monotonic() + rng.uniform(0, 10)
@@ -57,7 +59,7 @@ def wait(run: Run, moment: str, rng: np.random.Generator) -> None:
 
 
 def main() -> None:
-    """Trains, kills, compares, writes."""
+    """Trains, kills, compares and writes the report."""
     arguments = tyro.cli(Arguments, description=__doc__)
     options = [
         "--steps",
@@ -68,7 +70,9 @@ def main() -> None:
         "50",
     ]
     rng = np.random.default_rng(arguments.seed)
-    rows = [["kill", "moment", "killed", "step reached", "checkpoint", "steps lost", "the other ended after"]]
+    rows = [
+        ["kill", "moment", "killed", "last step", "checkpoint", "lost steps", "the other process ended after"]
+    ]
     rows.append(["---"] * len(rows[0]))
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "features").mkdir()
@@ -84,21 +88,22 @@ def main() -> None:
             wait(killed, moment, rng)
             writing = killed.saving()
             passed = killed.kill(victims, PATIENCE)
-            reached, saved = killed.reached(), killed.saved()
+            reached = killed.reached()
+            saved = killed.saved()
             words = {1: f"process {victims[0]}", 2: "both"}[len(victims)]
-            said = "-" if len(victims) == 2 else f"{passed:.1f} s" if passed < PATIENCE else "killed too"
-            rows.append([str(number), moment + ", a save begun" * writing, words, str(reached), str(saved)])
-            rows[-1] += [str(max(reached - saved, 0)), said]
+            ended = f"{passed:.1f} s" if passed < PATIENCE else "killed too"
+            rows.append([str(number), moment + ", during a save" * writing, words, str(reached), str(saved)])
+            rows[-1] += [str(max(reached - saved, 0)), "-" if len(victims) == 2 else ended]
             print(" | ".join(rows[-1]), flush=True)
         killed.train()
         assert_same_run(killed, undisturbed)
         steps = len([row for row in killed.rows() if "loss" in row])
-    verdict = (
-        f"Killed {arguments.kills} times and started again, the run of {steps} steps ended with the same bits as the "
-        "undisturbed one: parameters, optimiser, average, position in the data, and every figure of metrics.jsonl.\n\n"
+    summary = (
+        f"After {arguments.kills} kills the run of {steps} steps ended with the same bits as the undisturbed one: "
+        "parameters, optimiser, average, data position, and every number in metrics.jsonl.\n\n"
     )
-    arguments.out.write_text(verdict + "".join(f"| {' | '.join(row)} |\n" for row in rows))
-    print(verdict)
+    arguments.out.write_text(summary + "".join(f"| {' | '.join(row)} |\n" for row in rows))
+    print(summary)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""An embedding to bring along, the smallest there is: mean and deviation of 32 log-mel bands. No network, no weights.
+"""A minimal user embedding: mean and standard deviation of 32 log-mel bands, without a network.
 
     melody evaluate --embedding benchmarks/log_mel_embedding.py ...
 
-How files like this are made is said in melody_jax/evaluation/embedding.py.
+melody_jax/evaluation/embedding.py describes such files.
 """
 
 import numpy as np
@@ -23,5 +23,5 @@ class LogMel:
 
 
 def embedding() -> LogMel:
-    """What `melody evaluate` asks for."""
+    """The function that `melody evaluate` calls."""
     return LogMel()

@@ -1,9 +1,10 @@
-"""MusicGen-small of the published sizes with random weights: seconds to make 10 s of audio, as JSON.
+"""MusicGen-small at its published size with random weights: seconds to make 10 s of audio, as JSON.
 
     python benchmarks/musicgen_small.py --runs 1       # in an environment with torch and transformers
 
-`benchmarks/peers.py` runs it. Sizes are those of the released configuration (T5-base, a decoder of 24 x 1024 over four
-codebooks at 50 Hz, the 32 kHz EnCodec); nothing is downloaded. Guidance is on, at its default of 3.
+`benchmarks/peers.py` runs it. The sizes are those of the released configuration (T5-base, a decoder of 24 x
+1024 over four codebooks at 50 Hz, the 32 kHz EnCodec); nothing is downloaded. Guidance is on, with the
+default scale of 3.
 """
 
 import argparse
@@ -20,11 +21,11 @@ from transformers import (
 )
 
 FRAMES = 500
-"""Of 10 s."""
+"""Frames in 10 s."""
 HOP = 640
-"""Samples to a frame, at 32 kHz."""
+"""Samples per frame at 32 kHz."""
 DELAY = 3
-"""Steps by which the last of the four codebooks comes later."""
+"""Delay of the last of the four codebooks, in steps."""
 
 
 def model() -> MusicgenForConditionalGeneration:
@@ -66,7 +67,7 @@ def main() -> None:
             max_new_tokens=steps,
         )
 
-    generate(8)  # what is allocated once
+    generate(8)  # one-time allocations
     seconds = []
     for _ in range(runs):
         start = time.perf_counter()

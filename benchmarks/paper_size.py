@@ -1,10 +1,11 @@
-"""Every network of the paper's size learns on this machine: one training step each (sampling: `peers.py`).
+"""One training step of every network of the paper's size on this machine (`peers.py` times sampling).
 
     python benchmarks/paper_size.py                 # writes docs/evaluation/paper-size.md
     python benchmarks/paper_size.py --only lm_paper vae_paper
 
-Weights are random, batches hold one item. A step is the gradient of the stage's whole loss (the VAE's with its
-discriminators) without the optimiser. Each line is a process of its own, so that its peak memory is its own.
+Weights are random and batches have one item. A step computes the gradients of the stage's loss (for the VAE
+including its discriminators) without the optimiser. Each row runs in a separate process, which gives its own
+peak memory.
 """
 
 import resource
@@ -35,7 +36,7 @@ STEPS: dict[str, tuple[str, float, list[str]]] = {
     "vae_paper": ("vae_paper", 1.0, []),
     "vae_paper, remat": ("vae_paper", 10.0, ["--stage.model.codec.remat", "blocks"]),
 }
-"""Row -> config, seconds of sound, options."""
+"""Row -> config, seconds of audio, options."""
 
 
 @dataclass(frozen=True)
@@ -45,23 +46,23 @@ class Arguments:
     only: tuple[str, ...] = tuple(STEPS)
     """Rows to measure."""
     out: Path = ROOT / "docs" / "evaluation" / "paper-size.md"
-    """The table."""
+    """File of the table."""
 
 
 def peak_gb() -> float:
-    """Most memory that this process ever held, GB."""
+    """Peak memory of this process, GB."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
 
 
 def timed(function: Callable[..., Any], *arguments: Any) -> tuple[float, Any]:
-    """Seconds until the result is there, and the result."""
+    """Seconds until the result is ready, and the result."""
     start = time.perf_counter()
     result = jax.block_until_ready(function(*arguments))
     return time.perf_counter() - start, result
 
 
 def example(config: TrainConfig, seconds: float) -> dict[str, Any]:
-    """A batch of one item of the stage's kind, so long."""
+    """A training batch with one item of the given length."""
     rng = np.random.default_rng(0)
     data = replace(
         config.data, batch_size=1, crop_samples=round(24_000 * seconds), window_tokens=round(25 * seconds)
@@ -79,15 +80,16 @@ def example(config: TrainConfig, seconds: float) -> dict[str, Any]:
 
 
 def training_step(row: str) -> list[str]:
-    """One forward and one backward pass of a row of STEPS: cells of the table."""
+    """One forward and backward pass for a row of STEPS: cells of the table."""
     name, seconds, options = STEPS[row]
     config = load_config(ROOT / "configs" / f"{name}.py", options)
     stage = config.stage
     params = jax.jit(stage.init)(jax.random.key(0))
-    batch, late = example(config, seconds), jnp.int32(10**6)
-    step = jax.jit(stage.gradients).lower(params, batch, jax.random.key(1), late)
+    batch = example(config, seconds)
+    late_step = jnp.int32(10**6)  # the discriminators train from some step on
+    step = jax.jit(stage.gradients).lower(params, batch, jax.random.key(1), late_step)
     compiling, step = timed(step.compile)
-    (first, result), (again, _) = (timed(step, params, batch, jax.random.key(1), late) for _ in range(2))
+    (first, result), (again, _) = (timed(step, params, batch, jax.random.key(1), late_step) for _ in range(2))
     gradients, metrics = result
     finite = all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves((gradients, metrics)))
     cells = [
@@ -101,9 +103,9 @@ def training_step(row: str) -> list[str]:
 
 
 def main() -> None:
-    """Measures, prints, writes the table."""
+    """Measures, prints and writes the table."""
     arguments = tyro.cli(Arguments, description=__doc__)
-    head = ["network", "M parameters", "of", "compiling, s", "seconds", "peak GB", "finite"]
+    head = ["network", "parameters, M", "audio", "compilation, s", "step, s", "peak memory, GB", "finite"]
     rows: list[list[str]] = []
     for row in arguments.only:
         with ProcessPoolExecutor(1, get_context("spawn")) as pool:

@@ -1,12 +1,13 @@
-"""The sampler at the paper's size, and as `modern`, beside MusicGen-small on this machine and what the machine can do.
+"""The sampler at the paper's size and as `modern`, compared with MusicGen-small and with the machine's
+limits.
 
     python benchmarks/peers.py --peer_python other/bin/python      # an environment with torch and transformers
-    python benchmarks/peers.py --peer_python ""                    # ours alone
+    python benchmarks/peers.py --peer_python ""                    # without the peer
 
-10 s of audio, one clip, random weights; writes docs/evaluation/peers.md. Each part's floor is what it must at least
-take: for the language model its bytes over the rate at which memory is read, a token at a time; for the others their
-matrix products over the rate of a large one. Everything is compiled before it is timed; rounds of ours and of the
-peer's alternate, the best of each counts. Leave the machine alone meanwhile.
+Makes one clip of 10 s with random weights; writes docs/evaluation/peers.md. Each part has a lower bound on
+its time: for the language model, the bytes it reads per token over the memory bandwidth; for the others,
+their FLOPs over the rate of a large matrix product. Everything is compiled before it is timed. Rounds of our
+parts and of the peer alternate; the best time of each counts. The machine must be idle otherwise.
 """
 
 import json
@@ -55,46 +56,48 @@ WAYS = {
     "modern, 2 steps": ("modern LM, guided", "modern diffusion, 2 steps", "modern decoder"),
     "modern, 2 steps, LM not guided": ("modern LM", "modern diffusion, 2 steps", "modern decoder"),
 }
-"""A clip -> the parts it takes, beside the text."""
+"""Clip -> its parts, without the text encoder."""
 
 
 @dataclass(frozen=True)
 class Arguments:
-    """Times the paper's size beside MusicGen-small."""
+    """Times the sampler and MusicGen-small."""
 
     peer_python: str = sys.executable
-    """A Python with torch and transformers; empty leaves the peer out."""
+    """Python with torch and transformers; empty: without the peer."""
     rounds: int = 2
-    """Alternating rounds of ours and the peer's."""
+    """Alternating rounds of our parts and the peer."""
     out: Path = ROOT / "docs" / "evaluation" / "peers.md"
-    """The table."""
+    """File of the tables."""
 
 
 @dataclass
 class Part:
-    """Something timed."""
+    """A timed part."""
 
     run: Callable[[], Any]
     floor: float
-    """Seconds it must take."""
+    """Lower bound on its seconds."""
     seconds: float = float("inf")
-    """The best so far."""
+    """Best time so far."""
 
 
 def best(function: Callable[[], Any], runs: int) -> float:
-    """Least seconds of some runs."""
-    taken = []
+    """The smallest time of some runs, seconds."""
+    times = []
     for _ in range(runs):
         start = time.perf_counter()
         jax.block_until_ready(function())
-        taken.append(time.perf_counter() - start)
-    return min(taken)
+        times.append(time.perf_counter() - start)
+    return min(times)
 
 
 def memory_rate() -> float:
-    """GB/s at which 1.6 GB are read: by matrix-vector products, or summed in as many threads as there are cores."""
+    """Memory bandwidth in GB/s over 1.6 GB: by matrix-vector products, or by sums with one thread per
+    core."""
     matrices = [jnp.ones((4096, 4096)) for _ in range(24)]
-    size, row = sum(m.nbytes for m in matrices) / 1e9, jnp.ones((1, 4096))
+    size = sum(m.nbytes for m in matrices) / 1e9
+    row = jnp.ones((1, 4096))
     products = jax.jit(lambda row, matrices: [matvec(row, m) for m in matrices])
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         views = [np.asarray(m) for m in matrices]
@@ -109,15 +112,17 @@ def matmul_rate() -> float:
 
 
 class Bench:
-    """Compiles parts, each on the output of the one before it, and keeps them by name with their floors."""
+    """Compiles parts, each with the output of the previous one, and stores them by name with their bounds."""
 
     def __init__(self) -> None:
-        self.memory, self.matmul, self.parts = memory_rate(), matmul_rate(), dict[str, Part]()
+        self.memory = memory_rate()
+        self.matmul = matmul_rate()
+        self.parts: dict[str, Part] = {}
 
     def add(
         self, name: str, params: Any, function: Callable[..., jax.Array], *inputs: Any, read: float = 0
     ) -> Any:
-        """The part's output. `read`: bytes it must read, where these are its floor."""
+        """Adds a part and returns its output. `read`: bytes it must read, if they bound its time."""
         jitted = jax.jit(function)
         flops = 0 if read else matmul_cost(jax.make_jaxpr(function)(params, *inputs))[0]
         program = jitted.lower(params, *inputs).compile()
@@ -126,11 +131,14 @@ class Bench:
         return jax.block_until_ready(program(params, *inputs))
 
     def text(self) -> jax.Array:
-        """Prefix tokens of a text of 16 pieces."""
-        config, width, rng = mulan.PAPER, mulan.PAPER.embedding, np.random.default_rng(0)
+        """Prefix tokens of a text of 16 word pieces."""
+        config = mulan.PAPER
+        width = config.embedding
+        rng = np.random.default_rng(0)
         tower = fresh(lambda key: mulan.init(config, key)) | {"text_mean": jnp.zeros(width)}
         tower |= {"codebooks": jax.random.normal(jax.random.key(1), (config.levels, config.codes, width))}
-        ids, mask = rng.integers(1_000, 30_000, (1, 16)).astype(np.int32), np.ones((1, 16), np.float32)
+        ids = rng.integers(1_000, 30_000, (1, 16)).astype(np.int32)
+        mask = np.ones((1, 16), np.float32)
         embed = lambda p, i, m: targets_to_prefix(p, config, text_targets(p, config, i, m))  # noqa: E731
         return self.add("text", tower, embed, ids, mask)
 
@@ -143,19 +151,21 @@ class Bench:
         codec: VAEConfig,
     ) -> None:
         """The parts after the text; `ways` are steps and guidance of the diffusion."""
-        asked = windows.make_controls(prefix, [SamplingSettings(temperature=1.0)])
-        keys, language = windows.item_keys(asked), fresh(lambda key: lm.init(config.lm, key))
+        controls = windows.make_controls(prefix, [SamplingSettings(temperature=1.0)])
+        keys = windows.item_keys(controls)
+        language = fresh(lambda key: lm.init(config.lm, key))
         read = 4 * sum(count(language[part]) for part in ("blocks", "head", "group") if part in language)
-        tokens, latents = None, None
+        tokens = None
+        latents = None
         for part, guided in ((f"{name}LM", False), (f"{name}LM, guided", True)):
             draw = partial(_draw, replace(config, lm_guided=guided), keys)
             tokens = self.add(
-                part, language, draw, asked, read=read * config.tokens / config.lm.tokens_per_pass
+                part, language, draw, controls, read=read * config.tokens / config.lm.tokens_per_pass
             )
         network = fresh(lambda key: denoiser.init(config.dpd, key))
         for way, (steps, guided) in ways.items():
             denoise = partial(_denoise, replace(config, steps=steps, guided=guided), keys)
-            latents = self.add(f"{name}diffusion, {way}", network, denoise, asked, tokens)
+            latents = self.add(f"{name}diffusion, {way}", network, denoise, controls, tokens)
         self.add(
             f"{name}decoder",
             fresh(lambda key: vae.init(codec, key)),
@@ -169,18 +179,18 @@ def fresh(init: Callable[[jax.Array], Any]) -> Any:
     return jax.block_until_ready(jax.jit(init)(jax.random.key(0)))
 
 
-def _draw(config: SamplerConfig, keys: jax.Array, params: Any, asked: Controls) -> jax.Array:
-    return windows.prefix_to_tokens(params, config, asked, keys)
+def _draw(config: SamplerConfig, keys: jax.Array, params: Any, controls: Controls) -> jax.Array:
+    return windows.prefix_to_tokens(params, config, controls, keys)
 
 
 def _denoise(
-    config: SamplerConfig, keys: jax.Array, params: Any, asked: Controls, tokens: jax.Array
+    config: SamplerConfig, keys: jax.Array, params: Any, controls: Controls, tokens: jax.Array
 ) -> jax.Array:
-    return windows.tokens_to_latents(params, config, asked, tokens, keys)
+    return windows.tokens_to_latents(params, config, controls, tokens, keys)
 
 
 def peer(python: str) -> dict[str, Any]:
-    """One timed run of MusicGen-small in a process of its own."""
+    """One timed run of MusicGen-small in a separate process."""
     script = [python, str(Path(__file__).with_name("musicgen_small.py"))]
     done = subprocess.run(
         script, check=True, capture_output=True, text=True, env=os.environ | {"HF_HUB_OFFLINE": "1"}
@@ -188,29 +198,34 @@ def peer(python: str) -> dict[str, Any]:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def report(found: dict[str, Part], rates: str, theirs: dict[str, Any] | None) -> str:
-    """The page: parts beside their floors, clips beside the peer's."""
-    lines = [f"{rates}\n", "| part | seconds | floor | share of the floor |", "| --- | --- | --- | --- |"]
+def report(bench_parts: dict[str, Part], rates: str, peer_result: dict[str, Any] | None) -> str:
+    """The page: parts with their bounds, and clips compared with the peer."""
+    lines = [f"{rates}\n", "| part | seconds | lower bound, s | bound / time |", "| --- | --- | --- | --- |"]
     lines += [
         f"| {name} | {p.seconds:.2f} | {p.floor:.2f} | {p.floor / p.seconds:.0%} |"
-        for name, p in found.items()
+        for name, p in bench_parts.items()
     ]
-    peer_seconds = theirs["seconds"][0] if theirs else None
-    lines += ["", "| 10 s of audio | seconds | x real time | x MusicGen-small |", "| --- | --- | --- | --- |"]
+    peer_seconds = peer_result["seconds"][0] if peer_result else None
+    lines += [
+        "",
+        "| clip of 10 s | seconds | real-time factor | speed relative to MusicGen-small |",
+        "| --- | --- | --- | --- |",
+    ]
     for name, parts in WAYS.items():
-        total = sum(found[part].seconds for part in ("text", *parts))
+        total = sum(bench_parts[part].seconds for part in ("text", *parts))
         times = f"{peer_seconds / total:.2f}" if peer_seconds else ""
         lines.append(f"| {name} | {total:.1f} | {SECONDS / total:.3f} | {times} |")
-    if theirs and peer_seconds:
-        size = f"{theirs['decoder_parameters'] / 1e6:.1f} M decoder, torch {theirs['torch']}"
+    if peer_result and peer_seconds:
+        size = f"{peer_result['decoder_parameters'] / 1e6:.1f} M decoder, torch {peer_result['torch']}"
         lines.append(f"| MusicGen-small ({size}) | {peer_seconds:.1f} | {SECONDS / peer_seconds:.3f} | 1 |")
     return "\n".join(lines) + "\n"
 
 
 def main() -> None:
-    """Measures, prints, writes."""
+    """Measures, prints and writes the tables."""
     arguments = tyro.cli(Arguments, description=__doc__)
-    bench, theirs = Bench(), None
+    bench = Bench()
+    peer_result = None
     prefix = bench.text()
     steps = {"5 guided steps": (5, True), "5 steps": (5, False), "1 step": (1, False)}
     bench.cascade("", prefix, PAPER, steps, vae.PAPER)
@@ -218,15 +233,15 @@ def main() -> None:
     for _ in range(arguments.rounds):
         for name, part in bench.parts.items():
             part.seconds = min(part.seconds, best(part.run, 1))
-            print(f"{name}: {part.seconds:.2f} s, floor {part.floor:.2f} s", flush=True)
+            print(f"{name}: {part.seconds:.2f} s, lower bound {part.floor:.2f} s", flush=True)
         if arguments.peer_python:
-            now = peer(arguments.peer_python)
-            theirs = min(theirs or now, now, key=lambda result: result["seconds"])
-            print(f"MusicGen-small: {theirs['seconds'][0]:.1f} s", flush=True)
-    machine, now = f"{os.cpu_count()} cores, {platform.machine()}, jax {jax.__version__}", memory_rate()
-    memory = f"memory {bench.memory:.1f} GB/s before (as in the floors), {now:.1f} after"
+            latest = peer(arguments.peer_python)
+            peer_result = min(peer_result or latest, latest, key=lambda result: result["seconds"])
+            print(f"MusicGen-small: {peer_result['seconds'][0]:.1f} s", flush=True)
+    machine = f"{os.cpu_count()} cores, {platform.machine()}, jax {jax.__version__}"
+    memory = f"memory {bench.memory:.1f} GB/s before (used for the bounds), {memory_rate():.1f} after"
     rates = f"{machine}: {memory}, matrix product {bench.matmul:.0f} GFLOP/s."
-    page = report(bench.parts, rates, theirs)
+    page = report(bench.parts, rates, peer_result)
     arguments.out.write_text(page)
     print(page)
 

@@ -1,10 +1,11 @@
-"""How fast is `melody prepare`, and does it account for every odd file?
+"""Speed of `melody prepare`, and whether it reports every odd file.
 
     melody compose --out corpus/bench --hours 1 --soundfonts none
     python benchmarks/prepare.py --corpus corpus/bench
 
-Writes docs/evaluation/prepare.md. The composed pieces are joined to tracks of four minutes and encoded as stereo MP3
-at 44.1 kHz, as music usually arrives. The odd files are those of the tests, eleven of each kind, and one of two hours.
+Writes docs/evaluation/prepare.md. The composed pieces are concatenated to tracks of four minutes and encoded
+as stereo MP3 at 44.1 kHz, the usual form of music. The odd files are those of the tests, eleven of each kind,
+and one of two hours.
 """
 
 import json
@@ -35,20 +36,20 @@ TRACK_PIECES = 8
 
 @dataclass(frozen=True)
 class Arguments:
-    """Times the preparation of audio and of features, and prepares odd files."""
+    """Times the preparation of audio and features, and prepares odd files."""
 
     corpus: Path
     """Audio shards of pieces of 30 s."""
     pieces: int = 120
-    """How many of them."""
+    """Number of pieces."""
     networks: Path = ROOT / "melody_jax" / "weights" / "mini"
-    """Networks of the features."""
+    """Released networks that make the features."""
     out: Path = ROOT / "docs" / "evaluation" / "prepare.md"
-    """The table."""
+    """File of the report."""
 
 
 def make_tracks(corpus: Path, count: int, folder: Path) -> float:
-    """Writes the tracks; hours of audio."""
+    """Writes the tracks; returns hours of audio."""
     source = open_shards(corpus, "audio")
     for first in range(0, min(count, len(source)), TRACK_PIECES):
         pieces = range(first, min(first + TRACK_PIECES, len(source)))
@@ -59,13 +60,16 @@ def make_tracks(corpus: Path, count: int, folder: Path) -> float:
 
 
 def timed(config: PrepareConfig, hours: float) -> tuple[str, ShardManifest]:
-    """Wall time, and processor time of this process and of the workers it had: that does not grow with other work."""
-    load, begin, before = os.getloadavg()[0], time.monotonic(), processor_seconds()
+    """Wall time, and CPU time of this process and its workers, which other load does not affect."""
+    load = os.getloadavg()[0]
+    begin = time.monotonic()
+    before = processor_seconds()
     manifest = prepare(config)
-    taken, used = time.monotonic() - begin, processor_seconds() - before
-    rate = f"{hours * 3600 / taken:.0f} hours of audio an hour"
+    elapsed = time.monotonic() - begin
+    used = processor_seconds() - before
+    rate = f"{hours * 3600 / elapsed:.0f} hours of audio per hour"
     return (
-        f"{hours:.2f} h in {taken:.0f} s, {rate}; {used:.0f} s of processor time; load before {load:.1f}",
+        f"{hours:.2f} h in {elapsed:.0f} s, {rate}; {used:.0f} s of CPU time; load before {load:.1f}",
         manifest,
     )
 
@@ -76,22 +80,22 @@ def processor_seconds() -> float:
 
 
 def odd(folder: Path, out: Path) -> list[str]:
-    wanted = odd_files(folder, copies=11)
+    expected = odd_files(folder, copies=11)
     hours = np.tile(music(7, 60.0, 8000), 120)
     soundfile.write(folder / "two hours.wav", hours, 8000)
-    wanted["two hours.wav"] = ""
+    expected["two hours.wav"] = ""
     manifest = prepare(PrepareConfig(source=str(folder), out=str(out), min_seconds=0.5, shard_recordings=32))
     rows = [json.loads(line) for line in (out / "rejects.jsonl").read_text().splitlines()]
-    found = {row["recording"]: row["reason"] for row in rows}
-    wrong = {name for name, reason in wanted.items() if found.get(name, "") != reason}
+    reasons = {row["recording"]: row["reason"] for row in rows}
+    wrong = {name for name, reason in expected.items() if reasons.get(name, "") != reason}
     used = manifest.counts["recordings_used"]
-    lines = [f"{len(wanted)} odd files, {len(found)} named in rejects.jsonl, {used} used:", ""]
-    lines += ["| refused | files |", "| --- | --- |"]
-    lines += [f"| {reason} | {count} |" for reason, count in sorted(Counter(found.values()).items())]
+    lines = [f"{len(expected)} odd files, {len(reasons)} listed in rejects.jsonl, {used} used:", ""]
+    lines += ["| reason of the rejection | files |", "| --- | --- |"]
+    lines += [f"| {reason} | {count} |" for reason, count in sorted(Counter(reasons.values()).items())]
     return [
         *lines,
         "",
-        f"Files that were treated otherwise than meant: {', '.join(sorted(wrong)) or 'none'}.",
+        f"Files with an unexpected outcome: {', '.join(sorted(wrong)) or 'none'}.",
     ]
 
 
@@ -102,7 +106,7 @@ def main(arguments: Arguments) -> None:
             folders[part].mkdir()
         hours = make_tracks(arguments.corpus, arguments.pieces, folders["tracks"])
         source = str(folders["tracks"])
-        said, manifest = timed(
+        audio_time, manifest = timed(
             PrepareConfig(source=source, out=str(folders["audio"]), shard_recordings=4), hours
         )
         config = PrepareConfig(
@@ -115,7 +119,7 @@ def main(arguments: Arguments) -> None:
             "",
             f"`benchmarks/prepare.py`, {os.cpu_count()} cores, Python {platform.python_version()}, DirectRunner.",
             "",
-            f"- recordings (MP3, stereo, 44.1 kHz) to audio shards: {said}; {size:.0f} MB an hour",
+            f"- recordings (MP3, stereo, 44.1 kHz) to audio shards: {audio_time}; {size:.0f} MB per hour",
             f"- audio shards to features, networks of `{arguments.networks.name}`: {features}",
             "",
             *odd(folders["odd"], folders["odd_audio"]),

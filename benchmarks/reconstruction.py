@@ -1,10 +1,11 @@
-"""What the autoencoder loses, beside Opus at 12 and 24 kbit/s on the same composed test clips.
+"""Reconstruction quality of the autoencoder, compared with Opus at 12 and 24 kbit/s on composed test clips.
 
     python benchmarks/reconstruction.py --model mini
 
-Opus is libsndfile's (24 kHz mono, its default variable rate), decoded by the same library, which keeps the clips
-aligned; the table gives the rate measured, container included. ViSQOL is visqol-python's in audio mode at 48 kHz, on
-the first `--visqol_clips` clips, for it takes longer than the clips last. About 10 minutes on two cores.
+Opus is libsndfile's (24 kHz mono, variable rate by default) and is decoded by the same library, which keeps
+the clips aligned; the table states the measured rate including the container. ViSQOL is visqol-python's in
+audio mode at 48 kHz, on the first `--visqol_clips` clips, because it is slower than real time. Takes about 10
+minutes on two cores.
 """
 
 import io
@@ -21,7 +22,7 @@ from tqdm import tqdm
 from visqol import VisqolApi
 
 from melody_jax import audio
-from melody_jax.evaluation import adherence, reconstruction
+from melody_jax.evaluation import composed_prompts, reconstruction
 from melody_jax.models import vae
 from melody_jax.sampling.cascade import load
 
@@ -35,19 +36,19 @@ class Arguments:
     model: str = "mini"
     """Name of the release."""
     folder: Path | None = None
-    """Where releases are; the package's own if left out."""
+    """Folder of releases; default: the packaged ones."""
     out: Path = Path(__file__).parents[1] / "docs" / "evaluation"
-    """Folder of prompts.jsonl and of the table."""
+    """Folder of the table."""
     stride: int = 5
-    """Every how many prompts the test piece of one is used: 5 gives 32 clips, two of each group."""
+    """Step through the list of prompts: 5 gives 32 clips, two of each group."""
     visqol_clips: int = 16
-    """Clips that ViSQOL judges."""
+    """Clips that ViSQOL scores."""
 
 
 def opus(clip: np.ndarray, rate: int) -> tuple[np.ndarray, float]:
-    """A clip (T,) through Opus at about `rate` kbit/s: the decoded clip and the rate of the file."""
+    """Encodes and decodes a clip (T,) at about `rate` kbit/s: the decoded clip and the rate of the file."""
     buffer = io.BytesIO()
-    level = (256 - rate) / 250  # libsndfile maps 0 to 256 and 1 to 6 kbit/s a channel
+    level = (256 - rate) / 250  # libsndfile maps level 0 to 256 and level 1 to 6 kbit/s per channel
     soundfile.write(buffer, clip, audio.SAMPLE_RATE, format="OGG", subtype="OPUS", compression_level=level)
     size = len(buffer.getvalue())
     buffer.seek(0)
@@ -56,14 +57,15 @@ def opus(clip: np.ndarray, rate: int) -> tuple[np.ndarray, float]:
 
 
 def main() -> None:
-    """Measures and writes the table."""
+    """Measures, prints and writes the table."""
     arguments = tyro.cli(Arguments, description=__doc__)
     melody = load(arguments.model, folder=arguments.folder, networks=("vae",))
-    params, config = melody.params["vae"], melody.configs["vae"]
-    samples = round(adherence.SECONDS * audio.SAMPLE_RATE)
-    prompts = adherence.read_prompts(arguments.out / "prompts.jsonl")[:: arguments.stride]
+    params = melody.params["vae"]
+    config = melody.configs["vae"]
+    samples = round(composed_prompts.SECONDS * audio.SAMPLE_RATE)
+    prompts = composed_prompts.read_prompts(composed_prompts.PROMPTS)[:: arguments.stride]
     truth = np.stack(
-        [adherence.ground_truth(p, i, samples) for i, p in enumerate(tqdm(prompts, desc="truth"))]
+        [composed_prompts.ground_truth(p, i, samples) for i, p in enumerate(tqdm(prompts, desc="truth"))]
     )
     code = jax.jit(lambda clip: vae.decode(params, config, vae.encode(params, config, clip)))
     coded = {"vae": np.concatenate([np.asarray(code(clip[None])) for clip in tqdm(truth, desc="vae")])}
@@ -72,12 +74,12 @@ def main() -> None:
         pairs = [opus(clip, rate) for clip in truth]
         coded[f"opus {rate}"] = np.stack([clip for clip, _ in pairs])
         rates[f"opus {rate}"] = float(np.mean([measured for _, measured in pairs]))
-    judge = VisqolApi()
-    judge.create(mode="audio")
+    api = VisqolApi()
+    api.create(mode="audio")
     rows = []
     for name, clips in coded.items():
         pairs = list(zip(truth, clips, strict=True))[: arguments.visqol_clips]
-        scores = [visqol(judge, original, clip) for original, clip in tqdm(pairs, desc=f"visqol, {name}")]
+        scores = [visqol(api, original, clip) for original, clip in tqdm(pairs, desc=f"visqol, {name}")]
         rows.append(
             {
                 "codec": name,
@@ -90,15 +92,18 @@ def main() -> None:
     report(arguments, rows, len(truth))
 
 
-def visqol(judge: VisqolApi, original: np.ndarray, clip: np.ndarray) -> float:
+def visqol(api: VisqolApi, original: np.ndarray, clip: np.ndarray) -> float:
     """MOS-LQO of a clip (T,), 1 to about 4.7."""
-    both = [soxr.resample(x.astype(np.float64), audio.SAMPLE_RATE, 48000) for x in (original, clip)]
-    return float(judge.measure_from_arrays(*both, 48000).moslqo)
+    resampled = [soxr.resample(x.astype(np.float64), audio.SAMPLE_RATE, 48000) for x in (original, clip)]
+    return float(api.measure_from_arrays(*resampled, 48000).moslqo)
 
 
 def report(arguments: Arguments, rows: list[dict], clips: int) -> None:
     """Prints the table and writes it as Markdown and JSON."""
-    table = [f"{clips} clips of {adherence.SECONDS} s; ViSQOL on the first {arguments.visqol_clips}.", ""]
+    table = [
+        f"{clips} clips of {composed_prompts.SECONDS} s; ViSQOL on the first {arguments.visqol_clips}.",
+        "",
+    ]
     table += [
         "| codec | kbit/s | log-mel L1, nepers | SI-SDR, dB | ViSQOL |",
         "| --- | --- | --- | --- | --- |",

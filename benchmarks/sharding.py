@@ -1,9 +1,11 @@
-"""Does sharding change what is computed? Every stage at `tiny` on 8 virtual devices, against one of them.
+"""Does sharding change the results? Every stage at `tiny` size on 8 virtual devices, compared with one
+device.
 
     XLA_FLAGS=--xla_force_host_platform_device_count=8 python benchmarks/sharding.py
 
-Writes docs/evaluation/sharding.md: the relative difference of loss and gradient in the first step (of the gradient: its
-norm, and the worst array's), and of the loss in the fifth. About ten minutes on two cores, nearly all of it compiling.
+Writes docs/evaluation/sharding.md with relative differences: of the loss and the gradient in the first step
+(all arrays together, and the worst array), and of the loss in the fifth. Takes about ten minutes on two
+cores, mostly compilation.
 """
 
 import sys
@@ -37,45 +39,47 @@ class Arguments:
     only: tuple[str, ...] = tuple(STAGES)
     """Stages to compare."""
     out: Path = ROOT / "docs" / "evaluation" / "sharding.md"
-    """The table."""
+    """File of the table."""
 
 
 def train(stage: Any, mesh: Mesh) -> tuple[Any, float, float]:
-    """Gradients and loss of the first step, loss of the fifth."""
+    """Gradients and loss of the first step, and the loss of the fifth."""
     config = TrainConfig(stage=stage, optimizer=OptimizerConfig(learning_rate=3e-3, warmup_steps=5), steps=50)
     state = sharded_init(lambda key: create_state(config, key), jax.random.key(0), mesh)
     source = Batches(stage)
     batches = [
         jax.tree.map(lambda *halves: np.concatenate(halves), next(source), next(source)) for _ in range(5)
     ]
-    begin, late = place_batch(batches[0], mesh), jnp.int32(10**6)  # late: discriminators are at work
+    first = place_batch(batches[0], mesh)
+    late_step = jnp.int32(10**6)  # the discriminators train from some step on
     with mesh_context(mesh):
         gradients, metrics = jax.device_get(
-            jax.jit(stage.gradients)(state.params, begin, jax.random.key(1), late)
+            jax.jit(stage.gradients)(state.params, first, jax.random.key(1), late_step)
         )
-        step, last = make_step(config, state), {}
+        step = make_step(config, state)
+        last = {}
         for batch in batches:
             state, last = step(state, place_batch(batch, mesh))
     return gradients, float(metrics["loss"]), float(last["loss"])
 
 
-def difference(ours: Any, theirs: Any) -> tuple[float, float]:
-    """Norm of the difference over the norm: of all arrays together, and of the worst one."""
-    pairs = list(zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True))
-    apart = [float(np.linalg.norm(a - b)) for a, b in pairs]
+def difference(gradients: Any, reference: Any) -> tuple[float, float]:
+    """Relative norm of the difference: of all arrays together, and of the worst array."""
+    pairs = list(zip(jax.tree.leaves(gradients), jax.tree.leaves(reference), strict=True))
+    differences = [float(np.linalg.norm(a - b)) for a, b in pairs]
     sizes = [float(np.linalg.norm(b)) for _, b in pairs]
-    worst = max(a / s for a, s in zip(apart, sizes, strict=True) if s > 0)
-    return float(np.linalg.norm(apart) / np.linalg.norm(sizes)), worst
+    worst = max(a / s for a, s in zip(differences, sizes, strict=True) if s > 0)
+    return float(np.linalg.norm(differences) / np.linalg.norm(sizes)), worst
 
 
 def main() -> None:
-    """Compares, prints, writes."""
+    """Compares, prints and writes the table."""
     arguments = tyro.cli(Arguments, description=__doc__)
     if len(jax.devices()) != 8:
         raise UserError(
             f"{len(jax.devices())} devices; set XLA_FLAGS=--xla_force_host_platform_device_count=8"
         )
-    head = ["stage", "mesh", "loss", "gradient", "worst array", "loss, step 5"]
+    head = ["stage", "mesh", "loss", "gradient", "gradient, worst array", "loss, step 5"]
     rows = [head, ["---"] * len(head)]
     for name in arguments.only:
         gradients, first, last = train(STAGES[name], make_mesh((1, 1, 1), jax.devices()[:1]))

@@ -1,13 +1,13 @@
-"""Streams and long pieces: what they cost, and whether one hears where they are joined.
+"""Cost of streams and long pieces, and audibility of their joins.
 
     python benchmarks/streaming.py --short 30 --long 600
 
-Measured warm, each piece in a process of its own: seconds until the first sound, real-time factor, processor time, and
-memory (the most that the process holds while the piece is made) at both lengths, streamed to a file and made whole. The
-first window is much music for one pass of the networks, each chunk after it little, so time is compared by the pass.
-Then the joins of the long stream, between chunks of the diffusion and between stretches of the decoder: the energy of
-the first difference over the 32 samples around each, among the same at 20,000 places elsewhere. Linux only. About five
-minutes on two idle cores.
+Every piece is made in a separate process after a warm-up: seconds to the first sound, real-time factor, CPU
+time and peak memory at both lengths, streamed to a file and made at once. The first window gives much music
+per network pass and later chunks give less, so time is compared per pass. Then the joins of the long stream,
+between chunks of the diffusion and between blocks of the decoder: the energy of the first difference over the
+32 samples around each join, ranked among 20,000 other places. Linux only. Takes about five minutes on two
+idle cores.
 """
 
 import tempfile
@@ -21,9 +21,9 @@ import numpy as np
 import tyro
 
 AROUND = 16
-"""Samples to either side of a join."""
-APART = 2_400
-"""Samples from a join from which on a place counts as elsewhere."""
+"""Samples on either side of a join."""
+FAR = 2_400
+"""Least distance between a join and the other places, samples."""
 
 
 @dataclass(frozen=True)
@@ -33,25 +33,26 @@ class Arguments:
     model: str = "mini"
     """Name of the release."""
     folder: Path | None = None
-    """Where releases are; the package's own if left out."""
+    """Folder of releases; default: the packaged ones."""
     short: float = 30.0
     """Seconds of the short piece."""
     long: float = 600.0
     """Seconds of the long piece."""
     prompt: str = "driving techno at 130 bpm"
-    """Of both."""
+    """Prompt of both pieces."""
 
 
-def resident(which: str) -> float:
-    """MB of this process as Linux counts them: VmRSS now, VmHWM at most."""
-    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(which))
+def resident(field: str) -> float:
+    """Memory of this process in MB as Linux reports it: VmRSS now, VmHWM at its peak."""
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(field))
     return int(line.split()[1]) / 1e3
 
 
 def make(
     args: Arguments, seconds: float, target: Path | None
 ) -> tuple[dict[str, float], dict[str, list[int]]]:
-    """Figures of a warm piece, streamed to `target` as float32 if there is one; and where a stream's joins are."""
+    """Metrics of a piece, streamed to `target` as float32 if given, and the positions of the joins of a
+    stream."""
     from melody_jax import load
     from melody_jax.runtime import enable_compile_cache
 
@@ -63,28 +64,31 @@ def make(
     ):
         pass
     before = resident("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5")  # VmHWM begins anew
-    started, worked, first, ends = time.perf_counter(), time.process_time(), 0.0, [0]
+    Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM
+    start = time.perf_counter()
+    cpu_start = time.process_time()
+    first = 0.0
+    ends = [0]
     if target is None:
         (piece,) = melody.generate(args.prompt, seconds=seconds)
         assert len(piece) == round(seconds * melody.sample_rate)
     else:
         with open(target, "wb") as file:
             for stretch in melody.stream(args.prompt, seconds=seconds):
-                first = first or time.perf_counter() - started
+                first = first or time.perf_counter() - start
                 file.write(stretch.tobytes())
                 ends.append(ends[-1] + len(stretch))
-    took, worked = time.perf_counter() - started, time.process_time() - worked
-    figures = {"seconds to the first sound": first} if target else {}
-    figures |= {
-        "real-time factor": seconds / took,
-        "processor seconds": worked,
+    elapsed = time.perf_counter() - start
+    metrics = {"seconds to the first sound": first} if target else {}
+    metrics |= {
+        "real-time factor": seconds / elapsed,
+        "CPU seconds": time.process_time() - cpu_start,
         "passes": 1 + melody.chunks(seconds),
     }
-    figures |= {"MB before": before, "MB at most": resident("VmHWM")}
+    metrics |= {"MB before": before, "peak MB": resident("VmHWM")}
     chunk = round(melody.chunk_seconds * melody.sample_rate)
     joins = {"chunks": list(range(melody.window_samples, ends[-1], chunk)), "decoder": ends[1:-1]}
-    return figures, joins
+    return metrics, joins
 
 
 def energies(wave: np.ndarray, places: np.ndarray) -> np.ndarray:
@@ -95,16 +99,16 @@ def energies(wave: np.ndarray, places: np.ndarray) -> np.ndarray:
 
 def report_joins(wave: np.ndarray, joins: dict[str, list[int]]) -> None:
     every = np.sort(np.concatenate([np.asarray(places) for places in joins.values()]))
-    places = np.random.default_rng(0).integers(APART, len(wave) - APART, 20_000)
+    places = np.random.default_rng(0).integers(FAR, len(wave) - FAR, 20_000)
     nearest = np.abs(every[:, None] - places).min(axis=0)
-    elsewhere = np.sort(energies(wave, places[nearest >= APART]))
-    for name, at in joins.items():
-        found = energies(wave, np.asarray(at))
-        ranks = np.searchsorted(elsewhere, found) / len(elsewhere)
+    elsewhere = np.sort(energies(wave, places[nearest >= FAR]))
+    for name, positions in joins.items():
+        levels = energies(wave, np.asarray(positions))
+        ranks = np.searchsorted(elsewhere, levels) / len(elsewhere)
         print(
-            f"{len(at)} joins of {name}: mean rank {ranks.mean():.2f} (0.5), above the 95th percentile "
+            f"{len(positions)} joins of {name}: mean rank {ranks.mean():.2f} (0.5), above the 95th percentile "
             f"{np.mean(ranks > 0.95):.1%} (5 %), above the 99th {np.mean(ranks > 0.99):.1%} (1 %); "
-            f"loudest {found.max():.1f} dB, elsewhere {elsewhere[-1]:.1f} dB"
+            f"loudest {levels.max():.1f} dB, elsewhere {elsewhere[-1]:.1f} dB"
         )
 
 
@@ -112,23 +116,24 @@ def main() -> None:
     args = tyro.cli(Arguments)
     with tempfile.TemporaryDirectory() as folder:
         target = Path(folder) / "stream.raw"
-        for how, path in (("streamed", target), ("whole", None)):
-            both, joins = [], {}
-            for seconds in (1.0, args.short, args.long):  # the first compiles, which takes memory too
+        for how, path in (("streamed", target), ("at once", None)):
+            results = []
+            joins = {}
+            for seconds in (1.0, args.short, args.long):  # the first one fills the compilation cache
                 with ProcessPoolExecutor(1, get_context("spawn")) as process:
-                    figures, joins = process.submit(make, args, seconds, path).result()
+                    metrics, joins = process.submit(make, args, seconds, path).result()
                 if seconds == 1.0:
                     continue
-                both.append(figures)
+                results.append(metrics)
                 print(
-                    f"{seconds:g} s, {how}: " + ", ".join(f"{k} {v:.4g}" for k, v in figures.items()),
+                    f"{seconds:g} s, {how}: " + ", ".join(f"{k} {v:.4g}" for k, v in metrics.items()),
                     flush=True,
                 )
-            short, long = both
-            memory = long["MB at most"] / short["MB at most"]
-            passes = [figures["processor seconds"] / figures["passes"] for figures in both]
+            short, long = results
+            memory = long["peak MB"] / short["peak MB"]
+            passes = [metrics["CPU seconds"] / metrics["passes"] for metrics in results]
             print(
-                f"{how}: {memory:.3f} times the memory, {passes[1] / passes[0]:.3f} times the processor time a pass"
+                f"{how}: {memory:.3f} times the memory, {passes[1] / passes[0]:.3f} times the CPU time per pass"
             )
             if path:
                 report_joins(np.fromfile(path, np.float32), joins)

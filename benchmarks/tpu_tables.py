@@ -1,11 +1,11 @@
-"""What the paper's networks would cost on TPUs: every training step and the sampler, compiled ahead of time.
+"""The cost of the paper's networks on TPUs: every training step and the sampler, compiled ahead of time.
 
-    JAX_PLATFORMS=cpu python benchmarks/tpu_tables.py                         # all rows that are missing
+    JAX_PLATFORMS=cpu python benchmarks/tpu_tables.py                         # all missing rows
     JAX_PLATFORMS=cpu python benchmarks/tpu_tables.py --only dpd --topologies v5e:4x4
 
-Needs libtpu (`pip install -e ".[train,tpu]"`) and no TPU. A row takes one to ten minutes; finished ones are kept in
-docs/evaluation/tpu.json and not made again, and docs/evaluation/tpu.md is written anew after each. To make a row again,
-delete it from the JSON.
+Needs libtpu (`pip install -e ".[train,tpu]"`) but no TPU. A row takes one to ten minutes.
+docs/evaluation/tpu.json keeps finished rows, and docs/evaluation/tpu.md is rewritten after each. To compile a
+row again, delete it from the JSON.
 """
 
 import dataclasses
@@ -30,21 +30,21 @@ PLACES: dict[str, tuple[str, int, int]] = {
     "v5p:4x4x4": ("v5p:4x4x4", 1, 64),
     "2 x v5e:16x16": ("v5e:16x16", 2, 512),
 }
-"""Name -> topology of a slice, slices, chips in all."""
+"""Name -> topology of a slice, number of slices, total number of chips."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """How one program is spread over the chips."""
+    """How one program is sharded."""
 
     fsdp: int = 1
-    """Chips that share the parameters; the data axis takes the rest."""
+    """Size of the fsdp axis; the data axis has the remaining chips."""
     items: dict[str, int]
-    """Chip -> items for each of them."""
+    """Chip type -> items per chip."""
     remat: tuple[str, ...] = ()
-    """Chips on which blocks are recomputed in the backward pass."""
+    """Chip types with rematerialised blocks."""
     quick: bool = True
-    """Compiled with little effort, where full effort takes more than ten minutes."""
+    """Compile with little effort, where full effort takes more than ten minutes."""
 
 
 PLANS = {
@@ -59,18 +59,18 @@ HEAD = (
     "program",
     "chips",
     "mesh",
-    "items a step",
+    "items per step",
     "memory, GB",
     "TFLOP",
     "compute, ms",
-    "HBM at least, ms",
-    "by XLA's count, ms",
+    "HBM, lower bound, ms",
+    "HBM, XLA's count, ms",
     "interconnect, ms",
     "network, ms",
-    "bound by",
-    "MFU at most, %",
-    "received: times, MB",
-    "effort",
+    "largest bound",
+    "largest possible MFU, %",
+    "collectives per step, received MB",
+    "compile effort",
 )
 
 
@@ -79,32 +79,34 @@ class Arguments:
     """Compiles the networks of the paper's size for TPUs and writes the table."""
 
     only: tuple[str, ...] = tuple(PLANS)
-    """Programs."""
+    """Programs to compile."""
     topologies: tuple[str, ...] = tuple(PLACES)
-    """Where."""
+    """Topologies."""
     out: Path = ROOT / "docs" / "evaluation" / "tpu.json"
-    """Finished rows; the table is written beside it."""
+    """File of finished rows; the table is written to the same folder."""
 
 
 def plan(program: str, place: str) -> CompileConfig:
-    """What `melody compile-tpu` is asked for."""
+    """The settings of `melody compile-tpu`."""
     topology, slices, chips = PLACES[place]
-    chip, wanted = topology.split(":")[0], PLANS[program]
+    chip = topology.split(":")[0]
+    program_plan = PLANS[program]
     config = program if program == "sampler" else str(ROOT / "configs" / f"{program}_paper.py")
     return CompileConfig(
         config=config,
         topology=topology,
         slices=slices,
-        mesh=(chips // wanted.fsdp, wanted.fsdp, 1),
-        batch_size=chips * wanted.items[chip],
-        remat="blocks" if chip in wanted.remat else "none",
-        quick=wanted.quick,
+        mesh=(chips // program_plan.fsdp, program_plan.fsdp, 1),
+        batch_size=chips * program_plan.items[chip],
+        remat="blocks" if chip in program_plan.remat else "none",
+        quick=program_plan.quick,
     )
 
 
 def compile_row(program: str, place: str) -> dict[str, Any]:
-    """One finished row; what the compiler refuses is a row too, with its reason."""
-    config, start = plan(program, place), time.monotonic()
+    """One finished row, or a row with the reason why the compiler refused the program."""
+    config = plan(program, place)
+    start = time.monotonic()
     row = {"mesh": config.mesh, "items": config.batch_size, "remat": config.remat, "quick": config.quick}
     try:
         report = analyse(config)
@@ -116,7 +118,7 @@ def compile_row(program: str, place: str) -> dict[str, Any]:
 
 
 def cells(name: str, row: dict[str, Any]) -> list[str]:
-    """A row of the table."""
+    """The cells of a row."""
     program, place = name.split(" on ")
     start = [
         program + (", remat" if row["remat"] != "none" else ""),
@@ -127,11 +129,12 @@ def cells(name: str, row: dict[str, Any]) -> list[str]:
     effort = "quick" if row["quick"] else "full"
     if "refused" in row:
         return [*start, *["-"] * 9, row["refused"], effort]
-    line, chip = row["roofline"], CHIPS[PLACES[place][0].split(":")[0]]
-    longest = max(line.values())
-    line = line | {"accessed": row["accessed_bytes"] / chip.bandwidth}
+    bounds = row["roofline"]
+    chip = CHIPS[PLACES[place][0].split(":")[0]]
+    longest = max(bounds.values())
+    bounds = bounds | {"accessed": row["accessed_bytes"] / chip.bandwidth}
     times = [
-        f"{line[part] * 1e3:.1f}" for part in ("compute", "memory", "accessed", "interconnect", "network")
+        f"{bounds[part] * 1e3:.1f}" for part in ("compute", "memory", "accessed", "interconnect", "network")
     ]
     sent = "; ".join(
         f"{kind} {count}, {size / 1e6:.1f}" for kind, (count, size) in sorted(row["collectives"].items())
@@ -143,13 +146,13 @@ def cells(name: str, row: dict[str, Any]) -> list[str]:
         *times,
         row["bound"],
         f"{100 * row['model_flops'] / chip.flops / longest:.0f}",
-        sent or "nothing",
+        sent or "none",
         effort,
     ]
 
 
 def write(rows: dict[str, Any], out: Path) -> None:
-    """Both files."""
+    """Writes the JSON file and the table."""
     out.write_text(json.dumps(rows, indent=1, sort_keys=True) + "\n")
     names = [name for program in PLANS for place in PLACES if (name := f"{program} on {place}") in rows]
     table = [HEAD, ("---",) * len(HEAD), *(cells(name, rows[name]) for name in names)]
@@ -157,7 +160,7 @@ def write(rows: dict[str, Any], out: Path) -> None:
 
 
 def main() -> None:
-    """Compiles what is missing, each row in a process of its own."""
+    """Compiles the missing rows, each in a separate process."""
     arguments = tyro.cli(Arguments, description=__doc__)
     rows = json.loads(arguments.out.read_text()) if arguments.out.exists() else {}
     for place in arguments.topologies:

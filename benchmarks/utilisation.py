@@ -1,10 +1,11 @@
-"""How much of this machine does training use? A step of every stage at `small`, against the best matrix product here.
+"""Utilisation of this machine in training: a step of every stage at `small` size, relative to a matrix
+product.
 
     python benchmarks/utilisation.py                        # writes docs/evaluation/utilisation.md
     python benchmarks/utilisation.py --only lm_small --trace profile
 
-FLOPs are those of matrix products and convolutions in the traced step (`melody_jax/flops.py`), optimiser and
-discriminators included. The peak is measured before and after each stage in the same process. Batches are random.
+FLOPs count matrix products and convolutions in the traced step (`melody_jax/flops.py`), including optimiser
+and discriminators. The peak is measured before and after each stage in the same process. Batches are random.
 """
 
 import time
@@ -33,7 +34,7 @@ from melody_jax.training.utilisation import measured_flops
 
 ROOT = Path(__file__).parents[1]
 BATCHES = {"lm_small": 8, "dpd_small": 4, "vae_small": 16, "mulan_small": 8, "tokenizer_small": 8}
-"""Config -> items a step."""
+"""Config -> items per step."""
 
 
 @dataclass(frozen=True)
@@ -43,15 +44,15 @@ class Arguments:
     only: tuple[str, ...] = tuple(BATCHES)
     """Configs to measure."""
     steps: int = 5
-    """Timed steps of each; the fastest counts."""
+    """Timed steps per config; the fastest counts."""
     trace: str = ""
     """Folder for a profile of one more step; empty: none."""
     out: Path = ROOT / "docs" / "evaluation" / "utilisation.md"
-    """The table."""
+    """File of the table."""
 
 
 def fill(shapes: Any) -> Any:
-    """A random batch of the given shapes: ids of 0 and 1, quiet noise."""
+    """A random batch of the given shapes: ids 0 and 1, and quiet noise."""
     rng = np.random.default_rng(0)
 
     def leaf(shape: jax.ShapeDtypeStruct) -> np.ndarray:
@@ -69,15 +70,17 @@ def measure(name: str, steps: int, trace: str) -> list[str]:
     state = sharded_init(lambda key: create_state(config, key), jax.random.key(0), make_mesh((1, 1, 1)))
     batch = jax.device_put(fill(example(config)))
     if "facts" in batch:
-        known = {name: jnp.asarray(value) for name, value in facts.labels({"tempo_bpm": 120.0}).items()}
-        batch["facts"] = {name: jnp.broadcast_to(x, batch["facts"][name].shape) for name, x in known.items()}
+        labels = {name: jnp.asarray(value) for name, value in facts.labels({"tempo_bpm": 120.0}).items()}
+        batch["facts"] = {name: jnp.broadcast_to(x, batch["facts"][name].shape) for name, x in labels.items()}
     traced = make_step(config, state).trace(state, batch)
-    step, flops = traced.lower().compile(), matmul_cost(traced.jaxpr)[0]
-    peaks, best = [measured_flops()], float("inf")
-    for _ in range(steps + 1):  # the first one warms up
-        began = time.perf_counter()
+    step = traced.lower().compile()
+    flops = matmul_cost(traced.jaxpr)[0]
+    peaks = [measured_flops()]
+    best = float("inf")
+    for _ in range(steps + 1):  # the first step is a warm-up
+        start = time.perf_counter()
         state, metrics = jax.block_until_ready(step(state, batch))
-        best = min(best, time.perf_counter() - began)
+        best = min(best, time.perf_counter() - start)
     peaks.append(measured_flops())
     if trace:
         with jax.profiler.trace(f"{trace}/{name}"):
@@ -96,9 +99,17 @@ def measure(name: str, steps: int, trace: str) -> list[str]:
 
 
 def main() -> None:
-    """Measures, prints, writes."""
+    """Measures, prints and writes the table."""
     arguments = tyro.cli(Arguments, description=__doc__)
-    head = ["config", "items", "TFLOP a step", "seconds", "GFLOP/s", "matrix product, GFLOP/s", "share"]
+    head = [
+        "config",
+        "items",
+        "TFLOP per step",
+        "seconds per step",
+        "GFLOP/s",
+        "matrix product, GFLOP/s",
+        "share",
+    ]
     rows = [head, ["---"] * len(head)]
     for name in arguments.only:
         rows.append(measure(name, arguments.steps, arguments.trace))

@@ -1,8 +1,9 @@
-"""Published figures of TPU chips, and how long a step must take on them at least.
+"""Published specifications of TPU chips, and the lower bounds that they set on the time of a step.
 
-Source: docs.cloud.google.com/tpu/docs, the pages of v5e, v5p and v6e, read 2026-11-23 and -25. Interconnect bandwidths
-are given there for both directions together; a collective is limited by one of them. Between slices: v5e has 2 x 100
-Gbit/s a host of 8 chips, v5p 50 Gbit/s a chip, v6e 4 x 200 Gbit/s a host of 8 chips.
+Source: docs.cloud.google.com/tpu/docs, the pages of v5e, v5p and v6e, read on 2026-11-23 and 2026-11-25.
+These pages give interconnect bandwidths for both directions together; a collective is limited by one
+direction. Between slices, v5e has 2 x 100 Gbit/s per host of 8 chips, v5p 50 Gbit/s per chip, v6e 4 x 200
+Gbit/s per host of 8 chips.
 """
 
 from dataclasses import dataclass
@@ -10,18 +11,18 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Chip:
-    """One chip."""
+    """Specification of one chip."""
 
     flops: float
-    """Matrix products in bfloat16, FLOP/s."""
+    """Peak of bfloat16 matrix products, FLOP/s."""
     memory: float
-    """HBM, bytes."""
+    """Size of the HBM, bytes."""
     bandwidth: float
-    """Of the HBM, bytes/s."""
+    """Bandwidth of the HBM, bytes/s."""
     interconnect: float
-    """Between chips of a slice, bytes/s in one direction."""
+    """Bandwidth between chips of a slice, bytes/s in one direction."""
     network: float
-    """Between slices, over the data centre's network, bytes/s in one direction."""
+    """Bandwidth between slices, over the data centre's network, bytes/s in one direction."""
 
 
 CHIPS = {
@@ -33,26 +34,38 @@ CHIPS = {
 
 @dataclass(frozen=True)
 class Roofline:
-    """Least seconds of a step, by what it needs."""
+    """Lower bounds on the seconds of a step, by resource."""
 
     compute: float
+    """Seconds of matrix products and convolutions."""
     memory: float
+    """Seconds of HBM transfers."""
     interconnect: float
+    """Seconds of transfers inside a slice."""
     network: float
+    """Seconds of transfers between slices."""
 
     @property
     def bound(self) -> str:
-        """What takes longest."""
+        """The resource with the largest bound."""
         return max(("compute", "memory", "interconnect", "network"), key=lambda name: getattr(self, name))
 
     @property
     def utilisation(self) -> float:
-        """Share of the peak FLOP/s that the step could reach at most if all of them overlap perfectly."""
+        """Largest possible share of the peak FLOP/s, reached if all resources overlap perfectly."""
         return self.compute / getattr(self, self.bound)
 
 
 def roofline(chip: Chip, flops: float, moved: float, inside: float, across: float = 0.0) -> Roofline:
-    """Of a step with so many FLOPs and bytes per chip: `moved` to and from HBM, got `inside` and `across` slices."""
+    """The bounds of a step.
+
+    Args:
+        chip: specification of the chips.
+        flops: FLOPs per chip.
+        moved: bytes to and from HBM per chip.
+        inside: bytes that a chip receives inside its slice.
+        across: bytes that a chip receives from other slices.
+    """
     return Roofline(
         flops / chip.flops, moved / chip.bandwidth, inside / chip.interconnect, across / chip.network
     )

@@ -1,6 +1,6 @@
-"""What a step needs, counted where it is written: FLOPs in the traced program, collectives in the compiled one.
+"""Counts of a program: FLOPs in the traced program, collectives in the compiled one.
 
-XLA's own count takes the body of a loop once, however often it runs.
+XLA's own count includes the body of a loop only once, however often it runs.
 """
 
 import math
@@ -10,7 +10,7 @@ from typing import Any
 
 from jax.extend.core import ClosedJaxpr, Jaxpr
 
-SIZES = {
+ELEMENT_BYTES = {
     "pred": 1,
     "s8": 1,
     "u8": 1,
@@ -21,16 +21,16 @@ SIZES = {
     "s64": 8,
     "f64": 8,
 }
-"""Bytes of the element types that have not four."""
+"""Bytes of the element types whose size is not 4."""
 COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute", "recv")
-"""Kinds of operations by which devices hear of each other; "recv" is what comes from another slice."""
+"""Kinds of communication between devices; "recv" is communication from another slice."""
 
 
 def matmul_cost(jaxpr: Any) -> tuple[float, float]:
     """FLOPs, and bytes read and written, of the matrix products and convolutions in a (closed) jaxpr.
 
-    A loop counts as often as it runs, one without a known number of rounds once, of branches the costliest; what
-    `shard_map` gives to each device counts for all of them.
+    The body of a loop counts once per iteration, or once if the number of iterations is unknown. Of several
+    branches the most expensive one counts. The body of a `shard_map` counts for all devices.
     """
     jaxpr = getattr(jaxpr, "jaxpr", jaxpr)
     return _total(_equation(equation) for equation in jaxpr.eqns)
@@ -42,7 +42,8 @@ def _total(costs: Iterable[tuple[float, float]]) -> tuple[float, float]:
 
 
 def _equation(equation: Any) -> tuple[float, float]:
-    name, params = equation.primitive.name, equation.params
+    name = equation.primitive.name
+    params = equation.params
     if name in ("dot_general", "conv_general_dilated"):
         first, second, out = (value.aval for value in (*equation.invars, *equation.outvars))
         numbers = params["dimension_numbers"]
@@ -67,22 +68,28 @@ def _inner(params: dict[str, Any]) -> Iterator[Any]:
 
 
 def collectives(hlo: str) -> dict[str, tuple[int, float]]:
-    """kind -> (how many, bytes that a device receives) of a compiled module's text, each round of a loop.
+    """Collectives in the text of a compiled module, counted in every iteration of a loop.
 
-    Of n devices: in an all-gather and an all-to-all they receive (n - 1) / n of the result, in a reduce-scatter n - 1
-    times the result, in an all-reduce both of these one after the other, 2 (n - 1) / n of it.
+    Each of n devices receives (n - 1) / n of the result in an all-gather and in an all-to-all, n - 1 times
+    the result in a reduce-scatter, and 2 (n - 1) / n of the result in an all-reduce.
+
+    Returns:
+        Kind -> (number of collectives, bytes that a device receives).
+
+    Raises:
+        ValueError: a collective's replica groups cannot be read.
     """
     bodies = _computations(hlo)
-    found: dict[str, tuple[int, float]] = {}
+    totals: dict[str, tuple[int, float]] = {}
 
     def visit(name: str, times: int) -> None:
         for line in bodies.get(name, ()):
             for kind in COLLECTIVES:
                 if re.search(rf" {kind}(-start)?\(", line):
-                    count, size = found.get(kind, (0, 0.0))
-                    found[kind] = (count + times, size + times * _received_bytes(line, kind))
+                    count, size = totals.get(kind, (0, 0.0))
+                    totals[kind] = (count + times, size + times * _received_bytes(line, kind))
             if loop := re.search(r"condition=%?([\w.-]+), body=%?([\w.-]+)", line):
-                visit(loop[2], times * _rounds(line, bodies.get(loop[1], [])))
+                visit(loop[2], times * _iterations(line, bodies.get(loop[1], [])))
             for called in re.findall(
                 r"(?:to_apply|calls|true_computation|false_computation)=%?([\w.-]+)", line
             ):
@@ -91,35 +98,36 @@ def collectives(hlo: str) -> dict[str, tuple[int, float]]:
     entry = re.search(r"^ENTRY %?([\w.-]+)", hlo, re.MULTILINE)
     if entry:
         visit(entry[1], 1)
-    return found
+    return totals
 
 
-def _rounds(line: str, condition: list[str]) -> int:
-    """How often a loop runs: as the compiler says, or as its condition compares a counter from 0 with a constant."""
-    if known := re.search(r'"known_trip_count":\{"n":"(\d+)"\}', line):
-        return int(known[1])
+def _iterations(line: str, condition: list[str]) -> int:
+    """Iterations of a loop: the compiler's trip count, or the constant that its counter is compared with."""
+    if trip_count := re.search(r'"known_trip_count":\{"n":"(\d+)"\}', line):
+        return int(trip_count[1])
     bounds = [int(n) for text in condition for n in re.findall(r"[su]32\[\]\S* constant\((\d+)\)", text)]
     return max(bounds) if bounds and any("direction=LT" in text for text in condition) else 1
 
 
 def _computations(hlo: str) -> dict[str, list[str]]:
     """Name -> lines of every computation of the module."""
-    found: dict[str, list[str]] = {}
+    computations: dict[str, list[str]] = {}
     current: list[str] = []
     for line in hlo.splitlines():
         if head := re.match(r"(?:ENTRY )?%?([\w.-]+) .*\{$", line):
-            current = found.setdefault(head[1], [])
+            current = computations.setdefault(head[1], [])
         elif line.startswith("  "):
             current.append(line)
-    return found
+    return computations
 
 
 def _result_bytes(line: str, kind: str) -> float:
-    """Bytes of an operation's result; of an asynchronous start, which lists operands too, the larger half."""
+    """Bytes of an operation's result. An asynchronous start lists its operands too: then the largest
+    array."""
     result = line.split("=", 1)[1].split(f" {kind}")[0]
     sizes = [
-        SIZES.get(kind_, 4) * math.prod(int(n) for n in dims.split(",") if n)
-        for kind_, dims in re.findall(r"\b([a-z]+\d*)\[([\d,]*)\]", result)
+        ELEMENT_BYTES.get(element, 4) * math.prod(int(n) for n in dims.split(",") if n)
+        for element, dims in re.findall(r"\b([a-z]+\d*)\[([\d,]*)\]", result)
     ]
     started = (f"{kind}-start(" in line or kind == "recv") and len(sizes) > 1
     return float(max(sizes) if started else sum(sizes))
@@ -136,7 +144,7 @@ def _received_bytes(line: str, kind: str) -> float:
 
 
 def _group_size(line: str) -> int:
-    """How many devices take part in one group of a collective, in any of the compiler's three notations."""
+    """Number of devices in one group of a collective, in any of the compiler's three notations."""
     if listed := re.search(r"replica_groups=\{\{([\d,]+)\}", line):
         return listed[1].count(",") + 1
     if grid := re.search(r"replica_groups=\[\d+,(\d+)\]<=", line):
@@ -146,4 +154,4 @@ def _group_size(line: str) -> int:
         return math.prod(
             int(part or sizes[axis]) for axis, part in re.findall(r"'(\w+)'(?::\(\d+\)(\d+))?", named[2])
         )
-    raise ValueError(f"no replica groups that can be read in: {line.strip()[:200]}")
+    raise ValueError(f"no replica groups in: {line.strip()[:200]}")

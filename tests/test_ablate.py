@@ -3,6 +3,8 @@
 import ast
 import dataclasses
 import json
+import multiprocessing
+import re
 import shutil
 import subprocess
 import sys
@@ -14,16 +16,18 @@ import numpy as np
 import pytest
 
 from melody_jax import cli
-from melody_jax.ablation import files, paired_runs, study, study_report, training
+from melody_jax.ablation import files, paired_runs, results, study, study_report, training
 from melody_jax.ablation.ablate import AblateConfig, Run, ablate, runs_of, work
-from melody_jax.ablation.statistics import interval
+from melody_jax.ablation.statistics import compare
 from melody_jax.config import DataConfig, TrainConfig
 from melody_jax.data.records import ShardManifest, encode_json, shard_name, write_manifest, write_shard
 from melody_jax.errors import UserError
+from melody_jax.evaluation.intervals import paired_t
 from melody_jax.models import denoiser, dpd, vae
 from melody_jax.training.stages.dpd import DPDStage
 
-STUDIES = sorted((Path(__file__).parents[1] / "configs" / "ablations").glob("*.py"))
+ROOT = Path(__file__).parents[1]
+STUDIES = sorted((ROOT / "configs" / "ablations").glob("*.py"))
 FILE = """
 from test_ablate import base
 from melody_jax.ablation.study import Claim, Study
@@ -106,67 +110,84 @@ def options(tmp_path_factory: pytest.TempPathFactory, releases: Path) -> dict[st
 
 def test_study(options: dict[str, Any], capsys: pytest.CaptureFixture) -> None:
     # one arm alone, and a process that has to stop after the first step
-    alone = AblateConfig(**options, arm=("base",), minutes=0.002)
-    assert ablate(alone) is None
+    results_file = AblateConfig(**options).results_file
+    one_arm = AblateConfig(**options, arm=("base",), minutes=0.002)
+    assert ablate(one_arm) is None
     (folder,) = Path(options["runs"]).iterdir()
-    assert not files.is_done(folder, ("velocity",))
+    assert not results.read_folder(folder, "base", 5).is_complete(("velocity",))
+    assert not results_file.exists()
     assert 0 < files.last_step(folder) < STEPS
-    assert ablate(dataclasses.replace(alone, minutes=0.0)) is None
+    assert ablate(dataclasses.replace(one_arm, minutes=0.0)) is None
+    assert list(results.read_results(results_file)) == [folder.name]
     finished = (folder / "cost.json").stat().st_mtime_ns
 
-    # the whole of it: what is done is not done again
+    # the complete study: finished runs are not run again
     words = [word for name, value in options.items() if name != "study" for word in _words(name, value)]
     cli.run(["ablate", options["study"], *words])
     assert (folder / "cost.json").stat().st_mtime_ns == finished
     assert len(list(Path(options["runs"]).iterdir())) == 2
-    assert not list(Path(options["out"]).glob("runs/*/checkpoints"))
+    assert "tiny.md, tiny.png and tiny.json" in capsys.readouterr().err
     text = (Path(options["out"]) / "tiny.md").read_text()
-    assert "melody ablate configs/ablations/tiny.py --folder study" in text
+    assert f"melody ablate {files.short_path(options['study'])} --folder study" in text
     assert str(Path(options["runs"]).parent) not in text
     assert "Table 0" in text
     assert "### Velocity MSE by angle" in text
     assert (Path(options["out"]) / "tiny.png").stat().st_size > 5_000
 
-    # every step has its digests, equal in both arms but for the angles
-    found = json.loads((Path(options["out"]) / "tiny.json").read_text())
-    (pair,) = found["pairing"]["one angle"]
+    # every step has digests, equal in both arms except for the angles
+    report = json.loads((Path(options["out"]) / "tiny.json").read_text())
+    (pair,) = report["pairing"]["one angle"]
     assert pair["steps"] == STEPS
-    assert set(pair["shared"]) == {"batch", "has_condition", "tokens", "prefix", "noise"}
+    assert set(pair["equal"]) == {"batch", "has_condition", "tokens", "prefix", "noise"}
     assert pair["different"] == ["angle"]
-    first = found["comparisons"][0]
+    first = report["comparisons"][0]
     runs = _runs(options)
-    values = [files.results(runs[arm].kept)["velocity_mse"] for arm in ("one angle", "base")]
+    finished_runs = results.read_results(results_file)
+    values = [finished_runs[runs[arm].name].arrays["velocity_mse"] for arm in ("one angle", "base")]
     assert values[0].shape == (4,)
-    assert first["clips"]["low"] == pytest.approx(interval(values[0] - values[1]).low, rel=1e-4)
+    assert first["clips"]["low"] == pytest.approx(paired_t(values[0] - values[1]).low, rel=1e-4)
     assert first["seeds"]["low"] is None
-    (by_angle,) = found["velocity_mse_by_angle"]["one angle"]
+    (by_angle,) = report["velocity_mse_by_angle"]["one angle"]
     assert np.mean(by_angle) == pytest.approx(values[0].mean(), rel=1e-5)
     capsys.readouterr()
 
-    # what is kept is all that the report needs, and does not tell where this machine has it
-    records = [run.kept / "config.json" for run in runs.values()]
-    assert all(str(Path(options["runs"]).parent) not in record.read_text() for record in records)
+    # the results file holds all that the report needs, and does not reveal this machine's folders
+    assert str(Path(options["runs"]).parent) not in results_file.read_text()
     written = {path.name: path.read_bytes() for path in Path(options["out"]).iterdir() if path.is_file()}
     shutil.rmtree(options["runs"])
     assert ablate(AblateConfig(**options)) is not None
     assert {name: (Path(options["out"]) / name).read_bytes() for name in written} == written
     assert not list(Path(options["runs"]).glob("*"))
 
-    # another default in the code is found out
-    record = runs["base"].kept / "config.json"
-    said = record.read_text()
-    record.write_text(said.replace('"beta2": 0.99', '"beta2": 0.98'))
-    with pytest.raises(UserError, match=r"was made when optimizer.beta2 was 0.98, it is 0.99 now"):
+    # a changed default in the code is noticed
+    content = results_file.read_text()
+    results_file.write_text(content.replace('"beta2": 0.99', '"beta2": 0.98'))
+    with pytest.raises(UserError, match=r"has a run with optimizer.beta2 0.98, and the default is 0.99 now"):
         ablate(AblateConfig(**options))
-    record.write_text(said)
+    results_file.write_text(content)
 
-    # an arm that saw something else is found out
-    kept = runs["one angle"].kept / files.STEPS
-    steps = files.read_steps(kept.parent)
-    steps["digest/noise"][1] += 1
-    files.save_arrays(kept, steps)
-    with pytest.raises(UserError, match=r"'one angle' is not paired with the base: noise differ"):
+    # an arm with other draws is noticed
+    run = runs["one angle"]
+    steps = dict(finished_runs[run.name].steps)
+    steps["digest/noise"] = steps["digest/noise"] + np.uint32([0, 1, 0])
+    results.add_results(results_file, {run.name: dataclasses.replace(finished_runs[run.name], steps=steps)})
+    with pytest.raises(UserError, match=r"'one angle' is not paired with its reference arm: noise differ"):
         ablate(AblateConfig(**options))
+    results_file.write_text(content)
+
+
+def test_studies_share_runs(
+    options: dict[str, Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    assert ablate(AblateConfig(**options)) is not None
+    monkeypatch.setattr(training, "run_arm", None)
+    other = Path(options["study"]).with_name("other.py")
+    other.write_text(FILE.replace('"base": {}', '"same": {}'))
+    config = dataclasses.replace(AblateConfig(**options), study=str(other))
+    assert ablate(config) == Path(options["out"]) / "other.md"
+    arms = {result.arm for result in results.read_results(config.results_file).values()}
+    assert arms == {"same", "one angle"}
+    capsys.readouterr()
 
 
 def _words(name: str, value: Any) -> list[str]:
@@ -178,56 +199,100 @@ def _runs(options: dict[str, Any]) -> dict[str, Run]:
     return {run.arm: run for run in runs_of(study.load_study(config.study), config)}
 
 
-def test_a_run_is_done_once(options: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_claimed_run_is_left_to_its_process(
+    options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     started = []
-    monkeypatch.setattr("melody_jax.ablation.ablate.is_done", lambda *_: False)
-    monkeypatch.setattr(training, "carry_out", lambda config, folder, *_: started.append(folder) or True)
+    config = AblateConfig(**(options | {"out": options["out"] + "_claimed"}))
+    monkeypatch.setattr(training, "run_arm", lambda config, folder, *_: started.append(folder) or False)
     monkeypatch.setattr("melody_jax.ablation.ablate._refuse_changed_defaults", lambda *_: None)
-    monkeypatch.setattr("melody_jax.ablation.ablate.keep", lambda *_: None)
-    taken = _runs(options)["base"].folder
-    with files.claim(taken) as mine, files.claim(taken) as again:
-        assert (mine, again) == (True, False)
-        work(AblateConfig(**options))
+    monkeypatch.setattr(results.RunResult, "is_complete", lambda *_: False)
+    claimed = _runs(options)["base"].folder
+    with files.claim(claimed) as is_mine, files.claim(claimed) as is_mine_again:
+        assert (is_mine, is_mine_again) == (True, False)
+        work(config)
     assert started == [_runs(options)["one angle"].folder]
 
 
+def _result(arm: str, **arrays: np.ndarray) -> results.RunResult:
+    steps = {"step": np.arange(3, dtype=np.int32)}
+    return results.RunResult(arm=arm, seed=0, cost={"steps": 3}, steps=steps, measures={"velocity": arrays})
+
+
+def test_results_file(tmp_path: Path) -> None:
+    file = tmp_path / "runs" / "tiny.json"
+    assert results.read_results(file) == {}
+    odd = np.float32([np.nan, np.inf, -0.0, 1 / 3])
+    results.add_results(file, {"a": _result("one", x=odd, y=np.float64([[1], [2]]))})
+    results.add_results(file, {"b": _result("two", x=odd)})
+    read = results.read_results(file)
+    assert [read["a"].arm, read["b"].arm, read["a"].cost] == ["one", "two", {"steps": 3}]
+    assert read["a"].arrays["x"].tobytes() == odd.tobytes()
+    np.testing.assert_array_equal(read["a"].arrays["y"], np.float64([[1], [2]]))
+    assert len(file.read_text().splitlines()) == 3 + 2 + 6  # three different arrays, two runs
+
+    # another measure of a run is merged; the order in which runs come does not matter
+    more = dataclasses.replace(read["a"], measures={"continuation": {"z": odd}})
+    results.add_results(file, {"a": more})
+    assert set(results.read_results(file)["a"].measures) == {"velocity", "continuation"}
+    again = tmp_path / "again.json"
+    for name in ("b", "a"):
+        results.add_results(again, {name: results.read_results(file)[name]})
+    assert again.read_bytes() == file.read_bytes()
+
+    file.write_text("{}")
+    with pytest.raises(UserError, match="not a results file"):
+        results.read_results(file)
+
+
+def test_processes_add_to_a_results_file(tmp_path: Path) -> None:
+    with multiprocessing.get_context("spawn").Pool(2) as pool:
+        pool.starmap(_add_runs, [(tmp_path / "tiny.json", name) for name in "ab"])
+    assert len(results.read_results(tmp_path / "tiny.json")) == 20
+
+
+def _add_runs(file: Path, name: str) -> None:
+    for number in range(10):
+        results.add_results(file, {f"{name}{number}": _result(name, x=np.arange(number, dtype=np.float32))})
+
+
 def test_an_arm_that_diverges(options: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    text = FILE.replace('"continuation_si_snri", "log_mel_l1", "frechet"', "")
-    others = ', "beside wild": {}, "one angle": {"stage.model.chunks": 1}'
-    wild = text.replace(
+    file = FILE.replace('"continuation_si_snri", "log_mel_l1", "frechet"', "")
+    others = ', "after wild": {}, "one angle": {"stage.model.chunks": 1}'
+    wild = file.replace(
         '"one angle": {"stage.model.chunks": 1}', '"wild": {"optimizer.learning_rate": 1e38}' + others
     )
-    (tmp_path / "wild.py").write_text(wild.replace("claims=(", 'against={"beside wild": "wild"}, claims=('))
-    mine = dataclasses.replace(
+    (tmp_path / "wild.py").write_text(wild.replace("claims=(", 'against={"after wild": "wild"}, claims=('))
+    config = dataclasses.replace(
         AblateConfig(**options), study=str(tmp_path / "wild.py"), out=str(tmp_path / "out")
     )
-    report_file = ablate(mine)
+    report_file = ablate(config)
     assert "wild, seed 5: after 2 steps the loss is" in capsys.readouterr().err
     assert report_file is not None
-    told = report_file.read_text()
-    assert "**wild** diverged with seed 5 after 2 steps: no comparison." in told
-    assert "**beside wild** is compared with wild: no comparison." in told
-    assert "**one angle** beside base:" in told
-    assert "| wild | `optimizer.learning_rate` 1e+38 |" in told
+    text = report_file.read_text()
+    assert "**wild** diverged with seed 5 after 2 steps: no comparison." in text
+    assert "**after wild** is compared with wild: no comparison." in text
+    assert "**one angle** compared with base:" in text
+    assert "| wild | `optimizer.learning_rate` 1e+38 |" in text
 
     (tmp_path / "wild.py").write_text(wild.replace(others, "").replace('arm="one angle"', 'arm="wild"'))
     with pytest.raises(
         UserError, match="nothing is left to compare: wild diverged with seed 5 after 2 steps"
     ):
-        ablate(mine)
+        ablate(config)
 
 
 def test_a_claim_dies_with_its_process(tmp_path: Path) -> None:
     code = f"""
 import os, pathlib
 from melody_jax.ablation.files import claim
-with claim(pathlib.Path({str(tmp_path)!r})) as mine:
-    assert mine
+with claim(pathlib.Path({str(tmp_path)!r})) as is_mine:
+    assert is_mine
     os.kill(os.getpid(), 9)
 """
     assert subprocess.run([sys.executable, "-c", code]).returncode == -9
-    with files.claim(tmp_path) as mine:
-        assert mine
+    with files.claim(tmp_path) as is_mine:
+        assert is_mine
 
 
 def test_names_of_runs() -> None:
@@ -244,7 +309,7 @@ def test_names_of_runs() -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
         ({"arms": {"a": {}, "b": {"stage.model.chunk": 1}}}, "did you mean chunks"),
         ({"arms": {"a": {}}}, "two arms"),
@@ -252,7 +317,7 @@ def test_names_of_runs() -> None:
         ({"claims": (study.Claim(arm="c", metric="x", says="worse", source=""),)}, "no such arm"),
     ],
 )
-def test_bad_studies(changes: dict[str, Any], said: str) -> None:
+def test_bad_studies(changes: dict[str, Any], message: str) -> None:
     arms = {"a": {}, "b": {"stage.model.chunks": 1}}
     values = {
         "title": "t",
@@ -261,51 +326,59 @@ def test_bad_studies(changes: dict[str, Any], said: str) -> None:
         "arms": arms,
         "metrics": ("velocity_mse",),
     } | changes
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(UserError, match=message):
         study.resolve(study.Study(**values), "b", 0)
 
 
 def test_unknown_arm_and_missing_data(options: dict[str, Any]) -> None:
     with pytest.raises(UserError, match="unknown arm 'wide'; the study has base, one angle"):
         ablate(AblateConfig(**options, arm=("wide",)))
-    with pytest.raises(UserError, match="--validation_folder"):
+    with pytest.raises(UserError, match="--validation-folder"):
         ablate(AblateConfig(study=options["study"]))
-    with pytest.raises(UserError, match="say which study"):
+    with pytest.raises(UserError, match="no study given"):
         ablate(AblateConfig())
 
 
 @pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.stem)
 def test_committed_studies(path: Path) -> None:
-    found = study.load_study(path)
-    for arm in found.arms:
-        for seed in found.seeds:
-            study.resolve(found, arm, seed)
+    loaded = study.load_study(path)
+    for arm in loaded.arms:
+        for seed in loaded.seeds:
+            study.resolve(loaded, arm, seed)
     tree = ast.parse(path.read_text())
     (arms,) = (node.value for node in ast.walk(tree) if isinstance(node, ast.keyword) and node.arg == "arms")
     assert isinstance(arms, ast.Dict)
-    assert max(value.end_lineno - value.lineno + 1 for value in arms.values) <= 20  # type: ignore[operator]
+    assert max((value.end_lineno or 0) - value.lineno + 1 for value in arms.values) <= 20
     assert len(path.read_text().splitlines()) <= 60
+
+
+def test_the_printed_example_is_a_study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "studies.md").read_text(), re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "width.py").write_text(code)
+    loaded = study.load_study("width.py")
+    widths = [study.resolve(loaded, arm, 0).stage.model.width for arm in loaded.arms]
+    assert [str(width) for width in widths] == list(loaded.arms)
 
 
 def test_sentences() -> None:
     rng = np.random.default_rng(0)
-    one, other = rng.normal(size=(3, 8)), rng.normal(size=(3, 8))
-    from melody_jax.ablation.statistics import compare
-
+    one = rng.normal(size=(3, 8))
+    other = rng.normal(size=(3, 8))
     open_question = compare(
         "a", "velocity_mse", [{"velocity_mse": x} for x in one], [{"velocity_mse": x} for x in other]
     )
-    assert "settles nothing" in study_report.sentence(open_question)
+    assert "not significant" in study_report.sentence(open_question)
     worse = compare(
         "a", "velocity_mse", [{"velocity_mse": x + 9} for x in one], [{"velocity_mse": x} for x in one]
     )
     assert study_report.sentence(worse).startswith("velocity MSE: worse, higher by 9")
     claim = study.Claim(arm="a", metric="velocity_mse", says="better", source="Table 5: 1 against 2")
-    assert "disagrees with the paper" in study_report.hold_against(claim, worse)
-    assert "settles nothing" in study_report.hold_against(claim, open_question)
-    assert "so it is here" in study_report.hold_against(dataclasses.replace(claim, says="worse"), worse)
+    assert "disagrees with the paper" in study_report.check_claim(claim, worse)
+    assert "not significant" in study_report.check_claim(claim, open_question)
+    assert "this study agrees" in study_report.check_claim(dataclasses.replace(claim, says="worse"), worse)
 
 
 def test_digests_that_are_missing(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no step in common"):
-        paired_runs.compare_draws(tmp_path / "a", tmp_path / "b")
+        paired_runs.compare_digests(files.read_steps(tmp_path / "a"), files.read_steps(tmp_path / "b"))

@@ -1,4 +1,4 @@
-"""Paired comparisons beside SciPy's own tests and beside hand-made cases."""
+"""Paired comparisons against SciPy's tests and hand-made cases."""
 
 import math
 
@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from melody_jax.ablation.statistics import compare, interval
+from melody_jax.ablation.statistics import compare
+from melody_jax.evaluation.intervals import paired_t
 
 RNG = np.random.default_rng(0)
 BASE = RNG.normal(size=(3, 12))
@@ -17,37 +18,37 @@ def runs(values: np.ndarray, name: str = "m") -> list[dict[str, np.ndarray]]:
 
 
 def test_both_intervals() -> None:
-    own = BASE + 0.5 + 0.1 * RNG.normal(size=BASE.shape)
-    found = compare("arm", "m", runs(own), runs(BASE))
-    over_clips = stats.ttest_rel(own.mean(axis=0), BASE.mean(axis=0))
-    over_seeds = stats.ttest_rel(own.mean(axis=1), BASE.mean(axis=1))
-    assert found.clips[1:3] == pytest.approx(tuple(over_clips.confidence_interval()))
-    assert found.seeds[1:3] == pytest.approx(tuple(over_seeds.confidence_interval()))
-    assert found.clips.p == pytest.approx(over_clips.pvalue)
-    assert [one.mean for one in found.by_seed] == pytest.approx((own - BASE).mean(axis=1))
-    assert (found.verdict("lower"), found.verdict("higher")) == ("worse", "better")
+    values = BASE + 0.5 + 0.1 * RNG.normal(size=BASE.shape)
+    comparison = compare("arm", "m", runs(values), runs(BASE))
+    over_clips = stats.ttest_rel(values.mean(axis=0), BASE.mean(axis=0))
+    over_seeds = stats.ttest_rel(values.mean(axis=1), BASE.mean(axis=1))
+    assert comparison.clips[1:3] == pytest.approx(tuple(over_clips.confidence_interval()))
+    assert comparison.seeds[1:3] == pytest.approx(tuple(over_seeds.confidence_interval()))
+    assert comparison.clips.p == pytest.approx(over_clips.pvalue)
+    assert [one.mean for one in comparison.by_seed] == pytest.approx((values - BASE).mean(axis=1))
+    assert (comparison.outcome("lower"), comparison.outcome("higher")) == ("worse", "better")
 
 
 def test_both_must_leave_out_zero() -> None:
     # all clips agree, seeds do not
-    own = BASE + np.array([1.0, 1.2, -2.0])[:, None]
-    by_clip = compare("arm", "m", runs(own), runs(BASE))
-    assert not by_clip.clips.holds_zero
-    assert by_clip.seeds.holds_zero
-    assert by_clip.verdict("lower") == "settles nothing"
+    values = BASE + np.array([1.0, 1.2, -2.0])[:, None]
+    by_clip = compare("arm", "m", runs(values), runs(BASE))
+    assert not by_clip.clips.contains_zero
+    assert by_clip.seeds.contains_zero
+    assert by_clip.outcome("lower") == "not significant"
 
 
 def test_intervals_cover_the_truth_as_often_as_they_say() -> None:
     rows = np.random.default_rng(1).normal(0.3, 1.0, (400, 6))
-    covered = np.mean([low <= 0.3 <= high for _, low, high, _ in map(interval, rows)])
+    covered = np.mean([low <= 0.3 <= high for _, low, high, _ in map(paired_t, rows)])
     assert 0.92 < covered < 0.98
 
 
 def test_no_spread_and_one_seed() -> None:
-    assert interval(np.full(5, 2.0)) == (2.0, 2.0, 2.0, 0.0)
-    assert interval(np.zeros(5)).holds_zero
-    assert interval(np.array([2.0]))[1:3] == (-math.inf, math.inf)
-    assert compare("arm", "m", runs(BASE[:1] + 1), runs(BASE[:1])).verdict("lower") == "settles nothing"
+    assert paired_t(np.full(5, 2.0)) == (2.0, 2.0, 2.0, 0.0)
+    assert paired_t(np.zeros(5)).contains_zero
+    assert paired_t(np.array([2.0]))[1:3] == (-math.inf, math.inf)
+    assert compare("arm", "m", runs(BASE[:1] + 1), runs(BASE[:1])).outcome("lower") == "not significant"
 
 
 def test_distances_of_whole_sets() -> None:
@@ -55,10 +56,10 @@ def test_distances_of_whole_sets() -> None:
 
     def sets(shift: float) -> list[dict[str, np.ndarray]]:
         moved = [true + shift + 0.1 * RNG.normal(size=true.shape) for _ in range(3)]
-        return [{"embeddings": made, "true_embeddings": true} for made in moved]
+        return [{"embeddings": generated, "true_embeddings": true} for generated in moved]
 
-    found = compare("arm", "frechet", sets(1.0), sets(0.0))
-    assert found.value == pytest.approx(3.0, abs=0.3)
-    assert found.base_value == pytest.approx(0.0, abs=0.1)
-    assert found.verdict("lower") == "worse"
-    assert found.clips.low < found.clips.mean < found.clips.high
+    comparison = compare("arm", "frechet", sets(1.0), sets(0.0))
+    assert comparison.value == pytest.approx(3.0, abs=0.3)
+    assert comparison.base_value == pytest.approx(0.0, abs=0.1)
+    assert comparison.outcome("lower") == "worse"
+    assert comparison.clips.low < comparison.clips.mean < comparison.clips.high

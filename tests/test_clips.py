@@ -1,4 +1,4 @@
-"""Sets of clips: what is found in folders and shards, and what is refused."""
+"""Sets of clips: what is result in folders and shards, and what is refused."""
 
 import json
 from pathlib import Path
@@ -17,14 +17,14 @@ def test_folder_with_prompts(tmp_path: Path) -> None:
     folder = sounds(tmp_path / "a", 3)
     file = tmp_path / "prompts.jsonl"
     file.write_text('{"id": "000001", "prompt": "slow cello"}\n\n')
-    found = open_set(folder, file)
-    assert [clip.name for clip in found.clips] == ["000000.wav", "000001.wav", "000002.wav"]
-    assert [clip.prompt for clip in found.clips] == ["", "slow cello", ""]
-    assert found.clips[0].read().shape == (12_000,)
-    assert found.sha256 == open_set(folder).sha256
+    result = open_set(folder, file)
+    assert [clip.name for clip in result.clips] == ["000000.wav", "000001.wav", "000002.wav"]
+    assert [clip.prompt for clip in result.clips] == ["", "slow cello", ""]
+    assert result.clips[0].read().shape == (12_000,)
+    assert result.sha256 == open_set(folder).sha256
     audio.write(folder / "000002.wav", np.zeros(12_000, np.float32))
-    assert found.sha256 != open_set(folder).sha256
-    assert found.name == f"a@{found.sha256[:12]}"
+    assert result.sha256 != open_set(folder).sha256
+    assert result.name == f"a@{result.sha256[:12]}"
 
 
 def test_prompts_of_a_batch_job(tmp_path: Path) -> None:

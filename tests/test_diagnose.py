@@ -1,4 +1,4 @@
-"""`melody diagnose`: that the network which loses is named, on scores made for it and from end to end."""
+"""`melody diagnose` names the network that loses most, on synthetic scores and end to end."""
 
 import dataclasses
 import json
@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from melody_jax.errors import UserError
-from melody_jax.evaluation import adherence, diagnose, group_judge
-from melody_jax.evaluation.diagnose import STAGES, DiagnoseConfig, markdown, summarise
+from melody_jax.evaluation import clip_features, composed_prompts, diagnose, stage_swap
+from melody_jax.evaluation.diagnose import DiagnoseConfig
+from melody_jax.evaluation.losses import ADVICE, STAGES, markdown, summarise
 from melody_jax.sampling.cascade import Melody
 
 
@@ -24,22 +25,22 @@ def test_the_network_that_loses_is_named() -> None:
     scores["lm"]["tempo"] *= np.arange(80) % 5 > 0
     truth = rng.normal(size=(80, 4))
     points = {stage: truth + 0.1 * place + 3.0 * (place >= 2) for place, stage in enumerate(STAGES)}
-    found = summarise(scores, points, groups, 50)
-    assert found["largest"][0]["network"] == "tokenizer and diffusion"
-    assert {one["score"] for one in found["largest"][:2]} == {"group", "cycle"}
-    losses = {(one["stage"], one["score"]): one["lost"] for one in found["losses"]}
+    result = summarise(scores, points, groups, 50)
+    assert result["largest"][0]["network"] == "tokenizer and diffusion"
+    assert {one["score"] for one in result["largest"][:2]} == {"group", "cycle"}
+    losses = {(one["stage"], one["score"]): one["lost"] for one in result["losses"]}
     assert losses["dpd", "group"].low > 0.2
     assert losses["lm", "group"].value == 0
     assert losses["lm", "tempo"].value == pytest.approx(0.2, abs=0.05)
     assert losses["dpd", "frechet"].low > 30
     assert losses["dpd", "frechet"].value == pytest.approx(4 * (3.2**2 - 0.1**2), rel=0.01)
-    assert found["stages"]["dpd"]["frechet"].value == pytest.approx(4 * 3.2**2, rel=0.01)
-    assert np.mean([found["by_group"]["dpd"][name] for name in ("jazz", "metal")]) == pytest.approx(
-        found["stages"]["dpd"]["group"].value
+    assert result["stages"]["dpd"]["frechet"].value == pytest.approx(4 * 3.2**2, rel=0.01)
+    assert np.mean([result["by_group"]["dpd"][name] for name in ("jazz", "metal")]) == pytest.approx(
+        result["stages"]["dpd"]["group"].value
     )
-    text = markdown(found | {"prompts": {"count": 80}, "embedding": "none"})
+    text = markdown(result | {"prompts": {"count": 80}, "embedding": "none"})
     assert "1. tokenizer and diffusion" in text
-    assert diagnose.ADVICE["dpd"] in text
+    assert ADVICE["dpd"] in text
 
 
 def test_from_end_to_end(tmp_path: Path, releases: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -52,17 +53,19 @@ def test_from_end_to_end(tmp_path: Path, releases: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(diagnose, "enable_compile_cache", lambda: None)
     sound = rng.normal(0, 0.1, 245_760).astype(np.float32)
     monkeypatch.setattr(
-        adherence, "ground_truth", lambda prompt, number, samples: np.roll(sound, number)[:samples]
+        composed_prompts, "ground_truth", lambda prompt, number, samples: np.roll(sound, number)[:samples]
     )
-    monkeypatch.setattr(adherence, "swap_stages", swapped)  # to compile the networks takes half a minute
-    monkeypatch.setattr(group_judge, "tempo", lambda wave: 120.0)  # librosa is no test requirement
+    monkeypatch.setattr(stage_swap, "swap_stages", swapped)  # to compile the networks takes half a minute
+    monkeypatch.setattr(clip_features, "estimate_tempo", lambda wave: 120.0)  # librosa is no test requirement
     monkeypatch.setattr(
-        group_judge, "log_mel_statistics", lambda wave: np.resize(np.abs(wave), 8)
+        clip_features, "log_mel_statistics", lambda wave: np.resize(np.abs(wave), 8)
     )  # windows are short here
     (tmp_path / "cache").mkdir()
     np.savez(tmp_path / "cache" / "features-10.npz", features=rng.normal(size=(160, 8)))
     prompts = [
-        adherence.Prompt(group=name, text=f"some {name}", seed=i, tempo_bpm=60.0, rhythmic=i > 0)
+        composed_prompts.ComposedPrompt(
+            group=name, text=f"some {name}", seed=i, tempo_bpm=60.0, rhythmic=i > 0
+        )
         for i, name in enumerate(("jazz", "metal", "violin"))
     ]
     file = tmp_path / "prompts.jsonl"
@@ -70,13 +73,13 @@ def test_from_end_to_end(tmp_path: Path, releases: Path, monkeypatch: pytest.Mon
     config = DiagnoseConfig(model="tiny", folder=str(releases), prompts=str(file), out=str(tmp_path), steps=1,
                             cache=str(tmp_path / "cache"), judge_pieces=10, draws=20)  # fmt: skip
     diagnose.diagnose(config)
-    found = json.loads((tmp_path / "diagnosis-tiny.json").read_text())
-    assert list(found["stages"]) == [*STAGES, "shuffled"]
-    assert found["prompts"]["count"] == 3
-    assert found["stages"]["truth"]["tempo"][0] == 1.0  # 60 bpm is heard as its double
-    assert len(found["losses"]) == 16
-    assert str(tmp_path) not in json.dumps(found)
-    monkeypatch.setattr(adherence, "swap_stages", lambda *_: pytest.fail("what is there was made again"))
+    result = json.loads((tmp_path / "diagnosis-tiny.json").read_text())
+    assert list(result["stages"]) == [*STAGES, "shuffled"]
+    assert result["prompts"]["count"] == 3
+    assert result["stages"]["truth"]["tempo"][0] == 1.0  # 120 bpm is the double of 60 bpm
+    assert len(result["losses"]) == 16
+    assert str(tmp_path) not in json.dumps(result)
+    monkeypatch.setattr(stage_swap, "swap_stages", lambda *_: pytest.fail("a measured batch was made again"))
     diagnose.diagnose(config)
 
 
@@ -89,7 +92,7 @@ def test_prompts_are_checked(tmp_path: Path) -> None:
     ):
         file.write_text(content)
         with pytest.raises(UserError, match=r"prompts\.jsonl: "):
-            adherence.read_prompts(file)
+            composed_prompts.read_prompts(file)
     with pytest.raises(UserError, match="at least 10"):
         DiagnoseConfig(judge_pieces=5)
     with pytest.raises(UserError, match="no such folder"):

@@ -1,4 +1,4 @@
-"""Rows in chunks: the same by any number of processes, measured once, and in bounded memory."""
+"""Chunks of clips: equal for any number of processes, measured once, and in bounded memory."""
 
 import tracemalloc
 from pathlib import Path
@@ -13,7 +13,7 @@ from melody_jax.evaluation.embed_clips import Share, measure
 
 
 class Levels:
-    """An embedding that counts what it was given."""
+    """An embedding that counts its calls."""
 
     name = sha256 = "levels"
 
@@ -39,27 +39,28 @@ def test_processes_share_a_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     alone = measure(clips(10), Levels(), Share(cache=tmp_path / "a", seconds=2.5))
     assert alone is not None
     assert list(alone.clip) == list(range(10))
-    assert set(alone.figures) == {"loudness_lufs", "peak_dbfs", "clipped", "silent", "flatness"}
+    assert set(alone.signal) == {"loudness_lufs", "peak_dbfs", "clipped", "silent", "flatness"}
     for i in (0, 1):  # a short one whole, a long one cut
         wave = clips(10).clips[i].read()[:60_000]
-        np.testing.assert_allclose(alone.points[i], [wave.mean(), wave.std()], rtol=1e-4, atol=1e-7)
+        np.testing.assert_allclose(alone.embeddings[i], [wave.mean(), wave.std()], rtol=1e-4, atol=1e-7)
     shares = [Share(cache=tmp_path / "b", seconds=2.5, process=i, processes=2) for i in range(2)]
     assert measure(clips(10), Levels(), shares[1]) is None  # the other's chunks are missing
     together = measure(clips(10), Levels(), shares[0])
     assert together is not None
-    np.testing.assert_array_equal(together.points, alone.points)
-    np.testing.assert_array_equal(together.figures["flatness"], alone.figures["flatness"])
+    np.testing.assert_array_equal(together.embeddings, alone.embeddings)
+    np.testing.assert_array_equal(together.signal["flatness"], alone.signal["flatness"])
 
 
-def test_what_is_there_is_not_measured_again(tmp_path: Path) -> None:
-    embedding, share = Levels(), Share(cache=tmp_path)
+def test_chunks_are_measured_once(tmp_path: Path) -> None:
+    embedding = Levels()
+    share = Share(cache=tmp_path)
     first = measure(clips(5), embedding, share)
     calls = embedding.calls
     second = measure(clips(5), embedding, share)
     assert first is not None
     assert second is not None
     assert embedding.calls == calls
-    np.testing.assert_array_equal(first.points, second.points)
+    np.testing.assert_array_equal(first.embeddings, second.embeddings)
     (file,) = tmp_path.rglob("*.npz")
     measure(clips(5), embedding, Share(cache=tmp_path, seconds=2.0))
     assert embedding.calls > calls
@@ -70,7 +71,7 @@ def test_what_is_there_is_not_measured_again(tmp_path: Path) -> None:
 
 def test_memory_does_not_grow_with_the_clips(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(measuring, "CHUNK", 8)
-    monkeypatch.setattr(measuring.signal, "figures", lambda wave: {"flatness": 0.0})
+    monkeypatch.setattr(measuring.signal, "signal_metrics", lambda wave: {"flatness": 0.0})
     peaks = []
     measure(clips(8), Levels(), Share(cache=tmp_path / "0"))
     for count in (16, 64):
@@ -81,7 +82,7 @@ def test_memory_does_not_grow_with_the_clips(tmp_path: Path, monkeypatch: pytest
     assert peaks[1] < peaks[0] + 200_000  # 48 clips of sound would be 11 MB
 
 
-def test_what_is_too_short_is_refused(tmp_path: Path) -> None:
+def test_short_clips_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"0: 1\.00 s; a clip must have 2 s"):
         measure(clips(1, 1.0), Levels(), Share(cache=tmp_path))
     assert not list(tmp_path.rglob("*.npz"))

@@ -25,30 +25,30 @@ def embedding():
 
 
 def test_mulan_hears_windows_and_averages(releases: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    found = open_embedding("tiny", releases)
-    assert isinstance(found, MuLan)
+    result = open_embedding("tiny", releases)
+    assert isinstance(result, MuLan)
     monkeypatch.setattr(embedding, "WINDOW", 24_000)
     waves = np.random.default_rng(0).normal(0, 0.1, (2, 50_000)).astype(np.float32)
-    points = found(waves)
-    expected = (found(waves[:, :24_000]) + found(waves[:, 24_000:48_000])) / 2
+    points = result(waves)
+    expected = (result(waves[:, :24_000]) + result(waves[:, 24_000:48_000])) / 2
     np.testing.assert_allclose(points, expected, atol=1e-5)
-    cosines = found.cycle(points, ["a waltz", "jazz"])
+    cosines = result.cycle(points, ["a waltz", "jazz"])
     assert cosines.shape == (2,)
     assert np.all(np.abs(cosines) <= 1 + 1e-5)
-    np.testing.assert_allclose(cosines[1:], found.cycle(points[1:], ["jazz"]), atol=1e-5)
+    np.testing.assert_allclose(cosines[1:], result.cycle(points[1:], ["jazz"]), atol=1e-5)
 
 
 def test_brought_embedding_is_resampled_and_hashed(tmp_path: Path) -> None:
     (tmp_path / "weights.bin").write_bytes(b"1")
     file = tmp_path / "mine.py"
     file.write_text(BROUGHT)
-    found = open_embedding(str(file))
-    points = found(np.full((3, 24_000), 0.5, np.float32))
+    result = open_embedding(str(file))
+    points = result(np.full((3, 24_000), 0.5, np.float32))
     assert points.shape == (3, 2)
     np.testing.assert_allclose(points, [[8000, 0.5]] * 3, atol=0.01)
-    assert found.name.startswith("levels (")
+    assert result.name.startswith("levels (")
     (tmp_path / "weights.bin").write_bytes(b"2")
-    assert open_embedding(str(file)).sha256 != found.sha256
+    assert open_embedding(str(file)).sha256 != result.sha256
 
 
 @pytest.mark.parametrize(
@@ -57,7 +57,7 @@ def test_brought_embedding_is_resampled_and_hashed(tmp_path: Path) -> None:
         ("x = 1", "no function embedding"),
         ("def embedding(:", "line 1"),
         ("def embedding(): return 1", "has no name"),
-        (BROUGHT.replace("axis=1)\n\n", "axis=0)[0]\n\n"), "gave points of shape"),
+        (BROUGHT.replace("axis=1)\n\n", "axis=0)[0]\n\n"), "returned embeddings of shape"),
     ],
 )
 def test_what_is_no_embedding_is_refused(tmp_path: Path, content: str, message: str) -> None:

@@ -1,8 +1,9 @@
-"""`melody evaluate` from end to end, and each figure on sets of which it is known."""
+"""`melody evaluate` end to end, and each metric on sets with known values."""
 
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,43 +23,51 @@ def _cache(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(evaluating, "enable_compile_cache", lambda: None)  # conftest has its own
 
 
-def config(tmp_path: Path, releases: Path, **changes: object) -> EvaluateConfig:
-    settings = {"out": str(tmp_path / "out"), "cache": str(tmp_path / "cache"), "seconds": 2.0, "draws": 20}
-    settings |= {"embedding": "tiny", "folder": str(releases), "listen": 2}
-    return EvaluateConfig(**settings | changes)  # type: ignore[arg-type]
+def config(tmp_path: Path, releases: Path, **changes: Any) -> EvaluateConfig:
+    settings: dict[str, Any] = {
+        "out": str(tmp_path / "out"),
+        "cache": str(tmp_path / "cache"),
+        "seconds": 2.0,
+        "draws": 20,
+        "embedding": "tiny",
+        "folder": str(releases),
+        "listen": 2,
+    }
+    return EvaluateConfig(**settings | changes)
 
 
 def test_a_folder_against_another(tmp_path: Path, releases: Path) -> None:
-    clips, reference = sounds(tmp_path / "clips <b>", 4, 2.0), sounds(tmp_path / "reference", 3, 4.0)
+    clips = sounds(tmp_path / "clips <b>", 4, 2.0)
+    reference = sounds(tmp_path / "reference", 3, 4.0)
     prompts = tmp_path / "prompts.jsonl"
     prompts.write_text("".join(json.dumps({"id": f"{i:06d}", "prompt": PROMPT}) + "\n" for i in range(4)))
-    asked = {
+    options = {
         "clips": str(clips),
         "prompts": str(prompts),
         "reference": str(reference),
         "training": str(reference),
     }
     assert (
-        evaluate(config(tmp_path, releases, **asked, process=1, processes=2)) is None
+        evaluate(config(tmp_path, releases, **options, process=1, processes=2)) is None
     )  # one chunk, of process 0
-    evaluate(config(tmp_path, releases, **asked))
-    found = json.loads((tmp_path / "out" / "evaluation.json").read_text())
-    assert found["sets"]["reference"]["pieces"] == 6
-    assert len(found["sets"]["reference"]["sha256"]) == 64
-    assert "MuLan of tiny" in found["embedding"]
-    assert "MuLan of tiny" in found["cycle"]["encoder"]
-    value, low, high = found["distance"]["frechet"]
+    evaluate(config(tmp_path, releases, **options))
+    result = json.loads((tmp_path / "out" / "evaluation.json").read_text())
+    assert result["sets"]["reference"]["pieces"] == 6
+    assert len(result["sets"]["reference"]["sha256"]) == 64
+    assert "MuLan of tiny" in result["embedding"]
+    assert "MuLan of tiny" in result["cycle"]["encoder"]
+    value, low, high = result["distance"]["frechet"]
     assert 0 <= low <= value <= high or low < 0 <= value <= high
-    assert found["distance"]["reference"] == 6
-    assert found["memorisation"]["held_out"]["mean"] == pytest.approx(
+    assert result["distance"]["reference"] == 6
+    assert result["memorisation"]["held_out"]["mean"] == pytest.approx(
         1, abs=1e-5
     )  # it is the training set itself
-    assert len(found["pieces"]) == 4
-    assert {"clip", "start", "frechet", "cycle", "memorisation", "flatness"} <= set(found["pieces"][0])
-    assert str(tmp_path) not in json.dumps(found)  # sets have names and hashes, not places
+    assert len(result["pieces"]) == 4
+    assert {"clip", "start", "frechet", "cycle", "memorisation", "flatness"} <= set(result["pieces"][0])
+    assert str(tmp_path) not in json.dumps(result)  # sets have names and hashes, not places
     table = (tmp_path / "out" / "evaluation.md").read_text()
     assert "Fréchet distance" in table
-    assert f"reference@{found['sets']['reference']['sha256'][:12]}" in table
+    assert f"reference@{result['sets']['reference']['sha256'][:12]}" in table
     page = (tmp_path / "out" / "index.html").read_text()
     assert "<script" not in page
     assert "clips <b>" not in page
@@ -80,22 +89,23 @@ def test_a_model_with_prompts(tmp_path: Path, releases: Path) -> None:
     lines = [{"prompt": prompt} | cheap for prompt in ("jazz", "techno")]
     prompts.write_text("\n".join(map(json.dumps, lines)))
     np.savez(tmp_path / "statistics.npz", mu=np.zeros(16), sigma=np.eye(16))
-    found = evaluate(
+    result = evaluate(
         config(
             tmp_path, releases, model="tiny", prompts=str(prompts), reference=str(tmp_path / "statistics.npz")
         )
     )
-    assert found is not None
-    assert found["sets"]["clips"]["clips"] == 2
-    assert found["distance"]["frechet"].value > 0
-    assert "kernel" not in found["distance"]
-    assert "cycle" in found
+    assert result is not None
+    assert result["sets"]["clips"]["clips"] == 2
+    assert result["distance"]["frechet"].value > 0
+    assert "kernel" not in result["distance"]
+    assert "cycle" in result
     assert len(list((tmp_path / "out" / "clips").glob("*.flac"))) == 2
 
 
-def test_memorisation_tells_copies_from_new_music() -> None:
+def test_memorisation_detects_copies() -> None:
     rng = np.random.default_rng(0)
-    training, held_out = rng.normal(size=(300, 16)), rng.normal(size=(200, 16))
+    training = rng.normal(size=(300, 16))
+    held_out = rng.normal(size=(200, 16))
     new = metrics.memorisation(rng.normal(size=(200, 16)), training, held_out)
     copied = metrics.memorisation(training[:50] + rng.normal(0, 0.01, (50, 16)), training, held_out)
     assert new["above"].low <= 0.03
@@ -111,19 +121,20 @@ def test_diversity_within_and_between_prompts() -> None:
     points = rng.normal(size=(20, 8))
     close = np.repeat(points, 3, axis=0) + rng.normal(0, 0.05, (60, 8))
     prompts = [f"prompt {i}" for i in range(20) for _ in range(3)]
-    found = metrics.diversity(close, prompts, points, seed=0)
+    result = metrics.diversity(close, prompts, points, seed=0)
     unit = points / np.linalg.norm(points, axis=1, keepdims=True)
     pairs = (unit @ unit.T)[np.triu_indices(20, 1)]
-    assert found["reference"].value == pytest.approx(1 - pairs.mean())
-    assert found["within_a_prompt"].high < 0.02 < found["all"].low
+    assert result["reference"].value == pytest.approx(1 - pairs.mean())
+    assert result["within_a_prompt"].high < 0.02 < result["all"].low
 
 
-def test_distances_say_what_they_can() -> None:
+def test_distances_depend_on_the_number_of_clips() -> None:
     rng = np.random.default_rng(2)
-    points, real = rng.normal(size=(80, 16)), rng.normal(0.5, 1, size=(60, 16))
-    found = metrics.distances(points, Moments.of(real), real, 20, 0)
-    assert found["frechet_infinite"].value < found["frechet"].value  # the bias of finite sets is upwards
-    assert set(found) >= {"frechet", "frechet_infinite_fit", "kernel"}
+    points = rng.normal(size=(80, 16))
+    real = rng.normal(0.5, 1, size=(60, 16))
+    result = metrics.distances(points, Moments.of(real), real, 20, 0)
+    assert result["frechet_infinite"].value < result["frechet"].value  # the bias of finite sets is upwards
+    assert set(result) >= {"frechet", "frechet_infinite_fit", "kernel"}
     assert "frechet_infinite" not in metrics.distances(points[:20], Moments.of(real), real, 20, 0)
 
 
@@ -138,7 +149,7 @@ def test_distances_say_what_they_can() -> None:
         ({"process": 2, "processes": 2}, "0 to 1"),
     ],
 )
-def test_what_cannot_be_evaluated_is_refused(
+def test_bad_input_is_refused(
     tmp_path: Path, releases: Path, changes: dict, message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)

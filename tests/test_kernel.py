@@ -11,7 +11,8 @@ from melody_jax.evaluation.kernel import bandwidth, kernel_distance, kernel_inte
 
 def test_is_the_unbiased_estimate(monkeypatch: pytest.MonkeyPatch) -> None:
     rng = np.random.default_rng(0)
-    x, y = rng.normal(0.5, 1, (30, 4)), rng.normal(0, 1, (41, 4))
+    x = rng.normal(0.5, 1, (30, 4))
+    y = rng.normal(0, 1, (41, 4))
     width = np.median(pdist(y))
     assert bandwidth(y) == pytest.approx(width, rel=1e-5)
     own = [np.exp(-(cdist(z, z) ** 2) / (2 * width**2))[~np.eye(len(z), dtype=bool)].mean() for z in (x, y)]
@@ -23,8 +24,8 @@ def test_is_the_unbiased_estimate(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_is_around_zero_for_one_distribution_at_any_size() -> None:
     rng = np.random.default_rng(1)
     for count in (10, 100):
-        found = [kernel_distance(rng.normal(size=(count, 8)), rng.normal(size=(count, 8))) for _ in range(60)]
-        assert abs(np.mean(found)) < 3 * np.std(found) / np.sqrt(60)
+        result = [kernel_distance(rng.normal(size=(count, 8)), rng.normal(size=(count, 8))) for _ in range(60)]
+        assert abs(np.mean(result)) < 3 * np.std(result) / np.sqrt(60)
 
 
 def test_interval_holds_the_value_and_tells_apart() -> None:

@@ -1,4 +1,4 @@
-"""FLOPs and collectives are counted as often as they happen; rooflines and reports follow from them."""
+"""FLOPs and collectives are counted in every iteration; rooflines and reports follow from them."""
 
 import os
 import subprocess
@@ -30,7 +30,8 @@ from melody_jax.training.stages.vae import VAEStage
 
 
 def test_loops_count_as_often_as_they_run() -> None:
-    x, w = jnp.ones((4, 8)), jnp.ones((3, 8, 8))
+    x = jnp.ones((4, 8))
+    w = jnp.ones((3, 8, 8))
 
     def run(x: jax.Array) -> jax.Array:
         x = jax.lax.scan(lambda x, w: (x @ w, None), x, w)[0]
@@ -167,8 +168,8 @@ def test_example_batches_fit_every_stage(name: str, dtype: str) -> None:
     data = DataConfig(batch_size=4, crop_samples=9600, window_tokens=80, text_length=12)
     batch = programs.example(TrainConfig(stage=stage, data=data, init_from="mini"))
     key = jax.random.key(0)
-    found, _ = jax.eval_shape(stage.gradients, jax.eval_shape(stage.init, key), batch, key, jnp.int32(0))
-    assert functional.count(found) > 0
+    result, _ = jax.eval_shape(stage.gradients, jax.eval_shape(stage.init, key), batch, key, jnp.int32(0))
+    assert functional.count(result) > 0
 
 
 TINY_SAMPLER = SamplerConfig(lm=lm.TINY, dpd=dpd.TINY, lm_guided=True)

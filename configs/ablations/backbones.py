@@ -1,4 +1,4 @@
-"""Is dual-path diffusion the better network (table 5)? Backbones with as many parameters on the same latents.
+"""Is dual-path diffusion the better network (MeLoDy, table 5)? Backbones of equal size on the same latents.
 
     melody ablate backbones --folder features/audio --validation-folder features/validation --workers 2
 """
@@ -11,11 +11,11 @@ from melody_jax.models import dit, unet1d, unet2d
 
 
 def study() -> Study:
-    """DPD against a U-Net over time, a 2-D U-Net on the latents, and a transformer; all random draws are shared."""
+    """DPD, a U-Net over time, a U-Net on the latents as an image, and a transformer; all draws are shared."""
     return Study(
         title="Backbones",
-        question="Of 1.8 M parameters each: does DPD predict the velocity better than the U-Nets of Moûsai's and "
-        "Riffusion's kind, and than a transformer?",
+        question="Does DPD predict the velocity better than U-Nets in the style of Moûsai and Riffusion, and than a "
+        "transformer, with 1.8 M parameters each?",
         base=load_config(Path(__file__).parents[1] / "dpd_ablation.py"),
         arms={
             "DPD": {},
@@ -33,6 +33,6 @@ def study() -> Study:
             Claim(arm="UNet-2D", metric="velocity_mse", says="worse", source="Table 5, velocity MSE 0.15 against 0.12"),
             Claim(arm="UNet-2D", metric="si_snri", says="worse", source="Table 5, SI-SNRi 4.96 against 6.15 dB"),
         ),
-        limits="All arms have the learning rate that was tuned for DPD. The paper's networks have 300 M parameters and "
-        "its latents 250 Hz.",
+        limits="All arms use the learning rate that was tuned for DPD. The paper's networks have 300 M parameters, and "
+        "its latents have 250 Hz.",
     )  # fmt: skip

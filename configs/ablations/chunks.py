@@ -1,4 +1,4 @@
-"""Do chunks with different angles matter, and training on what sampling meets?
+"""Do the number of chunks with independent angles, and a training mixture that resembles sampling, matter?
 
     melody ablate chunks --folder features/audio --validation-folder features/validation --workers 2
 """
@@ -15,8 +15,8 @@ def study() -> Study:
     """Four arms that differ in their angles; batches, noise and dropped conditions are shared."""
     return Study(
         title="Chunks, shared angles and clean prefixes",
-        question="What do M = 1, 2 or 4 chunks with independent angles give a continuation, and what does it help to "
-        "train half of the items with one shared angle and a fifth with a clean prefix?",
+        question="How do M = 1, 2 or 4 chunks with independent angles affect a continuation, and does it help to train "
+        "half of the items with one shared angle and a fifth with a clean prefix?",
         base=load_config(Path(__file__).parents[1] / "dpd_ablation.py"),
         arms={
             "M = 4, mixed": {},
@@ -29,5 +29,5 @@ def study() -> Study:
             "log_mel_l1", "mulan_similarity", "frechet",
         ),
         differs=("angle",),
-        limits="The paper trains M = 4 without mixing and has no figures for other M.",
+        limits="The paper trains M = 4 without the mixture and reports no other M.",
     )  # fmt: skip

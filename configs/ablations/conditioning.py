@@ -1,4 +1,4 @@
-"""Which paths of DPD's condition matter: semantic tokens, cross-attention, FiLM?
+"""Which parts of DPD's conditioning matter: semantic tokens, cross-attention, FiLM?
 
     melody ablate conditioning --folder features/audio --validation-folder features/validation
 """
@@ -10,11 +10,12 @@ from melody_jax.config import load_config
 
 
 def study() -> Study:
-    """One path is removed per arm; all random draws are shared, except for tokens in the arm without them."""
+    """Every arm removes one part; all draws are shared, except the tokens of the arm without semantic
+    tokens."""
     return Study(
         title="Conditioning",
-        question="What do the semantic tokens tell, and what do cross-attention and FiLM add when each frame hears "
-        "its token and its angle at the input too?",
+        question="What do the semantic tokens contribute, and what do cross-attention and FiLM add if the input of "
+        "each frame already contains its token and its angle?",
         base=load_config(Path(__file__).parents[1] / "dpd_ablation.py"),
         arms={
             "all": {},
@@ -24,6 +25,6 @@ def study() -> Study:
         },
         metrics=("velocity_mse", "si_snri", "continuation_mse", "log_mel_l1", "mulan_similarity", "frechet"),
         differs=("tokens",),
-        limits="The arm without semantic tokens is trained on random ones and keeps the MuLan prefix; the arms without "
-        "cross-attention and FiLM have fewer parameters (see Cost). The paper has no figures.",
+        limits="The arm without semantic tokens trains on random tokens and keeps the MuLan prefix. The arms without "
+        "cross-attention and FiLM have fewer parameters (see Cost). The paper reports no such ablation.",
     )

@@ -1,4 +1,4 @@
-"""What should run inside the segments: the paper's SRU, a linear recurrence or local attention?
+"""Which network should run inside the segments: the paper's SRU, a linear recurrence or local attention?
 
     melody ablate fine_path --folder features/audio --validation-folder features/validation --workers 2
 """
@@ -10,11 +10,11 @@ from melody_jax.config import load_config
 
 
 def study() -> Study:
-    """Three forms of the fine path with as many parameters; all random draws are shared."""
+    """Three fine paths with equal numbers of parameters; all draws are shared."""
     return Study(
         title="The fine path",
-        question="Does DPD's SRU, whose steps must be done one after the other, earn its place beside a linear "
-        "recurrence (all steps at once, by an associative scan) and attention inside a segment?",
+        question="Is DPD's SRU, whose steps run one after the other, better than a linear recurrence (all steps in "
+        "parallel, by an associative scan) and than attention inside a segment?",
         base=load_config(Path(__file__).parents[1] / "dpd_ablation.py"),
         arms={
             "SRU": {},
@@ -22,5 +22,6 @@ def study() -> Study:
             "local attention": {"stage.model.fine": "local_attention"},
         },
         metrics=("velocity_mse", "si_snri", "continuation_mse", "log_mel_l1", "mulan_similarity", "frechet"),
-        limits="Seconds are of one CPU thread, where a parallel scan has nothing to gain. The paper has no figures.",
+        limits="Times are for one CPU thread, where a parallel scan has no advantage. The paper reports no such "
+        "ablation.",
     )

@@ -1,4 +1,5 @@
-"""Does the paper's angle schedule beat equal steps (table 4)? With the released mini; nothing is trained.
+"""Does the paper's angle schedule beat uniform steps (MeLoDy, table 4)? On the shipped mini, without
+training.
 
     melody ablate schedules
 """
@@ -7,10 +8,10 @@ from melody_jax.ablation.study import Claim, Sampling, Study
 
 
 def study() -> Study:
-    """Equal steps against the paper's at 5, 10 and 20 steps; prompts, tokens and initial noise are shared."""
+    """Uniform steps and the paper's at 5, 10 and 20 steps; prompts, tokens and first noise are shared."""
     return Study(
         title="Angle schedules",
-        question="Is the paper's schedule, long steps first, better than equal steps at 5, 10 and 20 of them?",
+        question="Is the paper's schedule, with long steps first, better than uniform steps at 5, 10 and 20 steps?",
         base=Sampling(steps=10),
         arms={
             "paper, 10": {},

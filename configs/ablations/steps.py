@@ -1,4 +1,5 @@
-"""Quality and speed by steps (table 2), with and without distillation. With the released mini; nothing is trained.
+"""Quality and speed by number of steps (MeLoDy, table 2), also distilled. On the shipped mini, without
+training.
 
     melody ablate steps
 """
@@ -9,7 +10,7 @@ DISTILLED = {"distilled": True, "solver": "pingpong"}
 
 
 def study() -> Study:
-    """1 to 20 guided steps, and 1 to 4 of the distilled diffusion; prompts, tokens and initial noise are shared."""
+    """1 to 20 guided steps and 1 to 4 distilled steps; prompts, tokens and first noise are shared."""
     return Study(
         title="Steps",
         question="How many steps does the diffusion need, and how many when it is distilled (docs/distillation.md)?",

@@ -1,1 +1,1 @@
-"""Paired ablations: studies whose arms differ in a few fields and share everything that is drawn."""
+"""Paired ablation studies: arms differ in a few fields and share their data and random draws."""

@@ -1,11 +1,12 @@
-"""`melody ablate configs/ablations/NAME.py`: does the runs of a study that are not done yet, then writes its report.
+"""`melody ablate STUDY`: runs the unfinished runs of a study, then writes its report.
 
-    melody ablate configs/ablations/chunks.py --folder features/audio --validation_folder features/validation
+    melody ablate chunks --folder features/audio --validation-folder features/validation
 
-A run is one arm with one seed. Its folder, `<runs>/<name>`, is named by what it computes, so studies share runs that
-are the same. Several processes may work at a study, or at several: a run is claimed by a lock that dies with its
-process, and one that was interrupted goes on from its checkpoint. Run the same command again to go on; the report is
-written when nothing is left to do. What it is made of is kept in `<out>/runs/<name>`: a run that is there is done.
+A run is one arm with one seed. Its folder, `<runs>/<name>`, is named by what the run computes, so studies
+share equal runs. Several processes may work at one study, or at several: a run is claimed with a lock that
+ends with its process, and an interrupted run resumes from its checkpoint. Run the same command again to
+resume. The report is written when every run is finished. `<out>/runs/<study>.json` keeps what reports need: a
+run in that file is never run again.
 """
 
 import dataclasses
@@ -14,46 +15,59 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from types import FrameType
+from types import FrameType, ModuleType
 from typing import Any, NamedTuple
 
-from melody_jax.ablation.files import DIVERGED, claim, is_done, keep, last_step, save_json
+from melody_jax.ablation.files import DIVERGED, claim, last_step, save_json
+from melody_jax.ablation.results import RunResult, add_results, find_results, read_folder, read_results
 from melody_jax.ablation.study import Sampling, Study, load_study, resolve, run_name
 from melody_jax.config import TrainConfig
 from melody_jax.errors import Diverged, UserError
+from melody_jax.python_file import shipped_names
 from melody_jax.runtime import ALLOCATOR, enable_compile_cache
 
 POLL_SECONDS = 2.0
+"""Seconds between two looks at the workers' progress."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class AblateConfig:
-    """Does a study and reports on it."""
+    """Runs a study and reports on it."""
 
     study: str = ""
-    """The study's file; `melody ablate FILE` says it too."""
+    """Name of a study that comes with the project, or a Python file; `melody ablate STUDY` sets it too."""
     folder: tuple[str, ...] = ()
     """Folders of feature shards to train on."""
     validation_folder: tuple[str, ...] = ()
     """Folders of feature shards whose records are the held-out clips."""
     networks: str = ""
-    """Folder of the released networks the features were made with; empty: the packaged mini."""
+    """Folder of the released networks that made the features; empty: the packaged mini."""
     runs: str = "runs/ablations"
-    """Folder of the runs, of all studies."""
-    out: str = "docs/studies"
-    """Folder of the report, <study>.md, .png, .json, and of what is kept of the runs."""
+    """Folder of the run folders of all studies."""
+    out: str = "studies"
+    """Folder of the report, <study>.md, .png and .json, and of the results file, runs/<study>.json."""
     arm: tuple[str, ...] = ()
-    """Arms to run; empty: all. With a part of the study alone there is no report."""
+    """Arms to run; empty: all. A part of a study gives no report."""
     seed: tuple[int, ...] = ()
-    """Seeds to run; empty: all."""
+    """Seeds to run; empty: all. A part of a study gives no report."""
     workers: int = 0
-    """Processes that share the runs, each with one thread; 0: this one, with as many as there are cores."""
+    """Processes that share the runs, each with one thread; 0: only this process, with a thread per core."""
     minutes: float = 0.0
-    """Wall minutes after which runs are saved and left, to be gone on with later; 0: to the end."""
+    """Minutes after which runs are saved and left, to be resumed later; 0: no limit."""
     steps: int = 0
-    """Steps of every run instead of the study's, to try it out; 0: as the study says."""
+    """Training steps of every run instead of the study's, for a trial; 0: the study's."""
+
+    @property
+    def name(self) -> str:
+        """Name of the study: its file's, without the suffix."""
+        return Path(self.study).stem
+
+    @property
+    def results_file(self) -> Path:
+        """The file that keeps the results of finished runs."""
+        return Path(self.out) / "runs" / f"{self.name}.json"
 
 
 class Run(NamedTuple):
@@ -62,83 +76,125 @@ class Run(NamedTuple):
     arm: str
     seed: int
     config: Any
+    """`TrainConfig` or `Sampling`."""
+    name: str
+    """What the run computes, as a hash: `study.run_name`."""
     folder: Path
-    """Where it is done."""
-    kept: Path
-    """Where what reports are made of is kept."""
+    """The run folder."""
 
 
 def ablate(config: AblateConfig) -> Path | None:
-    """Does what is left to do of the study; returns the report, or None while something is left.
+    """Runs what is unfinished; returns the report's Markdown file, or None if there is no report yet.
 
     Raises:
-        UserError: no such study, arm or seed; no data; a run that cannot be done; runs that are not paired.
+        UserError: no such study, arm or seed; no data; a run that fails; runs that are not paired.
     """
     if not config.study:
-        raise UserError("say which study: melody ablate configs/ablations/NAME.py")
+        names = ", ".join(shipped_names("study"))
+        raise UserError(f"no study given; run melody ablate with one of {names}, or with a Python file")
     study = load_study(config.study)
-    runs, measures = list(runs_of(study, config)), measures_of(study)
+    runs = list(runs_of(study, config))
+    measures = measures_of(study)
+    copy_shared_results(config, runs, measures)
     if config.workers:
-        _share(config, [run for run in runs if not is_done(run.kept, measures)])
+        _run_workers(config, unfinished(config, runs, measures))
     else:
         work(config)
-    left = [run for run in runs if not is_done(run.kept, measures)]
+    left = unfinished(config, runs, measures)
     if left:
         print(
-            f"{len(left)} of {len(runs)} runs are not done; run the same command again to go on",
+            f"{len(left)} of {len(runs)} runs are unfinished; run the same command again to resume",
             file=sys.stderr,
         )
         return None
     if config.arm or config.seed:
+        print(f"All {len(runs)} requested runs are in {config.results_file}", file=sys.stderr)
         return None
-    from melody_jax.ablation.study_report import report
+    from melody_jax.ablation.study_report import write_report
 
-    return report(study, config, runs)
+    report = write_report(study, config, runs, read_results(config.results_file))
+    print(f"Wrote {report}, {report.stem}.png and {report.stem}.json", file=sys.stderr)
+    return report
 
 
 def runs_of(study: Study, config: AblateConfig) -> Iterator[Run]:
-    """The runs that the command asks for: seed by seed, so that early results compare all arms."""
-    for kind, asked, known in (("arm", config.arm, study.arms), ("seed", config.seed, study.seeds)):
-        for one in asked:
-            if one not in known:
-                raise UserError(f"unknown {kind} {one!r}; the study has {', '.join(map(str, known))}")
-    module = _kind(study.base)
+    """The runs that the command selects, seed by seed, so that early results cover all arms."""
+    for kind, selected, choices in (("arm", config.arm, study.arms), ("seed", config.seed, study.seeds)):
+        for value in selected:
+            if value not in choices:
+                raise UserError(f"unknown {kind} {value!r}; the study has {', '.join(map(str, choices))}")
+    runner = _runner(study.base)
     for seed in config.seed or study.seeds:
         for arm in config.arm or study.arms:
             resolved = _with_data(resolve(study, arm, seed, config.steps), config)
-            name = run_name(resolved, module.identity(resolved))
-            yield Run(arm, seed, resolved, Path(config.runs) / name, Path(config.out) / "runs" / name)
+            name = run_name(resolved, runner.identity(resolved))
+            yield Run(arm, seed, resolved, name, Path(config.runs) / name)
+
+
+def unfinished(config: AblateConfig, runs: Sequence[Run], measures: Sequence[str]) -> list[Run]:
+    """The runs that the results file lacks, or whose measures it lacks."""
+    results = read_results(config.results_file)
+    return [run for run in runs if not _is_finished(run, results, measures)]
+
+
+def _is_finished(run: Run, results: Mapping[str, RunResult], measures: Sequence[str]) -> bool:
+    return run.name in results and results[run.name].is_complete(measures)
+
+
+def copy_shared_results(config: AblateConfig, runs: Sequence[Run], measures: Sequence[str]) -> None:
+    """Copies finished runs that are missing in the study's results file from those of other studies in its
+    folder."""
+    missing = {run.name: run.arm for run in unfinished(config, runs, measures)}
+    results = find_results(config.results_file.parent, missing)
+    shared = {
+        name: dataclasses.replace(result, arm=missing[name])
+        for name, result in results.items()
+        if result.diverged_after is None and result.is_complete(measures)
+    }
+    if shared:
+        add_results(config.results_file, shared)
 
 
 def work(config: AblateConfig, quiet: bool = False) -> None:
-    """Does the runs in this process, one after the other; those that others are at it leaves to them."""
+    """Runs the unfinished runs in this process, one after the other, except those that other processes work
+    on."""
     study = load_study(config.study)
-    runs, measures = list(runs_of(study, config)), measures_of(study)
-    module, began = _kind(study.base), time.monotonic()
-    for run in runs:
-        left = config.minutes - (time.monotonic() - began) / 60 if config.minutes else 0.0
-        _refuse_changed_defaults(run.config, run.kept)
-        if (config.minutes and left <= 0) or is_done(run.kept, measures):
+    measures = measures_of(study)
+    start = time.monotonic()
+    for run in runs_of(study, config):
+        minutes_left = config.minutes - (time.monotonic() - start) / 60 if config.minutes else 0.0
+        results = read_results(config.results_file)
+        if run.name in results:
+            _refuse_changed_defaults(run.config, results[run.name].config, str(config.results_file))
+        if (config.minutes and minutes_left <= 0) or _is_finished(run, results, measures):
             continue
-        with claim(run.folder) as mine:
-            if not mine or is_done(run.kept, measures):
+        with claim(run.folder) as is_mine:
+            if not is_mine or _is_finished(run, read_results(config.results_file), measures):
                 continue
-            _refuse_changed_defaults(run.config, run.folder)
-            if not is_done(run.folder, measures):
-                print(
-                    f"{Path(config.study).stem}: {run.arm}, seed {run.seed} ({run.folder})", file=sys.stderr
-                )
-                try:
-                    if not module.carry_out(run.config, run.folder, measures, left, quiet):
-                        return
-                except Diverged as error:
-                    print(f"{run.arm}, seed {run.seed}: {error}", file=sys.stderr)
-                    save_json(run.folder / DIVERGED, {"steps": error.steps})
-            keep(run.folder, run.kept)
+            if not _finish(run, config, measures, minutes_left, quiet):
+                return
+            add_results(config.results_file, {run.name: read_folder(run.folder, run.arm, run.seed)})
+
+
+def _finish(run: Run, config: AblateConfig, measures: Sequence[str], minutes: float, quiet: bool) -> bool:
+    """Runs and measures what the run folder lacks; False if the time limit or SIGTERM ended it early."""
+    if (run.folder / "config.json").is_file() and isinstance(run.config, TrainConfig):
+        from melody_jax.training.checkpoint import read_run
+
+        _refuse_changed_defaults(run.config, {"config": read_run(run.folder)[0]}, str(run.folder))
+    if read_folder(run.folder, run.arm, run.seed).is_complete(measures):
+        return True
+    print(f"{config.name}: {run.arm}, seed {run.seed} ({run.folder})", file=sys.stderr)
+    try:
+        return _runner(run.config).run_arm(run.config, run.folder, measures, minutes, quiet)
+    except Diverged as error:
+        print(f"{run.arm}, seed {run.seed}: {error}", file=sys.stderr)
+        save_json(run.folder / DIVERGED, {"steps": error.steps})
+        return True
 
 
 def measures_of(study: Study) -> list[str]:
-    """The measures that the study's metrics are from."""
+    """The measures that the study's metrics come from."""
     from melody_jax.ablation.measures import METRICS
 
     for name in study.metrics:
@@ -147,8 +203,8 @@ def measures_of(study: Study) -> list[str]:
     return sorted({METRICS[name].measure for name in study.metrics})
 
 
-def _kind(base: Any) -> Any:
-    """The module that does a study's runs."""
+def _runner(base: Any) -> ModuleType:
+    """The module that runs a study's runs: it has `identity`, `row_count` and `run_arm`."""
     from melody_jax.ablation import sampling, training
 
     return sampling if isinstance(base, Sampling) else training
@@ -158,7 +214,7 @@ def _with_data(resolved: Any, config: AblateConfig) -> Any:
     if isinstance(resolved, Sampling):
         return resolved
     if not config.folder or not config.validation_folder:
-        raise UserError("this study trains: give --folder and --validation_folder, folders of feature shards")
+        raise UserError("this study trains: give folders of feature shards, --folder and --validation-folder")
     data = dataclasses.replace(
         resolved.data,
         folder=config.folder,
@@ -168,59 +224,67 @@ def _with_data(resolved: Any, config: AblateConfig) -> Any:
     return dataclasses.replace(resolved, data=data)
 
 
-def _refuse_changed_defaults(config: Any, folder: Path) -> None:
-    """A run's name leaves defaults out: were one changed in the code, its folder would hold another run."""
+def _refuse_changed_defaults(config: Any, record: Any, source: str) -> None:
+    """Raises `UserError` if a default changed: a run's name omits defaults, so another run could have the
+    same name."""
     from melody_jax.config_json import difference, to_dict
-    from melody_jax.training.checkpoint import FREE_FIELDS, FREE_PARTS, read_run
+    from melody_jax.training.checkpoint import FREE_FIELDS, FREE_PARTS
 
-    if not isinstance(config, TrainConfig) or not (folder / "config.json").is_file():
+    if record is None:
         return
-    for name, (then, now) in difference(read_run(folder)[0], to_dict(config)).items():
-        free = name in FREE_FIELDS or name.startswith((*FREE_PARTS, "data.folder", "data.validation_folder"))
-        if not free and "absent" not in (then, now):
+    free_parts = (*FREE_PARTS, "data.folder", "data.validation_folder")
+    for name, (before, now) in difference(record["config"], to_dict(config)).items():
+        is_free = name in FREE_FIELDS or name.startswith(free_parts)
+        if not is_free and "absent" not in (before, now):
             raise UserError(
-                f"{folder} was made when {name} was {then}, it is {now} now; move it away, or choose another"
+                f"{source} has a run with {name} {before}, and the default is {now} now; move the file or folder away, "
+                "or give another --runs and --out"
             )
 
 
-def _share(config: AblateConfig, runs: Sequence[Run]) -> None:
-    """`workers` processes do the `runs` that are left, each with one thread; SIGTERM and ^C let them save."""
-    from tqdm import tqdm
-
-    os.environ.setdefault("GLIBC_TUNABLES", ALLOCATOR)  # read when a process starts
+def _run_workers(config: AblateConfig, runs: Sequence[Run]) -> None:
+    """Starts `workers` processes that finish the `runs`; SIGTERM and Ctrl-C let them save first."""
+    os.environ.setdefault("GLIBC_TUNABLES", ALLOCATOR)  # glibc reads it when a process starts
     spawn = multiprocessing.get_context("spawn")
     processes = [spawn.Process(target=_worker, args=(config,)) for _ in range(config.workers)]
 
-    def end(*_: FrameType | int | None) -> None:
+    def stop(*_: FrameType | int | None) -> None:
         for process in processes:
             process.terminate()
 
-    previous = {number: signal.signal(number, end) for number in (signal.SIGTERM, signal.SIGINT)}
-    total = sum(_kind(run.config).steps(run.config) for run in runs)
+    previous = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         for process in processes:
             process.start()
-        with tqdm(total=total, unit="step", desc=Path(config.study).stem) as bar:
-            while any(process.is_alive() for process in processes):
-                time.sleep(POLL_SECONDS)
-                bar.n = sum(last_step(run.folder) for run in runs)
-                bar.refresh()
+        _show_progress(config, runs, processes)
     finally:
-        end()
+        stop()
         for process in processes:
             process.join()
         for number, handler in previous.items():
             signal.signal(number, handler)
     if any((process.exitcode or 0) > 0 for process in processes):
-        raise UserError("a worker gave up, see above; what is finished stays finished")
+        raise UserError("a worker failed, see above; finished runs are saved")
+
+
+def _show_progress(config: AblateConfig, runs: Sequence[Run], processes: Sequence[Any]) -> None:
+    """One line with the steps of all runs and the number of measures taken, until the processes end."""
+    from tqdm import tqdm
+
+    steps = sum(_runner(run.config).row_count(run.config) for run in runs)
+    with tqdm(total=steps, unit="step", desc=config.name, disable=None) as bar:
+        while any(process.is_alive() for process in processes):
+            time.sleep(POLL_SECONDS)
+            bar.n = sum(last_step(run.folder) for run in runs)
+            measures = sum(len(list(run.folder.glob("*.safetensors"))) for run in runs)
+            bar.set_postfix_str(f"{measures} measures taken")
 
 
 def _worker(config: AblateConfig) -> None:
-    """One process of `_share`."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hears it and sends SIGTERM
-    os.environ["PJRT_NPROC"] = (
-        "1"  # XLA's threads: on small networks two processes of one beat one process of two
-    )
+    """One process of `_run_workers`."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent process handles Ctrl-C and sends SIGTERM
+    # XLA's threads: on small networks two processes with one thread beat one process with two
+    os.environ["PJRT_NPROC"] = "1"
     enable_compile_cache()
     try:
         work(config, quiet=True)

@@ -1,55 +1,58 @@
-"""The proof that runs are paired: what they saw and drew had equal digests at every step (training/digests.py)."""
+"""The proof that runs are paired: their data and their random draws had equal digests at every step."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from melody_jax.ablation.files import read_steps
+from melody_jax.ablation.results import Arrays, RunResult
 from melody_jax.errors import UserError
 from melody_jax.training.digests import DIGEST
 
 
 class Pairing(NamedTuple):
-    """Of one arm's run and the base's, of the same seed."""
+    """The digests of two runs of the same seed."""
 
     steps: int
-    """How many steps both have."""
-    shared: tuple[str, ...]
-    """What was equal at all of them."""
+    """Number of steps that both runs have."""
+    equal: tuple[str, ...]
+    """What was equal at all of these steps."""
     different: tuple[str, ...]
-    """What was not."""
+    """What differed at some step, or what only one of the runs has."""
 
 
-def compare_draws(run: Path, base: Path) -> Pairing:
-    """Compares the digests of two run folders, step by step. Raises `UserError` if one has none."""
-    ours, theirs = read_steps(run), read_steps(base)
-    steps, mine, others = np.intersect1d(ours["step"], theirs["step"], return_indices=True)
-    if not len(steps):
-        raise UserError(f"{run} and {base} have no step in common: nothing shows that they are paired")
-    names = sorted(name for name in ours.keys() | theirs.keys() if name.startswith(DIGEST))
-    shared, different = [], []
+def compare_digests(steps: Arrays, base_steps: Arrays) -> Pairing:
+    """Compares two runs' columns of `files.read_steps`. Raises `UserError` if they have no step in common."""
+    common, rows, base_rows = np.intersect1d(steps["step"], base_steps["step"], return_indices=True)
+    if not len(common):
+        raise UserError("two runs have no step in common, so nothing shows that they are paired")
+    names = sorted(name for name in steps.keys() | base_steps.keys() if name.startswith(DIGEST))
+    equal = []
+    different = []
     for name in names:
-        same = name in ours and name in theirs and np.array_equal(ours[name][mine], theirs[name][others])
-        (shared if same else different).append(name.removeprefix(DIGEST))
-    return Pairing(len(steps), tuple(shared), tuple(different))
+        is_equal = (
+            name in steps
+            and name in base_steps
+            and np.array_equal(steps[name][rows], base_steps[name][base_rows])
+        )
+        (equal if is_equal else different).append(name.removeprefix(DIGEST))
+    return Pairing(len(common), tuple(equal), tuple(different))
 
 
 def check_pairs(
-    arm: str, runs: Sequence[Path], base: Sequence[Path], differs: Sequence[str]
+    runs: Sequence[RunResult], base_runs: Sequence[RunResult], differs: Sequence[str]
 ) -> list[Pairing]:
-    """The pairing of an arm with the base, seed by seed.
+    """The pairing of an arm's runs with those of its reference arm, seed by seed.
 
     Raises:
-        UserError: something differs that the study does not name.
+        UserError: something differs that the study does not name in `differs`.
     """
-    pairings = [compare_draws(run, other) for run, other in zip(runs, base, strict=True)]
-    for seed, pairing in enumerate(pairings):
+    pairings = [compare_digests(run.steps, base.steps) for run, base in zip(runs, base_runs, strict=True)]
+    for run, pairing in zip(runs, pairings, strict=True):
         unexpected = [name for name in pairing.different if name not in differs]
         if unexpected:
             raise UserError(
-                f"arm {arm!r} is not paired with the base: {', '.join(unexpected)} differ ({runs[seed]}); "
-                "if that is what the arm is about, the study must say so in `differs`"
+                f"arm {run.arm!r} is not paired with its reference arm: {', '.join(unexpected)} differ with seed "
+                f"{run.seed}; if the arm changes that on purpose, name it in the study's `differs`"
             )
     return pairings

@@ -1,138 +1,112 @@
-"""Paired comparisons: is an arm different from the base, on these clips and over seeds?
+"""Paired comparisons: does an arm differ from its reference arm, over these clips and over seeds?
 
-Two things are uncertain, which clips were held out and which seeds were drawn, so there are two intervals, both 95 %:
+Held-out clips and seeds are both samples, so every difference has two 95 % intervals:
 
-  clips   differences are averaged over seeds, clip by clip; Student's t over clips. What other clips of these runs
-          would give. Each seed has one of its own too.
-  seeds   differences are averaged over clips, seed by seed; Student's t over seeds. What other seeds would give.
+  clips   Student's t over clips, of differences averaged over seeds: how the difference varies with other clips, for
+          the runs at hand. Every seed has such an interval of its own too.
+  seeds   Student's t over seeds, of differences averaged over clips: how the difference varies with other seeds.
 
-An arm is called better or worse when both leave out zero; else the comparison settles nothing. p values are those of
-the paired t tests, not corrected for how many comparisons a study makes. Of the Fréchet distance, which all clips have
-together, the interval over clips is a bootstrap of clips, the same draws for both arms.
+An arm is "better" or "worse" if both intervals exclude zero; otherwise the comparison is "not significant".
+The p values are those of the paired t tests, without a correction for multiple comparisons. A Fréchet
+distance belongs to a whole set of clips: its interval over clips is a bootstrap that draws the same clips for
+both arms.
 """
 
-import math
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-from scipy import stats
 from threadpoolctl import threadpool_limits
 
 from melody_jax.evaluation.frechet import frechet_distance
-from melody_jax.evaluation.intervals import shifted
+from melody_jax.evaluation.intervals import Difference, paired_bootstrap, paired_t
 
 DRAWS = 200
+"""Bootstrap resamples."""
+NOT_SIGNIFICANT = "not significant"
 Arrays = Mapping[str, np.ndarray]
-DISTANCES = {
+SET_METRICS = {
     "frechet": ("embeddings", "true_embeddings"),
     "prompt_frechet": ("embeddings", "true_embeddings"),
 }
-"""Metrics of a whole set, and the arrays they are between, (N, E) or (N, W, E)."""
-
-
-class Interval(NamedTuple):
-    """A mean difference with its 95 % interval and the test's p."""
-
-    mean: float
-    low: float
-    high: float
-    p: float
-
-    @property
-    def holds_zero(self) -> bool:
-        """Whether the sign is open; so it is without an interval."""
-        return not (self.low > 0 or self.high < 0)
+"""Metrics of a whole set -> the two arrays they compare, (N, E) or (N, W, E)."""
 
 
 class Comparison(NamedTuple):
-    """One arm beside the base in one metric: arm minus base."""
+    """One arm against its reference arm in one metric; differences are arm minus reference."""
 
     arm: str
     metric: str
     value: float
     """Mean of the arm over clips and seeds."""
     base_value: float
-    """Mean of the base."""
-    clips: Interval
-    seeds: Interval
-    by_seed: list[Interval]
-    """Over clips, of each seed alone."""
+    """Mean of the reference arm."""
+    clips: Difference
+    """Over clips."""
+    seeds: Difference
+    """Over seeds."""
+    by_seed: list[Difference]
+    """Over clips, for every seed alone."""
 
     @property
-    def settled(self) -> bool:
-        """Whether clips and seeds agree on a sign."""
-        return not (self.clips.holds_zero or self.seeds.holds_zero)
+    def is_significant(self) -> bool:
+        """Whether both intervals exclude zero."""
+        return not (self.clips.contains_zero or self.seeds.contains_zero)
 
-    def verdict(self, better: str) -> str:
-        """ "better", "worse" or "settles nothing", `better` being "lower" or "higher"."""
-        if not self.settled:
-            return "settles nothing"
+    def outcome(self, better: str) -> str:
+        """ "better", "worse" or "not significant"; `better` is "lower" or "higher"."""
+        if not self.is_significant:
+            return NOT_SIGNIFICANT
         return "better" if (self.clips.mean < 0) == (better == "lower") else "worse"
 
 
-def compare(arm: str, metric: str, own: Sequence[Arrays], base: Sequence[Arrays]) -> Comparison:
-    """Compares an arm with the base, each one mapping of arrays a seed, seeds and clips in the same order."""
-    if metric in DISTANCES:
-        return _compare_sets(arm, metric, own, base)
-    ours, theirs = (np.stack([arrays[metric] for arrays in runs]).astype(np.float64) for runs in (own, base))
-    differences = ours - theirs  # (seeds, clips)
+def compare(arm: str, metric: str, runs: Sequence[Arrays], base_runs: Sequence[Arrays]) -> Comparison:
+    """Compares an arm with its reference arm: one mapping of arrays per seed, seeds and clips in the same
+    order."""
+    if metric in SET_METRICS:
+        return _compare_sets(arm, metric, runs, base_runs)
+    values = np.stack([arrays[metric] for arrays in runs]).astype(np.float64)
+    base_values = np.stack([arrays[metric] for arrays in base_runs]).astype(np.float64)
+    differences = values - base_values  # (seeds, clips)
     return Comparison(
         arm=arm,
         metric=metric,
-        value=float(ours.mean()),
-        base_value=float(theirs.mean()),
-        clips=interval(differences.mean(axis=0)),
-        seeds=interval(differences.mean(axis=1)),
-        by_seed=[interval(row) for row in differences],
+        value=float(values.mean()),
+        base_value=float(base_values.mean()),
+        clips=paired_t(differences.mean(axis=0)),
+        seeds=paired_t(differences.mean(axis=1)),
+        by_seed=[paired_t(row) for row in differences],
     )
 
 
-def interval(differences: np.ndarray) -> Interval:
-    """The mean of paired differences (n,), Student's interval and test; without an interval (infinite) for n = 1."""
-    mean = float(differences.mean())
-    if len(differences) < 2:
-        return Interval(mean, -math.inf, math.inf, math.nan)
-    if np.ptp(differences) <= 1e-12 * abs(mean):  # no spread: nothing for the test to divide by
-        return Interval(mean, mean, mean, 0.0 if mean else 1.0)
-    test: Any = stats.ttest_1samp(differences, 0.0)
-    low, high = test.confidence_interval(0.95)
-    return Interval(mean, float(low), float(high), float(test.pvalue))
-
-
-def _compare_sets(arm: str, metric: str, own: Sequence[Arrays], base: Sequence[Arrays]) -> Comparison:
-    made, true = DISTANCES[metric]
-    clips = len(own[0][made])
+def _compare_sets(arm: str, metric: str, runs: Sequence[Arrays], base_runs: Sequence[Arrays]) -> Comparison:
+    generated, true = SET_METRICS[metric]
+    clips = len(runs[0][generated])
     draws = np.random.default_rng(0).integers(0, clips, (DRAWS, clips))
 
-    def distances(runs: Sequence[Arrays], chosen: np.ndarray) -> np.ndarray:
-        """(seeds,) of the chosen clips."""
+    def distances(runs: Sequence[Arrays], rows: np.ndarray) -> np.ndarray:
+        """(seeds,) distances of the clips in `rows`."""
         return np.array(
-            [frechet_distance(_rows(run[made][chosen]), _rows(run[true][chosen])) for run in runs]
+            [frechet_distance(_flatten(run[generated][rows]), _flatten(run[true][rows])) for run in runs]
         )
 
-    everything = np.arange(clips)
-    with threadpool_limits(1, "blas"):  # many small matrices: threads would wait for one another
-        ours, theirs = distances(own, everything), distances(base, everything)
-        drawn = np.stack([distances(own, rows) - distances(base, rows) for rows in draws])  # (draws, seeds)
+    all_clips = np.arange(clips)
+    with threadpool_limits(1, "blas"):  # many small matrices: threads would slow it down
+        values = distances(runs, all_clips)
+        base_values = distances(base_runs, all_clips)
+        resampled = np.stack([distances(runs, rows) - distances(base_runs, rows) for rows in draws])
+    differences = values - base_values
     return Comparison(
         arm=arm,
         metric=metric,
-        value=float(ours.mean()),
-        base_value=float(theirs.mean()),
-        clips=_bootstrapped(float((ours - theirs).mean()), drawn.mean(axis=1)),
-        seeds=interval(ours - theirs),
-        by_seed=[_bootstrapped(float(d), drawn[:, seed]) for seed, d in enumerate(ours - theirs)],
+        value=float(values.mean()),
+        base_value=float(base_values.mean()),
+        clips=paired_bootstrap(float(differences.mean()), resampled.mean(axis=1)),
+        seeds=paired_t(differences),
+        by_seed=[paired_bootstrap(float(d), resampled[:, seed]) for seed, d in enumerate(differences)],
     )
 
 
-def _rows(embeddings: np.ndarray) -> np.ndarray:
-    """(N, E) or (N, W, E) as a set of embeddings."""
+def _flatten(embeddings: np.ndarray) -> np.ndarray:
+    """(N, E) or (N, W, E) -> a set of embeddings (N * W, E)."""
     return embeddings.reshape(-1, embeddings.shape[-1])
-
-
-def _bootstrapped(mean: float, drawn: np.ndarray) -> Interval:
-    _, low, high = shifted(mean, drawn.tolist())
-    moved = drawn - drawn.mean() + mean
-    p = 2 * min(np.mean(moved <= 0), np.mean(moved >= 0))
-    return Interval(mean, low, high, float(min(1.0, p)))

@@ -1,7 +1,8 @@
-"""What a study is: a base config, arms that replace a few of its fields, seeds, and what is measured.
+"""The description of a study: a base config, arms that replace a few of its fields, seeds and metrics.
 
-A study file is Python with `study() -> Study`; it is run, so it is trusted. The base is a `TrainConfig`, whose steps
-are the budget of every arm, or `Sampling`, for questions that a released model answers without training.
+A study file is Python with `study() -> Study`. It is executed, so run only files that you trust. The base is
+a `TrainConfig`, whose `steps` are the budget of every arm, or a `Sampling`, for questions that need no
+training.
 """
 
 import dataclasses
@@ -23,7 +24,7 @@ PLACES = (
     "data.prefetch", "log_every", "eval_every", "eval_batches", "save_every", "save_minutes", "stop_minutes",
     "sigterm_seconds", "keep_last",
 )  # fmt: skip
-"""Fields of a `TrainConfig` that say where and how a run is done, not what comes out: no part of its name."""
+"""Fields of a `TrainConfig` that do not change what a run computes; they are no part of its name."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -37,79 +38,78 @@ class Sampling:
     schedule: str = "paper"
     """Schedule of angles; see `diffusion.SCHEDULES`."""
     solver: str = "ddim"
-    """See `diffusion.SOLVERS`."""
+    """Solver; see `diffusion.SOLVERS`."""
     guidance_scale: float = 2.5
-    """Of the diffusion."""
+    """Guidance scale of the diffusion."""
     distilled: bool = False
-    """The diffusion distilled for few steps: one pass a step instead of two."""
+    """Use the distilled diffusion, which has no guidance: one network pass per step instead of two."""
     prompts: int = 5
-    """Prompts of each of the 16 groups, the first ones of the ten in the list."""
+    """Prompts of each of the 16 groups: the first ones of the ten in the list."""
     seed: int = 0
-    """Of the clips: item i has `seed` times the number of prompts plus i."""
+    """Seed of the clips: clip i has the seed `seed` times the number of prompts plus i."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Claim:
-    """What the paper found of an arm beside the base, to be held against what is found here."""
+    """What the paper claims of an arm, to be compared with the study's own result."""
 
     arm: str
     """Name of the arm."""
     metric: str
     """Name of the metric."""
     says: Literal["better", "worse", "no different"]
-    """How the arm does beside the base."""
+    """How the arm compares with its reference arm in the paper."""
     source: str
-    """Where, with the figures: "Table 5: 0.13 against 0.12"."""
+    """The table and its figures: "Table 5: 0.13 against 0.12"."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Study:
-    """One question, asked of paired runs."""
+    """One question, answered with paired runs."""
 
     title: str
     """Heading of the report."""
     question: str
-    """What it is to settle, in a sentence or two."""
+    """The question, in a sentence or two."""
     base: Any
     """`TrainConfig` or `Sampling`."""
     arms: Mapping[str, Mapping[str, Any]]
-    """Name of an arm -> {dotted field: value}; the first arm is what the others are compared with."""
+    """Arm name -> {dotted field name: value}; the others are compared with the first arm."""
     metrics: tuple[str, ...]
-    """Names of what is reported (`measures.METRICS`), the most important first."""
+    """Names of the reported metrics (`measures.METRICS`), the most important first."""
     seeds: tuple[int, ...] = (0, 1, 2)
-    """Of initialisation, data order and noise together."""
+    """Seeds; one seed decides initialisation, data order and noise."""
     differs: tuple[str, ...] = ()
-    """What arms draw differently on purpose ("angle", "has_condition"...); all else must be equal to the bit."""
+    """Draws that arms change on purpose ("angle", "tokens", ...); all others must be bit-identical."""
     against: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    """Arm -> the arm that it is compared with, where that is not the first one."""
+    """Arm -> its reference arm, where that is not the first arm."""
     claims: tuple[Claim, ...] = ()
-    """What the paper says."""
+    """The paper's claims."""
     limits: str = ""
-    """What the reader must know before he believes it."""
+    """Limits of the study that a reader must know."""
 
     def __post_init__(self) -> None:
         if not isinstance(self.base, TrainConfig | Sampling):
             raise UserError(f"base is {type(self.base).__name__}; it must be a TrainConfig or a Sampling")
         if len(self.arms) < 2 or not self.seeds or not self.metrics:
-            raise UserError(f"study {self.title!r} needs two arms, a seed and a metric at least")
+            raise UserError(f"study {self.title!r} needs at least two arms, one seed and one metric")
         named = {*self.against, *self.against.values()}
-        if not named <= set(self.arms) or set(list(self.arms)[1:]) <= set(self.against):
+        others = [arm for arm in self.arms if arm != self.baseline]
+        if not named <= set(self.arms) or set(others) <= set(self.against):
             raise UserError(
-                f"against {dict(self.against)}: of the study's arms, and one must be left for the first"
+                f"against is {dict(self.against)}; it must name arms of the study and leave one for the first arm"
             )
         for claim in self.claims:
             if claim.arm not in self.arms or claim.metric not in self.metrics:
-                raise UserError(
-                    f"claim about {claim.arm!r}, {claim.metric!r}: no such arm, or no such metric"
-                )
+                raise UserError(f"claim about {claim.arm!r}, {claim.metric!r}: no such arm or no such metric")
 
     @property
     def baseline(self) -> str:
         """The first arm."""
         return next(iter(self.arms))
 
-    def rival(self, arm: str) -> str:
-        """The arm that another one is compared with."""
+    def reference_arm(self, arm: str) -> str:
+        """The arm that `arm` is compared with."""
         return self.against.get(arm, self.baseline)
 
 
@@ -117,7 +117,8 @@ def load_study(path: str | Path) -> Study:
     """The `Study` that the file's `study()` returns.
 
     Raises:
-        UserError: the file is unknown or no study, or an arm replaces a field that the base does not have.
+        UserError: there is no such file, it is no study, or an arm replaces a field that the base does not
+        have.
     """
     study = function_of(path, "study")()
     if not isinstance(study, Study):
@@ -128,45 +129,50 @@ def load_study(path: str | Path) -> Study:
 
 
 def resolve(study: Study, arm: str, seed: int, steps: int = 0) -> Any:
-    """The config of one run: the base with the arm's fields, a seed, and `steps` of training if not 0.
+    """The config of one run: the base with the arm's fields, the seed and, unless 0, `steps` training steps.
 
     Raises:
-        UserError: a field is unknown or refuses its value.
+        UserError: a field does not exist or refuses its value.
     """
     changes = dict(study.arms[arm])
     for name in changes:
         _check_field(study.base, name, arm)
     changes["seed"] = seed
     if isinstance(study.base, TrainConfig):
-        changes |= {"data.seed": seed} | ({"steps": steps} if steps else {})
+        changes["data.seed"] = seed
+        if steps:
+            changes["steps"] = steps
     return replace_fields(study.base, changes)
 
 
 def run_name(config: Any, data: Mapping[str, Any]) -> str:
-    """Names a run by what it computes from what, 16 hexadecimal digits: studies share runs that are the same.
+    """Name of a run, 16 hexadecimal digits: a hash of what it computes, so that studies share equal runs.
 
-    Fields at their defaults are left out, so that a run keeps its name when a new choice comes into the code.
-    data: whatever identifies the data, as JSON values.
+    Fields with default values are left out, so a run keeps its name when the code gains a new option.
+
+    Args:
+        config: `TrainConfig` or `Sampling` of the run.
+        data: identity of the data, as JSON values.
     """
-    described = json.dumps([_stated(config), data], sort_keys=True)
+    described = json.dumps([_changed_fields(config), data], sort_keys=True)
     return hashlib.sha256(described.encode()).hexdigest()[:16]
 
 
-def _stated(value: Any, prefix: str = "") -> Any:
-    """A config as JSON values: of dataclasses the class and the fields that are not at their defaults."""
+def _changed_fields(value: Any, prefix: str = "") -> Any:
+    """A config as JSON values; of dataclasses the class and the fields that differ from their defaults."""
     if not dataclasses.is_dataclass(value):
         return to_dict(value)
-    found: dict[str, Any] = {"class": type(value).__name__}
+    changed: dict[str, Any] = {"class": type(value).__name__}
     for field in dataclasses.fields(value):
-        own = getattr(value, field.name)
-        usual = field.default_factory() if callable(field.default_factory) else field.default
-        if own != usual and prefix + field.name not in PLACES:
-            found[field.name] = _stated(own, f"{prefix}{field.name}.")
-    return found
+        current = getattr(value, field.name)
+        default = field.default_factory() if callable(field.default_factory) else field.default
+        if current != default and prefix + field.name not in PLACES:
+            changed[field.name] = _changed_fields(current, f"{prefix}{field.name}.")
+    return changed
 
 
 def _check_field(config: Any, name: str, arm: str) -> None:
-    """Follows a dotted name through nested dataclasses."""
+    """Raises `UserError` unless the dotted name leads through nested dataclasses to a field."""
     for part in name.split("."):
         fields = (
             [field.name for field in dataclasses.fields(config)] if dataclasses.is_dataclass(config) else []

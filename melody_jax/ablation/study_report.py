@@ -1,243 +1,191 @@
-"""The report of a study: Markdown, JSON and a plot, made from the files of its finished runs."""
+"""The report of a study: Markdown, JSON and a plot, made from the results of its finished runs."""
 
 import dataclasses
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
-
-import numpy as np
+from typing import Any
 
 from melody_jax import __version__
-from melody_jax.ablation.files import DIVERGED, read_json, results, save_json, short
+from melody_jax.ablation.ablate import AblateConfig, Run
+from melody_jax.ablation.files import save_json, short_path
+from melody_jax.ablation.findings import Findings, find
 from melody_jax.ablation.measures import ANGLES, METRICS
-from melody_jax.ablation.paired_runs import Pairing, check_pairs
 from melody_jax.ablation.plot import plot
-from melody_jax.ablation.statistics import Comparison, Interval, compare
+from melody_jax.ablation.results import RunResult
+from melody_jax.ablation.statistics import NOT_SIGNIFICANT, Comparison
 from melody_jax.ablation.study import Claim, Sampling, Study
 from melody_jax.config_json import to_dict
-from melody_jax.errors import UserError
+from melody_jax.evaluation.intervals import Difference
+from melody_jax.python_file import shipped_names
 
 COSTS = {
     "parameters": ("parameters, M", 1e-6),
-    "passes": ("passes a window", 1),
-    "flops_pass": ("GFLOP a pass", 1e-9),
-    "flops_step": ("GFLOP a step", 1e-9),
-    "flops_step_xla": ("of XLA's count", 1e-9),
-    "steps": ("steps", 1),
-    "seconds_step": ("s a step", 1),
-    "seconds_training": ("minutes of training", 1 / 60),
-    "seconds_window": ("s a window", 1),
+    "nfe": ("network passes per window", 1),
+    "flops_pass": ("GFLOP per pass", 1e-9),
+    "flops_step": ("GFLOP per training step", 1e-9),
+    "flops_step_xla": ("GFLOP per training step, XLA's count", 1e-9),
+    "steps": ("training steps", 1),
+    "seconds_step": ("seconds per training step", 1),
+    "seconds_training": ("training time, minutes", 1 / 60),
+    "seconds_window": ("seconds per window", 1),
     "bytes_peak": ("peak memory, MB", 1e-6),
 }
-"""Names in cost.json -> column, factor."""
+"""Name in cost.json -> column header and factor."""
 
 
-class Findings(NamedTuple):
-    """All that a report says, in numbers."""
-
-    study: Study
-    comparisons: dict[str, list[Comparison]]
-    """Metric -> the arms beside the base."""
-    pairings: dict[str, list[Pairing]]
-    """Arm -> seed by seed."""
-    costs: dict[str, dict[str, Any]]
-    """Arm -> mean of what cost.json says, over seeds."""
-    folders: dict[str, list[Path]]
-    """Arm -> its runs, seed by seed."""
-    lost: dict[str, str]
-    """Arm -> why it is compared with nothing; it is in none of the other tables."""
-    clips: int
-    by_angle: dict[str, np.ndarray]
-    """Arm -> (seeds, A) velocity MSE at each of `ANGLES`, mean over clips; empty where it was not measured."""
-
-
-def report(study: Study, config: Any, runs: Sequence[Any]) -> Path:
-    """Writes `<out>/<study>.md`, `.png` and `.json`, prints the tables, and returns the Markdown file.
+def write_report(
+    study: Study, config: AblateConfig, runs: Sequence[Run], results: Mapping[str, RunResult]
+) -> Path:
+    """Writes `<out>/<study>.md`, `.png` and `.json`, prints the Markdown and returns its file.
 
     Raises:
-        UserError: the runs are not paired, or so many diverged that nothing is left to compare.
+        UserError: the runs are not paired, or so many diverged that no comparison remains.
     """
-    findings = find(study, runs)
-    out, name = Path(config.out), Path(config.study).stem
+    findings = find(study, runs, results)
+    out = Path(config.out)
     out.mkdir(parents=True, exist_ok=True)
-    text = "\n".join(_lines(findings, name, command(config))) + "\n"
-    plot(findings, out / f"{name}.png")
-    save_json(out / f"{name}.json", _as_json(findings, command(config)))
-    (out / f"{name}.md").write_text(text)
+    text = "\n".join(_lines(findings, config.name, command_line(config))) + "\n"
+    plot(findings, out / f"{config.name}.png")
+    save_json(out / f"{config.name}.json", _to_json(findings, command_line(config)))
+    (out / f"{config.name}.md").write_text(text)
     print(text)
-    return out / f"{name}.md"
+    return out / f"{config.name}.md"
 
 
-def find(study: Study, runs: Sequence[Any]) -> Findings:
-    """Reads what the runs left, checks that they are paired, and compares."""
-    lost = _lost(study, runs)
-    folders = {arm: [run.kept for run in runs if run.arm == arm] for arm in study.arms if arm not in lost}
-    arrays = {arm: [results(folder) for folder in those] for arm, those in folders.items()}
-    base, others = study.baseline, list(folders)[1:]
-    pairings = {
-        arm: check_pairs(arm, folders[arm], folders[study.rival(arm)], study.differs) for arm in others
-    }
-    comparisons = {
-        metric: [compare(arm, metric, arrays[arm], arrays[study.rival(arm)]) for arm in others]
-        for metric in study.metrics
-    }
-    costs = {
-        arm: _mean_cost([read_json(folder / "cost.json") for folder in those])
-        for arm, those in folders.items()
-    }
-    clips = max(len(array) for array in arrays[base][0].values())
-    by_angle = {
-        arm: np.stack([array["velocity_mse_by_angle"].mean(axis=0) for array in those])
-        for arm, those in arrays.items()
-        if all("velocity_mse_by_angle" in array for array in those)
-    }
-    return Findings(study, comparisons, pairings, costs, folders, lost, clips, by_angle)
-
-
-def _lost(study: Study, runs: Sequence[Any]) -> dict[str, str]:
-    """The arms of which a run diverged, and those that are compared with them; and why, in words."""
-    ended: dict[str, list[str]] = {}
-    for run in runs:
-        if (run.kept / DIVERGED).is_file():
-            steps = read_json(run.kept / DIVERGED)["steps"]
-            ended.setdefault(run.arm, []).append(f"with seed {run.seed} after {steps:,} steps")
-    lost = {arm: f"diverged {', '.join(those)}" for arm, those in ended.items()}
-    for _ in study.arms:  # as far as `against` can reach
-        lost |= {
-            arm: f"is compared with {study.rival(arm)}"
-            for arm in study.arms
-            if arm not in lost and study.rival(arm) in lost
-        }
-    if not any(study.rival(arm) == study.baseline for arm in list(study.arms)[1:] if arm not in lost):
-        told = "; ".join(f"{arm} {why}" for arm, why in lost.items())
-        raise UserError(
-            f"nothing is left to compare: {told}; to train a run again, delete {DIVERGED} in its folders"
-        )
-    return lost
-
-
-def command(config: Any) -> str:
-    """The command line that made the report; of folders the last two parts."""
-    usual = type(config)()
-    words = ["melody ablate", f"configs/ablations/{Path(config.study).name}"]
+def command_line(config: AblateConfig) -> str:
+    """The command that makes the report; of folders the last two parts."""
+    defaults = AblateConfig()
+    is_shipped = config.name in shipped_names("study")
+    words = ["melody ablate", config.name if is_shipped else short_path(config.study)]
     for name in ("folder", "validation_folder", "networks", "steps"):
         value = getattr(config, name)
-        if value != getattr(usual, name):
+        if value != getattr(defaults, name):
             values = value if isinstance(value, tuple) else (value,)
-            words += [f"--{name}", *(short(str(one)) for one in values)]
+            words += [f"--{name.replace('_', '-')}", *(short_path(str(one)) for one in values)]
     return " ".join(words)
 
 
 def sentence(comparison: Comparison) -> str:
     """One comparison in words."""
-    title, better = METRICS[comparison.metric].title, METRICS[comparison.metric].better
-    verdict, c, s = comparison.verdict(better), comparison.clips, comparison.seeds
-    intervals = f"{_span(c)} over clips, {_span(s)} over seeds"
-    if verdict == "settles nothing":
-        return f"{title}: settles nothing ({_signed(c.mean)}; {intervals})."
-    way = "lower" if c.mean < 0 else "higher"
-    return f"{title}: {verdict}, {way} by {_number(abs(c.mean))} ({intervals})."
+    metric = METRICS[comparison.metric]
+    outcome = comparison.outcome(metric.better)
+    clips = comparison.clips
+    intervals = f"{_span(clips)} over clips, {_span(comparison.seeds)} over seeds"
+    if outcome == NOT_SIGNIFICANT:
+        return f"{metric.title}: not significant ({_signed(clips.mean)}; {intervals})."
+    direction = "lower" if clips.mean < 0 else "higher"
+    return f"{metric.title}: {outcome}, {direction} by {_number(abs(clips.mean))} ({intervals})."
 
 
-def hold_against(claim: Claim, comparison: Comparison) -> str:
-    """What the paper says of an arm beside what was found."""
-    verdict = comparison.verdict(METRICS[claim.metric].better)
-    if verdict == "settles nothing":
-        ours = "this small study settles nothing about it"
-    elif verdict == claim.says:
-        ours = "so it is here"
+def check_claim(claim: Claim, comparison: Comparison) -> str:
+    """The paper's claim about an arm, and whether the comparison agrees with it."""
+    outcome = comparison.outcome(METRICS[claim.metric].better)
+    if outcome == NOT_SIGNIFICANT:
+        agreement = "the difference is not significant in this small study"
+    elif outcome == claim.says:
+        agreement = "this study agrees"
     else:
-        ours = f"here it is {verdict}: **our small-scale result disagrees with the paper's**"
-    return f"- {claim.source}: {claim.arm} is {claim.says} in {METRICS[claim.metric].title}; {ours}."
+        agreement = f"here it is {outcome}: **this small-scale study disagrees with the paper**"
+    return f"- {claim.source}: {claim.arm} is {claim.says} in {METRICS[claim.metric].title}; {agreement}."
 
 
 def _lines(findings: Findings, name: str, command: str) -> Iterator[str]:
+    yield from _introduction(findings, name)
+    yield from _verdicts(findings)
+    yield from _claims(findings)
+    for metric in findings.study.metrics:
+        yield from _metric_table(findings, metric)
+    yield from _angle_table(findings)
+    yield from _cost_table(findings)
+    yield from ("## Pairing", "", *_pairing_lines(findings), "")
+    yield from _arms_table(findings.study)
+    yield from ("", "## Command", "", "```sh", command, "```", "")
+    yield (
+        "Intervals are 95 %, by Student's t: over clips, of differences averaged over seeds; over seeds, of "
+        'differences averaged over clips. An arm is "better" or "worse" if both intervals exclude zero, otherwise '
+        'the difference is "not significant". The p values are those of the paired t tests, without a correction for '
+        "multiple comparisons. A Fréchet distance has bootstrap intervals over clips. "
+        f"melody_jax {__version__}."
+    )
+
+
+def _introduction(findings: Findings, name: str) -> Iterator[str]:
     study = findings.study
-    seeds = len(next(iter(findings.folders.values())))
     yield from (f"# {study.title}", "", study.question, "")
+    seeds = len(findings.results[study.baseline])
     clips = (
         "prompts of the test split"
         if isinstance(study.base, Sampling)
         else "held-out recordings of composed music"
     )
     yield (
-        f"Base: {study.baseline}. {seeds} seeds an arm, {findings.clips} {clips}. Small-scale, on our own data; "
-        "the paper's figures are of networks and recordings that nobody else has, and are quoted as the paper's. "
-        f"{study.limits}"
+        f"Reference arm: {study.baseline}. Each arm has {seeds} seeds and is measured on {findings.clips} {clips}. "
+        "The study is small and uses our own data. Figures of the paper are for networks and recordings that are not "
+        f"public. {study.limits}"
     ).rstrip()
-    yield from ("", f"![Curves and differences]({name}.png)", "", "## What was found", "")
-    for arm, why in findings.lost.items():
-        yield from (f"**{arm}** {why}: no comparison.", "")
-    for arm in list(findings.folders)[1:]:
-        yield f"**{arm}** beside {study.rival(arm)}:"
-        yield ""
-        for metric in study.metrics:
-            yield f"- {sentence(_of(findings, arm, metric))}"
-        yield ""
-    claims = [claim for claim in study.claims if claim.arm not in findings.lost]
-    if claims:
-        yield from ("## Beside the paper", "")
-        yield from (hold_against(claim, _of(findings, claim.arm, claim.metric)) for claim in claims)
-        yield ""
-    yield from _tables(findings)
-    yield from _angle_table(findings)
-    yield from _cost_table(findings)
-    yield from ("## How far the runs are paired", "", *_pairing_lines(findings), "")
-    yield from ("## Arms", "", "| arm | replaces |", "| --- | --- |")
-    for arm, changes in study.arms.items():
-        told = "; ".join(f"`{field}` {_told(value)}" for field, value in changes.items()) or "nothing"
-        yield f"| {arm} | {told} |"
-    yield from ("", "## The command", "", "```sh", command, "```", "")
-    yield (
-        "Intervals are 95 %, Student's t: over clips, of differences averaged over seeds; over seeds, of differences "
-        "averaged over clips. An arm is called better or worse when both leave out zero. p is of the paired t tests, "
-        f"not corrected for their number. melody_jax {__version__}."
-    )
+    yield from ("", f"![Training or sampling curves and differences]({name}.png)", "")
 
 
-def _tables(findings: Findings) -> Iterator[str]:
+def _verdicts(findings: Findings) -> Iterator[str]:
     study = findings.study
-    for metric in study.metrics:
-        title, better = METRICS[metric].title, METRICS[metric].better
-        comparisons = findings.comparisons[metric]
-        yield from (f"### {title[0].upper()}{title[1:]} ({better} is better)", "")
-        yield "| arm | mean | beside | difference | over clips | over seeds | p, clips | p, seeds | clips, by seed | |"
-        yield f"|{' --- |' * 10}"
-        yield f"| {study.baseline} | {_number(base_value(findings, metric))} |{' |' * 8}"
-        for found in comparisons:
-            c, s = found.clips, found.seeds
-            cells = (
-                found.arm,
-                _number(found.value),
-                study.rival(found.arm),
-                _signed(c.mean),
-                _span(c),
-                _span(s),
-                _p(c.p),
-                _p(s.p),
-            )
-            each = "; ".join(_span(one) for one in found.by_seed)
-            yield f"| {' | '.join(cells)} | {each} | {found.verdict(better)} |"
+    yield from ("## Results", "")
+    for arm, reason in findings.excluded.items():
+        yield from (f"**{arm}** {reason}: no comparison.", "")
+    for arm in findings.pairings:
+        yield from (f"**{arm}** compared with {study.reference_arm(arm)}:", "")
+        for metric in study.metrics:
+            yield f"- {sentence(findings.comparison(arm, metric))}"
         yield ""
+
+
+def _claims(findings: Findings) -> Iterator[str]:
+    claims = [claim for claim in findings.study.claims if claim.arm not in findings.excluded]
+    if claims:
+        yield from ("## Comparison with the paper", "")
+        yield from (check_claim(claim, findings.comparison(claim.arm, claim.metric)) for claim in claims)
+        yield ""
+
+
+def _metric_table(findings: Findings, metric: str) -> Iterator[str]:
+    study = findings.study
+    title = METRICS[metric].title
+    better = METRICS[metric].better
+    header = (
+        "arm", "mean", "reference arm", "difference", "95 % interval over clips", "95 % interval over seeds",
+        "p over clips", "p over seeds", "95 % interval over clips, per seed", "verdict",
+    )  # fmt: skip
+    yield from (f"### {title[0].upper()}{title[1:]} ({better} is better)", "")
+    yield f"| {' | '.join(header)} |"
+    yield f"|{' --- |' * len(header)}"
+    yield f"| {study.baseline} | {_number(findings.base_value(metric))} |{' |' * (len(header) - 2)}"
+    for comparison in findings.comparisons[metric]:
+        cells = (
+            comparison.arm,
+            _number(comparison.value),
+            study.reference_arm(comparison.arm),
+            _signed(comparison.clips.mean),
+            _span(comparison.clips),
+            _span(comparison.seeds),
+            _p(comparison.clips.p),
+            _p(comparison.seeds.p),
+            "; ".join(_span(difference) for difference in comparison.by_seed),
+            comparison.outcome(better),
+        )
+        yield f"| {' | '.join(cells)} |"
+    yield ""
 
 
 def _angle_table(findings: Findings) -> Iterator[str]:
-    if not findings.by_angle:
+    if not findings.mse_by_angle:
         return
-    yield from (
-        "### Velocity MSE by angle",
-        "",
-        f"| arm | {' | '.join(f'{angle:.2f}' for angle in ANGLES)} |",
-    )
+    header = " | ".join(f"{angle:.2f}" for angle in ANGLES)
+    yield from ("### Velocity MSE by angle", "", f"| arm | {header} |")
     yield f"| --- |{' --- |' * len(ANGLES)}"
-    for arm, values in findings.by_angle.items():
+    for arm, values in findings.mse_by_angle.items():
         yield f"| {arm} | {' | '.join(map(_number, values.mean(axis=0)))} |"
-    yield from (
-        "",
-        "One angle for the whole window, radians: 0 is clean, 1.57 pure noise. Means over clips and seeds.",
-        "",
-    )
+    note = "One angle in radians for the whole window: 0 is clean, 1.57 is pure noise. Means over clips and seeds."
+    yield from ("", note, "")
 
 
 def _cost_table(findings: Findings) -> Iterator[str]:
@@ -247,64 +195,54 @@ def _cost_table(findings: Findings) -> Iterator[str]:
     for arm, cost in findings.costs.items():
         yield f"| {arm} | {' | '.join(f'{cost[name] * COSTS[name][1]:.4g}' for name in columns)} |"
     if "seconds_training" in columns:
-        total = sum(
-            cost["seconds_training"] * len(findings.folders[arm]) for arm, cost in findings.costs.items()
+        seconds = sum(
+            cost["seconds_training"] * len(findings.results[arm]) for arm, cost in findings.costs.items()
         )
         yield ""
         yield (
-            f"All runs together: {total / 3600:.1f} hours of training steps, runs shared with other studies included. "
-            "FLOPs are of matrix products and convolutions, each round of a loop counted; XLA counts a loop once."
+            f"Training steps of all runs took {seconds / 3600:.1f} hours, including runs that other studies share. "
+            "FLOPs count matrix products and convolutions in every iteration of a loop; XLA counts a loop body once."
         )
     cost = findings.costs[findings.study.baseline]
-    yield from ("", f"Times are of {cost['device']}, {cost['threads']:.0f} thread(s) a process.", "")
+    yield from (
+        "",
+        f"Times were measured on {cost['device']} with {cost['threads']:.0f} thread(s) per process.",
+        "",
+    )
 
 
 def _pairing_lines(findings: Findings) -> Iterator[str]:
     study = findings.study
-    what = "batches of clips" if isinstance(study.base, Sampling) else "steps"
+    unit = "batches of clips" if isinstance(study.base, Sampling) else "steps"
     for arm, pairings in findings.pairings.items():
-        steps, different = (
-            sum(pairing.steps for pairing in pairings),
-            {n for one in pairings for n in one.different},
-        )
-        shared = ", ".join(name for name in pairings[0].shared if name not in different)
-        line = f"- {arm} and {study.rival(arm)}: equal to the bit at all {steps:,} {what} of all seeds: {shared}."
+        steps = sum(pairing.steps for pairing in pairings)
+        different = {name for pairing in pairings for name in pairing.different}
+        equal = ", ".join(name for name in pairings[0].equal if name not in different)
+        reference = study.reference_arm(arm)
+        line = f"- {arm} and {reference}: bit-identical in all {steps:,} {unit} of all seeds: {equal}."
         if different:
-            line += f" Different, as the arm means it: {', '.join(sorted(different))}."
+            line += f" Different on purpose: {', '.join(sorted(different))}."
         yield line
 
 
-def base_value(findings: Findings, metric: str) -> float:
-    """The mean of the first arm."""
-    study = findings.study
-    return next(
-        one.base_value for one in findings.comparisons[metric] if study.rival(one.arm) == study.baseline
-    )
+def _arms_table(study: Study) -> Iterator[str]:
+    yield from ("## Arms", "", "| arm | replaced fields |", "| --- | --- |")
+    for arm, changes in study.arms.items():
+        fields = "; ".join(f"`{field}` {_field_value(value)}" for field, value in changes.items())
+        yield f"| {arm} | {fields or 'none'} |"
 
 
-def _of(findings: Findings, arm: str, metric: str) -> Comparison:
-    return next(found for found in findings.comparisons[metric] if found.arm == arm)
-
-
-def _mean_cost(costs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Numbers averaged over seeds; words as the first says."""
-    return {
-        name: float(np.mean([cost[name] for cost in costs])) if isinstance(value, int | float) else value
-        for name, value in costs[0].items()
-    }
-
-
-def _as_json(findings: Findings, command: str) -> dict[str, Any]:
+def _to_json(findings: Findings, command: str) -> dict[str, Any]:
     study = findings.study
     rows = [
-        found._asdict()
-        | {"clips": found.clips._asdict(), "seeds": found.seeds._asdict()}
-        | {"by_seed": [one._asdict() for one in found.by_seed]}
-        | {"verdict": found.verdict(METRICS[metric].better)}
-        for metric, those in findings.comparisons.items()
-        for found in those
+        comparison._asdict()
+        | {"clips": comparison.clips._asdict(), "seeds": comparison.seeds._asdict()}
+        | {"by_seed": [difference._asdict() for difference in comparison.by_seed]}
+        | {"verdict": comparison.outcome(METRICS[metric].better)}
+        for metric, comparisons in findings.comparisons.items()
+        for comparison in comparisons
     ]
-    described = {
+    values = {
         "command": command,
         "version": __version__,
         "title": study.title,
@@ -315,19 +253,19 @@ def _as_json(findings: Findings, command: str) -> dict[str, Any]:
         },
         "seeds": study.seeds,
         "held_out_clips": findings.clips,
-        "lost": findings.lost,
+        "excluded": findings.excluded,
         "costs": findings.costs,
         "pairing": {
-            arm: [pairing._asdict() for pairing in those] for arm, those in findings.pairings.items()
+            arm: [pairing._asdict() for pairing in pairings] for arm, pairings in findings.pairings.items()
         },
         "comparisons": rows,
-        "velocity_mse_by_angle": {arm: values.tolist() for arm, values in findings.by_angle.items()},
+        "velocity_mse_by_angle": {arm: values.tolist() for arm, values in findings.mse_by_angle.items()},
     }
-    return _finite(described)
+    return _finite(values)
 
 
 def _finite(value: Any) -> Any:
-    """JSON has no infinities."""
+    """Replaces infinities and nan, which JSON does not have, with None."""
     if isinstance(value, dict):
         return {name: _finite(inner) for name, inner in value.items()}
     if isinstance(value, list | tuple):
@@ -335,7 +273,7 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _told(value: Any) -> str:
+def _field_value(value: Any) -> str:
     return type(value).__name__ if dataclasses.is_dataclass(value) else str(value)
 
 
@@ -347,11 +285,13 @@ def _signed(x: float) -> str:
     return f"{x:+.3g}"
 
 
-def _span(interval: Interval) -> str:
-    if not math.isfinite(interval.low):
+def _span(difference: Difference) -> str:
+    if not math.isfinite(difference.low):
         return "no interval"
-    return f"{_signed(interval.low)} to {_signed(interval.high)}"
+    return f"{_signed(difference.low)} to {_signed(difference.high)}"
 
 
 def _p(p: float) -> str:
-    return "" if math.isnan(p) else "< 0.001" if p < 0.001 else f"{p:.3f}"
+    if math.isnan(p):
+        return ""
+    return "< 0.001" if p < 0.001 else f"{p:.3f}"

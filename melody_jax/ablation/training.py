@@ -1,8 +1,9 @@
-"""One run of a study that trains: the run, its measures, and what it cost. All of it lies in the run's folder.
+"""One run of a study that trains: training, measures and cost. The run folder holds:
 
-config.json, checkpoints/, metrics.jsonl   the training loop's; a row for every step, with its digests
-cost.json                                  written when training is done
-<measure>.safetensors                              one array for each thing measured, clips first
+config.json, checkpoints/   files of the training loop
+metrics.jsonl               a row for every step, with digests of its data and draws
+cost.json                   written at the end of training
+<measure>.safetensors       the arrays of a measure, clips first
 """
 
 import os
@@ -32,16 +33,14 @@ from melody_jax.training.loop import make_step, train
 from melody_jax.training.state import create_state
 
 WINDOWS = 4
-"""Windows of every held-out clip that are measured; a clip's number is their mean."""
+"""Measured windows of every held-out clip; the metric of a clip is their mean."""
 
 
 def identity(config: TrainConfig) -> dict[str, Any]:
-    """What identifies the data of a run: the digests of the shards."""
+    """The identity of a run's data: the hashes of the training and the held-out shards."""
     data = config.data
     if not data.validation_folder:
-        raise UserError(
-            "studies are measured on held-out clips: give a folder of them with --validation_folder"
-        )
+        raise UserError("a study is measured on held-out clips: give their folder, --validation-folder")
     return {
         name: [
             shard.sha256 for folder in folders for shard in open_shards(folder, "features").manifest.shards
@@ -50,15 +49,20 @@ def identity(config: TrainConfig) -> dict[str, Any]:
     }
 
 
-def steps(config: TrainConfig) -> int:
-    """Rows that the run writes, one a step."""
+def row_count(config: TrainConfig) -> int:
+    """Number of rows that the run writes to metrics.jsonl: one per step."""
     return config.steps
 
 
-def carry_out(
-    config: TrainConfig, folder: Path, measures: Iterable[str], minutes: float, quiet: bool
-) -> bool:
-    """Trains, from where it was left, and measures; False if the time (0: unlimited), or SIGTERM, ended it early."""
+def run_arm(config: TrainConfig, folder: Path, measures: Iterable[str], minutes: float, quiet: bool) -> bool:
+    """Trains, from the last checkpoint if there is one, and takes the measures.
+
+    Returns:
+        False if the time limit (`minutes`, 0: none) or SIGTERM ended the training early.
+
+    Raises:
+        Diverged: the loss or the gradient is not finite.
+    """
     config = replace(
         config,
         workdir=str(folder),
@@ -75,36 +79,37 @@ def carry_out(
         if int(state.step) < config.steps:
             return False
         save_json(folder / "cost.json", cost(config, folder, held_out[0]))
-    probe = None
-    for name in measures:
-        if not (folder / f"{name}.safetensors").is_file():
-            probe = probe or make_probe(config, folder)
+    missing = [name for name in measures if not (folder / f"{name}.safetensors").is_file()]
+    if missing:
+        probe = make_probe(config, folder, quiet)
+        for name in missing:
             save_arrays(folder / f"{name}.safetensors", MEASURES[name](probe))
     return True
 
 
-def make_probe(config: TrainConfig, folder: Path) -> Probe:
-    """The averaged weights of a finished run, and windows of every held-out clip."""
+def make_probe(config: TrainConfig, folder: Path, quiet: bool = True) -> Probe:
+    """The averaged weights of a finished run, with windows of every held-out clip."""
     stage: Any = config.stage
     shapes = jax.eval_shape(lambda: stage.init(jax.random.key(0))["model"])
     model = run_network(folder, shapes, make_mesh((1, 1, 1), jax.devices()[:1]))
-    return Probe(stage, model, held_out_windows(config.data), str(_release(config)))
+    networks = config.data.networks or str(release.WEIGHTS / "mini")
+    return Probe(stage, model, held_out_windows(config.data), networks, quiet)
 
 
 @lru_cache(maxsize=1)
 def held_out_windows(data: DataConfig) -> list[dict[str, Any]]:
-    """`WINDOWS` batches of one window of every held-out clip, (clips, ...), clips in the same order."""
+    """`WINDOWS` batches (clips, ...), each with one window of every held-out clip, in the same order."""
     clips = len(pipeline.ConcatenatedRecords(data.validation_folder, "features"))
     return list(pipeline.validation_batches(replace(data, batch_size=clips), "features", WINDOWS))
 
 
 def cost(config: TrainConfig, folder: Path, batch: dict[str, Any]) -> dict[str, Any]:
-    """What a run took: parameters, FLOPs by our count and by XLA's, seconds a step, memory."""
+    """The cost of a run: parameters, FLOPs by our count and by XLA's, seconds per step, bytes of memory."""
     stage: Any = config.stage
     mesh = make_mesh(config.mesh)
     shapes = jax.eval_shape(lambda: create_state(config, jax.random.key(0)))
     state = abstract_like(shapes, state_sharding(shapes, mesh))
-    with mesh_context(mesh):  # as the loop does it: the compiled program is in the cache
+    with mesh_context(mesh):  # as in the training loop, so the compilation cache has the program
         traced = make_step(config, state).trace(state, place_batch(batch, mesh))
         compiled = traced.lower().compile()
     memory: Any = compiled.memory_analysis()
@@ -122,8 +127,3 @@ def cost(config: TrainConfig, folder: Path, batch: dict[str, Any]) -> dict[str, 
         "threads": int(os.environ.get("PJRT_NPROC", os.cpu_count() or 1)),
         "device": jax.devices()[0].device_kind,
     }
-
-
-def _release(config: TrainConfig) -> Path:
-    """The folder of the networks that made the features: `data.networks`, or else the packaged `mini`."""
-    return Path(config.data.networks) if config.data.networks else release.WEIGHTS / "mini"

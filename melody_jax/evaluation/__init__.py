@@ -1,1 +1,1 @@
-"""Measures of what was generated or reconstructed."""
+"""Evaluation of generated and reconstructed clips: distances, judges of adherence, diagnosis."""

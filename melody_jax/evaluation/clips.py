@@ -1,7 +1,8 @@
-"""Sets of clips to be measured: a folder of sound files, or audio shards; with their prompts, and facts if composed.
+"""Sets of clips: a folder of sound files or of audio shards, with prompts, and with facts if the music was
+composed.
 
-Prompts of a folder are those of the batch job that made it (its manifests), or of a file of prompts, one JSON object a
-line: {"id": the sound file's name without suffix, "prompt": text}.
+The prompts of a folder come from the manifests of the batch job that made it, or from a file of prompts with
+one JSON object per line: {"id": name of the sound file without its suffix, "prompt": text}.
 """
 
 import hashlib
@@ -27,35 +28,39 @@ class Clip:
     """One sound of a set."""
 
     name: str
-    """Of its file, from the set's folder, or the record's id."""
+    """Path of its file in the set's folder, or the id of its record."""
     read: Callable[[], np.ndarray]
-    """Gives its sound: float32 (T,) at 24 kHz."""
+    """Returns the sound, float32 (T,) at 24 kHz."""
     prompt: str = ""
-    """What it should be; empty: not known."""
+    """Prompt of the clip; empty if unknown."""
     facts: dict[str, Any] | None = None
-    """What it is by construction (`composer/piece.py:Facts`), if it was composed here."""
+    """Facts of a composed clip (`composer/piece.py:Facts`)."""
     file: Path | None = None
-    """Its sound file."""
+    """Sound file of the clip."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ClipSet:
-    """Clips in the order of their names or records, and the hash of their sound."""
+    """Clips in the order of their names or records."""
 
     where: str
+    """Folder of the set."""
     sha256: str
+    """Hash of names and sounds."""
     clips: list[Clip]
+    """The clips."""
 
     @property
     def name(self) -> str:
-        """What results call the set: its folder's name and the beginning of its hash."""
+        """Name of the set in results: the folder's name and the first digits of the hash."""
         return f"{Path(self.where).name}@{self.sha256[:12]}"
 
 
 def open_set(folder: Path, prompts: Path | None = None) -> ClipSet:
-    """The set that a folder of sound files or of audio shards holds.
+    """Opens a folder of sound files or of audio shards.
 
-    Raises `UserError` for a folder that is neither, prompts that cannot be read, and shards that are damaged.
+    Raises:
+        UserError: the folder holds neither, the prompts cannot be read, or shards are damaged.
     """
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder of clips")
@@ -63,14 +68,17 @@ def open_set(folder: Path, prompts: Path | None = None) -> ClipSet:
         return _shards(folder)
     files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
     if not files:
-        raise UserError(f"{folder}: holds no sound files ({', '.join(SUFFIXES)}) and no audio shards")
-    asked = _prompts(prompts) if prompts else _manifest_prompts(folder)
-    digest, clips = hashlib.sha256(), []
+        raise UserError(f"{folder}: has no sound files ({', '.join(SUFFIXES)}) and no audio shards")
+    prompt_by_name = _prompts(prompts) if prompts else _manifest_prompts(folder)
+    digest = hashlib.sha256()
+    clips = []
     for path in files:
         name = path.relative_to(folder).as_posix()
         digest.update(f"{name} {records.file_hash(path)}\n".encode())
         clips.append(
-            Clip(name=name, read=partial(audio.read, path), prompt=asked.get(path.stem, ""), file=path)
+            Clip(
+                name=name, read=partial(audio.read, path), prompt=prompt_by_name.get(path.stem, ""), file=path
+            )
         )
     if prompts and not any(clip.prompt for clip in clips):
         raise UserError(f"{prompts}: none of its ids is the name of a sound file in {folder}")
@@ -78,8 +86,9 @@ def open_set(folder: Path, prompts: Path | None = None) -> ClipSet:
 
 
 def pieces(clip: Clip, seconds: float) -> Iterator[tuple[float, np.ndarray]]:
-    """(second it begins at, sound) of each whole `seconds` of a clip; of a shorter clip, all of it."""
-    wave, size = clip.read(), round(seconds * audio.SAMPLE_RATE)
+    """(start in seconds, sound) of every full piece of `seconds`; a shorter clip is one piece."""
+    wave = clip.read()
+    size = round(seconds * audio.SAMPLE_RATE)
     for start in range(0, max(len(wave) - size, 0) + 1, size):
         yield start / audio.SAMPLE_RATE, wave[start : start + size]
 
@@ -107,12 +116,12 @@ def _decode(source: records.RecordSource, index: int) -> np.ndarray:
 def _prompts(file: Path) -> dict[str, str]:
     try:
         lines = [json.loads(line) for line in file.read_text("utf-8-sig").splitlines() if line.strip()]
-        return {str(line.get("id", f"{place:06d}")): line["prompt"] for place, line in enumerate(lines)}
+        return {str(line.get("id", f"{number:06d}")): line["prompt"] for number, line in enumerate(lines)}
     except OSError as error:
         raise UserError(f"{file}: cannot be read ({error.strerror})") from None
     except (ValueError, KeyError, TypeError, AttributeError):
         raise UserError(
-            f'{file}: not a file of prompts; a line is like {{"id": "000000", "prompt": "slow sad cello"}}'
+            f'{file}: not a file of prompts; a line must be like {{"id": "000000", "prompt": "slow sad cello"}}'
         ) from None
 
 

@@ -1,12 +1,11 @@
-"""Clips to rows of numbers, in bounded memory, by any number of processes.
+"""Embeds and measures sets of clips, in bounded memory, with any number of processes.
 
-A set is measured in chunks of clips. A chunk's rows are a file, `<cache>/<key>/<chunk>.npz`, and are what stays of its
-sound: some kilobytes a clip. Chunk i is measured by process i modulo the processes; what is there is not measured
-again, so a run that was killed goes on with the same command. `key` hashes all that the rows depend on.
+A set is measured in chunks of clips. Each chunk becomes a file, `<cache>/<key>/<chunk>.npz`, of some
+kilobytes per clip. Process p of P measures the chunks p, p + P, ... A finished chunk is never measured again,
+so the same command resumes a run that was killed. `key` is a hash of all that the rows depend on.
 """
 
 import hashlib
-import io
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,35 +15,42 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from melody_jax.data.records import write_bytes
+from melody_jax.audio import SAMPLE_RATE
 from melody_jax.errors import UserError
-from melody_jax.evaluation import fact_judges, signal
+from melody_jax.evaluation import signal
+from melody_jax.evaluation.clip_features import ClipFeatures, clip_features
 from melody_jax.evaluation.clips import ClipSet, pieces
 from melody_jax.evaluation.embedding import Embedding
-from melody_jax.sampling.batch_job import BAR
+from melody_jax.evaluation.npz import write_npz
 
 CHUNK = 64
-"""Clips a file."""
+"""Clips per file."""
 BATCH = 8
-"""Pieces of equal length that are embedded at a time."""
-VERSION = 1
-"""Of what is measured and how: rows of another version are measured anew."""
+"""Pieces of equal length that are embedded together."""
+VERSION = 2
+"""Version of the columns; rows of another version are measured again."""
 SHORTEST = 2.0
-"""Seconds of the shortest clip that can be judged."""
+"""Seconds of the shortest clip that can be measured."""
+BAR = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_noinv_fmt}]"
+"""Progress bar with clips per second, never seconds per clip."""
+
+Row = dict[str, np.ndarray]
 
 
 @dataclass(frozen=True, eq=False)
 class Rows:
-    """N rows: `clip` (N,) which of the set's clips, `start` (N,) seconds, `points` (N, E), and named columns.
-
-    `figures` are those of `signal.figures`, each (N,); `heard` is that of `hearing.listen`, empty if not asked for.
-    """
+    """Measurements of N pieces."""
 
     clip: np.ndarray
+    """Index of each piece's clip in the set, (N,)."""
     start: np.ndarray
-    points: np.ndarray
-    figures: dict[str, np.ndarray]
-    heard: dict[str, np.ndarray]
+    """Start of each piece in its clip, seconds, (N,)."""
+    embeddings: np.ndarray
+    """Embeddings (N, E)."""
+    signal: dict[str, np.ndarray]
+    """Columns of `signal.signal_metrics`, (N,) each."""
+    features: ClipFeatures
+    """Features for the judges; empty unless requested."""
 
     def __len__(self) -> int:
         return len(self.clip)
@@ -52,21 +58,31 @@ class Rows:
 
 @dataclass(frozen=True, kw_only=True)
 class Share:
-    """How sets are measured, and which chunks are this process's."""
+    """How sets are measured, and this process's share of the chunks."""
 
     cache: Path
+    """Folder of the measured chunks."""
     seconds: float = 10.24
+    """Length of the pieces that clips are cut into."""
     process: int = 0
+    """Index of this process."""
     processes: int = 1
+    """Number of processes."""
 
 
-def measure(clips: ClipSet, embedding: Embedding, share: Share, listen: bool = False) -> Rows | None:
-    """The rows of every piece of the set's clips; None while chunks of other processes are missing.
+def measure(clips: ClipSet, embedding: Embedding, share: Share, with_features: bool = False) -> Rows | None:
+    """Measures every piece of the set's clips; None while chunks of other processes are missing.
 
-    `listen` adds what judges need.
-    Raises `UserError` for a clip that cannot be read or is under 2 s, and if the cache cannot be written.
+    Args:
+        clips: the set.
+        embedding: maps pieces to embeddings.
+        share: cache, length of the pieces, and this process's share.
+        with_features: also compute the features for the judges.
+
+    Raises:
+        UserError: a clip cannot be read or is shorter than 2 s, or the cache cannot be written.
     """
-    settings = [VERSION, clips.sha256, embedding.sha256, share.seconds, listen, CHUNK]
+    settings = [VERSION, clips.sha256, embedding.sha256, share.seconds, with_features, CHUNK]
     folder = share.cache / hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:16]
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -74,68 +90,58 @@ def measure(clips: ClipSet, embedding: Embedding, share: Share, listen: bool = F
         raise UserError(f"{folder}: cannot be written ({error.strerror})") from None
     chunks = range(-(-len(clips.clips) // CHUNK))
     files = [folder / f"{chunk:06d}.npz" for chunk in chunks]
-    mine = [chunk for chunk in chunks[share.process :: share.processes] if not files[chunk].exists()]
-    sizes = {chunk: len(clips.clips[chunk * CHUNK : (chunk + 1) * CHUNK]) for chunk in mine}
-    with tqdm(
-        total=sum(sizes.values()), unit=" clips", desc=clips.name, bar_format=BAR, disable=not mine
-    ) as progress:
-        for chunk in mine:
-            _write(files[chunk], _chunk(clips, chunk, embedding, share.seconds, listen, progress))
+    missing = [chunk for chunk in chunks[share.process :: share.processes] if not files[chunk].exists()]
+    total = sum(len(clips.clips[chunk * CHUNK : (chunk + 1) * CHUNK]) for chunk in missing)
+    quiet = None if missing else True
+    with tqdm(total=total, unit=" clips", desc=clips.name, bar_format=BAR, disable=quiet) as bar:
+        for chunk in missing:
+            measured = _measure_pieces(clips, chunk, share.seconds, with_features, bar)
+            write_npz(files[chunk], _embed_chunk(measured, embedding))
     return _read(files) if all(file.exists() for file in files) else None
 
 
-def _chunk(
-    clips: ClipSet, chunk: int, embedding: Embedding, seconds: float, listen: bool, progress: tqdm
-) -> dict[str, np.ndarray]:
-    """The columns of one chunk: "clip", "start", "points", "figures/<name>", "heard/<name>"."""
-    rows: list[dict[str, np.ndarray]] = []
-    points: list[np.ndarray] = []
-    for waves, found in _batches(_described(clips, chunk, seconds, listen, progress)):
-        filled = np.concatenate(
-            [waves, np.repeat(waves[-1:], BATCH - len(waves), axis=0)]
-        )  # one compiled size
-        points.extend(np.asarray(embedding(filled), np.float32)[: len(waves)])
-        rows.extend(found)
-    return {name: np.stack([row[name] for row in rows]) for name in rows[0]} | {"points": np.stack(points)}
+def _embed_chunk(measured: Iterator[tuple[np.ndarray, Row]], embedding: Embedding) -> Row:
+    """The columns of one chunk: "clip", "start", "embeddings", "signal/<name>", "features/<name>"."""
+    rows: list[Row] = []
+    embeddings: list[np.ndarray] = []
+    for waves, batch_rows in _batches(measured):
+        padding = np.repeat(waves[-1:], BATCH - len(waves), axis=0)  # one batch size, one compilation
+        batch = np.concatenate([waves, padding])
+        embeddings.extend(np.asarray(embedding(batch), np.float32)[: len(waves)])
+        rows.extend(batch_rows)
+    columns = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+    return columns | {"embeddings": np.stack(embeddings)}
 
 
-def _described(
-    clips: ClipSet, chunk: int, seconds: float, listen: bool, progress: tqdm
-) -> Iterator[tuple[np.ndarray, dict[str, np.ndarray]]]:
-    """The sound and the columns of each piece of a chunk's clips."""
+def _measure_pieces(
+    clips: ClipSet, chunk: int, seconds: float, with_features: bool, bar: tqdm
+) -> Iterator[tuple[np.ndarray, Row]]:
+    """The sound and the measurements of each piece of a chunk's clips."""
     for index in range(chunk * CHUNK, min((chunk + 1) * CHUNK, len(clips.clips))):
         for start, wave in pieces(clips.clips[index], seconds):
-            if len(wave) < SHORTEST * 24_000:
-                raise UserError(
-                    f"{clips.clips[index].name}: {len(wave) / 24_000:.2f} s; a clip must have {SHORTEST:g} s"
-                )
-            row = {"clip": np.int64(index), "start": np.float64(start)}
-            row |= {f"figures/{name}": np.float64(value) for name, value in signal.figures(wave).items()}
-            if listen:
-                row |= {f"heard/{name}": value for name, value in fact_judges.listen(wave).items()}
-            yield wave, row  # type: ignore[misc]
-        progress.update()
+            if len(wave) < SHORTEST * SAMPLE_RATE:
+                length = len(wave) / SAMPLE_RATE
+                raise UserError(f"{clips.clips[index].name}: {length:.2f} s; a clip must have {SHORTEST:g} s")
+            row = {"clip": np.asarray(index, np.int64), "start": np.asarray(start, np.float64)}
+            for name, value in signal.signal_metrics(wave).items():
+                row[f"signal/{name}"] = np.asarray(value, np.float64)
+            if with_features:
+                row |= {f"features/{name}": value for name, value in clip_features(wave).items()}
+            yield wave, row
+        bar.update()
 
 
-def _batches(
-    pieces: Iterator[tuple[np.ndarray, dict[str, np.ndarray]]],
-) -> Iterator[tuple[np.ndarray, list[dict[str, np.ndarray]]]]:
-    """Up to `BATCH` pieces that follow one another and are of one length."""
-    for _, alike in groupby(pieces, key=lambda piece: len(piece[0])):
-        held: list[tuple[np.ndarray, dict[str, np.ndarray]]] = []
-        for piece in alike:
-            held.append(piece)
-            if len(held) == BATCH:
-                yield np.stack([wave for wave, _ in held]), [row for _, row in held]
-                held = []
-        if held:
-            yield np.stack([wave for wave, _ in held]), [row for _, row in held]
-
-
-def _write(file: Path, columns: dict[str, np.ndarray]) -> None:
-    buffer = io.BytesIO()
-    np.savez(buffer, **columns)  # type: ignore[arg-type]
-    write_bytes(file, buffer.getvalue())
+def _batches(measured: Iterator[tuple[np.ndarray, Row]]) -> Iterator[tuple[np.ndarray, list[Row]]]:
+    """Batches of up to `BATCH` consecutive pieces of equal length."""
+    for _, equal_pieces in groupby(measured, key=lambda piece: len(piece[0])):
+        batch: list[tuple[np.ndarray, Row]] = []
+        for piece in equal_pieces:
+            batch.append(piece)
+            if len(batch) == BATCH:
+                yield np.stack([wave for wave, _ in batch]), [row for _, row in batch]
+                batch = []
+        if batch:
+            yield np.stack([wave for wave, _ in batch]), [row for _, row in batch]
 
 
 def _read(files: list[Path]) -> Rows:
@@ -149,10 +155,12 @@ def _read(files: list[Path]) -> Rows:
             raise UserError(
                 f"{file}: damaged; delete it, and its clips are measured again ({error})"
             ) from None
-    whole = {name: np.concatenate(values) for name, values in parts.items()}
-    groups: dict[str, dict[str, np.ndarray]] = {"figures": {}, "heard": {}}
-    for name, values in whole.items():
-        kind, _, rest = name.partition("/")
-        if rest:
-            groups[kind][rest] = values
-    return Rows(whole["clip"], whole["start"], whole["points"], groups["figures"], groups["heard"])
+    columns = {name: np.concatenate(values) for name, values in parts.items()}
+    groups: dict[str, Row] = {"signal": {}, "features": {}}
+    for name, values in columns.items():
+        group, _, column = name.partition("/")
+        if column:
+            groups[group][column] = values
+    return Rows(
+        columns["clip"], columns["start"], columns["embeddings"], groups["signal"], groups["features"]
+    )

@@ -1,15 +1,14 @@
-"""What a clip is heard to be: genre, instruments, tempo, key, mode and metre, by judges trained on composed audio.
+"""The fact judges: genre, instruments, tempo, key, mode and metre of a clip (see `adherence`).
 
-Nothing is shared with MuLan or the semantic tokenizer (see `judge.py`). Genre and instruments come from log-mel
-statistics; key and mode from which pitch classes sound, all of them and in the bass; metre from how the onsets repeat
-at multiples of the beat; the tempo is librosa's beat tracker's. How often each is right on composed pieces that no
-judge was trained on is part of every result: no score on generated clips can be read without it.
+Genre and instruments are classified from log-mel statistics; key and mode from the chroma, of all pitches and
+of the bass; metre from the onset autocorrelation at multiples of the beat; the tempo is librosa's. Every
+result states the judges' accuracy on composed pieces that they were not trained on: a score of generated
+clips means nothing without it.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-import jax.numpy as jnp
 import numpy as np
 from sklearn.linear_model import LogisticRegression
 from sklearn.neural_network import MLPClassifier
@@ -17,181 +16,156 @@ from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 from threadpoolctl import threadpool_limits
 
-from melody_jax import audio, spectral
 from melody_jax.composer.facts import INSTRUMENT_NAMES
 from melody_jax.composer.theory import KEYS
 from melody_jax.errors import UserError
-from melody_jax.evaluation import group_judge
-from melody_jax.evaluation.prompt_facts import Asked
+from melody_jax.evaluation.clip_features import ClipFeatures, is_same_tempo
+from melody_jax.evaluation.group_judge import train_classifier
+from melody_jax.evaluation.prompt_facts import PromptFacts
 
 FACTS = ("genre", "instruments", "tempo", "key", "mode", "metre")
-BEATS = (0.25, 1 / 3, 0.5, 2 / 3, 0.75, 1.0, 1.25, 1.5, 1.75, 2.0, 2.5, 3.0, 3.5, 4.0, 5.0, 6.0, 7.0, 8.0)
-"""Lags, in beats, at which onsets may repeat."""
-TEMPO_TOLERANCE = 0.08
-"""Relative; its double and its half count as right too."""
-_FFT = 8192
-
-Heard = dict[str, np.ndarray]
-"""What the judges need of N clips: "statistics" (N, F), "chroma" (N, 2, 12), "repeats" (N, lags), "tempo" (N,) bpm."""
-
-
-def listen(wave: np.ndarray) -> Heard:
-    """Of one clip float32 (T,) at 24 kHz, at least 2 s: the rows of `Heard`."""
-    tempo = group_judge.tempo(wave)
-    return {
-        "statistics": group_judge.log_mel_statistics(wave),
-        "chroma": chroma(wave),
-        "repeats": repeats(wave, tempo),
-        "tempo": np.float32(tempo),  # type: ignore[dict-item]
-    }
-
-
-def chroma(wave: np.ndarray) -> np.ndarray:
-    """How much of each pitch class, C first, sounds in 55 to 2000 Hz and in its bass to 220 Hz: float32 (2, 12)."""
-    frames = np.lib.stride_tricks.sliding_window_view(np.pad(wave, (0, _FFT)), _FFT)[:: _FFT // 2]
-    loud = np.abs(np.fft.rfft(frames * np.hanning(_FFT).astype(np.float32), axis=1)) ** 0.5
-    hertz = np.fft.rfftfreq(_FFT, 1 / audio.SAMPLE_RATE)
-    pitch = np.rint(12 * np.log2(np.maximum(hertz, 1) / 440)).astype(int) + 9
-    rows = []
-    for highest in (2000, 220):
-        kept = (hertz >= 55) & (hertz <= highest)
-        row = np.bincount(pitch[kept] % 12, loud.mean(axis=0)[kept], 12) / np.bincount(
-            pitch[kept] % 12, minlength=12
-        )
-        rows.append((row - row.mean()) / (row.std() + 1e-6))
-    return np.asarray(rows, np.float32)
-
-
-def repeats(wave: np.ndarray, tempo_bpm: float) -> np.ndarray:
-    """Autocorrelation of the onset strength at `BEATS` of the tempo, float32 (len(BEATS),)."""
-    level = np.asarray(spectral.log_mel(jnp.asarray(wave[None]), n_mels=group_judge.BANDS))[
-        0
-    ]  # 100 frames a second
-    level = np.maximum(level, level.max() - 9.0)
-    onsets = np.maximum(np.diff(level, axis=0), 0).mean(axis=1)
-    onsets = onsets - onsets.mean()
-    spectrum = np.abs(np.fft.rfft(onsets, 2 * len(onsets))) ** 2
-    same = np.fft.irfft(spectrum)[: len(onsets)]
-    lags = np.asarray(BEATS) * 6000 / max(tempo_bpm, 30.0)
-    return np.interp(lags, np.arange(len(same)), same / max(same[0], 1e-9), right=0.0).astype(np.float32)
+LEAST_CLIPS = 100
+"""Fewest clips to train on, and to measure the accuracy on."""
+TEMPO_GUESSES = range(60, 180, 4)
+"""Constant tempi, in bpm, among which `chance` finds the best."""
 
 
 @dataclass(frozen=True, eq=False)
-class Judges:
-    """Trained judges, and `accuracy` and `chance` of each fact on composed pieces that none was trained on.
-
-    `chance` is the score of always giving the answer that is right most often.
-    """
+class FactJudges:
+    """A `Judge` of all `FACTS`, with its accuracy and chance level on held-out composed pieces."""
 
     genre: Pipeline
+    """From log-mel statistics to a genre."""
     instruments: Pipeline
+    """From log-mel statistics to a mask over `INSTRUMENT_NAMES`."""
     tonic: LogisticRegression
+    """From chroma rotated to a pitch class to whether that is the tonic."""
     mode: LogisticRegression
+    """From chroma rotated to the tonic to "major" or "minor"."""
     metre: Pipeline
-    accuracy: dict[str, float]
-    chance: dict[str, float]
+    """From onset autocorrelation and log tempo to a metre."""
+    accuracy: dict[str, float] = field(default_factory=dict)
+    """Fact -> mean score on held-out composed pieces."""
+    chance: dict[str, float] = field(default_factory=dict)
+    """Fact -> score of the one answer that is right most often."""
+
+    def scores(self, features: ClipFeatures, facts: Sequence[PromptFacts]) -> dict[str, np.ndarray]:
+        """Score (N,) for each of `FACTS`, 0 or 1; nan where the prompt does not mention the fact.
+
+        Instruments score the share of the mentioned instruments that the clip has.
+        """
+        candidates = self.tonic.decision_function(_all_rotations(features["chroma"])).reshape(-1, 12)
+        keys = np.argmax(candidates, axis=1)
+        predicted = {
+            "genre": self.genre.predict(features["statistics"]),
+            "key": [KEYS[key] for key in keys],
+            "mode": self.mode.predict(_rotate(features["chroma"], keys)),
+            "metre": self.metre.predict(_metre_features(features)),
+        }
+        is_present = self.instruments.predict(features["statistics"])
+        scores = {name: np.full(len(facts), np.nan) for name in FACTS}
+        for i, fact in enumerate(facts):
+            for name, values in predicted.items():
+                if getattr(fact, name):
+                    scores[name][i] = values[i] == getattr(fact, name)
+            if fact.instruments:
+                present = {name for name, is_on in zip(INSTRUMENT_NAMES, is_present[i], strict=True) if is_on}
+                scores["instruments"][i] = _instrument_score(fact, present)
+            if fact.tempo_bpm:
+                scores["tempo"][i] = is_same_tempo(float(features["tempo"][i]), fact.tempo_bpm)
+        return scores
 
 
-@threadpool_limits.wrap(1, "blas")  # small matrices: with threads it takes longer
-def train(heard: Heard, truth: Sequence[Asked], held_out: np.ndarray, seed: int = 0) -> Judges:
-    """Judges of the clips that are not `held_out`, a mask (N,); their accuracy is that on those that are.
+@threadpool_limits.wrap(1, "blas")  # small matrices: threads slow it down
+def train_fact_judges(
+    features: ClipFeatures, facts: Sequence[PromptFacts], is_held_out: np.ndarray, seed: int = 0
+) -> FactJudges:
+    """Trains judges on the clips outside the mask `is_held_out` (N,) and measures their accuracy on those
+    inside.
 
-    Raises `UserError` for under 100 clips of either kind.
+    Raises:
+        UserError: fewer than `LEAST_CLIPS` clips inside or outside of the mask.
     """
-    if min(held_out.sum(), (~held_out).sum()) < 100:
+    if min(is_held_out.sum(), (~is_held_out).sum()) < LEAST_CLIPS:
         raise UserError(
-            f"{len(held_out)} clips of {held_out.sum()} held out to train judges with; it must be 100 of either kind"
+            f"{len(is_held_out)} clips to train judges with, of which {is_held_out.sum()} are held out; "
+            f"it must be {LEAST_CLIPS} of either kind"
         )
-    kept = ~held_out
-    facts = [asked for asked, keep in zip(truth, kept, strict=True) if keep]
-    mine = {name: rows[kept] for name, rows in heard.items()}
-    present = np.asarray(
-        [[any(name in one for one in a.instruments) for name in INSTRUMENT_NAMES] for a in facts]
-    )
-    keys = np.asarray([KEYS.index(str(asked.key)) for asked in facts])
-    tonic = LogisticRegression(class_weight="balanced", max_iter=1000)
-    tonic.fit(_rotations(mine["chroma"]), (np.arange(12) == keys[:, None]).ravel())
-    mode = LogisticRegression(class_weight="balanced", max_iter=1000)
-    mode.fit(_rotated(mine["chroma"], keys), [str(asked.mode) for asked in facts])
-    metred = np.asarray([asked.metre is not None for asked in facts])
-    metre = make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000))
-    metre.fit(_metre_rows(mine)[metred], [asked.metre for asked in facts if asked.metre])
-    network = {"early_stopping": True, "n_iter_no_change": 20, "max_iter": 400, "random_state": seed}
-    instruments = make_pipeline(StandardScaler(), MLPClassifier((256,), alpha=1.0, **network))
-    instruments.fit(mine["statistics"], present)
-    genre = group_judge.train(mine["statistics"], np.asarray([str(asked.genre) for asked in facts]), seed)
-    judges = Judges(genre, instruments, tonic, mode, metre, {}, {})
-    tests = [asked for asked, out in zip(truth, held_out, strict=True) if out]
-    for name, scores in right(judges, {key: rows[held_out] for key, rows in heard.items()}, tests).items():
+    train_features = {name: rows[~is_held_out] for name, rows in features.items()}
+    train_facts = [fact for fact, is_out in zip(facts, is_held_out, strict=True) if not is_out]
+    test_features = {name: rows[is_held_out] for name, rows in features.items()}
+    test_facts = [fact for fact, is_out in zip(facts, is_held_out, strict=True) if is_out]
+    judges = _fit(train_features, train_facts, seed)
+    for name, scores in judges.scores(test_features, test_facts).items():
         judges.accuracy[name] = float(np.nanmean(scores))
-        judges.chance[name] = _chance(name, facts, tests)
+        judges.chance[name] = _chance(name, train_facts, test_facts)
     return judges
 
 
-def right(judges: Judges, heard: Heard, truth: Sequence[Asked]) -> dict[str, np.ndarray]:
-    """Of each of `FACTS`, (N,): whether each clip is heard as it should be, 0 or 1; nan where nothing is asked.
-
-    Instruments score the share of those that are asked for which is heard.
-    """
-    keys = np.argmax(judges.tonic.decision_function(_rotations(heard["chroma"])).reshape(-1, 12), axis=1)
-    modes = judges.mode.predict(_rotated(heard["chroma"], keys))
-    genres, metres = judges.genre.predict(heard["statistics"]), judges.metre.predict(_metre_rows(heard))
-    present = judges.instruments.predict(heard["statistics"])
-    scores = {name: np.full(len(truth), np.nan) for name in FACTS}
-    for i, asked in enumerate(truth):
-        there = {name for name, is_there in zip(INSTRUMENT_NAMES, present[i], strict=True) if is_there}
-        if asked.genre:
-            scores["genre"][i] = genres[i] == asked.genre
-        if asked.instruments:
-            scores["instruments"][i] = np.mean([bool(one & there) for one in asked.instruments])
-        if asked.tempo_bpm:
-            scores["tempo"][i] = group_judge.same_tempo(
-                float(heard["tempo"][i]), asked.tempo_bpm, TEMPO_TOLERANCE
-            )
-        if asked.key:
-            scores["key"][i] = KEYS[keys[i]] == asked.key
-        if asked.mode:
-            scores["mode"][i] = modes[i] == asked.mode
-        if asked.metre:
-            scores["metre"][i] = metres[i] == asked.metre
-    return scores
+def _fit(features: ClipFeatures, facts: Sequence[PromptFacts], seed: int) -> FactJudges:
+    statistics = features["statistics"]
+    keys = np.asarray([KEYS.index(str(fact.key)) for fact in facts])
+    tonic = LogisticRegression(class_weight="balanced", max_iter=1000)
+    tonic.fit(_all_rotations(features["chroma"]), (np.arange(12) == keys[:, None]).ravel())
+    mode = LogisticRegression(class_weight="balanced", max_iter=1000)
+    mode.fit(_rotate(features["chroma"], keys), [str(fact.mode) for fact in facts])
+    has_metre = np.asarray([fact.metre is not None for fact in facts])
+    metre = make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000))
+    metre.fit(_metre_features(features)[has_metre], [fact.metre for fact in facts if fact.metre])
+    network = MLPClassifier(
+        (256,), alpha=1.0, early_stopping=True, n_iter_no_change=20, max_iter=400, random_state=seed
+    )
+    instruments = make_pipeline(StandardScaler(), network)
+    instruments.fit(statistics, _instrument_mask(facts))
+    genre = train_classifier(statistics, np.asarray([str(fact.genre) for fact in facts]), seed)
+    return FactJudges(genre, instruments, tonic, mode, metre)
 
 
-def _rotated(rows: np.ndarray, keys: np.ndarray) -> np.ndarray:
-    """Chroma (N, 2, 12) that begins at each clip's key (N,), flat (N, 24)."""
-    places = (np.arange(12) + keys[:, None]) % 12
-    return np.take_along_axis(rows, places[:, None, :], axis=2).reshape(len(rows), 24)
+def _instrument_mask(facts: Sequence[PromptFacts]) -> np.ndarray:
+    """Mask (N, instruments) of the instruments that the facts mention."""
+    return np.asarray(
+        [[any(name in names for names in fact.instruments) for name in INSTRUMENT_NAMES] for fact in facts]
+    )
 
 
-def _rotations(rows: np.ndarray) -> np.ndarray:
-    """Chroma (N, 2, 12) as if each pitch class were the key, (N * 12, 24)."""
-    every = [_rotated(rows, np.full(len(rows), key)) for key in range(12)]
-    return np.stack(every, axis=1).reshape(-1, 24)
+def _instrument_score(fact: PromptFacts, present: set[str]) -> float:
+    """Share of the mentioned instruments that are present."""
+    return float(np.mean([bool(names & present) for names in fact.instruments]))
 
 
-def _metre_rows(heard: Heard) -> np.ndarray:
-    return np.concatenate([heard["repeats"], np.log(np.maximum(heard["tempo"], 30))[:, None]], axis=1)
+def _rotate(chroma: np.ndarray, keys: np.ndarray) -> np.ndarray:
+    """Chroma (N, 2, 12) that starts at each clip's key (N,), flattened to (N, 24)."""
+    pitch_classes = (np.arange(12) + keys[:, None]) % 12
+    return np.take_along_axis(chroma, pitch_classes[:, None, :], axis=2).reshape(len(chroma), 24)
 
 
-def _chance(name: str, train: Sequence[Asked], test: Sequence[Asked]) -> float:
-    """Score on `test` of the one answer that is right most often in `train`."""
+def _all_rotations(chroma: np.ndarray) -> np.ndarray:
+    """Chroma (N, 2, 12) rotated to every pitch class, (N * 12, 24)."""
+    rotations = [_rotate(chroma, np.full(len(chroma), key)) for key in range(12)]
+    return np.stack(rotations, axis=1).reshape(-1, 24)
+
+
+def _metre_features(features: ClipFeatures) -> np.ndarray:
+    log_tempo = np.log(np.maximum(features["tempo"], 30))[:, None]
+    return np.concatenate([features["repeats"], log_tempo], axis=1)
+
+
+def _chance(name: str, train: Sequence[PromptFacts], test: Sequence[PromptFacts]) -> float:
+    """Score on `test` of the constant answer that is right most often in `train`."""
     if name == "instruments":
-        counts = np.asarray(
-            [[{i} & set().union(*a.instruments) != set() for i in INSTRUMENT_NAMES] for a in train]
-        )
-        usual = {n for n, often in zip(INSTRUMENT_NAMES, counts.mean(axis=0) > 0.5, strict=True) if often}
-        return float(
-            np.mean([np.mean([bool(one & usual) for one in a.instruments]) for a in test if a.instruments])
-        )
+        shares = _instrument_mask(train).mean(axis=0)
+        usual = {name for name, share in zip(INSTRUMENT_NAMES, shares, strict=True) if share > 0.5}
+        return float(np.mean([_instrument_score(fact, usual) for fact in test if fact.instruments]))
     if name == "tempo":
-        tempi = [a.tempo_bpm for a in train if a.tempo_bpm]
-        asked = [a.tempo_bpm for a in test if a.tempo_bpm]
-        hits = [
-            np.mean([group_judge.same_tempo(float(t), b, TEMPO_TOLERANCE) for b in tempi])
-            for t in range(60, 180, 4)
-        ]
-        best = float(range(60, 180, 4)[int(np.argmax(hits))])
-        return float(np.mean([group_judge.same_tempo(best, b, TEMPO_TOLERANCE) for b in asked]))
-    answers = [getattr(a, name) for a in train if getattr(a, name)]
-    usual_answer = max(sorted(set(answers)), key=answers.count)
-    return float(np.mean([getattr(a, name) == usual_answer for a in test if getattr(a, name)]))
+        train_tempi = [fact.tempo_bpm for fact in train if fact.tempo_bpm]
+        hits = [_tempo_share(float(guess), train_tempi) for guess in TEMPO_GUESSES]
+        best = float(TEMPO_GUESSES[int(np.argmax(hits))])
+        return _tempo_share(best, [fact.tempo_bpm for fact in test if fact.tempo_bpm])
+    answers = [getattr(fact, name) for fact in train if getattr(fact, name)]
+    best_answer = max(sorted(set(answers)), key=answers.count)
+    return float(np.mean([getattr(fact, name) == best_answer for fact in test if getattr(fact, name)]))
+
+
+def _tempo_share(guess: float, tempi: Sequence[float]) -> float:
+    """Share of the tempi that the guess matches."""
+    return float(np.mean([is_same_tempo(guess, tempo) for tempo in tempi]))

@@ -1,65 +1,85 @@
-"""A judge of what a clip is: log-mel statistics and a small classifier, trained on composed audio only.
+"""The group judge: a classifier from log-mel statistics to one of 16 groups, and the tempo (see
+`adherence`)."""
 
-What conditions the model must not judge it, so nothing here is shared with MuLan or the semantic tokenizer: the
-features are fixed statistics of a log-mel spectrogram, the classifier is scikit-learn's.
-"""
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, field
+from multiprocessing import get_context
+from pathlib import Path
 
-import jax.numpy as jnp
 import numpy as np
 from sklearn.neural_network import MLPClassifier
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
+from tqdm import tqdm
 
-from melody_jax import spectral
-
-BANDS = 64
-MODULATIONS_HZ = (0.5, 1.0, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 6.0, 8.0, 10.0, 12.0, 16.0, 20.0)
-
-
-def log_mel_statistics(wave: np.ndarray) -> np.ndarray:
-    """Statistics of one clip: waveform float32 (T,) at 24 kHz, at least 2 s -> float32 (F,).
-
-    Per mel band: mean, standard deviation, 10th and 90th percentile and mean absolute change between frames, all
-    relative to the clip's own mean level, and the strength of its amplitude modulation in 8 groups of bands.
-    """
-    level = np.asarray(spectral.log_mel(jnp.asarray(wave[None]), n_mels=BANDS))[
-        0
-    ]  # (frames at 100 Hz, bands)
-    level = np.maximum(
-        level, level.max() - 9.0
-    )  # silence has no colour: what lies 80 dB below the peak is floor
-    relative = level - level.mean()
-    low, high = np.percentile(relative, [10, 90], axis=0)
-    change = np.abs(np.diff(relative, axis=0)).mean(axis=0)
-    rising = np.maximum(np.diff(relative, axis=0), 0.0).reshape(len(level) - 1, 8, BANDS // 8).mean(axis=2)
-    rising = rising - rising.mean(axis=0)
-    times = np.arange(len(rising)) / 100.0
-    waves = np.exp(-2j * np.pi * np.outer(MODULATIONS_HZ, times)) * np.hanning(len(times))
-    modulation = np.abs(waves @ rising) / (np.linalg.norm(rising, axis=0) * np.sqrt(len(times)) + 1e-6)
-    rows = (relative.mean(axis=0), relative.std(axis=0), low, high, change, modulation.ravel())
-    return np.concatenate(rows).astype(np.float32)
+from melody_jax.evaluation.clip_features import ClipFeatures, is_same_tempo, log_mel_statistics
+from melody_jax.evaluation.composed_prompts import GROUPS, SECONDS, pieces, render_with
+from melody_jax.evaluation.npz import write_npz
+from melody_jax.evaluation.prompt_facts import PromptFacts
 
 
-def train(features: np.ndarray, groups: np.ndarray, seed: int = 0) -> Pipeline:
-    """A classifier from `log_mel_statistics` (N, F) to group indices (N,)."""
+@dataclass(frozen=True, eq=False)
+class GroupJudge:
+    """A `Judge` of "group" and "tempo". The score of true clips (`melody diagnose`) takes the place of an
+    accuracy."""
+
+    classifier: Pipeline
+    """From log-mel statistics (N, F) to indices into `GROUPS`."""
+    accuracy: dict[str, float] = field(default_factory=dict)
+    """Empty."""
+    chance: dict[str, float] = field(default_factory=dict)
+    """Empty."""
+
+    def scores(self, features: ClipFeatures, facts: Sequence[PromptFacts]) -> dict[str, np.ndarray]:
+        """Whether group and tempo are correct, (N,) each, 0 or 1; nan where the prompt does not mention
+        them."""
+        names = [group.name for group in GROUPS]
+        predicted = [names[index] for index in self.classifier.predict(features["statistics"])]
+        groups = [_score(fact.group, name == fact.group) for name, fact in zip(predicted, facts, strict=True)]
+        tempi = [
+            np.nan if fact.tempo_bpm is None else float(is_same_tempo(tempo, fact.tempo_bpm))
+            for tempo, fact in zip(features["tempo"], facts, strict=True)
+        ]
+        return {"group": np.asarray(groups, float), "tempo": np.asarray(tempi, float)}
+
+
+def _score(fact: str | None, is_right: bool) -> float:
+    return np.nan if fact is None else float(is_right)
+
+
+def train_group_judge(cache: Path, count: int) -> GroupJudge:
+    """A judge trained on `count` composed clips of each group; their statistics are cached in the folder
+    `cache`."""
+    return GroupJudge(train_classifier(*training_statistics(cache, count)))
+
+
+def train_classifier(statistics: np.ndarray, labels: np.ndarray, seed: int = 0) -> Pipeline:
+    """A classifier from log-mel statistics (N, F) to labels (N,)."""
     network = MLPClassifier(
         (256,), alpha=1.0, early_stopping=True, n_iter_no_change=20, max_iter=400, random_state=seed
     )
-    return make_pipeline(StandardScaler(), network).fit(features, groups)
+    return make_pipeline(StandardScaler(), network).fit(statistics, labels)
 
 
-def tempo(wave: np.ndarray) -> float:
-    """Beats per minute that librosa's beat tracker finds in a clip float32 (T,) at 24 kHz; 0 if it finds none."""
-    import librosa
+def training_statistics(cache: Path, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Log-mel statistics (N, F) of `count` composed clips of each group, train split, and their group indices
+    (N,).
 
-    return float(np.atleast_1d(librosa.beat.beat_track(y=wave, sr=24000)[0])[0])
+    Two processes render the clips once; the folder `cache` keeps the statistics.
+    """
+    file = cache / f"features-{count}.npz"
+    labels = np.repeat(np.arange(len(GROUPS)), count)
+    if not file.exists():
+        jobs = [(int(group), number) for number, group in enumerate(labels)]
+        with ProcessPoolExecutor(2, get_context("spawn")) as pool:
+            results = pool.map(_statistics_of_job, jobs, chunksize=8)
+            rows = list(tqdm(results, total=len(jobs), desc="judge", unit="clip", disable=None))
+        write_npz(file, {"features": np.stack(rows)})
+    return np.load(file, allow_pickle=False)["features"], labels
 
 
-def same_tempo(found: float, tempo_bpm: float, tolerance: float = 0.08) -> bool:
-    """Whether `found` is `tempo_bpm`, its double or its half, within the relative tolerance."""
-    return any(abs(found / (tempo_bpm * factor) - 1.0) <= tolerance for factor in (0.5, 1.0, 2.0))
-
-
-def tempo_matches(wave: np.ndarray, tempo_bpm: float) -> bool:
-    """Whether the `tempo` of a clip is the `same_tempo`."""
-    return same_tempo(tempo(wave), tempo_bpm)
+def _statistics_of_job(job: tuple[int, int]) -> np.ndarray:
+    group, number = job
+    piece = next(pieces(GROUPS[group], "train", 10_000_019 + 1_000 * number, SECONDS))
+    return log_mel_statistics(render_with(piece, "train", number))

@@ -1,14 +1,19 @@
-"""Bootstrap intervals: what another draw of clips could have given (Efron and Tibshirani 1993, chapter 13)."""
+"""All 95 % intervals: bootstrap over clips (Efron and Tibshirani 1993, chapter 13) and Student's t for paired
+runs."""
 
+import math
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+from scipy import stats
 from threadpoolctl import threadpool_limits
+
+PERCENTILES = (2.5, 97.5)
 
 
 class Interval(NamedTuple):
-    """A figure and the ends of its 95 % interval."""
+    """A statistic and the ends of its 95 % interval."""
 
     value: float
     low: float
@@ -18,29 +23,65 @@ class Interval(NamedTuple):
         return f"{self.value:.4g} ({self.low:.4g} to {self.high:.4g})"
 
 
-def of_mean(values: np.ndarray, draws: int = 1000, seed: int = 0) -> Interval:
-    """The mean of one number a clip (N,), by percentiles of the means of redrawn clips."""
+class Difference(NamedTuple):
+    """A mean paired difference, the ends of its 95 % interval and the p value of "no difference"."""
+
+    mean: float
+    low: float
+    high: float
+    p: float
+
+    @property
+    def contains_zero(self) -> bool:
+        """Whether the sign is undecided; an infinite interval leaves it undecided."""
+        return not (self.low > 0 or self.high < 0)
+
+
+def mean_interval(values: np.ndarray, draws: int = 1000, seed: int = 0) -> Interval:
+    """The mean of one number per clip (N,); the interval is from the percentiles of `draws` resampled
+    means."""
     values = np.asarray(values, np.float64)
     rng = np.random.default_rng(seed)
     means = [values[rng.integers(0, len(values), len(values))].mean() for _ in range(draws)]
-    return Interval(float(values.mean()), *map(float, np.percentile(means, [2.5, 97.5])))
+    return Interval(float(values.mean()), *map(float, np.percentile(means, PERCENTILES)))
 
 
-def of_sets(statistic: Callable[..., float], *sets: np.ndarray, draws: int = 200, seed: int = 0) -> Interval:
-    """`statistic(*sets)` with the clips (first axis) of every set redrawn."""
+def set_interval(
+    statistic: Callable[..., float], *sets: np.ndarray, draws: int = 200, seed: int = 0
+) -> Interval:
+    """`statistic(*sets)`; the interval is from `draws` resamples of the clips (first axis) of every set."""
     rng = np.random.default_rng(seed)
-    with threadpool_limits(
-        1, "blas"
-    ):  # many small matrices: threads would wait for one another, 20 times as long
-        found = [statistic(*(x[rng.integers(0, len(x), len(x))] for x in sets)) for _ in range(draws)]
-        return shifted(statistic(*sets), found)
+    with threadpool_limits(1, "blas"):  # many small matrices: threads make it 20 times slower
+        resampled = [statistic(*(x[rng.integers(0, len(x), len(x))] for x in sets)) for _ in range(draws)]
+        return centred_interval(statistic(*sets), resampled)
 
 
-def shifted(value: float, redrawn: Sequence[float]) -> Interval:
-    """An interval around `value` from its figures on redrawn clips.
+def centred_interval(value: float, resampled: Sequence[float] | np.ndarray) -> Interval:
+    """The percentile interval of resampled statistics, shifted so that their mean is `value`.
 
-    A redrawn set has clips twice, which moves a distance between sets up: the percentiles are moved so that the redrawn
-    figures have `value` for their mean.
+    A resampled set contains duplicate clips, which biases a distance between sets upwards; the shift removes
+    that bias.
     """
-    low, high = np.percentile(redrawn, [2.5, 97.5]) - np.mean(redrawn) + value
+    low, high = np.percentile(resampled, PERCENTILES) - np.mean(resampled) + value
     return Interval(float(value), float(low), float(high))
+
+
+def paired_bootstrap(mean: float, resampled: np.ndarray) -> Difference:
+    """The `centred_interval` of a mean difference, with the bootstrap's two-sided p value."""
+    _, low, high = centred_interval(mean, resampled)
+    centred = resampled - resampled.mean() + mean
+    p = 2 * min(np.mean(centred <= 0), np.mean(centred >= 0))
+    return Difference(mean, low, high, float(min(1.0, p)))
+
+
+def paired_t(differences: np.ndarray) -> Difference:
+    """The mean of paired differences (n,) with Student's interval and test; n = 1 gives an infinite
+    interval."""
+    mean = float(differences.mean())
+    if len(differences) < 2:
+        return Difference(mean, -math.inf, math.inf, math.nan)
+    if np.ptp(differences) <= 1e-12 * abs(mean):  # the test would divide by the spread, which is zero
+        return Difference(mean, mean, mean, 0.0 if mean else 1.0)
+    test: Any = stats.ttest_1samp(differences, 0.0)
+    low, high = test.confidence_interval(0.95)
+    return Difference(mean, float(low), float(high), float(test.pvalue))

@@ -1,9 +1,10 @@
-"""Kernel audio distance (KAD, arXiv 2502.15602): how far two sets of embeddings are apart, taking neither for Gaussian.
+"""Kernel audio distance (KAD, arXiv 2502.15602) between two sets of embeddings.
 
-The squared maximum mean discrepancy of a Gaussian kernel, times 100, by the estimator that is unbiased at any size and
-hence below zero at times. The kernel's bandwidth is the median distance between clips of the reference.
+It is 100 times the squared maximum mean discrepancy of a Gaussian kernel. The estimator is unbiased for any
+number of clips and makes no Gaussian assumption; it can be negative. The bandwidth is the median distance
+between clips of the reference.
 
-N and M clips, E embedding.
+Legend: N and M clips, E embedding width.
 """
 
 from collections.abc import Iterator
@@ -11,49 +12,52 @@ from collections.abc import Iterator
 import numpy as np
 
 from melody_jax.errors import UserError
-from melody_jax.evaluation.intervals import Interval, shifted
+from melody_jax.evaluation.intervals import Interval, centred_interval
 
 SCALE = 100.0
 BLOCK = 1024
 """Clips of either set that are compared at a time."""
-MOST = 2000
-"""Clips of either set, the first ones of a random order, that bandwidth and interval are found from."""
+MAX_CLIPS = 2000
+"""Random clips of either set from which bandwidth and interval are computed."""
 
 
 def bandwidth(reference: np.ndarray, seed: int = 0) -> float:
     """The median distance between different clips of the reference (M, E)."""
-    some = _some(reference, seed)
-    squares = _squares(some, some)[np.triu_indices(len(some), 1)]
+    sample = _subsample(reference, seed)
+    squares = _squares(sample, sample)[np.triu_indices(len(sample), 1)]
     return float(np.sqrt(max(np.median(squares), 1e-12)))
 
 
 def kernel_distance(a: np.ndarray, b: np.ndarray, width: float | None = None) -> float:
-    """The distance of embeddings (N, E) from the reference (M, E), in blocks; `width` is the kernel's bandwidth.
+    """The distance between embeddings (N, E) and the reference (M, E); `width` is the kernel's bandwidth.
 
-    Raises `UserError` for sets of fewer than 2 or of unlike width.
+    Raises:
+        UserError: a set has fewer than 2 clips, or the widths differ.
     """
     _check(a, b)
     width = bandwidth(b) if width is None else width
-    own_a = (_sum(a, a, width) - len(a)) / (len(a) * (len(a) - 1))
-    own_b = (_sum(b, b, width) - len(b)) / (len(b) * (len(b) - 1))
-    return float(SCALE * (own_a + own_b - 2 * _sum(a, b, width) / (len(a) * len(b))))
+    mean_aa = (_sum(a, a, width) - len(a)) / (len(a) * (len(a) - 1))
+    mean_bb = (_sum(b, b, width) - len(b)) / (len(b) * (len(b) - 1))
+    return float(SCALE * (mean_aa + mean_bb - 2 * _sum(a, b, width) / (len(a) * len(b))))
 
 
 def kernel_interval(a: np.ndarray, b: np.ndarray, draws: int = 200, seed: int = 0) -> Interval:
-    """`kernel_distance` with its 95 % bootstrap interval, clips of both sets redrawn."""
+    """`kernel_distance` with its 95 % bootstrap interval over the clips of both sets."""
     _check(a, b)
-    width, value = bandwidth(b, seed), kernel_distance(a, b, bandwidth(b, seed))
-    a, b = _some(a, seed), _some(b, seed)
+    width = bandwidth(b, seed)
+    value = kernel_distance(a, b, width)
+    a = _subsample(a, seed)
+    b = _subsample(b, seed)
     kernels = [np.exp(-_squares(x, y) / (2 * width**2)) for x, y in ((a, a), (b, b), (a, b))]
     rng = np.random.default_rng(seed)
 
-    def redrawn() -> float:
+    def resampled() -> float:
         m, n = (rng.multinomial(len(x), np.full(len(x), 1 / len(x))).astype(np.float32) for x in (a, b))
-        own_a = (m @ kernels[0] @ m - len(a)) / (len(a) * (len(a) - 1))
-        own_b = (n @ kernels[1] @ n - len(b)) / (len(b) * (len(b) - 1))
-        return float(SCALE * (own_a + own_b - 2 * (m @ kernels[2] @ n) / (len(a) * len(b))))
+        mean_aa = (m @ kernels[0] @ m - len(a)) / (len(a) * (len(a) - 1))
+        mean_bb = (n @ kernels[1] @ n - len(b)) / (len(b) * (len(b) - 1))
+        return float(SCALE * (mean_aa + mean_bb - 2 * (m @ kernels[2] @ n) / (len(a) * len(b))))
 
-    return shifted(value, [redrawn() for _ in range(draws)])
+    return centred_interval(value, [resampled() for _ in range(draws)])
 
 
 def _check(a: np.ndarray, b: np.ndarray) -> None:
@@ -63,8 +67,8 @@ def _check(a: np.ndarray, b: np.ndarray) -> None:
         )
 
 
-def _some(x: np.ndarray, seed: int) -> np.ndarray:
-    return x if len(x) <= MOST else x[np.random.default_rng(seed).permutation(len(x))[:MOST]]
+def _subsample(x: np.ndarray, seed: int) -> np.ndarray:
+    return x if len(x) <= MAX_CLIPS else x[np.random.default_rng(seed).permutation(len(x))[:MAX_CLIPS]]
 
 
 def _sum(x: np.ndarray, y: np.ndarray, width: float) -> float:
@@ -81,5 +85,6 @@ def _blocks(x: np.ndarray) -> Iterator[np.ndarray]:
 
 def _squares(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     """Squared distances (N, M)."""
-    x, y = x.astype(np.float32), y.astype(np.float32)
+    x = x.astype(np.float32)
+    y = y.astype(np.float32)
     return np.maximum((x * x).sum(1)[:, None] + (y * y).sum(1) - 2 * x @ y.T, 0)

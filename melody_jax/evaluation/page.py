@@ -1,6 +1,7 @@
-"""A page to listen to: `index.html` with a player, a spectrogram and the figures of each chosen piece.
+"""A page to listen to: `index.html` with a player, a spectrogram and the metrics of each chosen piece.
 
-Static, with nothing from the network: the sounds lie in `<out>/pieces`, spectrograms beside them, all text is escaped.
+The page is static and loads nothing from the network: sounds and spectrograms are in `<out>/pieces`. All text
+is escaped.
 """
 
 import html
@@ -28,7 +29,8 @@ pre { font-size: .85em; overflow: auto; }
 
 
 def write(out: Path, result: dict[str, Any], clips: ClipSet, chosen: list[int], seconds: float) -> None:
-    """Writes the page with the `chosen` pieces of the result. Raises `UserError` if it cannot be written."""
+    """Writes the page with the pieces of the result at the indices `chosen`. Raises `UserError` if that
+    fails."""
     from melody_jax.evaluation.report import markdown
 
     folder = out / "pieces"
@@ -40,7 +42,8 @@ def write(out: Path, result: dict[str, Any], clips: ClipSet, chosen: list[int], 
     sections = []
     for number in chosen:
         piece = result["pieces"][number]
-        clip, first = by_name[piece["clip"]], round(piece["start"] * audio.SAMPLE_RATE)
+        clip = by_name[piece["clip"]]
+        first = round(piece["start"] * audio.SAMPLE_RATE)
         wave = clip.read()[first : first + round(seconds * audio.SAMPLE_RATE)]
         audio.write(folder / f"{number:06d}.flac", wave)
         write_bytes(folder / f"{number:06d}.png", spectrogram(wave))
@@ -56,9 +59,10 @@ def write(out: Path, result: dict[str, Any], clips: ClipSet, chosen: list[int], 
 
 
 def _section(path: str, piece: dict[str, Any], prompt: str) -> str:
-    figures = {name: value for name, value in piece.items() if name not in ("clip", "start")}
     cells = "".join(
-        f"<tr><td>{html.escape(name)}</td><td>{value:.4g}</td></tr>" for name, value in figures.items()
+        f"<tr><td>{html.escape(name)}</td><td>{value:.4g}</td></tr>"
+        for name, value in piece.items()
+        if name not in ("clip", "start")
     )
     source = quote(path)
     return f"""<section><div><img src="{source}.png" alt="spectrogram">
@@ -69,7 +73,7 @@ def _section(path: str, piece: dict[str, Any], prompt: str) -> str:
 
 
 def spectrogram(wave: np.ndarray) -> bytes:
-    """A PNG of the log-mel spectrogram of a clip (T,), time to the right, 80 dB below its loudest at the bottom."""
+    """A PNG of the log-mel spectrogram of a clip (T,): time to the right, colours over the top 80 dB."""
     import matplotlib
 
     matplotlib.use("agg")

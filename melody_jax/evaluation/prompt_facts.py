@@ -1,7 +1,7 @@
-"""What a prompt asks for, as far as the composer's own words say it: the ground truth of clips that were generated.
+"""The facts that a prompt asks for, read from its words with the composer's vocabulary: ground truth of
+generated clips.
 
-The same facts of a composed piece come from its record. Key is a pitch class, mode "major" or "minor" (their kin
-counted with them); of an instrument all that its name may mean.
+The facts of a composed piece come from its record instead.
 """
 
 import re
@@ -17,70 +17,82 @@ from melody_jax.composer.theory import MINOR_MODES, MODES
 _TEMPO = re.compile(r"(\d{2,3}) ?(?:bpm|beats per minute)", re.IGNORECASE)
 _KEY = re.compile(rf"\b([A-G](?:#| sharp| flat)?) ({'|'.join(MODES)})\b(?!.key)")
 _MODE = re.compile(r"\b(major|minor)[- ]key\b", re.IGNORECASE)
-_DENIED = re.compile(r"\b(?:no|without(?: any)?) [^,.;:]*", re.IGNORECASE)
+_NEGATED = re.compile(r"\b(?:no|without(?: any)?) [^,.;:]*", re.IGNORECASE)
 _SHARPS = {flat: sharp for sharp, flat in FLATS.items()}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Asked:
-    """Facts that a clip should have; None, or none of them, where nothing is said."""
+class PromptFacts:
+    """Facts that a clip should have; None or empty if the prompt does not mention them."""
 
+    group: str | None = None
+    """Group of the committed prompt (`composed_prompts.GROUPS`)."""
     genre: str | None = None
+    """Genre of the composer."""
     instruments: tuple[frozenset[str], ...] = ()
+    """For every mentioned instrument name the instruments that it may mean."""
     tempo_bpm: float | None = None
+    """Tempo in beats per minute."""
     key: str | None = None
+    """Pitch class of the tonic, with sharps."""
     mode: str | None = None
+    """Family of the mode: "major" or "minor"."""
     metre: str | None = None
+    """Metre, such as "3/4"."""
 
 
-def of_facts(facts: dict[str, Any]) -> Asked:
-    """What a composed piece is, from its record. Music without a pulse has neither tempo nor metre."""
-    rhythmic, mode = facts.get("rhythmic", True), facts.get("mode")
-    return Asked(
+def of_facts(facts: dict[str, Any]) -> PromptFacts:
+    """The facts in the record of a composed piece. Music without a pulse has neither tempo nor metre."""
+    rhythmic = facts.get("rhythmic", True)
+    mode = facts.get("mode")
+    return PromptFacts(
         genre=facts.get("genre"),
         instruments=tuple(frozenset((name,)) for name in facts.get("instruments", ())),
         tempo_bpm=facts.get("tempo_bpm") if rhythmic else None,
         key=facts.get("key"),
-        mode=family(mode) if mode else None,
+        mode=mode_family(mode) if mode else None,
         metre=facts.get("metre") if rhythmic else None,
     )
 
 
-def of_text(text: str) -> Asked:
-    """What the words of a prompt ask for; words from "no" or "without" to the next comma ask for nothing."""
-    wanted = _DENIED.sub(" ", text)
-    lower = wanted.lower()
-    tempo, key, mode = _TEMPO.search(wanted), _KEY.search(wanted), _MODE.search(wanted)
+def of_text(text: str) -> PromptFacts:
+    """The facts that a prompt mentions; words from "no" or "without" to the next comma are ignored."""
+    affirmed = _NEGATED.sub(" ", text)
+    lower = affirmed.lower()
+    tempo = _TEMPO.search(affirmed)
+    key = _KEY.search(affirmed)
+    mode = _MODE.search(affirmed)
     tonic = key.group(1).replace(" sharp", "#") if key else None
-    genre = _longest(lower, _genre_words())
-    spoken_metre = next((metre for metre, ways in METRES.items() if any(way in lower for way in ways)), None)
-    return Asked(
-        genre=next(iter(genre[0][1])) if genre and len(genre[0][1]) == 1 else None,
-        instruments=tuple(meant for _, meant in _longest(_without(lower, genre), _instrument_words())),
+    genres = _longest_matches(lower, _genre_words())
+    instruments = _longest_matches(_remove(lower, [word for word, _ in genres]), _instrument_words())
+    metre = next((name for name, phrases in METRES.items() if any(one in lower for one in phrases)), None)
+    return PromptFacts(
+        genre=next(iter(genres[0][1])) if genres and len(genres[0][1]) == 1 else None,
+        instruments=tuple(meanings for _, meanings in instruments),
         tempo_bpm=float(tempo.group(1)) if tempo else None,
         key=_SHARPS.get(tonic, tonic) if tonic else None,
-        mode=family(key.group(2)) if key else mode.group(1).lower() if mode else None,
-        metre=spoken_metre,
+        mode=mode_family(key.group(2)) if key else mode.group(1).lower() if mode else None,
+        metre=metre,
     )
 
 
-def family(mode: str) -> str:
-    """Which of "major" and "minor" a mode of the composer's is like."""
+def mode_family(mode: str) -> str:
+    """ "major" or "minor": the family of one of the composer's modes."""
     return "minor" if mode in MINOR_MODES else "major"
 
 
-def _longest(text: str, words: dict[str, frozenset[str]]) -> list[tuple[str, frozenset[str]]]:
-    """(words, what they mean) that the text has, longer ones first and none within another."""
-    found = []
-    for word, meant in words.items():
+def _longest_matches(text: str, words: dict[str, frozenset[str]]) -> list[tuple[str, frozenset[str]]]:
+    """(word, meanings) of the words in the text, longer words first, none inside another."""
+    matches = []
+    for word, meanings in words.items():
         if re.search(rf"(?<![\w-]){re.escape(word)}(?![\w-])", text):
-            found.append((word, meant))
-            text = _without(text, [(word, meant)])
-    return found
+            matches.append((word, meanings))
+            text = _remove(text, [word])
+    return matches
 
 
-def _without(text: str, found: list[tuple[str, frozenset[str]]]) -> str:
-    for word, _ in found:
+def _remove(text: str, words: list[str]) -> str:
+    for word in words:
         text = re.sub(rf"(?<![\w-]){re.escape(word)}(?![\w-])", " ; ", text)
     return text
 
@@ -96,9 +108,9 @@ def _instrument_words() -> dict[str, frozenset[str]]:
 
 
 def _by_word(names: dict[str, tuple[str, ...]]) -> dict[str, frozenset[str]]:
-    """Each name in lower case, longest first -> all that it may mean."""
-    words = {word.lower() for ways in names.values() for word in ways}
+    """Every word in lower case, longest first -> the names that it may mean."""
+    words = {word.lower() for synonyms in names.values() for word in synonyms}
     return {
-        word: frozenset(name for name, ways in names.items() if word in map(str.lower, ways))
+        word: frozenset(name for name, synonyms in names.items() if word in map(str.lower, synonyms))
         for word in sorted(words, key=len, reverse=True)
     }

@@ -1,4 +1,4 @@
-"""How close decoded audio is to its original: plain NumPy figures for reports. Audio is (T,) or (B, T) in [-1, 1]."""
+"""Reconstruction quality of decoded audio, in NumPy, for reports. Audio is (T,) or (B, T) in [-1, 1]."""
 
 import numpy as np
 
@@ -7,14 +7,17 @@ from melody_jax.errors import UserError
 
 
 def si_sdr(estimate: np.ndarray, reference: np.ndarray) -> float:
-    """Scale-invariant signal-to-distortion ratio in dB (arXiv 1811.02508), mean over the batch; means are kept.
+    """Scale-invariant signal-to-distortion ratio in dB (arXiv 1811.02508), averaged over the batch; means are
+    not removed.
 
-    Sensitive to phase. Raises `UserError` where the shapes differ.
+    It is sensitive to phase. Raises `UserError` if the shapes differ.
     """
     estimate, reference = _pair(estimate, reference)
     gain = np.sum(estimate * reference, -1, keepdims=True) / (np.sum(reference**2, -1, keepdims=True) + 1e-12)
-    signal, error = gain * reference, estimate - gain * reference
-    return float(np.mean(10 * np.log10((np.sum(signal**2, -1) + 1e-12) / (np.sum(error**2, -1) + 1e-12))))
+    signal = gain * reference
+    error = estimate - signal
+    ratio = (np.sum(signal**2, -1) + 1e-12) / (np.sum(error**2, -1) + 1e-12)
+    return float(np.mean(10 * np.log10(ratio)))
 
 
 def log_mel(audio: np.ndarray, n_fft: int = 1024, hop: int = 240, n_mels: int = 80) -> np.ndarray:
@@ -27,9 +30,10 @@ def log_mel(audio: np.ndarray, n_fft: int = 1024, hop: int = 240, n_mels: int = 
 
 
 def log_mel_l1(estimate: np.ndarray, reference: np.ndarray) -> float:
-    """Mean absolute difference of log mel magnitudes (80 bands, n_fft 1024, hop 240), nepers. Blind to phase.
+    """Mean absolute difference of log mel magnitudes (80 bands, n_fft 1024, hop 240), nepers. It ignores
+    phase.
 
-    Raises `UserError` where the shapes differ.
+    Raises `UserError` if the shapes differ.
     """
     estimate, reference = _pair(estimate, reference)
     return float(np.mean(np.abs(log_mel(estimate) - log_mel(reference))))
@@ -38,6 +42,6 @@ def log_mel_l1(estimate: np.ndarray, reference: np.ndarray) -> float:
 def _pair(estimate: np.ndarray, reference: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     if estimate.shape != reference.shape or estimate.ndim not in (1, 2):
         raise UserError(
-            f"audio of shapes {estimate.shape} and {reference.shape}: both must be (T,) or (B, T), alike"
+            f"audio of shapes {estimate.shape} and {reference.shape}: they must be equal, (T,) or (B, T)"
         )
     return np.atleast_2d(estimate).astype(np.float64), np.atleast_2d(reference).astype(np.float64)

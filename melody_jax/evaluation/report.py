@@ -1,4 +1,4 @@
-"""The result of `melody evaluate` as a table and as a plot."""
+"""The result of `melody evaluate` as Markdown tables and as a plot."""
 
 import io
 from pathlib import Path
@@ -7,69 +7,98 @@ from typing import Any
 from melody_jax.data.records import write_bytes
 from melody_jax.evaluation.intervals import Interval
 
-UNITS = {"loudness_lufs": "loudness, LUFS", "peak_dbfs": "peak, dBFS", "clipped": "share of samples clipped",
-         "silent": "share of time silent", "flatness": "spectral flatness"}  # fmt: skip
+SIGNAL_TITLES = {
+    "loudness_lufs": "loudness, LUFS",
+    "peak_dbfs": "peak, dBFS",
+    "clipped": "share of clipped samples",
+    "silent": "share of silent time",
+    "flatness": "spectral flatness",
+}
+PIECE_TITLES = SIGNAL_TITLES | {
+    "frechet": "Fréchet distance of a piece",
+    "cycle": "cosine with the prompt",
+    "memorisation": "cosine with the nearest training piece",
+}
+COLUMNS = 4
+"""Panels per row of the plot."""
+
+Row = tuple[str, Any, str]
 
 
 def markdown(result: dict[str, Any]) -> str:
-    """The figures in tables, the sets by name and hash. Intervals are 95 %."""
-    lines = [
-        f"Embedding: {result['embedding']}. Pieces of {result['settings']['seconds']:g} s; 95 % intervals.",
-        "",
-    ]
-    for role, one in result["sets"].items():
-        size = f", {one['clips']} clips, {one['pieces']} pieces" if "clips" in one else ""
-        lines.append(f"- {role}: {one['name']}{size}, sha256 {one['sha256'][:16]}")
-    lines += ["", "| figure | value | 95 % interval | beside it |", "| --- | --- | --- | --- |"]
-    lines += [
-        f"| {name} | {_number(value)} | {_ends(value)} | {beside} |" for name, value, beside in _rows(result)
-    ]
+    """All metrics in tables, with the names and hashes of the sets. Intervals are 95 %."""
+    seconds = result["settings"]["seconds"]
+    lines = [f"Embedding: {result['embedding']}. Pieces of {seconds:g} s; 95 % intervals.", ""]
+    for role, clips in result["sets"].items():
+        size = f", {clips['clips']} clips, {clips['pieces']} pieces" if "clips" in clips else ""
+        lines.append(f"- {role}: {clips['name']}{size}, sha256 {clips['sha256'][:16]}")
+    lines += ["", "| metric | value | 95 % interval | for comparison |", "| --- | --- | --- | --- |"]
+    rows = _distance_rows(result) + _diversity_rows(result) + _memorisation_rows(result)
+    rows += [(title, result["signal"][name], "") for name, title in SIGNAL_TITLES.items()]
+    lines += [f"| {name} | {_value(value)} | {_ends(value)} | {other} |" for name, value, other in rows]
     if "adherence" in result:
-        lines += ["", "| asked for | clips | heard | 95 % interval | judge on composed music | chance |"]
-        lines += ["| --- | --- | --- | --- | --- | --- |"]
-        for name, one in result["adherence"].items():
-            right = one["right"]
-            lines.append(f"| {name} | {one['clips']} | {_number(right)} | {_ends(right)} | {one['composed']:.3f} | "
-                         f"{one['chance']:.3f} |")  # fmt: skip
+        lines += ["", *_adherence_table(result["adherence"])]
     return "\n".join(lines) + "\n"
 
 
-def _rows(result: dict[str, Any]) -> list[tuple[str, Any, str]]:
-    rows: list[tuple[str, Any, str]] = []
-    if (distance := result.get("distance")) is not None:
+def _distance_rows(result: dict[str, Any]) -> list[Row]:
+    rows: list[Row] = []
+    if "distance" in result:
+        distance = result["distance"]
         rows.append(("Fréchet distance", distance["frechet"], f"{distance['clips']} pieces"))
         if "frechet_infinite" in distance:
-            fit = f"fit of the line {distance['frechet_infinite_fit']:.3f}"
+            fit = f"explained variance of the fit {distance['frechet_infinite_fit']:.3f}"
             rows.append(("Fréchet distance, infinitely many pieces", distance["frechet_infinite"], fit))
         if "kernel" in distance:
-            rows.append(
-                (
-                    "kernel distance (KAD)",
-                    distance["kernel"],
-                    "below 0: as near as the reference's own halves",
-                )
-            )
-    if (cycle := result.get("cycle")) is not None:
-        rows.append(
-            ("MuLan cycle consistency", cycle["own"], f"with other clips' prompts {_number(cycle['others'])}")
-        )
-    diversity = result["diversity"]
-    if diversity["all"] is not None:
-        beside = f"reference {_number(diversity['reference'])}" if "reference" in diversity else ""
-        rows.append(("diversity", diversity["all"], beside))
-    if "within_a_prompt" in diversity:
-        rows.append(("diversity within a prompt", diversity["within_a_prompt"], ""))
-    if (memory := result.get("memorisation")) is not None:
-        beside = f"held-out pieces {memory['held_out']['mean']:.4g}" if "held_out" in memory else ""
-        rows.append(("nearest training piece, cosine", memory["clips"]["mean"], beside))
-        if "above" in memory:
-            rows.append(("nearer than 99 % of held-out pieces", memory["above"], "0.01 without memory"))
-    rows += [(UNITS[name], value, "") for name, value in result["signal"].items() if name in UNITS]
+            note = "unbiased, no Gaussian assumption; can be negative"
+            rows.append(("kernel distance (KAD)", distance["kernel"], note))
+    if "cycle" in result:
+        cycle = result["cycle"]
+        other = f"with prompts of other clips {_value(cycle['others'])}"
+        rows.append(("MuLan cycle consistency", cycle["own"], other))
     return rows
 
 
-def _number(value: Any) -> str:
-    return f"{value[0] if isinstance(value, tuple) else value:.4g}"
+def _diversity_rows(result: dict[str, Any]) -> list[Row]:
+    diversity = result["diversity"]
+    rows: list[Row] = []
+    if diversity["all"] is not None:
+        other = f"reference {_value(diversity['reference'])}" if "reference" in diversity else ""
+        rows.append(("diversity", diversity["all"], other))
+    if "within_a_prompt" in diversity:
+        rows.append(("diversity within a prompt", diversity["within_a_prompt"], ""))
+    return rows
+
+
+def _memorisation_rows(result: dict[str, Any]) -> list[Row]:
+    if "memorisation" not in result:
+        return []
+    memorisation = result["memorisation"]
+    has_held_out = "held_out" in memorisation
+    other = f"held-out pieces {memorisation['held_out']['mean']:.4g}" if has_held_out else ""
+    rows: list[Row] = [("cosine with the nearest training piece", memorisation["clips"]["mean"], other)]
+    if "above" in memorisation:
+        note = "0.01 without memorisation"
+        rows.append(("share closer than 99 % of held-out pieces", memorisation["above"], note))
+    return rows
+
+
+def _adherence_table(adherence: dict[str, Any]) -> list[str]:
+    lines = [
+        "| fact in the prompt | clips | score | 95 % interval | judge's score on composed music | chance |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    for name, fact in adherence.items():
+        score = fact["right"]
+        lines.append(
+            f"| {name} | {fact['clips']} | {_value(score)} | {_ends(score)} | {fact['composed']:.3f} | "
+            f"{fact['chance']:.3f} |"
+        )
+    return lines
+
+
+def _value(value: Any) -> str:
+    return f"{value.value if isinstance(value, Interval) else value:.4g}"
 
 
 def _ends(value: Any) -> str:
@@ -77,37 +106,36 @@ def _ends(value: Any) -> str:
 
 
 def plot(file: Path, result: dict[str, Any]) -> None:
-    """Draws how the pieces' figures are spread, and the adherence beside its ceiling, into a .png."""
+    """Draws histograms of the pieces' metrics and a bar chart of the adherence into a PNG."""
     import matplotlib
 
     matplotlib.use("agg")
     import matplotlib.pyplot as plt
 
     names = [name for name in result["pieces"][0] if name not in ("clip", "start")]
-    titles = UNITS | {"frechet": "Fréchet distance of a piece", "cycle": "cosine with the prompt",
-                      "memorisation": "cosine with nearest training piece"}  # fmt: skip
-    count = len(names) + ("adherence" in result)
-    figure, axes = plt.subplots(
-        -(-count // 4), 4, figsize=(12, 2.6 * -(-count // 4)), layout="constrained", squeeze=False
-    )
+    panels = len(names) + ("adherence" in result)
+    rows = -(-panels // COLUMNS)
+    figure, axes = plt.subplots(rows, COLUMNS, figsize=(12, 2.6 * rows), layout="constrained", squeeze=False)
     for axis, name in zip(axes.flat, names, strict=False):
         axis.hist([piece[name] for piece in result["pieces"]], bins=30, color="tab:blue")
-        axis.set_title(titles[name], fontsize=9)
+        axis.set_title(PIECE_TITLES[name], fontsize=9)
     if "adherence" in result:
-        axis, asked = axes.flat[len(names)], list(result["adherence"])
-        scores = [result["adherence"][name] for name in asked]
-        values = [score["right"][0] for score in scores]
-        errors = [[score["right"][0] - score["right"][1] for score in scores],
-                  [score["right"][2] - score["right"][0] for score in scores]]  # fmt: skip
-        axis.bar(asked, values, yerr=errors, color="tab:blue", label="clips")
-        axis.plot(asked, [score["composed"] for score in scores], "k_", label="composed music")
-        axis.plot(asked, [score["chance"] for score in scores], "r_", label="chance")
-        axis.tick_params(axis="x", labelrotation=45, labelsize=7)
-        axis.set_title("heard as asked for", fontsize=9)
-        axis.legend(fontsize=6)
-    for axis in axes.flat[count:]:
+        _plot_adherence(axes.flat[len(names)], result["adherence"])
+    for axis in axes.flat[panels:]:
         axis.axis("off")
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=90)
     plt.close(figure)
     write_bytes(file, buffer.getvalue())
+
+
+def _plot_adherence(axis: Any, adherence: dict[str, Any]) -> None:
+    facts = list(adherence)
+    scores = [adherence[name]["right"] for name in facts]
+    errors = [[score.value - score.low for score in scores], [score.high - score.value for score in scores]]
+    axis.bar(facts, [score.value for score in scores], yerr=errors, color="tab:blue", label="clips")
+    axis.plot(facts, [adherence[name]["composed"] for name in facts], "k_", label="composed music")
+    axis.plot(facts, [adherence[name]["chance"] for name in facts], "r_", label="chance")
+    axis.tick_params(axis="x", labelrotation=45, labelsize=7)
+    axis.set_title("score of facts in the prompt", fontsize=9)
+    axis.legend(fontsize=6)

@@ -1,29 +1,30 @@
-"""What is wrong with a clip as a signal, whatever its music: level, clipping, silence, noise."""
+"""Signal quality of a clip, whatever its music: level, clipping, silence, noise."""
 
 import numpy as np
 
 from melody_jax import audio
 
 SILENCE_DBFS = -60.0
-"""RMS of 100 ms below which they are silent, dB of full scale."""
+"""A block of 100 ms with a lower RMS is silent, dB of full scale."""
 QUIETEST_LUFS = -120.0
-"""What silence, of -inf LUFS, counts as: means stay finite."""
+"""Loudness of silence in place of -inf LUFS, so that means stay finite."""
 _FFT = 2048
 
 
-def figures(wave: np.ndarray) -> dict[str, float]:
-    """Of a clip float32 (T,) at 24 kHz:
+def signal_metrics(wave: np.ndarray) -> dict[str, float]:
+    """Signal metrics of a clip float32 (T,) at 24 kHz:
 
     loudness_lufs   integrated loudness (ITU-R BS.1770-4), LUFS
     peak_dbfs       largest sample, dB of full scale
     clipped         share of samples in flat tops at full scale, 0 to 1
-    silent          share of its 100 ms below -60 dBFS, 0 to 1
-    flatness        spectral flatness, geometric over arithmetic mean of the power spectrum, mean over frames that are
-                    not silent: 0.56 white noise, 0 a sine; 0 where all is silent
+    silent          share of 100 ms blocks below -60 dBFS, 0 to 1
+    flatness        spectral flatness, the geometric over the arithmetic mean of the power spectrum, averaged over
+                    frames that are not silent: 0.56 for white noise, 0 for a sine; 0 if everything is silent
     """
     step = audio.SAMPLE_RATE // 10
-    whole = wave[: len(wave) // step * step] if len(wave) >= step else np.pad(wave, (0, step - len(wave)))
-    energy = np.mean(whole.reshape(-1, step) ** 2, axis=1)
+    padded = np.pad(wave, (0, max(0, step - len(wave))))
+    blocks = padded[: len(padded) // step * step].reshape(-1, step)
+    energy = np.mean(blocks**2, axis=1)
     return {
         "loudness_lufs": max(audio.loudness(wave), QUIETEST_LUFS),
         "peak_dbfs": float(20 * np.log10(max(float(np.abs(wave).max()), 1e-6))),

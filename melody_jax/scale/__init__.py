@@ -1,1 +1,1 @@
-"""What a training step would cost on chips that are not here: counted, compiled ahead of time, held against a table."""
+"""The cost of training and sampling on TPUs that are not attached: counted, and compiled ahead of time."""

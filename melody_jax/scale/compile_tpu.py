@@ -1,23 +1,26 @@
-"""`melody compile-tpu`: compiles a stage's real training step, or the sampler, for TPUs that are not here.
+"""`melody compile-tpu`: compiles the training step of a stage, or the sampler, for TPUs that are not
+attached.
 
     melody compile-tpu --config configs/lm_paper.py --topology v5e:4x4 --batch_size 128 --mesh 16 1 1
 
-Needs libtpu (`pip install melody_jax[tpu]`) and no TPU. The figures say what the compiler planned and what the chips'
-published peaks allow, not what a run would reach: above all, loops that wait for their own last result (the SRU's scan)
-cost latency that no roofline sees.
+Needs libtpu (the extra `tpu`) but no TPU. The figures are the compiler's plan and the chips' published peaks,
+not measurements: loops whose iterations depend on each other (the SRU's scan) add latency that no roofline
+shows.
 """
 
 import dataclasses
 import os
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Any
 
 import jax
 from jax.sharding import Mesh
 
-from melody_jax.chips import CHIPS, Roofline, roofline
+from melody_jax.chips import CHIPS, Chip, Roofline, roofline
 from melody_jax.config import TrainConfig, load_config
 from melody_jax.errors import UserError
+from melody_jax.extras import install_hint
 from melody_jax.flops import collectives, matmul_cost
 from melody_jax.models import mulan, vae
 from melody_jax.models.functional import Remat
@@ -32,64 +35,69 @@ class CompileConfig:
     """Compiles a training step, or the sampler, for TPUs ahead of time."""
 
     config: str = ""
-    """Config file of the stage; or "sampler": text to sound by the networks of the paper's size."""
+    """Config of the stage, or "sampler": text to waveform with networks of the paper's size."""
     topology: str = "v5e:4x4"
-    """Chips: v5e:2x2 to v5e:16x16, v5p:2x2x1 to v5p:4x4x4, v6e:2x2 to v6e:16x16."""
+    """Chips of a slice: v5e:2x2 to v5e:16x16, v5p:2x2x1 to v5p:4x4x4, v6e:2x2 to v6e:16x16."""
     slices: int = 1
-    """Slices of that topology, joined by the data centre's network; they must divide the mesh's data axis."""
+    """Number of slices, connected by the data centre's network; it must divide the mesh's data axis."""
     mesh: tuple[int, int, int] = (1, -1, 1)
-    """Sizes of the axes data, fsdp and tensor."""
+    """Sizes of the mesh axes data, fsdp and tensor; one may be -1."""
     batch_size: int = 0
-    """Items a step over all chips; 0: as the config says, one a chip for the sampler."""
+    """Items per step on all chips; 0: the config's, or one per chip for the sampler."""
     dtype: str = "bfloat16"
-    """Compute type of the network; weights and optimiser stay float32."""
+    """Compute dtype of the network; weights and optimiser state are float32."""
     remat: Remat = "none"
-    """What the backward pass computes again, where the network can: "none", "dots" or "blocks"."""
+    """Rematerialisation in the backward pass, for networks that support it: "none", "dots" or "blocks"."""
     quick: bool = False
-    """Compiles with less effort, several times faster: memory and collectives are then not those of a real run."""
+    """Compile with less effort, several times faster; memory and collectives then differ from a real run."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Report:
-    """What was found, per chip unless said otherwise."""
+class CompileReport:
+    """The cost of a compiled program, per chip unless stated otherwise."""
 
     devices: int
+    """Number of chips."""
     batch_size: int
+    """Items per step on all chips."""
     argument_bytes: float
-    """State and batch."""
+    """Bytes of state and batch."""
     temporary_bytes: float
-    """Activations and buffers."""
+    """Bytes of activations and buffers."""
     peak_bytes: float
-    """Both, and what is returned without taking an argument's place."""
+    """Peak memory: both, and outputs that do not reuse an argument's memory."""
     flops: float
-    """Of matrix products and convolutions."""
+    """FLOPs of matrix products and convolutions."""
     moved_bytes: float
-    """To and from HBM at least: the larger of one pass over what is kept and two over what is temporary, and of what
-    all matrix products read and write."""
+    """Lower bound on the bytes to and from HBM: the larger of one pass over arguments and outputs with two
+    over temporaries, and of all operands and results of matrix products."""
     accessed_bytes: float
-    """What all operations read and write by XLA's own count: too much where something stays in the chip's fast memory,
-    too little where there are loops, whose bodies it counts once."""
+    """Bytes that all operations read and write by XLA's count: too many if data stay in on-chip memory, too
+    few for loops, whose bodies it counts once."""
     collectives: dict[str, tuple[int, float]]
-    """kind -> how many a step, bytes received; "recv" are those between slices."""
+    """Kind -> (number per step, received bytes); "recv" is between slices."""
     roofline: Roofline
+    """Lower bounds on the time of a step."""
     fits: bool
+    """Whether the peak fits into the chip's memory."""
 
 
-def compile_tpu(config: CompileConfig) -> Report:
-    """Compiles, prints and returns the report.
+def compile_tpu(config: CompileConfig) -> CompileReport:
+    """Compiles the program, prints the report and returns it.
 
     Raises:
-        UserError: no config, an unknown topology, no libtpu, a mesh or a batch that does not divide, or a program that
-            the compiler finds too large for the chips' memory.
+        UserError: there is no config, topology or libtpu, the mesh or the batch does not divide, or the
+        program is too
+            large for the chips' memory.
     """
     if not config.config:
-        raise UserError("--config is missing; see melody compile-tpu --help")
+        raise UserError("--config is missing; give a config such as lm_paper, or sampler")
     report = analyse(config)
     print(describe(report, config.topology, config.slices))
     return report
 
 
-def analyse(config: CompileConfig) -> Report:
+def analyse(config: CompileConfig) -> CompileReport:
     """Compiles without printing. Raises `UserError` as `compile_tpu`."""
     if config.topology.split(":")[0] not in CHIPS:
         raise UserError(
@@ -101,42 +109,47 @@ def analyse(config: CompileConfig) -> Report:
 
 
 def model_flops(config: CompileConfig) -> float:
-    """FLOPs of the whole batch on all chips without what `remat` computes twice: what MFU is about."""
+    """FLOPs of a step on all chips without rematerialisation, as the definition of MFU requires."""
     mesh = make_mesh(config.mesh, _devices(config.topology, config.slices))
     return matmul_cost(_traced(dataclasses.replace(config, remat="none"), mesh)[0].jaxpr)[0]
 
 
 def _traced(config: CompileConfig, mesh: Mesh) -> tuple[Any, int]:
-    """The program and its items a step."""
+    """The traced program and its items per step."""
     if config.config == SAMPLER:
         if config.remat != "none":
-            raise UserError("--remat: the sampler has no backward pass")
-        models = (PAPER_SAMPLER, mulan.PAPER, vae.PAPER)
-        sampler, encoder, decoder = (with_fields(model, dtype=config.dtype) for model in models)
+            raise UserError(
+                f"--remat is {config.remat}; it must be none, for the sampler has no backward pass"
+            )
+        sampler = with_fields(PAPER_SAMPLER, dtype=config.dtype)
+        encoder = with_fields(mulan.PAPER, dtype=config.dtype)
+        decoder = with_fields(vae.PAPER, dtype=config.dtype)
         size = config.batch_size or mesh.size
         return trace_sampler(sampler, encoder, decoder, size, mesh), size
     run = _adapted(load_config(config.config), config)
     return trace_step(run, mesh), run.data.batch_size
 
 
-def examine(traced: Any, batch_size: int, mesh: Mesh, config: CompileConfig) -> Report:
-    """Compiles what was traced for the mesh and counts. Raises `UserError` if it does not fit or does not compile."""
-    chip, options = CHIPS[config.topology.split(":")[0]], {"exec_time_optimization_effort": -1.0}
+def examine(traced: Any, batch_size: int, mesh: Mesh, config: CompileConfig) -> CompileReport:
+    """Compiles a traced program and reports its cost. Raises `UserError` if it does not compile or fit."""
+    chip = _chip(config.topology)
+    options = {"exec_time_optimization_effort": -1.0}
     try:
         compiled = traced.lower().compile(compiler_options=options if config.quick else None)
     except jax.errors.JaxRuntimeError as error:
         reason = next(
             (line for line in str(error).splitlines() if "memory" in line.lower()), str(error)[:200]
         )
-        raise UserError(f"{config.topology}: it cannot be compiled ({reason.strip()[:300]})") from None
-    sizes, sent = compiled.memory_analysis(), collectives(compiled.as_text())
-    kept = sizes.argument_size_in_bytes + sizes.output_size_in_bytes
+        raise UserError(f"{config.topology}: the program does not compile ({reason.strip()[:300]})") from None
+    sizes = compiled.memory_analysis()
+    sent = collectives(compiled.as_text())
+    persistent = sizes.argument_size_in_bytes + sizes.output_size_in_bytes
     flops, products = (total / mesh.size for total in matmul_cost(traced.jaxpr))
-    moved = max(kept + 2 * sizes.temp_size_in_bytes, products)
-    peak = kept - sizes.alias_size_in_bytes + sizes.temp_size_in_bytes
+    moved = max(persistent + 2 * sizes.temp_size_in_bytes, products)
+    peak = persistent - sizes.alias_size_in_bytes + sizes.temp_size_in_bytes
     across = sent.get("recv", (0, 0.0))[1]
     inside = sum(size for _, size in sent.values()) - across
-    return Report(
+    return CompileReport(
         devices=mesh.size,
         batch_size=batch_size,
         argument_bytes=sizes.argument_size_in_bytes,
@@ -151,55 +164,61 @@ def examine(traced: Any, batch_size: int, mesh: Mesh, config: CompileConfig) -> 
     )
 
 
-def _adapted(config: TrainConfig, wanted: CompileConfig) -> TrainConfig:
-    model = with_fields(
-        config.stage.model, dtype=wanted.dtype, **({"remat": wanted.remat} if wanted.remat != "none" else {})
-    )
-    size = wanted.batch_size or config.data.batch_size
+def _adapted(config: TrainConfig, options: CompileConfig) -> TrainConfig:
+    """The stage's config with the dtype, remat, batch size and mesh of the command."""
+    changes = {"dtype": options.dtype} | ({"remat": options.remat} if options.remat != "none" else {})
+    model = with_fields(config.stage.model, **changes)
+    size = options.batch_size or config.data.batch_size
     return dataclasses.replace(
         config,
         stage=dataclasses.replace(config.stage, model=model),
         data=dataclasses.replace(config.data, batch_size=size),
-        mesh=wanted.mesh,
+        mesh=options.mesh,
     )
 
 
+def _chip(topology: str) -> Chip:
+    return CHIPS[topology.split(":")[0]]
+
+
 def _devices(topology: str, slices: int) -> list[Any]:
+    """Devices of the topology, which are not attached."""
     jax.config.update("jax_platforms", "cpu")  # libtpu compiles, it must not look for chips
-    # no chip is used, so several of these may run at once on a machine
+    # no chip is used, so several processes may compile at the same time
     for name in ("TPU_SKIP_MDS_QUERY", "ALLOW_MULTIPLE_LIBTPU_LOAD"):
         os.environ.setdefault(name, "1")
     os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
     from jax.experimental import topologies
 
-    more = {"num_slices": slices} if slices > 1 else {}
+    options = {"num_slices": slices} if slices > 1 else {}
     try:
-        return list(topologies.get_topology_desc(platform="tpu", topology_name=topology, **more).devices)
+        description = topologies.get_topology_desc(platform="tpu", topology_name=topology, **options)
+        return list(description.devices)
     except Exception as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
-        raise UserError(
-            f"topology {topology!r} is not to be had ({reason}); libtpu comes with the extra tpu"
-        ) from None
+        hint = "" if find_spec("libtpu") else f"; {install_hint('libtpu')}"
+        raise UserError(f"topology {topology!r} is not available ({reason}){hint}") from None
 
 
-def describe(report: Report, topology: str, slices: int = 1) -> str:
-    """The report in words, for one chip."""
-    chip, line = CHIPS[topology.split(":")[0]], report.roofline
-    verdict = "fits" if report.fits else "DOES NOT FIT"
+def describe(report: CompileReport, topology: str, slices: int = 1) -> str:
+    """The report as text, per chip."""
+    chip = _chip(topology)
+    bounds = report.roofline
+    fit = "fits" if report.fits else "DOES NOT FIT"
     place = topology if slices == 1 else f"{slices} slices of {topology}"
     lines = [
-        f"{report.devices} chips ({place}), {report.batch_size} items a step; for each chip:",
-        f"  memory       {report.peak_bytes / 1e9:.2f} of {chip.memory / 1e9:.0f} GB: {verdict} "
+        f"{report.devices} chips ({place}), {report.batch_size} items per step; per chip:",
+        f"  memory       {report.peak_bytes / 1e9:.2f} of {chip.memory / 1e9:.0f} GB: {fit} "
         f"(arguments {report.argument_bytes / 1e9:.2f}, temporary {report.temporary_bytes / 1e9:.2f})",
-        f"  compute      {report.flops / 1e12:.2f} TFLOP, at least {line.compute * 1e3:.1f} ms",
-        f"  HBM          at least {line.memory * 1e3:.1f} ms; "
-        f"{report.accessed_bytes / chip.bandwidth * 1e3:.1f} ms by XLA's count, loops once",
-        f"  interconnect at least {line.interconnect * 1e3:.1f} ms",
+        f"  compute      {report.flops / 1e12:.2f} TFLOP, at least {bounds.compute * 1e3:.1f} ms",
+        f"  HBM          at least {bounds.memory * 1e3:.1f} ms; "
+        f"{report.accessed_bytes / chip.bandwidth * 1e3:.1f} ms by XLA's count, which includes loops once",
+        f"  interconnect at least {bounds.interconnect * 1e3:.1f} ms",
     ]
-    lines += [f"  network      at least {line.network * 1e3:.1f} ms"] if slices > 1 else []
+    lines += [f"  network      at least {bounds.network * 1e3:.1f} ms"] if slices > 1 else []
     lines += [
         f"    {kind}: {count}, {size / 1e6:.1f} MB"
         for kind, (count, size) in sorted(report.collectives.items())
     ]
-    lines.append(f"  bound by {line.bound}; at most {100 * line.utilisation:.0f} % of the peak FLOP/s")
+    lines.append(f"  bound by {bounds.bound}; at most {100 * bounds.utilisation:.0f} % of the peak FLOP/s")
     return "\n".join(lines)

@@ -1,6 +1,6 @@
-"""The programs whose cost is asked for before there are chips: a stage's training step, and the sampler.
+"""The programs that are compiled ahead of time: the training step of a stage, and the sampler.
 
-Both are traced on shapes alone, for a mesh of devices that need not be here.
+Both are traced from shapes alone, for a mesh of devices that need not be attached.
 """
 
 import dataclasses
@@ -36,17 +36,18 @@ ITEMS = PartitionSpec(("data", "fsdp"))
 PAPER_SAMPLER = SamplerConfig(lm=lm.PAPER, dpd=dpd.PAPER, lm_guided=True)
 """Five diffusion steps, both networks guided, as `Melody.generate` does by default."""
 PAPER_PIECES = 64
-"""Word pieces a prompt."""
+"""Word pieces per prompt."""
 
 
 def check_batch(size: int, mesh: Mesh) -> None:
-    """Raises `UserError` if so many items do not divide over the mesh's data and fsdp axes."""
+    """Raises `UserError` if the batch size does not divide over the mesh's data and fsdp axes."""
     if size < 1 or size % (mesh.shape["data"] * mesh.shape["fsdp"]):
         raise UserError(f"batch_size {size} does not divide over mesh {tuple(mesh.shape.values())}")
 
 
 def trace_step(config: TrainConfig, mesh: Mesh) -> Any:
-    """The training step of `config` on the mesh, traced (`jax.stages.Traced`). Raises `UserError` as `check_batch`."""
+    """The traced training step of `config` on the mesh (`jax.stages.Traced`). Raises `UserError` as
+    `check_batch`."""
     check_batch(config.data.batch_size, mesh)
     shapes = jax.eval_shape(lambda key: create_state(config, key), jax.random.key(0))
     state = abstract_like(shapes, state_sharding(shapes, mesh))
@@ -58,7 +59,7 @@ def trace_step(config: TrainConfig, mesh: Mesh) -> Any:
 def trace_sampler(
     config: SamplerConfig, encoder: MuLanConfig, decoder: VAEConfig, batch_size: int, mesh: Mesh
 ) -> Any:
-    """Texts to sound, traced: every device holds all weights and makes its own items, and nothing is sent.
+    """The traced sampler from texts to waveforms: data parallel, with all weights on every device.
 
     Raises `UserError` as `check_batch`.
     """
@@ -70,14 +71,14 @@ def trace_sampler(
         window = first_window(params, config, controls)
         return latents_to_wave(params["vae"], decoder, window.latents)
 
-    whole = NamedSharding(mesh, PartitionSpec())
+    replicated = NamedSharding(mesh, PartitionSpec())
     params = _placed(
-        jax.eval_shape(partial(_sampler_params, config, encoder, decoder), jax.random.key(0)), whole
+        jax.eval_shape(partial(_sampler_params, config, encoder, decoder), jax.random.key(0)), replicated
     )
     items = jax.eval_shape(partial(_inputs, batch_size, encoder.levels))
     specs = (PartitionSpec(), ITEMS, ITEMS, ITEMS)
-    apart = jax.shard_map(sample, mesh=mesh, in_specs=specs, out_specs=ITEMS, check_vma=False)
-    return jax.jit(apart).trace(params, *_placed(items, batch_sharding(mesh)))
+    per_device = jax.shard_map(sample, mesh=mesh, in_specs=specs, out_specs=ITEMS, check_vma=False)
+    return jax.jit(per_device).trace(params, *_placed(items, batch_sharding(mesh)))
 
 
 def _inputs(batch_size: int, levels: int) -> tuple[jax.Array, jax.Array, Controls]:
@@ -90,7 +91,7 @@ def _inputs(batch_size: int, levels: int) -> tuple[jax.Array, jax.Array, Control
 def _sampler_params(
     config: SamplerConfig, encoder: MuLanConfig, decoder: VAEConfig, key: jax.Array
 ) -> dict[str, Params]:
-    """Of the four networks, with what is fitted to MuLan after training."""
+    """Parameters of the four networks, with the arrays that are fitted to MuLan after training."""
     model = mulan.init(encoder, key)
     model |= {"music_mean": jnp.zeros(encoder.embedding), "text_mean": jnp.zeros(encoder.embedding)}
     model |= {"codebooks": jnp.zeros((encoder.levels, encoder.codes, encoder.embedding))}
@@ -107,26 +108,30 @@ def _placed(shapes: Any, sharding: NamedSharding) -> Any:
 
 
 def example(config: TrainConfig) -> dict[str, Any]:
-    """The shapes of a batch of the stage's kind (data/pipeline.py), as `ShapeDtypeStruct`s."""
-    data, stage = config.data, config.stage
+    """The shapes of a training batch of the stage (data/pipeline.py), as `ShapeDtypeStruct`s."""
+    data = config.data
+    stage = config.stage
 
     def rows(*shape: int, dtype: Any = jnp.float32) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct((data.batch_size, *shape), dtype)
 
     if stage.batch == "features":
         frames, width = _latents(stage, data)
-        tokens, prefix = rows(data.window_tokens, dtype=jnp.int32), rows(12, dtype=jnp.int32)
-        return {"semantic_tokens": tokens, "prefix_tokens": prefix, "latents": rows(frames, width)}
+        return {
+            "semantic_tokens": rows(data.window_tokens, dtype=jnp.int32),
+            "prefix_tokens": rows(12, dtype=jnp.int32),
+            "latents": rows(frames, width),
+        }
     audio = {"audio": rows(data.crop_samples)}
     if stage.batch == "audio":
         return audio
     words = {"text_ids": rows(data.text_length, dtype=jnp.int32), "text_mask": rows(data.text_length)}
-    known = {name: rows(*value.shape, dtype=value.dtype) for name, value in facts.labels({}).items()}
-    return audio | words | {"facts": known}
+    labels = {name: rows(*value.shape, dtype=value.dtype) for name, value in facts.labels({}).items()}
+    return audio | words | {"facts": labels}
 
 
 def _latents(stage: Any, data: DataConfig) -> tuple[int, int]:
-    """Frames and channels of the latents; the LM does not look at them."""
+    """Frames and channels of the latents; the LM ignores them."""
     return (
         (stage.model.frames, stage.model.latent_dim)
         if stage.name.startswith("dpd")
@@ -135,11 +140,11 @@ def _latents(stage: Any, data: DataConfig) -> tuple[int, int]:
 
 
 def with_fields(model: Any, **changes: Any) -> Any:
-    """A model's config with fields changed wherever it, or a config inside it, has them."""
+    """A model's config with the fields replaced in it and in every nested config that has them."""
     inner = {
         field.name: with_fields(getattr(model, field.name), **changes)
         for field in dataclasses.fields(model)
         if dataclasses.is_dataclass(getattr(model, field.name))
     }
-    own = {name: value for name, value in changes.items() if hasattr(model, name)}
-    return dataclasses.replace(model, **inner, **own)
+    direct = {name: value for name, value in changes.items() if hasattr(model, name)}
+    return dataclasses.replace(model, **inner, **direct)

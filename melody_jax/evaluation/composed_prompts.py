@@ -1,0 +1,149 @@
+"""Prompts with known music: 16 groups of composed pieces, the committed list of test prompts, and their true
+clips."""
+
+import dataclasses
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from melody_jax.composer import soundfont
+from melody_jax.composer.captions import captions
+from melody_jax.composer.compose import compose
+from melody_jax.composer.phrases.genres import GENRES
+from melody_jax.composer.phrases.instruments import NAMES
+from melody_jax.composer.piece import Piece
+from melody_jax.composer.render import render
+from melody_jax.data.records import write_bytes
+from melody_jax.errors import UserError
+from melody_jax.evaluation.prompt_facts import PromptFacts
+
+PROMPTS = Path(__file__).parents[1] / "assets" / "prompts.jsonl"
+"""The committed list: 10 prompts of each group."""
+SECONDS = 10.24
+"""Length of the composed pieces: one window of the shipped model."""
+MAX_WORDS = 40
+"""Longest caption that becomes a prompt."""
+
+
+@dataclass(frozen=True)
+class MusicGroup:
+    """Music with a common genre or lead instrument; exactly one of the two is set."""
+
+    genre: str | None = None
+    lead: str | None = None
+
+    @property
+    def name(self) -> str:
+        """Name of the group in tables."""
+        return self.genre or str(self.lead)
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """Words of which any in a prompt asks for the group."""
+        if self.genre:
+            return (self.genre, *GENRES[self.genre].mass)
+        return NAMES[self.name][:3]  # other instruments share the later names
+
+
+GROUPS = (
+    *(MusicGroup(genre=name) for name in ("solo piano", "jazz", "metal", "techno", "ambient", "orchestral", "reggae",
+                                          "chiptune", "drum and bass", "baroque")),
+    *(MusicGroup(lead=name) for name in ("acoustic guitar", "violin", "flute", "saxophone", "accordion", "music box")),
+)  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class ComposedPrompt:
+    """One line of the list: a caption of a piece from the test split."""
+
+    group: str
+    """Name of the group."""
+    text: str
+    """The caption."""
+    seed: int
+    """Seed of the piece."""
+    tempo_bpm: float
+    """Tempo of the piece."""
+    rhythmic: bool
+    """Whether the piece has a beat."""
+
+    @property
+    def facts(self) -> PromptFacts:
+        """What the group judge scores: the group and, for music with a beat, the tempo."""
+        return PromptFacts(group=self.group, tempo_bpm=self.tempo_bpm if self.rhythmic else None)
+
+
+def pieces(group: MusicGroup, split: str, seed: int, seconds: float) -> Iterator[Piece]:
+    """Endless pieces of a group. Pieces with a lead instrument have genres that are not groups themselves."""
+    group_genres = {other.genre for other in GROUPS if other.genre}
+    while True:
+        piece = compose(seed, seconds, genre=group.genre, lead=group.lead, split=split)
+        seed += 1
+        if group.genre or piece.facts.genre not in group_genres:
+            yield piece
+
+
+def make_prompts(group: MusicGroup, count: int, seed: int, seconds: float) -> list[ComposedPrompt]:
+    """Prompts of the test split: the first caption of a piece that names the genre or instrument of the
+    group."""
+    prompts: list[ComposedPrompt] = []
+    for piece in pieces(group, "test", seed, seconds):
+        matching = [
+            caption
+            for caption in captions(piece.facts, piece.seed, 12)
+            if any(word in caption.lower() for word in group.words)
+        ]
+        if matching and len(matching[0].split()) <= MAX_WORDS:
+            prompt = ComposedPrompt(
+                group=group.name,
+                text=matching[0],
+                seed=piece.seed,
+                tempo_bpm=piece.facts.tempo_bpm,
+                rhythmic=piece.facts.rhythmic,
+            )
+            prompts.append(prompt)
+        if len(prompts) == count:
+            return prompts
+    raise AssertionError("unreachable: pieces() never ends")
+
+
+def read_prompts(file: Path) -> list[ComposedPrompt]:
+    """Reads a list of prompts, one JSON object per line. Raises `UserError` for a missing or malformed
+    file."""
+    try:
+        prompts = [ComposedPrompt(**json.loads(line)) for line in file.read_text("utf-8").splitlines()]
+    except OSError as error:
+        raise UserError(f"{file}: cannot be read ({error.strerror})") from None
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{file}: not a list of composed prompts ({error})") from None
+    names = {group.name for group in GROUPS}
+    if not prompts or any(prompt.group not in names for prompt in prompts):
+        raise UserError(f"{file}: no prompts, or an unknown group; the groups are {', '.join(sorted(names))}")
+    return prompts
+
+
+def write_prompts(file: Path, count: int = 10) -> None:
+    """Writes the committed list: `count` prompts for each group, from pieces of the test split."""
+    lines = [
+        json.dumps(dataclasses.asdict(prompt))
+        for i, group in enumerate(GROUPS)
+        for prompt in make_prompts(group, count, 90_000_000 + 10_000 * i, SECONDS)
+    ]
+    write_bytes(file, ("\n".join(lines) + "\n").encode())
+
+
+def ground_truth(prompt: ComposedPrompt, number: int, samples: int) -> np.ndarray:
+    """The piece of a prompt, (samples,); `number` selects one of the test split's SoundFonts."""
+    group = next(group for group in GROUPS if group.name == prompt.group)
+    piece = compose(prompt.seed, SECONDS, genre=group.genre, lead=group.lead, split="test")
+    return render_with(piece, "test", number)[:samples]
+
+
+def render_with(piece: Piece, split: str, number: int) -> np.ndarray:
+    """Renders a piece (samples,) with the split's SoundFont that `number` selects, or with the built-in
+    synthesiser."""
+    fonts = sorted(soundfont.installed(split).items())
+    return render(piece, fonts[number % len(fonts)][1] if fonts else None)

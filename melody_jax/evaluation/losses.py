@@ -1,0 +1,142 @@
+"""The summary of `melody diagnose`: scores of every stage, the loss of every network, and advice."""
+
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+
+from melody_jax.evaluation.frechet import frechet_distance
+from melody_jax.evaluation.intervals import Interval, mean_interval, set_interval
+
+STAGES = ("truth", "vae", "dpd", "lm", "text")
+"""Where ground truth enters the cascade; see `stage_swap`."""
+SCORES = ("group", "tempo", "cycle")
+NETWORKS = {
+    "vae": "VAE",
+    "dpd": "tokenizer and diffusion",
+    "lm": "language model",
+    "text": "MuLan's text tower",
+}
+"""Stage -> the networks between it and the previous stage."""
+ADVICE = {
+    "vae": "the decoder limits all other stages: train the VAE longer, with more latent channels, with a wider "
+    "decoder, or on more music of the groups that it loses; `benchmarks/reconstruction.py` measures it alone",
+    "dpd": "the tokens may lack the information, or the diffusion may ignore it: try more steps first "
+    "(`--steps 20`), then compare a larger semantic vocabulary with a longer trained or wider diffusion",
+    "lm": "tune its sampling first (temperature, guidance), then train the language model longer or on more music",
+    "text": "train MuLan on more captions of the groups and facts that it loses; prefixes from captions "
+    "(data.text_prefix_probability) close the gap for the language model",
+}
+"""Stage -> what to try if its networks lose much."""
+
+
+def summarise(
+    scores: dict[str, dict[str, np.ndarray]], embeddings: dict[str, np.ndarray], groups: list[str], draws: int
+) -> dict[str, Any]:
+    """The stages' scores, the loss of each network and the three largest losses; intervals are paired by
+    prompt.
+
+    Args:
+        scores: stage, or "shuffled" -> scores (N,) by name.
+        embeddings: stage -> embeddings (N, E).
+        groups: group of each prompt, N names.
+        draws: bootstrap resamples for the Fréchet distances.
+
+    Returns:
+        "stages", "by_group", "losses" and "largest". The "share" of a loss is relative to the score of the
+        truth minus that of shuffled prompts; it is missing if that is not positive.
+    """
+    truth = embeddings["truth"]
+    stages = {
+        stage: {name: mean_interval(values[~np.isnan(values)]) for name, values in columns.items()}
+        for stage, columns in scores.items()
+    }
+    for stage in STAGES[1:]:
+        pairs = np.stack([embeddings[stage], truth], 1)
+        stages[stage]["frechet"] = set_interval(_paired_distance, pairs, draws=draws)
+    masks = {group: np.asarray(groups) == group for group in dict.fromkeys(groups)}
+    by_group = {
+        stage: {group: float(columns["group"][mask].mean()) for group, mask in masks.items()}
+        for stage, columns in scores.items()
+    }
+    losses = []
+    for before, stage in pairwise(STAGES):
+        losses += [_loss(scores, stages, before, stage, name) for name in SCORES]
+        triples = np.stack([embeddings[before], embeddings[stage], truth], 1)
+        added = set_interval(_added_distance, triples, draws=draws)
+        losses.append({"network": NETWORKS[stage], "stage": stage, "score": "frechet", "lost": added})
+    ranked = sorted((loss for loss in losses if "share" in loss), key=lambda loss: -loss["share"])
+    return {"stages": stages, "by_group": by_group, "losses": losses, "largest": ranked[:3]}
+
+
+def _loss(
+    scores: dict[str, dict[str, np.ndarray]],
+    stages: dict[str, dict[str, Interval]],
+    before: str,
+    stage: str,
+    name: str,
+) -> dict[str, Any]:
+    """The drop of one score from one stage to the next."""
+    differences = scores[before][name] - scores[stage][name]
+    lost = mean_interval(differences[~np.isnan(differences)])
+    loss = {"network": NETWORKS[stage], "stage": stage, "score": name, "lost": lost}
+    possible = stages["truth"][name].value - stages["shuffled"][name].value
+    if possible > 0:
+        loss["share"] = lost.value / possible
+    return loss
+
+
+def _paired_distance(pairs: np.ndarray) -> float:
+    return frechet_distance(pairs[:, 0], pairs[:, 1])
+
+
+def _added_distance(triples: np.ndarray) -> float:
+    return frechet_distance(triples[:, 1], triples[:, 2]) - frechet_distance(triples[:, 0], triples[:, 2])
+
+
+def markdown(result: dict[str, Any]) -> str:
+    """The result as Markdown tables."""
+    columns = (*SCORES, "frechet")
+    lines = [
+        f"{result['prompts']['count']} composed test prompts; {result['embedding']}; 95 % intervals.",
+        "",
+        "| entry stage | correct group | correct tempo | cycle consistency | Fréchet distance to the truth |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    for stage, scores in result["stages"].items():
+        lines.append(f"| {stage} | " + " | ".join(_cell(scores.get(name)) for name in columns) + " |")
+    lines += ["", "Loss of each network, paired by prompt (a negative loss is a gain):", ""]
+    lines += ["| network | correct group | correct tempo | cycle consistency | added Fréchet distance |"]
+    lines += ["| --- | --- | --- | --- | --- |"]
+    for stage, network in NETWORKS.items():
+        losses = {loss["score"]: loss["lost"] for loss in result["losses"] if loss["stage"] == stage}
+        lines.append(f"| {network} | " + " | ".join(_cell(losses[name]) for name in columns) + " |")
+    lines += ["", "Largest losses, relative to the truth's score minus that of shuffled prompts:", ""]
+    for number, loss in enumerate(result["largest"], start=1):
+        lines.append(
+            f"{number}. {loss['network']}, {loss['score']}: {loss['share']:.0%}, {_cell(loss['lost'])}. "
+            f"{_worst_groups(result, loss)}To try: {ADVICE[loss['stage']]}."
+        )
+    stages = list(result["by_group"])
+    lines += ["", "| correct group | " + " | ".join(stages) + " |", "| --- |" + " --- |" * len(stages)]
+    for group in result["by_group"]["truth"]:
+        shares = " | ".join(f"{result['by_group'][stage][group]:.1f}" for stage in stages)
+        lines.append(f"| {group} | {shares} |")
+    return "\n".join(lines) + "\n"
+
+
+def _cell(interval: Interval | None) -> str:
+    return f"{interval.value:.3f} ({interval.low:.3f} to {interval.high:.3f})" if interval is not None else ""
+
+
+def _worst_groups(result: dict[str, Any], loss: dict[str, Any]) -> str:
+    """A sentence with the groups that lose most, if the loss is one of groups."""
+    if loss["score"] != "group":
+        return ""
+    before = STAGES[STAGES.index(loss["stage"]) - 1]
+    lost = {
+        group: share - result["by_group"][loss["stage"]][group]
+        for group, share in result["by_group"][before].items()
+    }
+    worst = [group for group in sorted(lost, key=lambda group: -lost[group])[:3] if lost[group] > 0]
+    return f"It loses most on {', '.join(f'{group} (-{lost[group]:.1f})' for group in worst)}. "

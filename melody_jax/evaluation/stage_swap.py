@@ -1,0 +1,88 @@
+"""The cascade, entered one stage later each time with ground truth, so that a loss can be located:
+
+    truth    the composed piece itself, rendered
+    vae      the latents of the truth, decoded
+    dpd      its semantic and prefix tokens, through the diffusion and the decoder
+    lm       its MuLan prefix tokens, through the language model and all later stages
+    text     its prompt, through the whole cascade: what a user hears
+    shuffled the clips of `text`, each judged against the prompt of another group
+
+`melody diagnose` is the command for it.
+"""
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from melody_jax.models import mulan, tokenizer, vae
+from melody_jax.models.functional import Params
+from melody_jax.sampling import windows
+from melody_jax.sampling.cascade import Melody
+from melody_jax.sampling.request import make_requests
+
+
+def swap_stages(
+    melody: Melody,
+    waves: np.ndarray,
+    texts: Sequence[str],
+    seed: int = 0,
+    steps: int = 5,
+    guidance_scale: float = 2.5,
+    lm_guidance_scale: float = 2.0,
+    temperature: float = 1.1,
+) -> dict[str, np.ndarray]:
+    """Clips (B, T) for "vae", "dpd", "lm" and "text".
+
+    Args:
+        melody: cascade that also holds the "tokenizer"; see `sampling.cascade.load(..., networks=...)`.
+        waves: true clips (B, T) of one window each.
+        texts: their prompts.
+        seed: seed of the first clip; the others follow.
+        steps: diffusion steps.
+        guidance_scale: guidance scale of the diffusion.
+        lm_guidance_scale: guidance scale of the language model.
+        temperature: sampling temperature of the language model.
+    """
+    params = melody.params
+    configs = melody.configs
+    settings = {
+        "steps": steps,
+        "guidance_scale": guidance_scale,
+        "lm_guidance_scale": lm_guidance_scale,
+        "temperature": temperature,
+        "seconds": melody.window_seconds,
+        "seed": seed,
+    }
+    (batch,) = melody.plan(make_requests(texts, settings))
+    prefix, tokens, latents = _features(params, tuple(configs.items()), jnp.asarray(waves))
+    controls = melody.controls_at(batch)([0.0] * len(texts))._replace(prefix_tokens=prefix)
+    keys = windows.item_keys(controls)
+    decode = partial(windows.latents_to_wave, params["vae"], configs["vae"])
+    diffuse = partial(_tokens_to_latents, params["dpd"], batch.config, controls)
+    lm_tokens = _prefix_to_tokens(params["lm"], batch.config, controls, keys)
+    return {
+        "vae": np.asarray(decode(latents)),
+        "dpd": np.asarray(decode(diffuse(tokens, keys))),
+        "lm": np.asarray(decode(diffuse(lm_tokens, keys))),
+        "text": np.stack(melody.run(batch.requests)),
+    }
+
+
+_tokens_to_latents = partial(jax.jit, static_argnums=1)(windows.tokens_to_latents)
+_prefix_to_tokens = partial(jax.jit, static_argnums=1)(windows.prefix_to_tokens)
+
+
+@partial(jax.jit, static_argnums=1)
+def _features(
+    params: dict[str, Params], configs: tuple[tuple[str, Any], ...], audio: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Prefix tokens, semantic tokens and latents of true clips (B, T)."""
+    config = dict(configs)
+    embedding = mulan.embed_music(params["mulan"], config["mulan"], audio)
+    prefix = mulan.quantise(params["mulan"], config["mulan"], embedding)
+    semantic_tokens = tokenizer.tokenize(params["tokenizer"], config["tokenizer"], audio)
+    return prefix, semantic_tokens, vae.encode(params["vae"], config["vae"], audio)
