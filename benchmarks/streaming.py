@@ -55,6 +55,7 @@ def make(
     stream."""
     from melody_jax import load
     from melody_jax.runtime import enable_compile_cache
+    from melody_jax.sampling.plan import chunk_count
 
     enable_compile_cache()
     melody = load(args.model, folder=args.folder)
@@ -83,7 +84,7 @@ def make(
     metrics |= {
         "real-time factor": seconds / elapsed,
         "CPU seconds": time.process_time() - cpu_start,
-        "passes": 1 + melody.chunks(seconds),
+        "passes": 1 + chunk_count(seconds, melody.configs),
     }
     metrics |= {"MB before": before, "peak MB": resident("VmHWM")}
     chunk = round(melody.chunk_seconds * melody.sample_rate)

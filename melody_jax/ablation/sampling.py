@@ -38,6 +38,8 @@ from melody_jax.sampling.request import make_requests
 from melody_jax.training.digests import DIGEST, digest
 
 BATCH = 16
+LM_SETTINGS = ("lm_guidance_scale", "temperature", "top_k", "top_p")
+"""Settings of the language model; all arms of a study share its tokens unless an arm changes one."""
 JUDGE_PIECES = 80
 """Composed clips of each group that the judge is trained on."""
 
@@ -93,7 +95,8 @@ def _sample(
     params = melody.params["dpd"]
     network = melody.configs["dpd"]
     metrics.unlink(missing_ok=True)
-    batches = _token_batches(config.model, config.prompts, config.seed)
+    lm_settings = tuple((name, getattr(config, name)) for name in LM_SETTINGS)
+    batches = _token_batches(config.model, config.prompts, config.seed, lm_settings)
     for number, batch in enumerate(tqdm(batches, desc="batches", disable=quiet or None)):
         guidance = np.full_like(batch.controls.guidance_scale, config.guidance_scale)
         controls = batch.controls._replace(guidance_scale=guidance)
@@ -157,7 +160,9 @@ def _cascade(model: str, distilled: bool) -> Melody:
 
 
 @lru_cache(maxsize=1)
-def _token_batches(model: str, count: int, seed: int) -> list[TokenBatch]:
+def _token_batches(
+    model: str, count: int, seed: int, lm_settings: tuple[tuple[str, Any], ...]
+) -> list[TokenBatch]:
     """The LM's semantic tokens for `count` prompts of each group, in batches."""
     melody = _cascade(model, False)
     texts = [prompt.text for prompt in _prompts(count).values()]
@@ -165,8 +170,8 @@ def _token_batches(model: str, count: int, seed: int) -> list[TokenBatch]:
     batches = []
     for start in range(0, len(texts), BATCH):
         part = texts[start : start + BATCH]
-        settings = {"seed": [seed * len(texts) + start + i for i in range(len(part))]}
-        (batch,) = melody.plan(make_requests(part, settings))
+        seeds = [seed * len(texts) + start + i for i in range(len(part))]
+        (batch,) = melody.plan(make_requests(part, dict(lm_settings) | {"seed": seeds}))
         controls = melody.controls_at(batch)([0.0] * len(part))
         keys = windows.item_keys(controls)
         tokens = write_tokens(melody.params["lm"], batch.config, controls, keys)

@@ -18,6 +18,7 @@ from melody_jax.config_json import to_dict
 from melody_jax.errors import UserError
 from melody_jax.options import replace_fields
 from melody_jax.python_file import function_of
+from melody_jax.sampling.settings import SamplingSettings
 
 PLACES = (
     "workdir", "hosts", "watch", "data.folder", "data.validation_folder", "data.networks", "data.threads",
@@ -28,25 +29,18 @@ PLACES = (
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Sampling:
-    """How a released model makes clips of the committed prompts (melody_jax/assets/prompts.jsonl)."""
+class Sampling(SamplingSettings):
+    """How a released model makes clips of the committed prompts (melody_jax/assets/prompts.jsonl).
+
+    Clip i has the seed `seed` times the number of prompts plus i.
+    """
 
     model: str = "mini"
     """Name of the packaged release."""
-    steps: int = 5
-    """Steps of the diffusion."""
-    schedule: str = "paper"
-    """Schedule of angles; see `diffusion.SCHEDULES`."""
-    solver: str = "ddim"
-    """Solver; see `diffusion.SOLVERS`."""
-    guidance_scale: float = 2.5
-    """Guidance scale of the diffusion."""
     distilled: bool = False
     """Use the distilled diffusion, which has no guidance: one network pass per step instead of two."""
     prompts: int = 5
     """Prompts of each of the 16 groups: the first ones of the ten in the list."""
-    seed: int = 0
-    """Seed of the clips: clip i has the seed `seed` times the number of prompts plus i."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -9,7 +9,7 @@ score from one stage to the next is the loss of one network. Writes `diagnosis-<
 import hashlib
 import json
 import sys
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +25,11 @@ from melody_jax.evaluation.composed_prompts import ComposedPrompt
 from melody_jax.evaluation.embedding import MuLan
 from melody_jax.evaluation.losses import STAGES, markdown, summarise
 from melody_jax.evaluation.npz import write_npz
+from melody_jax.options import option
 from melody_jax.runtime import enable_compile_cache
-from melody_jax.sampling.cascade import NETWORKS, Melody, load
+from melody_jax.sampling.cascade import Melody, load
+from melody_jax.sampling.plan import NETWORKS
+from melody_jax.sampling.settings import SamplingSettings, shared_settings
 
 BATCH = 16
 COLUMNS = ("statistics", "tempo", "points")
@@ -34,10 +37,10 @@ COLUMNS = ("statistics", "tempo", "points")
 
 
 @dataclass(frozen=True, kw_only=True)
-class DiagnoseConfig:
+class DiagnoseConfig(SamplingSettings):
     """Which model is diagnosed, and with which pieces."""
 
-    model: str = "mini"
+    model: str = option("mini", group="what to measure")
     """Name of the release; it must contain a tokenizer."""
     folder: str = ""
     """Folder of releases; empty: the packaged ones."""
@@ -47,25 +50,10 @@ class DiagnoseConfig:
     """Folder of the result; it must exist."""
     cache: str = "runs/diagnose"
     """Folder of the judge's training clips and of measured stages."""
-    judge_pieces: int = 160
-    """Composed clips of each group that the judge is trained on, at least 10."""
-    steps: int = 5
-    """Diffusion steps."""
-    guidance_scale: float = 2.5
-    """Guidance scale of the diffusion."""
-    lm_guidance_scale: float = 2.0
-    """Guidance scale of the language model."""
-    temperature: float = 1.1
-    """Sampling temperature of the language model."""
-    draws: int = 500
-    """Bootstrap resamples per interval, at least 20."""
-    seed: int = 0
-    """Seed of the generated clips."""
-
-    def __post_init__(self) -> None:
-        for name, least in (("judge_pieces", 10), ("draws", 20), ("steps", 1)):
-            if getattr(self, name) < least:
-                raise UserError(f"{name} is {getattr(self, name)}; it must be at least {least}")
+    judge_pieces: int = option(160, least=10)
+    """Composed clips of each group that the judge is trained on."""
+    draws: int = option(500, least=20)
+    """Bootstrap resamples per interval."""
 
 
 PLACES = ("folder", "prompts", "out", "cache")
@@ -118,8 +106,8 @@ def _measure_stages(
     parts: list[dict[str, np.ndarray]] = []
     for start in tqdm(range(0, len(prompts), BATCH), desc="stages", unit="batch", disable=None):
         batch = prompts[start : start + BATCH]
-        sampling = (config.steps, config.guidance_scale, config.lm_guidance_scale, config.temperature)
-        inputs = [melody.hashes, sampling, config.seed, start, [asdict(prompt) for prompt in batch]]
+        settings = shared_settings(config)
+        inputs = [melody.hashes, settings, start, [asdict(prompt) for prompt in batch]]
         key = hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()[:16]
         file = Path(config.cache) / f"{key}.npz"
         if not file.exists():
@@ -141,16 +129,9 @@ def _measure_batch(
             for number, prompt in enumerate(prompts, start=start)
         ]
     )
-    swapped = stage_swap.swap_stages(
-        melody,
-        truth,
-        [prompt.text for prompt in prompts],
-        config.seed + start,
-        config.steps,
-        config.guidance_scale,
-        config.lm_guidance_scale,
-        config.temperature,
-    )
+    texts = [prompt.text for prompt in prompts]
+    settings = replace(config, seed=config.seed + start)
+    swapped = stage_swap.swap_stages(melody, truth, texts, settings)
     columns = {}
     for stage, waves in ({"truth": truth} | swapped).items():
         statistics = [clip_features.log_mel_statistics(wave) for wave in waves]

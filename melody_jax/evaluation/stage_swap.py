@@ -23,17 +23,14 @@ from melody_jax.models.functional import Params
 from melody_jax.sampling import windows
 from melody_jax.sampling.cascade import Melody
 from melody_jax.sampling.request import make_requests
+from melody_jax.sampling.settings import SamplingSettings, shared_settings
 
 
 def swap_stages(
     melody: Melody,
     waves: np.ndarray,
     texts: Sequence[str],
-    seed: int = 0,
-    steps: int = 5,
-    guidance_scale: float = 2.5,
-    lm_guidance_scale: float = 2.0,
-    temperature: float = 1.1,
+    settings: SamplingSettings,
 ) -> dict[str, np.ndarray]:
     """Clips (B, T) for "vae", "dpd", "lm" and "text".
 
@@ -41,23 +38,12 @@ def swap_stages(
         melody: cascade that also holds the "tokenizer"; see `sampling.cascade.load(..., networks=...)`.
         waves: true clips (B, T) of one window each.
         texts: their prompts.
-        seed: seed of the first clip; the others follow.
-        steps: diffusion steps.
-        guidance_scale: guidance scale of the diffusion.
-        lm_guidance_scale: guidance scale of the language model.
-        temperature: sampling temperature of the language model.
+        settings: how the networks sample; clip i has its seed plus i.
     """
     params = melody.params
     configs = melody.configs
-    settings = {
-        "steps": steps,
-        "guidance_scale": guidance_scale,
-        "lm_guidance_scale": lm_guidance_scale,
-        "temperature": temperature,
-        "seconds": melody.window_seconds,
-        "seed": seed,
-    }
-    (batch,) = melody.plan(make_requests(texts, settings))
+    request_settings = shared_settings(settings) | {"seconds": melody.window_seconds}
+    (batch,) = melody.plan(make_requests(texts, request_settings))
     prefix, tokens, latents = _features(params, tuple(configs.items()), jnp.asarray(waves))
     controls = melody.controls_at(batch)([0.0] * len(texts))._replace(prefix_tokens=prefix)
     keys = windows.item_keys(controls)
