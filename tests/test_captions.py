@@ -7,10 +7,10 @@ from melody_jax.composer.captions import captions
 from melody_jax.composer.genres import GENRES as COMPOSED
 from melody_jax.composer.instruments import INSTRUMENTS
 from melody_jax.composer.moods import MOODS
-from melody_jax.composer.phrases import frames, genres, instruments, moods
+from melody_jax.composer.phrases import frames, genre_words, instrument_words, mood_words
 from melody_jax.composer.piece import Facts
 
-GENRES = list(genres.GENRES)
+GENRES = list(genre_words.GENRES)
 BANDS = {
     "solo piano": [("piano",)],
     "techno": [("synth bass", "drums", "synth lead")],
@@ -92,15 +92,18 @@ def test_tempo_words_agree(pieces):
 def test_absences_are_true(pieces):
     for facts, texts in pieces:
         for text in texts:
-            for what, phrases in instruments.ABSENT.items():
+            for what, phrases in instrument_words.ABSENT.items():
                 if any(re.search(rf"\b{phrase}\b", text.lower()) for phrase in phrases):
                     assert not any(
-                        word in name for name in facts.instruments for word in instruments.ABSENT_WORDS[what]
+                        word in name
+                        for name in facts.instruments
+                        for word in instrument_words.ABSENT_WORDS[what]
                     )
-            if any(phrase in text.lower() for phrase in instruments.NO_DRUMS):
+            if any(phrase in text.lower() for phrase in instrument_words.NO_DRUMS):
                 assert not {"drums", "timpani"} & set(facts.instruments)
             if any(
-                re.search(rf"\b{phrase}\b", text.lower()) for phrase in (*instruments.NO_VOICES, "beatless")
+                re.search(rf"\b{phrase}\b", text.lower())
+                for phrase in (*instrument_words.NO_VOICES, "beatless")
             ):
                 assert "choir" not in facts.instruments
 
@@ -140,9 +143,11 @@ def test_only_instruments_that_play_are_named(pieces):
 
 def test_most_tell_genre_or_lead(pieces):
     hits = [
-        any(name.lower() in text.lower() for name in (*names, *instruments.NAMES[facts.lead]))
+        any(name.lower() in text.lower() for name in (*names, *instrument_words.NAMES[facts.lead]))
         for facts, texts in pieces
-        for names in [(facts.genre, *genres.GENRES[facts.genre].mass, *genres.GENRES[facts.genre].count)]
+        for names in [
+            (facts.genre, *genre_words.GENRES[facts.genre].mass, *genre_words.GENRES[facts.genre].count)
+        ]
         for text in texts
     ]
     assert 0.85 < np.mean(hits) < 0.98
@@ -170,6 +175,6 @@ def test_unknown_words_fall_back_to_plain_names():
 
 
 def test_tables_cover_the_composer():
-    assert set(COMPOSED) == set(genres.GENRES)
-    assert set(MOODS) == set(moods.MOODS)
-    assert set(INSTRUMENTS) <= set(instruments.NAMES)
+    assert set(COMPOSED) == set(genre_words.GENRES)
+    assert set(MOODS) == set(mood_words.MOODS)
+    assert set(INSTRUMENTS) <= set(instrument_words.NAMES)

@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 
 from melody_jax.audio import SAMPLE_RATE, loudness
-from melody_jax.composer import drums, dsp, effects, patches, soundfont, synth
+from melody_jax.composer import drum_kits, dsp, effects, patches, soundfont, synth
 from melody_jax.composer.instruments import INSTRUMENTS
 from melody_jax.composer.piece import DRUM_KITS, EFFECTS, ROLES, ROOMS, Facts, Note, Piece, Production, Track
 from melody_jax.composer.render import render
+from melody_jax.composer.voice import BODIES
 from melody_jax.errors import UserError
 
 PRODUCTION = Production(
@@ -109,8 +110,8 @@ def test_same_piece_same_bytes_whatever_came_before():
     alone = render(first)
     render(second)
     assert np.array_equal(alone, render(first))
-    synth.voices.made.clear()
-    drums.one_shot.cache_clear()
+    BODIES.clear()
+    drum_kits.one_shot.cache_clear()
     render(second)
     assert np.array_equal(alone, render(first))
     assert not np.array_equal(alone, render(replace(first, seed=7)))
@@ -139,15 +140,15 @@ def test_every_instrument_plays_its_range(instrument: str):
 
 @pytest.mark.parametrize("kit", DRUM_KITS)
 def test_every_drum_key_sounds(kit: str):
-    for key in drums.KEYS:
-        hit = drums.play(kit, [(0.0, 0.25, key, 100)], 12_000, seed=key)
+    for key in drum_kits.KEYS:
+        hit = drum_kits.play(kit, [(0.0, 0.25, key, 100)], 12_000, seed=key)
         assert np.isfinite(hit).all()
         assert 0.005 < np.abs(hit).max() < 2.0, (kit, key)
 
 
 def test_closed_hat_chokes_the_open_one():
-    ringing = drums.play("acoustic", [(0.0, 0.2, 46, 100)], 24_000, seed=0)
-    choked = drums.play("acoustic", [(0.0, 0.2, 46, 100), (0.2, 0.2, 42, 1)], 24_000, seed=0)
+    ringing = drum_kits.play("acoustic", [(0.0, 0.2, 46, 100)], 24_000, seed=0)
+    choked = drum_kits.play("acoustic", [(0.0, 0.2, 46, 100), (0.2, 0.2, 42, 1)], 24_000, seed=0)
     assert dsp.level(choked[9600:12_000]) < 0.3 * dsp.level(ringing[9600:12_000])
 
 
@@ -165,7 +166,7 @@ def test_effects_keep_length_and_level(name: str):
 
 def test_names_agree_with_the_composer():
     assert set(effects.EFFECTS) == set(EFFECTS)
-    assert set(drums.KITS) == set(DRUM_KITS)
+    assert set(drum_kits.KITS) == set(DRUM_KITS)
     for room in set(ROOMS) - {"dry"}:
         response = effects.room_response(room, 0)
         assert np.square(response).sum() == pytest.approx(1.0, abs=1e-3)
@@ -219,7 +220,7 @@ def test_unknown_kit_room_and_key_are_user_errors():
         with pytest.raises(UserError, match=named):
             render(make_piece(seconds=0.5, **production))
     with pytest.raises(UserError, match="120"):
-        drums.play("acoustic", [(0.0, 0.1, 120, 100)], 100, 0)
+        drum_kits.play("acoustic", [(0.0, 0.1, 120, 100)], 100, 0)
     with pytest.raises(UserError, match="0 seconds"):
         render(make_piece(seconds=0.0))
 

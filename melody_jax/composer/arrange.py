@@ -3,9 +3,9 @@
 from melody_jax.composer.bass import Bassist
 from melody_jax.composer.comping import Comper
 from melody_jax.composer.dice import Dice
-from melody_jax.composer.drumming import Drummer
+from melody_jax.composer.drum_parts import Drummer
 from melody_jax.composer.form import Passage
-from melody_jax.composer.genres import BassPart, Layer
+from melody_jax.composer.genres import BassPart, LayerPart
 from melody_jax.composer.instruments import INSTRUMENTS
 from melody_jax.composer.lead import accompany, sing
 from melody_jax.composer.performance import Performer
@@ -75,7 +75,7 @@ class Arranger:
             tracks.append(self._track("counter", instrument, line, -6.5 + dice.bell(), ()))
         return tracks
 
-    def _instrument(self, dice: Dice, layer: Layer) -> str:
+    def _instrument(self, dice: Dice, layer: LayerPart) -> str:
         name = dice.pick(layer.instruments)
         if name != "lead":
             return name
@@ -98,7 +98,7 @@ class Arranger:
             tracks.append(self._layer(dice, layer, instrument))
         return tracks
 
-    def _layer(self, dice: Dice, layer: Layer, instrument: str) -> Track:
+    def _layer(self, dice: Dice, layer: LayerPart, instrument: str) -> Track:
         player = INSTRUMENTS[instrument]
         low, high = max(player.low, 34), min(player.high, 98)
         register = 0.4 * self.frame.mood.register

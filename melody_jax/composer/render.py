@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from melody_jax.audio import SAMPLE_RATE, loudness_normalise, peak_limit, resample
-from melody_jax.composer import drums, dsp, effects, soundfont, synth
+from melody_jax.composer import drum_kits, dsp, effects, soundfont, synth
 from melody_jax.composer.instruments import INSTRUMENTS
 from melody_jax.composer.piece import Piece, Track
 from melody_jax.errors import UserError
@@ -102,15 +102,15 @@ def _drums(
     piece: Piece, hits: Sequence[tuple[float, float, int, int]], font: Path | None, count: int
 ) -> np.ndarray:
     kit = piece.production.drum_kit
-    if kit not in drums.KITS:
-        raise UserError(f"{kit!r} is no drum kit; there are {', '.join(drums.KITS)}")
+    if kit not in drum_kits.KITS:
+        raise UserError(f"{kit!r} is no drum kit; there are {', '.join(drum_kits.KITS)}")
     electronic = kit in _ELECTRONIC_KITS
     if font is None or (electronic and piece.production.renderer == "synth"):
-        return drums.play(kit, hits, count, piece.seed)
+        return drum_kits.play(kit, hits, count, piece.seed)
     audio = soundfont.play_drums(font, kit, hits, count, piece.seed)
     if not electronic:
         return audio
-    layer = drums.play(kit, hits, count, piece.seed)
+    layer = drum_kits.play(kit, hits, count, piece.seed)
     return audio / np.float32(max(1e-6, dsp.level(audio))) + 0.7 * layer / np.float32(
         max(1e-6, dsp.level(layer))
     )
@@ -130,7 +130,11 @@ def _pump(piece: Piece, count: int) -> np.ndarray | None:
         return None
     beat = piece.seconds_per_beat
     kicks = [
-        n.start * beat for t in piece.tracks if t.role == "drums" for n in t.notes if n.pitch in drums.KICKS
+        n.start * beat
+        for t in piece.tracks
+        if t.role == "drums"
+        for n in t.notes
+        if n.pitch in drum_kits.KICKS
     ]
     if not kicks:
         return None

@@ -11,19 +11,20 @@ from collections.abc import Sequence
 import numpy as np
 
 from melody_jax.audio import SAMPLE_RATE
-from melody_jax.composer import dsp, voices
+from melody_jax.composer import dsp
 from melody_jax.composer.patches import Patch, patch_for
+from melody_jax.composer.voice import BODIES, Tone, Voice
 
 VARIANTS = 16
 BODY_LEVEL = 0.2
 LONGEST_BODY = 24.0
 
 
-def tone_variant(instrument: str, variant: int) -> voices.Tone:
+def tone_variant(instrument: str, variant: int) -> Tone:
     """The tone of an instrument's `variant`, 0 .. VARIANTS - 1."""
     rng = np.random.default_rng([zlib.crc32(instrument.encode()), variant])
     factors = np.exp2(rng.uniform(-1, 1, 6) * (0.7, 0.4, 0.6, 0.6, 0.5, 0.7))
-    return voices.Tone(*map(float, factors), blend=float(rng.random()))
+    return Tone(*map(float, factors), blend=float(rng.random()))
 
 
 def body(
@@ -33,7 +34,7 @@ def body(
     count = round(2 ** (length_step / 2) / 8 * SAMPLE_RATE)
 
     def make() -> np.ndarray:
-        voice = voices.Voice(
+        voice = Voice(
             frequency=440.0 * 2 ** ((pitch - 69) / 12),
             pitch=pitch,
             velocity=(velocity_step + 0.5) / 4,
@@ -45,7 +46,7 @@ def body(
         sound = patch.generator(voice, **patch.options)
         return (sound * np.float32(BODY_LEVEL / max(1e-6, dsp.level(sound, share=0.25)))).astype(np.float32)
 
-    return voices.made.get((instrument, variant, pitch, velocity_step, length_step), make)
+    return BODIES.get((instrument, variant, pitch, velocity_step, length_step), make)
 
 
 def play(

@@ -12,8 +12,8 @@ import numpy as np
 from melody_jax.composer import soundfont
 from melody_jax.composer.captions import captions
 from melody_jax.composer.compose import compose
-from melody_jax.composer.phrases.genres import GENRES
-from melody_jax.composer.phrases.instruments import NAMES
+from melody_jax.composer.phrases.genre_words import GENRES
+from melody_jax.composer.phrases.instrument_words import NAMES
 from melody_jax.composer.piece import Piece
 from melody_jax.composer.render import render
 from melody_jax.data.records import write_bytes

@@ -10,8 +10,8 @@ from functools import lru_cache
 from typing import Any
 
 from melody_jax.composer.phrases.frames import FLATS, METRES
-from melody_jax.composer.phrases.genres import GENRES
-from melody_jax.composer.phrases.instruments import NAMES
+from melody_jax.composer.phrases.genre_words import GENRES
+from melody_jax.composer.phrases.instrument_words import NAMES
 from melody_jax.composer.theory import MINOR_MODES, MODES
 
 _TEMPO = re.compile(r"(\d{2,3}) ?(?:bpm|beats per minute)", re.IGNORECASE)

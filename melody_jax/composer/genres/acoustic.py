@@ -1,7 +1,7 @@
 """Genres of acoustic instruments: solo keyboards and strings, folk, country and their relatives."""
 
-from melody_jax.composer.drumming import DrumStyle
-from melody_jax.composer.genres.schema import BassPart, Genre, Layer
+from melody_jax.composer.drum_parts import DrumStyle
+from melody_jax.composer.genres.schema import BassPart, Genre, LayerPart
 from melody_jax.composer.melody import MelodyStyle
 
 _TUNE = MelodyStyle(
@@ -24,14 +24,14 @@ SOLO_PIANO = Genre(
     melodies=(_TUNE, MelodyStyle(scheme={"tune": 2, "sparse": 1}, density=(0.4, 0.8), leap=0.3, span=14)),
     counter={"none": 2, "thirds": 1, "octave": 1.2},
     layers=(
-        Layer(
+        LayerPart(
             role="chords", instruments={"lead": 1}, centre=52, voices=3, style="open", gain=-5, gate=1.0, loud=66,
             patterns=("up:2", "wide:2", "alberti:2", "alberti:4", "updown:2", "rolling:4", "hold", "l.x.l.x.",
                 "l.o.x.o.",
                       "x.o.x.o.", "l.xxL.xx", "picking:2", "3/4|l.o.o.", "3/4|l.xoxo", "waltz:2", "6/8|l.oo.o",
                           "wide:4"),
         ),
-        Layer(role="bass", instruments={"lead": 1}, patterns=("l.......", "l...L...", "3/4|l.....", "6/8|l..l.."),
+        LayerPart(role="bass", instruments={"lead": 1}, patterns=("l.......", "l...L...", "3/4|l.....", "6/8|l..l.."),
             chance=0.55,
               gain=-6, gate=1.0, centre=54, loud=68),
     ),
@@ -59,10 +59,11 @@ ACOUSTIC_GUITAR = Genre(
     melodies=(_TUNE, MelodyStyle(scheme={"tune": 1, "line": 1}, density=(0.8, 1.5), leap=0.25, ornament=0.06)),
     counter={"none": 3, "thirds": 1},
     layers=(
-        Layer(role="chords", instruments={"lead": 1}, centre=55, voices=4, style="open", gain=-5, gate=1.2, loud=64,
+        LayerPart(role="chords", instruments={"lead": 1}, centre=55, voices=4, style="open", gain=-5, gate=1.2,
+            loud=64,
               patterns=("travis:2", "picking:2", "updown:2", "rolling:4", "wide:2", "travis:4", "3/4|l.u.u.",
                   "waltz:2", "6/8|luuluu")),
-        Layer(role="pad", instruments={"slow strings": 2, "cello": 2, "flute": 1}, patterns=("hold",), chance=0.2,
+        LayerPart(role="pad", instruments={"slow strings": 2, "cello": 2, "flute": 1}, patterns=("hold",), chance=0.2,
             gain=-13,
               voices=2, centre=58, enters=0.5),
     ),
@@ -94,14 +95,15 @@ FOLK = Genre(
     bass=BassPart(instruments={"upright bass": 3, "electric bass": 1}, patterns=("R...F...", "R...R..a", "two",
         "3/4|R.....", "3/4|R...f.", "6/8|R..F.."), chance=0.6),
     layers=(
-        Layer(role="chords", instruments={"acoustic guitar": 2, "steel guitar": 3}, voices=4, strum=0.014, gain=-5,
+        LayerPart(role="chords", instruments={"acoustic guitar": 2, "steel guitar": 3}, voices=4, strum=0.014,
+            gain=-5,
             centre=57, gate=0.95,
               patterns=("x.x.xoxo", "x..o.oxo", "l.xoL.xo", "x.xo.oxo", "travis:2", "picking:2", "3/4|l.xoxo",
                   "3/4|x.x.xo", "6/8|x.xx.x", "6/8|l.xl.x")),
-        Layer(role="arp", instruments={"banjo": 1, "dulcimer": 1, "acoustic guitar": 1, "harp": 0.6},
+        LayerPart(role="arp", instruments={"banjo": 1, "dulcimer": 1, "acoustic guitar": 1, "harp": 0.6},
             patterns=("banjo:4", "picking:4", "rolling:4"), chance=0.3,
               enters=0.5, gain=-10, centre=64),
-        Layer(role="pad", instruments={"accordion": 2, "slow strings": 1, "organ": 0.5}, patterns=("hold",),
+        LayerPart(role="pad", instruments={"accordion": 2, "slow strings": 1, "organ": 0.5}, patterns=("hold",),
             chance=0.25, enters=0.5, gain=-13),
     ),
     drums=(
@@ -136,10 +138,10 @@ CELTIC = Genre(
     bass=BassPart(instruments={"upright bass": 2, "cello": 1}, patterns=("R...F...", "R.......", "6/8|R..F..",
         "6/8|R.....", "3/4|R....."), chance=0.45),
     layers=(
-        Layer(role="chords", instruments={"steel guitar": 3, "acoustic guitar": 1, "accordion": 0.6, "harp": 0.7},
+        LayerPart(role="chords", instruments={"steel guitar": 3, "acoustic guitar": 1, "accordion": 0.6, "harp": 0.7},
             voices=4, strum=0.012, gain=-7, centre=55, gate=0.9,
               patterns=("x.xox.xo", "l.xol.xo", "xoxoxoxo", "6/8|x.ox.o", "6/8|xooxoo", "6/8|l.xl.x", "3/4|x.xoxo")),
-        Layer(role="pad", instruments={"bagpipes": 0.6, "slow strings": 1, "accordion": 1}, patterns=("hold",),
+        LayerPart(role="pad", instruments={"bagpipes": 0.6, "slow strings": 1, "accordion": 1}, patterns=("hold",),
             chance=0.3, gain=-15, voices=2, centre=52),
     ),
     drums=(DrumStyle(voices={"low tom": ("xggoxggo", "xgogxgog", "6/8|xgoxgo", "6/8|xggogo", "3/4|xgogog"),
@@ -175,17 +177,18 @@ COUNTRY = Genre(
     bass=BassPart(instruments={"upright bass": 3, "electric bass": 3, "picked bass": 1},
         patterns=("R...F...", "R...F...", "two", "R...F..a", "3/4|R.....", "3/4|R...f."), gate=0.75, gain=-3),
     layers=(
-        Layer(role="chords", instruments={"steel guitar": 4, "acoustic guitar": 1}, voices=4, strum=0.01, gain=-5,
+        LayerPart(role="chords", instruments={"steel guitar": 4, "acoustic guitar": 1}, voices=4, strum=0.01, gain=-5,
             centre=57, gate=0.7,
               patterns=("l.x.L.x.", "l.xoL.xo", "l.xoL.xo", "l.x.L.xx", "3/4|l.x.x.", "3/4|l.xox.")),
-        Layer(role="chords", instruments={"electric guitar": 3, "muted guitar": 1}, voices=3, gain=-9, centre=64,
+        LayerPart(role="chords", instruments={"electric guitar": 3, "muted guitar": 1}, voices=3, gain=-9, centre=64,
             gate=0.3, chance=0.5, enters=0.45,
               patterns=("..x...x.", "..x...xo", "3/4|..x.x."), effects={"tremolo": 0.2, "delay": 0.3}),
-        Layer(role="arp", instruments={"banjo": 4, "steel guitar": 1}, patterns=("banjo:4",), chance=0.4, enters=0.5,
+        LayerPart(role="arp", instruments={"banjo": 4, "steel guitar": 1}, patterns=("banjo:4",), chance=0.4,
+            enters=0.5,
             gain=-9, centre=64, voices=3),
-        Layer(role="pad", instruments={"pedal steel": 3, "organ": 1}, patterns=("hold",), chance=0.4, gain=-13,
+        LayerPart(role="pad", instruments={"pedal steel": 3, "organ": 1}, patterns=("hold",), chance=0.4, gain=-13,
             voices=2, centre=64, effects={"vibrato": 0.5}),
-        Layer(role="chords", instruments={"honky-tonk piano": 2, "piano": 1},
+        LayerPart(role="chords", instruments={"honky-tonk piano": 2, "piano": 1},
             patterns=("..x...x.", "..o.x.o.", "3/4|..x.x."), chance=0.3, gain=-11, enters=0.5, centre=67),
     ),
     drums=(
@@ -224,11 +227,11 @@ BLUEGRASS = Genre(
     counter_instruments={"fiddle": 1},
     bass=BassPart(instruments={"upright bass": 1}, patterns=("R...F...", "two"), gate=0.7, gain=-3),
     layers=(
-        Layer(role="chords", instruments={"steel guitar": 1}, voices=4, strum=0.008, gain=-6, centre=57, gate=0.6,
+        LayerPart(role="chords", instruments={"steel guitar": 1}, voices=4, strum=0.008, gain=-6, centre=57, gate=0.6,
             patterns=("l.x.L.x.", "l.xoL.xo")),
-        Layer(role="chords", instruments={"banjo": 2, "muted guitar": 2}, voices=3, gain=-9, centre=66, gate=0.2,
+        LayerPart(role="chords", instruments={"banjo": 2, "muted guitar": 2}, voices=3, gain=-9, centre=66, gate=0.2,
             patterns=("..x...x.",), chance=0.8),
-        Layer(role="arp", instruments={"banjo": 1}, patterns=("banjo:4",), chance=0.5, gain=-9, centre=64),
+        LayerPart(role="arp", instruments={"banjo": 1}, patterns=("banjo:4",), chance=0.5, gain=-9, centre=64),
     ),
     drums_chance=0.0,
     timing=0.006,
@@ -254,12 +257,13 @@ LULLABY = Genre(
     lead_register=5,
     counter={"none": 3, "thirds": 1},
     layers=(
-        Layer(role="arp", instruments={"lead": 3, "harp": 2, "music box": 1, "celesta": 1},
+        LayerPart(role="arp", instruments={"lead": 3, "harp": 2, "music box": 1, "celesta": 1},
             patterns=("alberti:2", "up:2", "updown:2", "waltz:2", "3/4|l.u.u.", "6/8|l.ul.u", "rolling:2"),
               gain=-7, centre=67, voices=3, gate=1.1, loud=64),
-        Layer(role="pad", instruments={"slow strings": 2, "warm pad": 2, "choir": 1}, patterns=("hold",), chance=0.45,
+        LayerPart(role="pad", instruments={"slow strings": 2, "warm pad": 2, "choir": 1}, patterns=("hold",),
+            chance=0.45,
             gain=-15, loud=60),
-        Layer(role="counter", instruments={"glockenspiel": 1, "celesta": 1},
+        LayerPart(role="counter", instruments={"glockenspiel": 1, "celesta": 1},
             patterns=("u.......", "....u...", "3/4|u.....", "6/8|u....."), chance=0.3, gain=-12, centre=79),
     ),
     timing=0.01,

@@ -1,7 +1,7 @@
 """Genres of the amplified band: rock, metal, funk, disco, reggae, ska."""
 
-from melody_jax.composer.drumming import DrumStyle
-from melody_jax.composer.genres.schema import BassPart, Genre, Layer
+from melody_jax.composer.drum_parts import DrumStyle
+from melody_jax.composer.genres.schema import BassPart, Genre, LayerPart
 from melody_jax.composer.melody import MelodyStyle
 
 ROCK = Genre(
@@ -29,16 +29,17 @@ ROCK = Genre(
     bass=BassPart(instruments={"electric bass": 4, "picked bass": 4}, patterns=("RRRRRRRR", "R..RR.R.", "R.RRR.RR",
         "RR.RR.R.", "R...R.R.", "RRRRRRFF", "R..R..Ra", "6/8|R.RR.R"), gate=0.9, gain=-3),
     layers=(
-        Layer(role="chords", instruments={"overdriven guitar": 4, "distorted guitar": 3, "electric guitar": 2},
+        LayerPart(role="chords", instruments={"overdriven guitar": 4, "distorted guitar": 3, "electric guitar": 2},
             voices=3, strum=0.006, gain=-4, centre=54, gate=0.92, loud=88,
               patterns=("p.pppppp", "pppppppp", "p..p..p.", "p.p.p.pp", "p..pp.p.", "x.xxoxxo", "x..xx.xo", "cpcpcpcp",
                   "ccpcccpc", "p.......", "6/8|p.pp.p", "6/8|p..p.p"), effects={"overdrive": 0.5, "distortion": 0.35,
                   "chorus": 0.1}),
-        Layer(role="chords", instruments={"electric guitar": 3, "steel guitar": 1.5, "rock organ": 1.5, "piano": 1.5},
+        LayerPart(role="chords", instruments={"electric guitar": 3, "steel guitar": 1.5, "rock organ": 1.5,
+            "piano": 1.5},
             voices=4, strum=0.008, gain=-9, centre=60, chance=0.65, enters=0.45, gate=0.9,
               patterns=("x.xoxoxo", "x...x...", "hold", "x..x..x.", "up:2", "picking:2", "xoxoxoxo"),
                   effects={"chorus": 0.3, "tremolo": 0.1}),
-        Layer(role="pad", instruments={"organ": 2, "rock organ": 2, "synth strings": 1}, patterns=("hold",),
+        LayerPart(role="pad", instruments={"organ": 2, "rock organ": 2, "synth strings": 1}, patterns=("hold",),
             chance=0.3, enters=0.7, gain=-13),
     ),
     drums=(
@@ -88,13 +89,15 @@ METAL = Genre(
         "RRR.RRR.RRR.RRR.", "RRRRRRRR", "R..R..R.R..R..R.", "6/8|RRRRRR"), gate=0.85, gain=-4, centre=34,
         effects={"overdrive": 0.6}),
     layers=(
-        Layer(role="chords", instruments={"distorted guitar": 1}, voices=3, gain=-2, centre=50, gate=0.9, loud=98,
+        LayerPart(role="chords", instruments={"distorted guitar": 1}, voices=3, gain=-2, centre=50, gate=0.9, loud=98,
               patterns=("pcccpcccpcccpccc", "pccpccpcpccpccpc", "cccpcccpcccpccpp", "p.ccp.ccp.ccp.cc",
                   "pcc.pcc.pcc.ppp.", "p...ccccp...cccc", "cccccccccccccccc", "p..p..p.p..p..pp", "ppppppppcccccccc",
                   "6/8|pccpcc", "6/8|pcpccp"), effects={"distortion": 1.0}),
-        Layer(role="chords", instruments={"distorted guitar": 1}, voices=3, gain=-6, centre=53, gate=0.98, loud=92,
+        LayerPart(role="chords", instruments={"distorted guitar": 1}, voices=3, gain=-6, centre=53, gate=0.98,
+            loud=92,
             chance=0.6, enters=0.6, patterns=("p.......", "p...p...", "hold", "trem:4"), effects={"distortion": 1.0}),
-        Layer(role="pad", instruments={"choir": 1, "synth strings": 1}, patterns=("hold",), chance=0.2, enters=0.6,
+        LayerPart(role="pad", instruments={"choir": 1, "synth strings": 1}, patterns=("hold",), chance=0.2,
+            enters=0.6,
             gain=-12),
     ),
     drums=(
@@ -142,15 +145,17 @@ FUNK = Genre(
                   patterns=("R..O..R...r.R.S.", "R.....O.G.R..OG.", "R..RG.O...S.R.a.", "RG.R..G.O..S.RG.",
                       "R...G.R..RO..S..", "R..R....G.RF..S.", "R.G.OG.R.G.S.FG./R..O..G.R..a..A.", "R.......R..ROS.F")),
     layers=(
-        Layer(role="chords", instruments={"electric guitar": 4, "muted guitar": 4}, voices=3, rootless=True, gain=-6,
+        LayerPart(role="chords", instruments={"electric guitar": 4, "muted guitar": 4}, voices=3, rootless=True,
+            gain=-6,
             gate=0.25, centre=66, loud=78,
               patterns=("..x...x...x...x.", "x..x..x...x.x..x", "..xx..x...xx..x.", "....x..x....x...",
                   "x.oox.oxo.oxx.oo", "..x..x....x..x..", "o.x.o.xoo.x.oox."), effects={"wah": 0.5, "phaser": 0.15}),
-        Layer(role="chords", instruments={"clavinet": 3, "electric piano": 2, "organ": 2}, voices=4, rootless=True,
+        LayerPart(role="chords", instruments={"clavinet": 3, "electric piano": 2, "organ": 2}, voices=4,
+            rootless=True,
             gain=-8, chance=0.75, gate=0.35, centre=59,
               patterns=("x..x..x..x..x...", "x.oxo.x.o.xox.o.", "x.......x..x....", "..x..x.x..x..x..", "hold",
                   "...x...x...x..x."), effects={"phaser": 0.3, "wah": 0.2, "autofilter": 0.3}),
-        Layer(role="counter", instruments={"brass section": 4, "trumpet": 1, "saxophone": 1}, voices=3, gain=-6,
+        LayerPart(role="counter", instruments={"brass section": 4, "trumpet": 1, "saxophone": 1}, voices=3, gain=-6,
             chance=0.6, enters=0.55, gate=0.4, centre=69, loud=92,
               patterns=("..........x..x../................", "x.....x........./..........x..x..",
                   "............x.xx/................", "x..x............/........x..x....")),
@@ -192,12 +197,13 @@ DISCO = Genre(
     bass=BassPart(instruments={"electric bass": 5, "slap bass": 1, "synth bass": 1},
         patterns=("ROROROROROROROR.", "R.O.R.O.R.O.R.O.", "R.O.R.OOR.O.RSO.", "R..OR.O.R..OS.F."), gate=0.65, gain=-2),
     layers=(
-        Layer(role="chords", instruments={"electric guitar": 3, "muted guitar": 2}, voices=3, gain=-7, gate=0.25,
+        LayerPart(role="chords", instruments={"electric guitar": 3, "muted guitar": 2}, voices=3, gain=-7, gate=0.25,
             centre=66, patterns=("x.xxx.xxx.xxx.xx", "..xx..xx..xx..xx", "x.oxx.oxx.oxx.ox"),
             effects={"wah": 0.2, "phaser": 0.2}),
-        Layer(role="pad", instruments={"strings": 4, "synth strings": 2}, patterns=("hold", "x..x..x.x..x..x.", "bar"),
+        LayerPart(role="pad", instruments={"strings": 4, "synth strings": 2}, patterns=("hold",
+            "x..x..x.x..x..x.", "bar"),
             gain=-8, centre=68, voices=3),
-        Layer(role="chords", instruments={"electric piano": 2, "piano": 2, "clavinet": 1},
+        LayerPart(role="chords", instruments={"electric piano": 2, "piano": 2, "clavinet": 1},
             patterns=("x..x..x.", "..x...x.", "x...x..x"), gain=-9, chance=0.7, gate=0.5, voices=4),
     ),
     drums=(DrumStyle(voices={"kick": ("x...x...x...x...",), "open": ("..x...x...x...x.",),
@@ -236,17 +242,18 @@ REGGAE = Genre(
                   patterns=("R..R..T.F.......", "..R.R.T.F...R...", "R.....R.F.T.R...", "R.R...TF..R.....",
                       "....R.R.T.F.R.T.", "R...R..FO..F....", "R..R..R.T..F..../R..R..R.F..T....", "..RRR.F...T.R.A.")),
     layers=(
-        Layer(role="chords", instruments={"electric guitar": 4, "muted guitar": 3}, voices=3, gain=-4, gate=0.16,
+        LayerPart(role="chords", instruments={"electric guitar": 4, "muted guitar": 3}, voices=3, gain=-4, gate=0.16,
             centre=67, strum=0.003, loud=92,
               patterns=("..x...x...x...x.", "..x...x...x...x.", "..xo..xo..xo..xo", "..x...xo..x...xo"),
                   effects={"delay": 0.25, "phaser": 0.1}),
-        Layer(role="chords", instruments={"organ": 5, "rock organ": 1.5}, voices=3, gain=-7, gate=0.25, centre=62,
+        LayerPart(role="chords", instruments={"organ": 5, "rock organ": 1.5}, voices=3, gain=-7, gate=0.25, centre=62,
             loud=82,
               patterns=(".xx..xx..xx..xx.", "..x...x...x...x.", "..xx..xx..xx..xx", ".o.x.o.x.o.x.o.x"),
                   effects={"tremolo": 0.2}),
-        Layer(role="chords", instruments={"piano": 3, "clavinet": 1.5}, voices=3, gain=-9, gate=0.2, chance=0.55,
+        LayerPart(role="chords", instruments={"piano": 3, "clavinet": 1.5}, voices=3, gain=-9, gate=0.2, chance=0.55,
             centre=64, patterns=("..x...x...x...x.",)),
-        Layer(role="counter", instruments={"brass section": 1}, voices=3, gain=-8, chance=0.35, enters=0.6, gate=0.5,
+        LayerPart(role="counter", instruments={"brass section": 1}, voices=3, gain=-8, chance=0.35, enters=0.6,
+            gate=0.5,
             centre=67, patterns=("x..x..x........./................", "..........x.x.x./................")),
     ),
     drums=(
@@ -289,9 +296,9 @@ SKA = Genre(
     bass=BassPart(instruments={"electric bass": 3, "upright bass": 1}, patterns=("walk", "R.T.F.T.", "R.R.F.F."),
         gate=0.8, gain=-2),
     layers=(
-        Layer(role="chords", instruments={"electric guitar": 4, "muted guitar": 1}, voices=3, gain=-4, gate=0.3,
+        LayerPart(role="chords", instruments={"electric guitar": 4, "muted guitar": 1}, voices=3, gain=-4, gate=0.3,
             centre=67, loud=90, patterns=(".x.x.x.x",)),
-        Layer(role="chords", instruments={"organ": 2, "piano": 3}, voices=3, gain=-8, gate=0.3, centre=62,
+        LayerPart(role="chords", instruments={"organ": 2, "piano": 3}, voices=3, gain=-8, gate=0.3, centre=62,
             patterns=(".x.x.x.x", ".xox.xox")),
     ),
     drums=(DrumStyle(voices={"kick": ("x...x...", "..x...x.", "x.x.x.x."), "snare": ("..x...x.",),

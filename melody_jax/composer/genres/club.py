@@ -1,7 +1,7 @@
 """Electronic music for dancing: house, techno, trance, drum and bass."""
 
-from melody_jax.composer.drumming import DrumStyle
-from melody_jax.composer.genres.schema import BassPart, Genre, Layer
+from melody_jax.composer.drum_parts import DrumStyle
+from melody_jax.composer.genres.schema import BassPart, Genre, LayerPart
 from melody_jax.composer.melody import MelodyStyle
 
 _FOUR = ("x...x...x...x...",)
@@ -24,13 +24,13 @@ HOUSE = Genre(
         patterns=("..R...R...R...R.", "R..R..r...R..r..", "..R...RO..R...R.", "R..O..R...r.R..S", "..RR..rR..RR..Ro",
         "R.....R..R....r."), gate=0.7, gain=-2),
     layers=(
-        Layer(role="chords", instruments={"piano": 3, "organ": 2, "electric piano": 2, "synth strings": 1,
+        LayerPart(role="chords", instruments={"piano": 3, "organ": 2, "electric piano": 2, "synth strings": 1,
             "synth pluck": 1}, voices=4, rootless=True, gate=0.5, gain=-5, centre=64,
               patterns=("..x...x...x...x.", "x..x..x...x..x..", "x..x...x..x.x...", "...x..x....x..x.",
                   "x.....x..x......", "..x..x....x..x.."), effects={"autofilter": 0.3, "phaser": 0.2, "delay": 0.2}),
-        Layer(role="pad", instruments={"synth strings": 2, "warm pad": 3, "saw pad": 1}, patterns=("hold",),
+        LayerPart(role="pad", instruments={"synth strings": 2, "warm pad": 3, "saw pad": 1}, patterns=("hold",),
             chance=0.6, gain=-12, effects={"lowpass": 0.4}),
-        Layer(role="arp", instruments={"synth pluck": 2, "marimba": 0.6, "crystal": 0.5},
+        LayerPart(role="arp", instruments={"synth pluck": 2, "marimba": 0.6, "crystal": 0.5},
             patterns=("updown:4", "pulse:4", "up:4"), chance=0.3, enters=0.5, gain=-12, centre=70, gate=0.5,
             effects={"delay": 0.6}),
     ),
@@ -73,13 +73,14 @@ TECHNO = Genre(
         patterns=("..R...R...R...R.", ".RRR.RRR.RRR.RRR", "..RR..RR..RR..RR", "R.rR.rR.R.rR.rR.", "..R..rR...R..rR.",
         ".R.R.R.R.R.R.R.O"), gate=0.6, gain=-2, centre=36, effects={"distortion": 0.3, "lowpass": 0.3}),
     layers=(
-        Layer(role="chords", instruments={"saw pad": 2, "synth strings": 1, "synth pluck": 2}, voices=3, gate=0.3,
+        LayerPart(role="chords", instruments={"saw pad": 2, "synth strings": 1, "synth pluck": 2}, voices=3, gate=0.3,
             gain=-9, centre=58, chance=0.65, patterns=("...x..x....x....", "......x.........", "..x..x..x..x..x.",
             "...x.......x...."), effects={"delay": 0.7, "lowpass": 0.3, "autofilter": 0.3}),
-        Layer(role="arp", instruments={"synth pluck": 2, "square lead": 1, "synth bass": 1},
+        LayerPart(role="arp", instruments={"synth pluck": 2, "square lead": 1, "synth bass": 1},
             patterns=("pulse:4", "up:4", "down:4", "alberti:4"), chance=0.45, gain=-10, centre=55, gate=0.4,
             effects={"autofilter": 0.5, "delay": 0.3}),
-        Layer(role="pad", instruments={"sweep pad": 2, "warm pad": 1, "glass pad": 1}, patterns=("hold",), chance=0.4,
+        LayerPart(role="pad", instruments={"sweep pad": 2, "warm pad": 1, "glass pad": 1}, patterns=("hold",),
+            chance=0.4,
             gain=-15, voices=2, centre=50),
     ),
     drums=(
@@ -124,12 +125,12 @@ TRANCE = Genre(
     bass=BassPart(instruments={"synth bass": 4, "sub bass": 1}, patterns=("..R...R...R...R.", ".RRR.RRR.RRR.RRR",
         "..RR..RR..RR..RR", "..RO..RO..RO..RO"), gate=0.8, gain=-3, centre=36),
     layers=(
-        Layer(role="arp", instruments={"synth pluck": 3, "synth lead": 2, "saw pad": 1},
+        LayerPart(role="arp", instruments={"synth pluck": 3, "synth lead": 2, "saw pad": 1},
             patterns=("updown:4", "pulse:4", "up:4", "wide:4", "fall:4"), gain=-7, centre=69, gate=0.6,
             effects={"delay": 0.7, "autofilter": 0.4}),
-        Layer(role="pad", instruments={"saw pad": 3, "synth strings": 2, "warm pad": 1, "choir pad": 0.7},
+        LayerPart(role="pad", instruments={"saw pad": 3, "synth strings": 2, "warm pad": 1, "choir pad": 0.7},
             patterns=("hold",), gain=-9, voices=4, style="open", effects={"chorus": 0.3, "phaser": 0.2}),
-        Layer(role="chords", instruments={"saw pad": 2, "synth lead": 1},
+        LayerPart(role="chords", instruments={"saw pad": 2, "synth lead": 1},
             patterns=("x..x..x.x..x..x.", "x.x.x.x.x.x.x.x.", "x..x..x..x..x.x."), chance=0.5, enters=0.6, gain=-9,
             gate=0.6, voices=4, centre=64),
     ),
@@ -172,12 +173,12 @@ DRUM_AND_BASS = Genre(
                   patterns=("R.........R.....", "R.......r.R...r.", "R..R......R..r..", "R.....R.....S...",
                       "R.R...R...R.R.O.", "R.........RR..../R.....R...T.....", "R...............")),
     layers=(
-        Layer(role="pad", instruments={"warm pad": 3, "sweep pad": 2, "synth strings": 2, "glass pad": 1},
+        LayerPart(role="pad", instruments={"warm pad": 3, "sweep pad": 2, "synth strings": 2, "glass pad": 1},
             patterns=("hold",), gain=-11, voices=4, style="open", effects={"lowpass": 0.3}),
-        Layer(role="chords", instruments={"electric piano": 2, "synth pluck": 2, "piano": 1},
+        LayerPart(role="chords", instruments={"electric piano": 2, "synth pluck": 2, "piano": 1},
             patterns=("...x..x.........", "x.....x.....x...", "..x..x....x....."), chance=0.5, gain=-9, gate=0.6,
             effects={"delay": 0.7}, voices=4, rootless=True),
-        Layer(role="arp", instruments={"synth pluck": 2, "square lead": 1, "crystal": 1},
+        LayerPart(role="arp", instruments={"synth pluck": 2, "square lead": 1, "crystal": 1},
             patterns=("up:4", "updown:2", "pulse:2"), chance=0.35, gain=-13, centre=72, gate=0.5,
             effects={"delay": 0.7}),
     ),

@@ -1,7 +1,7 @@
 """Electronic music for listening: synthwave, ambient, lo-fi hip hop, trap, chiptune."""
 
-from melody_jax.composer.drumming import DrumStyle
-from melody_jax.composer.genres.schema import BassPart, Genre, Layer
+from melody_jax.composer.drum_parts import DrumStyle
+from melody_jax.composer.genres.schema import BassPart, Genre, LayerPart
 from melody_jax.composer.melody import MelodyStyle
 
 SYNTHWAVE = Genre(
@@ -22,12 +22,13 @@ SYNTHWAVE = Genre(
     bass=BassPart(instruments={"synth bass": 5, "square bass": 1.5}, patterns=("RRRRRRRR", "R.RRR.RRR.RRR.RR",
         "RORORORO", "RRRRRRRRRRRRRRRR", "R.RRR.RRR.RRR.RO"), gate=0.7, gain=-3, centre=36, effects={"chorus": 0.3}),
     layers=(
-        Layer(role="pad", instruments={"saw pad": 3, "warm pad": 3, "synth strings": 2, "synth brass": 1},
+        LayerPart(role="pad", instruments={"saw pad": 3, "warm pad": 3, "synth strings": 2, "synth brass": 1},
             patterns=("hold",), gain=-8, voices=4, style="open", effects={"chorus": 0.7, "phaser": 0.2}),
-        Layer(role="arp", instruments={"synth pluck": 3, "square lead": 1, "crystal": 1, "FM electric piano": 0.6},
+        LayerPart(role="arp", instruments={"synth pluck": 3, "square lead": 1, "crystal": 1,
+            "FM electric piano": 0.6},
             patterns=("up:4", "updown:4", "pulse:4", "wide:4"), chance=0.75, gain=-10, centre=68, gate=0.5,
             effects={"delay": 0.6}),
-        Layer(role="chords", instruments={"synth brass": 2, "FM electric piano": 2, "saw pad": 1},
+        LayerPart(role="chords", instruments={"synth brass": 2, "FM electric piano": 2, "saw pad": 1},
             patterns=("x..x..x.", "x.......", "x..x....", "x.x..x.."), chance=0.4, enters=0.6, gain=-9, gate=0.8),
     ),
     drums=(
@@ -67,12 +68,13 @@ AMBIENT = Genre(
     bass=BassPart(instruments={"sub bass": 3, "synth bass": 0.5, "cello": 1, "fretless bass": 0.7}, patterns=("hold",),
         chance=0.6, gain=-7, centre=36),
     layers=(
-        Layer(role="pad", instruments={"warm pad": 4, "glass pad": 2, "sweep pad": 2, "choir pad": 1.5,
+        LayerPart(role="pad", instruments={"warm pad": 4, "glass pad": 2, "sweep pad": 2, "choir pad": 1.5,
             "slow strings": 1.5, "synth strings": 1}, patterns=("hold",), gain=-4, voices=4, style="open", gate=1.1,
             loud=72, effects={"chorus": 0.3, "phaser": 0.2, "lowpass": 0.2}),
-        Layer(role="pad", instruments={"choir": 1, "glass pad": 1, "slow strings": 1, "organ": 0.4},
+        LayerPart(role="pad", instruments={"choir": 1, "glass pad": 1, "slow strings": 1, "organ": 0.4},
             patterns=("bar", "hold"), chance=0.5, gain=-10, voices=2, centre=70, loud=64),
-        Layer(role="arp", instruments={"crystal": 2, "harp": 1, "synth pluck": 1, "kalimba": 1, "electric piano": 1},
+        LayerPart(role="arp", instruments={"crystal": 2, "harp": 1, "synth pluck": 1, "kalimba": 1,
+            "electric piano": 1},
             patterns=("up:1", "wide:2", "updown:1", "fall:2", "up:2"), chance=0.5, gain=-12, centre=74, gate=1.2,
             loud=56, effects={"delay": 0.8}),
     ),
@@ -111,11 +113,11 @@ LOFI = Genre(
         patterns=("R.....r.R.......", "R......rR..f....", "R..R......R...a.", "R.........R.F...", "R.....F...R....."),
         gate=0.85, gain=-3, effects={"lowpass": 0.5}),
     layers=(
-        Layer(role="chords", instruments={"electric piano": 5, "piano": 2, "jazz guitar": 1.5}, voices=4,
+        LayerPart(role="chords", instruments={"electric piano": 5, "piano": 2, "jazz guitar": 1.5}, voices=4,
             rootless=True, gain=-5, strum=0.02, gate=0.95, centre=58, loud=68,
               patterns=("x.......", "x.....o.", "x..o....", "x...o...", "x.....o...o.....", "x..........o....",
                   "wide:2"), effects={"tremolo": 0.3, "chorus": 0.3, "lowpass": 0.5}),
-        Layer(role="pad", instruments={"warm pad": 2, "slow strings": 1, "choir pad": 0.5}, patterns=("hold",),
+        LayerPart(role="pad", instruments={"warm pad": 2, "slow strings": 1, "choir pad": 0.5}, patterns=("hold",),
             chance=0.3, gain=-15),
     ),
     drums=(
@@ -162,11 +164,11 @@ TRAP = Genre(
     bass=BassPart(instruments={"sub bass": 1}, patterns=("R.....R...R.....", "R..R......R..r..", "R......R..R...r.",
         "R.........RR....", "R.....R.R.....O."), gate=0.9, gain=-1, centre=32, effects={"overdrive": 0.4}),
     layers=(
-        Layer(role="pad", instruments={"choir pad": 2, "warm pad": 2, "slow strings": 2, "glass pad": 1},
+        LayerPart(role="pad", instruments={"choir pad": 2, "warm pad": 2, "slow strings": 2, "glass pad": 1},
             patterns=("hold",), chance=0.7, gain=-12, centre=62),
-        Layer(role="chords", instruments={"piano": 2, "synth pluck": 1, "brass section": 1},
+        LayerPart(role="chords", instruments={"piano": 2, "synth pluck": 1, "brass section": 1},
             patterns=("x.......", "x..x..x.", "x.....o."), chance=0.5, gain=-9, centre=58),
-        Layer(role="arp", instruments={"synth pluck": 1, "crystal": 1, "harp": 1},
+        LayerPart(role="arp", instruments={"synth pluck": 1, "crystal": 1, "harp": 1},
             patterns=("up:4", "fall:4", "updown:4"), chance=0.3, gain=-12, centre=74, effects={"delay": 0.6}),
     ),
     drums=(
@@ -212,7 +214,8 @@ CHIPTUNE = Genre(
     bass=BassPart(instruments={"chip bass": 1}, patterns=("R.R.R.R.R.R.R.R.", "R.O.R.O.R.O.R.O.", "R..R..R.R..R..F.",
         "R.RRR.RRR.RRR.RR", "R.R.F.F.", "ROROROROROROROR.", "3/4|R.F.F."), gate=0.7, gain=-3, centre=42),
     layers=(
-        Layer(role="arp", instruments={"chip arp": 1}, patterns=("up:8", "up:4", "updown:4", "pulse:4", "alberti:4",
+        LayerPart(role="arp", instruments={"chip arp": 1}, patterns=("up:8", "up:4", "updown:4", "pulse:4",
+            "alberti:4",
             "down:8", "up:6"), gain=-9, centre=70, gate=0.6, loud=70, chance=0.95),
     ),
     drums=(

@@ -1,7 +1,7 @@
 """Jazz and its neighbours: jazz, bossa nova, blues, soul, salsa, tango, ragtime."""
 
-from melody_jax.composer.drumming import DrumStyle
-from melody_jax.composer.genres.schema import BassPart, Genre, Layer
+from melody_jax.composer.drum_parts import DrumStyle
+from melody_jax.composer.genres.schema import BassPart, Genre, LayerPart
 from melody_jax.composer.melody import MelodyStyle
 
 JAZZ = Genre(
@@ -28,12 +28,14 @@ JAZZ = Genre(
     bass=BassPart(instruments={"upright bass": 9, "fretless bass": 0.5},
         patterns=("walk", "walk", "walk", "two", "3/4|R.T.F."), gate=0.92, gain=-3),
     layers=(
-        Layer(role="chords", instruments={"piano": 6, "jazz guitar": 2, "organ": 0.7, "vibraphone": 0.5}, voices=4,
+        LayerPart(role="chords", instruments={"piano": 6, "jazz guitar": 2, "organ": 0.7, "vibraphone": 0.5},
+            voices=4,
             rootless=True, style="close", gain=-7, gate=0.5, centre=59, strum=0.004, loud=72,
               patterns=("3/4|x..x..", "3/4|.x..x.", "3/4|..x.x.", "x..o....", "..x..x..", "x..x....", "...x..x.",
                   ".x...x..", ".....x.x/..x.....",
                   "x..o...x/...x..x.", "....x..x/.x....x.", "x.x.x.x.")),
-        Layer(role="chords", instruments={"jazz guitar": 1}, voices=3, rootless=True, gain=-13, gate=0.5, centre=57,
+        LayerPart(role="chords", instruments={"jazz guitar": 1}, voices=3, rootless=True, gain=-13, gate=0.5,
+            centre=57,
             chance=0.2, strum=0.006, patterns=("x.x.x.x.",)),
     ),
     drums=(
@@ -74,13 +76,15 @@ BOSSA = Genre(
     bass=BassPart(instruments={"upright bass": 3, "electric bass": 1.5, "acoustic guitar": 0.4},
         patterns=("R..FF..F", "R..FF..R", "R..RF..F"), gate=0.9, gain=-4),
     layers=(
-        Layer(role="chords", instruments={"acoustic guitar": 9, "jazz guitar": 0.7}, voices=4, rootless=True, gain=-4,
+        LayerPart(role="chords", instruments={"acoustic guitar": 9, "jazz guitar": 0.7}, voices=4, rootless=True,
+            gain=-4,
             gate=0.7, centre=59, strum=0.004, loud=74,
               patterns=("x..x..x./..x..x..", "x.x..x.x/.x..x.x.", "x..x.x../x..x..x.", "..x..x../x..x..x.",
                   "x.x..x../x..x.x..")),
-        Layer(role="chords", instruments={"electric piano": 2, "piano": 2, "vibraphone": 0.5}, voices=3, rootless=True,
+        LayerPart(role="chords", instruments={"electric piano": 2, "piano": 2, "vibraphone": 0.5}, voices=3,
+            rootless=True,
             gain=-12, chance=0.4, patterns=("x.......", "..x..x..", "...x...."), centre=66, enters=0.5),
-        Layer(role="pad", instruments={"slow strings": 1}, patterns=("hold",), chance=0.25, gain=-14, enters=0.55,
+        LayerPart(role="pad", instruments={"slow strings": 1}, patterns=("hold",), chance=0.25, gain=-14, enters=0.55,
             voices=3, centre=66),
     ),
     drums=(
@@ -125,15 +129,17 @@ BLUES = Genre(
     bass=BassPart(instruments={"electric bass": 4, "upright bass": 2}, patterns=("walk", "R.T.F.S.", "RRTTFFSS",
         "R.T.F.T.", "RRRRFFSS", "R.rRF.SF"), gate=0.8, gain=-3),
     layers=(
-        Layer(role="chords", instruments={"electric guitar": 4, "overdriven guitar": 1.5, "steel guitar": 1}, voices=3,
+        LayerPart(role="chords", instruments={"electric guitar": 4, "overdriven guitar": 1.5, "steel guitar": 1},
+            voices=3,
             gain=-8, centre=56, gate=0.6, strum=0.006,
               patterns=("12/8|l.ol.ol.ol.o", "12/8|..x..x..x..x", "12/8|x..x..x..x..", "l.lol.lo", "x.xox.xo",
                   "..x...x.", "...x...x", "..x..xx.", "l.xol.xo"),
                   effects={"tremolo": 0.25, "overdrive": 0.3}),
-        Layer(role="chords", instruments={"piano": 3, "organ": 3, "honky-tonk piano": 1, "rock organ": 1}, voices=4,
+        LayerPart(role="chords", instruments={"piano": 3, "organ": 3, "honky-tonk piano": 1, "rock organ": 1},
+            voices=4,
             rootless=True, gain=-9, chance=0.7, gate=0.6, centre=62,
               patterns=("x.xxx.xx", "..x...x.", "x.......", "up:3", "...x..x.", "xoxoxoxo")),
-        Layer(role="pad", instruments={"brass section": 2, "organ": 1}, patterns=("..x..x..", "hold", "x......."),
+        LayerPart(role="pad", instruments={"brass section": 2, "organ": 1}, patterns=("..x..x..", "hold", "x......."),
             chance=0.25, enters=0.7, gain=-11, gate=0.5),
     ),
     drums=(
@@ -178,15 +184,16 @@ SOUL = Genre(
         patterns=("R.....rRF..S....", "R..R..F.R...S.A.", "R.....R...T.F...", "R..G..R.F.T...a.", "6/8|R.FR.F",
         "12/8|R....RF..S.A"), gain=-3),
     layers=(
-        Layer(role="chords", instruments={"electric piano": 4, "piano": 2, "organ": 1}, voices=4, rootless=True,
+        LayerPart(role="chords", instruments={"electric piano": 4, "piano": 2, "organ": 1}, voices=4, rootless=True,
             gain=-6, centre=60, gate=0.85, strum=0.006, patterns=("x.......x..x....", "x..o..o...x.o...", "x...o...",
             "x..x..o.", "12/8|x..o..x..o..", "12/8|xooxooxooxoo"), effects={"tremolo": 0.3, "chorus": 0.2}),
-        Layer(role="chords", instruments={"electric guitar": 3, "jazz guitar": 1}, voices=3, gain=-9, centre=67,
+        LayerPart(role="chords", instruments={"electric guitar": 3, "jazz guitar": 1}, voices=3, gain=-9, centre=67,
             gate=0.3, chance=0.75, patterns=("....x.......x...", "..o...x...o...x.", "12/8|...x.....x.."),
             effects={"tremolo": 0.2, "wah": 0.15}),
-        Layer(role="pad", instruments={"organ": 3, "strings": 3, "choir": 1}, patterns=("hold",), chance=0.65,
+        LayerPart(role="pad", instruments={"organ": 3, "strings": 3, "choir": 1}, patterns=("hold",), chance=0.65,
             enters=0.5, gain=-11, voices=3, centre=64),
-        Layer(role="counter", instruments={"brass section": 1}, voices=3, gain=-8, chance=0.4, enters=0.65, gate=0.5,
+        LayerPart(role="counter", instruments={"brass section": 1}, voices=3, gain=-8, chance=0.4, enters=0.65,
+            gate=0.5,
             centre=67, patterns=("x..x............/................", "..........x..x../................")),
     ),
     drums=(DrumStyle(voices={"kick": ("x......x..x.....", "x..x....x.x.....", "x.....x.x.......", "12/8|x.....x....o"),
@@ -223,10 +230,10 @@ SALSA = Genre(
     bass=BassPart(instruments={"upright bass": 3, "electric bass": 2}, patterns=("...F..N....F..N.",
         "R..F..N....F..N.", "...F..O....F..N."), gate=0.9, gain=-1),
     layers=(
-        Layer(role="chords", instruments={"piano": 1}, voices=4, gain=-4, centre=67, gate=0.5, loud=88,
+        LayerPart(role="chords", instruments={"piano": 1}, voices=4, gain=-4, centre=67, gate=0.5, loud=88,
             patterns=("x.x..x.x..x.x.x./.x.x.x..x.xo..x.", "x..x.x.xo.x..x.x/..x.xo.x.x.x..x.",
             "u.xu.xu.xu.xu.x./.xu.xu.xu.xu.xu.", "x.ux.ux..ux.ux.u")),
-        Layer(role="counter", instruments={"brass section": 3, "trombone": 1}, voices=3, gain=-6, chance=0.6,
+        LayerPart(role="counter", instruments={"brass section": 3, "trombone": 1}, voices=3, gain=-6, chance=0.6,
             enters=0.55, gate=0.5, centre=69, patterns=("..x..x........../..........x.x...",
             "x..x..x........./................")),
     ),
@@ -262,11 +269,13 @@ TANGO = Genre(
     bass=BassPart(instruments={"double bass": 2, "upright bass": 2}, patterns=("R.R.R.R.", "R..RR.R.", "R...F...",
         "R..R..R."), gate=0.55, gain=-4),
     layers=(
-        Layer(role="chords", instruments={"piano": 4, "accordion": 1}, voices=3, gain=-5, gate=0.4, centre=57, loud=86,
+        LayerPart(role="chords", instruments={"piano": 4, "accordion": 1}, voices=3, gain=-5, gate=0.4, centre=57,
+            loud=86,
             patterns=("x.o.x.o.", "x..xx.x.", "l.x.l.x.", "x..x..x.", "x.o.x.oo")),
-        Layer(role="pad", instruments={"strings": 3, "slow strings": 1}, patterns=("hold", "..x...x.", "x..x..x."),
+        LayerPart(role="pad", instruments={"strings": 3, "slow strings": 1}, patterns=("hold", "..x...x.",
+            "x..x..x."),
             chance=0.7, gain=-10, centre=62, gate=0.7),
-        Layer(role="chords", instruments={"pizzicato strings": 2, "acoustic guitar": 1},
+        LayerPart(role="chords", instruments={"pizzicato strings": 2, "acoustic guitar": 1},
             patterns=("..x...x.", "x.x.x.x."), chance=0.4, gain=-9, gate=0.4),
     ),
     timing=0.01,
@@ -290,7 +299,7 @@ RAGTIME = Genre(
     melodies=(MelodyStyle(scheme={"tune": 3, "line": 1}, density=(1.8, 2.7), syncopation=0.6, leap=0.4,
         gate=(0.6, 0.85), chromatic=0.1, longest=2),),
     counter={"none": 1, "octave": 2},
-    layers=(Layer(role="chords", instruments={"lead": 6, "piano": 1, "honky-tonk piano": 1}, voices=3, gain=-4,
+    layers=(LayerPart(role="chords", instruments={"lead": 6, "piano": 1, "honky-tonk piano": 1}, voices=3, gain=-4,
         gate=0.45, centre=55, loud=78, patterns=("l.x.L.x.", "l.x.l.x.", "l.x.L.xx")),),
     bass=BassPart(instruments={"tuba": 1}, patterns=("R...F...",), chance=0.15, gate=0.6),
     drums=(DrumStyle(voices={"block": ("..o...o.",), "kick": ("o...o...",), "snare": ("..g...g.",)}, light=("kick",),

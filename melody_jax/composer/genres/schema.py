@@ -2,14 +2,14 @@
 
 from dataclasses import dataclass, field
 
-from melody_jax.composer.drumming import DrumStyle
+from melody_jax.composer.drum_parts import DrumStyle
 from melody_jax.composer.melody import MelodyStyle
 
 Weights = dict[str, float]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Layer:
+class LayerPart:
     """One accompanying part that a piece may have.
 
     `instruments` weighs names of `INSTRUMENTS`, or "lead" for the lead's own other hand; `patterns` are those of
@@ -74,7 +74,7 @@ class Genre:
     counter: Weights = field(default_factory=lambda: {"none": 1.0})
     counter_instruments: Weights = field(default_factory=dict)
     bass: BassPart | None = None
-    layers: tuple[Layer, ...] = ()
+    layers: tuple[LayerPart, ...] = ()
     drums: tuple[DrumStyle, ...] = ()
     drums_chance: float = 1.0
     drums_gain: float = -3.0

@@ -1,44 +1,9 @@
-"""How people name genres, and what they play them for."""
+"""Names of genres as people use them, and the scenes and eras that go with them."""
 
-from dataclasses import dataclass, field
+from melody_jax.composer.phrases.schema import ClubWords, DanceWords, ElectronicWords, GenreWords
 
-
-@dataclass(frozen=True)
-class GenrePhrases:
-    """Words for one genre.
-
-    `mass` are names without article ("some bossa nova"), `count` nouns that take one ("a bossa nova tune"), `scenes`
-    follow "music for", `eras` come before either. `danceable` music may be called so, `four_on_the_floor` says that
-    drums, where there are any, beat every quarter note; `electronic` that the genre is made of electronic sounds.
-    """
-
-    mass: tuple[str, ...]
-    count: tuple[str, ...]
-    scenes: tuple[str, ...] = ()
-    eras: tuple[str, ...] = ()
-    danceable: bool = False
-    four_on_the_floor: bool = False
-    electronic: bool = False
-
-
-@dataclass(frozen=True)
-class _Dance(GenrePhrases):
-    danceable: bool = field(default=True)
-
-
-@dataclass(frozen=True)
-class _Club(_Dance):
-    four_on_the_floor: bool = field(default=True)
-    electronic: bool = field(default=True)
-
-
-@dataclass(frozen=True)
-class _Electronic(GenrePhrases):
-    electronic: bool = field(default=True)
-
-
-GENRES: dict[str, GenrePhrases] = {
-    "solo piano": GenrePhrases(
+GENRES: dict[str, GenreWords] = {
+    "solo piano": GenreWords(
         ("solo piano", "solo piano music", "piano solo", "unaccompanied piano", "piano music", "piano alone"),
         (
             "solo piano piece",
@@ -49,7 +14,7 @@ GENRES: dict[str, GenrePhrases] = {
         ),
         ("an empty concert room", "a candlelit dinner", "reading by the fire", "a quiet scene in a film"),
     ),
-    "jazz": GenrePhrases(
+    "jazz": GenreWords(
         ("jazz", "jazz music", "club jazz", "small-group jazz", "combo jazz", "jazz combo music"),
         ("jazz tune", "jazz number", "jazz piece", "jazz track", "jazz combo recording"),
         (
@@ -60,7 +25,7 @@ GENRES: dict[str, GenrePhrases] = {
             "a hotel lounge",
         ),
     ),
-    "bossa nova": GenrePhrases(
+    "bossa nova": GenreWords(
         ("bossa nova", "bossa", "Brazilian bossa nova", "bossa nova music", "Brazilian-style jazz"),
         (
             "bossa nova tune",
@@ -72,17 +37,17 @@ GENRES: dict[str, GenrePhrases] = {
         ("a beach bar", "a terrace in Rio", "a coffee shop", "a summer afternoon", "Sunday brunch"),
         ("sixties-style", "1960s-style"),
     ),
-    "blues": GenrePhrases(
+    "blues": GenreWords(
         ("blues", "blues music", "the blues", "bar-room blues", "bluesy music"),
         ("blues tune", "blues number", "blues track", "blues piece", "blues jam"),
         ("a roadhouse", "a dusty road trip", "a whiskey bar", "a back porch", "a juke joint"),
     ),
-    "rock": GenrePhrases(
+    "rock": GenreWords(
         ("rock", "rock music", "band-style rock", "band rock", "rock band music"),
         ("rock song", "rock track", "rock number", "rock band recording", "rock instrumental"),
         ("an open highway", "a garage rehearsal", "a rock festival", "a road movie", "a stadium"),
     ),
-    "metal": GenrePhrases(
+    "metal": GenreWords(
         ("metal", "heavy metal", "metal music", "heavy metal music", "riff-based metal"),
         ("metal track", "metal song", "heavy metal track", "metal instrumental", "metal riff workout"),
         (
@@ -93,7 +58,7 @@ GENRES: dict[str, GenrePhrases] = {
             "a battle in a video game",
         ),
     ),
-    "funk": _Dance(
+    "funk": DanceWords(
         ("funk", "funk music", "funky music", "band funk", "syncopated funk"),
         ("funk track", "funk groove", "funk tune", "funk jam", "funky track", "funk number"),
         (
@@ -105,12 +70,12 @@ GENRES: dict[str, GenrePhrases] = {
         ),
         ("seventies-style", "1970s-style", "old-school"),
     ),
-    "house": _Club(
+    "house": ClubWords(
         ("house", "house music", "club house music", "electronic house", "dance-floor house"),
         ("house track", "house tune", "house groove", "house record", "club house track"),
         ("a rooftop party", "a beach club", "a DJ set", "a dance floor at midnight", "a pool party"),
     ),
-    "techno": _Club(
+    "techno": ClubWords(
         ("techno", "techno music", "club techno", "dance-floor techno", "electronic techno"),
         ("techno track", "techno tune", "techno loop", "techno record", "club techno track"),
         (
@@ -121,7 +86,7 @@ GENRES: dict[str, GenrePhrases] = {
             "three in the morning on the dance floor",
         ),
     ),
-    "trance": _Club(
+    "trance": ClubWords(
         ("trance", "trance music", "club trance", "electronic trance", "synth-driven trance"),
         ("trance track", "trance tune", "trance anthem", "trance record", "club trance track"),
         (
@@ -132,7 +97,7 @@ GENRES: dict[str, GenrePhrases] = {
             "a night on the dance floor",
         ),
     ),
-    "ambient": _Electronic(
+    "ambient": ElectronicWords(
         (
             "ambient",
             "ambient music",
@@ -150,13 +115,13 @@ GENRES: dict[str, GenrePhrases] = {
             "yoga",
         ),
     ),
-    "baroque": GenrePhrases(
+    "baroque": GenreWords(
         ("baroque music", "baroque", "baroque-style music", "baroque counterpoint", "baroque chamber music"),
         ("baroque piece", "baroque-style piece", "baroque dance", "baroque movement", "baroque invention"),
         ("a palace garden", "a royal court", "a candlelit chamber", "a period drama", "a church concert"),
         ("18th-century", "early 18th-century"),
     ),
-    "classical": GenrePhrases(
+    "classical": GenreWords(
         (
             "classical music",
             "classical",
@@ -174,7 +139,7 @@ GENRES: dict[str, GenrePhrases] = {
         ("a chamber concert", "a museum", "a garden party", "a salon in Vienna", "an elegant dinner"),
         ("18th-century", "late 18th-century"),
     ),
-    "orchestral": GenrePhrases(
+    "orchestral": GenreWords(
         (
             "orchestral music",
             "symphonic music",
@@ -192,17 +157,17 @@ GENRES: dict[str, GenrePhrases] = {
             "an adventure game",
         ),
     ),
-    "waltz": _Dance(
+    "waltz": DanceWords(
         ("waltz music", "waltz", "music in three-four time", "waltz-time music", "ballroom waltz music"),
         ("waltz", "ballroom waltz", "dance in three-four time", "waltz tune", "little waltz"),
         ("a ballroom", "a first dance at a wedding", "a Viennese ball", "a carousel", "an old dance hall"),
     ),
-    "reggae": _Dance(
+    "reggae": DanceWords(
         ("reggae", "reggae music", "roots reggae", "Jamaican reggae", "offbeat reggae"),
         ("reggae tune", "reggae track", "reggae groove", "reggae number", "reggae riddim"),
         ("a beach in Jamaica", "a barbecue", "a hammock", "an island holiday", "a sunny afternoon"),
     ),
-    "lo-fi hip hop": GenrePhrases(
+    "lo-fi hip hop": GenreWords(
         (
             "lo-fi hip hop",
             "lofi hip hop",
@@ -222,7 +187,7 @@ GENRES: dict[str, GenrePhrases] = {
             "drawing at a desk",
         ),
     ),
-    "acoustic guitar": GenrePhrases(
+    "acoustic guitar": GenreWords(
         (
             "acoustic guitar",
             "acoustic guitar music",
@@ -239,7 +204,7 @@ GENRES: dict[str, GenrePhrases] = {
             "a wedding aisle",
         ),
     ),
-    "bluegrass": GenrePhrases(
+    "bluegrass": GenreWords(
         (
             "bluegrass",
             "bluegrass music",
@@ -250,17 +215,17 @@ GENRES: dict[str, GenrePhrases] = {
         ("bluegrass tune", "bluegrass number", "bluegrass breakdown", "string band tune"),
         ("a barn dance", "a front porch", "a mountain fair", "a hayride", "a chase on a farm"),
     ),
-    "lullaby": GenrePhrases(
+    "lullaby": GenreWords(
         ("lullaby music", "cradle music", "bedtime music", "music-box-like lullaby music", "nursery music"),
         ("lullaby", "cradle song", "bedtime tune", "nursery tune"),
         ("a baby's bedroom", "bedtime", "a sleeping child", "a nursery mobile", "a goodnight story"),
     ),
-    "chamber music": GenrePhrases(
+    "chamber music": GenreWords(
         ("chamber music", "classical chamber music", "chamber ensemble music", "music for a small ensemble"),
         ("chamber piece", "chamber work", "chamber music movement", "piece for a small ensemble"),
         ("a recital room", "a salon", "an intimate concert", "a museum", "a period drama"),
     ),
-    "cinematic": GenrePhrases(
+    "cinematic": GenreWords(
         ("cinematic music", "film music", "soundtrack music", "cinematic", "film score music", "movie music"),
         ("film score cue", "cinematic piece", "soundtrack cue", "cinematic track", "movie theme"),
         (
@@ -271,23 +236,23 @@ GENRES: dict[str, GenrePhrases] = {
             "a plot twist",
         ),
     ),
-    "ska": _Dance(
+    "ska": DanceWords(
         ("ska", "ska music", "offbeat ska", "Jamaican ska", "ska with an offbeat skank"),
         ("ska tune", "ska track", "ska number", "ska song"),
         ("a street parade", "a skate park", "a dance hall", "a summer party", "jumping up and down"),
         ("sixties-style", "old-school"),
     ),
-    "salsa": _Dance(
+    "salsa": DanceWords(
         ("salsa", "salsa music", "latin dance music", "Cuban-style salsa", "latin music"),
         ("salsa tune", "salsa number", "latin dance tune", "salsa track"),
         ("a salsa night", "a street carnival", "a dance class", "a party in Havana", "a summer street party"),
     ),
-    "folk": GenrePhrases(
+    "folk": GenreWords(
         ("folk", "folk music", "traditional folk music", "rural folk music", "folk-style music"),
         ("folk tune", "folk piece", "folk song without words", "traditional-sounding tune", "folk melody"),
         ("a campfire", "a village festival", "a walk in the hills", "a pub session", "a cabin in the woods"),
     ),
-    "country": GenrePhrases(
+    "country": GenreWords(
         (
             "country",
             "country music",
@@ -298,7 +263,7 @@ GENRES: dict[str, GenrePhrases] = {
         ("country tune", "country song", "country track", "country instrumental", "country number"),
         ("a pickup truck on a back road", "a barn dance", "a ranch", "a honky-tonk bar", "a county fair"),
     ),
-    "chiptune": _Electronic(
+    "chiptune": ElectronicWords(
         (
             "chiptune",
             "chiptune music",
@@ -317,7 +282,7 @@ GENRES: dict[str, GenrePhrases] = {
         ),
         ("eighties-style", "old-school"),
     ),
-    "drum and bass": _Dance(
+    "drum and bass": DanceWords(
         (
             "drum and bass",
             "dnb",
@@ -336,7 +301,7 @@ GENRES: dict[str, GenrePhrases] = {
         ),
         electronic=True,
     ),
-    "synthwave": _Electronic(
+    "synthwave": ElectronicWords(
         ("synthwave", "synthwave music", "retrowave", "outrun synth music", "retro synth music"),
         ("synthwave track", "retrowave track", "synthwave tune", "outrun track", "retro synth piece"),
         (
@@ -348,7 +313,7 @@ GENRES: dict[str, GenrePhrases] = {
         ),
         ("eighties-style", "1980s-style", "80s"),
     ),
-    "disco": _Dance(
+    "disco": DanceWords(
         ("disco", "disco music", "dance-floor disco", "club disco", "classic disco"),
         ("disco track", "disco tune", "disco groove", "disco number", "disco record"),
         (
@@ -361,34 +326,34 @@ GENRES: dict[str, GenrePhrases] = {
         ("seventies-style", "1970s-style"),
         four_on_the_floor=True,
     ),
-    "trap": _Electronic(
+    "trap": ElectronicWords(
         ("trap", "trap music", "trap beats", "instrumental trap"),
         ("trap beat", "trap track", "trap instrumental"),
         ("a night in the city", "a car with big speakers", "a workout"),
     ),
-    "soul": GenrePhrases(
+    "soul": GenreWords(
         ("soul", "soul music", "rhythm and blues", "old-school soul"),
         ("soul tune", "soul track", "soul number", "soul ballad without words"),
         ("the last dance", "a record shop", "a Sunday morning kitchen"),
         ("sixties-style",),
     ),
-    "ragtime": GenrePhrases(
+    "ragtime": GenreWords(
         ("ragtime", "ragtime music", "old-time ragtime"),
         ("rag", "ragtime piece", "ragtime tune"),
         ("a silent film", "a saloon", "an old-time piano bar"),
         ("early 1900s", "turn-of-the-century"),
     ),
-    "tango": _Dance(
+    "tango": DanceWords(
         ("tango", "tango music", "Argentine tango", "Argentine tango music"),
         ("tango", "Argentine tango", "tango tune", "tango piece"),
         ("a dance hall in Buenos Aires", "a dramatic dance scene", "a late-night milonga"),
     ),
-    "celtic": GenrePhrases(
+    "celtic": GenreWords(
         ("celtic music", "Irish folk music", "celtic folk", "traditional Irish-style music"),
         ("celtic tune", "Irish-style tune", "celtic folk tune", "celtic air"),
         ("an Irish pub", "green hills by the sea", "a ceilidh"),
     ),
-    "march": GenrePhrases(
+    "march": GenreWords(
         ("march music", "marching band music", "military-style march music"),
         ("march", "military-style march", "parade march"),
         ("a parade", "a marching band", "a national holiday"),
@@ -396,7 +361,7 @@ GENRES: dict[str, GenrePhrases] = {
 }
 
 # Music of the genre "acoustic guitar" that is played on a harp, koto or dulcimer.
-PLUCKED = GenrePhrases(
+PLUCKED = GenreWords(
     ("plucked string music", "acoustic music", "music for plucked strings", "quiet acoustic music"),
     ("acoustic piece", "piece for plucked strings", "acoustic tune"),
     ("a quiet cafe", "a porch at dusk", "a garden", "a tea house"),

@@ -1,24 +1,9 @@
-"""How people name moods, and the scenes that go with them."""
+"""Adjectives and nouns for moods, and the scenes that go with them."""
 
-from dataclasses import dataclass
+from melody_jax.composer.phrases.schema import MoodWords
 
-
-@dataclass(frozen=True)
-class MoodPhrases:
-    """Words for one mood.
-
-    `adjectives` stand before a noun, `nouns` follow "full of" or "with a sense of", `scenes` follow "music for".
-    `valence` is 1 for bright, -1 for dark, 0 for neither.
-    """
-
-    adjectives: tuple[str, ...]
-    nouns: tuple[str, ...]
-    scenes: tuple[str, ...]
-    valence: int
-
-
-MOODS: dict[str, MoodPhrases] = {
-    "happy": MoodPhrases(
+MOODS: dict[str, MoodWords] = {
+    "happy": MoodWords(
         (
             "happy",
             "cheerful",
@@ -40,7 +25,7 @@ MOODS: dict[str, MoodPhrases] = {
         ),
         1,
     ),
-    "joyful": MoodPhrases(
+    "joyful": MoodWords(
         ("joyful", "joyous", "jubilant", "exuberant", "overjoyed", "elated", "delighted", "very happy"),
         ("joy", "delight", "pure joy", "celebration"),
         (
@@ -52,13 +37,13 @@ MOODS: dict[str, MoodPhrases] = {
         ),
         1,
     ),
-    "playful": MoodPhrases(
+    "playful": MoodWords(
         ("playful", "cheeky", "whimsical", "bouncy", "mischievous", "light-hearted", "quirky", "cute"),
         ("mischief", "playfulness", "fun", "whimsy"),
         ("a cartoon", "kittens chasing a ball", "a puzzle game", "a toy shop", "a funny home video"),
         1,
     ),
-    "uplifting": MoodPhrases(
+    "uplifting": MoodWords(
         (
             "uplifting",
             "inspiring",
@@ -79,7 +64,7 @@ MOODS: dict[str, MoodPhrases] = {
         ),
         1,
     ),
-    "triumphant": MoodPhrases(
+    "triumphant": MoodWords(
         ("triumphant", "victorious", "glorious", "majestic and proud", "celebratory", "proud", "grand"),
         ("triumph", "victory", "glory", "pride"),
         (
@@ -91,7 +76,7 @@ MOODS: dict[str, MoodPhrases] = {
         ),
         1,
     ),
-    "energetic": MoodPhrases(
+    "energetic": MoodWords(
         (
             "energetic",
             "high-energy",
@@ -107,19 +92,19 @@ MOODS: dict[str, MoodPhrases] = {
         ("a workout", "a sports montage", "running", "an action scene", "getting pumped before a game"),
         0,
     ),
-    "groovy": MoodPhrases(
+    "groovy": MoodWords(
         ("groovy", "funky-feeling", "head-nodding", "in-the-pocket", "foot-tapping", "swaggering", "cool"),
         ("groove", "swagger", "attitude", "rhythm"),
         ("dancing in the kitchen", "a fashion video", "cruising around town", "a house party warming up"),
         1,
     ),
-    "aggressive": MoodPhrases(
+    "aggressive": MoodWords(
         ("aggressive", "angry", "furious", "brutal", "fierce", "raging", "violent", "hard-hitting", "savage"),
         ("anger", "rage", "aggression", "fury"),
         ("a fight scene", "a demolition derby", "breaking things", "a boss battle", "letting off steam"),
         -1,
     ),
-    "epic": MoodPhrases(
+    "epic": MoodWords(
         (
             "epic",
             "grandiose",
@@ -140,13 +125,13 @@ MOODS: dict[str, MoodPhrases] = {
         ),
         0,
     ),
-    "calm": MoodPhrases(
+    "calm": MoodWords(
         ("calm", "tranquil", "hushed", "placid", "soothing", "gentle", "restful"),
         ("calm", "tranquillity", "quiet", "stillness"),
         ("reading a book", "winding down", "a quiet evening at home", "a spa", "a lazy morning"),
         1,
     ),
-    "peaceful": MoodPhrases(
+    "peaceful": MoodWords(
         (
             "peaceful",
             "serene",
@@ -161,7 +146,7 @@ MOODS: dict[str, MoodPhrases] = {
         ("a lake at dawn", "a garden in spring", "a sleeping baby", "a nature documentary", "meditation"),
         1,
     ),
-    "relaxed": MoodPhrases(
+    "relaxed": MoodWords(
         (
             "relaxed",
             "relaxing",
@@ -183,13 +168,13 @@ MOODS: dict[str, MoodPhrases] = {
         ),
         1,
     ),
-    "dreamy": MoodPhrases(
+    "dreamy": MoodWords(
         ("dreamy", "dreamlike", "floating", "hazy", "ethereal", "airy", "weightless", "misty"),
         ("dreams", "wonder", "weightlessness", "daydreams"),
         ("staring at the clouds", "a daydream", "drifting off to sleep", "a dream sequence", "a starry sky"),
         1,
     ),
-    "romantic": MoodPhrases(
+    "romantic": MoodWords(
         (
             "romantic",
             "loving",
@@ -210,7 +195,7 @@ MOODS: dict[str, MoodPhrases] = {
         ),
         1,
     ),
-    "nostalgic": MoodPhrases(
+    "nostalgic": MoodWords(
         (
             "nostalgic",
             "wistful",
@@ -231,7 +216,7 @@ MOODS: dict[str, MoodPhrases] = {
         ),
         0,
     ),
-    "hopeful": MoodPhrases(
+    "hopeful": MoodWords(
         (
             "hopeful",
             "optimistic",
@@ -251,7 +236,7 @@ MOODS: dict[str, MoodPhrases] = {
         ),
         1,
     ),
-    "sad": MoodPhrases(
+    "sad": MoodWords(
         (
             "sad",
             "sorrowful",
@@ -274,7 +259,7 @@ MOODS: dict[str, MoodPhrases] = {
         ),
         -1,
     ),
-    "melancholic": MoodPhrases(
+    "melancholic": MoodWords(
         (
             "melancholic",
             "melancholy",
@@ -297,13 +282,13 @@ MOODS: dict[str, MoodPhrases] = {
         ),
         -1,
     ),
-    "dark": MoodPhrases(
+    "dark": MoodWords(
         ("dark", "ominous", "sinister", "menacing", "grim", "shadowy", "brooding", "murky", "bleak"),
         ("darkness", "menace", "dread", "shadows"),
         ("a horror film", "a crime thriller", "a villain's entrance", "a dark alley", "a haunted dungeon"),
         -1,
     ),
-    "tense": MoodPhrases(
+    "tense": MoodWords(
         (
             "tense",
             "suspenseful",
@@ -319,7 +304,7 @@ MOODS: dict[str, MoodPhrases] = {
         ("a chase scene", "a spy thriller", "a ticking bomb", "a heist", "a countdown"),
         -1,
     ),
-    "mysterious": MoodPhrases(
+    "mysterious": MoodWords(
         ("mysterious", "enigmatic", "secretive", "strange", "cryptic", "puzzling", "intriguing", "arcane"),
         ("mystery", "intrigue", "secrets", "the unknown"),
         (
@@ -331,7 +316,7 @@ MOODS: dict[str, MoodPhrases] = {
         ),
         -1,
     ),
-    "eerie": MoodPhrases(
+    "eerie": MoodWords(
         (
             "eerie",
             "creepy",
@@ -347,7 +332,7 @@ MOODS: dict[str, MoodPhrases] = {
         ("a haunted house", "a ghost story", "Halloween", "an abandoned hospital", "a graveyard at night"),
         -1,
     ),
-    "dramatic": MoodPhrases(
+    "dramatic": MoodWords(
         (
             "dramatic",
             "theatrical",
@@ -362,7 +347,7 @@ MOODS: dict[str, MoodPhrases] = {
         ("a stormy sea", "a courtroom showdown", "a plot twist", "the climax of a film", "a confrontation"),
         -1,
     ),
-    "heroic": MoodPhrases(
+    "heroic": MoodWords(
         ("heroic", "brave", "valiant", "noble", "adventurous", "courageous", "bold", "swashbuckling"),
         ("heroism", "courage", "adventure", "bravery"),
         (
