@@ -1,8 +1,8 @@
 """Batch jobs: thousands of clips from a prompt file, `melody sample --prompts prompts.jsonl --out clips`.
 
-Clips that one compiled program makes form batches of one size, split over the devices of the process; several processes
-share a prompt file by its lines. A clip's file is written completely, then its line of the manifest. Clips that have
-both are not made again, so a job that was killed continues with the same command.
+Clips that one compiled program makes form batches of one size, split over the devices of the process; several
+processes share a prompt file by its lines. A clip's file is written completely, then its line of the
+manifest. Clips that have both are not made again, so a job that was killed continues with the same command.
 """
 
 import math
@@ -69,8 +69,8 @@ def run_batch_job(melody: Melody, config: BatchJobConfig, lines: list[PromptLine
     """Makes the clips of this process's share that are missing, and returns how many.
 
     Raises:
-        UserError: before any work for bad lines, a folder that cannot be written or is being written to, and clips that
-            exist with other settings (unless `config.replace`); later if the disk is full.
+        UserError: before any work for bad lines, a folder that cannot be written or is being written to, and
+            clips that exist with other settings (unless `config.replace`); later if the disk is full.
     """
     _check_lines(melody, config, lines)
     lines = share(lines, config)
@@ -152,10 +152,11 @@ def _remove_partial_files(config: BatchJobConfig, lines: list[PromptLine]) -> No
 def group_lines(
     melody: Melody, lines: list[PromptLine], size: int, devices: int
 ) -> Iterator[tuple[list[PromptLine], int]]:
-    """Lines that one compiled program makes, and the number of requests in their batch; the last batch has fewer lines.
+    """Lines that one compiled program makes, and the number of requests in their batch.
 
-    A batch has about `size` rows (`best_of` rows per request), fewer if there are fewer lines of its kind, and always a
-    multiple of `devices`. Clips with a source are made one by one, because their windows differ.
+    The last batch of a program may have fewer lines than requests. A batch has about `size` rows (`best_of`
+    rows per request), fewer if there are fewer lines of its kind, and always a multiple of `devices`. Clips
+    with a source are made one by one, because their windows differ.
     """
     kinds: dict[Any, list[PromptLine]] = {}
     for line in lines:

@@ -1,7 +1,8 @@
 """The cascade: `load("mini").generate(prompts, seconds=10, seed=0)` makes music from prompts.
 
-A call is planned (`plan.py`), its prompts and sources are encoded (`prompts.py`, `sources.py`), and the plan is run
-here: windows of latents (`windows.py`), new windows of a source (`edit.py`), then the waveform (`decode.py`).
+A call is planned (`plan.py`), its prompts and sources are encoded (`prompts.py`, `sources.py`), and the plan
+is run here: windows of latents (`windows.py`), new windows of a source (`edit.py`), the waveform
+(`decode.py`).
 """
 
 import hashlib
@@ -59,7 +60,7 @@ class Melody:
         return hashlib.sha256(joined.encode()).hexdigest()[:16]
 
     def replicate_over(self, mesh: Mesh) -> "Melody":
-        """The same cascade with its weights on every device of the mesh; batches must divide over the devices."""
+        """The cascade with its weights on every device of the mesh, over which batches must divide."""
         sharding = NamedSharding(mesh, PartitionSpec())
         placed = {name: jax.device_put(self.params[name], sharding) for name in ("lm", "dpd", "vae")}
         return Melody(self.params | placed, self.configs, self.tokenizer, self.hashes, mesh)
@@ -91,17 +92,18 @@ class Melody:
     ) -> list[np.ndarray]:
         """Music for each prompt: float32 (samples,) in [-1, 1] at `sample_rate`.
 
-        prompts: one text, or a list. In a list, several `Part`s (texts and sounds with weights) make one prompt.
-        settings: any field of `Request` by name, such as seconds=30 or guidance_scale=[1.5, 2.5]: one value for all
-        prompts, or a list of one value per prompt. A single seed gives item i the seed + i. An item's clip depends on
-        its own settings only.
+        prompts: one text, or a list. In a list, several `Part`s (texts and sounds with weights) make one
+        prompt.
+        settings: any field of `Request` by name, such as seconds=30 or guidance_scale=[1.5, 2.5]: one value
+        for all prompts, or a list of one value per prompt. A single seed gives item i the seed + i. An item's
+        clip depends on its own settings only.
         progress: shows a progress bar of the windows on a terminal.
         Raises `UserError`, one line, for a value out of its range.
         """
         return self.run(make_requests(prompts, settings), progress=progress)
 
     def run(self, requests: Sequence[Request], *, progress: bool = False) -> list[np.ndarray]:
-        """The clips (samples,) of the requests, in their order; requests that share a program are one batch."""
+        """The clips (samples,) of the requests, in order. Requests that share a program are one batch."""
         source_audio = sources.read_sources(requests, self.configs)
         batches = self.plan(requests, source_audio)
         encoded = self.prompt_encoder.encode_requests(requests)
@@ -133,10 +135,10 @@ class Melody:
     ) -> Iterator[np.ndarray]:
         """Music for one prompt while it is being made: float32 (n,) parts of it in [-1, 1] at `sample_rate`.
 
-        The first part comes with the first window, then one comes with every chunk. Concatenated, they equal the clip
-        of `generate` to 1e-4. Memory does not grow with the length.
-        seconds: the length, at most 600; None: endless. settings: other fields of `Request`; there is no `source`, and
-        `best_of` must be 1.
+        The first part comes with the first window, then one comes with every chunk. Concatenated, they equal
+        the clip of `generate` to 1e-4. Memory does not grow with the length.
+        seconds: the length, at most 600; None: endless. settings: other fields of `Request`; there is no
+        `source`, and `best_of` must be 1.
         Raises `UserError`, one line, for a value out of its range.
         """
         (request,) = make_requests([prompt], settings if seconds is None else settings | {"seconds": seconds})
@@ -281,8 +283,8 @@ def load(
     networks: those to load. Generating needs the default; a source needs the "tokenizer" as well.
     distilled: loads the diffusion for 1, 2 or 4 steps in place of the other one (docs/distillation.md).
 
-    Raises `UserError` if there is no such release, one of its files is missing or damaged, or its networks do not
-    belong together (the hashes in each JSON name the networks that it was trained with).
+    Raises `UserError` if there is no such release, one of its files is missing or damaged, or its networks do
+    not belong together (the hashes in each JSON name the networks that it was trained with).
     """
     root = Path(folder) if folder is not None else release.WEIGHTS
     path = root / name
@@ -307,7 +309,7 @@ def load(
 
 
 def _progress(windows: Iterable[Any], total: int, shown: bool) -> Iterator[Any]:
-    """The windows with a progress bar on a terminal, which says that the first one may have to be compiled."""
+    """The windows with a progress bar on a terminal, which says when a program may be compiling."""
     with tqdm(total=total, unit="window", disable=None if shown else True) as bar:
         bar.set_description("compiling and sampling")
         for window in windows:

@@ -1,4 +1,4 @@
-"""`melody sample "PROMPT" [options]`: writes clips, a batch of clips from a prompt file, or a stream of samples.
+"""`melody sample "PROMPT" [options]`: writes clips, the clips of a prompt file, or a stream.
 
 melody sample "a calm solo piano piece" --seconds 10 --seed 0 --out song.wav
 melody sample --prompts prompts.jsonl --out clips
@@ -41,8 +41,8 @@ class PromptOptions:
     story: tuple[str, ...] = ()
     """Prompts that take over later, with their times in seconds: "20=fast techno" "40=calm piano"."""
     source: Path | None = None
-    """A sound file to edit, one second to ten minutes long. It is continued up to --seconds, or changed by --regions,
-    --strength or --keep-tokens."""
+    """A sound file to edit, one second to ten minutes long. It is continued up to --seconds, or changed by
+    --regions, --strength or --keep-tokens."""
     regions: tuple[str, ...] = ()
     """Seconds of the source to regenerate, such as 3-5 12.5-14. The rest stays bit-identical."""
 
@@ -52,15 +52,15 @@ class SampleConfig(ClipSettings, PromptOptions):
     """Makes music from a text prompt with a released model. `--source` edits a sound file of yours."""
 
     out: Path = option(Path("song.wav"), group=WHERE)
-    """File to write: .wav, .flac or .ogg. With --batch above 1 song-0.wav, song-1.wav, ...; with --prompts a folder.
-    Missing folders are created."""
+    """File to write: .wav, .flac or .ogg. With --batch above 1 song-0.wav, song-1.wav, ...; with --prompts a
+    folder. Missing folders are created."""
     stream: bool = False
     """Writes 16-bit samples at 24 kHz to the standard output while the music is made, for a player."""
     batch: int | None = option(None, least=1, most=1024)
     """Clips to make of the prompt, by default 1; with --prompts clips made at a time, by default 16."""
     prompts: Path | None = None
-    """A prompt file in place of PROMPT: one JSON object per line (docs/service.md). Clips that exist in --out are not
-    made again."""
+    """A prompt file in place of PROMPT: one JSON object per line (docs/service.md). Clips that exist in --out
+    are not made again."""
     suffix: str = option(".wav", choices=(".wav", ".flac", ".ogg"))
     """Format of the clips of a prompt file."""
     process: int = option(0, least=0)
@@ -82,8 +82,8 @@ def sample(config: SampleConfig) -> None:
     """Writes clips, streams one, or runs a batch job.
 
     Raises:
-        UserError: options that exclude each other, a bad prompt or source, an unknown model, or a file that cannot be
-            written.
+        UserError: options that exclude each other, a bad prompt or source, an unknown model, or a file that
+            cannot be written.
     """
     if config.prompts is not None:
         _run_prompt_file(config, config.prompts)

@@ -1,8 +1,9 @@
-"""Latents to waveform one part at a time: memory does not grow, and the result equals decoding everything at once.
+"""Latents to waveform, one part at a time: the result of decoding at once, in memory that does not grow.
 
-A sample of the decoder depends on the latents within its reach (`vae.decoder_reach`), and the peak limiter on the
-samples within its lookahead. Each part is therefore decoded together with `context` latents on either side, whose
-samples are discarded. At the ends of a clip, where the decoder pads with zeros, the window is flush with the end:
+A sample of the decoder depends on the latents within its reach (`vae.decoder_reach`), and the peak limiter on
+the samples within its lookahead. Each part is therefore decoded together with `context` latents on either
+side, whose samples are discarded. At the ends of a clip, where the decoder pads with zeros, the window is
+flush with the end:
 
     latents   |--------------------------------------------------|
     windows   [=========·····]                                       ===== decoded samples that are returned
@@ -10,8 +11,8 @@ samples are discarded. At the ends of a clip, where the decoder pads with zeros,
                        [·····=====·····]
                                         ...  [·····==============]
 
-All windows have one length, hence one compiled program; only a clip shorter than a window has another. B batch, L
-latents, D latent channels, T samples.
+All windows have one length, hence one compiled program; only a clip shorter than a window has another. B
+batch, L latents, D latent channels, T samples.
 """
 
 from collections.abc import Iterable, Iterator
@@ -45,11 +46,12 @@ def decode(
 ) -> Iterator[Float32[np.ndarray, "B T"]]:
     """Parts (B, T) of a clip's waveform in [-1, 1] from consecutive blocks of its latents (B, L, D).
 
-    Concatenated, they equal `vae.decode` of all the latents with `audio.peak_limit` applied to each item, to about
-    1e-5. L may differ from block to block. A part comes as soon as `window` latents and one more have arrived, so a
-    clip of one window is decoded in one piece.
+    Concatenated, they equal `vae.decode` of all the latents with `audio.peak_limit` applied to each item, to
+    about 1e-5. L may differ from block to block. A part comes as soon as `window` latents and one more have
+    arrived, so a clip of one window is decoded in one piece.
 
-    window: latents decoded at a time, more than 2 `context(config)`; of each window 2 `context` are decoded again.
+    window: latents decoded at a time, more than 2 `context(config)`; of each window 2 `context` are decoded
+    again.
     mesh: splits the items over devices.
     """
     margin = context(config)

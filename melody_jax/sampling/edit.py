@@ -1,8 +1,9 @@
 """Edits of the user's own music: it is continued, parts of it are regenerated, or it is varied.
 
-The clip is held as semantic tokens and latents. New ones are filled window by window from left to right. A gap of up to
-half a window has source on both sides; a longer one is filled chunk by chunk (MeLoDy, arXiv 2305.15719, algorithm 2).
-Samples outside the regenerated regions are bit-identical to the source; a crossfade of `FADE` seconds lies inside each.
+The clip is held as semantic tokens and latents. New ones are filled window by window from left to right. A
+gap of up to half a window has source on both sides; a longer one is filled chunk by chunk (MeLoDy, arXiv
+2305.15719, algorithm 2). Samples outside the regenerated regions are bit-identical to the source; a crossfade
+of `FADE` seconds lies inside each.
 
 B batch, U tokens of a window, L latents of a window, n tokens of a clip, D latent channels, T samples.
 """
@@ -23,8 +24,8 @@ from melody_jax.sampling.windows import Window
 FADE = 0.02
 """Length of every crossfade, seconds."""
 CONTEXT_STEPS = 8
-"""The leading source tokens of a window are passed to the language model in multiples of 1/8 of the window, so that few
-programs are compiled."""
+"""The leading source tokens of a window are passed to the language model in multiples of 1/8 of the window,
+so that few programs are compiled."""
 FILLINGS = 8
 """Fillings that the language model writes of a gap with source tokens after it; the likeliest is taken."""
 
@@ -64,7 +65,7 @@ class EditedClip:
         return mask[start : start + self.plan.window]
 
     def with_window(self, number: int, window: Window) -> "EditedClip":
-        """A copy with the new tokens and latents of window `number`, taken from (U,) tokens and (L, D) latents."""
+        """A copy with the new part of window `number`, given as tokens (U,) and latents (L, D)."""
         fill = self.plan.fills[number]
         in_clip = slice(fill.first, fill.last)
         in_window = slice(fill.first - fill.start, fill.last - fill.start)
@@ -76,7 +77,7 @@ class EditedClip:
 
 
 class WindowInputs(NamedTuple):
-    """The inputs of `windows.fill_tokens` and `windows.fill_latents` for one window of every clip of a batch."""
+    """The inputs of `fill_tokens` and `fill_latents` (windows.py) for one window of every clip of a batch."""
 
     window: Window
     """Tokens (B, U) and latents (B, L, D) so far."""
@@ -131,7 +132,8 @@ def _latent_span(tokens: slice, rate: int) -> slice:
 def splice(clip: EditedClip, wave: Float[np.ndarray, " decoded"]) -> Float[np.ndarray, " T"]:
     """The source with the decoded clip `wave` in its new regions; all other samples are bit-identical.
 
-    wave: at least as long as the clip. The crossfades have constant power, because the two sounds are not in phase.
+    wave: at least as long as the clip. The crossfades have constant power, because the two sounds are not in
+    phase.
     """
     samples = clip.samples
     regions = clip.plan.regions

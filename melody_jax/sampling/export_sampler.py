@@ -4,13 +4,13 @@
     python exported/play.py "a calm solo piano piece" --out song.wav
 
 A folder holds, for one batch size and one window of music:
-  sampler.cpu.jax, sampler.accelerator.jax   word pieces and settings -> semantic tokens and latents. The language
-                                             model's loop is unrolled for CPUs and scanned for TPUs and GPUs
+  sampler.cpu.jax, sampler.accelerator.jax   word pieces and settings -> semantic tokens and latents
   decoder.cpu.jax, decoder.accelerator.jax   latents -> waveform, its peaks limited
   weights.safetensors, tokenizer.json        float32; the tokenizer pads and truncates to the programs' length
-  sampler.json                               inputs with their shapes and defaults, settings, hashes of all files
-  play.py                                    runs the programs, in about sixty lines; caches what it compiles
-A program takes a dict of weights by name and a dict of inputs (the decoder: latents) with the shapes in sampler.json.
+  sampler.json                               shapes and defaults of the inputs, settings, hashes of all files
+  play.py                                    runs the programs, in about sixty lines
+A program takes a dict of weights by name and a dict of inputs (the decoder: latents) as sampler.json
+describes them. The language model's loop is unrolled for CPUs and scanned for TPUs and GPUs.
 """
 
 import hashlib
@@ -53,8 +53,8 @@ Tensors = dict[str, jax.Array]
 class SamplerExportConfig(SamplingSettings):
     """Writes a standalone sampler: a folder that turns prompts into music without this package.
 
-    Steps, schedule, solver, and whether there is guidance, are compiled into the programs. The other settings are the
-    defaults of inputs.
+    Steps, schedule, solver, and whether there is guidance, are compiled into the programs. The other settings
+    are the defaults of inputs.
     """
 
     out: Path = option(Path("exported"), group=WHERE)

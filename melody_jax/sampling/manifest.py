@@ -1,7 +1,7 @@
 """Manifests: what a batch job has written, one JSON object per line and one file per process.
 
-A line has all settings of the clip's request, its id and file, the hash of the networks, the seconds that it took, and
-when it was made.
+A line has all settings of the clip's request, its id and file, the hash of the networks, the seconds that it
+took, and when it was made.
 """
 
 import contextlib
@@ -18,7 +18,8 @@ FILES = "manifest*.jsonl"
 
 
 class ClipManifest:
-    """The clips that the processes of a job have written into one folder: `entries` by id, and this process's file.
+    """The clips that a job's processes have written into one folder: `entries` by id, and this process's
+    file.
 
     A line is added after its clip's file is complete. A last line that a kill has cut short is removed.
     """
@@ -43,8 +44,8 @@ def open_manifest(folder: Path, process: int, processes: int) -> Iterator[ClipMa
     """The manifest of the job in `folder`, to which process `process` of `processes` adds alone.
 
     Raises:
-        UserError: the folder cannot be written, a line in the middle is damaged, or another process has this manifest
-            open.
+        UserError: the folder cannot be written, a line in the middle is damaged, or another process has this
+            manifest open.
     """
     path = folder / ("manifest.jsonl" if processes == 1 else f"manifest-{process:03d}.jsonl")
     try:
@@ -80,7 +81,9 @@ def _remove_torn_line(file: IO[bytes]) -> None:
 
 
 def read_entries(folder: Path) -> dict[str, dict[str, Any]]:
-    """The latest line of each id in all manifests; an unfinished last line belongs to a process that is running.
+    """The latest line of each id in all manifests.
+
+    An unfinished last line is skipped: the process that writes it is still running.
 
     Raises `UserError` where a line in the middle is damaged.
     """

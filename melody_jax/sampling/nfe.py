@@ -1,11 +1,12 @@
-"""`melody nfe`: how often the networks run for a clip (NFE, number of function evaluations), compared with table 3.
+"""`melody nfe`: the number of function evaluations (NFE) per clip, compared with the paper's table 3.
 
     melody nfe --seconds 30 --model mini --steps 5
 
-Table 3 of MeLoDy (arXiv 2305.15719) counts one pass of the language model per token, and the diffusion steps once,
-however long the clip is. It does not count encoders, the decoder and the second pass of classifier-free guidance. For
-MusicLM it counts (25 + 200 + 400) tokens per second, for Noise2Music 1000 + 800 + 800 diffusion steps per clip. The
-other rows count what this package runs: the windows of a longer clip, and both passes of guidance (one batch).
+Table 3 of MeLoDy (arXiv 2305.15719) counts one pass of the language model per token, and the diffusion steps
+once, however long the clip is. It does not count encoders, the decoder and the second pass of classifier-free
+guidance. For MusicLM it counts (25 + 200 + 400) tokens per second, for Noise2Music 1000 + 800 + 800 diffusion
+steps per clip. The other rows count what this package runs: the windows of a longer clip, and both passes of
+guidance (one batch).
 
 For 10 s the paper counts 270 passes, 95.7 % fewer than MusicLM's 6250; for 30 s 770, 95.9 % fewer than 18750.
 """
@@ -67,7 +68,7 @@ class NFEConfig:
 
 
 def paper_count(seconds: float, steps: int = PAPER_STEPS) -> Evaluations:
-    """The count of the paper's table 3: 25 tokens per second and the steps of one window, whatever the length."""
+    """The count of the paper's table 3: 25 tokens per second, and the steps of one window."""
     return Evaluations(round(TOKEN_RATE * seconds), steps)
 
 
@@ -88,8 +89,9 @@ def cascade_count(
 ) -> Evaluations:
     """The passes that `Melody.generate` runs: for the first window, then for each chunk up to `seconds`.
 
-    frame_seconds: seconds per latent frame. steps: passes of the solver per window. tokens_per_pass: of the language
-    model. All tokens of a window are sampled, even for a shorter clip. Guidance doubles the passes of its network.
+    frame_seconds: seconds per latent frame. steps: passes of the solver per window. tokens_per_pass: of the
+    language model. All tokens of a window are sampled, even for a shorter clip. Guidance doubles the passes
+    of its network.
     """
     chunk_frames = config.frames / config.chunks
     missing_frames = seconds / frame_seconds - config.frames

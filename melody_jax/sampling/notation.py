@@ -1,4 +1,4 @@
-"""How prompts, stories and regions are written: as text on the command line, and as JSON in prompt files and manifests.
+"""The notation of prompts, stories and regions: text on the command line, JSON in prompt files and manifests.
 
     region   3-5                 [3, 5]                              seconds of a source
     scene    20=fast techno      {"at": 20, "prompt": "fast techno"}
@@ -49,14 +49,15 @@ def parse_scene(value: Any, folder: Path = Path()) -> Scene:
 
 
 def parse_story(value: Any, folder: Path) -> tuple[Scene, ...]:
-    """The story of a prompt file's line; sound files are relative to `folder`. Raises `UserError` as `parse_scene`."""
+    """The story of a prompt file; sound files are relative to `folder`. Raises as `parse_scene`."""
     if not isinstance(value, list):
         raise UserError(f"story is {value}; it must be a list of objects that have at and prompt")
     return tuple(parse_scene(scene, folder) for scene in value)
 
 
 def parse_part(value: Any, folder: Path = Path()) -> Part:
-    """A part of a blend from "sad cello=0.5" or {"text" or "audio", "weight"}. Raises `UserError` for anything else."""
+    """A part of a blend from "sad cello=0.5" or {"text" or "audio", "weight"}; `UserError` for anything
+    else."""
     if isinstance(value, str):
         text, _, weight = value.rpartition("=")
         return Part(text=text, weight=_number(weight, f"blend {value!r}: it must be PROMPT=WEIGHT"))
@@ -81,7 +82,7 @@ def parse_prompt(value: Any, folder: Path) -> PromptLike:
 
 
 def blend(text: str, parts: tuple[str, ...], audio: Path | None, audio_weight: float) -> PromptLike:
-    """The prompt of a command line: its text, blended with a sound and with further texts if there are any."""
+    """The prompt of a command line: its text, blended with a sound and with further texts, if any."""
     if not parts and audio is None:
         return text
     texts = [Part(text=text)] if text.strip() else []

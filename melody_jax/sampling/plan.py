@@ -1,7 +1,7 @@
-"""The plan of a call: which compiled program makes each clip, in how many windows, and where in the clip they lie.
+"""The plan of a call: the compiled program that makes each clip, its windows, and where in the clip they lie.
 
-A plan is immutable and holds no arrays. It follows from the requests, the networks' configs and the lengths of the
-sources. Requests that share a program form one batch. `cascade.py` runs the plan.
+A plan is immutable and holds no arrays. It follows from the requests, the networks' configs and the lengths
+of the sources. Requests that share a program form one batch. `cascade.py` runs the plan.
 """
 
 import dataclasses
@@ -145,7 +145,8 @@ def plan_edit(request: Request, source_samples: int, config: SamplerConfig) -> E
     """The regions and windows of an edit of a source of `source_samples` samples at 24 kHz.
 
     Raises:
-        UserError: the source is too long, a region ends after it, or it is already as long as its continuation.
+        UserError: the source is too long, a region ends after it, or it is already as long as its
+        continuation.
     """
     seconds = source_samples / SAMPLE_RATE
     if seconds > MAX_SECONDS:
@@ -176,8 +177,8 @@ def plan_edit(request: Request, source_samples: int, config: SamplerConfig) -> E
 def plan_fills(regions: list[tuple[int, int]], length: int, window: int, step: int) -> list[Fill]:
     """The windows that fill the `regions` (begin, end) of a clip of `length` tokens, from left to right.
 
-    A region of up to half a window is filled at once, with source on both sides. A longer one is filled `step` tokens
-    at a time, as in algorithm 2 of the paper.
+    A region of up to half a window is filled at once, with source on both sides. A longer one is filled
+    `step` tokens at a time, as in algorithm 2 of the paper.
     """
     fills: list[Fill] = []
     for begin, end in regions:

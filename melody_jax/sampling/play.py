@@ -1,4 +1,4 @@
-"""Plays an exported sampler. Needs this folder, jax, flatbuffers, numpy, safetensors and tokenizers; not melody_jax.
+"""Plays an exported sampler. Needs this folder, jax, flatbuffers, numpy, safetensors and tokenizers.
 
 python play.py "a calm solo piano piece" --seed 0 --out song.wav
 """

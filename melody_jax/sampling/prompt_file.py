@@ -1,7 +1,8 @@
 """Prompt files: one JSON object per line, each of which becomes one clip.
 
-A line has a "prompt". It may have an "id", which becomes the name of the clip's file, and any field of `Request`
-(`notation.py` describes blends, stories and regions). Sound files are relative to the folder of the prompt file.
+A line has a "prompt". It may have an "id", which becomes the name of the clip's file, and any field of
+`Request` (`notation.py` describes blends, stories and regions). Sound files are relative to the folder of the
+prompt file.
 """
 
 import json
@@ -35,11 +36,12 @@ class PromptLine:
 def read_prompt_file(path: Path, defaults: dict[str, Any]) -> list[PromptLine]:
     """The lines of a prompt file in order; empty lines do not count.
 
-    A setting that a line does not have is taken from `defaults`; its seed is then the default seed plus its place (from
-    0), and its id is its place.
+    A setting that a line does not have is taken from `defaults`; its seed is then the default seed plus its
+    place (from 0), and its id is its place.
 
     Raises:
-        UserError: the file cannot be read or has no prompts, or lines are bad: names the first and counts the others.
+        UserError: the file cannot be read or has no prompts, or lines are bad: names the first and counts the
+        others.
     """
     try:
         lines = path.read_text("utf-8-sig").splitlines()
@@ -65,7 +67,7 @@ def read_prompt_file(path: Path, defaults: dict[str, Any]) -> list[PromptLine]:
 
 
 def raise_line_errors(errors: list[str], path: Path) -> None:
-    """Raises `UserError` with the first of the errors in the lines of a file and the number of the others, if any."""
+    """Raises `UserError` with the first error and the number of the others, if there are any."""
     if errors:
         others = f" (and {len(errors) - 1} more bad lines)" if len(errors) > 1 else ""
         raise UserError(f"{path}, {errors[0]}{others}")

@@ -1,8 +1,8 @@
 """Prompts to points in MuLan's space, and points to prefix tokens.
 
-Texts, sounds and blends of both all become one point: each part is centred within its modality (models/mulan.py), and
-the weighted sum is scaled back to the unit sphere. Items are embedded one after the other, so that an item's tokens do
-not depend on its batch.
+Texts, sounds and blends of both all become one point: each part is centred within its modality
+(models/mulan.py), and the weighted sum is scaled back to the unit sphere. Items are embedded one after the
+other, so that an item's tokens do not depend on its batch.
 
 N prompts, W word pieces, T samples, E embedding, P prefix levels.
 """
@@ -83,7 +83,8 @@ class EncodedRequest:
 
 
 class PromptEncoder:
-    """MuLan with its tokenizer. Audio is embedded in windows of `window_samples`, whose points are averaged."""
+    """MuLan with its tokenizer. Audio is embedded in windows of `window_samples`; their points are
+    averaged."""
 
     def __init__(
         self, params: Params, config: MuLanConfig, tokenizer: Tokenizer, window_samples: int
@@ -124,7 +125,7 @@ class PromptEncoder:
         return EncodedPrompt(point=point, prefix_tokens=np.asarray(prefix))
 
     def encode_requests(self, requests: Sequence[Request]) -> dict[Request, EncodedRequest]:
-        """The prompts of every request; a prompt that several requests share is encoded once. Raises as `target`."""
+        """The prompts of every request; each distinct prompt is encoded once. Raises as `target`."""
         cache: dict[Any, EncodedPrompt] = {}
         null = np.full(self.config.levels, -1, np.int32)
 

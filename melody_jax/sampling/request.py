@@ -43,7 +43,8 @@ class Scene:
     """A prompt that takes over at a given time."""
 
     start: float = option(dataclasses.MISSING, least=0, most=MAX_SECONDS)
-    """Seconds from the clip's beginning. The first chunk that begins at this time or later follows the prompt."""
+    """Seconds from the clip's beginning. The first chunk that begins at this time or later follows the
+    prompt."""
     prompt: PromptLike
     """The prompt from then on."""
 
@@ -60,17 +61,19 @@ class Request(ClipSettings):
     """
 
     prompt: PromptLike = ""
-    """A text of at most 62 word pieces (the text tower's limit), or parts. Empty: the style of the `source`."""
+    """A text of at most 62 word pieces (the text tower's limit), or parts. Empty: the source's style."""
     story: Sequence[Scene] = ()
     """Prompts that take over later, in the order of their times."""
     seconds: float = option(10.0, above=0, most=MAX_SECONDS)
     """Length in seconds. A clip longer than one window is continued chunk by chunk (MeLoDy,
     arXiv 2305.15719, section 3.5)."""
     source: str | Path | np.ndarray | None = None
-    """Music to edit: a sound file or float32 (T,) at 24 kHz, one second to ten minutes long. It is continued up to
-    `seconds`. With `regions`, `strength` or `keep_tokens` it is changed instead, and the clip has its length."""
+    """Music to edit: a sound file or float32 (T,) at 24 kHz, one second to ten minutes long. It is continued
+    up to `seconds`. With `regions`, `strength` or `keep_tokens` it is changed instead, and the clip has its
+    length."""
     regions: Sequence[tuple[float, float]] = ()
-    """(begin, end) in seconds of the parts of the source to regenerate. All other samples stay bit-identical."""
+    """(begin, end) in seconds of the parts of the source to regenerate. All other samples stay
+    bit-identical."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -1,4 +1,4 @@
-"""The settings that everything that samples shares: one name, one default, one range and one description each."""
+"""The settings that all samplers share, each with one name, default, range and description."""
 
 import dataclasses
 import typing
@@ -59,8 +59,8 @@ class ClipSettings(SamplingSettings):
     negative_prompt: str = option("", group=WHAT)
     """A text that guidance steers the language model away from. Empty: guidance is relative to no prompt."""
     strength: float = option(1.0, group=WHAT, above=0, most=1)
-    """How far a changed source is left behind: the diffusion starts at this share of pi/2. Below 1 the clip is a
-    variation."""
+    """How far a changed source is left behind: the diffusion starts at this share of pi/2. Below 1 the clip
+    is a variation."""
     keep_tokens: bool = option(False, group=WHAT)
     """Keeps the semantic tokens of a changed source, which carry most of its notes and rhythm."""
     best_of: int = option(1, group=HOW, least=1, most=64)
@@ -80,7 +80,8 @@ def shared_settings(
 
 
 def check_settings(config: Any) -> None:
-    """Checks the numbers of a dataclass instance, and the ranges and choices of its fields (`options.option`).
+    """Checks the numbers of a dataclass instance, and the ranges and choices of its fields
+    (`options.option`).
 
     Raises:
         UserError: a field annotated `int` or `float` holds something else, or a value is out of its range.

@@ -1,4 +1,4 @@
-"""Sources: music of the user's own, read and encoded into the semantic tokens and latents that an edit starts from.
+"""Sources: the user's own music, encoded into the semantic tokens and latents that an edit starts from.
 
 n tokens of the clip, U tokens of a window, L latents of a window, D latent channels, N windows, T samples.
 """
@@ -42,8 +42,8 @@ def analyse_source(
 ) -> EditedClip:
     """The clip before its first window is filled: the source's tokens and latents, zero beyond the source.
 
-    The networks process the source at the level of their training music. It is mirrored to the end of its last
-    window, because the networks look ahead and would encode silence there as part of the music.
+    The networks process the source at the level of their training music. It is mirrored to the end of its
+    last window, because the networks look ahead and would encode silence there as part of the music.
     """
     gain = level_gain(samples)
     sound = samples * gain
@@ -82,7 +82,7 @@ def level_gain(samples: Float32[np.ndarray, " T"]) -> float:
 def encode_windows(
     params: dict[str, Params], configs: tuple[Any, Any], windows: Float[Array | np.ndarray, "N T"]
 ) -> tuple[Int[Array, "N U"], Float[Array, "N L D"]]:
-    """Semantic tokens and latents of windows of audio; `configs` are those of the tokenizer and of the VAE."""
+    """Semantic tokens and latents of windows of audio, by the `configs` of tokenizer and VAE."""
 
     def encode(window: jax.Array) -> tuple[jax.Array, jax.Array]:
         tokens = tokenizer.tokenize(params["tokenizer"], configs[0], window[None])

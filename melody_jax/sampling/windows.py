@@ -1,11 +1,12 @@
 """Prefix tokens to windows of semantic tokens and latents, and latents to waveform, in jitted functions.
 
-A window is the most that the networks process at a time (MeLoDy, arXiv 2305.15719, sections 3.2 and 3.3). Music longer
-than a window is made a chunk at a time (`next_window`, the paper's algorithm 2). All random numbers of an item derive
-from its own key, and every numeric setting is per item, so an item does not depend on what else is in its batch.
+A window is the most that the networks process at a time (MeLoDy, arXiv 2305.15719, sections 3.2 and 3.3).
+Music longer than a window is made a chunk at a time (`next_window`, the paper's algorithm 2). All random
+numbers of an item derive from its own key, and every numeric setting is per item, so an item does not depend
+on what else is in its batch.
 
-B batch, P prefix levels, U semantic tokens, G tokens of a primer, L latent frames, M chunks per window, D latent
-channels, T samples.
+B batch, P prefix levels, U semantic tokens, G tokens of a primer, L latent frames, M chunks per window, D
+latent channels, T samples.
 """
 
 import itertools
@@ -48,14 +49,15 @@ class SamplerConfig:
     start: float = diffusion.HALF_PI
     """Angle that the diffusion starts from, radians; below pi/2 it varies the latents of its context."""
     guided: bool = True
-    """Whether the diffusion is guided by a null branch. Without it sampling costs half; a distilled diffusion, which
-    takes the guidance scale as an input, does not need it."""
+    """Whether the diffusion is guided by a null branch. Without it sampling costs half; a distilled
+    diffusion, which takes the guidance scale as an input, does not need it."""
     lm_guided: bool = False
     """Whether the language model is guided by a null or negative prefix."""
     candidates: int = CANDIDATES
     """Upper bound of `Controls.top_k`."""
     literal_chunks: bool = False
-    """Shifts the tokens by ceil(U / M) per chunk, as algorithm 2 is printed, even where a chunk's latents are fewer."""
+    """Shifts the tokens by ceil(U / M) per chunk, as algorithm 2 is printed, even where a chunk's latents are
+    fewer."""
 
     @property
     def tokens(self) -> int:
@@ -64,7 +66,7 @@ class SamplerConfig:
 
     @property
     def chunk_frames(self) -> int:
-        """Latent frames per chunk. Raises `UserError` if a window does not divide into M chunks of equal length."""
+        """Latent frames per chunk. Raises `UserError` if a window does not divide into M equal chunks."""
         if self.dpd.frames % self.dpd.chunks:
             raise UserError(
                 f"{self.dpd.frames} frames do not divide into {self.dpd.chunks} chunks: no continuation"
@@ -74,8 +76,8 @@ class SamplerConfig:
     def chunk_tokens(self, number: int) -> int:
         """Tokens by which the window shifts for chunk `number` = 1, 2, ... after it.
 
-        Where U / M is not an integer, the shift alternates (62 and 63 at the paper's size), so that tokens and latents
-        stay aligned.
+        Where U / M is not an integer, the shift alternates (62 and 63 at the paper's size), so that tokens
+        and latents stay aligned.
         """
         tokens = self.tokens
         chunks = self.dpd.chunks
@@ -207,11 +209,11 @@ def tokens_to_latents(
     context: Float[Arrays, "B L D"] | None = None,
     is_new: Bool[Arrays, "*B L"] | None = None,
 ) -> Float[Array, "B L D"]:
-    """The latents of a window, by the config's solver with classifier-free guidance (paper sections 3.3 to 3.5).
+    """The latents of a window, by solver and classifier-free guidance (paper sections 3.3 to 3.5).
 
-    Frames where `is_new` (L,) or (B, L) is False are those of `context` and stay bit-identical. New frames start from
-    noise, or from their context with noise added up to the angle `config.start`. Both branches of guidance run in one
-    doubled batch: the first half sees the tokens, the second half is the null branch.
+    Frames where `is_new` (L,) or (B, L) is False are those of `context` and stay bit-identical. New frames
+    start from noise, or from their context with noise added up to the angle `config.start`. Both branches of
+    guidance run in one doubled batch: the first half sees the tokens, the second half is the null branch.
     """
     batch = semantic_tokens.shape[0]
     frames = config.dpd.frames
@@ -243,10 +245,10 @@ def tokens_to_latents(
 
 
 def per_device(function: Callable[..., Any], mesh: Mesh | None, replicated: int = 1) -> Callable[..., Any]:
-    """`function` with its items split over the devices of the mesh, without communication. None: `function` itself.
+    """`function` with its items split over the devices of the mesh; no mesh: `function` itself.
 
-    The first `replicated` arguments belong to no item: every device has all of them. The number of items must be a
-    multiple of the number of devices.
+    The devices do not communicate. The first `replicated` arguments belong to no item: every device has all
+    of them. The number of items must be a multiple of the number of devices.
     """
     if mesh is None:
         return function
@@ -264,7 +266,7 @@ def per_device(function: Callable[..., Any], mesh: Mesh | None, replicated: int 
 def first_window(
     params: dict[str, Params], config: SamplerConfig, controls: Controls, mesh: Mesh | None = None
 ) -> Window:
-    """The first window. `params` holds the parameters of "lm" and "dpd"; `mesh` splits the items (`per_device`)."""
+    """The first window. `params` holds those of "lm" and "dpd"; `mesh` splits the items (`per_device`)."""
 
     def sample(params: dict[str, Params], controls: Controls) -> Window:
         keys = item_keys(controls)
@@ -286,8 +288,8 @@ def next_window(
 ) -> Window:
     """The window one chunk later (paper section 3.5, algorithm 2): its last chunk is new, the rest stays.
 
-    shift: tokens by which the window shifts, `config.chunk_tokens(number)`. number: which chunk after the first window,
-    from 1. Only the new chunk is denoised; the paper's text rotates the whole window.
+    shift: tokens by which the window shifts, `config.chunk_tokens(number)`. number: which chunk after the
+    first window, from 1. Only the new chunk is denoised; the paper's text rotates the whole window.
     """
 
     def sample(params: dict[str, Params], number: jax.Array, controls: Controls, window: Window) -> Window:
@@ -314,9 +316,9 @@ def fill_tokens(
 ) -> Int[Array, "B U"]:
     """A window of tokens in which the language model writes those where `is_new`; the others stay.
 
-    number: which window of the clip this is, from 0: each has its own random numbers. context_tokens: leading tokens
-    that stay in every item, which saves as many passes. fillings: how many the language model writes; the one that
-    makes the tokens after the gap likeliest is taken.
+    number: which window of the clip this is, from 0: each has its own random numbers. context_tokens: leading
+    tokens that stay in every item, which saves as many passes. fillings: how many the language model writes;
+    the one that makes the tokens after the gap likeliest is taken.
     """
     batch = len(is_new)
     fixed = jnp.where(is_new, -1, semantic_tokens)
@@ -342,7 +344,7 @@ def fill_latents(
     is_new: Bool[Arrays, "B L"],
     number: Int[Array, ""],
 ) -> Float[Array, "B L D"]:
-    """The latents of `window` in which those where `is_new` are made from its tokens; the others stay bit-identical.
+    """The latents of `window`, those where `is_new` made from its tokens, the others bit-identical.
 
     number: as in `fill_tokens`.
     """
