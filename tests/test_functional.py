@@ -65,4 +65,4 @@ def test_networks_take_every_policy(stage: Any) -> None:
 
 def test_unknown_policy_is_refused() -> None:
     with pytest.raises(UserError, match="remat 'some': it must be one of none, dots, blocks"):
-        functional.rematerialised(jnp.sin, "some")  # type: ignore[arg-type]
+        functional.rematerialised(jnp.sin, "some")

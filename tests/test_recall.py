@@ -85,7 +85,7 @@ def test_the_prefix_names_a_lag():
 def test_shares_leave_the_rest_to_the_network(params):
     recall = functional.bind(Recall, WIDTH, "float32", params=params)
     weights = recall_weights(params, ROWS)
-    copied = np.asarray(recall.copy_probs(ROWS, weights))
+    copied = np.asarray(recall.copy_probs(ROWS, jnp.asarray(weights)))
     network_share = 1 / (1 + len(MEMORY) * np.exp(-2))  # a fresh layer's bias
     np.testing.assert_allclose(copied.sum(axis=-1), 1 - network_share, atol=1e-5)
     np.testing.assert_allclose(copied / (1 - network_share), weights.mean(axis=1), atol=1e-5)

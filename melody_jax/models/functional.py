@@ -129,9 +129,9 @@ def scan_blocks(
 
 
 def rematerialised(
-    block: Callable[..., Any], remat: Remat, static_argnums: tuple[int, ...] = ()
+    block: Callable[..., Any], remat: str, static_argnums: tuple[int, ...] = ()
 ) -> Callable[..., Any]:
-    """The block under a policy of `Remat`; values and gradients are the same under each.
+    """The block under one of the policies in `Remat`; values and gradients are the same under each.
 
     Raises:
         UserError: `remat` names no policy.
