@@ -1,4 +1,4 @@
-"""LAION-CLAP against Hugging Face's, random weights, through the file that it saves."""
+"""LAION-CLAP compared with Hugging Face's, with random weights read from the file that it saves."""
 
 from pathlib import Path
 
@@ -21,12 +21,12 @@ OURS = MuLanConfig(
     music=HTSATConfig(n_mels=16, side=64, patch=2, width=8, depths=(2, 3, 2), heads=(2, 4, 4), window=8),
     text=TextConfig(vocab_size=50, layers=2, width=16, heads=2, ffn=20, max_length=18, pooling="first"),
 )
-"""The last stage is as wide as a window, which is not shifted then; the two before it are wider."""
+"""The last stage is as wide as a window, so its windows are not shifted; the two before it are wider."""
 
 
 @pytest.fixture(scope="module")
 def theirs() -> torch.nn.Module:
-    """A small CLAP with every parameter and statistic random, so that none can be missed."""
+    """A small CLAP with every parameter and statistic random, so that the converter cannot miss one."""
     text = {"num_hidden_layers": 2, "hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 20}
     audio = {"num_mel_bins": 16, "spec_size": 64, "patch_size": 2, "patch_stride": (2, 2), "window_size": 8}
     shape = {
@@ -52,7 +52,7 @@ def theirs() -> torch.nn.Module:
 
 
 def test_music_tower(tmp_path: Path, theirs: torch.nn.Module, compare) -> None:
-    """From frames on, 250 of them stretched to 256; the embedding of HTSAT and its projection."""
+    """Embeddings of 250 frames, which are stretched to 256: HTSAT and its projection."""
     theirs.save_pretrained(tmp_path)
     frames = np.random.default_rng(0).normal(size=(2, 250, 16)).astype(np.float32)
     expected = theirs.get_audio_features(torch.tensor(frames)[:, None]).pooler_output
@@ -70,7 +70,7 @@ def test_text_tower(tmp_path: Path, theirs: torch.nn.Module, compare) -> None:
 
 @pytest.mark.parametrize("seconds", [1.0, 3.3, 10.0])
 def test_frames(seconds: float, compare) -> None:
-    """Clips shorter than 10 s are repeated; the resampling from 24 kHz has a test of its own."""
+    """Clips shorter than 10 s are repeated; another test covers the resampling from 24 kHz."""
     audio = 0.1 * np.random.default_rng(0).normal(size=(1, round(48_000 * seconds))).astype(np.float32)
     extract = transformers.ClapFeatureExtractor(truncation="rand_trunc")
     expected = extract(audio[0], sampling_rate=48_000).input_features[0]

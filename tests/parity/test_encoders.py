@@ -1,4 +1,4 @@
-"""Transformer encoders against Hugging Face's, random weights, through the files that they save."""
+"""Transformer encoders compared with Hugging Face's, with random weights read from the files that it saves."""
 
 from pathlib import Path
 
@@ -21,7 +21,7 @@ SIZES = {"num_hidden_layers": 3, "hidden_size": 48, "num_attention_heads": 4, "i
 
 
 def shaken(model: torch.nn.Module) -> torch.nn.Module:
-    """The model with every parameter random, gains and offsets too, so that none can be missed."""
+    """The model with every parameter random, gains and offsets included, so that a converter cannot miss one."""
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -66,9 +66,9 @@ def test_ast(tmp_path: Path, compare) -> None:
     compare(ast.encode(load_ast(tmp_path, config), config, frames), pooled)
 
 
-@pytest.mark.filterwarnings("ignore:At least one mel filter")  # of its own, at 257 bins
+@pytest.mark.filterwarnings("ignore:At least one mel filter")  # its own filterbank has 257 bins
 def test_ast_frames(compare) -> None:
-    """Kaldi's filterbank features and their scaling; the resampling to 16 kHz has a test of its own."""
+    """Kaldi's filterbank features and their scaling; another test covers the resampling to 16 kHz."""
     audio = 0.1 * np.random.default_rng(0).normal(size=(2, 16_000)).astype(np.float32)
     extract = transformers.ASTFeatureExtractor(max_length=98)
     theirs = np.stack([extract(item, sampling_rate=16_000).input_values[0] for item in audio])
@@ -91,7 +91,7 @@ def waves() -> np.ndarray:
 
 
 def test_wav2vec2_conformer(tmp_path: Path, compare) -> None:
-    """Two blocks of three, each batch norm with statistics of its own."""
+    """Two of three blocks, with different statistics in each batch norm."""
     config = Wav2Vec2Config(**OURS, kernel=7)
     theirs = shaken(
         transformers.Wav2Vec2ConformerModel(
@@ -115,7 +115,7 @@ def test_wav2vec2_conformer(tmp_path: Path, compare) -> None:
 
 
 def test_mert(tmp_path: Path, compare) -> None:
-    """MERT-v1 is HuBERT's network; its own code is no package, so HuBERT's is what we compare with."""
+    """MERT-v1 has HuBERT's network. Its code is not a package, so the reference is HuBERT."""
     config = Wav2Vec2Config(
         **OURS,
         channel_norm=False,

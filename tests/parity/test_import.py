@@ -1,4 +1,4 @@
-"""`melody import`: weights that Hugging Face's code saved become part of a cascade."""
+"""`melody import` of weights saved by Hugging Face's code into a cascade."""
 
 import dataclasses
 from pathlib import Path
@@ -32,7 +32,7 @@ CLAP = MuLanConfig(
     music=HTSATConfig(n_mels=16, side=64, patch=2, width=8, depths=(2, 2), heads=(2, 4)),
     text=TextConfig(vocab_size=7, layers=1, width=16, heads=2, ffn=20, max_length=48, pooling="first"),
 )
-EAR = Wav2Vec2Config(
+ENCODER = Wav2Vec2Config(
     channels=24,
     channel_norm=False,
     conformer=False,
@@ -61,7 +61,9 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> str:
             yield {"audio": np.frombuffer(flac, np.uint8), "meta": encode_json(meta)}
 
     shard = write_shard(folder / shard_name("audio", 0, 1), records())
-    write_manifest(folder, ShardManifest(kind="audio", settings={}, versions={}, shard_count=1, shards=(shard,)))
+    write_manifest(
+        folder, ShardManifest(kind="audio", settings={}, versions={}, shard_count=1, shards=(shard,))
+    )
     return str(folder)
 
 
@@ -88,9 +90,9 @@ def clap(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def small(monkeypatch: pytest.MonkeyPatch, kind: str, **changes: Any) -> None:
-    found = import_published.KINDS[kind]
-    stage = dataclasses.replace(found.stage, **changes)
-    monkeypatch.setitem(import_published.KINDS, kind, found._replace(stage=stage))
+    imported = import_published.KINDS[kind]
+    stage = dataclasses.replace(imported.stage, **changes)
+    monkeypatch.setitem(import_published.KINDS, kind, imported._replace(stage=stage))
 
 
 def test_clap_becomes_a_mulan(
@@ -126,11 +128,13 @@ def test_clap_becomes_a_mulan(
 def test_mert_becomes_a_tokenizer(
     corpus: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, compare: Any
 ) -> None:
-    model = TokenizerConfig(encoder=EAR, spectral_share=0.0)
+    model = TokenizerConfig(encoder=ENCODER, spectral_share=0.0)
     small(monkeypatch, "mert", model=model, cluster_frames=1000)
     sizes = {"num_hidden_layers": 2, "hidden_size": 48, "num_attention_heads": 4, "intermediate_size": 80}
-    places = {"num_conv_pos_embeddings": 16, "num_conv_pos_embedding_groups": 4}
-    theirs = transformers.HubertModel(transformers.HubertConfig(**sizes, **places, conv_dim=(24,) * 7)).eval()
+    positions = {"num_conv_pos_embeddings": 16, "num_conv_pos_embedding_groups": 4}
+    theirs = transformers.HubertModel(
+        transformers.HubertConfig(**sizes, **positions, conv_dim=(24,) * 7)
+    ).eval()
     theirs.save_pretrained(tmp_path / "weights")
     arguments = ["--kind", "mert", "--weights", str(tmp_path / "weights"), "--data", corpus, "--codes", "8"]
     run(["import", *arguments, "--out", str(tmp_path / "release"), "--batches", "2", "--batch_size", "4"])
@@ -139,7 +143,10 @@ def test_mert_becomes_a_tokenizer(
     assert "CC-BY-NC-4.0, not for commercial use" in (tmp_path / "release" / "tokenizer.md").read_text()
     wave = np.random.default_rng(1).normal(size=(2, 9_600)).astype(np.float32)
     exact = tokenizer.encode(
-        tokenizer.init(model, jax.random.key(0)) | load_wav2vec2(tmp_path / "weights", EAR), model, wave, 1
+        tokenizer.init(model, jax.random.key(0)) | load_wav2vec2(tmp_path / "weights", ENCODER),
+        model,
+        wave,
+        1,
     )
     compare(tokenizer.encode(params, config, wave, 1), exact, 0.05)  # matrices are stored in 8 bits
     assert len(np.unique(tokenizer.tokenize(params, config, wave))) > 1

@@ -1,4 +1,4 @@
-"""The semantic LM against Hugging Face's LLaMA: teacher-forced logits, and greedy decoding through either's cache."""
+"""The semantic LM compared with Hugging Face's LLaMA: teacher-forced logits, and greedy cached decoding."""
 
 import jax
 import jax.numpy as jnp
@@ -29,7 +29,7 @@ CONFIG = LMConfig(
 
 
 def pair() -> tuple[functional.Params, transformers.LlamaForCausalLM]:
-    """Our parameters, random everywhere, and a LLaMA that holds the same."""
+    """Random parameters, and a LLaMA with the same values."""
     params = lm.init(CONFIG, jax.random.key(0))
     leaves, tree = jax.tree.flatten(params)
     keys = jax.random.split(jax.random.key(1), len(leaves))
@@ -58,17 +58,17 @@ def pair() -> tuple[functional.Params, transformers.LlamaForCausalLM]:
         "lm_head.weight": params["head"].T,
     }
     for i, block in enumerate(functional.unstack(params["blocks"], CONFIG.layers)):
-        at = f"model.layers.{i}"
+        layer = f"model.layers.{i}"
         for name, kernel in zip("qkv", jnp.split(block["qkv"]["kernel"], 3, axis=1), strict=True):
-            state[f"{at}.self_attn.{name}_proj.weight"] = kernel.T
+            state[f"{layer}.self_attn.{name}_proj.weight"] = kernel.T
         for name, kernel in zip(
             ("gate", "up"), jnp.split(block["gate_up"]["kernel"], 2, axis=1), strict=True
         ):
-            state[f"{at}.mlp.{name}_proj.weight"] = kernel.T
-        state[f"{at}.self_attn.o_proj.weight"] = block["out"]["kernel"].T
-        state[f"{at}.mlp.down_proj.weight"] = block["down"]["kernel"].T
-        state[f"{at}.input_layernorm.weight"] = block["norm"]["scale"]
-        state[f"{at}.post_attention_layernorm.weight"] = block["ffn_norm"]["scale"]
+            state[f"{layer}.mlp.{name}_proj.weight"] = kernel.T
+        state[f"{layer}.self_attn.o_proj.weight"] = block["out"]["kernel"].T
+        state[f"{layer}.mlp.down_proj.weight"] = block["down"]["kernel"].T
+        state[f"{layer}.input_layernorm.weight"] = block["norm"]["scale"]
+        state[f"{layer}.post_attention_layernorm.weight"] = block["ffn_norm"]["scale"]
     theirs.load_state_dict({name: torch.tensor(np.array(value)) for name, value in state.items()})
     return params, theirs
 
@@ -101,7 +101,7 @@ def test_cached_decoding() -> None:
 
 
 def test_rotary_positions(compare) -> None:
-    """RoFormer turns neighbouring channels, we turn halves: the same up to the order of the channels."""
+    """RoFormer rotates neighbouring channels, this package rotates halves: equal up to the order of the channels."""
     heads, length, depth = 2, 11, 8
     x = np.random.default_rng(0).normal(size=(1, heads, length, depth)).astype(np.float32)
     table = roformer.RoFormerSinusoidalPositionalEmbedding(length, depth)
