@@ -130,7 +130,7 @@ def test_seeds_of_splits_are_disjoint():
         (["--hours", "many"], "--hours got 'many'"),
         (["--workers", "-2"], "workers is -2"),
         (["--pieces-per-shard", "0"], "pieces_per_shard is 0"),
-        (["--soundfonts", "Nope"], "'Nope' is no SoundFont"),
+        (["--soundfonts", "Nope"], "'Nope' is not a supported SoundFont"),
         (["--hourz", "3"], "did you mean --hours"),
         (["--out", ""], "--out FOLDER"),
     ],

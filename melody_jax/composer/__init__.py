@@ -1,1 +1,1 @@
-"""Composed music: a composer, renderers and captions that make training data from seeds."""
+"""Composed music: a composer, renderers and captions that make training data from a seed."""

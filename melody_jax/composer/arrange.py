@@ -1,4 +1,4 @@
-"""The arrangement: who plays what in which section, from a plan to tracks."""
+"""The arrangement: turns a plan into tracks by choosing what each instrument plays in each section."""
 
 from melody_jax.composer.bass import Bassist
 from melody_jax.composer.comping import Comper
@@ -17,12 +17,12 @@ _STREAM_BAND, _STREAM_LEAD, _STREAM_COUNTER, _STREAM_DRUMS, _STREAM_BASS, _STREA
 )
 _POLYPHONIC = ("keys", "guitar", "plucked", "mallets", "bells", "organ")
 _LEAD_GAIN = 1.5
-# What the genres' gains are relative to: the renderer balances roles by itself, tracks carry the difference.
+# Reference of the genres' gains: the renderer balances the roles, and a track's gain is the difference.
 _USUAL_GAIN = {"chords": -5.0, "pad": -9.0, "arp": -8.0, "counter": -6.5, "bass": -3.0, "drums": -3.0}
 
 
 def effects(dice: Dice, chances: dict[str, float]) -> tuple[str, ...]:
-    """At most three of the effects, each by its chance."""
+    """Draws at most three effects, each with its probability."""
     return tuple(name for name, chance in chances.items() if dice.chance(chance))[:3]
 
 
@@ -30,8 +30,11 @@ class Arranger:
     """Writes and performs all tracks of a plan."""
 
     def __init__(self, plan: Plan) -> None:
-        self.plan, self.genre, self.frame = plan, plan.genre, plan.frame
-        genre, frame = self.genre, self.frame
+        self.plan = plan
+        self.genre = plan.genre
+        self.frame = plan.frame
+        genre = self.genre
+        frame = self.frame
         self.performer = Performer(
             plan.dice(_STREAM_HANDS),
             frame.tempo,
@@ -49,7 +52,7 @@ class Arranger:
         self.has_drums = bool(genre.drums) and not self.thin and self.dice.chance(drums_chance)
 
     def tracks(self) -> list[Track]:
-        """All tracks that have notes, the lead first."""
+        """All tracks with notes, the lead first."""
         tracks = [*self._lead(), *self._layers(), *self._bass(), *self._drums()]
         return [track for track in tracks if track.notes]
 
@@ -100,7 +103,8 @@ class Arranger:
 
     def _layer(self, dice: Dice, layer: LayerPart, instrument: str) -> Track:
         player = INSTRUMENTS[instrument]
-        low, high = max(player.low, 34), min(player.high, 98)
+        low = max(player.low, 34)
+        high = min(player.high, 98)
         register = 0.4 * self.frame.mood.register
         voices = (
             max(2, layer.voices - 1) if self.frame.mood.arousal < -0.5 and layer.voices > 3 else layer.voices

@@ -27,7 +27,8 @@ class Bassist:
         gate: float,
         centre: float = 41,
     ) -> None:
-        self.dice, self.frame = dice, frame
+        self.dice = dice
+        self.frame = frame
         named = [p for p in patterns if p in ("walk", "hold") or (p == "two" and frame.beats == 4)]
         texts = tuple(
             p for p in patterns if p not in _NAMED and ("|" not in p or p.startswith(frame.metre + "|"))
@@ -36,7 +37,9 @@ class Bassist:
             texts += tuple(p for p in patterns if p.startswith("6/8|"))
         share = len(named) / (len(named) + len(texts))
         self.kind = dice.among(named) if dice.chance(share) else "grid"
-        self.low, self.high, self.gate = low, high, gate
+        self.low = low
+        self.high = high
+        self.gate = gate
         self.grid = (
             self._settle(compile_grid(texts, frame.metre, dice, frame.mood.arousal))
             if self.kind == "grid"
@@ -52,9 +55,11 @@ class Bassist:
     def play(self, passage: Passage) -> list[Note]:
         """The bass of one passage."""
         if passage.final:
-            body, close = passage.bar_starts()[:-1], passage.bar_starts()[-1]
+            body = passage.bar_starts()[:-1]
+            close = passage.bar_starts()[-1]
         else:
-            body, close = passage.bar_starts(), None
+            body = passage.bar_starts()
+            close = None
         notes: list[Note] = []
         for index, start in enumerate(body):
             if self.kind == "walk":
@@ -113,7 +118,8 @@ class Bassist:
     def _bar(self, passage: Passage, start: float, hits: tuple[Hit, ...]) -> list[Note]:
         notes = []
         for hit in hits:
-            beat, symbol = start + hit.offset, hit.symbol.upper()
+            beat = start + hit.offset
+            symbol = hit.symbol.upper()
             if beat >= passage.end:
                 break
             pitch = min(max(self._degree(symbol, passage, beat, hit.gap), self.low), self.high)

@@ -22,18 +22,18 @@ def captions(facts: Facts, seed: int, count: int = 8) -> list[str]:
     }
     kinds = {kind: weight for kind, (weight, _) in frames.FRAMES.items() if usable[kind]}
     kinds |= {"tags": 1.1, "simple": 1.4, "long": 1.0}
-    made: list[str] = []
+    texts: list[str] = []
     left = dict(kinds)
     for _ in range(40 * count):
-        if len(made) == count:
+        if len(texts) == count:
             break
         left = left or dict(kinds)
-        kind = "tags" if not made else dice.pick(left)
+        kind = "tags" if not texts else dice.pick(left)
         left.pop(kind, None)
         text = _dress(_say(kind, usable, Speaker(facts, dice)), dice)
-        if text.lower() not in (other.lower() for other in made):
-            made.append(text)
-    return made
+        if text.lower() not in (other.lower() for other in texts):
+            texts.append(text)
+    return texts
 
 
 def _say(kind: str, usable: dict[str, list[str]], speaker: Speaker) -> str:
@@ -74,7 +74,9 @@ def _tags(speaker: Speaker) -> str:
 
 def _simple(speaker: Speaker) -> str:
     """What people type: the plain name of the genre or lead and one or two words."""
-    dice, facts, genre = speaker.dice, speaker.facts, speaker.genre_name
+    dice = speaker.dice
+    facts = speaker.facts
+    genre = speaker.genre_name
     word = speaker.extra() if dice.chance(0.25) and speaker.can_fill("{extra}") else speaker.mood()
     lead = instrument_words.NAMES.get(facts.lead, (facts.lead,))[0]
     name = f"{genre.removesuffix(' music')} {dice.among(('track', 'tune', 'piece'))}"
@@ -102,7 +104,7 @@ def _long(speaker: Speaker) -> str:
     chances = {"number": 0.55, "instruments": 0.5, "key": 0.25, "tempo": 0.2, "use": 0.4, "feeling": 0.35}
     for aspect, chance in {**chances, "missing": 0.2, "metre": 0.1}.items():
         usable = [frame for frame in frames.SENTENCES[aspect] if speaker.can_fill(frame)]
-        if len(sentences) < 4 and usable and dice.chance(chance) and not speaker.has_told(aspect):
+        if len(sentences) < 4 and usable and dice.chance(chance) and not speaker.has_mentioned(aspect):
             sentence = speaker.fill(dice.among(usable))
             sentences.append(sentence[0].upper() + sentence[1:])
     return " ".join(sentences)
@@ -110,14 +112,14 @@ def _long(speaker: Speaker) -> str:
 
 def _tail(speaker: Speaker) -> str:
     """Up to three more details, none told already."""
-    told = []
+    details = []
     for aspect, (chance, phrases) in frames.TAILS.items():
-        if len(told) == 3 or speaker.has_told(aspect) or not speaker.dice.chance(chance):
+        if len(details) == 3 or speaker.has_mentioned(aspect) or not speaker.dice.chance(chance):
             continue
         usable = [phrase for phrase in phrases if speaker.can_fill(phrase)]
         if usable:
-            told.append(speaker.fill(speaker.dice.among(usable)))
-    return "".join(told)
+            details.append(speaker.fill(speaker.dice.among(usable)))
+    return "".join(details)
 
 
 def _dress(text: str, dice: Dice) -> str:

@@ -47,11 +47,16 @@ class Comper:
         rootless: bool = False,
         loud: float = 80,
     ) -> None:
-        self.dice, self.frame = dice, frame
-        self.low, self.high = low, high
+        self.dice = dice
+        self.frame = frame
+        self.low = low
+        self.high = high
         self.centre = min(max(centre, low + 5), high - 5)
-        self.voices, self.style, self.rootless = voices, style, rootless
-        self.gate, self.loud = gate, loud
+        self.voices = voices
+        self.style = style
+        self.rootless = rootless
+        self.gate = gate
+        self.loud = loud
         self.strum = strum * frame.tempo / 60.0
         self.previous: tuple[int, ...] = ()
         self.pattern = leaning(fitting(patterns, frame.metre), dice, frame.mood.arousal)
@@ -69,7 +74,7 @@ class Comper:
                 if start < body_end - 1e-6:
                     notes += self._grid_bar(passage, start, self.grid, index)
         elif name in ("hold", "bar"):
-            notes += self._held(passage, body_end, name == "bar")
+            notes += self._sustain(passage, body_end, name == "bar")
         elif name in ("swell", "trem"):
             notes += self._strokes(passage, body_end, int(rate), name == "swell")
         else:
@@ -131,7 +136,7 @@ class Comper:
             notes += self._chord(pitches, beat, length, self._volume(passage, accent), up=hit.symbol == "o")
         return notes
 
-    def _held(self, passage: Passage, end: float, each_bar: bool) -> list[Note]:
+    def _sustain(self, passage: Passage, end: float, each_bar: bool) -> list[Note]:
         notes: list[Note] = []
         for span in passage.spans:
             beat = span.start
@@ -161,7 +166,9 @@ class Comper:
         if self.frame.compound:
             rate = 3.0 if rate <= 4 else 6.0
         notes: list[Note] = []
-        step, beat, last = 0, passage.start, None
+        step = 0
+        beat = passage.start
+        last = None
         while beat < end - 1e-6:
             span = passage.span_at(beat)
             if span is not last:

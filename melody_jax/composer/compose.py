@@ -1,7 +1,7 @@
 """Composes a piece from a seed: `compose(7, genre="jazz", lead="clarinet")`.
 
-Decide (`plan`), write and perform every part (`arrange`), then state the facts and the production. Splits share no
-progression and no motif (`splits`); the same seed gives a different piece in each split.
+`plan` makes the decisions, `arrange` writes and performs every part, and this module adds facts and production
+settings. Splits share no progression and no motif (`splits`); the same seed gives a different piece in each split.
 """
 
 from collections import defaultdict
@@ -15,7 +15,8 @@ from melody_jax.composer.splits import split_index
 from melody_jax.composer.theory import KEYS
 
 _STREAM_PRODUCTION = 20
-_LOW, _HIGH = 0.42, 0.66
+_LOW_ENERGY = 0.42
+_HIGH_ENERGY = 0.66
 
 
 def compose(
@@ -30,10 +31,13 @@ def compose(
     mode: str | None = None,
     metre: str | None = None,
 ) -> Piece:
-    """A piece of `seconds` seconds; everything not fixed by the caller follows from the seed, genre by genre.
+    """Composes a piece of `seconds` seconds; whatever the caller does not fix is drawn from the seed.
 
-    `genre` of `GENRES`, `mood` of `MOODS`, `lead` of `INSTRUMENTS`, `key` of `KEYS`, `mode` of `MODES`, `metre` of
-    `METRES`, `tempo` in felt beats per minute, `split` of `SPLITS`. Raises `UserError` on anything else.
+    `genre` is a key of `GENRES`, `mood` of `MOODS`, `lead` of `INSTRUMENTS`, `key` of `KEYS`, `mode` of `MODES`,
+    `metre` of `METRES`, `split` of `SPLITS`; `tempo` is in felt beats per minute.
+
+    Raises:
+        UserError: an unknown name, or a tempo, length or seed out of range.
     """
     plan = make_plan(
         seed,
@@ -98,12 +102,13 @@ def _energy(plan: Plan, drums: bool) -> str:
         + 0.1 * drums
         + 0.15 * level
     )
-    return "low" if value < _LOW else "high" if value > _HIGH else "medium"
+    return "low" if value < _LOW_ENERGY else "high" if value > _HIGH_ENERGY else "medium"
 
 
 def _production(plan: Plan) -> Production:
     dice = plan.dice(_STREAM_PRODUCTION)
-    genre, mood = plan.genre, plan.frame.mood
+    genre = plan.genre
+    mood = plan.frame.mood
 
     def unit(value: float) -> float:
         return round(min(max(value, 0.0), 1.0), 3)

@@ -58,7 +58,10 @@ class Drummer:
     """Plays one settled version of a style, so that a piece keeps its groove."""
 
     def __init__(self, dice: Dice, frame: Frame, style: DrumStyle, loud: float = 1.0) -> None:
-        self.dice, self.frame, self.style, self.loud = dice, frame, style, loud
+        self.dice = dice
+        self.frame = frame
+        self.style = style
+        self.loud = loud
         lean = frame.mood.arousal
         self.grids = {
             voice: compile_grid(texts, frame.metre, dice, lean) for voice, texts in style.voices.items()

@@ -90,7 +90,8 @@ def _kick(strike: Strike) -> np.ndarray:
 
 def _snare(strike: Strike) -> np.ndarray:
     if strike.kit == "brushes":
-        slap, swish = _burst(strike, 900, 7000, 0.16), _burst(strike, 1500, 9000, strike.near(0.35))
+        slap = _burst(strike, 900, 7000, 0.16)
+        swish = _burst(strike, 1500, 9000, strike.near(0.35))
         return _mixed(
             (dsp.attack(swish, 0.02), 0.7),
             (slap, 0.8),
@@ -124,7 +125,8 @@ def _rim(strike: Strike) -> np.ndarray:
 
 def _clap(strike: Strike) -> np.ndarray:
     body = _burst(strike, strike.near(750), strike.near(5000), strike.near(0.28, 0.5))
-    output, gap = np.zeros(len(body) + 1400, np.float32), strike.near(250, 0.25)
+    output = np.zeros(len(body) + 1400, np.float32)
+    gap = strike.near(250, 0.25)
     for index in range(3):
         dsp.add_at(output, round(index * gap), _burst(strike, 900, 7000, 0.02), 0.9)
     dsp.add_at(output, round(3 * gap), body, 1.0)
@@ -229,7 +231,8 @@ def _tom(root: float) -> Callable[[Strike], np.ndarray]:
 
 def _hand_drum(root: float, seconds: float, slap: float) -> Callable[[Strike], np.ndarray]:
     def make(strike: Strike) -> np.ndarray:
-        low, length = strike.near(root, 0.08), strike.near(seconds, 0.2)
+        low = strike.near(root, 0.08)
+        length = strike.near(seconds, 0.2)
         ratios = np.array([1.0, 1.59, 2.14, 2.3, 2.65, 2.92])
         strengths = np.array([1.0, 0.4, 0.25, 0.2, 0.12, 0.1]) * strike.rng.uniform(0.6, 1.4, 6)
         falls = length / np.array([1.0, 1.6, 2.2, 2.5, 3.0, 3.3])
@@ -247,7 +250,8 @@ def _struck(
     """Small metal or wood: fixed modes at `ratios` of `root` Hz."""
 
     def make(strike: Strike) -> np.ndarray:
-        factors, length = np.array(ratios), strike.near(seconds, 0.25)
+        factors = np.array(ratios)
+        length = strike.near(seconds, 0.25)
         falls = length / factors**0.4
         tone = dsp.damped(
             strike.near(root, 0.12) * factors,
@@ -297,7 +301,8 @@ def _glide(start: float, end: float, seconds: float) -> Callable[[Strike], np.nd
     return make
 
 
-_HIGH_TOM, _LOW_TOM = 165.0, 78.0
+_HIGH_TOM = 165.0
+_LOW_TOM = 78.0
 _COWBELL = _struck((1.0, 1.504, 2.0, 3.01, 4.5), 562, 0.35)
 _TRIANGLE_RATIOS = (1.0, 1.98, 2.74, 3.6, 4.3)
 

@@ -20,25 +20,26 @@ _POLE = np.array([1.85, 1.0, 0.85], np.float32)
 def biquad(kind: str, frequency: float, quality: float = 0.707, gain_db: float = 0.0) -> np.ndarray:
     """Second-order section (6,): lowpass, highpass, bandpass, peak, lowshelf or highshelf at `frequency` Hz."""
     omega = 2 * np.pi * min(max(frequency, 5.0), 0.98 * NYQUIST) / SAMPLE_RATE
-    cosine, alpha, root = np.cos(omega), np.sin(omega) / (2 * quality), 10 ** (gain_db / 40)
+    cosine = np.cos(omega)
+    alpha = np.sin(omega) / (2 * quality)
+    root = 10 ** (gain_db / 40)
     if kind == "lowpass":
-        numerator, denominator = (
-            [(1 - cosine) / 2, 1 - cosine, (1 - cosine) / 2],
-            [1 + alpha, -2 * cosine, 1 - alpha],
-        )
+        numerator = [(1 - cosine) / 2, 1 - cosine, (1 - cosine) / 2]
+        denominator = [1 + alpha, -2 * cosine, 1 - alpha]
     elif kind == "highpass":
-        numerator, denominator = (
-            [(1 + cosine) / 2, -1 - cosine, (1 + cosine) / 2],
-            [1 + alpha, -2 * cosine, 1 - alpha],
-        )
+        numerator = [(1 + cosine) / 2, -1 - cosine, (1 + cosine) / 2]
+        denominator = [1 + alpha, -2 * cosine, 1 - alpha]
     elif kind == "bandpass":
-        numerator, denominator = [alpha, 0.0, -alpha], [1 + alpha, -2 * cosine, 1 - alpha]
+        numerator = [alpha, 0.0, -alpha]
+        denominator = [1 + alpha, -2 * cosine, 1 - alpha]
     elif kind == "peak":
         numerator = [1 + alpha * root, -2 * cosine, 1 - alpha * root]
         denominator = [1 + alpha / root, -2 * cosine, 1 - alpha / root]
     elif kind in ("lowshelf", "highshelf"):
-        sign, bend = (1.0 if kind == "highshelf" else -1.0), 2 * np.sqrt(root) * alpha
-        plus, minus = root + 1, root - 1
+        sign = 1.0 if kind == "highshelf" else -1.0
+        bend = 2 * np.sqrt(root) * alpha
+        plus = root + 1
+        minus = root - 1
         numerator = [
             root * (plus + sign * minus * cosine + bend),
             -2 * sign * root * (minus + sign * plus * cosine),
@@ -107,9 +108,9 @@ def damped(
 
     Time is split as i * 256 + j, so that the sum over K modes is a product of (count / 256, K) and (K, 256).
     """
-    kept = (frequencies < 0.97 * NYQUIST) & (np.abs(amplitudes) > 1e-5)
-    exponent = (2j * np.pi * frequencies[kept] - rates[kept]) / SAMPLE_RATE
-    start = amplitudes[kept] * np.exp(1j * phases[kept])
+    audible = (frequencies < 0.97 * NYQUIST) & (np.abs(amplitudes) > 1e-5)
+    exponent = (2j * np.pi * frequencies[audible] - rates[audible]) / SAMPLE_RATE
+    start = amplitudes[audible] * np.exp(1j * phases[audible])
     rows = -(-count // 256)
     outer = np.asarray(np.exp(np.arange(rows)[:, None] * (256 * exponent)) * start, np.complex64)
     inner = np.asarray(np.exp(exponent[:, None] * np.arange(256)), np.complex64)
@@ -143,7 +144,8 @@ def scan(tables: np.ndarray, phase: np.ndarray, position: np.ndarray | None = No
     blend = position - level
     index += level * (size + 1)
     flat = tables.reshape(-1)
-    low, high = flat[index], flat[index + size + 1]
+    low = flat[index]
+    high = flat[index + size + 1]
     low += fraction * (flat[index + 1] - low)
     high += fraction * (flat[index + size + 2] - high)
     return low + blend.astype(np.float32) * (high - low)
@@ -183,12 +185,12 @@ def ensemble(
     bins = np.broadcast_to(bins, (len(detune), harmonics))
     phases = rng.random((len(detune), 1)) * order if coherent else rng.random((len(detune), harmonics))
     lines = np.exp(2j * np.pi * phases)
-    kept = bins < 0.97 * length / 2
+    audible = bins < 0.97 * length / 2
     summed = np.zeros((len(spectra), length // 2 + 1), np.complex64)
     for row, amplitudes in zip(summed, spectra, strict=True):
-        weights = (lines * amplitudes)[kept]
-        row += np.bincount(bins[kept], weights.real, len(row)) + 1j * np.bincount(
-            bins[kept], weights.imag, len(row)
+        weights = (lines * amplitudes)[audible]
+        row += np.bincount(bins[audible], weights.real, len(row)) + 1j * np.bincount(
+            bins[audible], weights.imag, len(row)
         )
     return np.fft.irfft(summed * (length / np.sqrt(len(detune))), length, axis=1)
 
@@ -209,9 +211,9 @@ def looped(loops: np.ndarray, count: int, position: np.ndarray | None = None) ->
 
 def delayed(audio: np.ndarray, samples: np.ndarray) -> np.ndarray:
     """Reads (T,) late by `samples` (T,), a varying number of samples, with linear interpolation."""
-    whole = samples.astype(np.int32)
-    fraction = (samples - whole).astype(np.float32)
-    index = np.arange(len(audio), dtype=np.int32) - whole
+    integer = samples.astype(np.int32)
+    fraction = (samples - integer).astype(np.float32)
+    index = np.arange(len(audio), dtype=np.int32) - integer
     near = audio[np.maximum(index, 0)]
     far = audio[np.maximum(index - 1, 0)]
     near += fraction * (far - near)

@@ -68,7 +68,8 @@ def overdrive(audio: np.ndarray, rng: np.random.Generator, seconds_per_beat: flo
 
 def chorus(audio: np.ndarray, rng: np.random.Generator, seconds_per_beat: float) -> np.ndarray:
     """Two delayed copies, slowly out of tune against each other."""
-    rate, depth = rng.uniform(0.3, 1.2), rng.uniform(1.0, 3.0) * 24
+    rate = rng.uniform(0.3, 1.2)
+    depth = rng.uniform(1.0, 3.0) * 24
     first = dsp.delayed(audio, 12 * 24 + depth * _lfo(len(audio), rate, rng.random()))
     second = dsp.delayed(audio, 19 * 24 + depth * _lfo(len(audio), 1.31 * rate, rng.random()))
     return 0.7 * audio + 0.45 * first + 0.45 * second
@@ -91,7 +92,8 @@ def tremolo(audio: np.ndarray, rng: np.random.Generator, seconds_per_beat: float
 def delay(audio: np.ndarray, rng: np.random.Generator, seconds_per_beat: float) -> np.ndarray:
     """Echoes at half, three quarters or a whole beat, each darker than the one before."""
     lag = round(float(rng.choice([0.5, 0.75, 1.0])) * seconds_per_beat * SAMPLE_RATE)
-    feedback, wet = rng.uniform(0.3, 0.55), rng.uniform(0.3, 0.5)
+    feedback = rng.uniform(0.3, 0.55)
+    wet = rng.uniform(0.3, 0.5)
     output = audio.copy()
     echo = dsp.filtered(audio, dsp.biquad("lowpass", rng.uniform(2500, 5000)), dsp.biquad("highpass", 180))
     softened = (echo + np.roll(echo, 1)) * np.float32(0.5)
@@ -114,7 +116,8 @@ def highpass(audio: np.ndarray, rng: np.random.Generator, seconds_per_beat: floa
 
 def bitcrush(audio: np.ndarray, rng: np.random.Generator, seconds_per_beat: float) -> np.ndarray:
     """Few bits and every second to fourth sample held, aliases and all."""
-    hold, bits = int(rng.integers(2, 5)), int(rng.integers(4, 8))
+    hold = int(rng.integers(2, 5))
+    bits = int(rng.integers(4, 8))
     peak = max(1e-6, float(np.abs(audio).max()))
     steps = np.float32(2 ** (bits - 1) / peak)
     return np.resize(np.repeat(np.round(audio[::hold] * steps) / steps, hold), len(audio))
@@ -159,7 +162,8 @@ def _resonant(ratio: np.ndarray, damping: float) -> np.ndarray:
 def wah(audio: np.ndarray, rng: np.random.Generator, seconds_per_beat: float) -> np.ndarray:
     """Resonant band swept through the middle, in time with the beat."""
     rate = float(rng.choice([0.5, 1.0, 2.0])) / seconds_per_beat
-    damping, centre = rng.uniform(0.25, 0.45), rng.uniform(800, 1200)
+    damping = rng.uniform(0.25, 0.45)
+    centre = rng.uniform(800, 1200)
 
     def response(place: np.ndarray, frequency: np.ndarray) -> np.ndarray:
         ratio = frequency / (centre * np.exp2(1.1 * place))
@@ -171,7 +175,8 @@ def wah(audio: np.ndarray, rng: np.random.Generator, seconds_per_beat: float) ->
 def autofilter(audio: np.ndarray, rng: np.random.Generator, seconds_per_beat: float) -> np.ndarray:
     """Resonant low-pass opening and closing over four to thirty-two beats."""
     rate = 1 / (float(rng.choice([4, 8, 16, 32])) * seconds_per_beat)
-    damping, centre = rng.uniform(0.2, 0.6), rng.uniform(900, 1500)
+    damping = rng.uniform(0.2, 0.6)
+    centre = rng.uniform(900, 1500)
 
     def response(place: np.ndarray, frequency: np.ndarray) -> np.ndarray:
         ratio = frequency / (centre * np.exp2(1.9 * place))
@@ -182,7 +187,8 @@ def autofilter(audio: np.ndarray, rng: np.random.Generator, seconds_per_beat: fl
 
 def phaser(audio: np.ndarray, rng: np.random.Generator, seconds_per_beat: float) -> np.ndarray:
     """Four all-pass stages moving up and down, mixed with the dry sound: notches that travel."""
-    rate, centre = rng.uniform(0.1, 0.8), rng.uniform(600, 1000)
+    rate = rng.uniform(0.1, 0.8)
+    centre = rng.uniform(600, 1000)
 
     def response(place: np.ndarray, frequency: np.ndarray) -> np.ndarray:
         ratio = 1j * frequency / (centre * np.exp2(1.3 * place))
@@ -213,14 +219,16 @@ def apply(
 def ducking(kicks: Sequence[float], count: int, depth: float, seconds: float) -> np.ndarray:
     """Gain (count,) that drops by `depth` (0..1) at every kick (s) and recovers over `seconds`."""
     gain = np.ones(count, np.float32)
-    length, slope = round(seconds * SAMPLE_RATE), 96
+    length = round(seconds * SAMPLE_RATE)
+    slope = 96
     dip = np.float32(1) - np.float32(depth) * (
         0.5 + 0.5 * np.cos(np.pi * np.linspace(0, 1, length, dtype=np.float32) ** 0.8)
     )
     shape = np.concatenate([np.linspace(1, dip[0], slope, dtype=np.float32), dip])
     for kick in kicks:
         start = round(kick * SAMPLE_RATE) - slope
-        first, stop = max(0, start), min(count, start + len(shape))
+        first = max(0, start)
+        stop = min(count, start + len(shape))
         if stop > first:
             np.minimum(gain[first:stop], shape[first - start : stop - start], out=gain[first:stop])
     return gain

@@ -1,4 +1,4 @@
-"""Metre, harmony in time, and sections: the frame that every part is written into."""
+"""Metre, harmony over time, and sections: the frame of every part."""
 
 from bisect import bisect_right
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from melody_jax.composer.theory import MODES, Chord
 
 
 class Metre(NamedTuple):
-    """Felt beats in a bar and whether beats divide by three."""
+    """Felt beats per bar, and whether beats divide into three."""
 
     beats: float
     compound: bool
@@ -29,7 +29,7 @@ METRES: dict[str, Metre] = {
 
 @dataclass(frozen=True)
 class Frame:
-    """What holds for the whole piece: tonic (pitch class), mode, metre, tempo, mood, swing and the key's notes."""
+    """Properties of the entire piece: tonic (pitch class), mode, metre, tempo, mood and swing."""
 
     tonic: int
     mode: str
@@ -40,22 +40,22 @@ class Frame:
 
     @cached_property
     def beats(self) -> float:
-        """Felt beats in a bar."""
+        """Felt beats per bar."""
         return METRES[self.metre].beats
 
     @cached_property
     def compound(self) -> bool:
-        """Whether beats divide by three."""
+        """Whether beats divide into three."""
         return METRES[self.metre].compound
 
     @property
     def scale(self) -> tuple[int, ...]:
-        """The mode's pitch classes above the tonic."""
+        """Pitch classes of the mode above the tonic."""
         return MODES[self.mode]
 
 
 class Span(NamedTuple):
-    """A chord and the beats it sounds, `start` inclusive, `end` exclusive."""
+    """A chord from beat `start` (inclusive) to beat `end` (exclusive)."""
 
     start: float
     end: float
@@ -64,10 +64,10 @@ class Span(NamedTuple):
 
 @dataclass(frozen=True)
 class Passage:
-    """One section as it is played: where, how long, how energetic, which theme, over which chords.
+    """One section in time: start beat, bars, beats per bar, energy 0..1, index of the theme, and chords.
 
-    `played` bars of the theme came before in earlier passages, so that short passages carry it on; `final` marks the
-    passage that closes the piece with a cadence: its last bar is held.
+    Earlier passages have played `played` bars of the theme, so that short passages continue it. A `final` passage ends
+    the piece with a cadence; its last bar is sustained.
     """
 
     name: str
@@ -82,7 +82,7 @@ class Passage:
 
     @cached_property
     def end(self) -> float:
-        """The beat after its last."""
+        """The beat at which the passage ends (exclusive)."""
         return self.start + self.bars * self.beats
 
     @cached_property
@@ -90,9 +90,9 @@ class Passage:
         return [span.start for span in self.spans]
 
     def span_at(self, beat: float) -> Span:
-        """The chord that sounds at a beat (the first or last one outside the passage)."""
+        """The chord at a beat; outside the passage, the first or last chord."""
         return self.spans[max(0, bisect_right(self._starts, beat + 1e-6) - 1)]
 
     def bar_starts(self) -> list[float]:
-        """The first beat of each of its bars."""
+        """The first beat of each bar."""
         return [self.start + bar * self.beats for bar in range(self.bars)]

@@ -1,7 +1,7 @@
-"""Rhythm patterns as text: one character a step, one string a bar, bars parted by "/".
+"""Rhythm patterns as text: one character per step, with "/" between bars.
 
-A pattern spans 4 beats unless it starts with a metre and "|" ("3/4|l.x.x."). "." rests; a digit is a hit with that many
-tenths of probability, decided once a piece; every other character is a symbol for the part that reads it. Patterns of
+A bar has 4 beats unless the pattern starts with a metre and "|" ("3/4|l.x.x."). "." is a rest; a digit is a hit with a
+probability of that many tenths, drawn once per piece; the meaning of other characters depends on the part. Patterns in
 4/4 are cut or extended to fit other metres.
 """
 
@@ -14,7 +14,7 @@ from melody_jax.composer.form import METRES
 
 
 class Hit(NamedTuple):
-    """A step that sounds: beats from the bar's start, the pattern's symbol, beats until the next step that sounds."""
+    """A step that is not a rest: beats from the start of the bar, symbol, beats until the next hit."""
 
     offset: float
     symbol: str
@@ -23,12 +23,12 @@ class Hit(NamedTuple):
 
 @dataclass(frozen=True)
 class Grid:
-    """A pattern ready to play: the hits of each bar of its cycle."""
+    """A compiled pattern: the hits of each bar of its cycle."""
 
     bars: tuple[tuple[Hit, ...], ...]
 
     def bar(self, index: int) -> tuple[Hit, ...]:
-        """The hits of the bar with the given number."""
+        """The hits of bar `index`, in a cycle."""
         return self.bars[index % len(self.bars)]
 
 
@@ -78,16 +78,16 @@ def _with_gaps(bars: list[list[tuple[float, str]]], beats: float) -> Grid:
 
 
 def fitting(patterns: tuple[str, ...], metre: str) -> list[str]:
-    """The patterns made for a metre (12/8 may double those of 6/8), else those of common time."""
-    own = [text for text in patterns if text.startswith(metre + "|")]
-    if metre == "12/8" and not own:
+    """The patterns for a metre (12/8 can double those of 6/8), or else those of common time."""
+    matching = [text for text in patterns if text.startswith(metre + "|")]
+    if metre == "12/8" and not matching:
         halves = [text.removeprefix("6/8|") for text in patterns if text.startswith("6/8|")]
-        own = ["12/8|" + "/".join(bar + bar for bar in text.split("/")) for text in halves]
-    return own or [text for text in patterns if "|" not in text] or list(patterns)
+        matching = ["12/8|" + "/".join(bar + bar for bar in text.split("/")) for text in halves]
+    return matching or [text for text in patterns if "|" not in text] or list(patterns)
 
 
 def density(pattern: str) -> float:
-    """Onsets a bar, roughly: steps that are not rests, or notes a beat times four of a named pattern with a rate."""
+    """Approximate onsets per bar: steps that are not rests, or four times the rate of a named pattern."""
     name, _, rate = pattern.partition(":")
     if rate.isdigit():
         return 4.0 * int(rate)
@@ -98,7 +98,7 @@ def density(pattern: str) -> float:
 
 
 def leaning(patterns: Sequence[str], dice: Dice, lean: float) -> str:
-    """One of the patterns; the busier of two draws where `lean` (-1..1) is high, the sparser where it is low."""
+    """Draws a pattern; high values of `lean` (-1..1) favour the denser of two draws, low values the sparser."""
     drawn = sorted((dice.among(patterns), dice.among(patterns)), key=density)
     if dice.chance(abs(lean)):
         return drawn[1] if lean > 0 else drawn[0]
@@ -106,7 +106,7 @@ def leaning(patterns: Sequence[str], dice: Dice, lean: float) -> str:
 
 
 def compile_grid(patterns: tuple[str, ...], metre: str, dice: Dice, lean: float = 0.0) -> Grid:
-    """Draws one of the patterns that fit the metre, adapts it and settles its chances."""
+    """Draws one of the patterns that fit the metre, adapts it and draws its random hits."""
     text = leaning(fitting(patterns, metre), dice, lean)
     bars = _parse(text, dice)
     if not text.startswith(metre + "|"):

@@ -179,14 +179,14 @@ def _jazz(dice: Dice, mode: str, slots: int) -> list[tuple[int, str]]:
 def _blues(dice: Dice, mode: str, slots: int) -> list[tuple[int, str]]:
     """Twelve bars (or their head), with the usual variants; minor keys give a minor blues."""
     if mode in ("minor", "dorian", "phrygian"):
-        tonic, four, five = (
-            "m7",
-            dice.pick({"m7": 3.0, "m9": 1.0, "9": 1.0}),
-            dice.pick({"7": 2.0, "7#9": 1.5, "7b9": 1.0}),
-        )
+        tonic = "m7"
+        four = dice.pick({"m7": 3.0, "m9": 1.0, "9": 1.0})
+        five = dice.pick({"7": 2.0, "7#9": 1.5, "7b9": 1.0})
     else:
         tonic, four, five = (dice.pick({"7": 3.0, "9": 2.0, "13": 1.0}) for _ in range(3))
-    i, iv, v = (0, tonic), (5, four), (7, five)
+    i = (0, tonic)
+    iv = (5, four)
+    v = (7, five)
     bars = [i, i, i, i, iv, iv, i, i, v, iv, i, v]
     if dice.chance(0.5):
         bars[1] = iv

@@ -102,7 +102,8 @@ def _third(plan: Plan, note: Note) -> Note:
 def _guide(plan: Plan, instrument: str) -> list[Note]:
     """One chord tone a harmony, moving as little as it can: a tenor line."""
     player = INSTRUMENTS[instrument]
-    low, high = max(player.low, 45), min(player.high, 79)
+    low = max(player.low, 45)
+    high = min(player.high, 79)
     last = min(max(60.0, low + 4), high - 4)
     notes = []
     for passage in plan.passages:
@@ -132,7 +133,8 @@ def _imitation(plan: Plan, dice: Dice, instrument: str) -> list[Note]:
 def _answers(plan: Plan, dice: Dice, melody: list[Note], instrument: str) -> list[Note]:
     """Short replies where the melody rests or holds."""
     player = INSTRUMENTS[instrument]
-    low, high = max(player.low, 45), min(player.high, 90)
+    low = max(player.low, 45)
+    high = min(player.high, 90)
     notes: list[Note] = []
     for note, following in pairwise(melody):
         gap = following.start - note.start

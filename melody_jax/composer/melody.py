@@ -105,7 +105,8 @@ def _rhythm(dice: Dice, frame: Frame, density: float, syncopation: float) -> tup
 def _contour(dice: Dice, count: int, leap: float) -> tuple[int, ...]:
     trend = dice.among((-0.25, 0.0, 0.0, 0.25, 0.35))
     turn = dice.integer(1, max(1, count - 1)) if dice.chance(0.5) else count
-    position, last = 0, 0
+    position = 0
+    last = 0
     steps = [0]
     for index in range(1, count):
         drift = trend if index < turn else -trend
@@ -155,20 +156,23 @@ class Singer:
     def __init__(
         self, dice: Dice, frame: Frame, style: MelodyStyle, low: int, high: int, centre: float
     ) -> None:
-        self.dice, self.frame, self.style = dice, frame, style
-        self.low, self.high = low, high
+        self.dice = dice
+        self.frame = frame
+        self.style = style
+        self.low = low
+        self.high = high
         half = style.span / 2 + 1
         self.centre = min(max(centre, low + half), high - half)
         self.last: float = self.centre
         self.gate = dice.between(*style.gate) * frame.mood.gate
-        self._known: dict[Chord, tuple[tuple[int, ...], tuple[int, ...]]] = {}
+        self._rungs_by_chord: dict[Chord, tuple[tuple[int, ...], tuple[int, ...]]] = {}
 
     def _rungs(self, passage: Passage, beat: float) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """Scale rungs and chord rungs at a beat."""
         chord = passage.span_at(beat).chord
-        rungs = self._known.get(chord)
+        rungs = self._rungs_by_chord.get(chord)
         if rungs is None:
-            rungs = self._known[chord] = self._build_rungs(chord)
+            rungs = self._rungs_by_chord[chord] = self._build_rungs(chord)
         return rungs
 
     def _build_rungs(self, chord: Chord) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -186,7 +190,8 @@ class Singer:
             base = tuple(sorted(chord.tones))
         else:
             base = chord_scale(self.frame.scale, chord)
-        low, high = self.low, self.high
+        low = self.low
+        high = self.high
         return ladder(self.frame.tonic, base, low, high), ladder(
             self.frame.tonic, tuple(sorted(chord.tones[:4])), low, high
         )
@@ -276,7 +281,8 @@ class Singer:
         return self._polish(notes, passage)
 
     def _variant(self, motifs: tuple[Motif, ...], letter: str) -> Motif:
-        a, b = motifs[0], motifs[1 % len(motifs)]
+        a = motifs[0]
+        b = motifs[1 % len(motifs)]
         if letter == "i":
             return Motif(a.onsets, tuple(-step for step in a.contour))
         if letter == "v":

@@ -52,7 +52,8 @@ def string(
     phases = 2 * np.pi * voice.rng.random(len(order))
     if octave:
         frequencies = np.concatenate([frequencies, 2 * frequencies * 1.001])
-        amplitudes, rates = np.concatenate([amplitudes, octave * amplitudes]), np.tile(rates, 2)
+        amplitudes = np.concatenate([amplitudes, octave * amplitudes])
+        rates = np.tile(rates, 2)
         phases = np.tile(phases, 2)
     sound = dsp.damped(frequencies, amplitudes, rates, phases, voice.count)
     if buzz:

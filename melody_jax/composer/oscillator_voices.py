@@ -39,7 +39,8 @@ def _filter_sweep(
     voice: Voice, cutoff: np.ndarray, harmonics: np.ndarray, quality: float
 ) -> tuple[np.ndarray, np.ndarray]:
     """Spectra (N, H) filtered at a ladder of cutoffs, three an octave, and each sample's place (T,) on the ladder."""
-    low, high = float(cutoff.min()), float(cutoff.max())
+    low = float(cutoff.min())
+    high = float(cutoff.max())
     steps = max(2, math.ceil(3 * math.log2(high / low)) + 1)
     ladder = np.geomspace(low, max(high, low * 1.02), steps)
     frequencies = voice.frequency * np.arange(1, len(harmonics) + 1)
@@ -72,7 +73,8 @@ def oscillator(
     amp_fall: float = 0.0,
 ) -> np.ndarray:
     """Band-limited oscillator(s) through a resonant low-pass that opens by `sweep` octaves and falls back."""
-    tone, pulse = voice.tone, width or 0.5 - 0.3 * voice.tone.blend
+    tone = voice.tone
+    pulse = width or 0.5 - 0.3 * voice.tone.blend
     harmonics = harmonic_amplitudes(shape, voice.harmonics(), pulse)
     contour = envelope(voice, rise, fall * tone.decay, hold)
     base = max(cutoff * tone.brightness, 1.2 * voice.frequency)
@@ -110,10 +112,10 @@ def organ(voice: Voice, pipes: float = 0.0) -> np.ndarray:
         harmonics[number] = (
             strength * (0.35 + 0.65 * voice.rng.random()) * voice.tone.brightness ** math.log2(number)
         )
-    kept = harmonics[1 : len(voice.harmonics()) + 1]
-    phases = np.exp(2j * np.pi * voice.rng.random(len(kept)))
+    audible = harmonics[1 : len(voice.harmonics()) + 1]
+    phases = np.exp(2j * np.pi * voice.rng.random(len(audible)))
     phase = _phase(voice, 0.0 if pipes else 0.09, rate=1.0 + 5.5 * voice.tone.blend, onset=0.05)
-    sound = dsp.scan(dsp.wave_tables((kept * phases)[None]), phase)
+    sound = dsp.scan(dsp.wave_tables((audible * phases)[None]), phase)
     if not pipes:
         rate = np.float32(2 * np.pi * (1.0 + 5.5 * voice.tone.blend))
         sound *= 1 - 0.12 * (1 + np.sin(rate * dsp.times(voice.count)))
@@ -132,7 +134,8 @@ def wind(
     slide: float = 0.15,
 ) -> np.ndarray:
     """Blown or bowed: harmonics with a resonance that opens as the note swells, delayed vibrato, breath noise."""
-    tone, order = voice.tone, voice.harmonics(most=64)
+    tone = voice.tone
+    order = voice.harmonics(most=64)
     frequencies = voice.frequency * order
     strengths = order**-slope * (1 + 1.8 * np.exp(-(((np.log2(frequencies / formant)) / 0.6) ** 2)))
     strengths *= np.where(order % 2 == 0, 1 - odd, 1.0) * np.exp(0.2 * voice.rng.standard_normal(len(order)))
@@ -163,8 +166,8 @@ def chip(voice: Voice, shape: str = "pulse") -> np.ndarray:
         spectrum = harmonic_amplitudes("pulse", order, width)
     else:
         cycle = np.abs(np.arange(32) / 16 - 1) * 2 - 1
-        held = np.repeat(np.round(cycle * 7.5) / 7.5, 64)
-        spectrum = np.fft.rfft(held)[1 : len(order) + 1] * 2j / 2048
+        levels = np.repeat(np.round(cycle * 7.5) / 7.5, 64)
+        spectrum = np.fft.rfft(levels)[1 : len(order) + 1] * 2j / 2048
     sound = dsp.scan(dsp.wave_tables(spectrum[None]), _phase(voice, 0.25, 6.0, onset=0.3))
     if shape == "pulse":
         sound *= np.round(15 * (0.45 + 0.55 * dsp.decay(voice.count, 1.2 * voice.tone.decay))) / 15
@@ -174,6 +177,6 @@ def chip(voice: Voice, shape: str = "pulse") -> np.ndarray:
 def chip_noise(voice: Voice) -> np.ndarray:
     """Random levels held at a rate set by the pitch, falling fast."""
     step = SAMPLE_RATE / min(16 * voice.frequency, 11_000)
-    held = np.sign(dsp.noise(voice.rng, int(voice.count / step) + 2))
-    sound = held[(np.arange(voice.count) / step).astype(np.int64)]
+    levels = np.sign(dsp.noise(voice.rng, int(voice.count / step) + 2))
+    sound = levels[(np.arange(voice.count) / step).astype(np.int64)]
     return dsp.attack(sound * dsp.decay(voice.count, 0.4 * voice.tone.decay), 0.0005)

@@ -1,7 +1,7 @@
 """A composed piece: notes, tracks, facts and production, shared by the composer, the renderer and the captions.
 
-All times are in felt beats, so that in every metre seconds = beats * 60 / `Facts.tempo_bpm`: a beat is a quarter note
-in 3/4, 4/4, 5/4 and 7/8 (whose bar has 3.5 beats) and a dotted quarter in 6/8 and 12/8 (whose bars have 2 and 4 beats).
+Times are in felt beats, so that seconds = beats * 60 / `Facts.tempo_bpm` in every metre. A beat is a quarter note in
+2/4, 3/4, 4/4, 5/4 and 7/8 (3.5 beats per bar), and a dotted quarter in 6/8 and 12/8 (2 and 4 beats per bar).
 """
 
 from dataclasses import dataclass
@@ -38,7 +38,7 @@ class Note(NamedTuple):
 
 @dataclass(frozen=True)
 class Track:
-    """One instrument's part: `instrument` is a key of `INSTRUMENTS` ("drums" for the kit), `effects` of `EFFECTS`."""
+    """The part of one instrument, a key of `INSTRUMENTS` ("drums" for the kit), with effects from `EFFECTS`."""
 
     role: str
     instrument: str
@@ -49,7 +49,7 @@ class Track:
 
 @dataclass(frozen=True)
 class Section:
-    """A part of the form, such as "verse", from `start_beat` on, `bars` bars long."""
+    """A section of the form, such as "verse", of `bars` bars from `start_beat` on."""
 
     name: str
     start_beat: float
@@ -58,11 +58,11 @@ class Section:
 
 @dataclass(frozen=True)
 class Facts:
-    """What is true of the piece by construction: the source of captions and of auxiliary training targets.
+    """Properties that the piece has by construction: the source of captions and of auxiliary training targets.
 
-    `instruments` are names of `INSTRUMENTS` ordered by prominence, `lead` is the first, `key` is one of "C".."B" with
-    sharps, `tempo_bpm` the perceived beats per minute, `rhythmic` False where no steady pulse is to be heard,
-    `energy` one of low, medium, high.
+    `instruments` are names of `INSTRUMENTS` in order of prominence, `lead` is the first of them, `key` is one of
+    "C".."B" with sharps, `tempo_bpm` the perceived beats per minute, `rhythmic` is false without a steady pulse,
+    `energy` is low, medium or high.
     """
 
     genre: str
@@ -82,7 +82,7 @@ class Facts:
 class Production:
     """How to render the piece. `reverb`, `master_drive` and `brightness` lie in 0..1 (brightness 0.5 is neutral).
 
-    `swing` (0 straight .. 1 triplet) is already applied to the note starts: it is kept as a fact.
+    `swing` (0 straight .. 1 triplet) is already applied to the start times of the notes.
     """
 
     room: str
@@ -98,10 +98,9 @@ class Production:
 
 @dataclass(frozen=True)
 class Piece:
-    """A whole piece of `seconds` seconds: everything the renderer and the captions need.
+    """A piece of `seconds` seconds, with everything that the renderer and the captions need.
 
-    `progression_hashes` and `melody_hashes` fingerprint the chord progressions and motifs it was made from: splits
-    share none.
+    `progression_hashes` and `melody_hashes` are fingerprints of its chord progressions and motifs; splits share none.
     """
 
     seed: int
@@ -115,5 +114,5 @@ class Piece:
 
     @property
     def seconds_per_beat(self) -> float:
-        """Seconds a felt beat lasts."""
+        """Length of a felt beat, seconds."""
         return 60.0 / self.facts.tempo_bpm

@@ -1,4 +1,4 @@
-"""What a piece will be before any note of it: genre, mood, key, tempo, lead, themes and sections."""
+"""The plan of a piece, made before any note is written: genre, mood, key, tempo, lead, themes and sections."""
 
 import math
 from dataclasses import dataclass
@@ -14,13 +14,16 @@ from melody_jax.composer.splits import fingerprint
 from melody_jax.composer.theory import KEYS, MINOR_MODES, MODES, Chord
 from melody_jax.errors import UserError
 
-_STREAM_CAST, _STREAM_THEMES, _STREAM_FORM, _STREAM_GENRE = 1, 2, 3, 4
+_STREAM_CAST = 1
+_STREAM_THEMES = 2
+_STREAM_FORM = 3
+_STREAM_GENRE = 4
 _OTHER_MOODS = 0.12
 
 
 @dataclass(frozen=True)
 class Theme:
-    """Material that a section can return to: chords, their beats, motifs and the scheme that lays them out."""
+    """Material of a section: chords, their lengths in beats, motifs, and the scheme that arranges the motifs."""
 
     progression: Progression
     lengths: tuple[float, ...]
@@ -31,7 +34,7 @@ class Theme:
 
 @dataclass(frozen=True)
 class Plan:
-    """A piece's decisions. `passages` cover its whole length; `steady` is False where the pulse bends."""
+    """The decisions about a piece. `passages` cover its length; `steady` is false with rubato."""
 
     seed: int
     streams: tuple[int, ...]
@@ -44,19 +47,19 @@ class Plan:
     steady: bool
 
     def dice(self, stream: int) -> Dice:
-        """The random stream of one part of the work."""
+        """The random stream for one purpose."""
         return Dice(*self.streams, stream)
 
 
-def _check(kind: str, value: str | None, known: list[str]) -> None:
-    if value is not None and value not in known:
-        raise UserError(f"{kind} {value!r} is unknown: use one of {', '.join(known)}")
+def _check(kind: str, value: str | None, options: list[str]) -> None:
+    if value is not None and value not in options:
+        raise UserError(f"{kind} {value!r} is unknown: use one of {', '.join(options)}")
 
 
 def _choose_genre(
     dice: Dice, lead: str | None, tempo: float | None, metre: str | None, mode: str | None
 ) -> Genre:
-    """A genre in which what is asked for is at home; the wishes that none can meet are dropped from the last on."""
+    """Draws a genre that fits the requests; if no genre fits all, the last requests are dropped."""
     tests = []
     if lead is not None:
         tests.append(lambda genre: lead in genre.leads)
@@ -66,13 +69,13 @@ def _choose_genre(
         tests.append(lambda genre: metre in genre.metres)
     if mode is not None:
         tests.append(lambda genre: mode in genre.modes)
-    for kept in range(len(tests), -1, -1):
-        fitting = [genre for genre in GENRES.values() if all(test(genre) for test in tests[:kept])]
+    for count in range(len(tests), -1, -1):
+        fitting = [genre for genre in GENRES.values() if all(test(genre) for test in tests[:count])]
         if fitting:
             return GENRES[
                 dice.pick({genre.name: 0.4 + genre.leads.get(lead or "", 1.0) for genre in fitting})
             ]
-    raise AssertionError("the empty list of wishes fits every genre")
+    raise AssertionError("every genre fits an empty list of requests")
 
 
 def _choose_tempo(dice: Dice, genre: Genre, mood: Mood, compound: bool) -> float:
@@ -83,18 +86,18 @@ def _choose_tempo(dice: Dice, genre: Genre, mood: Mood, compound: bool) -> float
     return float(round(low + (high - low) * min(max(position, 0.0), 1.0)))
 
 
-def _frame(dice: Dice, genre: Genre, mood: Mood, wishes: dict) -> Frame:
-    metre = wishes["metre"] or dice.pick(genre.metres)
+def _frame(dice: Dice, genre: Genre, mood: Mood, requests: dict) -> Frame:
+    metre = requests["metre"] or dice.pick(genre.metres)
     modes = {mode: weight * mood.modes.get(mode, 1.0) for mode, weight in genre.modes.items()}
-    mode = wishes["mode"] or dice.pick(modes)
-    tempo = wishes["tempo"] or _choose_tempo(dice, genre, mood, METRES[metre].compound)
-    tonic = KEYS.index(wishes["key"]) if wishes["key"] else dice.integer(0, 11)
+    mode = requests["mode"] or dice.pick(modes)
+    tempo = requests["tempo"] or _choose_tempo(dice, genre, mood, METRES[metre].compound)
+    tonic = KEYS.index(requests["key"]) if requests["key"] else dice.integer(0, 11)
     swing = 0.0 if METRES[metre].compound else dice.between(*genre.swing)
     return Frame(tonic=tonic, mode=mode, metre=metre, tempo=float(tempo), mood=mood, swing=round(swing, 3))
 
 
 def _lengths(metre: str, slots: int, per_bar: float) -> tuple[float, ...]:
-    """Beats of each chord: long before short where a bar does not halve."""
+    """Beats of each chord; in bars that do not halve, the longer chord comes first."""
     beats = METRES[metre].beats
     halves = {"3/4": (2.0, 1.0), "5/4": (3.0, 2.0), "7/8": (2.0, 1.5)}.get(metre, (beats / 2, beats / 2))
     if per_bar <= 1:
@@ -108,9 +111,11 @@ def _theme(
     dice: Dice, split: str, genre: Genre, frame: Frame, style: MelodyStyle, first: Theme | None
 ) -> Theme:
     if first is not None and (12 in genre.cycle or dice.chance(0.25)):
-        progression, lengths = first.progression, first.lengths
+        progression = first.progression
+        lengths = first.lengths
     else:
-        cycle, per_bar = dice.pick(genre.cycle), dice.pick(genre.chords_per_bar)
+        cycle = dice.pick(genre.cycle)
+        per_bar = dice.pick(genre.chords_per_bar)
         per_bar = min(per_bar, 2.0) if METRES[frame.metre].beats != 4 or frame.compound else per_bar
         slots = max(1, round(cycle * per_bar))
         grammar = dice.pick(genre.grammars)
@@ -126,9 +131,10 @@ def _theme(
 
 
 def _spans(theme: Theme, start: float, length: float, skip: float) -> tuple[Span, ...]:
-    """The theme's chords over a stretch, beginning `skip` beats into its cycle."""
+    """The chords of a theme for `length` beats, beginning `skip` beats into its cycle."""
     total = sum(theme.lengths)
-    position, index = 0.0, 0
+    position = 0.0
+    index = 0
     skip %= total
     while position + theme.lengths[index] <= skip + 1e-6:
         position += theme.lengths[index]
@@ -146,23 +152,25 @@ def _spans(theme: Theme, start: float, length: float, skip: float) -> tuple[Span
 def _cadence(
     spans: tuple[Span, ...], close: float, mode: str, grammar_colours: dict[str, float]
 ) -> tuple[Span, ...]:
-    """Replaces the last bar's chords by the tonic and leads into it."""
+    """Replaces the chords of the last bar, from beat `close`, by the tonic, preceded by a leading chord."""
     end = spans[-1].end
-    kept = [Span(span.start, min(span.end, close), span.chord) for span in spans if span.start < close - 1e-6]
+    before = [
+        Span(span.start, min(span.end, close), span.chord) for span in spans if span.start < close - 1e-6
+    ]
     power = set(grammar_colours) == {"power"}
     tonic = Chord(0, "5" if power else "m" if mode in MINOR_MODES else "", 0)
-    if kept and kept[-1].chord.root == 0:
+    if before and before[-1].chord.root == 0:
         lead_in = (
             Chord(10, "5", 10) if power else Chord(7, "" if mode in ("major", "minor", "lydian") else "m", 7)
         )
         if mode in ("mixolydian", "dorian", "phrygian") and not power:
             lead_in = Chord(10, "m" if mode == "phrygian" else "", 10)
-        half = max(kept[-1].start, close - 2.0)
-        if half > kept[-1].start:
-            kept[-1:] = [Span(kept[-1].start, half, kept[-1].chord), Span(half, close, lead_in)]
-        elif len(kept) > 1:
-            kept[-1] = Span(kept[-1].start, close, lead_in)
-    return (*kept, Span(close, end, tonic))
+        half = max(before[-1].start, close - 2.0)
+        if half > before[-1].start:
+            before[-1:] = [Span(before[-1].start, half, before[-1].chord), Span(half, close, lead_in)]
+        elif len(before) > 1:
+            before[-1] = Span(before[-1].start, close, lead_in)
+    return (*before, Span(close, end, tonic))
 
 
 def _section_bars(dice: Dice, bar_seconds: float) -> int:
@@ -178,12 +186,13 @@ def _passages(
     ends = dice.chance(genre.endings) and exact >= 3
     total = max(1, math.floor(exact) if ends and exact % 1 < 0.5 else math.ceil(exact - 1e-6))
     form = FORMS[dice.pick(genre.forms)]
-    at = 0 if dice.chance(0.55) else dice.integer(0, len(form) - 1)
+    step = 0 if dice.chance(0.55) else dice.integer(0, len(form) - 1)
     length = _section_bars(dice, bar_seconds)
     passages: list[Passage] = []
-    bar, played = 0, [0] * len(themes)
+    bar = 0
+    played = [0] * len(themes)
     while bar < total:
-        name, energy, theme = form[at % len(form)]
+        name, energy, theme = form[step % len(form)]
         theme %= len(themes)
         bars = length if name not in ("intro", "break", "breakdown", "build") else max(2, length // 2)
         bars = total - bar if total - bar < bars + max(1, bars // 2) else bars
@@ -197,20 +206,26 @@ def _passages(
         level = min(max(energy + 0.15 * frame.mood.arousal + 0.04 * dice.bell(), 0.1), 1.0)
         passages.append(Passage(name, start, bars, frame.beats, level, theme, spans, done, last and ends))
         bar += bars
-        at += 1
+        step += 1
     return tuple(passages)
 
 
-def make_plan(seed: int, seconds: float, split: str, split_number: int, genre: str | None, **wishes) -> Plan:
-    """Decides a piece. Wishes (None where free): mood, tempo, lead, key, mode, metre; `UserError` on unknown ones."""
+def make_plan(
+    seed: int, seconds: float, split: str, split_number: int, genre: str | None, **requests
+) -> Plan:
+    """Plans a piece. `requests` are mood, tempo, lead, key, mode and metre, each None if it is free.
+
+    Raises:
+        UserError: an unknown name, or a tempo, length or seed out of range.
+    """
     _check("genre", genre, list(GENRES))
-    _check("mood", wishes["mood"], list(MOODS))
-    _check("lead", wishes["lead"], [name for name in INSTRUMENTS if name != "drums"])
-    _check("key", wishes["key"], list(KEYS))
-    _check("mode", wishes["mode"], list(MODES))
-    _check("metre", wishes["metre"], list(METRES))
-    if wishes["tempo"] is not None and not 30 <= wishes["tempo"] <= 240:
-        raise UserError(f"tempo {wishes['tempo']} is out of range: use 30 to 240 beats per minute")
+    _check("mood", requests["mood"], list(MOODS))
+    _check("lead", requests["lead"], [name for name in INSTRUMENTS if name != "drums"])
+    _check("key", requests["key"], list(KEYS))
+    _check("mode", requests["mode"], list(MODES))
+    _check("metre", requests["metre"], list(METRES))
+    if requests["tempo"] is not None and not 30 <= requests["tempo"] <= 240:
+        raise UserError(f"tempo {requests['tempo']} is out of range: use 30 to 240 beats per minute")
     if not 1 <= seconds <= 3600:
         raise UserError(f"seconds {seconds} is out of range: use 1 to 3600")
     if seed < 0:
@@ -219,14 +234,14 @@ def make_plan(seed: int, seconds: float, split: str, split_number: int, genre: s
     style = (
         GENRES[genre]
         if genre
-        else _choose_genre(dice, wishes["lead"], wishes["tempo"], wishes["metre"], wishes["mode"])
+        else _choose_genre(dice, requests["lead"], requests["tempo"], requests["metre"], requests["mode"])
     )
     streams = (seed, split_number, fingerprint(style.name))
     dice = Dice(*streams, _STREAM_CAST)
     moods = {name: style.moods.get(name, _OTHER_MOODS) for name in MOODS}
-    mood = MOODS[wishes["mood"] or dice.pick(moods)]
-    frame = _frame(dice, style, mood, wishes)
-    lead = wishes["lead"] or dice.pick(style.leads)
+    mood = MOODS[requests["mood"] or dice.pick(moods)]
+    frame = _frame(dice, style, mood, requests)
+    lead = requests["lead"] or dice.pick(style.leads)
     steady = dice.chance(style.steady)
     dice = Dice(*streams, _STREAM_THEMES)
     melody = dice.among(style.melodies)

@@ -1,10 +1,9 @@
-"""From a `Piece` to audio: stems apart, effects per track, balance, ducking, room, master, loudness.
+"""Renders a `Piece` to audio: one stem per track with its effects, then balance, ducking, room, master and loudness.
 
-`render` is the one seam between composing and sound. Without a SoundFont everything comes from the built-in
-synthesiser. With one, a piece whose renderer is "soundfont" is played by the font alone (electronic kits layered with
-synthesised hits), while a "synth" piece keeps synthesised pads, leads, basses and electronic kits and takes only
-acoustic instruments from it.
-The same piece, font and machine always give the same bytes.
+Without a SoundFont, the built-in synthesiser plays everything. With one, a piece with the renderer "soundfont" is
+played by the font (electronic kits are layered with synthesised hits); a piece with the renderer "synth" takes only
+acoustic instruments from the font and keeps synthesised pads, leads, basses and electronic kits. The same piece, font
+and machine always give the same bytes.
 """
 
 import zlib
@@ -22,7 +21,7 @@ from melody_jax.errors import UserError
 TARGET_LUFS = -16.0
 CEILING = 0.98
 
-# Level of a stem while it plays (dB), share that goes to the room, how far the kick ducks it.
+# Level of a stem while it plays (dB), room send, depth of the ducking by the kick.
 _BALANCE = {
     "melody": (0.0, 1.0, 0.35),
     "counter": (-4.5, 1.0, 0.5),
@@ -39,19 +38,21 @@ _AMPLIFIED = {"distorted guitar": "distortion", "overdriven guitar": "overdrive"
 
 
 def render(piece: Piece, soundfont: Path | str | None = None, sample_rate: int = SAMPLE_RATE) -> np.ndarray:
-    """Renders a piece. Returns float32 (round(seconds * sample_rate),) at about -16 LUFS, no sample beyond 0.98.
+    """Renders a piece. Returns float32 (round(seconds * sample_rate),) at about -16 LUFS with peaks of at most 0.98.
 
-    Raises `UserError` for unknown instruments, roles, effects, kits or rooms, and where font or FluidSynth is missing.
+    Raises:
+        UserError: an unknown instrument, role, effect, kit or room, or a missing font or FluidSynth.
     """
     count = round(piece.seconds * SAMPLE_RATE)
     if count <= 0:
         raise UserError(f"a piece must last longer than 0 seconds, got {piece.seconds}")
     font = None if soundfont is None else Path(soundfont)
-    dry, room_send = np.zeros(count, np.float32), np.zeros(count, np.float32)
+    dry = np.zeros(count, np.float32)
+    room_send = np.zeros(count, np.float32)
     pump = _pump(piece, count)
     for index, track in enumerate(piece.tracks):
         if track.role not in _BALANCE:
-            raise UserError(f"{track.role!r} is no role; there are {', '.join(_BALANCE)}")
+            raise UserError(f"{track.role!r} is not a role; use one of {', '.join(_BALANCE)}")
         if not track.notes:
             continue
         balance_db, send, ducked = _BALANCE[track.role]
@@ -64,9 +65,9 @@ def render(piece: Piece, soundfont: Path | str | None = None, sample_rate: int =
     if sample_rate == SAMPLE_RATE:
         return mixed
     mixed = resample(mixed, SAMPLE_RATE, sample_rate)
-    exact = np.zeros(round(piece.seconds * sample_rate), np.float32)
-    dsp.add_at(exact, 0, np.clip(mixed, -CEILING, CEILING))
-    return exact
+    output = np.zeros(round(piece.seconds * sample_rate), np.float32)
+    dsp.add_at(output, 0, np.clip(mixed, -CEILING, CEILING))
+    return output
 
 
 def _stem(piece: Piece, index: int, track: Track, font: Path | None, count: int) -> np.ndarray:
@@ -75,19 +76,19 @@ def _stem(piece: Piece, index: int, track: Track, font: Path | None, count: int)
     notes = [(note.start * beat, note.duration * beat, note.pitch, note.velocity) for note in track.notes]
     rng = np.random.default_rng([piece.seed, index, zlib.crc32(track.instrument.encode())])
     if track.role == "drums":
-        audio, chain = _drums(piece, notes, font, count), track.effects
+        return effects.apply(_drums(piece, notes, font, count), track.effects, rng, beat)
+    if track.instrument not in INSTRUMENTS:
+        raise UserError(f"{track.instrument!r} is not an instrument of the composer")
+    instrument = INSTRUMENTS[track.instrument]
+    variant = int(rng.integers(synth.VARIANTS))
+    chain = track.effects
+    if font is not None and not _synthesised(piece, track):
+        audio = soundfont.play(font, instrument.program, notes, count)
     else:
-        if track.instrument not in INSTRUMENTS:
-            raise UserError(f"{track.instrument!r} is no instrument of the composer")
-        instrument, variant = INSTRUMENTS[track.instrument], int(rng.integers(synth.VARIANTS))
-        chain = track.effects
-        if font is not None and not _synthesised(piece, track):
-            audio = soundfont.play(font, instrument.program, notes, count)
-        else:
-            audio = synth.play(track.instrument, instrument.synth_patch, notes, count, variant)
-            amplifier = _AMPLIFIED.get(track.instrument)
-            if amplifier and amplifier not in chain:
-                chain = (amplifier, *chain)
+        audio = synth.play(track.instrument, instrument.synth_patch, notes, count, variant)
+        amplifier = _AMPLIFIED.get(track.instrument)
+        if amplifier and amplifier not in chain:
+            chain = (amplifier, *chain)
     return effects.apply(audio, chain, rng, beat)
 
 
@@ -143,7 +144,8 @@ def _pump(piece: Piece, count: int) -> np.ndarray | None:
 
 
 def _master(piece: Piece, dry: np.ndarray, room_send: np.ndarray) -> np.ndarray:
-    production, rng = piece.production, np.random.default_rng([piece.seed, 1000])
+    production = piece.production
+    rng = np.random.default_rng([piece.seed, 1000])
     variant = int(rng.integers(effects.ROOM_VARIANTS))
     mixed = dry
     if production.room != "dry" and production.reverb > 0:

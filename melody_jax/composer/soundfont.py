@@ -1,7 +1,7 @@
 """Sampled instruments: General MIDI SoundFonts through FluidSynth, one stem at a time.
 
-Fonts are loaded once a process. FluidSynth's own chorus and reverberation are off, and a stem's bytes depend on its
-notes, program and font alone, whatever was played before.
+Each process loads a font once. FluidSynth's chorus and reverberation are off, and the bytes of a stem depend only on
+its notes, program and font, not on what was played before.
 """
 
 import ctypes
@@ -10,6 +10,7 @@ import importlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,8 @@ from melody_jax.errors import UserError
 FOLDERS = (Path("/usr/share/sounds/sf2"), Path("/usr/share/sounds/sf3"))
 BLOCK = 64
 VOICES = 40
-DRUM_BANK, DRUM_CHANNEL = 128, 9
+DRUM_BANK = 128
+DRUM_CHANNEL = 9
 DRUM_PROGRAMS = {
     "acoustic": (0, 8, 16),
     "electronic": (24, 25),
@@ -32,7 +34,7 @@ DRUM_PROGRAMS = {
 
 @dataclass(frozen=True)
 class Font:
-    """A SoundFont we know: its file names, the Debian package, its licence, the splits it may be heard in."""
+    """A supported SoundFont: its file names, Debian package, licence, and the splits that may use it."""
 
     name: str
     files: tuple[str, ...]
@@ -58,9 +60,13 @@ FONTS: dict[str, Font] = {
 
 
 def find(name: str) -> Path:
-    """Path of the font `name` of `FONTS`. Raises `UserError`, with the package to install, where it is missing."""
+    """Returns the path of the font `name` of `FONTS`.
+
+    Raises:
+        UserError: the name is unknown, or the font is not installed; the message names the package.
+    """
     if name not in FONTS:
-        raise UserError(f"{name!r} is no SoundFont we know; there are {', '.join(FONTS)}")
+        raise UserError(f"{name!r} is not a supported SoundFont; use one of {', '.join(FONTS)}")
     font = FONTS[name]
     for folder in FOLDERS:
         for file in font.files:
@@ -70,20 +76,24 @@ def find(name: str) -> Path:
 
 
 def installed(split: str) -> dict[str, Path]:
-    """The fonts that may be heard in `split` (train, validation or test) and are installed, by name."""
-    found = {}
+    """Returns the installed fonts, by name, that `split` (train, validation or test) may use."""
+    paths = {}
     for font in FONTS.values():
         if split in font.splits:
             try:
-                found[font.name] = find(font.name)
+                paths[font.name] = find(font.name)
             except UserError:
                 continue
-    return found
+    return paths
 
 
 @functools.lru_cache(maxsize=1)
-def library() -> Any:
-    """The pyfluidsynth module. Raises `UserError` naming what to install where it or libfluidsynth is missing."""
+def library() -> ModuleType:
+    """Returns the pyfluidsynth module.
+
+    Raises:
+        UserError: pyfluidsynth or libfluidsynth is missing; the message says how to install it.
+    """
     try:
         return importlib.import_module("fluidsynth")
     except ModuleNotFoundError as error:
@@ -93,15 +103,15 @@ def library() -> Any:
 
 
 class _Fonts:
-    """Fonts loaded once a process, and stems played from them.
+    """Loaded fonts, and stems played from them.
 
-    A voice's first block depends a little on what the voice played before, even after a reset, so every stem has a new
-    synthesiser (1 ms), lent the fonts of one that lives on but never plays.
+    The first block of a voice depends slightly on what the voice played before, even after a reset. Every stem
+    therefore gets a new synthesiser (1 ms), which borrows the fonts of one that persists but never plays.
     """
 
     def __init__(self) -> None:
         self._library = library()
-        # Warnings about presets no longer lent, and errors that become a `UserError`, would fill the terminal.
+        # FluidSynth warns about returned presets, and its errors become a `UserError`.
         silence = self._library.cfunc(
             "fluid_set_log_function",
             ctypes.c_void_p,
@@ -113,7 +123,8 @@ class _Fonts:
             silence(level, None, None)
         self._keeper = self._synthesiser()
         self._loaded: dict[Path, Any] = {}
-        pointer, number = ctypes.c_void_p, ctypes.c_int
+        pointer = ctypes.c_void_p
+        number = ctypes.c_int
         sides = [
             (f"{side}_{part}", kind, 1)
             for side in "lr"
@@ -142,10 +153,9 @@ class _Fonts:
         """FluidSynth's font object for `path`, loaded on first use."""
         if path not in self._loaded:
             if not path.is_file():
-                known = [font for font in FONTS.values() if path.name in font.files]
-                raise UserError(
-                    f"{path}: no such SoundFont{f': apt-get install {known[0].package}' if known else ''}"
-                )
+                packages = [font.package for font in FONTS.values() if path.name in font.files]
+                hint = f": apt-get install {packages[0]}" if packages else ""
+                raise UserError(f"{path}: no such SoundFont{hint}")
             number = self._keeper.sfload(str(path))
             if number < 0:
                 raise UserError(f"{path}: not a SoundFont that FluidSynth can read")
@@ -161,7 +171,7 @@ class _Fonts:
         events: Sequence[tuple[int, int, int]],
         count: int,
     ) -> np.ndarray:
-        """Plays events with the first of `programs` that the font has; returns the mean of both sides, (count,)."""
+        """Plays events with the first of `programs` that the font has; returns the mean of both channels, (count,)."""
         font = self._font(path)
         player = self._synthesiser()
         try:
@@ -178,18 +188,28 @@ class _Fonts:
     def _render(
         self, player: Any, channel: int, events: Sequence[tuple[int, int, int]], count: int
     ) -> np.ndarray:
-        """Plays (block, key, velocity or 0 for off) in order of time; nothing is worked out while no voice sounds."""
+        """Plays (block, key, velocity or 0 for note-off) in order of time; silence is not computed."""
         blocks = -(-count // BLOCK)
         sides = np.zeros((2, blocks * BLOCK), np.float32)
-        left, right = sides[0].ctypes.data, sides[1].ctypes.data
-        at = 0
+        left = sides[0].ctypes.data
+        right = sides[1].ctypes.data
+        position = 0
         for block, key, velocity in (*events, (blocks, 0, 0)):
             until = min(block, blocks)
-            if until > at:
+            if until > position:
                 if self._library.fluid_synth_get_active_voice_count(player.synth):
-                    self._write(player.synth, (until - at) * BLOCK, left, at * BLOCK, 1, right, at * BLOCK, 1)
-                at = until
-            if at >= blocks:
+                    self._write(
+                        player.synth,
+                        (until - position) * BLOCK,
+                        left,
+                        position * BLOCK,
+                        1,
+                        right,
+                        position * BLOCK,
+                        1,
+                    )
+                position = until
+            if position >= blocks:
                 break
             if velocity:
                 player.noteon(channel, key, velocity)
@@ -204,9 +224,10 @@ def _fonts() -> _Fonts:
 
 
 def _events(notes: Sequence[tuple[float, float, int, int]]) -> list[tuple[int, int, int]]:
-    """Ons and offs by block; a note ends before the same key starts again, and offs come before ons."""
+    """Note-ons and note-offs by block; a note ends before its key starts again, and note-offs precede note-ons."""
     rate = SAMPLE_RATE / BLOCK
-    events, following = [], {}
+    events = []
+    following = {}
     for start, duration, pitch, velocity in sorted(notes, reverse=True):
         first = round(start * rate)
         last = min(first + max(1, round(duration * rate)), following.get(pitch, 1 << 40))
@@ -216,9 +237,10 @@ def _events(notes: Sequence[tuple[float, float, int, int]]) -> list[tuple[int, i
 
 
 def play(path: Path, program: int, notes: Sequence[tuple[float, float, int, int]], count: int) -> np.ndarray:
-    """Plays notes (start s, duration s, MIDI pitch, velocity 1..127) with a GM program into float32 (count,).
+    """Plays notes (start s, duration s, MIDI pitch, velocity 1..127) with a GM program; returns float32 (count,).
 
-    Raises `UserError` where the library or the font is missing.
+    Raises:
+        UserError: the library or the font is missing.
     """
     return _fonts().play(path, 0, 0, (program,), _events(notes), count)
 
@@ -226,7 +248,7 @@ def play(path: Path, program: int, notes: Sequence[tuple[float, float, int, int]
 def play_drums(
     path: Path, kit: str, hits: Sequence[tuple[float, float, int, int]], count: int, seed: int
 ) -> np.ndarray:
-    """Plays hits with the font's kit nearest to `kit`, or its standard kit. Hits as notes, with GM percussion keys."""
+    """Plays hits (notes with GM percussion keys) with the font's nearest kit to `kit`; returns float32 (count,)."""
     programs = DRUM_PROGRAMS[kit]
     if kit == "acoustic":
         programs = (programs[int(np.random.default_rng([seed, 9]).integers(len(programs)))],)

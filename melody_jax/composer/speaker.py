@@ -49,22 +49,25 @@ class Speaker:
     def __init__(self, facts: Facts, dice: Dice):
         self.facts = facts
         self.dice = dice
-        self.told: set[str] = set()
-        self._said: set[str] = set()
+        self.mentioned: set[str] = set()
+        self._used: set[str] = set()
         plain = (facts.genre, f"{facts.genre} music"), (f"{facts.genre} piece", f"{facts.genre} track")
         self.genre = genre_words.GENRES.get(facts.genre) or GenreWords(*plain)
         self.genre_name = facts.genre
         if facts.genre == "acoustic guitar" and "guitar" not in facts.lead:
-            self.genre, self.genre_name = genre_words.PLUCKED, f"{facts.lead} music"
+            self.genre = genre_words.PLUCKED
+            self.genre_name = f"{facts.lead} music"
         plain_mood = MoodWords((facts.mood,), (f"a {facts.mood} mood",), (), 0)
         self.moods = mood_words.MOODS.get(facts.mood, plain_mood)
         self.others = tuple(name for name in facts.instruments if name != facts.lead)
         self.sung = bool(instrument_words.VOICES & set(facts.instruments))
         self.lead_is_genre = facts.lead.split()[-1] in self.genre_name
 
-    def has_told(self, aspect: str) -> bool:
+    def has_mentioned(self, aspect: str) -> bool:
         """Whether a frame has spoken of this already; where the genre names the only instrument, it has."""
-        return aspect in self.told or (aspect == "instruments" and self.lead_is_genre and not self.others)
+        return aspect in self.mentioned or (
+            aspect == "instruments" and self.lead_is_genre and not self.others
+        )
 
     def can_fill(self, frame: str) -> bool:
         """Whether the facts offer something for every slot of the frame."""
@@ -98,15 +101,15 @@ class Speaker:
         def value(match: re.Match[str]) -> str:
             slot = match[1]
             if slot in self.ASPECTS:
-                self.told.add(self.ASPECTS[slot])
+                self.mentioned.add(self.ASPECTS[slot])
             return getattr(self, slot)()
 
         return with_articles(re.sub(r"{(\w+)}", value, frame))
 
     def _fresh(self, options: Sequence[str]) -> str:
         """One of the options, none of them twice in a caption while others are left."""
-        choice = self.dice.among([option for option in options if option not in self._said] or options)
-        self._said.add(choice)
+        choice = self.dice.among([option for option in options if option not in self._used] or options)
+        self._used.add(choice)
         return choice
 
     def mass(self) -> str:
@@ -151,14 +154,14 @@ class Speaker:
         """One to three adjectives: mood, tempo, energy, and what follows from several facts."""
         dice = self.dice
         words = [self.mood()] if dice.chance(0.8) else []
-        if "tempo" not in self.told and dice.chance(0.3 if words else 0.7):
+        if "tempo" not in self.mentioned and dice.chance(0.3 if words else 0.7):
             words.append(self.tempo())
-            self.told.add("tempo")
+            self.mentioned.add("tempo")
         if self._extras() and dice.chance(0.2):
             words.append(self.extra())
-        elif "energy" not in self.told and dice.chance(0.1):
+        elif "energy" not in self.mentioned and dice.chance(0.1):
             words.append(self._fresh(frames.ENERGY.get(self.facts.energy, (f"{self.facts.energy}-energy",))))
-            self.told.add("energy")
+            self.mentioned.add("energy")
         words = words or [self.mood()]
         if self.genre.eras and dice.chance(0.12):
             words.append(self.era())
@@ -181,14 +184,16 @@ class Speaker:
 
     def bpm(self) -> str:
         """Beats per minute: exact, or about the nearest five."""
-        exact, rounded = round(self.facts.tempo_bpm), 5 * round(self.facts.tempo_bpm / 5)
+        exact = round(self.facts.tempo_bpm)
+        rounded = 5 * round(self.facts.tempo_bpm / 5)
         forms = {f"{exact} bpm": 6, f"{exact}bpm": 1, f"{exact} BPM": 2, f"{exact} beats per minute": 1.5}
         forms |= {f"about {rounded} bpm": 1, f"around {rounded} bpm": 1, f"roughly {rounded} bpm": 0.5}
         return self.dice.pick(forms)
 
     def key(self) -> str:
         """The key: tonic and mode, or only whether it is major or minor."""
-        facts, dice = self.facts, self.dice
+        facts = self.facts
+        dice = self.dice
         tonic = facts.key.replace("#", " sharp" if dice.chance(0.4) else "#")
         tonic = frames.FLATS.get(facts.key, tonic) if dice.chance(0.5) else tonic
         forms = {f"{tonic} {facts.mode}": 3, f"the key of {tonic} {facts.mode}": 1}
@@ -243,10 +248,12 @@ class Speaker:
     def _scenes(self) -> tuple[str, ...]:
         """Dark moods have scenes of their own; others may also take the genre's and the energy's."""
         clash = self.facts.energy == "high" and self.facts.mood in _QUIET_MOODS
-        own = () if clash else self.moods.scenes
-        if self.moods.valence < 0 and own:
-            return own
-        return own + self.genre.scenes + ((), frames.ENERGY_SCENES.get(self.facts.energy, ()))[not clash]
+        mood_scenes = () if clash else self.moods.scenes
+        if self.moods.valence < 0 and mood_scenes:
+            return mood_scenes
+        return (
+            mood_scenes + self.genre.scenes + ((), frames.ENERGY_SCENES.get(self.facts.energy, ()))[not clash]
+        )
 
     def missing(self) -> str:
         """Something the piece does without."""
@@ -272,9 +279,12 @@ class Speaker:
 
     def _extras(self) -> tuple[str, ...]:
         """Adjectives that are true only of certain combinations of facts."""
-        facts, names = self.facts, set(self.facts.instruments)
+        facts = self.facts
+        names = set(self.facts.instruments)
         drums = "drums" in names
-        bright, loud, tempo = self.moods.valence > 0, facts.energy == "high", facts.tempo_bpm
+        bright = self.moods.valence > 0
+        loud = facts.energy == "high"
+        tempo = facts.tempo_bpm
         rules = {
             "upbeat": bright and facts.energy != "low" and tempo >= 100 and facts.rhythmic,
             "driving": loud and tempo >= 112 and facts.rhythmic and drums,

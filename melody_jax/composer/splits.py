@@ -1,7 +1,6 @@
-"""Train, validation and test share no progression and no motif: each fingerprint belongs to exactly one split.
+"""Splits: train, validation and test share no progression and no motif, since each fingerprint belongs to one split.
 
-A candidate is drawn again until its fingerprint lands in the wanted split, so the splits are disjoint by construction,
-whatever the seeds.
+Candidates are drawn until a fingerprint belongs to the required split, so the splits are disjoint for all seeds.
 """
 
 import hashlib
@@ -11,19 +10,20 @@ from typing import TypeVar
 from melody_jax.errors import UserError
 
 SPLITS = ("train", "validation", "test")
-_TRAIN_SHARE, _VALIDATION_SHARE = 70, 15
+_TRAIN_SHARE = 70
+_VALIDATION_SHARE = 15
 _ATTEMPTS = 2000
 
 T = TypeVar("T")
 
 
 def fingerprint(content: Hashable) -> int:
-    """A 60-bit fingerprint of a tuple of numbers and strings, the same in every process."""
+    """Returns a 60-bit fingerprint of a tuple of numbers and strings, the same in every process."""
     return int.from_bytes(hashlib.blake2b(repr(content).encode(), digest_size=8).digest(), "big") >> 4
 
 
 def split_of(fingerprint_value: int) -> str:
-    """The split a fingerprint belongs to."""
+    """Returns the split that a fingerprint belongs to."""
     share = fingerprint_value % 100
     if share < _TRAIN_SHARE:
         return "train"
@@ -31,7 +31,7 @@ def split_of(fingerprint_value: int) -> str:
 
 
 def split_index(split: str) -> int:
-    """Position of the split's name in `SPLITS`. Raises `UserError` on another name."""
+    """Returns the position of a name in `SPLITS`. Raises `UserError` for other names."""
     if split not in SPLITS:
         raise UserError(f"split {split!r} is unknown: use one of {', '.join(SPLITS)}")
     return SPLITS.index(split)
@@ -40,7 +40,7 @@ def split_index(split: str) -> int:
 def draw_within(split: str, draw: Callable[[int], T], key: Callable[[T], int]) -> T:
     """Calls `draw(attempt)` until the fingerprint `key(candidate)` belongs to the split.
 
-    `draw` should widen its choices as `attempt` grows: a small vocabulary (a vamp) may have nothing in a split.
+    `draw` should widen its choices as `attempt` grows: a small set of candidates (a vamp) may have none in a split.
     """
     for attempt in range(_ATTEMPTS):
         candidate = draw(attempt)

@@ -1,7 +1,7 @@
-"""The built-in synthesiser: plays every instrument of `INSTRUMENTS` from NumPy alone.
+"""The built-in synthesiser, which plays every instrument of `INSTRUMENTS` with NumPy.
 
-A note is a slice of a body (`voices`) times a release, so a pitch played often is made once. Bodies are kept between
-pieces, up to a limit; what a body sounds like depends on its key alone, never on what was made before.
+A note is a slice of a body (`voice`) times a release, so that a repeated pitch is synthesised once. Bodies are cached
+across pieces up to a limit; a body depends only on its key, not on what was made before.
 """
 
 import math
@@ -21,7 +21,7 @@ LONGEST_BODY = 24.0
 
 
 def tone_variant(instrument: str, variant: int) -> Tone:
-    """The tone of an instrument's `variant`, 0 .. VARIANTS - 1."""
+    """Returns the tone of variant 0 .. VARIANTS - 1 of an instrument."""
     rng = np.random.default_rng([zlib.crc32(instrument.encode()), variant])
     factors = np.exp2(rng.uniform(-1, 1, 6) * (0.7, 0.4, 0.6, 0.6, 0.5, 0.7))
     return Tone(*map(float, factors), blend=float(rng.random()))
@@ -30,7 +30,10 @@ def tone_variant(instrument: str, variant: int) -> Tone:
 def body(
     instrument: str, patch: Patch, variant: int, pitch: int, velocity_step: int, length_step: int
 ) -> np.ndarray:
-    """A held note, float32, of 2^(length_step / 2) / 8 s, at a common level; `velocity_step` 0 (soft) .. 3 (hard)."""
+    """Returns a sustained note, float32, of 2^(length_step / 2) / 8 s, normalised in level.
+
+    `velocity_step` is 0 (soft) .. 3 (hard).
+    """
     count = round(2 ** (length_step / 2) / 8 * SAMPLE_RATE)
 
     def make() -> np.ndarray:
@@ -57,17 +60,18 @@ def play(
     variant: int,
 ) -> np.ndarray:
     """Plays notes (start s, duration s, MIDI pitch, velocity 1..127) into float32 (count,)."""
-    patch, output = patch_for(instrument, synth_patch), np.zeros(count, np.float32)
+    patch = patch_for(instrument, synth_patch)
+    output = np.zeros(count, np.float32)
     tail = max(round(patch.release * SAMPLE_RATE), 240)
     release = dsp.decay(tail, patch.release) * np.linspace(1, 0, tail, dtype=np.float32) ** 0.5
     for start, duration, pitch, velocity in notes:
         first = round(start * SAMPLE_RATE)
-        held = max(round(min(duration, LONGEST_BODY) * SAMPLE_RATE), 240)
+        sustained = max(round(min(duration, LONGEST_BODY) * SAMPLE_RATE), 240)
         if first >= count:
             continue
-        length_step = max(0, math.ceil(2 * math.log2((held + tail) / SAMPLE_RATE * 8)))
+        length_step = max(0, math.ceil(2 * math.log2((sustained + tail) / SAMPLE_RATE * 8)))
         sound = body(instrument, patch, variant % VARIANTS, pitch, min(3, velocity // 32), length_step)
         gain = (velocity / 100) ** 1.5
-        dsp.add_at(output, first, sound[:held], gain)
-        dsp.add_at(output, first + held, sound[held : held + tail] * release, gain)
+        dsp.add_at(output, first, sound[:sustained], gain)
+        dsp.add_at(output, first + sustained, sound[sustained : sustained + tail] * release, gain)
     return output

@@ -1,4 +1,4 @@
-"""Scales, modes, chords and voice leading. Pitches are MIDI numbers; pitch classes are semitones above the tonic."""
+"""Scales, modes, chords and voice leading. Pitches are MIDI numbers, pitch classes are semitones above the tonic."""
 
 from bisect import bisect_left
 from collections.abc import Iterable, Sequence
@@ -86,12 +86,12 @@ class Chord(NamedTuple):
 
     @property
     def tones(self) -> tuple[int, ...]:
-        """Its pitch classes above the tonic, root first."""
+        """Pitch classes above the tonic, root first."""
         return _tones(self.root, self.quality)
 
 
 def triad(mode: str, degree: int) -> tuple[int, str]:
-    """Root (semitones above the tonic) and quality of the diatonic triad on a degree 0..6."""
+    """Returns root (semitones above the tonic) and quality of the diatonic triad on a degree 0..6."""
     scale = MODES[mode]
     root = scale[degree % 7]
     third, fifth = ((scale[(degree + step) % 7] - root) % 12 for step in (2, 4))
@@ -99,10 +99,10 @@ def triad(mode: str, degree: int) -> tuple[int, str]:
 
 
 def coloured(root: int, quality: str, level: str, scale: Sequence[int], choice: float) -> str:
-    """Enriches a triad to the given level (triad, power, add, sixth, seventh, ninth) with notes of the scale only.
+    """Extends a triad to the given level (triad, power, add, sixth, seventh, ninth) with notes of the scale only.
 
-    `choice` in [0, 1) selects among the candidates. A triad that is not of the scale (a borrowed dominant) becomes a
-    dominant seventh where the level asks for sevenths.
+    `choice` in [0, 1) selects among the candidates. A major triad outside the scale (a borrowed dominant) becomes a
+    dominant seventh if the level is sixth, seventh or ninth.
     """
     pool = set(scale)
     if any((root + interval) % 12 not in pool for interval in QUALITIES[quality]):
@@ -117,21 +117,23 @@ def coloured(root: int, quality: str, level: str, scale: Sequence[int], choice: 
 
 @lru_cache(maxsize=4096)
 def chord_scale(scale: tuple[int, ...], chord: Chord) -> tuple[int, ...]:
-    """The scale with the notes that the chord alters replaced: a raised leading note drives out the flat seventh."""
+    """The scale with the notes that the chord alters replaced: a raised leading note removes the flat seventh."""
     tones = set(chord.tones)
-    kept = [pc for pc in scale if pc in tones or not ({(pc + 1) % 12, (pc - 1) % 12} & (tones - set(scale)))]
-    return tuple(sorted(set(kept) | tones))
+    unaltered = [
+        pc for pc in scale if pc in tones or not ({(pc + 1) % 12, (pc - 1) % 12} & (tones - set(scale)))
+    ]
+    return tuple(sorted(set(unaltered) | tones))
 
 
 @lru_cache(maxsize=8192)
 def ladder(tonic: int, pitch_classes: tuple[int, ...], low: int, high: int) -> tuple[int, ...]:
-    """All MIDI pitches from low to high whose class above the tonic is among `pitch_classes`, ascending."""
-    wanted = {(tonic + pc) % 12 for pc in pitch_classes}
-    return tuple(pitch for pitch in range(low, high + 1) if pitch % 12 in wanted)
+    """All MIDI pitches from `low` to `high` with one of `pitch_classes` above the tonic, ascending."""
+    classes = {(tonic + pc) % 12 for pc in pitch_classes}
+    return tuple(pitch for pitch in range(low, high + 1) if pitch % 12 in classes)
 
 
 def nearest(pitch: float, rungs: Sequence[int]) -> int:
-    """The one of the ascending rungs nearest to the pitch (the lower of two equally near)."""
+    """The nearest of the ascending rungs to the pitch; of two equally near ones, the lower."""
     above = bisect_left(rungs, pitch)
     if above == 0:
         return rungs[0]
@@ -141,7 +143,7 @@ def nearest(pitch: float, rungs: Sequence[int]) -> int:
 
 
 def place(pitch_class: int, around: float, low: int, high: int) -> int:
-    """The MIDI pitch of an absolute class nearest to `around`, inside low..high (a range of an octave or more)."""
+    """The MIDI pitch of an absolute pitch class that is nearest to `around`, inside low..high (at least an octave)."""
     pitch = pitch_class % 12 + 12 * round((around - pitch_class % 12) / 12)
     while pitch < low:
         pitch += 12
@@ -151,7 +153,10 @@ def place(pitch_class: int, around: float, low: int, high: int) -> int:
 
 
 def essential_tones(chord: Chord, voices: int, rootless: bool) -> tuple[int, ...]:
-    """The `voices` most telling pitch classes: third, seventh and colours first, the fifth last, the root if wanted."""
+    """The `voices` most important pitch classes: root (unless `rootless`), third, seventh and extensions, then fifth.
+
+    A `rootless` voicing puts the root last. Triads keep the order root, third, fifth.
+    """
     root, *rest = chord.tones
     third = rest[:1]
     colours = rest[2:]
@@ -183,7 +188,7 @@ def voicing(
     high: int,
     style: str = "close",
 ) -> tuple[int, ...]:
-    """The inversion of the chord that moves least from `previous` while staying near `centre` inside low..high.
+    """The inversion of the chord that moves least from `previous` and stays near `centre`, inside low..high.
 
     `tones` are classes above the tonic; `style` is close, open or drop2. Returns ascending MIDI pitches.
     """
@@ -203,7 +208,7 @@ def voicing(
 
 
 def movement(previous: Sequence[int], pitches: Iterable[int]) -> float:
-    """Semitones that the voices move, each from the nearest earlier voice (0 where nothing came before)."""
+    """The sum of the voices' distances to the nearest previous voice, semitones; 0 without previous voices."""
     if not previous:
         return 0.0
     return float(sum(min(abs(pitch - old) for old in previous) for pitch in pitches))
