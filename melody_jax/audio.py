@@ -1,9 +1,9 @@
 """Audio files, FLAC bytes, loudness and peaks. NumPy only (plus soundfile and soxr).
 
-Audio everywhere in the package is mono float32 in [-1, 1], shape (T,), at `SAMPLE_RATE` = 24 kHz (paper, section 5).
-Files and FLAC bytes hold 16-bit samples, scaled by 32768, so that encoding what was decoded changes nothing.
-Loudness is the integrated loudness of ITU-R BS.1770-4 for one channel: K-weighting, 400 ms blocks every 100 ms, an
-absolute gate at -70 LUFS and a relative gate 10 LU below the mean of what is left.
+Audio everywhere in the package is mono float32 in [-1, 1], shape (T,), at `SAMPLE_RATE` = 24 kHz as in MeLoDy (arXiv
+2305.15719, section 5). Files and FLAC bytes hold 16-bit samples, scaled by 32768: decoding and encoding again is
+lossless. Loudness is the integrated loudness of ITU-R BS.1770-4 for one channel: K-weighting, 400 ms blocks every
+100 ms, an absolute gate at -70 LUFS and a relative gate 10 LU below the mean of the remaining blocks.
 """
 
 import functools
@@ -18,44 +18,49 @@ from pathlib import Path
 import numpy as np
 import soundfile
 import soxr
+from jaxtyping import Float, Float32, Int16
 
 from melody_jax.errors import UserError
 
 SAMPLE_RATE = 24_000
 TOKEN_SAMPLES = 960
-"""Samples of a semantic token: 25 Hz."""
+"""Samples per semantic token: 25 Hz."""
 CEILING = 0.98
-"""Largest sample that the peak limiter lets through."""
+"""Largest sample magnitude after the peak limiter."""
 LOOKAHEAD = 0.004
-"""Seconds before a peak at which `peak_limit` has turned the gain down, half of what it looks at to either side."""
+"""Seconds before a peak at which `peak_limit` reaches the reduced gain; half of its window to either side."""
 FULL_SCALE = 0.999
-"""Samples from here on count as clipped where three or more follow one another."""
+"""Magnitude from which samples count as clipped, in runs of three or more."""
 BLOCK = 1 << 20
-"""Samples that `write` converts at a time."""
+"""Samples that `write` converts at once."""
 FORMATS = {".wav": "WAV", ".flac": "FLAC", ".ogg": "OGG"}
+"""File suffix -> soundfile format."""
+
+Mono = Float32[np.ndarray, " T"]
+AnyMono = Float[np.ndarray, " T"]
 
 
-def read(path: str | os.PathLike, sample_rate: int = SAMPLE_RATE) -> np.ndarray:
-    """Reads any format libsndfile knows, mixes to mono by the mean and resamples. Returns float32 (T,).
+def read(path: str | os.PathLike, sample_rate: int = SAMPLE_RATE) -> Mono:
+    """Reads any format that libsndfile supports, mixes to mono by the mean and resamples. Returns float32 (T,).
 
-    Raises `UserError` for a file that is missing, no audio, cut short, empty or not finite.
+    Raises `UserError` for a file that is missing, not audio, truncated, empty or not finite.
     """
     (samples, source_rate), *_ = stream(path)
     mono = samples.mean(axis=1, dtype=np.float32)
     if not np.isfinite(mono).all():
-        raise UserError(f"{path}: holds samples that are not finite (NaN or infinity)")
+        raise UserError(f"{path}: contains samples that are not finite (NaN or infinity)")
     return resample(mono, source_rate, sample_rate)
 
 
 def stream(
     path: str | os.PathLike, seconds: float = math.inf, start: float = 0.0, end: float = math.inf
 ) -> Iterator[tuple[np.ndarray, int]]:
-    """Blocks float32 (T, channels) of a file at its own rate, and the rate; for files too long to be held whole.
+    """Yields blocks float32 (T, channels) of a file and its sample rate, for files too long for memory.
 
-    Blocks last `seconds`; a rest under half of that is joined to the block before. `start` and `end` in seconds choose
-    a part. That a file is cut short is noticed after the last block only.
+    Blocks last `seconds`; a remainder of less than half of that is joined to the block before. `start` and `end`, in
+    seconds, select a part. A truncated file is detected only after the last block.
 
-    Raises `UserError` for a file that is missing, no audio, cut short or empty, or has nothing from `start` on.
+    Raises `UserError` for a file that is missing, not audio, truncated or empty, or ends before `start`.
     """
     path = Path(path)
     if not path.is_file():
@@ -69,7 +74,7 @@ def stream(
 
 
 def seconds(path: str | os.PathLike) -> float:
-    """How long an audio file says it is. Raises `UserError` for a file that cannot be opened."""
+    """Duration of an audio file by its header. Raises `UserError` for a file that cannot be opened."""
     try:
         return soundfile.info(path).duration
     except (soundfile.SoundFileError, OSError, RuntimeError) as error:
@@ -84,29 +89,31 @@ def _blocks(
     first, stop = round(start * rate), min(declared, end * rate)
     if first:
         file.seek(min(first, file.frames))
-    size, position, held = seconds * rate, first, None
+    size = seconds * rate
+    position = first
+    pending = None
     while position < stop:
-        wanted = min(size, stop - position)
-        block = file.read(-1 if wanted == math.inf else round(wanted), dtype="float32", always_2d=True)
+        count = min(size, stop - position)
+        block = file.read(-1 if count == math.inf else round(count), dtype="float32", always_2d=True)
         if len(block) == 0:
             break
         position += len(block)
-        if held is None:
-            held = block
+        if pending is None:
+            pending = block
         elif len(block) < size / 2:
-            held = np.concatenate([held, block])
+            pending = np.concatenate([pending, block])
         else:
-            yield held, rate
-            held = block
-    if held is None:
+            yield pending, rate
+            pending = block
+    if pending is None:
         raise UserError(f"{path}: the file holds no audio" + (f" after {start:g} s" if start else ""))
     if declared < math.inf and position < round(stop):
         raise UserError(f"{path}: cut short, {position} of {declared} samples can be read")
-    yield held, rate
+    yield pending, rate
 
 
-def resample(audio: np.ndarray, source_rate: int, sample_rate: int = SAMPLE_RATE) -> np.ndarray:
-    """Resamples float32 (T,) from `source_rate` to `sample_rate` Hz with soxr at its high quality."""
+def resample(audio: AnyMono, source_rate: int, sample_rate: int = SAMPLE_RATE) -> Mono:
+    """Resamples (T,) from `source_rate` to `sample_rate` Hz with soxr in high quality. Returns float32."""
     if source_rate <= 0 or sample_rate <= 0:
         raise UserError(f"sample rates must be positive, got {source_rate} and {sample_rate} Hz")
     if source_rate == sample_rate:
@@ -119,9 +126,9 @@ def resample(audio: np.ndarray, source_rate: int, sample_rate: int = SAMPLE_RATE
 def write(path: str | os.PathLike, audio: np.ndarray, sample_rate: int = SAMPLE_RATE) -> None:
     """Writes float32 (T,) as a 16-bit .wav or .flac, or as .ogg (Vorbis); samples beyond [-1, 1] are clipped.
 
-    The file appears whole or not at all: it is written beside its place under another name, then renamed.
-    Raises `UserError` for audio that is empty, not one-dimensional or not finite, for another suffix, and for a
-    folder that is missing or cannot be written.
+    The write is atomic: to a temporary file in the same folder, which is then renamed.
+    Raises `UserError` for audio that is empty, not one-dimensional or not finite, for an unknown suffix, and for a
+    folder that is missing or not writable.
     """
     path = Path(path)
     file_format = check_writable(path)
@@ -133,7 +140,7 @@ def write(path: str | os.PathLike, audio: np.ndarray, sample_rate: int = SAMPLE_
             os.fdopen(handle, "wb") as file,
             soundfile.SoundFile(file, "w", sample_rate, 1, format=file_format) as sound,
         ):
-            for first in range(0, len(audio), BLOCK):  # ten minutes need no copies of themselves
+            for first in range(0, len(audio), BLOCK):  # bounds the memory for conversion
                 sound.write(to_int16(audio[first : first + BLOCK], str(path)))
         os.chmod(temporary, 0o644)
         os.replace(temporary, path)
@@ -144,9 +151,9 @@ def write(path: str | os.PathLike, audio: np.ndarray, sample_rate: int = SAMPLE_
 
 
 def check_writable(path: str | os.PathLike) -> str:
-    """The soundfile format that `write` would use for `path`; call it before work whose result is to be written.
+    """The soundfile format that `write` would use for `path`. Call it before long work, to fail early.
 
-    Raises `UserError` for an unknown suffix and for a folder that is missing or cannot be written.
+    Raises `UserError` for an unknown suffix and for a folder that is missing or not writable.
     """
     path = Path(path)
     file_format = FORMATS.get(path.suffix.lower())
@@ -168,24 +175,24 @@ def encode_flac(audio: np.ndarray, sample_rate: int = SAMPLE_RATE) -> bytes:
     return buffer.getvalue()
 
 
-def decode_flac(data: bytes, start: int = 0, frames: int = -1) -> np.ndarray:
+def decode_flac(data: bytes, start: int = 0, frames: int = -1) -> Mono:
     """Decodes samples `start` to `start + frames` (to the end for -1) of FLAC bytes. Returns float32 (T,).
 
-    Only the part asked for is decoded. Raises `UserError` for damaged bytes and for a part beyond the end.
+    Decodes that part only. Raises `UserError` for damaged bytes and for a part beyond the end.
     """
     try:
         with soundfile.SoundFile(io.BytesIO(data)) as file:
-            wanted = file.frames - start if frames < 0 else frames
-            if start < 0 or start + wanted > file.frames:
+            count = file.frames - start if frames < 0 else frames
+            if start < 0 or start + count > file.frames:
                 raise UserError(
-                    f"FLAC bytes hold {file.frames} samples; {start} to {start + wanted} was asked for"
+                    f"FLAC bytes hold {file.frames} samples; {start} to {start + count} was asked for"
                 )
             file.seek(start)
-            samples = file.read(wanted, dtype="float32")
+            samples = file.read(count, dtype="float32")
     except (soundfile.SoundFileError, OSError, RuntimeError) as error:
         raise UserError(f"FLAC bytes cannot be decoded ({error})") from error
-    if len(samples) != wanted:
-        raise UserError(f"FLAC bytes are cut short: {len(samples)} of {wanted} samples could be decoded")
+    if len(samples) != count:
+        raise UserError(f"FLAC bytes are cut short: {len(samples)} of {count} samples could be decoded")
     return samples
 
 
@@ -197,26 +204,26 @@ def flac_length(data: bytes) -> int:
         raise UserError(f"FLAC bytes cannot be decoded ({error})") from error
 
 
-def loudness(audio: np.ndarray, sample_rate: int = SAMPLE_RATE) -> float:
-    """Integrated loudness of float32 (T,) in LUFS; -inf for silence. Audio under 400 ms counts as one block."""
+def loudness(audio: AnyMono, sample_rate: int = SAMPLE_RATE) -> float:
+    """Integrated loudness of (T,) in LUFS; -inf for silence. Audio shorter than 400 ms counts as one block."""
     step_means, overall = _step_energies(np.asarray(audio, np.float32), sample_rate)
     if len(step_means) < 4:
         blocks = np.array([overall])
     else:
         blocks = np.lib.stride_tricks.sliding_window_view(step_means, 4).mean(axis=1)
-    kept = blocks[blocks > _energy_at(-70.0)]
-    if len(kept) == 0:
+    gated = blocks[blocks > _energy_at(-70.0)]
+    if len(gated) == 0:
         return -np.inf
-    kept = kept[kept > kept.mean() * 0.1]
-    return float(-0.691 + 10 * np.log10(kept.mean()))
+    gated = gated[gated > gated.mean() * 0.1]
+    return float(-0.691 + 10 * np.log10(gated.mean()))
 
 
 def loudness_normalise(
-    audio: np.ndarray, target_lufs: float = -16.0, max_gain_db: float = 40.0, sample_rate: int = SAMPLE_RATE
-) -> np.ndarray:
-    """Scales float32 (T,) to an integrated loudness of `target_lufs`, by at most `max_gain_db`; silence stays silence.
+    audio: AnyMono, target_lufs: float = -16.0, max_gain_db: float = 40.0, sample_rate: int = SAMPLE_RATE
+) -> Mono:
+    """Scales (T,) to an integrated loudness of `target_lufs`, by at most `max_gain_db`; silence stays silence.
 
-    The result may exceed [-1, 1]: `peak_limit` comes after.
+    The result may exceed [-1, 1]; apply `peak_limit` afterwards.
     """
     measured = loudness(audio, sample_rate)
     if not np.isfinite(measured):
@@ -226,29 +233,28 @@ def loudness_normalise(
 
 
 def peak_limit(
-    audio: np.ndarray, ceiling: float = CEILING, lookahead: float = LOOKAHEAD, sample_rate: int = SAMPLE_RATE
-) -> np.ndarray:
-    """Turns the gain down around peaks of float32 (T,) so that no sample exceeds `ceiling`; untouched if none does.
+    audio: AnyMono, ceiling: float = CEILING, lookahead: float = LOOKAHEAD, sample_rate: int = SAMPLE_RATE
+) -> Mono:
+    """Lowers the gain around peaks of (T,) so that no sample exceeds `ceiling`; otherwise returns the audio unchanged.
 
-    The gain is the running minimum of what each sample needs over `lookahead` seconds to both sides, averaged over the
-    same span: every value averaged is low enough for the sample in the middle, so the ceiling holds exactly and
-    the gain has no corners.
+    The gain that each sample needs is reduced to its running minimum over `lookahead` seconds to both sides, then
+    averaged over the same span. Every averaged value is low enough for the sample in the middle, so the ceiling holds
+    exactly and the gain is continuous.
     """
     audio = np.asarray(audio, np.float32)
     magnitude = np.abs(audio)
     if len(audio) == 0 or magnitude.max() <= ceiling:
         return audio
     span = max(1, round(lookahead * sample_rate))
-    needed = np.minimum(1.0, ceiling / np.maximum(magnitude, ceiling))
-    lowest = _running_minimum(np.pad(needed, 2 * span, constant_values=1.0), 2 * span + 1)
+    required = np.minimum(1.0, ceiling / np.maximum(magnitude, ceiling))
+    lowest = _running_minimum(np.pad(required, 2 * span, constant_values=1.0), 2 * span + 1)
     total = np.cumsum(np.concatenate(([0.0], lowest)), dtype=np.float64)
     gain = (total[2 * span + 1 :] - total[: -2 * span - 1]) / (2 * span + 1)
     return np.clip(audio * gain, -ceiling, ceiling).astype(np.float32)
 
 
-def clipped_share(block: np.ndarray) -> float:
-    """Share of the frames of (T, channels) in which some channel is at full scale with both its neighbours, or next
-    to such a one."""
+def clipped_share(block: Float[np.ndarray, "T channels"]) -> float:
+    """Fraction of clipped frames of (T, channels): those in runs of three or more with some channel at full scale."""
     top = np.any(np.abs(block) >= FULL_SCALE, axis=1)
     middle = top[1:-1] & top[:-2] & top[2:]
     flat = np.zeros(len(block), bool)
@@ -258,17 +264,17 @@ def clipped_share(block: np.ndarray) -> float:
 
 
 def _running_minimum(values: np.ndarray, width: int) -> np.ndarray:
-    """Minimum over every `width` neighbours, (N,) -> (N - width + 1,), by doubling the width covered."""
+    """Minimum over every `width` neighbours, (N,) -> (N - width + 1,), by repeated doubling of the window."""
     covered = 1
     while covered * 2 <= width:
         values = np.minimum(values[:-covered], values[covered:])
         covered *= 2
-    rest = width - covered
-    return np.minimum(values[: len(values) - rest], values[rest:])
+    remaining = width - covered
+    return np.minimum(values[: len(values) - remaining], values[remaining:])
 
 
-def to_int16(audio: np.ndarray, name: str) -> np.ndarray:
-    """Float (T,) as int16, clipped at full scale. Raises `UserError`, naming `name`: empty, not 1-D or not finite."""
+def to_int16(audio: np.ndarray, name: str) -> Int16[np.ndarray, " T"]:
+    """Float (T,) as int16, clipped at full scale. Raises `UserError` with `name`: empty, not 1-D or not finite."""
     samples = _checked(audio, name).astype(np.float32)
     return np.clip(np.rint(samples * 32768.0), -32768, 32767).astype(np.int16)
 
@@ -283,7 +289,7 @@ def _checked(audio: np.ndarray, name: str) -> np.ndarray:
 
 
 def _refuse_cut_riff(path: Path) -> None:
-    """libsndfile reads a cut .wav without complaint; its header says how long it was meant to be."""
+    """libsndfile reads a truncated .wav without an error; the header declares its intended size."""
     try:
         with path.open("rb") as file:
             header = file.read(12)
@@ -294,7 +300,7 @@ def _refuse_cut_riff(path: Path) -> None:
         raise UserError(f"{path}: the file is empty")
     if len(header) == 12 and header[:4] == b"RIFF" and header[8:] == b"WAVE":
         declared = struct.unpack("<I", header[4:8])[0]
-        # Writers that stream leave the largest value, and some count a padding byte that they never write.
+        # Streaming writers leave the largest value, and some writers count a padding byte that they never write.
         if declared < 0xFFFFFF00 and declared + 8 > size + 1:
             raise UserError(f"{path}: cut short, {size} of {declared + 8} bytes are there")
 
@@ -304,12 +310,13 @@ def _energy_at(lufs: float) -> float:
 
 
 def _step_energies(audio: np.ndarray, sample_rate: int) -> tuple[np.ndarray, float]:
-    """Mean square of K-weighted (T,) in every full 100 ms, and over all of it.
+    """Mean square of K-weighted (T,) in every full 100 ms, and overall.
 
-    The filters' impulse response is applied by overlap-save, a few segments at a time: more would leave the cache.
+    The filters' impulse response is applied by overlap-save, a few segments at once: more would exceed the cache.
     """
     response, taps = _k_response(sample_rate)
-    step, size = round(0.1 * sample_rate), 2 * (len(response) - 1)
+    step = round(0.1 * sample_rate)
+    size = 2 * (len(response) - 1)
     hop = size - taps
     if len(audio) == 0:
         return np.zeros(0), 0.0
@@ -328,10 +335,10 @@ def _step_energies(audio: np.ndarray, sample_rate: int) -> tuple[np.ndarray, flo
 
 @functools.lru_cache(maxsize=8)
 def _k_response(sample_rate: int) -> tuple[np.ndarray, int]:
-    """Spectrum (complex64) and length of the K-weighting's impulse response, which is over after 0.1 s (below 1e-8).
+    """Spectrum (complex64) and length of the K-weighting's impulse response, which decays below 1e-8 within 0.1 s.
 
-    The shelf and the high-pass of BS.1770 are given as coefficients at 48 kHz; the analogue prototypes behind them
-    (centre frequency, gain, quality) give the same coefficients at 48 kHz and right ones at every other rate.
+    BS.1770 gives the shelf and the high-pass as coefficients at 48 kHz. Their analogue prototypes (centre frequency,
+    gain, quality) give the same coefficients at 48 kHz and correct ones at every other rate.
     """
     shelf = _shelf(1681.974450955533, 3.999843853973347, 0.7071752369554196, sample_rate)
     high_pass = _high_pass(38.13547087602444, 0.5003270373238773, sample_rate)

@@ -1,8 +1,10 @@
-"""Short-time spectra in JAX: STFT, its inverse, mel filters. Always float32, differentiable. B batch, T samples.
+"""Short-time spectra in JAX: STFT, its inverse, mel filters. Always float32, differentiable.
 
-Framing: frame i is centred on sample i * hop + (hop - 1) / 2, so T // hop frames cover T samples without overlap of
-their centres and without a frame too many; the ends are padded with zeros. Frames are cut by reshape and concatenation
-of shifted pieces rather than by a gather: its gradient is then a sum of shifted pieces and not a scatter.
+Frame i is centred on sample i * hop + (hop - 1) / 2, so T // hop frames cover T samples: their centres do not overlap
+and no frame is superfluous. The ends are padded with zeros. Frames are cut by reshape and concatenation of shifted hops
+instead of a gather, whose gradient would be a scatter.
+
+B batch, T samples, F frames, M bands.
 """
 
 from functools import lru_cache, partial
@@ -10,12 +12,14 @@ from functools import lru_cache, partial
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
+from jaxtyping import Array, Complex, Float, Inexact
 
 from melody_jax.errors import UserError
 
 
 @lru_cache(maxsize=64)
-def hann(n_fft: int, win: int | None = None) -> np.ndarray:
+def hann(n_fft: int, win: int | None = None) -> Float[np.ndarray, " {n_fft}"]:
     """The periodic Hann window of `win` samples (default n_fft) in the middle of n_fft samples, float32 (n_fft,)."""
     win = n_fft if win is None else win
     if not 0 < win <= n_fft:
@@ -26,11 +30,13 @@ def hann(n_fft: int, win: int | None = None) -> np.ndarray:
     return window
 
 
-def frame(audio: jax.Array, length: int, hop: int, center: bool = True) -> jax.Array:
-    """Overlapping frames: (B, T) -> (B, frames, length).
+def frame(
+    audio: Float[Array | np.ndarray, "B T"], length: int, hop: int, center: bool = True
+) -> Float[Array, "B F {length}"]:
+    """Overlapping frames: (B, T) -> (B, F, length).
 
-    center: T // hop frames, (length - hop) // 2 zeros in front and the rest behind; otherwise no padding and only the
-    1 + (T - length) // hop frames that lie inside. Raises `UserError` where not one frame fits.
+    center: T // hop frames, with (length - hop) // 2 zeros in front and the remaining padding behind; False: only the
+    1 + (T - length) // hop frames that lie inside, without padding. Raises `UserError` if not a single frame fits.
     """
     samples = audio.shape[-1]
     frames = samples // hop if center else 1 + (samples - length) // hop
@@ -38,34 +44,36 @@ def frame(audio: jax.Array, length: int, hop: int, center: bool = True) -> jax.A
         raise UserError(
             f"{samples} samples do not hold one frame of {length} at hop {hop} (hop must not exceed it)"
         )
-    pieces = -(-length // hop)
+    hops = -(-length // hop)
     left = (length - hop) // 2 if center else 0
-    right = (frames + pieces - 1) * hop - left - samples
-    padded = jnp.pad(audio, ((0, 0), (left, max(right, 0))))[:, : (frames + pieces - 1) * hop]
-    grid = padded.reshape(audio.shape[0], frames + pieces - 1, hop)
-    return jnp.concatenate([grid[:, i : i + frames] for i in range(pieces)], axis=-1)[..., :length]
+    right = (frames + hops - 1) * hop - left - samples
+    padded = jnp.pad(audio, ((0, 0), (left, max(right, 0))))[:, : (frames + hops - 1) * hop]
+    grid = padded.reshape(audio.shape[0], frames + hops - 1, hop)
+    return jnp.concatenate([grid[:, i : i + frames] for i in range(hops)], axis=-1)[..., :length]
 
 
-def overlap_add(frames: jax.Array, hop: int) -> jax.Array:
-    """The transpose of `frame` with center: (B, frames, length) -> (B, frames * hop), pieces outside dropped."""
+def overlap_add(frames: Float[Array, "B F length"], hop: int) -> Float[Array, "B T"]:
+    """The transpose of `frame` with center: (B, F, length) -> (B, F * hop); samples outside are dropped."""
     batch, count, length = frames.shape
-    pieces = -(-length // hop)
-    padded = jnp.pad(frames, ((0, 0), (0, 0), (0, pieces * hop - length))).reshape(batch, count, pieces, hop)
-    total = sum(jnp.pad(padded[:, :, i], ((0, 0), (i, pieces - 1 - i), (0, 0))) for i in range(pieces))
+    hops = -(-length // hop)
+    padded = jnp.pad(frames, ((0, 0), (0, 0), (0, hops * hop - length))).reshape(batch, count, hops, hop)
+    total = sum(jnp.pad(padded[:, :, i], ((0, 0), (i, hops - 1 - i), (0, 0))) for i in range(hops))
     left = (length - hop) // 2
     return jnp.reshape(total, (batch, -1))[:, left : left + count * hop]
 
 
-def stft(audio: jax.Array, n_fft: int, hop: int, win: int | None = None, center: bool = True) -> jax.Array:
-    """Short-time Fourier transform with a Hann window, unnormalised: (B, T) -> complex64 (B, frames, n_fft // 2 + 1).
+def stft(
+    audio: Float[Array | np.ndarray, "B T"], n_fft: int, hop: int, win: int | None = None, center: bool = True
+) -> Complex[Array, "B F {n_fft}//2+1"]:
+    """Short-time Fourier transform with a Hann window, unnormalised: (B, T) -> complex64 (B, F, n_fft // 2 + 1).
 
-    `win` is the window's length (default n_fft), `center` as in `frame`.
+    `win` is the length of the window (default n_fft), `center` as in `frame`.
     """
     return jnp.fft.rfft(frame(audio.astype(jnp.float32), n_fft, hop, center) * hann(n_fft, win), axis=-1)
 
 
 def window_gain(n_fft: int) -> float:
-    """The root of the Hann window's energy: over it, the spectrum of noise of deviation s has magnitudes near s."""
+    """The root of the Hann window's energy: white noise of standard deviation s has magnitudes near s times it."""
     return float((hann(n_fft) ** 2).sum() ** 0.5)
 
 
@@ -82,54 +90,56 @@ def _synthesis_gain(frames: int, n_fft: int, hop: int, win: int | None) -> np.nd
     return (1 / total).astype(np.float32)
 
 
-def istft(spectrum: jax.Array, n_fft: int, hop: int, win: int | None = None) -> jax.Array:
-    """Least-squares inverse of the centred `stft`: (B, frames, n_fft // 2 + 1) -> float32 (B, frames * hop).
+def istft(
+    spectrum: Inexact[Array, "B F bins"], n_fft: int, hop: int, win: int | None = None
+) -> Float[Array, "B F*{hop}"]:
+    """Least-squares inverse of the centred `stft`: (B, F, n_fft // 2 + 1) -> float32 (B, F * hop).
 
-    Exact on spectra that `stft` made. Raises `UserError` where windows do not overlap enough.
+    Exact on spectra from `stft`. Raises `UserError` if the windows do not overlap enough.
     """
     frames = jnp.fft.irfft(spectrum, n=n_fft, axis=-1) * hann(n_fft, win)
     return overlap_add(frames, hop) * _synthesis_gain(spectrum.shape[1], n_fft, hop, win)
 
 
 def griffin_lim(
-    magnitudes: jax.Array,
+    magnitudes: Float[Array, "B F bins"],
     n_fft: int,
     hop: int,
     steps: int,
     momentum: float = 0.99,
     damping: float = 0.3,
-    first: jax.typing.ArrayLike = 0,
-) -> jax.Array:
-    """A waveform whose centred `stft` has nearly these magnitudes: (B, frames, n_fft // 2 + 1) -> (B, frames * hop).
+    first: ArrayLike = 0,
+) -> Float[Array, "B F*{hop}"]:
+    """A waveform whose centred `stft` has nearly these magnitudes: (B, F, n_fft // 2 + 1) -> (B, F * hop).
 
-    The fast Griffin-Lim algorithm (Perraudin, Balazs and Sondergaard 2013, doi 10.1109/WASPAA.2013.6701851) from phases
-    that are random but always the same, so that equal magnitudes give equal waveforms. steps: 0 or more; each is an
-    inverse and a forward transform. momentum: 0 is the original algorithm. first: the number of the first frame, where
-    these are part of something longer: a frame's first phases depend on its number only.
+    The fast Griffin-Lim algorithm (Perraudin, Balazs and Sondergaard 2013, doi 10.1109/WASPAA.2013.6701851). Initial
+    phases are random but fixed, so equal magnitudes give equal waveforms. steps: 0 or more; each is an inverse and a
+    forward transform. momentum: 0 is the original algorithm. first: index of the first frame, if these are part of a
+    longer sequence; a frame's initial phases depend on its index only.
 
-    damping: a bin that the last estimate fills by less than about this share of its magnitude gets less than all of it;
-    0 is the published algorithm. Such a bin's phase is decided by rounding, which the original magnifies: clips of a
-    batch then differ from single ones (docs/mini.md has the figures).
+    damping: a bin whose current estimate is below about this fraction of its target magnitude gets less than the full
+    magnitude; 0 is the published algorithm. Rounding decides the phase of such a bin, and the original algorithm
+    amplifies it: clips of a batch then differ from single ones (docs/mini.md has the figures).
     """
     keys = jax.vmap(partial(jax.random.fold_in, jax.random.key(0)))(first + jnp.arange(magnitudes.shape[1]))
     phases = jax.vmap(lambda key: jax.random.uniform(key, magnitudes.shape[2:], maxval=2 * np.pi))(keys)
     start = magnitudes * jnp.exp(1j * phases)
     floor = (damping * magnitudes) ** 2 + 1e-10
 
-    def step(carry: tuple[jax.Array, jax.Array], _: None) -> tuple[tuple[jax.Array, jax.Array], None]:
+    def step(carry: tuple[Array, Array], _: None) -> tuple[tuple[Array, Array], None]:
         spectrum, previous = carry
-        rebuilt = stft(istft(spectrum, n_fft, hop), n_fft, hop)
-        ahead = rebuilt + momentum * (rebuilt - previous)
-        return (ahead * (magnitudes / jnp.sqrt(power(ahead) + floor)), rebuilt), None
+        consistent = stft(istft(spectrum, n_fft, hop), n_fft, hop)
+        accelerated = consistent + momentum * (consistent - previous)
+        return (accelerated * (magnitudes / jnp.sqrt(power(accelerated) + floor)), consistent), None
 
     (spectrum, _), _ = jax.lax.scan(step, (start, jnp.zeros_like(start)), length=steps)
     return istft(spectrum, n_fft, hop)
 
 
 def griffin_lim_reach(n_fft: int, hop: int, steps: int) -> int:
-    """How many frames on either side of its own a hop of `griffin_lim`'s waveform can depend on, at most."""
-    pieces = -(-n_fft // hop)
-    return steps * (pieces - 1) + pieces // 2
+    """Receptive field of `griffin_lim`: frames before or after its own that a hop depends on, at most."""
+    hops = -(-n_fft // hop)
+    return steps * (hops - 1) + hops // 2
 
 
 def _hz_to_mel(hz: np.ndarray) -> np.ndarray:
@@ -141,10 +151,10 @@ def _mel_to_hz(mel: np.ndarray) -> np.ndarray:
     return np.where(mel < 15, mel * 200 / 3, 1000 * np.exp((mel - 15) * np.log(6.4) / 27))
 
 
-def _triangles(at: np.ndarray, edges: np.ndarray) -> np.ndarray:
-    """Triangles of peak 1 between every other of the rising edges (M + 2,), at places (N, 1): (N, M)."""
-    rising = (at - edges[:-2]) / (edges[1:-1] - edges[:-2])
-    falling = (edges[2:] - at) / (edges[2:] - edges[1:-1])
+def _triangles(frequencies: np.ndarray, edges: np.ndarray) -> np.ndarray:
+    """M triangles of peak 1, triangle m from edges[m] to edges[m + 2] (M + 2,), evaluated at (N, 1): (N, M)."""
+    rising = (frequencies - edges[:-2]) / (edges[1:-1] - edges[:-2])
+    falling = (edges[2:] - frequencies) / (edges[2:] - edges[1:-1])
     return np.maximum(0, np.minimum(rising, falling))
 
 
@@ -155,10 +165,10 @@ def mel_filterbank(
     sample_rate: int = 24_000,
     fmin: float = 0.0,
     fmax: float | None = None,
-) -> np.ndarray:
+) -> Float[np.ndarray, "{n_fft}//2+1 {n_mels}"]:
     """Triangular filters on Slaney's mel scale, each of unit area in Hz: float32 (n_fft // 2 + 1, n_mels).
 
-    `fmax` defaults to half the sample rate. Multiply magnitudes by it from the right.
+    `fmax` defaults to half the sample rate. Apply it as `magnitudes @ filters`.
     """
     fmax = sample_rate / 2 if fmax is None else fmax
     if not 0 <= fmin < fmax <= sample_rate / 2:
@@ -168,55 +178,60 @@ def mel_filterbank(
     return (_triangles(bins, edges) * 2 / (edges[2:] - edges[:-2])).astype(np.float32)
 
 
-def power(spectrum: jax.Array) -> jax.Array:
+def power(spectrum: Complex[Array, "*shape"]) -> Float[Array, "*shape"]:
     """|spectrum| squared, of a complex array of any shape."""
     return spectrum.real**2 + spectrum.imag**2
 
 
-def magnitude(spectrum: jax.Array) -> jax.Array:
+def magnitude(spectrum: Complex[Array, "*shape"]) -> Float[Array, "*shape"]:
     """|spectrum| with a gradient that stays finite at zero (an offset of 1e-5 in quadrature)."""
     return jnp.sqrt(power(spectrum) + 1e-10)
 
 
-def log_mel(audio: jax.Array, n_fft: int = 1024, hop: int = 240, n_mels: int = 80) -> jax.Array:
+def log_mel(
+    audio: Float[Array | np.ndarray, "B T"], n_fft: int = 1024, hop: int = 240, n_mels: int = 80
+) -> Float[Array, "B F {n_mels}"]:
     """Natural logarithm of the mel magnitudes, floored at 1e-5: (B, T) at 24 kHz -> float32 (B, T // hop, n_mels)."""
     filters = mel_filterbank(n_mels, n_fft)
     return jnp.log(jnp.maximum(magnitude(stft(audio, n_fft, hop)) @ filters, 1e-5))
 
 
-def tempogram(log_spectrum: jax.Array, bands: int, lags: tuple[int, int]) -> jax.Array:
-    """How alike a clip's attacks are to themselves some time later: its rhythm, whatever is played.
+def tempogram(
+    log_spectrum: Float[Array, "B F M"], bands: int, lags: tuple[int, int]
+) -> Float[Array, "B {bands} lags"]:
+    """Autocorrelation of a clip's onsets: its rhythm, independent of pitch and timbre.
 
-    The attacks of a band are the mean rise of its bins from frame to frame; what is returned is their autocorrelation
-    over that at lag 0, for lags[0] <= lag < lags[1] frames: log magnitudes (B, F, M), M a multiple of `bands`, to
+    The onsets of a band are the mean rise of its bins from frame to frame. The result is their autocorrelation at
+    lags[0] <= lag < lags[1] frames, relative to lag 0: log magnitudes (B, F, M), M a multiple of `bands`, to
     (B, bands, lags[1] - lags[0]) in [-1, 1].
     """
     batch, frames, bins = log_spectrum.shape
     rise = jnp.maximum(jnp.diff(log_spectrum.astype(jnp.float32), axis=1), 0.0)
-    attacks = rise.reshape(batch, frames - 1, bands, bins // bands).mean(-1)
-    attacks = attacks - attacks.mean(axis=1, keepdims=True)
-    size = frames + lags[1]  # zeros enough that no lag wraps around
-    correlation = jnp.fft.irfft(power(jnp.fft.rfft(attacks, size, axis=1)), size, axis=1).swapaxes(1, 2)
+    onsets = rise.reshape(batch, frames - 1, bands, bins // bands).mean(-1)
+    onsets = onsets - onsets.mean(axis=1, keepdims=True)
+    size = frames + lags[1]  # zero padding, so that no lag wraps around
+    correlation = jnp.fft.irfft(power(jnp.fft.rfft(onsets, size, axis=1)), size, axis=1).swapaxes(1, 2)
     return correlation[..., lags[0] : lags[1]] / (correlation[..., :1] + 1e-6)
 
 
 @lru_cache(maxsize=8)
 def _resampling_filter(up: int, down: int, reach: int) -> np.ndarray:
-    """(down + 2 reach, up): how `down` input samples and `reach` more on either side make `up` output samples.
+    """(down + 2 reach, up): matrix from `down` input samples, and `reach` more on either side, to `up` output samples.
 
-    A sinc cut off at 0.95 of the lower half rate, under a Kaiser window (beta 8.6).
+    A sinc with its cutoff at 0.95 of the lower Nyquist frequency, under a Kaiser window (beta 8.6).
     """
-    at = np.arange(up) * down / up - np.arange(-reach, down + reach)[:, None]
+    offsets = np.arange(up) * down / up - np.arange(-reach, down + reach)[:, None]
     cutoff = 0.95 * min(1.0, up / down)
-    window = np.i0(8.6 * np.sqrt(np.maximum(0.0, 1 - (at / reach) ** 2))) / np.i0(8.6)
-    return (cutoff * np.sinc(cutoff * at) * window * (np.abs(at) < reach)).astype(np.float32)
+    window = np.i0(8.6 * np.sqrt(np.maximum(0.0, 1 - (offsets / reach) ** 2))) / np.i0(8.6)
+    return (cutoff * np.sinc(cutoff * offsets) * window * (np.abs(offsets) < reach)).astype(np.float32)
 
 
-def resample(audio: jax.Array, up: int, down: int, crossings: int = 32) -> jax.Array:
+def resample(
+    audio: Float[Array | np.ndarray, "B T"], up: int, down: int, crossings: int = 32
+) -> Float[Array, "B T//{down}*{up}"]:
     """Audio at up / down times its rate, inside a traced function: (B, T) -> (B, T // down * up).
 
-    crossings: zeros of the sinc, at the lower of the two rates, on either side. Files are resampled by
-    `audio.resample`.
+    crossings: zero crossings of the sinc on either side, at the lower of the two rates. `audio.resample` is for files.
     """
     reach = round(crossings * max(1.0, down / up))
     return (frame(audio, down + 2 * reach, down) @ _resampling_filter(up, down, reach)).reshape(
@@ -236,15 +251,15 @@ def _kaldi_filterbank(n_mels: int, n_fft: int, sample_rate: int, fmin: float) ->
     return _triangles(bins, edges).astype(np.float32)
 
 
-def kaldi_log_mel(audio: jax.Array, n_mels: int = 128) -> jax.Array:
+def kaldi_log_mel(audio: Float[Array | np.ndarray, "B T"], n_mels: int = 128) -> Float[Array, "B F {n_mels}"]:
     """Kaldi's filterbank features of 16 kHz audio: (B, T) -> (B, 1 + (T - 400) // 160, n_mels), natural logarithm.
 
-    25 ms frames every 10 ms without padding, each without its mean and pre-emphasised by 0.97, under a symmetric Hann
-    window; 512-point power spectrum, bands from 20 Hz. AST and its kin are trained on these.
+    25 ms frames every 10 ms without padding. Each frame's mean is removed, then pre-emphasis of 0.97 and a symmetric
+    Hann window follow; 512-point power spectrum, bands from 20 Hz. AST and similar networks are trained on these.
     """
     frames = frame(audio.astype(jnp.float32), 400, 160, center=False)
     frames = frames - frames.mean(axis=-1, keepdims=True)
-    before = jnp.concatenate([frames[..., :1], frames[..., :-1]], axis=-1)
-    windowed = (frames - 0.97 * before) * np.hanning(400).astype(np.float32)
+    previous = jnp.concatenate([frames[..., :1], frames[..., :-1]], axis=-1)
+    windowed = (frames - 0.97 * previous) * np.hanning(400).astype(np.float32)
     bands = power(jnp.fft.rfft(windowed, 512, axis=-1)) @ _kaldi_filterbank(n_mels, 512, 16_000, 20.0)
     return jnp.log(jnp.maximum(bands, 1.1920929e-7))
