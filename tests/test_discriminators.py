@@ -38,20 +38,20 @@ def test_conv2d_matches_lax() -> None:
 
 def test_shapes() -> None:
     params = discriminators.init(TINY, jax.random.key(0))
-    judgements = discriminators.judge(params, TINY, jax.random.normal(jax.random.key(1), (2, 4800)))
-    assert len(judgements) == len(params) == 3
-    assert [len(hidden) for _, hidden in judgements] == [3, 3, 2]
-    assert judgements[0][0].shape == (2 * 2, 4800 // 2 // 9 + 1)
-    assert judgements[2][0].shape == (2, 4800 // 120, 257 // 8 // 2 + 1)
+    outputs = discriminators.discriminate(params, TINY, jax.random.normal(jax.random.key(1), (2, 4800)))
+    assert len(outputs) == len(params) == 3
+    assert [len(hidden) for _, hidden in outputs] == [3, 3, 2]
+    assert outputs[0][0].shape == (2 * 2, 4800 // 2 // 9 + 1)
+    assert outputs[2][0].shape == (2, 4800 // 120, 257 // 8 // 2 + 1)
 
 
 def test_period_columns_are_separate() -> None:
     """A change of samples 1, 4, 7... reaches the second row of the period-3 discriminator alone."""
     params = discriminators.init(TINY, jax.random.key(0))
     audio = np.array(jax.random.normal(jax.random.key(1), (1, 1800)))
-    before = discriminators.judge(params, TINY, jnp.asarray(audio))[1][0]
+    before = discriminators.discriminate(params, TINY, jnp.asarray(audio))[1][0]
     audio[:, 1::3] += 1
-    after = discriminators.judge(params, TINY, jnp.asarray(audio))[1][0]
+    after = discriminators.discriminate(params, TINY, jnp.asarray(audio))[1][0]
     assert [bool(np.any(before[row] != after[row])) for row in range(3)] == [False, True, False]
 
 
@@ -59,8 +59,8 @@ def test_the_rest_of_a_period_is_reflected() -> None:
     params = discriminators.init(TINY, jax.random.key(0))
     audio = jax.random.normal(jax.random.key(1), (1, 1801))
     whole = jnp.concatenate([audio, audio[:, -2:-4:-1]], axis=1)
-    judged = (discriminators.judge(params, TINY, x)[1] for x in (audio, whole))
-    jax.tree.map(np.testing.assert_array_equal, *judged)
+    compared = (discriminators.discriminate(params, TINY, x)[1] for x in (audio, whole))
+    jax.tree.map(np.testing.assert_array_equal, *compared)
 
 
 def test_bands_have_layers_of_their_own() -> None:
@@ -69,9 +69,9 @@ def test_bands_have_layers_of_their_own() -> None:
     assert params["resolution_512"]["bands"]["1"]["0"]["kernel"].shape == (3, 16, 2, 4)
     module = bind(SpectrogramDiscriminator, config, config.resolutions[0], params=params["resolution_512"])
     image = module.spectrogram(jax.random.normal(jax.random.key(1), (1, 4800)))
-    logits, hidden = module.look(image)
+    logits, hidden = module.discriminate(image)
     assert logits.shape == (1, 40, 4 + 13)  # 64 and 193 bins over 16
-    changed = module.look(image.at[:, :, 64:].set(0))[1]
+    changed = module.discriminate(image.at[:, :, 64:].set(0))[1]
     same = [np.array_equal(a, b) for a, b in zip(hidden, changed, strict=True)]
     assert same == [True, True, False, False]
 

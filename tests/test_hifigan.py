@@ -100,7 +100,7 @@ def test_stage_takes_it(remat: Remat) -> None:
 def test_bad_shapes_are_told() -> None:
     with pytest.raises(UserError, match="2 rates, 3 channels"):
         replace(CODEC, encoder_channels=(4, 8, 8))
-    with pytest.raises(UserError, match="other products"):
+    with pytest.raises(UserError, match="different products"):
         replace(CODEC, decoder_rates=(3, 4))
     with pytest.raises(UserError, match="2 taps would skip"):
         replace(CODEC, encoder_kernels=(5, 2))

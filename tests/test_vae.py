@@ -193,24 +193,24 @@ def test_adversarial_gradients_are_those_of_the_losses() -> None:
     grads, metrics = jax.jit(stage.gradients)(params, batch, key, jnp.int32(1))
     noise_key = jax.random.split(key)[0]
 
-    def losses(model, judge):
+    def losses(model, discriminator):
         audio, kl = stage._autoencode(model, batch["audio"], noise_key)
-        fake = discriminators.judge(judge, stage.discriminator, audio)
-        real = discriminators.judge(judge, stage.discriminator, batch["audio"])
-        decoder = stage._spectral(audio, batch["audio"])[0] + stage.kl_weight * kl
+        fake = discriminators.discriminate(discriminator, stage.discriminator, audio)
+        real = discriminators.discriminate(discriminator, stage.discriminator, batch["audio"])
+        decoder = stage._spectral_loss(audio, batch["audio"])[0] + stage.kl_weight * kl
         decoder += stage.adversarial_weight * sum(jnp.mean((logits - 1) ** 2) for logits, _ in fake)
         for (_, f), (_, r) in zip(fake, real, strict=True):
             decoder += stage.feature_weight * jnp.mean(
                 jnp.stack([jnp.mean(jnp.abs(a - b)) for a, b in zip(f, r, strict=True)])
             )
-        verdict = sum(
+        adversary_loss = sum(
             jnp.mean((r - 1) ** 2) + jnp.mean(f**2) for (r, _), (f, _) in zip(real, fake, strict=True)
         )
-        return decoder, verdict
+        return decoder, adversary_loss
 
     model = jax.jit(jax.grad(lambda m: losses(m, params["discriminator"])[0]))(params["model"])
-    judge = jax.jit(jax.grad(lambda j: losses(params["model"], j)[1]))(params["discriminator"])
-    expected = {"discriminator": judge, "model": model}
+    discriminator = jax.jit(jax.grad(lambda j: losses(params["model"], j)[1]))(params["discriminator"])
+    expected = {"discriminator": discriminator, "model": model}
     jax.tree.map(partial(np.testing.assert_allclose, atol=2e-5, rtol=2e-3), grads, expected)
     assert metrics["discriminator"] > 0
 
@@ -221,7 +221,7 @@ def test_plain_magnitudes_of_half_windows() -> None:
     a, b = (jnp.asarray(tones(2, 4800, seed)) for seed in (6, 7))
     sizes = [jnp.abs(spectral.stft(x, 512, 64, 256)) for x in (a, b)]
     np.testing.assert_allclose(
-        stage._spectral(a, b)[1]["linear"], jnp.mean(jnp.abs(sizes[0] - sizes[1])), rtol=1e-3
+        stage._spectral_loss(a, b)[1]["linear"], jnp.mean(jnp.abs(sizes[0] - sizes[1])), rtol=1e-3
     )
 
 

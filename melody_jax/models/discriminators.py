@@ -1,9 +1,9 @@
-"""Judges of real against decoded audio for the VAE's adversarial half (paper section 2.5): multi-period (HiFi-GAN,
-arXiv 2010.05646) and multi-resolution spectrogram (UnivNet, arXiv 2106.07889) discriminators, in any width.
+"""Discriminators of real against decoded audio, for the VAE's adversarial losses (MeLoDy, arXiv 2305.15719,
+section 2.5): multi-period (HiFi-GAN, arXiv 2010.05646) and multi-resolution spectrogram (UnivNet, arXiv 2106.07889).
 
-Audio is (B, T). Every discriminator returns its logits and the list of its hidden layers' outputs. Convolutions are
-frames times a matrix: XLA:CPU has fast convolutions in a program's entry computation only, and in the branch of a
-`lax.cond`, where training keeps the discriminators, `lax.conv` is ten times slower.
+Every discriminator maps audio (B, T) to its logits and the features of its hidden layers. Convolutions are patches
+times a matrix: XLA:CPU has fast convolutions only in a program's entry computation, and `lax.conv` is ten times slower
+in the branch of a `lax.cond`, which is where training runs the discriminators.
 """
 
 from dataclasses import dataclass
@@ -12,18 +12,20 @@ from itertools import pairwise
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jaxtyping import Array, Float, PRNGKeyArray
 
-from melody_jax import roles, spectral
+from melody_jax import spectral
 from melody_jax.errors import UserError
-from melody_jax.models.functional import Params, bind
-from melody_jax.models.functional import init as init_module
-from melody_jax.roles import Role
+from melody_jax.models import functional
+from melody_jax.models.functional import Params
+from melody_jax.roles import BIAS, CONV, ROW, Role, Roles
 
 PERIOD_KERNEL = 5  # taps of the multi-period convolutions
 PERIOD_STRIDE = 3  # stride of all of them but the last
 LEAK = 0.1  # slope of the leaky rectifier below zero
 
-Judgement = tuple[jax.Array, list[jax.Array]]
+Discrimination = tuple[Float[Array, "_ ..."], list[Float[Array, "_ ..."]]]
+"""(logits, features): one logit per position of the last layer, and the outputs of the hidden layers."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,19 +33,19 @@ class DiscriminatorConfig:
     """Shapes of the discriminators. Defaults are `mini`, an eighth of HiFi-GAN's widths."""
 
     periods: tuple[int, ...] = (2, 3, 5, 7, 11)
-    """Samples between neighbours in the columns that the multi-period discriminators see."""
+    """Periods of the multi-period discriminators, samples."""
     period_widths: tuple[int, ...] = (8, 32, 64, 128, 128)
-    """Channels of the multi-period layers; each but the last shortens time by 3."""
+    """Channels of the multi-period layers; all but the last have stride 3."""
     resolutions: tuple[tuple[int, int, int], ...] = ((2048, 480, 2048), (1024, 240, 1024), (512, 120, 512))
     """(n_fft, hop, window) in samples of the spectrogram discriminators."""
     resolution_layers: tuple[tuple[int, int, int], ...] = ((16, 16, 8), (32, 3, 2), (32, 3, 2))
     """(channels, taps, stride) along frequency of the spectrogram layers; along time they have 3 taps and stride 1."""
     bands: tuple[tuple[float, float], ...] = ((0.0, 1.0),)
-    """Ranges of the spectrum, as shares of its bins, that have layers of their own up to the last."""
+    """Ranges of the spectrum, as fractions of its bins, with separate layers up to the last."""
     complex_spectra: bool = False
-    """Shows real and imaginary parts instead of magnitudes, as descript-audio-codec does."""
+    """Input is real and imaginary parts instead of magnitudes, as in descript-audio-codec."""
     log_magnitudes: bool = True
-    """Shows logarithms of magnitudes: the quiet upper octaves, where a decoder blurs first, as visible as the loud."""
+    """Input is log magnitudes: the quiet upper octaves, where a decoder blurs first, weigh as much as the loud ones."""
 
     def __post_init__(self) -> None:
         if len(self.period_widths) < 2 or len(self.resolution_layers) < 2:
@@ -69,22 +71,24 @@ PAPER = DiscriminatorConfig(
 """HiFi-GAN's multi-period and UnivNet's spectrogram discriminators."""
 
 
-def _patches(x: jax.Array, width: int, stride: int) -> jax.Array:
-    """What a 'same' convolution over the last axis but one sees: (N, T, C) -> (N, ceil(T / stride), width * C)."""
+def _patches(x: Array, width: int, stride: int) -> Array:
+    """Patches of a 'same' convolution over the last axis but one: (N, T, C) -> (N, ceil(T / stride), width * C)."""
     batch, length, channels = x.shape
-    count, pieces = -(-length // stride), -(-width // stride)
+    count = -(-length // stride)
+    strides_per_patch = -(-width // stride)
     left = width // 2
-    right = (count + pieces - 1) * stride - left - length
+    right = (count + strides_per_patch - 1) * stride - left - length
     grid = jnp.pad(x, ((0, 0), (left, right), (0, 0))).reshape(batch, -1, stride * channels)
-    return jnp.concatenate([grid[:, i : i + count] for i in range(pieces)], axis=-1)[..., : width * channels]
+    shifted = [grid[:, i : i + count] for i in range(strides_per_patch)]
+    return jnp.concatenate(shifted, axis=-1)[..., : width * channels]
 
 
-def _conv1d(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
+def _conv1d(x: Array, kernel: Array, stride: int) -> Array:
     """'Same' convolution: x (N, T, C), kernel (W, C, C') -> (N, ceil(T / stride), C')."""
     return _patches(x, kernel.shape[0], stride) @ kernel.reshape(-1, kernel.shape[-1])
 
 
-def _conv2d(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
+def _conv2d(x: Array, kernel: Array, stride: int) -> Array:
     """'Same' convolution over axes 1 and 2, strided along 2: x (N, F, M, C), kernel (3, W, C, C')."""
     batch, frames, bands, channels = x.shape
     rows = _patches(x.reshape(batch * frames, bands, channels), kernel.shape[1], stride)
@@ -93,60 +97,62 @@ def _conv2d(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
     return stacked @ kernel.reshape(-1, kernel.shape[-1])
 
 
-class Layer(nnx.Module):
+class ConvWeights(nnx.Module):
     """Kernel and bias of one convolution."""
 
-    def __init__(self, shape: tuple[int, ...], role: Role = roles.CONV, *, rngs: nnx.Rngs) -> None:
+    def __init__(self, shape: tuple[int, ...], role: Role = CONV, *, rngs: nnx.Rngs) -> None:
         self.kernel = nnx.Param(nnx.initializers.he_normal()(rngs.params(), shape), role=role)
-        self.bias = nnx.Param(jnp.zeros(shape[-1]), role=roles.BIAS)
+        self.bias = nnx.Param(jnp.zeros(shape[-1]), role=BIAS)
 
 
 class PeriodDiscriminator(nnx.Module):
-    """Looks at every `period`-th sample: (B, T) -> logits (B * period, T') and hidden layers."""
+    """Convolutions over every `period`-th sample: (B, T) -> logits (B * period, T') and features."""
 
     def __init__(self, period: int, widths: tuple[int, ...], *, rngs: nnx.Rngs) -> None:
         self.period = period
         pairs = zip((1, *widths[:-1]), widths, strict=True)
-        self.layers = nnx.List([Layer((PERIOD_KERNEL, *pair), rngs=rngs) for pair in pairs])
-        self.out = Layer((3, widths[-1], 1), roles.ROW, rngs=rngs)
+        self.layers = nnx.List([ConvWeights((PERIOD_KERNEL, *pair), rngs=rngs) for pair in pairs])
+        self.out = ConvWeights((3, widths[-1], 1), ROW, rngs=rngs)
 
-    def __call__(self, audio: jax.Array) -> Judgement:
-        """Judges audio (B, T)."""
+    def __call__(self, audio: Float[Array, "B T"]) -> Discrimination:
+        """Logits and features of audio (B, T)."""
         audio = jnp.pad(audio, ((0, 0), (0, -audio.shape[1] % self.period)), mode="reflect")
         columns = audio.reshape(audio.shape[0], -1, self.period).swapaxes(1, 2)
         columns = columns.reshape(-1, columns.shape[-1])
-        x, hidden = columns[..., None], []
+        x = columns[..., None]
+        features = []
         for i, layer in enumerate(self.layers):
             stride = PERIOD_STRIDE if i + 1 < len(self.layers) else 1
             x = jax.nn.leaky_relu(_conv1d(x, layer.kernel[...], stride) + layer.bias[...], LEAK)
-            hidden.append(x)
-        return (_conv1d(x, self.out.kernel[...], 1) + self.out.bias[...])[..., 0], hidden
+            features.append(x)
+        return (_conv1d(x, self.out.kernel[...], 1) + self.out.bias[...])[..., 0], features
 
 
 class SpectrogramDiscriminator(nnx.Module):
-    """Looks at a spectrogram: (B, T) -> logits (B, frames, bins') and hidden layers, band by band."""
+    """Convolutions over a spectrogram: (B, T) -> logits (B, frames, bins') and features, band by band."""
 
     def __init__(
         self, config: DiscriminatorConfig, resolution: tuple[int, int, int], *, rngs: nnx.Rngs
     ) -> None:
-        self.config, self.resolution = config, resolution
+        self.config = config
+        self.resolution = resolution
         channels = [2 if config.complex_spectra else 1, *(layer[0] for layer in config.resolution_layers)]
         taps = [layer[1] for layer in config.resolution_layers]
         self.bands = nnx.List(
             [
                 nnx.List(
                     [
-                        Layer((3, w, *pair), rngs=rngs)
+                        ConvWeights((3, w, *pair), rngs=rngs)
                         for w, pair in zip(taps, pairwise(channels), strict=True)
                     ]
                 )
                 for _ in config.bands
             ]
         )
-        self.out = Layer((3, 3, channels[-1], 1), roles.ROW, rngs=rngs)
+        self.out = ConvWeights((3, 3, channels[-1], 1), ROW, rngs=rngs)
 
-    def spectrogram(self, audio: jax.Array) -> jax.Array:
-        """What is looked at, (B, frames, bins, 1 or 2), of audio (B, T)."""
+    def spectrogram(self, audio: Float[Array, "B T"]) -> Float[Array, "B frames bins channels"]:
+        """The network's input (B, frames, bins, 1 or 2) from audio (B, T)."""
         n_fft, hop, window = self.resolution
         spectrum = spectral.stft(audio, n_fft, hop, window)
         if self.config.complex_spectra:
@@ -154,45 +160,58 @@ class SpectrogramDiscriminator(nnx.Module):
         size = spectral.magnitude(spectrum)[..., None]
         return jnp.log(size * n_fft**-0.5 + 1e-3) / 3 + 1 if self.config.log_magnitudes else size
 
-    def __call__(self, audio: jax.Array) -> Judgement:
-        """Judges audio (B, T)."""
-        return self.look(self.spectrogram(audio))
+    def __call__(self, audio: Float[Array, "B T"]) -> Discrimination:
+        """Logits and features of audio (B, T)."""
+        return self.discriminate(self.spectrogram(audio))
 
-    def look(self, image: jax.Array) -> Judgement:
-        """Judges a spectrogram (B, frames, bins, channels)."""
-        bins, ends, hidden = image.shape[2], [], []
+    def discriminate(self, image: Float[Array, "B frames bins channels"]) -> Discrimination:
+        """Logits and features of a spectrogram (B, frames, bins, channels)."""
+        bins = image.shape[2]
+        bands = []
+        features = []
         for (low, high), layers in zip(self.config.bands, self.bands, strict=True):
             x = image[:, :, int(low * bins) : int(high * bins)]
             for layer, (_, _, stride) in zip(layers, self.config.resolution_layers, strict=True):
                 x = jax.nn.leaky_relu(_conv2d(x, layer.kernel[...], stride) + layer.bias[...], LEAK)
-                hidden.append(x)
-            ends.append(x)
-        joined = jnp.concatenate(ends, axis=2)
-        return (_conv2d(joined, self.out.kernel[...], 1) + self.out.bias[...])[..., 0], hidden
+                features.append(x)
+            bands.append(x)
+        joined = jnp.concatenate(bands, axis=2)
+        return (_conv2d(joined, self.out.kernel[...], 1) + self.out.bias[...])[..., 0], features
 
 
-def init(config: DiscriminatorConfig, key: jax.Array) -> Params:
+class Discriminators(nnx.Module):
+    """All discriminators, named "period_2", ..., "resolution_1024", ..."""
+
+    def __init__(self, config: DiscriminatorConfig, *, rngs: nnx.Rngs) -> None:
+        keys = iter(functional.split_key(rngs, len(config.periods) + len(config.resolutions)))
+        self.names = (
+            *(f"period_{period}" for period in config.periods),
+            *(f"resolution_{resolution[0]}" for resolution in config.resolutions),
+        )
+        for period in config.periods:
+            network = PeriodDiscriminator(period, config.period_widths, rngs=nnx.Rngs(next(keys)))
+            setattr(self, f"period_{period}", network)
+        for resolution in config.resolutions:
+            network = SpectrogramDiscriminator(config, resolution, rngs=nnx.Rngs(next(keys)))
+            setattr(self, f"resolution_{resolution[0]}", network)
+
+    def __call__(self, audio: Float[Array, "B T"]) -> list[Discrimination]:
+        """Logits and features of each discriminator on audio (B, T)."""
+        return [getattr(self, name)(audio) for name in self.names]
+
+
+def init(config: DiscriminatorConfig, key: PRNGKeyArray) -> Params:
     """Fresh parameters: {"period_2": ..., "resolution_1024": ...}."""
-    keys = iter(jax.random.split(key, len(config.periods) + len(config.resolutions)))
-    periods = {
-        f"period_{p}": init_module(PeriodDiscriminator, p, config.period_widths, key=next(keys))
-        for p in config.periods
-    }
-    resolutions = {
-        f"resolution_{r[0]}": init_module(SpectrogramDiscriminator, config, r, key=next(keys))
-        for r in config.resolutions
-    }
-    return periods | resolutions
+    return functional.init(Discriminators, config, key=key)
 
 
-def judge(params: Params, config: DiscriminatorConfig, audio: jax.Array) -> list[Judgement]:
-    """Every discriminator's (logits, hidden layers) on audio (B, T)."""
-    modules = [
-        bind(PeriodDiscriminator, p, config.period_widths, params=params[f"period_{p}"])
-        for p in config.periods
-    ]
-    modules += [
-        bind(SpectrogramDiscriminator, config, r, params=params[f"resolution_{r[0]}"])
-        for r in config.resolutions
-    ]
-    return [module(audio) for module in modules]
+def roles(config: DiscriminatorConfig) -> Roles:
+    """The role of every parameter, with the structure of what `init` returns."""
+    return functional.roles(Discriminators, config)
+
+
+def discriminate(
+    params: Params, config: DiscriminatorConfig, audio: Float[Array, "B T"]
+) -> list[Discrimination]:
+    """Logits and features of each discriminator on audio (B, T)."""
+    return functional.bind(Discriminators, config, params=params)(audio)

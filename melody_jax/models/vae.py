@@ -1,30 +1,43 @@
-"""The audio autoencoder (MeLoDy section 2.5): audio to latents for the diffusion, and latents to audio.
+"""The audio autoencoder (MeLoDy, arXiv 2305.15719, section 2.5): audio to latents for the diffusion, and back.
 
     audio (B, T) --encoder--> mean, log variance (B, L, D) --sample, normalise--> latents (B, L, D) --decoder--> audio
 
-Which networks the two halves are is the config's `codec`: `models/stft_codec.py` (`mini`, `modern`) or
-`models/hifigan.py` (the paper). What stands between them is here.
+The config's `codec` chooses the networks of the two halves: `models/stft_codec.py` (`mini`, `modern`) or
+`models/hifigan.py` (the paper). This file holds what lies between them.
 
 B batch, T samples (a multiple of `config.hop`), L = T / hop latents, D latent channels.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from types import ModuleType
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+from flax import nnx
+from jax.typing import ArrayLike
+from jaxtyping import Array, Float, PRNGKeyArray
 
 from melody_jax.errors import UserError
-from melody_jax.models import hifigan, stft_codec
+from melody_jax.models import functional, hifigan, stft_codec
 from melody_jax.models.functional import Params
 from melody_jax.models.hifigan import HiFiGANConfig
-from melody_jax.models.stft_codec import MagnitudesConfig
+from melody_jax.models.stft_codec import StftCodecConfig
+from melody_jax.roles import STATISTIC, Roles
 
-CODECS: dict[type, ModuleType] = {MagnitudesConfig: stft_codec, HiFiGANConfig: hifigan}
-"""Which module a codec's config is for."""
-LOG_VARIANCE_START = (
-    -5.0
-)  # a fresh posterior is narrow: the latents carry something before the KL term silences them
+CODECS: dict[type, Callable[..., tuple[Any, Any]]] = {
+    StftCodecConfig: stft_codec.halves,
+    HiFiGANConfig: hifigan.halves,
+}
+"""Config of a codec -> function that makes its encoder and decoder, `halves`(config, latent_width, key).
+
+encoder(audio (B, T)) gives mean and log variance concatenated, float32 (B, L, 2 D).
+decoder(latents (B, L, D), first) gives audio (B, L * hop), float32; `first` is the index of the first latent in a
+    longer sequence. decoder.reconstruct(latents, audio) gives the audio for the losses in training.
+"""
+LOG_VARIANCE_START = -5.0
+"""Offset of the log variance: an untrained posterior is narrow, so latents carry information before the KL term can
+suppress it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,113 +47,147 @@ class VAEConfig:
     latent_width: int = 64
     """Latent channels D."""
     latent_scale: float = 1.0
-    """Initial divisor of the latents: 1 where they are whitened after training, 3 in the paper."""
+    """Initial divisor of the latents: 1 if they are whitened after training, 3 in the paper."""
     latent_clip: float | None = None
-    """Bound on the normalised latents, applied by encode and decode (1 in the paper), or None: no bound."""
-    codec: MagnitudesConfig | HiFiGANConfig = field(default_factory=MagnitudesConfig)
+    """Bound on the normalised latents, applied by encode and decode (1 in the paper); None: no bound."""
+    codec: StftCodecConfig | HiFiGANConfig = field(default_factory=StftCodecConfig)
     """The networks of the two halves."""
 
     @property
     def hop(self) -> int:
-        """Samples to a latent."""
+        """Samples per latent."""
         return self.codec.hop
 
 
 TINY = VAEConfig(latent_width=8, codec=stft_codec.TINY)
 """For tests."""
 PAPER = VAEConfig(latent_width=16, latent_scale=3.0, latent_clip=1.0, codec=HiFiGANConfig())
-"""The published rates, channels and kernels: 250 latents of 16 channels a second."""
+"""The published rates, channels and kernels: 250 latents of 16 channels per second."""
 MODERN = VAEConfig(codec=stft_codec.MODERN)
-"""50 latents of 64 channels a second."""
+"""50 latents of 64 channels per second."""
 
 
-def init(config: VAEConfig, key: jax.Array) -> Params:
+class VAE(nnx.Module):
+    """Encoder, decoder and the statistics of the latents."""
+
+    def __init__(self, config: VAEConfig, *, rngs: nnx.Rngs) -> None:
+        self.config = config
+        key = rngs.default.key[...]
+        self.encoder, self.decoder = CODECS[type(config.codec)](config.codec, config.latent_width, key)
+        self.latent_mean = nnx.Param(jnp.zeros(config.latent_width), role=STATISTIC)
+        self.latent_scale = nnx.Param(jnp.full(config.latent_width, config.latent_scale), role=STATISTIC)
+
+    def posterior(self, audio: Float[Array, "B T"]) -> tuple[Float[Array, "B L D"], Float[Array, "B L D"]]:
+        """See the function `posterior`."""
+        samples = audio.shape[-1]
+        if samples == 0 or samples % self.config.hop:
+            raise UserError(f"{samples} samples: the encoder needs a positive multiple of {self.config.hop}")
+        mean, log_variance = jnp.split(self.encoder(audio), 2, axis=-1)
+        return mean, jnp.clip(log_variance + LOG_VARIANCE_START, -12.0, 4.0)
+
+    def normalise(self, raw: Float[Array, "B L D"]) -> Float[Array, "B L D"]:
+        """See the function `normalise`."""
+        mean, scale = self._statistics()
+        return self._clip((raw - mean) / scale)
+
+    def decode(self, latents: Float[Array, "B L D"], first: ArrayLike = 0) -> Float[Array, "B T"]:
+        """See the function `decode`."""
+        return self.decoder(self._decoder_input(latents), first)
+
+    def reconstruct(self, latents: Float[Array, "B L D"], audio: Float[Array, "B T"]) -> Float[Array, "B T"]:
+        """See the function `reconstruct`."""
+        return self.decoder.reconstruct(self._decoder_input(latents), audio)
+
+    def _statistics(self) -> tuple[Array, Array]:
+        return jax.lax.stop_gradient((self.latent_mean[...], self.latent_scale[...]))
+
+    def _clip(self, latents: Array) -> Array:
+        bound = self.config.latent_clip
+        return latents if bound is None else jnp.clip(latents, -bound, bound)
+
+    def _decoder_input(self, latents: Array) -> Array:
+        """Normalised latents in the decoder's units.
+
+        With `latent_clip` they are clipped and not scaled again (in the paper, the decoder is trained on scaled
+        latents). Whitening, in contrast, is fitted after training and undone here.
+        """
+        if self.config.latent_clip is not None:
+            return self._clip(latents)
+        mean, scale = self._statistics()
+        return latents * scale + mean
+
+
+def init(config: VAEConfig, key: PRNGKeyArray) -> Params:
     """Fresh parameters: {"encoder", "decoder", "latent_mean" (D,), "latent_scale" (D,)}."""
-    return CODECS[type(config.codec)].init(config.codec, config.latent_width, key) | {
-        "latent_mean": jnp.zeros(config.latent_width),
-        "latent_scale": jnp.full(config.latent_width, config.latent_scale),
-    }
+    return functional.init(VAE, config, key=key)
 
 
-def posterior(params: Params, config: VAEConfig, audio: jax.Array) -> tuple[jax.Array, jax.Array]:
+def roles(config: VAEConfig) -> Roles:
+    """The role of every parameter, with the structure of what `init` returns."""
+    return functional.roles(VAE, config)
+
+
+def _bind(params: Params, config: VAEConfig) -> VAE:
+    return functional.bind(VAE, config, params=params)
+
+
+def posterior(
+    params: Params, config: VAEConfig, audio: Float[Array, "B T"]
+) -> tuple[Float[Array, "B L D"], Float[Array, "B L D"]]:
     """Mean and log variance of the latents before normalisation: audio (B, T) to two float32 (B, L, D).
 
     Raises `UserError` where T is not a positive multiple of `config.hop`.
     """
-    samples = audio.shape[-1]
-    if samples == 0 or samples % config.hop:
-        raise UserError(f"{samples} samples: the encoder needs a positive multiple of {config.hop}")
-    both = CODECS[type(config.codec)].encode(params, config.codec, config.latent_width, audio)
-    mean, log_variance = jnp.split(both, 2, axis=-1)
-    return mean, jnp.clip(log_variance + LOG_VARIANCE_START, -12.0, 4.0)
+    return _bind(params, config).posterior(audio)
 
 
-def sample(mean: jax.Array, log_variance: jax.Array, key: jax.Array) -> jax.Array:
+def sample(
+    mean: Float[Array, "B L D"], log_variance: Float[Array, "B L D"], key: PRNGKeyArray
+) -> Float[Array, "B L D"]:
     """A draw from the diagonal Gaussian."""
     return mean + jnp.exp(0.5 * log_variance) * jax.random.normal(key, mean.shape)
 
 
-def _statistics(params: Params) -> tuple[jax.Array, jax.Array]:
-    return jax.lax.stop_gradient((params["latent_mean"], params["latent_scale"]))
+def normalise(params: Params, config: VAEConfig, raw: Float[Array, "B L D"]) -> Float[Array, "B L D"]:
+    """Latents in the units of the diffusion: (raw - latent_mean) / latent_scale, clipped to `latent_clip`."""
+    return _bind(params, config).normalise(raw)
 
 
-def normalise(params: Params, config: VAEConfig, raw: jax.Array) -> jax.Array:
-    """Latents in the units of the diffusion: (raw - latent_mean) / latent_scale, clipped if the config says so."""
-    mean, scale = _statistics(params)
-    return _clip(config, (raw - mean) / scale)
-
-
-def _clip(config: VAEConfig, latents: jax.Array) -> jax.Array:
-    return (
-        latents if config.latent_clip is None else jnp.clip(latents, -config.latent_clip, config.latent_clip)
-    )
-
-
-def _for_decoder(params: Params, config: VAEConfig, latents: jax.Array) -> jax.Array:
-    """Normalised latents in the decoder's units.
-
-    With `latent_clip` they are clipped and not scaled a second time (the paper's kind: its decoder is trained on scaled
-    latents), whereas whitening comes after training and is undone here.
-    """
-    if config.latent_clip is not None:
-        return _clip(config, latents)
-    mean, scale = _statistics(params)
-    return latents * scale + mean
-
-
-def encode(params: Params, config: VAEConfig, audio: jax.Array, key: jax.Array | None = None) -> jax.Array:
+def encode(
+    params: Params, config: VAEConfig, audio: Float[Array, "B T"], key: PRNGKeyArray | None = None
+) -> Float[Array, "B L D"]:
     """Audio (B, T) at 24 kHz to normalised latents (B, L, D): the posterior's mean, or a draw from it given a key.
 
     Raises `UserError` where T is not a positive multiple of `config.hop`.
     """
-    mean, log_variance = posterior(params, config, audio)
-    return normalise(params, config, mean if key is None else sample(mean, log_variance, key))
+    network = _bind(params, config)
+    mean, log_variance = network.posterior(audio)
+    return network.normalise(mean if key is None else sample(mean, log_variance, key))
 
 
 def decode(
-    params: Params, config: VAEConfig, latents: jax.Array, first: jax.typing.ArrayLike = 0
-) -> jax.Array:
+    params: Params, config: VAEConfig, latents: Float[Array, "B L D"], first: ArrayLike = 0
+) -> Float[Array, "B T"]:
     """Normalised latents (B, L, D) to audio (B, L * hop), float32.
 
-    first: the number of the first latent in its piece, where these are a part: what lies `decoder_reach` latents from
-    a part's ends is then decoded as in the whole.
+    first: the index of the first latent, if these are part of a longer sequence. Samples more than `decoder_reach`
+    latents away from the part's ends are then the same as when the whole sequence is decoded.
     """
-    return CODECS[type(config.codec)].decode(
-        params, config.codec, _for_decoder(params, config, latents), first
-    )
+    return _bind(params, config).decode(latents, first)
 
 
-def reconstruct(params: Params, config: VAEConfig, latents: jax.Array, audio: jax.Array) -> jax.Array:
-    """`decode` as training hears it: a codec without phase borrows that of the original audio (B, L * hop)."""
-    codec = CODECS[type(config.codec)]
-    return codec.reconstruct(params, config.codec, _for_decoder(params, config, latents), audio)
+def reconstruct(
+    params: Params, config: VAEConfig, latents: Float[Array, "B L D"], audio: Float[Array, "B T"]
+) -> Float[Array, "B T"]:
+    """Audio for the losses in training: as `decode`, but a codec without phase borrows that of the original audio."""
+    return _bind(params, config).reconstruct(latents, audio)
 
 
 def decoder_reach(config: VAEConfig) -> int:
-    """How many latents on either side of its own a sample of the decoder's can depend on, at most."""
-    return CODECS[type(config.codec)].decoder_reach(config.codec)
+    """Receptive field of the decoder: latents before or after a sample's own that it depends on, at most."""
+    return config.codec.decoder_reach
 
 
 def encoder_reach(config: VAEConfig) -> int:
-    """How many samples on either side of its own `hop` a latent can depend on, at most."""
-    return CODECS[type(config.codec)].encoder_reach(config.codec)
+    """Receptive field of the encoder: samples before or after a latent's own `hop` that it depends on, at most."""
+    return config.codec.encoder_reach

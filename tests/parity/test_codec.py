@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from melody_jax.models import functional, hifigan
-from melody_jax.models.hifigan import Conv, HiFiGANConfig
+from melody_jax.models import functional
+from melody_jax.models.hifigan import HiFiGANConfig, HiFiGANDecoder, TimeConv
 
 torch = pytest.importorskip("torch", reason="parity needs: pip install melody_jax[parity]")
 transformers = pytest.importorskip("transformers", reason="parity needs: pip install melody_jax[parity]")
@@ -68,7 +68,8 @@ def test_decoder(compare) -> None:
         "last": convolution(theirs.conv_post),
     }
     latents = np.random.default_rng(0).standard_normal((2, 11, 6)).astype(np.float32)
-    compare(hifigan.decode({"decoder": params}, CONFIG, jnp.asarray(latents)), theirs(torch.tensor(latents)))
+    ours = functional.bind(HiFiGANDecoder, CONFIG, 6, params=params)
+    compare(ours(jnp.asarray(latents)), theirs(torch.tensor(latents)))
 
 
 @pytest.mark.parametrize(("taps", "rate"), [(9, 4), (7, 2), (5, 3), (8, 4)])
@@ -78,7 +79,7 @@ def test_resampling(taps, rate, compare) -> None:
     extra = taps - rate
     up = torch.nn.ConvTranspose1d(5, 3, taps, rate, padding=(extra + 1) // 2, output_padding=extra % 2)
     down = torch.nn.Conv1d(5, 3, taps, rate)
-    ours = Conv(taps, 5, 3, rngs=nnx.Rngs(0))
+    ours = TimeConv(taps, 5, 3, rngs=nnx.Rngs(0))
     for theirs, convert, apply in ((up, transposed, ours.up), (down, convolution, ours.down)):
         layer = convert(theirs)
         ours.kernel, ours.bias = (

@@ -75,8 +75,8 @@ def test_multi_period(period, theirs, compare) -> None:
     }
     audio = np.random.default_rng(0).standard_normal((2, 4001)).astype(np.float32)  # no multiple of a period
     logits, hidden = bind(PeriodDiscriminator, period, WIDTHS, params=params)(jnp.asarray(audio))
-    *features, verdict = network(torch.tensor(audio)[:, None])
-    compare(logits.reshape(2, period, -1).swapaxes(1, 2), verdict[:, 0])
+    *features, their_logits = network(torch.tensor(audio)[:, None])
+    compare(logits.reshape(2, period, -1).swapaxes(1, 2), their_logits[:, 0])
     for mine, feature in zip(hidden, features, strict=True):  # (B * period, T', C) and (B, C, T', period)
         compare(mine.reshape(2, period, *mine.shape[1:]).transpose(0, 3, 2, 1), feature)
 
@@ -99,8 +99,8 @@ def test_bands_of_complex_spectra(theirs, compare) -> None:
     image = module.spectrogram(jnp.asarray(audio))  # spectra have a parity test of their own
     seen = torch.tensor(np.array(image)).permute(0, 3, 1, 2)
     network.spectrogram = lambda _: [seen[..., low:high] for low, high in network.bands]
-    logits, hidden = module.look(image)
-    *features, verdict = network(None)
-    compare(logits, verdict[:, 0])
+    logits, hidden = module.discriminate(image)
+    *features, their_logits = network(None)
+    compare(logits, their_logits[:, 0])
     for mine, feature in zip(hidden, features, strict=True):
         compare(mine.transpose(0, 3, 1, 2), feature)

@@ -25,7 +25,7 @@ def test_magnitude_l1(n_fft, hop, compare) -> None:
     silent = 4_096
     waves = rng.standard_normal((2, 2, LENGTH)).astype(np.float32) * 0.1
     waves[..., :silent] = waves[..., -silent:] = 0
-    ours = replace(STAGE, resolutions=((n_fft, hop),))._spectral(
+    ours = replace(STAGE, resolutions=((n_fft, hop),))._spectral_loss(
         jnp.asarray(waves[0]), jnp.asarray(waves[1])
     )[1]["linear"]
     loss = auraloss.freq.STFTLoss(n_fft, hop, n_fft // 2, w_sc=0.0, w_log_mag=0.0, w_lin_mag=1.0)
