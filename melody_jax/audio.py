@@ -86,7 +86,8 @@ def _blocks(
 ) -> Iterator[tuple[np.ndarray, int]]:
     rate = file.samplerate
     declared = file.frames if file.frames < 1 << 40 else math.inf
-    first, stop = round(start * rate), min(declared, end * rate)
+    first = round(start * rate)
+    stop = min(declared, end * rate)
     if first:
         file.seek(min(first, file.frames))
     size = seconds * rate
@@ -185,7 +186,7 @@ def decode_flac(data: bytes, start: int = 0, frames: int = -1) -> Mono:
             count = file.frames - start if frames < 0 else frames
             if start < 0 or start + count > file.frames:
                 raise UserError(
-                    f"FLAC bytes hold {file.frames} samples; {start} to {start + count} was asked for"
+                    f"FLAC bytes hold {file.frames} samples: {start} to {start + count} is out of range"
                 )
             file.seek(start)
             samples = file.read(count, dtype="float32")

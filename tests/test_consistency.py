@@ -1,4 +1,4 @@
-"""Consistency distillation: what is consistent has no loss, and nothing else; a student starts as its teacher."""
+"""Consistency distillation: only a consistent student has no loss; a fresh student equals its teacher."""
 
 import dataclasses
 import math
@@ -97,11 +97,11 @@ def test_trajectories_end_where_paths_do_and_leave_context_alone(
     assert far < 0.015  # of first order, 20 steps err by 0.05
 
 
-def test_only_what_is_added_is_trained(batch) -> None:
+def test_only_the_difference_is_trained(batch) -> None:
     params = jax.eval_shape(STAGE.init, jax.random.key(2))
-    found, _ = jax.eval_shape(STAGE.gradients, params, batch, jax.random.key(1), jnp.int32(0))
-    assert set(found) == {"model"}
-    assert jax.tree.structure(found["model"]) == jax.tree.structure(params["model"])
+    grads, _ = jax.eval_shape(STAGE.gradients, params, batch, jax.random.key(1), jnp.int32(0))
+    assert set(grads) == {"model"}
+    assert jax.tree.structure(grads["model"]) == jax.tree.structure(params["model"])
     state = jax.eval_shape(
         lambda key: create_state(TrainConfig(stage=STAGE, init_from="mini"), key), jax.random.key(0)
     )

@@ -1,4 +1,4 @@
-"""Every backbone of the diffusion: what it depends on, any number of frames, learning; and a new one is a line."""
+"""Every backbone of the diffusion: dependence on its inputs, any number of frames, learning; a new one is one line."""
 
 import dataclasses
 from functools import partial
@@ -109,7 +109,7 @@ def test_output_depends_on_every_input_and_the_null_branch_on_no_token(config: D
 
 
 @pytest.mark.parametrize("name", list(VARIANTS))
-def test_so_it_is_of_the_other_choices(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_choices_have_the_same_dependence(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(denoiser.BACKBONES, OneLayerConfig, OneLayer)
     check_dependence(VARIANTS[name])
     check_macs(VARIANTS[name])
@@ -127,14 +127,14 @@ def check_dependence(config: DenoiserConfig) -> None:
         assert same == name.endswith("tokens"), name
 
 
-def test_items_are_apart(config: DenoiserConfig) -> None:
+def test_items_are_independent(config: DenoiserConfig) -> None:
     params, given, other = random_denoiser(config), inputs(config), inputs(config, seed=9)
     mixed = {name: x.at[:2].set(other[name][:2]) for name, x in given.items()}
     mask = jnp.array([True, False, True])
     np.testing.assert_allclose(run(params, config, mask, **mixed)[2], run(params, config)[2], atol=1e-5)
 
 
-def test_a_frames_angle_is_heard_there(config: DenoiserConfig) -> None:
+def test_a_frames_angle_acts_on_that_frame(config: DenoiserConfig) -> None:
     params, angle = random_denoiser(config), jnp.full((3, 24), 0.7)
     moved = np.abs(run(params, config, angle=angle.at[:, 20:].set(0.0)) - run(params, config, angle=angle))
     moved = moved.mean(axis=(0, 2))
@@ -144,9 +144,9 @@ def test_a_frames_angle_is_heard_there(config: DenoiserConfig) -> None:
 
 def test_any_number_of_frames(config: DenoiserConfig) -> None:
     params = random_denoiser(config)
-    found = run(params, config, **inputs(config, frames=13))
-    assert found.shape == (3, 13, config.latent_dim)
-    assert np.isfinite(found).all()
+    velocity = run(params, config, **inputs(config, frames=13))
+    assert velocity.shape == (3, 13, config.latent_dim)
+    assert np.isfinite(velocity).all()
     one = jax.eval_shape(
         partial(denoiser.velocity, config=config, has_condition=3, **inputs(config, frames=1)), params
     )
@@ -184,7 +184,7 @@ def task(key: jax.Array, config: DenoiserConfig, batch: int) -> dict[str, jax.Ar
     "name", ["unet2d", "dit"]
 )  # the other U-Net is the same code, tests/test_dpd.py has DPD
 def test_it_learns(name: str) -> None:
-    """The loss on music that is a function of its tokens falls, from that of a network that says nothing."""
+    """The loss on music that is a function of its tokens falls, from that of a network that predicts zero."""
     config = BACKBONES[name]
     if isinstance(config, UNetConfig):
         config = dataclasses.replace(
@@ -211,16 +211,16 @@ def test_it_learns(name: str) -> None:
 def test_it_is_released_and_samples_guided_beside_its_context(config: DenoiserConfig, tmp_path: Path) -> None:
     """One step from noise is the guided velocity, turned round."""
     release.save_network(tmp_path, "dpd", random_denoiser(config), config, {})
-    params, found, _ = release.load_network(tmp_path, "dpd")
-    assert found == config
+    params, loaded, _ = release.load_network(tmp_path, "dpd")
+    assert loaded == config
     given = inputs(config)
     prefix, tokens, seeds = given["prefix_tokens"], given["semantic_tokens"], jnp.arange(3)
     controls = windows.Controls(prefix, prefix, seeds, seeds, *[jnp.ones(3)] * 4, jnp.array([1.0, 2.0, 4.0]))
     keys, is_new = windows.item_keys(controls), jnp.arange(24) >= 18
     sampler = windows.SamplerConfig(lm=lm.TINY, dpd=config, steps=1)
     draw = quickly(windows.tokens_to_latents, static_argnums=1)
-    made = draw(params, sampler, controls, tokens, keys, given["noisy"], is_new)
-    np.testing.assert_array_equal(made[:, :18], given["noisy"][:, :18])
+    latents = draw(params, sampler, controls, tokens, keys, given["noisy"], is_new)
+    np.testing.assert_array_equal(latents[:, :18], given["noisy"][:, :18])
     noise = windows.initial_noise(keys, 24, config.latent_dim)
     start = {
         "noisy": jnp.where(is_new[:, None], noise, given["noisy"]),
@@ -228,7 +228,7 @@ def test_it_is_released_and_samples_guided_beside_its_context(config: DenoiserCo
     }
     branches = [run(params, config, branch, **start) for branch in (True, False)]
     guided = diffusion.guide(*branches, controls.guidance_scale[:, None, None])
-    np.testing.assert_allclose(made[:, 18:], -guided[:, 18:], rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(latents[:, 18:], -guided[:, 18:], rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", ["unet1d", "dit"])  # tests/test_consistency.py has DPD
@@ -273,7 +273,7 @@ def test_configs_say_their_class(config: DenoiserConfig) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         ({"channels": ()}, "channels"),
         ({"attention_levels": 3}, "attention_levels is 3; there are 2 levels"),
@@ -281,8 +281,8 @@ def test_configs_say_their_class(config: DenoiserConfig) -> None:
         ({"guidance_range": (3.0, 2.0)}, "guidance_range"),
     ],
 )
-def test_impossible_unets_are_refused(change: dict[str, Any], said: str) -> None:
+def test_impossible_unets_are_refused(change: dict[str, Any], message: str) -> None:
     base = BACKBONES["unet1d"]
     assert isinstance(base, UNetConfig)
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(UserError, match=message):
         dataclasses.replace(base, **change)

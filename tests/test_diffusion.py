@@ -114,7 +114,7 @@ def test_independent_angles_fill_the_range():
     assert np.abs(np.corrcoef(chunks.T) - np.eye(4)).max() < 0.1
 
 
-def test_angle_modes_come_in_the_asked_shares():
+def test_angle_modes_come_in_the_configured_shares():
     angle = np.asarray(diffusion.sample_angles(jax.random.key(1), 4000, 4, 4, 0.3, 0.2))
     shared = (angle == angle[:, :1]).all(axis=1)
     prefix = angle[:, 0] == 0
@@ -159,8 +159,8 @@ def mixture_velocity(noisy, angle):
     variance = 0.09 * cos**2 + sin**2
     share = jax.nn.sigmoid(2 * cos * noisy / variance)
 
-    def mean(at):
-        return at + 0.09 * cos / variance * (noisy - cos * at)
+    def mean(mode):
+        return mode + 0.09 * cos / variance * (noisy - cos * mode)
 
     clean = share * mean(1.0) + (1 - share) * mean(-1.0)
     return jnp.where(sin > 0, diffusion.clean_to_velocity(noisy, clean, angle), 0.0)
@@ -169,14 +169,14 @@ def mixture_velocity(noisy, angle):
 def test_orders_of_the_solvers():
     noise = normal(0, 4, 64, 2)
 
-    def made(steps, solver):
+    def solve(steps, solver):
         return diffusion.sample(
             mixture_velocity, noise, diffusion.angle_steps("uniform", steps), solver=solver
         )
 
-    truth = made(1000, "ddim")
+    truth = solve(1000, "ddim")
     error = {
-        s: [float(jnp.abs(made(n, s) - truth).mean()) for n in (10, 40)]
+        s: [float(jnp.abs(solve(n, s) - truth).mean()) for n in (10, 40)]
         for s in ("ddim", "heun", "multistep")
     }
     assert (
@@ -187,7 +187,7 @@ def test_orders_of_the_solvers():
     assert error["heun"][1] < 0.5 * error["ddim"][1]
     assert [diffusion.nfe(solver, 5) for solver in diffusion.SOLVERS] == [5, 9, 5, 5]
     with pytest.raises(UserError, match="'euler'"):
-        made(2, "euler")
+        solve(2, "euler")
 
 
 def test_pingpong_draws_from_the_data():
@@ -197,10 +197,10 @@ def test_pingpong_draws_from_the_data():
         return jax.random.normal(jax.random.fold_in(key, step), noise.shape)
 
     def share(solver, steps, **extra):
-        made = diffusion.sample(
+        samples = diffusion.sample(
             mixture_velocity, noise, diffusion.angle_steps("uniform", steps), solver=solver, **extra
         )
-        return np.sqrt(np.mean((np.abs(np.asarray(made)) - 1) ** 2))
+        return np.sqrt(np.mean((np.abs(np.asarray(samples)) - 1) ** 2))
 
     # one step gives the mean of all data, 0; a mean instead of a draw at every step narrows the 0.3 to 0.2
     assert share("pingpong", 1, noise_fn=later) == pytest.approx(1, abs=0.02)

@@ -58,12 +58,12 @@ def test_period_columns_are_separate() -> None:
 def test_the_rest_of_a_period_is_reflected() -> None:
     params = discriminators.init(TINY, jax.random.key(0))
     audio = jax.random.normal(jax.random.key(1), (1, 1801))
-    whole = jnp.concatenate([audio, audio[:, -2:-4:-1]], axis=1)
-    compared = (discriminators.discriminate(params, TINY, x)[1] for x in (audio, whole))
+    padded = jnp.concatenate([audio, audio[:, -2:-4:-1]], axis=1)
+    compared = (discriminators.discriminate(params, TINY, x)[1] for x in (audio, padded))
     jax.tree.map(np.testing.assert_array_equal, *compared)
 
 
-def test_bands_have_layers_of_their_own() -> None:
+def test_bands_have_separate_layers() -> None:
     config = replace(TINY, bands=((0.0, 0.25), (0.25, 1.0)), complex_spectra=True)
     params = discriminators.init(config, jax.random.key(0))
     assert params["resolution_512"]["bands"]["1"]["0"]["kernel"].shape == (3, 16, 2, 4)
@@ -84,7 +84,7 @@ def test_sizes() -> None:
     assert periods == 5 * 8_218_433  # HiFi-GAN's multi-period discriminator
 
 
-def test_bad_shapes_are_told() -> None:
+def test_bad_shapes_are_refused() -> None:
     with pytest.raises(UserError, match="at least two"):
         DiscriminatorConfig(period_widths=(8,))
     with pytest.raises(UserError, match=r"band \(0.5, 0.2\)"):

@@ -127,14 +127,14 @@ def test_blocks_have_string_keys(params):
     assert sorted(params["blocks"]) == ["0"]
 
 
-def test_cross_attention_hears_the_order_of_tokens(params):
-    """A permutation leaves the pooled condition, so what changes came through cross-attention."""
+def test_cross_attention_depends_on_the_order_of_tokens(params):
+    """A permutation keeps the pooled condition, so any change comes through cross-attention."""
     tokens = inputs(SMALL)["semantic_tokens"]
     assert np.abs(run(SMALL, params, semantic_tokens=tokens[:, ::-1]) - run(SMALL, params)).max() > 1e-5
 
 
-def test_modulation_hears_the_tokens(params):
-    """With cross-attention cut off at its output, what is left of the tokens came through the pooled condition."""
+def test_modulation_depends_on_the_tokens(params):
+    """With cross-attention removed at its output, the tokens act through the pooled condition only."""
     params = jax.tree.map(lambda leaf: leaf, params)  # new dicts, same arrays
     for layer in params["blocks"]["0"]["coarse"]["layers"].values():
         layer["cross"]["out"]["kernel"] = jnp.zeros_like(layer["cross"]["out"]["kernel"])
@@ -245,7 +245,7 @@ def test_fifty_steps_lower_the_held_out_loss():
     assert jax.tree.map(float, evaluate(params)) == jax.tree.map(float, after)
 
 
-def test_perturbation_comes_in_the_asked_shares():
+def test_perturbation_comes_in_the_configured_shares():
     stage = DPDStage(model=TINY, token_corruption=0.25, prefix_dropout=0.2, prefix_level_dropout=0.1)
     batch = {"semantic_tokens": jnp.full((200, 80), -5), "prefix_tokens": jnp.full((4000, 12), 3)}
     tokens, prefix = (np.asarray(x) for x in stage._perturb(batch, jax.random.key(0)))

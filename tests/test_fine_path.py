@@ -20,20 +20,20 @@ def test_the_recurrence_is_that_of_its_formula() -> None:
     )
     params = jax.tree.map(lambda leaf: leaf + 0.3 * rng.normal(size=leaf.shape).astype(np.float32), params)
     x = rng.normal(size=(steps, 2, inputs)).astype(np.float32)
-    found = functional.bind(LinearRecurrenceLayer, inputs, hidden, params=params)(jnp.asarray(x))
+    output = functional.bind(LinearRecurrenceLayer, inputs, hidden, params=params)(jnp.asarray(x))
 
     sigmoid = lambda v: 1 / (1 + np.exp(-v))  # noqa: E731
     candidate, forget, enter, gate = np.split(x @ np.asarray(params["kernel"]), 4, axis=-1)
     bias, decay = np.asarray(params["bias"]), np.log1p(np.exp(np.asarray(params["decay"])))
     keep = np.exp(-8 * decay * sigmoid(forget + bias[0]))
     new = np.sqrt(1 - keep**2) * sigmoid(enter + bias[1]) * candidate
-    expected = np.zeros_like(found)
+    expected = np.zeros_like(output)
     for half, order in ((slice(0, hidden), range(steps)), (slice(hidden, None), reversed(range(steps)))):
         state = np.zeros((2, hidden))
         for t in order:
             state = keep[t, :, half] * state + new[t, :, half]
             expected[t, :, half] = state * np.asarray(jax.nn.gelu(gate[t, :, half]))
-    np.testing.assert_allclose(found, expected, atol=1e-5)
+    np.testing.assert_allclose(output, expected, atol=1e-5)
 
 
 def test_a_shut_gate_has_a_gradient() -> None:
@@ -51,13 +51,13 @@ def test_a_shut_gate_has_a_gradient() -> None:
     assert grads["decay"][1] != 0
 
 
-def test_memories_span_the_frames_that_are_said() -> None:
+def test_time_constants_span_the_documented_frames() -> None:
     params = functional.init(LinearRecurrenceLayer, 3, 5, key=jax.random.key(0))
-    kept = np.exp(-8 * np.log1p(np.exp(np.asarray(params["decay"]))) * 0.5)
-    np.testing.assert_allclose(-1 / np.log(kept[[0, 4, 5, 9]]), [2, 100, 2, 100], rtol=1e-4)
+    decay = np.exp(-8 * np.log1p(np.exp(np.asarray(params["decay"]))) * 0.5)
+    np.testing.assert_allclose(-1 / np.log(decay[[0, 4, 5, 9]]), [2, 100, 2, 100], rtol=1e-4)
 
 
-def test_local_attention_stays_in_its_segment_and_hears_order() -> None:
+def test_local_attention_stays_in_its_segment_and_depends_on_order() -> None:
     params = functional.init(LocalAttention, 8, 2, 2, "float32", key=jax.random.key(0))
     attend = jax.jit(lambda x: functional.bind(LocalAttention, 8, 2, 2, "float32", params=params)(x))
     x = jax.random.normal(jax.random.key(1), (6, 3, 8))

@@ -61,8 +61,8 @@ def test_latents_are_bounded_and_audio_has_its_length() -> None:
 def test_reach_by_gradient() -> None:
     params, middle, hop = lively(CONFIG), 60, CONFIG.hop
     latents = jax.random.normal(jax.random.key(2), (1, 2 * middle, 6)) / 3
-    own = slice(middle * hop, (middle + 1) * hop)
-    slope = jax.grad(lambda z: jnp.sum(vae.decode(params, CONFIG, z)[:, own] ** 2))(latents)
+    stretch = slice(middle * hop, (middle + 1) * hop)
+    slope = jax.grad(lambda z: jnp.sum(vae.decode(params, CONFIG, z)[:, stretch] ** 2))(latents)
     seen, reach = np.flatnonzero(np.abs(slope).sum((0, 2)) > 0), vae.decoder_reach(CONFIG)
     assert middle - reach <= seen.min() <= middle - reach + 2
     assert middle + reach - 2 <= seen.max() <= middle + reach
@@ -97,7 +97,7 @@ def test_stage_takes_it(remat: Remat) -> None:
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5, rtol=1e-3), grads, expected)
 
 
-def test_bad_shapes_are_told() -> None:
+def test_bad_shapes_are_refused() -> None:
     with pytest.raises(UserError, match="2 rates, 3 channels"):
         replace(CODEC, encoder_channels=(4, 8, 8))
     with pytest.raises(UserError, match="different products"):

@@ -24,8 +24,8 @@ ANGLE = jnp.asarray(np.linspace(0.0, math.pi / 2, 8), jnp.float32)[None]
 CLEAN, NOISE = (np.random.default_rng(seed).normal(size=(1, 8, 3)).astype(np.float32) for seed in (0, 1))
 
 
-def meant(objective: Objective, clean: Any, noise: Any, angle: Any) -> tuple[np.ndarray, np.ndarray]:
-    """What a backbone is shown and what it is to say, as the definitions have it."""
+def definition(objective: Objective, clean: Any, noise: Any, angle: Any) -> tuple[np.ndarray, np.ndarray]:
+    """The input of a backbone and its target, straight from the definitions."""
     cos, sin = np.cos(angle)[..., None], np.sin(angle)[..., None]
     if objective == "rectified_flow":
         t = sin / (cos + sin)
@@ -39,34 +39,34 @@ def meant(objective: Objective, clean: Any, noise: Any, angle: Any) -> tuple[np.
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_conversions_are_exact(objective: Objective) -> None:
     noisy, velocity = diffusion.corrupt(jnp.asarray(CLEAN), jnp.asarray(NOISE), ANGLE)
-    shown, said = meant(objective, CLEAN, NOISE, np.asarray(ANGLE))
+    shown, output = definition(objective, CLEAN, NOISE, np.asarray(ANGLE))
 
     def backbone(noisy: jax.Array, angle: jax.Array) -> jax.Array:
         np.testing.assert_allclose(noisy, shown, atol=1e-5)
-        own = np.arctan2(np.sin(ANGLE), SIGMA * np.cos(ANGLE)) if objective == "trigflow" else ANGLE
-        np.testing.assert_allclose(angle, own, atol=1e-6)
-        return jnp.asarray(said)
+        noise_input = np.arctan2(np.sin(ANGLE), SIGMA * np.cos(ANGLE)) if objective == "trigflow" else ANGLE
+        np.testing.assert_allclose(angle, noise_input, atol=1e-6)
+        return jnp.asarray(output)
 
     np.testing.assert_allclose(
         parameterisation.velocity(objective, SIGMA, backbone, noisy, ANGLE), velocity, atol=1e-5
     )
-    wrong = parameterisation.velocity(objective, SIGMA, lambda *_: jnp.asarray(said + 0.5), noisy, ANGLE)
+    wrong = parameterisation.velocity(objective, SIGMA, lambda *_: jnp.asarray(output + 0.5), noisy, ANGLE)
     weighted = (wrong - velocity) ** 2 * parameterisation.loss_weight(objective, SIGMA, ANGLE)[..., None]
     np.testing.assert_allclose(weighted, 0.25, rtol=1e-4)
 
 
 def test_trigflow_of_whitened_latents_is_v() -> None:
-    shell, plain = OBJECTIVES["trigflow"](ANGLE, 1.0), OBJECTIVES["v"](ANGLE, 1.0)
-    for found, expected in zip(shell, plain, strict=True):
-        np.testing.assert_allclose(found, expected, atol=1e-6)
+    preconditioning, plain = OBJECTIVES["trigflow"](ANGLE, 1.0), OBJECTIVES["v"](ANGLE, 1.0)
+    for value, expected in zip(preconditioning, plain, strict=True):
+        np.testing.assert_allclose(value, expected, atol=1e-6)
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
-def test_a_backbone_is_shown_the_angle_that_was_drawn_for_it(objective: Objective) -> None:
-    told = OBJECTIVES[objective](
+def test_a_backbone_gets_the_angle_that_was_drawn_for_it(objective: Objective) -> None:
+    noise_input = OBJECTIVES[objective](
         parameterisation.angle_from_noise_input(objective, SIGMA, ANGLE), SIGMA
     ).c_noise
-    np.testing.assert_allclose(told, ANGLE, atol=1e-6)
+    np.testing.assert_allclose(noise_input, ANGLE, atol=1e-6)
     assert parameterisation.angle_from_noise_input(objective, SIGMA, ANGLE)[0, 0] == 0
 
 
@@ -84,33 +84,33 @@ def stage(model: dpd.DPDConfig = MODEL, **fields: Any) -> DPDStage:
 
 
 def test_training_on_unwhitened_latents_as_trigflow_is_training_on_whitened_ones() -> None:
-    """The same parameters have the same loss, which is that of what the network says."""
+    """The same parameters have the same loss, that of the network's own objective."""
     params = {"model": random_denoiser(MODEL)}
     white, raw = stage(), stage(dataclasses.replace(MODEL, objective="trigflow", sigma_data=SIGMA))
     key = jax.random.key(3)
     drawn = raw.draw(batch(), key)
     np.testing.assert_array_equal(drawn.angle == 0, white.draw(batch(), key).angle == 0)
     expected, _ = quickly(white._loss)(params, batch(), key)
-    found, _ = quickly(raw._loss)(params, batch(SIGMA), key)
-    assert found == pytest.approx(float(expected), rel=1e-5)
+    loss, _ = quickly(raw._loss)(params, batch(SIGMA), key)
+    assert loss == pytest.approx(float(expected), rel=1e-5)
 
 
 def test_the_loss_of_rectified_flow_is_that_of_its_straight_velocity() -> None:
-    """A network that says zero is wrong by noise - latents; the evaluation stays that of the angular velocity."""
+    """A network that outputs zero errs by noise - latents; the evaluation stays that of the angular velocity."""
     model = dataclasses.replace(MODEL, objective="rectified_flow")
     flow = stage(model, angles="logit_normal", angle_mean=0.3, angle_std=0.8)
     params = {"model": jax.tree.map(jnp.zeros_like, random_denoiser(MODEL))}
     drawn, clean = flow.draw(batch(), jax.random.key(3)), batch()["latents"]
-    found, _ = quickly(flow._loss)(params, batch(), jax.random.key(3))
+    loss, _ = quickly(flow._loss)(params, batch(), jax.random.key(3))
     wrong = ((drawn.noise - clean) ** 2)[np.asarray(drawn.angle > 0)]
-    assert found == pytest.approx(float(wrong.mean()), rel=1e-5)
+    assert loss == pytest.approx(float(wrong.mean()), rel=1e-5)
     noisy, target = diffusion.corrupt(clean, drawn.noise, drawn.angle)
     cos, sin = jnp.cos(drawn.angle)[..., None], jnp.sin(drawn.angle)[..., None]
     errors = quickly(flow._errors)(params["model"], clean, drawn)
     np.testing.assert_allclose(errors, ((cos - sin) / (cos + sin) * noisy - target) ** 2, atol=1e-5)
 
 
-def test_angles_are_distributed_as_they_are_called() -> None:
+def test_angles_have_the_distribution_of_their_name() -> None:
     uniform = jnp.asarray((np.arange(10_000) + 0.5) / 10_000 * math.pi / 2, jnp.float32)
     time = diffusion.warp_angles(uniform, "uniform_time")
     cos, sin = np.cos(time), np.sin(time)
@@ -127,11 +127,11 @@ def test_angles_are_distributed_as_they_are_called() -> None:
 
 
 def test_bad_choices_are_one_line() -> None:
-    for change, said in (
+    for change, message in (
         ({"objective": "flow"}, "unknown objective 'flow'"),
         ({"sigma_data": 0.0}, "sigma_data is 0"),
     ):
-        with pytest.raises(UserError, match=said):
+        with pytest.raises(UserError, match=message):
             dataclasses.replace(MODEL, **change)
     with pytest.raises(UserError, match="unknown angles 'normal': expected one of uniform, uniform_time"):
         diffusion.warp_angles(ANGLE, "normal")

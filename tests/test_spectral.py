@@ -77,7 +77,7 @@ def test_silence_has_finite_gradients() -> None:
         lambda: spectral.mel_filterbank(80, 1024, fmin=100, fmax=13_000),
     ],
 )
-def test_bad_sizes_are_told(call) -> None:
+def test_bad_sizes_are_refused(call) -> None:
     with pytest.raises(UserError):
         call()
 
@@ -88,9 +88,9 @@ def test_griffin_lim_finds_a_phase_that_fits():
     size = jnp.abs(spectral.stft(audio, 1024, 240))
 
     def misfit(steps: int) -> float:
-        found = spectral.griffin_lim(size, 1024, 240, steps)
-        assert found.shape == audio.shape
-        rebuilt = jnp.abs(spectral.stft(found, 1024, 240))
+        waveform = spectral.griffin_lim(size, 1024, 240, steps)
+        assert waveform.shape == audio.shape
+        rebuilt = jnp.abs(spectral.stft(waveform, 1024, 240))
         return float(jnp.linalg.norm(rebuilt - size) / jnp.linalg.norm(size))
 
     random, sixteen = misfit(0), misfit(16)

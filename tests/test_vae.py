@@ -58,7 +58,7 @@ def test_items_do_not_see_each_other(params) -> None:
 
 
 PHASED = replace(vae.TINY, codec=replace(vae.TINY.codec, phase=True))
-"""Its decoder writes phases."""
+"""Its decoder outputs phases."""
 
 
 @pytest.mark.parametrize("config", [vae.TINY, PHASED])
@@ -82,27 +82,27 @@ def test_encoder_reach_by_gradient(params) -> None:
     assert (middle + 1) * 960 + reach >= seen.max() > (middle + 1) * 960 + reach - 480
 
 
-def test_a_stretch_with_context_decodes_as_in_the_whole(params) -> None:
-    """What streaming relies on."""
+def test_a_stretch_with_context_decodes_as_in_the_full_sequence(params) -> None:
+    """Streaming relies on it."""
     reach = vae.decoder_reach(vae.TINY)
     latents = jax.random.normal(jax.random.key(5), (1, 24, 8))
     decode = jax.jit(partial(vae.decode, params, vae.TINY))
-    whole = decode(latents)[:, 8 * 960 : 12 * 960]
+    full = decode(latents)[:, 8 * 960 : 12 * 960]
     inner = slice(reach * 960, (reach + 4) * 960)
-    part, elsewhere = (decode(latents[:, 8 - reach : 12 + reach], at) for at in (8 - reach, 0))
-    np.testing.assert_allclose(part[:, inner], whole, atol=1e-6)
-    assert not np.allclose(elsewhere[:, inner], whole, atol=1e-3)  # the phase search began with other phases
+    part, elsewhere = (decode(latents[:, 8 - reach : 12 + reach], first) for first in (8 - reach, 0))
+    np.testing.assert_allclose(part[:, inner], full, atol=1e-6)
+    assert not np.allclose(elsewhere[:, inner], full, atol=1e-3)  # the phase search began with other phases
 
 
-def test_a_decoder_that_writes_phases_learns_a_waveform() -> None:
-    """Fitted to one tone by its samples, which says nothing of a magnitude alone."""
+def test_a_decoder_with_phases_learns_a_waveform() -> None:
+    """Fitted to the samples of one tone, which magnitudes alone do not determine."""
     audio = jnp.asarray(0.3 * np.sin(2 * np.pi * 500 / 24_000 * np.arange(5 * 960)), jnp.float32)[None]
     params = vae.init(PHASED, jax.random.key(0))
     latents, optimizer = vae.encode(params, PHASED, audio), optax.adam(1e-2)
 
     def miss(decoder):
-        heard = vae.reconstruct(params | {"decoder": decoder}, PHASED, latents, audio)
-        return jnp.mean((heard - audio)[:, 960:-960] ** 2) / jnp.mean(audio**2)
+        decoded = vae.reconstruct(params | {"decoder": decoder}, PHASED, latents, audio)
+        return jnp.mean((decoded - audio)[:, 960:-960] ** 2) / jnp.mean(audio**2)
 
     @jax.jit
     def update(decoder, state):
@@ -134,7 +134,7 @@ def test_mini_sizes() -> None:
     assert 3e6 < count(shapes["decoder"]) < 5e6
 
 
-def test_bad_input_is_told(params) -> None:
+def test_bad_input_is_refused(params) -> None:
     with pytest.raises(UserError, match="multiple of 960"):
         vae.encode(params, vae.TINY, jnp.zeros((1, 1000)))
     with pytest.raises(UserError, match="overlap"):
@@ -143,7 +143,7 @@ def test_bad_input_is_told(params) -> None:
         replace(TINY_STAGE, window_share=2.0)
 
 
-def test_stage_learns_whitens_and_stays_still_where_told() -> None:
+def test_stage_learns_whitens_and_leaves_frozen_parts_alone() -> None:
     """50 steps without GAN lower the held-out MR-STFT; the discriminators and the latent statistics do not move."""
     stage = TINY_STAGE
     params = stage.init(jax.random.key(0))

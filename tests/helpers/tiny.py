@@ -1,4 +1,4 @@
-"""A whole cascade at `tiny` size with random weights, for tests of what is built on networks."""
+"""A complete cascade at `tiny` size with random weights, for tests of code that uses networks."""
 
 import dataclasses
 import math
@@ -17,7 +17,7 @@ PROMPTS = ["a calm solo piano piece", "driving techno at 130 bpm", "slow sad cel
 
 
 def tiny_networks() -> dict:
-    """Config and random parameters of each network, made to fit together."""
+    """Config and random parameters of each network, compatible with each other."""
     keys = jax.random.split(jax.random.key(3), 8)
     configs = {
         "mulan": mulan.TINY,
