@@ -68,9 +68,7 @@ VARIANTS = {
     "linear_recurrence": dataclasses.replace(
         BACKBONES["dpd"], fine="linear_recurrence", film="none", sru_hidden=8
     ),
-    "local_attention": dataclasses.replace(
-        BACKBONES["dpd"], fine="local_attention", merge=False, film="affine"
-    ),
+    "local_attention": dataclasses.replace(BACKBONES["dpd"], fine="local_attention", merge=False),
     "rectified_flow": OneLayerConfig(**SHARED | {"objective": "rectified_flow"}),
 }
 

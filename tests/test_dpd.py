@@ -173,10 +173,10 @@ def test_options_without_parameters_change_the_output(params, options):
 @pytest.mark.parametrize(
     "fields",
     [
-        {"film": "affine", "aligned_tokens": True, "frames_per_token": 2, "sru_hidden": 8},
+        {"film": "none", "aligned_tokens": True, "frames_per_token": 2, "sru_hidden": 8},
         {"roformer_layers": 2, "prefix_conditioning": False},
     ],
-    ids=["affine", "two-layers"],
+    ids=["no-film", "two-layers"],
 )
 def test_options_with_parameters_run(fields):
     config = dataclasses.replace(SMALL, **fields)

@@ -22,7 +22,6 @@ import dataclasses
 from functools import partial
 from typing import Literal, get_args
 
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
@@ -47,7 +46,7 @@ from melody_jax.models.segments import (
 from melody_jax.models.sru import SRU, SRUConfig
 
 FinePath = Literal["sru", "linear_recurrence", "local_attention"]
-FiLMForm = Literal["mlp", "affine", "none"]
+FiLMForm = Literal["mlp", "none"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -74,8 +73,8 @@ class DPDConfig(DenoiserConfig):
     sru_layers: int = 2
     """Layers of the fine path in a block."""
     film: FiLMForm = "mlp"
-    """Modulation of the fine path: "mlp", MLP(x MLP(m) + MLP(m)) as in the paper; "affine", x (1 + A m) + B m; "none":
-    the pooled condition is added to the input instead."""
+    """Modulation of the fine path: "mlp", MLP(x MLP(m) + MLP(m)) as in the paper; "none": the pooled condition is added
+    to the input instead."""
     merge: bool = True
     """Coarse paths take columns merged by 1, 2, 4, ..., 4, 2, 1; False: every column in every block."""
     frame_clock: bool = False
@@ -109,7 +108,7 @@ class DPDConfig(DenoiserConfig):
         tokens = self.tokens(frames)
         dense = w * w
         sheet = self.segment * count
-        film = {"mlp": 2 * dense * (sheet + 2 * count), "affine": 2 * dense * count, "none": 0}[self.film]
+        film = 2 * dense * (sheet + 2 * count) if self.film == "mlp" else 0
         total = frames * 2 * self.latent_dim * w + self.blocks * (film + self._fine_macs(count))
         for n in self.merge_widths:
             positions = count * -(-self.segment // n)
@@ -181,28 +180,21 @@ TINY = DPDConfig(
 
 
 class FiLM(nnx.Module):
-    """Modulation of a sheet (K, B, S, W) by one vector per segment, m (B, S, W); see `DPDConfig.film`."""
+    """Modulation of a sheet (K, B, S, W) by one vector per segment, m (B, S, W); with `film` "none", only a norm."""
 
     def __init__(self, config: DPDConfig, *, rngs: nnx.Rngs) -> None:
-        self.form = config.film
-        if self.form == "none":
-            self.out = RMSNorm(config.width, BRANCH_GAIN, rngs=rngs)
-        elif self.form == "mlp":
-            self.scale, self.shift, self.out = (
-                MLP(config.width, config.width, config.dtype, gain, rngs=rngs)
-                for gain in (1.0, 1.0, BRANCH_GAIN)
-            )
+        width = config.width
+        self.modulates = config.film == "mlp"
+        if self.modulates:
+            self.scale = MLP(width, width, config.dtype, rngs=rngs)
+            self.shift = MLP(width, width, config.dtype, rngs=rngs)
+            self.out = MLP(width, width, config.dtype, BRANCH_GAIN, rngs=rngs)
         else:
-            self.affine = Linear(config.width, 2 * config.width, dtype=config.dtype, rngs=rngs)
+            self.out = RMSNorm(width, BRANCH_GAIN, rngs=rngs)
 
     def __call__(self, x: Float[Array, "K B S W"], m: Float[Array, "B S W"]) -> Float[Array, "K B S W"]:
         """(K, B, S, W) modulated by (B, S, W)."""
-        if self.form == "none":
-            return self.out(x)
-        if self.form == "mlp":
-            return self.out(x * self.scale(m) + self.shift(m))
-        scale, shift = jnp.split(self.affine(m), 2, axis=-1)
-        return x * (1 + scale) + shift
+        return self.out(x * self.scale(m) + self.shift(m) if self.modulates else x)
 
 
 def _fine_path(config: DPDConfig, rngs: nnx.Rngs) -> LocalAttention | LinearRecurrence | SRU:

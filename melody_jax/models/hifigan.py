@@ -133,12 +133,12 @@ class TimeConv(nnx.Module):
         taps, inputs, outputs = self.kernel.shape
         batch, time, _ = x.shape
         kernel = self.kernel[...][::-1].swapaxes(0, 1).reshape(inputs, taps * outputs).astype(x.dtype)
-        spread = (x @ kernel).reshape(batch, time, taps, outputs)
+        expanded = (x @ kernel).reshape(batch, time, taps, outputs)
         strides = -(-taps // rate)
-        spread = jnp.pad(spread, ((0, 0), (0, 0), (0, strides * rate - taps), (0, 0)))
-        spread = spread.reshape(batch, time, strides, rate, outputs)
+        expanded = jnp.pad(expanded, ((0, 0), (0, 0), (0, strides * rate - taps), (0, 0)))
+        expanded = expanded.reshape(batch, time, strides, rate, outputs)
         shifted = (
-            jnp.pad(spread[:, :, i], ((0, 0), (i, strides - 1 - i), (0, 0), (0, 0))) for i in range(strides)
+            jnp.pad(expanded[:, :, i], ((0, 0), (i, strides - 1 - i), (0, 0), (0, 0))) for i in range(strides)
         )
         begin = (taps - rate + 1) // 2
         y = sum(shifted, jnp.zeros((), x.dtype)).reshape(batch, -1, outputs)[:, begin : begin + time * rate]
