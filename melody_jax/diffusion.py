@@ -40,6 +40,7 @@ from melody_jax.errors import UserError
 HALF_PI = math.pi / 2
 
 Latents = Float[Array, "... L D"]
+LatentsLike = Float[Array | np.ndarray, "... L D"]
 VelocityFn = Callable[[Array, Array], Array]
 """(noisy (B, L, D), angle (B, L)) to the velocity (B, L, D)."""
 NoiseFn = Callable[[Array], Array]
@@ -92,43 +93,43 @@ def cos_sin(angle: ArrayLike) -> tuple[Array, Array]:
     return jnp.cos(angle), jnp.sin(angle)
 
 
-def corrupt(latents: Latents, noise: Latents, angle: ArrayLike) -> tuple[Latents, Latents]:
+def corrupt(latents: LatentsLike, noise: LatentsLike, angle: ArrayLike) -> tuple[Latents, Latents]:
     """The noisy latents at `angle` and their velocity, both (B, L, D)."""
     cos, sin = cos_sin(angle)
     return cos * latents + sin * noise, cos * noise - sin * latents
 
 
-def velocity_to_clean(noisy: Latents, velocity: Latents, angle: ArrayLike) -> Latents:
+def velocity_to_clean(noisy: LatentsLike, velocity: LatentsLike, angle: ArrayLike) -> Latents:
     """The clean latents that a velocity implies."""
     cos, sin = cos_sin(angle)
     return cos * noisy - sin * velocity
 
 
-def velocity_to_noise(noisy: Latents, velocity: Latents, angle: ArrayLike) -> Latents:
+def velocity_to_noise(noisy: LatentsLike, velocity: LatentsLike, angle: ArrayLike) -> Latents:
     """The noise that a velocity implies."""
     cos, sin = cos_sin(angle)
     return sin * noisy + cos * velocity
 
 
-def clean_to_velocity(noisy: Latents, clean: Latents, angle: ArrayLike) -> Latents:
+def clean_to_velocity(noisy: LatentsLike, clean: LatentsLike, angle: ArrayLike) -> Latents:
     """The velocity that an estimate of the clean latents implies; undefined at angle 0."""
     cos, sin = cos_sin(angle)
     return (cos * noisy - clean) / sin
 
 
-def noise_to_velocity(noisy: Latents, noise: Latents, angle: ArrayLike) -> Latents:
+def noise_to_velocity(noisy: LatentsLike, noise: LatentsLike, angle: ArrayLike) -> Latents:
     """The velocity that an estimate of the noise implies; undefined at angle pi/2."""
     cos, sin = cos_sin(angle)
     return (noise - sin * noisy) / cos
 
 
-def ddim_step(noisy: Latents, velocity: Latents, angle_step: ArrayLike) -> Latents:
+def ddim_step(noisy: LatentsLike, velocity: LatentsLike, angle_step: ArrayLike) -> Latents:
     """Latents with their angle lowered by `angle_step`; frames whose step is 0 stay bit-identical."""
     cos, sin = cos_sin(angle_step)
     return jnp.where(sin == 0, noisy, cos * noisy - sin * velocity)
 
 
-def guide(conditional: Latents, null: Latents, scale: ArrayLike) -> Latents:
+def guide(conditional: LatentsLike, null: LatentsLike, scale: ArrayLike) -> Latents:
     """Classifier-free guidance; scale 1 is the conditional velocity, 0 the null one, above 1 extrapolates."""
     scale = jnp.asarray(scale, jnp.float32)
     return scale * conditional + (1 - scale) * null

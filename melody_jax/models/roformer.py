@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Real
 
 from melody_jax.models.conditioning import Conditioning
 from melody_jax.models.layers import Linear, RMSNorm
@@ -27,7 +27,7 @@ _branch_init = nnx.initializers.variance_scaling(BRANCH_GAIN**2, "fan_in", "trun
 
 
 def rotate(
-    x: Float[Array, "*shape T W"], positions: Float[np.ndarray, "... T"], heads: int
+    x: Float[Array, "*shape T W"], positions: Real[np.ndarray, "... T"], heads: int
 ) -> Float[Array, "*shape T W"]:
     """Rotary positions of (..., T, W) before its heads are split; `positions` broadcasts against (..., T).
 
@@ -88,8 +88,8 @@ class Attention(nnx.Module):
         self,
         x: Float[Array, "C B S W"],
         cond: Conditioning,
-        query_positions: Float[np.ndarray, "_ S"],
-        self_positions: Float[np.ndarray, " S"],
+        query_positions: Real[np.ndarray, "_ S"],
+        self_positions: Real[np.ndarray, " S"],
     ) -> Float[Array, "C B S W"]:
         """Items with a condition attend to their tokens, the others to themselves as in `self_attend`.
 
