@@ -1,20 +1,29 @@
-"""Compiled programs are kept between tests and runs: most of the suite's time is compiling the same few of them."""
+"""Settings of all tests: a cache of compiled programs, checks of shapes and types at run time, the tiny release.
+
+Most of the suite's time is compiling; the cache is shared between tests, their child processes and runs.
+"""
 
 import os
 from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers import typechecks
+from jaxtyping import install_import_hook
 
 CACHE = Path(__file__).parents[1] / ".pytest_cache" / "xla"
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(CACHE))  # in the environment: child processes share it
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
 OPTIMISATION = "--xla_backend_optimization_level=1"  # compiles in three quarters of the time
 os.environ["XLA_FLAGS"] = f"{OPTIMISATION} {os.environ.get('XLA_FLAGS', '')}".strip()
+TYPE_CHECKED = ("melody_jax.models", "melody_jax.diffusion", "melody_jax.sampling")
+"""Modules whose annotations, shapes included, are checked at each call; MELODY_TYPE_CHECKS=0 turns this off."""
+if os.environ.get("MELODY_TYPE_CHECKS", "1") != "0":
+    install_import_hook(TYPE_CHECKED, f"{typechecks.__name__}.check")
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
-    """The worst relative error of each parity test, for the reader of CI's log."""
+    """Prints the largest relative error of each parity test."""
     reports = [
         report for outcome in ("passed", "failed") for report in terminalreporter.stats.get(outcome, ())
     ]
@@ -26,7 +35,7 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
 
 @pytest.fixture(scope="session")
 def releases(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the release "tiny", random weights; it is only read."""
+    """A folder with the release "tiny", which has random weights; tests only read it."""
     from helpers.tiny import tiny_networks
 
     from melody_jax import release
