@@ -17,7 +17,6 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-import grain
 import numpy as np
 from tokenizers import Tokenizer
 
@@ -76,6 +75,8 @@ class TrainingBatches:
         genres = records.genres()[:count] if config.hard_negative_group > 1 else None
         order = EpochOrder(count, config.seed, config.hard_negative_group, genres)
         make_item = _item_maker(config, kind, random=True)
+
+        import grain  # an extra: the options of commands are shown without it
 
         def item(i: int, _: int) -> Batch:
             return make_item(records[order(i)], np.random.default_rng([config.seed, i]))

@@ -6,11 +6,10 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
-from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
 from melody_jax.audio import SAMPLE_RATE
@@ -18,6 +17,9 @@ from melody_jax.flops import matmul_cost
 from melody_jax.training.sentinel import NORM, BadStep
 from melody_jax.training.stage import Metrics
 from melody_jax.training.utilisation import peak_flops
+
+if TYPE_CHECKING:
+    from tensorboardX import SummaryWriter
 
 
 class MetricLog:
@@ -192,8 +194,10 @@ def mean(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     return {name: float(np.mean([row[name] for row in rows])) for name in rows[0]} if rows else {}
 
 
-def _curves(folder: Path, start: int) -> SummaryWriter:
+def _curves(folder: Path, start: int) -> "SummaryWriter":
     """A writer that is flushed at every row and never by itself: its own thread would die of a full disk unheard."""
+    from tensorboardX import SummaryWriter  # an extra: the options of commands are shown without it
+
     return SummaryWriter(str(folder), purge_step=start + 1, max_queue=10_000, flush_secs=10**6)
 
 
