@@ -16,9 +16,9 @@ PLAIN = {"steps": 1, "guidance_scale": 1.0, "lm_guidance_scale": 1.0}
 @pytest.mark.parametrize("seconds", [1.5, 3.2, 6.03])
 def test_a_stream_is_the_clip(melody: Melody, seconds: float) -> None:
     (clip,) = melody.generate(PROMPT, seconds=seconds, seed=3, **PLAIN)
-    stretches = list(melody.stream(PROMPT, seconds=seconds, seed=3, **PLAIN))
-    assert all(len(stretch) > 0 and stretch.dtype == np.float32 for stretch in stretches)
-    np.testing.assert_allclose(np.concatenate(stretches), clip, atol=1e-4)
+    parts = list(melody.stream(PROMPT, seconds=seconds, seed=3, **PLAIN))
+    assert all(len(part) > 0 and part.dtype == np.float32 for part in parts)
+    np.testing.assert_allclose(np.concatenate(parts), clip, atol=1e-4)
 
 
 def test_each_chunk_comes_as_soon_as_it_can(melody: Melody, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -35,8 +35,8 @@ def test_each_chunk_comes_as_soon_as_it_can(melody: Melody, monkeypatch: pytest.
     assert calls == ["first_window"]
     chunk = round(melody.chunk_seconds * melody.sample_rate)
     assert len(first) >= chunk
-    for stretch in islice(stream, 8):  # without an end
-        samples_after_first += len(stretch)
+    for part in islice(stream, 8):  # without an end
+        samples_after_first += len(part)
         assert (
             samples_after_first + len(first) + 2 * chunk
             > melody.window_samples + chunk * calls.count("next_window") - 2 * chunk
@@ -71,6 +71,6 @@ def test_the_end_may_lie_before_the_last_stretch(melody: Melody) -> None:
     samples = 321 * hop  # of 340 latents; their last part begins at latent 328
     assert len(melody.generate(PROMPT, seconds=samples / melody.sample_rate, **PLAIN)[0]) == samples
     samples = melody.window_samples + hop  # 100 latents, 88
-    stretches = list(melody.stream(PROMPT, seconds=samples / melody.sample_rate, **PLAIN))
-    assert sum(map(len, stretches)) == samples
-    assert all(map(len, stretches))
+    parts = list(melody.stream(PROMPT, seconds=samples / melody.sample_rate, **PLAIN))
+    assert sum(map(len, parts)) == samples
+    assert all(map(len, parts))

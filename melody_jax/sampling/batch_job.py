@@ -85,13 +85,14 @@ def run_batch_job(melody: Melody, config: BatchJobConfig, lines: list[PromptLine
             total=len(lines),
             initial=len(lines) - len(missing),
             unit=" clips",
-            desc=str(config.out),
+            desc=f"{config.out}: compiling and sampling",
             bar_format=BAR,
             disable=None,
         ) as progress:
             for batch, size in group_lines(melody, missing, config.batch, len(devices)):
                 has_source = batch[0].request.source is not None
                 _make_clips(melody if has_source else replicated, batch, size, config, manifest)
+                progress.set_description(str(config.out), refresh=False)
                 progress.update(len(batch))
     return len(missing)
 

@@ -17,7 +17,7 @@ from melody_jax.errors import UserError
 from melody_jax.options import option
 from melody_jax.sampling import notation
 from melody_jax.sampling.prompt_file import read_prompt_file
-from melody_jax.sampling.request import Request, make_requests
+from melody_jax.sampling.request import PromptLike, Request, make_requests
 from melody_jax.sampling.settings import MAX_SECONDS, MODEL, WHAT, WHERE, ClipSettings, shared_settings
 
 if TYPE_CHECKING:  # `--help` does not need the networks
@@ -104,7 +104,7 @@ def _settings(config: SampleConfig) -> dict[str, Any]:
     return settings
 
 
-def _prompt(config: SampleConfig) -> Any:
+def _prompt(config: SampleConfig) -> PromptLike:
     return notation.blend(config.prompt, config.blend, config.audio_prompt, config.audio_weight)
 
 
@@ -146,20 +146,23 @@ def _create_folder(folder: Path) -> None:
 
 
 def _stream(config: SampleConfig) -> None:
-    """Writes samples to the standard output until they end or the reader closes it."""
+    """Writes samples to the standard output until they end or the reader closes it, then prints their length."""
     if config.batch not in (None, 1):
         raise UserError(f"batch is {config.batch}; a stream is one clip, leave --batch out")
     if sys.stdout.isatty():
         raise UserError("--stream writes samples, not text; pipe it into a player or a file")
     settings = _settings(config)
     prompt = _prompt(config)
+    samples = 0
     try:
         for part in _load(config, needs_tokenizer=False).stream(prompt, **settings):
             sys.stdout.buffer.write(audio.to_int16(part, "stream").tobytes())
             sys.stdout.buffer.flush()
+            samples += len(part)
     except BrokenPipeError:
         # Python would report the closed pipe again when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    print(f"{samples / audio.SAMPLE_RATE:g} s of music streamed", file=sys.stderr)
 
 
 def _run_prompt_file(config: SampleConfig, prompts: Path) -> None:
