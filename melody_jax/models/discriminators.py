@@ -1,5 +1,5 @@
 """Discriminators of real against decoded audio, for the VAE's adversarial losses (MeLoDy, arXiv 2305.15719,
-section 2.5): multi-period (HiFi-GAN, arXiv 2010.05646) and multi-resolution spectrogram (UnivNet, arXiv 2106.07889).
+section 4.2): multi-period (HiFi-GAN, arXiv 2010.05646) and multi-resolution spectrogram (UnivNet, arXiv 2106.07889).
 
 Every discriminator maps audio (B, T) to its logits and the features of its hidden layers. Convolutions are patches
 times a matrix: XLA:CPU has fast convolutions only in a program's entry computation, and `lax.conv` is ten times slower

@@ -1,4 +1,4 @@
-"""Dual-path diffusion (DPD; MeLoDy, arXiv 2305.15719, section 4.2 and figure 2): semantic tokens and noisy latents to
+"""Dual-path diffusion (DPD; MeLoDy, arXiv 2305.15719, section 4.1 and figure 2): semantic tokens and noisy latents to
 a velocity.
 
 The window is cut into overlapping segments, a sheet of S segments by K frames with K near sqrt(L), so that every

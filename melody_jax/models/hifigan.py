@@ -1,4 +1,4 @@
-"""The autoencoder of the paper (MeLoDy, arXiv 2305.15719, section 2.5 and appendix): a HiFi-GAN generator (arXiv
+"""The autoencoder of the paper (MeLoDy, arXiv 2305.15719, section 4.2 and appendix): a HiFi-GAN generator (arXiv
 2010.05646) and its mirror image.
 
     audio (B, T) --conv--> (B, T, C) --[strided conv, residual stack] x 4--conv--> mean, log variance (B, T / 96, D)

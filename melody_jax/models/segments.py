@@ -1,5 +1,5 @@
 """The sheet of dual-path networks: sequences cut into overlapping segments, and back (MeLoDy, arXiv 2305.15719,
-section 4.2).
+section 4.1).
 
 A window of L frames becomes S segments of K frames. Every frame lies in `overlap` of them, a divisor of K: in two in
 the paper, where segments overlap by half; with 1 they lie side by side. Sheets are (K, B, S, W), columns first: the

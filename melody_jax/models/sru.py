@@ -1,5 +1,5 @@
 """Bidirectional simple recurrent units (SRU, arXiv 1709.02755), the fine path of DPD (MeLoDy, arXiv 2305.15719,
-section 4.2).
+section 4.1).
 
 One layer, one direction, with input x_t and cell c_t:
 

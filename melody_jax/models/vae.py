@@ -1,4 +1,4 @@
-"""The audio autoencoder (MeLoDy, arXiv 2305.15719, section 2.5): audio to latents for the diffusion, and back.
+"""The audio autoencoder (MeLoDy, arXiv 2305.15719, section 4.2): audio to latents for the diffusion, and back.
 
     audio (B, T) --encoder--> mean, log variance (B, L, D) --sample, normalise--> latents (B, L, D) --decoder--> audio
 

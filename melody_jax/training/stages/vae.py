@@ -1,4 +1,4 @@
-"""The VAE's losses (MeLoDy, arXiv 2305.15719, section 2.5, made affordable): spectral reconstruction, KL, and a GAN
+"""The VAE's losses (MeLoDy, arXiv 2305.15719, section 4.2, made affordable): spectral reconstruction, KL, and a GAN
 from some step on.
 
 `params` is {"model", "discriminator"}. Both networks learn in one step from one forward pass of the autoencoder: the
