@@ -1,4 +1,4 @@
-"""Prompts become word pieces. The vocabulary is `assets/vocab.txt` (`composer/vocabulary.py` made it).
+"""Tokenisation of prompts into word pieces. `composer/vocabulary.py` made the vocabulary `assets/vocab.txt`.
 
 B texts, N word pieces.
 """
@@ -6,6 +6,7 @@ B texts, N word pieces.
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tokenizers import Tokenizer
@@ -21,63 +22,74 @@ VOCABULARY_FILE = Path(__file__).parent / "assets" / "vocab.txt"
 
 @lru_cache(maxsize=1)
 def vocabulary() -> tuple[str, ...]:
-    """The packaged word pieces; a piece's id is its index."""
+    """Returns the packaged word pieces; the id of a piece is its index."""
     return tuple(VOCABULARY_FILE.read_text(encoding="ascii").split())
 
 
 @lru_cache(maxsize=4)
 def tokenizer(pieces: tuple[str, ...] | None = None) -> Tokenizer:
-    """Lower-casing, accent-stripping WordPiece over `pieces` (default: the packaged vocabulary), [CLS] ... [SEP]."""
+    """Returns a WordPiece tokenizer over `pieces` (default: the packaged vocabulary) that adds [CLS] and [SEP].
+
+    It converts text to lower case and strips accents.
+    """
     ids = {piece: i for i, piece in enumerate(vocabulary() if pieces is None else pieces)}
-    made = Tokenizer(WordPiece(ids, unk_token="[UNK]"))
-    made.normalizer = BertNormalizer(lowercase=True)  # type: ignore[assignment]
-    made.pre_tokenizer = BertPreTokenizer()  # type: ignore[assignment]
-    made.post_processor = BertProcessing(("[SEP]", ids["[SEP]"]), ("[CLS]", ids["[CLS]"]))  # type: ignore[assignment]
-    return made
+    wordpiece: Any = Tokenizer(
+        WordPiece(ids, unk_token="[UNK]")
+    )  # the stubs declare its properties read-only
+    wordpiece.normalizer = BertNormalizer(lowercase=True)
+    wordpiece.pre_tokenizer = BertPreTokenizer()
+    wordpiece.post_processor = BertProcessing(("[SEP]", ids["[SEP]"]), ("[CLS]", ids["[CLS]"]))
+    return wordpiece
 
 
 @lru_cache(maxsize=4)
 def read_tokenizer(path: str, size: int | None = None) -> Tokenizer:
-    """The tokenizer of a Hugging Face `tokenizer.json` (BERT's or RoBERTa's kind); "" is the packaged one.
+    """Returns the tokenizer of a Hugging Face `tokenizer.json` (BERT or RoBERTa); "" is the packaged one.
 
     Raises:
-        UserError: no such file, not a tokenizer, or not one of `size` pieces, which is what the text tower has.
+        UserError: the file is missing or not a tokenizer, or does not have the `size` pieces of the text tower.
     """
-    if not path:
-        found = tokenizer()
-    elif not Path(path).is_file():
-        raise UserError(f"{path}: no such file; a Hugging Face tokenizer.json is needed")
-    else:
-        try:
-            found = Tokenizer.from_file(path)
-        except Exception as error:  # the library has no class of its own
-            raise UserError(f"{path}: not a tokenizer.json ({error})") from None
-        found.no_padding()
-        found.no_truncation()
-    if size is not None and found.get_vocab_size() != size:
+    loaded = _load_tokenizer(path) if path else tokenizer()
+    if size is not None and loaded.get_vocab_size() != size:
         raise UserError(
-            f"{path or 'the packaged vocabulary'} has {found.get_vocab_size()} word pieces, the text tower {size}"
+            f"{path or 'the packaged vocabulary'} has {loaded.get_vocab_size()} word pieces, the text tower {size}"
         )
-    return found
+    return loaded
+
+
+def _load_tokenizer(path: str) -> Tokenizer:
+    if not Path(path).is_file():
+        raise UserError(f"{path}: no such file; a Hugging Face tokenizer.json is needed")
+    try:
+        loaded = Tokenizer.from_file(path)
+    except Exception as error:  # the library raises plain `Exception`
+        raise UserError(f"{path}: not a tokenizer.json ({error})") from None
+    loaded.no_padding()
+    loaded.no_truncation()
+    return loaded
 
 
 def token_count(text: str, tokenizer: Tokenizer) -> int:
-    """Word pieces of a text, those around it included: what must not exceed the encoder's `max_length`."""
+    """Number of word pieces of a text, including [CLS] and [SEP]; it must not exceed the encoder's `max_length`."""
     return len(tokenizer.encode(text).ids)
 
 
 def tokenize(texts: Sequence[str], length: int, tokenizer: Tokenizer) -> tuple[np.ndarray, np.ndarray]:
-    """Word-piece ids (B, N) int32 and mask (B, N) float32, padded with 0 or cut to N = `length` (the last is kept).
+    """Returns word-piece ids (B, N) int32 and mask (B, N) float32, padded with 0 or truncated to N = `length`.
+
+    Truncation keeps the last piece, [SEP].
 
     Raises:
         UserError: `length` has no room for one word piece.
     """
     if length < 3:
         raise UserError(f"text length {length} leaves no room for a word: it must be at least 3")
-    ids, mask = np.zeros((len(texts), length), np.int32), np.zeros((len(texts), length), np.float32)
+    ids = np.zeros((len(texts), length), np.int32)
+    mask = np.zeros((len(texts), length), np.float32)
     for row, encoding in enumerate(tokenizer.encode_batch(list(texts))):
-        found = (
-            encoding.ids if len(encoding.ids) <= length else [*encoding.ids[: length - 1], encoding.ids[-1]]
-        )
-        ids[row, : len(found)], mask[row, : len(found)] = found, 1.0
+        pieces = encoding.ids
+        if len(pieces) > length:
+            pieces = [*pieces[: length - 1], pieces[-1]]
+        ids[row, : len(pieces)] = pieces
+        mask[row, : len(pieces)] = 1.0
     return ids, mask

@@ -1,8 +1,8 @@
-"""Bass lines: grids of chord degrees, walking lines, held roots and pedals.
+"""Bass lines: grids of chord degrees, walking lines, sustained roots and pedals.
 
-Grid symbols: R root, F fifth, T third, S seventh or sixth, O octave, G a ghost root, A an approach to the next chord's
-root, N the next chord's root early, P the tonic as a pedal; a lower-case step is played with half probability, decided
-once.
+Grid symbols: R root, F fifth, T third, S seventh or sixth, O octave, G ghost root, A approach to the root of the next
+chord, N root of the next chord (early), P tonic pedal. A lower-case step is played with a probability of one half,
+drawn once.
 """
 
 from melody_jax.composer.dice import Dice
@@ -15,7 +15,7 @@ _NAMED = ("walk", "hold", "two")
 
 
 class Bassist:
-    """Plays one pattern for the whole piece: a grid, "walk", "two" (a two-feel) or "hold"."""
+    """Plays one pattern throughout the piece: a grid, "walk", "two" (a two-feel) or "hold"."""
 
     def __init__(
         self,
@@ -53,7 +53,7 @@ class Bassist:
         return Grid(tuple(tuple(hit for hit in bar if keep[hit]) for bar in grid.bars))
 
     def play(self, passage: Passage) -> list[Note]:
-        """The bass of one passage."""
+        """The bass line of a passage."""
         if passage.final:
             body = passage.bar_starts()[:-1]
             close = passage.bar_starts()[-1]
@@ -142,7 +142,7 @@ class Bassist:
         return notes
 
     def _two(self, passage: Passage, start: float) -> list[Note]:
-        """Root on one, fifth on three, an approach before a new chord: the two-feel."""
+        """Two-feel: the root on one, the fifth on three, sometimes an approach note at the end."""
         half = passage.beats / 2
         notes = []
         for index in range(2):
@@ -157,7 +157,7 @@ class Bassist:
         return notes
 
     def _walk(self, passage: Passage, start: float) -> list[Note]:
-        """Quarter notes: the root on new chords, then scale and chord steps aimed by an approach at the next root."""
+        """Quarter notes: roots on new chords, then scale and chord steps, and an approach to the next root."""
         notes = []
         count = int(passage.beats)
         for step in range(count):

@@ -1,8 +1,8 @@
-"""Captions: many different, always true ways to say what a piece is.
+"""Captions: many different, always true descriptions of a piece.
 
-Everything said follows from `Facts`: genre, mood, tempo, key, mode, metre, instruments and energy, in the words of
-`melody_jax.composer.phrases`; what those tables do not know is called by its plain name. Form is not told, because
-training sees windows of a piece; beats per minute are told only where a pulse is to be heard.
+Captions follow from `Facts`: genre, mood, tempo, key, mode, metre, instruments and energy, in the words of
+`melody_jax.composer.phrases`; names without an entry there are used as they are. Captions do not mention the form,
+because training crops windows from a piece, and mention beats per minute only for music with a pulse.
 """
 
 from melody_jax.composer.dice import Dice
@@ -10,11 +10,11 @@ from melody_jax.composer.phrases import frames, instrument_words
 from melody_jax.composer.piece import Facts
 from melody_jax.composer.speaker import Speaker, with_articles
 
-_STREAM = 0xCAB710  # Keeps the captions' draws apart from the composition's, which has the same seed.
+_STREAM = 0xCAB710  # Separates the draws of captions from those of the composition, which has the same seed.
 
 
 def captions(facts: Facts, seed: int, count: int = 8) -> list[str]:
-    """`count` different captions of a piece, each of another kind while kinds last; the seed decides which."""
+    """Returns `count` different captions of a piece, drawn with `seed`; kinds repeat only after all have been used."""
     dice = Dice(seed, _STREAM)
     speaker = Speaker(facts, dice)
     usable = {
@@ -48,7 +48,7 @@ def _say(kind: str, usable: dict[str, list[str]], speaker: Speaker) -> str:
 
 
 def _tags(speaker: Speaker) -> str:
-    """Keywords in any order: "techno, 130 bpm, dark"."""
+    """Keywords in random order: "techno, 130 bpm, dark"."""
     dice = speaker.dice
     chances = {
         "mood": 0.85,
@@ -73,7 +73,7 @@ def _tags(speaker: Speaker) -> str:
 
 
 def _simple(speaker: Speaker) -> str:
-    """What people type: the plain name of the genre or lead and one or two words."""
+    """A short prompt as a user would type it: the plain name of the genre or lead and one or two words."""
     dice = speaker.dice
     facts = speaker.facts
     genre = speaker.genre_name
@@ -111,7 +111,7 @@ def _long(speaker: Speaker) -> str:
 
 
 def _tail(speaker: Speaker) -> str:
-    """Up to three more details, none told already."""
+    """Up to three more details that the caption has not mentioned."""
     details = []
     for aspect, (chance, phrases) in frames.TAILS.items():
         if len(details) == 3 or speaker.has_mentioned(aspect) or not speaker.dice.chance(chance):
@@ -123,7 +123,7 @@ def _tail(speaker: Speaker) -> str:
 
 
 def _dress(text: str, dice: Dice) -> str:
-    """Letter case and the final stop, as people do or do not."""
+    """Varies the letter case and the final stop."""
     if dice.chance(0.4):
         text = text[0].upper() + text[1:]
         if text[-1] not in ".?!" and dice.chance(0.5):

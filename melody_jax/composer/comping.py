@@ -1,8 +1,8 @@
-"""Accompaniment: chord rhythms from grids, held chords, arpeggios, strums, chugs and swells, all voice-led.
+"""Accompaniment with voice leading: chord rhythms from grids, sustained chords, arpeggios, strums, chugs and swells.
 
-A pattern is a grid or a name. Grid symbols: x accented chord, o soft chord, l low root, L low fifth, u top voice, c a
-short root (palm mute), p a power chord. Names: "hold" (one chord a harmony), "bar" (again every bar), "swell:N" (N
-strokes a beat growing over two bars), "trem:N" (even strokes), "ORDER:N" with ORDER of `ARPEGGIOS` and N notes a beat.
+A pattern is a grid or a name. Grid symbols: x accented chord, o soft chord, l low root, L low fifth, u top voice, c
+short root (palm mute), p power chord. Names: "hold" (sustained), "bar" (restarted every bar), "swell:N" (N strokes per
+beat that grow over two bars), "trem:N" (even strokes), "ORDER:N" with ORDER of `ARPEGGIOS` and N notes per beat.
 """
 
 from melody_jax.composer.dice import Dice
@@ -12,7 +12,7 @@ from melody_jax.composer.piece import Note
 from melody_jax.composer.theory import essential_tones, place, voicing
 
 ARPEGGIOS: dict[str, tuple[int, ...]] = {
-    # Indices into the chord's voices, low to high; beyond the top they continue an octave higher.
+    # Indices of the chord's voices, low to high; beyond the top voice they continue an octave higher.
     "up": (0, 1, 2, 3),
     "down": (3, 2, 1, 0),
     "updown": (0, 1, 2, 3, 4, 3, 2, 1),
@@ -29,7 +29,7 @@ ARPEGGIOS: dict[str, tuple[int, ...]] = {
 
 
 class Comper:
-    """One accompanying part. `centre` is where its voicings sit, `voices` how many, `style` close, open or drop2."""
+    """One accompanying part with `voices` notes per chord around `centre`; `style` is close, open or drop2."""
 
     def __init__(
         self,
@@ -65,7 +65,7 @@ class Comper:
             self.grid = compile_grid((self.pattern,), frame.metre, dice)
 
     def play(self, passage: Passage) -> list[Note]:
-        """The part over one passage; the last bar of a final passage is one held chord."""
+        """The part in a passage; the last bar of a final passage is one sustained chord."""
         notes: list[Note] = []
         body_end = passage.end - passage.beats if passage.final else passage.end
         name, _, rate = self.pattern.partition(":")
@@ -85,7 +85,7 @@ class Comper:
         return notes
 
     def voice(self, span: Span, power: bool = False) -> tuple[int, ...]:
-        """The pitches for a chord, led from the last ones."""
+        """The pitches of a chord, by voice leading from the previous ones."""
         chord = span.chord
         if power or chord.quality == "5":
             root = place(self.frame.tonic + chord.root, self.centre - 5, self.low, self.high - 12)

@@ -1,8 +1,8 @@
-"""Drum kits from NumPy: every General MIDI percussion key 27..87 in five kits, several takes on each sound.
+"""Drum kits: every General MIDI percussion key 27..87 in five kits, with several variants of each sound.
 
-A hit is drawn from recipes (membrane, noise, metal, tone) whose numbers depend on the kit and on the variant, made once
-and kept. Where the CC0 one-shots of the Debian package `sonic-pi-samples` are installed, some variants of kicks, snares
-and cymbals use them; the same seed gives the same bytes on machines with the same packages.
+The recipes of `drum_sounds` make each hit once, then it is cached. If the CC0 one-shots of the Debian package
+`sonic-pi-samples` are installed, some variants of kicks, snares and cymbals use them; the same seed gives the same
+bytes on machines with the same packages.
 """
 
 import functools
@@ -64,15 +64,17 @@ def _recorded(strike: Strike, kind: str) -> np.ndarray | None:
 
 @functools.lru_cache(maxsize=1024)
 def one_shot(kit: str, key: int, variant: int, tier: int, take: int) -> np.ndarray:
-    """One hit of GM percussion `key`, float32, at its level in the kit; `tier` 0 (soft) .. 2 (hard), `take` 0 or 1.
+    """Returns one hit of GM percussion `key`, float32, at its level in the kit.
 
-    Takes differ by the noise alone, so that a roll does not sound like a machine. Raises `UserError` for an unknown
-    kit or key.
+    `tier` is 0 (soft) .. 2 (hard). `take` 0 or 1 changes only the noise, so that rolls do not sound mechanical.
+
+    Raises:
+        UserError: unknown kit or key.
     """
     if kit not in KITS:
-        raise UserError(f"{kit!r} is no drum kit; there are {', '.join(KITS)}")
+        raise UserError(f"{kit!r} is not a drum kit; use one of {', '.join(KITS)}")
     if key not in SOUNDS:
-        raise UserError(f"{key} is no percussion key; General MIDI has {KEYS.start} to {KEYS.stop - 1}")
+        raise UserError(f"{key} is not a percussion key; General MIDI has {KEYS.start} to {KEYS.stop - 1}")
     kind, level_db, make = SOUNDS[key]
     seed = [zlib.crc32(f"{kit} {kind}".encode()), variant]
     sound = _recorded(Strike(kit, tier, np.random.default_rng([*seed, 7])), kind)
@@ -90,9 +92,9 @@ def one_shot(kit: str, key: int, variant: int, tier: int, take: int) -> np.ndarr
 
 
 def play(kit: str, hits: Sequence[tuple[float, float, int, int]], count: int, seed: int) -> np.ndarray:
-    """Plays hits (start s, duration s, GM percussion key, velocity 1..127) into float32 (count,).
+    """Plays hits (start s, duration s, GM percussion key, velocity 1..127); returns float32 (count,).
 
-    Every kind of sound takes one of `VARIANTS` for the whole piece, by `seed`; hats cut an open hat short.
+    `seed` selects one of `VARIANTS` for each kind of sound in the piece; closed and pedal hats choke an open hat.
     """
     output = np.zeros(count, np.float32)
     variants = np.random.default_rng([seed, 808]).integers(VARIANTS, size=128)

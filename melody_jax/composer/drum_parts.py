@@ -1,6 +1,6 @@
-"""Drum parts: patterns as grids a voice, light and full sections, fills before section changes and crashes after.
+"""Drum parts: one grid per voice, light and full sections, fills before section changes and crashes after them.
 
-Grid symbols: x accent, o normal, g ghost, digits chances of a normal hit. Voices are names of `KEYS`.
+Grid symbols: x accent, o normal, g ghost, digits for probabilities of a normal hit. Voices are names of `KEYS`.
 """
 
 from dataclasses import dataclass, field
@@ -41,10 +41,10 @@ _FILLS: dict[str, tuple[str, ...]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class DrumStyle:
-    """A genre's drumming.
+    """Drum style of a genre.
 
     `voices` maps a voice to alternative grids; `extra` voices join in energetic sections; `light` names the voices of
-    quiet sections; `fill` is a key of the fills (or none); `crash` the voice that opens a section ("" for nothing).
+    quiet sections; `fill` is a kind of fill or "none"; `crash` is the voice that opens a section ("" for none).
     """
 
     voices: dict[str, tuple[str, ...]]
@@ -55,7 +55,7 @@ class DrumStyle:
 
 
 class Drummer:
-    """Plays one settled version of a style, so that a piece keeps its groove."""
+    """Plays one version of a style, drawn once, so that the groove stays the same throughout a piece."""
 
     def __init__(self, dice: Dice, frame: Frame, style: DrumStyle, loud: float = 1.0) -> None:
         self.dice = dice
@@ -70,7 +70,7 @@ class Drummer:
         self.extra = {voice: compile_grid(style.extra[voice], frame.metre, dice, lean) for voice in joining}
 
     def play(self, passage: Passage, opens: bool, closes: bool) -> list[Note]:
-        """One passage; `opens` starts with a crash, `closes` ends with a fill."""
+        """The drums of a passage; `opens` starts it with a crash, `closes` ends it with a fill."""
         light = passage.energy < 0.35
         notes: list[Note] = []
         bars = passage.bar_starts()
@@ -135,7 +135,7 @@ class Drummer:
         return min(self.frame.beats - 1, self.dice.pick({1.0: 4.0, 2.0: 3.0, 3.0: 0.7, 0.5: 1.0}))
 
     def _fill(self, passage: Passage, start: float, beats: float) -> list[Note]:
-        """Growing strokes over the kit's fill voices: in order for toms, at random for the others."""
+        """Strokes of growing volume over the voices of a fill, in order or, for some kinds, at random."""
         kind = self.style.fill
         rate = (
             3 if self.frame.compound else 2 if self.frame.tempo > 165 and kind not in ("roll", "kit") else 4
@@ -156,7 +156,7 @@ class Drummer:
         return notes
 
     def _pickup(self, passage: Passage, beat: float) -> list[Note]:
-        """Two strokes that lead out of a four-bar phrase."""
+        """Two strokes at the end of a four-bar phrase."""
         voice = {"timbales": "timbale", "roll": "open", "hats": "open"}.get(self.style.fill, "snare")
         if self.frame.compound or (voice != "timbale" and voice not in self.grids):
             return []

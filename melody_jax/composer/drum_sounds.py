@@ -50,7 +50,7 @@ def _stepped_noise(strike: Strike, count: int, rate: float) -> np.ndarray:
 
 
 def _burst(strike: Strike, low: float, high: float, seconds: float) -> np.ndarray:
-    """Noise between `low` and `high` Hz falling by 60 dB in `seconds`."""
+    """Noise between `low` and `high` Hz that falls by 60 dB in `seconds`."""
     count = round(seconds * SAMPLE_RATE)
     if strike.kit == "chip":
         return _stepped_noise(strike, count, min(11_900, 1.4 * high)) * dsp.decay(count, seconds)
@@ -134,7 +134,7 @@ def _clap(strike: Strike) -> np.ndarray:
 
 
 def _metal(strike: Strike, low: float, seconds: float, modes: int = 48, wash: float = 0.5) -> np.ndarray:
-    """Cymbal: a thicket of inharmonic modes from `low` Hz on, the high ones shorter, over a wash of noise."""
+    """Cymbal: inharmonic modes from `low` Hz on, with shorter decays at high frequencies, and noise."""
     count = round(seconds * SAMPLE_RATE)
     if strike.kit == "chip":
         return _burst(strike, low, 11_000, seconds)
@@ -247,7 +247,7 @@ def _hand_drum(root: float, seconds: float, slap: float) -> Callable[[Strike], n
 def _struck(
     ratios: Sequence[float], root: float, seconds: float, click: float = 0.2
 ) -> Callable[[Strike], np.ndarray]:
-    """Small metal or wood: fixed modes at `ratios` of `root` Hz."""
+    """Small metal or wooden instrument: fixed modes at `ratios` of `root` Hz."""
 
     def make(strike: Strike) -> np.ndarray:
         factors = np.array(ratios)
@@ -289,7 +289,7 @@ def _scraped(seconds: float, teeth: int) -> Callable[[Strike], np.ndarray]:
 
 
 def _glide(start: float, end: float, seconds: float) -> Callable[[Strike], np.ndarray]:
-    """Whistles, cuicas and zaps: one tone sliding, with a little noise."""
+    """Whistles, cuicas and zaps: one sliding tone with some noise."""
 
     def make(strike: Strike) -> np.ndarray:
         length = strike.near(seconds, 0.2)

@@ -1,8 +1,8 @@
-"""Signal building blocks of the renderer: filters, wavetables, damped modes, detuned ensembles, varying delays.
+"""Signal processing of the renderer: filters, wavetables, damped modes, detuned ensembles, varying delays.
 
-Everything is mono float32 (T,) at `melody_jax.audio.SAMPLE_RATE`. The three generators are chosen for speed in NumPy:
-damped sinusoids are one matrix product, filter sweeps of periodic waves are a walk through ready-filtered tables
-(band-limited by construction), and choruses of detuned voices are one inverse FFT that loops without a seam.
+All signals are mono float32 (T,) at `melody_jax.audio.SAMPLE_RATE`. The three generators are fast in NumPy: damped
+sinusoids are one matrix product, filter sweeps of periodic waves read from filtered tables (band-limited by
+construction), and choruses of detuned voices are one inverse FFT with a seamless loop.
 """
 
 import functools
@@ -56,12 +56,12 @@ def biquad(kind: str, frequency: float, quality: float = 0.707, gain_db: float =
 
 
 def filtered(audio: np.ndarray, *sections: np.ndarray) -> np.ndarray:
-    """Runs float32 (T,) through second-order sections, one after another."""
+    """Filters float32 (T,) with second-order sections in series."""
     return np.asarray(signal.sosfilt(np.stack(sections), audio), np.float32)
 
 
 def times(count: int) -> np.ndarray:
-    """Seconds of `count` samples, float32 (count,)."""
+    """Times of `count` samples in seconds, float32 (count,)."""
     return _times(1 << max(count - 1, 1).bit_length())[:count]
 
 
@@ -71,12 +71,12 @@ def _times(count: int) -> np.ndarray:
 
 
 def decay(count: int, seconds: float) -> np.ndarray:
-    """Exponential falling by 60 dB in `seconds`, float32 (count,)."""
+    """Exponential that falls by 60 dB in `seconds`, float32 (count,)."""
     return np.exp(times(count) * np.float32(-6.908 / seconds))
 
 
 def attack(audio: np.ndarray, seconds: float) -> np.ndarray:
-    """Fades the first `seconds` of (T,) in, in place, by a raised cosine; at least 0.5 ms, against clicks."""
+    """Fades in the first `seconds` of (T,), in place, with a raised cosine of at least 0.5 ms, to avoid clicks."""
     count = min(len(audio), max(12, round(seconds * SAMPLE_RATE)))
     audio[:count] *= (0.5 - 0.5 * np.cos(np.pi * np.arange(count) / count)).astype(np.float32)
     return audio
@@ -90,8 +90,8 @@ def noise(rng: np.random.Generator, count: int) -> np.ndarray:
 def waveshape(audio: np.ndarray, drive: float) -> np.ndarray:
     """Saturates drive * (T,) by x / sqrt(1 + x^2), averaged between neighbouring samples.
 
-    The mean of the curve over the step from one sample to the next has a closed form without a singularity and
-    all but removes the aliases that would fold down to where they are heard. One pole gives back the treble it takes.
+    The mean of the curve over the step from one sample to the next has a closed form without a singularity and removes
+    most audible aliasing. A one-pole filter restores the treble that averaging attenuates.
     """
     pushed = audio * np.float32(drive)
     root = np.sqrt(1 + pushed * pushed)
@@ -104,9 +104,9 @@ def waveshape(audio: np.ndarray, drive: float) -> np.ndarray:
 def damped(
     frequencies: np.ndarray, amplitudes: np.ndarray, rates: np.ndarray, phases: np.ndarray, count: int
 ) -> np.ndarray:
-    """Sum of damped sinusoids a exp(-rate t) sin(2 pi f t + phase), float32 (count,); modes above Nyquist are left out.
+    """Sum of damped sinusoids a exp(-rate t) sin(2 pi f t + phase), float32 (count,), without modes above Nyquist.
 
-    Time is split as i * 256 + j, so that the sum over K modes is a product of (count / 256, K) and (K, 256).
+    With time split as i * 256 + j, the sum over K modes is a product of (count / 256, K) and (K, 256).
     """
     audible = (frequencies < 0.97 * NYQUIST) & (np.abs(amplitudes) > 1e-5)
     exponent = (2j * np.pi * frequencies[audible] - rates[audible]) / SAMPLE_RATE
@@ -160,7 +160,7 @@ def lowpass_response(frequencies: np.ndarray, cutoffs: np.ndarray, quality: floa
 
 @functools.lru_cache(maxsize=2)
 def _seamless_lengths(about: int) -> np.ndarray:
-    """Lengths near `about` that are quick to transform."""
+    """Lengths near `about` with a fast FFT."""
     smooth = (
         2**twos * 3**threes * 5**fives for twos in range(1, 18) for threes in range(11) for fives in range(7)
     )
@@ -170,11 +170,11 @@ def _seamless_lengths(about: int) -> np.ndarray:
 def ensemble(
     frequency: float, spectra: np.ndarray, detune: np.ndarray, rng: np.random.Generator, coherent: bool
 ) -> np.ndarray:
-    """Loopable sound (N, L) of several detuned voices that share N spectra (N, H); L is about 2.7 s, or half.
+    """Loops (N, L) of several detuned voices that share N spectra (N, H); L is about 2.7 s, or half of that.
 
-    `detune` (V, H) or (V, 1) is each voice's (and harmonic's) relative deviation in frequency. `coherent` voices keep
-    their harmonics in phase, as oscillators do; otherwise every line has a phase of its own, as for many players.
-    The length is the one of the fast ones that holds nearest to a whole number of periods, so the pitch is exact.
+    `detune` (V, H) or (V, 1) is the relative deviation of the frequency of each voice (and harmonic). `coherent` voices
+    have harmonics in phase, like oscillators; otherwise the phases are random, as with many players. L is the fast
+    length nearest to an integer number of periods, so that the pitch is exact.
     """
     harmonics = spectra.shape[1]
     lengths = _seamless_lengths(ENSEMBLE_LENGTH if frequency < 300 else ENSEMBLE_LENGTH // 2)
@@ -196,7 +196,7 @@ def ensemble(
 
 
 def looped(loops: np.ndarray, count: int, position: np.ndarray | None = None) -> np.ndarray:
-    """Repeats loops (N, L) to `count` samples, crossfading between the N by `position` (count,) 0..N-1."""
+    """Repeats loops (N, L) for `count` samples, and crossfades between the N loops by `position` (count,) 0..N-1."""
     period = loops.shape[1]
     if position is None:
         return np.resize(loops[0], count)
@@ -210,7 +210,7 @@ def looped(loops: np.ndarray, count: int, position: np.ndarray | None = None) ->
 
 
 def delayed(audio: np.ndarray, samples: np.ndarray) -> np.ndarray:
-    """Reads (T,) late by `samples` (T,), a varying number of samples, with linear interpolation."""
+    """Delays (T,) by `samples` (T,), a varying number of samples, with linear interpolation."""
     integer = samples.astype(np.int32)
     fraction = (samples - integer).astype(np.float32)
     index = np.arange(len(audio), dtype=np.int32) - integer
@@ -222,7 +222,7 @@ def delayed(audio: np.ndarray, samples: np.ndarray) -> np.ndarray:
 
 
 def add_at(target: np.ndarray, start: int, audio: np.ndarray, gain: float = 1.0) -> None:
-    """Adds gain * audio to `target` from sample `start` on, cut at both ends of `target`."""
+    """Adds gain * audio to `target` from sample `start` on, in place; parts outside `target` are dropped."""
     first = max(0, -start)
     last = min(len(audio), len(target) - start)
     if last > first:
@@ -230,7 +230,7 @@ def add_at(target: np.ndarray, start: int, audio: np.ndarray, gain: float = 1.0)
 
 
 def level(audio: np.ndarray, block: float = 0.05, share: float = 1.0) -> float:
-    """Root mean square of the loudest `share` of the blocks of `block` s that are within 20 dB of the loudest one."""
+    """Root mean square of the loudest fraction `share` of the blocks of `block` s within 20 dB of the loudest block."""
     size = round(block * SAMPLE_RATE)
     count = max(1, len(audio) // size)
     blocks = audio[: count * size].reshape(count, -1) if len(audio) >= size else audio[None, :]

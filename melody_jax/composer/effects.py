@@ -1,7 +1,7 @@
 """Effects of the renderer: saturation, modulation, echoes, sweeps, ducking, lo-fi and synthesised rooms.
 
-Everything takes and gives mono float32 (T,) at 24 kHz. `apply` runs a track's named effects; what an effect does in
-detail (rates, depths, cutoffs) is drawn from the generator given, so a seed fixes it.
+All functions take and return mono float32 (T,) at 24 kHz. `apply` runs the named effects of a track; the details
+(rates, depths, cutoffs) are drawn from the random generator, so that a seed determines them.
 """
 
 import functools
@@ -17,7 +17,7 @@ from melody_jax.errors import UserError
 ROOM_VARIANTS = 8
 SWEEP_BLOCK = 1024
 
-# Reverberation to -60 dB at low and at high frequencies (s), delay before it (s), share of early reflections.
+# Reverberation time at low and at high frequencies (s), pre-delay (s), energy fraction of early reflections.
 _ROOMS = {
     "studio": (0.35, 0.22, 0.004, 0.5),
     "room": (0.7, 0.4, 0.009, 0.45),
@@ -31,7 +31,7 @@ def _lfo(count: int, rate: float, phase: float) -> np.ndarray:
 
 
 def _at_level(audio: np.ndarray, like: np.ndarray) -> np.ndarray:
-    """`audio` at the level of `like`."""
+    """`audio` scaled to the level of `like`."""
     return audio * np.float32(dsp.level(like) / max(1e-6, dsp.level(audio)))
 
 
@@ -47,7 +47,7 @@ def _cabinet(audio: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def _driven(audio: np.ndarray, rng: np.random.Generator, drive: float, low_cut: float) -> np.ndarray:
-    """Two stages of saturation in front of a loudspeaker cabinet; the level stays, the dynamics shrink."""
+    """Two stages of saturation and a loudspeaker cabinet; the level is preserved, the dynamics are reduced."""
     loudness = dsp.level(audio)
     if loudness < 1e-6:
         return audio
@@ -57,17 +57,17 @@ def _driven(audio: np.ndarray, rng: np.random.Generator, drive: float, low_cut: 
 
 
 def distortion(audio: np.ndarray, rng: np.random.Generator, seconds_per_beat: float) -> np.ndarray:
-    """High-gain amplifier with its cabinet."""
+    """High-gain amplifier with a cabinet."""
     return _driven(audio, rng, rng.uniform(6, 16), 140)
 
 
 def overdrive(audio: np.ndarray, rng: np.random.Generator, seconds_per_beat: float) -> np.ndarray:
-    """Valve-like saturation with a cabinet, clean where played softly."""
+    """Valve-like saturation with a cabinet; soft notes stay clean."""
     return _driven(audio, rng, rng.uniform(0.9, 2.2), 80)
 
 
 def chorus(audio: np.ndarray, rng: np.random.Generator, seconds_per_beat: float) -> np.ndarray:
-    """Two delayed copies, slowly out of tune against each other."""
+    """Two delayed copies with slowly varying pitch."""
     rate = rng.uniform(0.3, 1.2)
     depth = rng.uniform(1.0, 3.0) * 24
     first = dsp.delayed(audio, 12 * 24 + depth * _lfo(len(audio), rate, rng.random()))
@@ -76,21 +76,21 @@ def chorus(audio: np.ndarray, rng: np.random.Generator, seconds_per_beat: float)
 
 
 def vibrato(audio: np.ndarray, rng: np.random.Generator, seconds_per_beat: float) -> np.ndarray:
-    """The pitch sways by up to about a third of a semitone."""
+    """Periodic variation of the pitch by up to about a third of a semitone."""
     rate = rng.uniform(4.2, 6.2)
     depth = rng.uniform(0.006, 0.018) / (2 * np.pi * rate) * SAMPLE_RATE
     return dsp.delayed(audio, depth * (1 + _lfo(len(audio), rate, rng.random())))
 
 
 def tremolo(audio: np.ndarray, rng: np.random.Generator, seconds_per_beat: float) -> np.ndarray:
-    """The loudness sways, in time with the beat or free."""
+    """Periodic variation of the loudness, synchronised with the beat or free."""
     rate = float(rng.choice([2, 3, 4])) / seconds_per_beat if rng.random() < 0.6 else rng.uniform(4, 7)
     depth = rng.uniform(0.35, 0.8)
     return audio * (1 - np.float32(depth) * (0.5 + 0.5 * _lfo(len(audio), min(rate, 12.0), 0.25)))
 
 
 def delay(audio: np.ndarray, rng: np.random.Generator, seconds_per_beat: float) -> np.ndarray:
-    """Echoes at half, three quarters or a whole beat, each darker than the one before."""
+    """Echoes after half, three quarters or one beat, with less treble."""
     lag = round(float(rng.choice([0.5, 0.75, 1.0])) * seconds_per_beat * SAMPLE_RATE)
     feedback = rng.uniform(0.3, 0.55)
     wet = rng.uniform(0.3, 0.5)
@@ -103,19 +103,19 @@ def delay(audio: np.ndarray, rng: np.random.Generator, seconds_per_beat: float) 
 
 
 def lowpass(audio: np.ndarray, rng: np.random.Generator, seconds_per_beat: float) -> np.ndarray:
-    """Darkens: 24 dB/octave above 700 to 2200 Hz."""
+    """Low-pass with 24 dB/octave above 700 to 2200 Hz."""
     cutoff = 2 ** rng.uniform(np.log2(700), np.log2(2200))
     return dsp.filtered(audio, dsp.biquad("lowpass", cutoff, 1.1), dsp.biquad("lowpass", cutoff, 0.6))
 
 
 def highpass(audio: np.ndarray, rng: np.random.Generator, seconds_per_beat: float) -> np.ndarray:
-    """Thins out: 24 dB/octave below 200 to 600 Hz."""
+    """High-pass with 24 dB/octave below 200 to 600 Hz."""
     cutoff = 2 ** rng.uniform(np.log2(200), np.log2(600))
     return dsp.filtered(audio, dsp.biquad("highpass", cutoff, 0.9), dsp.biquad("highpass", cutoff, 0.6))
 
 
 def bitcrush(audio: np.ndarray, rng: np.random.Generator, seconds_per_beat: float) -> np.ndarray:
-    """Few bits and every second to fourth sample held, aliases and all."""
+    """Reduces the resolution to a few bits and repeats every second to fourth sample, with aliasing."""
     hold = int(rng.integers(2, 5))
     bits = int(rng.integers(4, 8))
     peak = max(1e-6, float(np.abs(audio).max()))
@@ -128,10 +128,10 @@ def _swept(
     lfo: Callable[[np.ndarray], np.ndarray],
     response: Callable[[np.ndarray, np.ndarray], np.ndarray],
 ) -> np.ndarray:
-    """Filters by a response that moves: `lfo(time s)` in -1..1, `response(lfo (N, 1), frequency (1, F) Hz)` complex.
+    """Filters with a moving response: `lfo(time s)` in -1..1, complex `response(lfo (N, 1), frequency (1, F) Hz)`.
 
-    Blocks of 43 ms under sine windows, overlapping by half, so the movement is smooth and everything is two batched
-    FFTs; the response is worked out for 65 places of the LFO and looked up.
+    Half-overlapping blocks of 43 ms under sine windows make the movement smooth and need only two batched FFTs; the
+    response is computed for 65 values of the LFO and looked up.
     """
     half = SWEEP_BLOCK // 2
     blocks = -(-len(audio) // half) + 1
@@ -160,7 +160,7 @@ def _resonant(ratio: np.ndarray, damping: float) -> np.ndarray:
 
 
 def wah(audio: np.ndarray, rng: np.random.Generator, seconds_per_beat: float) -> np.ndarray:
-    """Resonant band swept through the middle, in time with the beat."""
+    """Resonant band-pass with a moving centre, synchronised with the beat."""
     rate = float(rng.choice([0.5, 1.0, 2.0])) / seconds_per_beat
     damping = rng.uniform(0.25, 0.45)
     centre = rng.uniform(800, 1200)
@@ -173,7 +173,7 @@ def wah(audio: np.ndarray, rng: np.random.Generator, seconds_per_beat: float) ->
 
 
 def autofilter(audio: np.ndarray, rng: np.random.Generator, seconds_per_beat: float) -> np.ndarray:
-    """Resonant low-pass opening and closing over four to thirty-two beats."""
+    """Resonant low-pass that opens and closes over four to thirty-two beats."""
     rate = 1 / (float(rng.choice([4, 8, 16, 32])) * seconds_per_beat)
     damping = rng.uniform(0.2, 0.6)
     centre = rng.uniform(900, 1500)
@@ -186,7 +186,7 @@ def autofilter(audio: np.ndarray, rng: np.random.Generator, seconds_per_beat: fl
 
 
 def phaser(audio: np.ndarray, rng: np.random.Generator, seconds_per_beat: float) -> np.ndarray:
-    """Four all-pass stages moving up and down, mixed with the dry sound: notches that travel."""
+    """Four moving all-pass stages mixed with the dry sound, which makes moving notches."""
     rate = rng.uniform(0.1, 0.8)
     centre = rng.uniform(600, 1000)
 
@@ -208,16 +208,16 @@ EFFECTS: dict[str, Callable[[np.ndarray, np.random.Generator, float], np.ndarray
 def apply(
     audio: np.ndarray, names: Sequence[str], rng: np.random.Generator, seconds_per_beat: float
 ) -> np.ndarray:
-    """Runs the named effects in turn. Raises `UserError` for a name that is not in `EFFECTS`."""
+    """Applies the named effects in order. Raises `UserError` for a name that is not in `EFFECTS`."""
     for name in names:
         if name not in EFFECTS:
-            raise UserError(f"{name!r} is no effect; there are {', '.join(EFFECTS)}")
+            raise UserError(f"{name!r} is not an effect; use one of {', '.join(EFFECTS)}")
         audio = EFFECTS[name](audio, rng, seconds_per_beat).astype(np.float32, copy=False)
     return audio
 
 
 def ducking(kicks: Sequence[float], count: int, depth: float, seconds: float) -> np.ndarray:
-    """Gain (count,) that drops by `depth` (0..1) at every kick (s) and recovers over `seconds`."""
+    """Gain (count,) that falls by `depth` (0..1) at each kick (s) and recovers over `seconds`."""
     gain = np.ones(count, np.float32)
     length = round(seconds * SAMPLE_RATE)
     slope = 96
@@ -236,12 +236,13 @@ def ducking(kicks: Sequence[float], count: int, depth: float, seconds: float) ->
 
 @functools.lru_cache(maxsize=len(_ROOMS) * ROOM_VARIANTS)
 def room_response(room: str, variant: int) -> np.ndarray:
-    """Impulse response of a room's reverberation (without the direct sound), float32, of unit energy.
+    """Impulse response of a room without the direct sound, float32, with unit energy.
 
-    Noise in four bands, the higher ones dying sooner, after early reflections. Raises `UserError` for other rooms.
+    Early reflections are followed by noise in four bands, the higher ones with a shorter decay. Raises `UserError` for
+    unknown rooms.
     """
     if room not in _ROOMS:
-        raise UserError(f"{room!r} is no room; there are dry, {', '.join(_ROOMS)}")
+        raise UserError(f"{room!r} is not a room; use one of dry, {', '.join(_ROOMS)}")
     low, high, before, early = _ROOMS[room]
     rng = np.random.default_rng([sorted(_ROOMS).index(room), variant])
     size = 2 ** rng.uniform(-0.35, 0.35)
@@ -264,7 +265,7 @@ def room_response(room: str, variant: int) -> np.ndarray:
 
 
 def reverb(audio: np.ndarray, room: str, variant: int) -> np.ndarray:
-    """The reverberation alone of (T,) in a room; silence for "dry"."""
+    """The reverberation of (T,) in a room without the direct sound; silence for "dry"."""
     if room == "dry":
         return np.zeros_like(audio)
     spectrum, taps = _room_spectrum(room, variant % ROOM_VARIANTS)
@@ -287,7 +288,7 @@ def _room_spectrum(room: str, variant: int) -> tuple[np.ndarray, int]:
 
 
 def lofi(audio: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Worn tape and vinyl: narrow band, wow and flutter, saturation, crackle and hiss."""
+    """Old tape and vinyl: narrow band, wow and flutter, saturation, crackle and hiss."""
     count = len(audio)
     wow = rng.uniform(10, 26) * (1 + _lfo(count, rng.uniform(0.4, 0.8), rng.random()))
     wow += rng.uniform(0.6, 1.6) * (1 + _lfo(count, rng.uniform(5, 8), rng.random()))

@@ -23,7 +23,7 @@ def unison(
     amp_rise: float = 0.004,
     shape: str = "saw",
 ) -> np.ndarray:
-    """Detuned oscillators in unison through a moving low-pass: saw leads, warm pads."""
+    """Detuned oscillators in unison through a moving low-pass, for saw leads and warm pads."""
     tone = voice.tone
     base = max(cutoff * tone.brightness, 1.5 * voice.frequency)
     top = min(base * 2**sweep, 11_500.0)
@@ -52,7 +52,7 @@ def section(
     tremolo: float = 0.0,
     sparse: float = 0.0,
 ) -> np.ndarray:
-    """Many players or singers: every harmonic a band of random lines, shaped by formants (Hz, octaves wide, weight)."""
+    """Many players or singers: each harmonic is a band of random lines, shaped by formants (Hz, octaves, weight)."""
     tone = voice.tone
 
     def make() -> np.ndarray:

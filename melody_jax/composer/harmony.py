@@ -1,6 +1,6 @@
 """Chord progressions from grammars: loops, functional phrases, jazz turnarounds, blues, vamps, riffs, sequences.
 
-Every grammar gives `slots` chords in a mode; `draw_progression` draws until the fingerprint belongs to the split.
+Each grammar returns `slots` chords in a mode; `draw_progression` draws until the fingerprint belongs to the split.
 """
 
 from collections.abc import Callable
@@ -11,7 +11,7 @@ from melody_jax.composer.theory import MODES, Chord, coloured, triad
 
 Progression = tuple[Chord, ...]
 
-# Degree -> next degree, per mode: what loops of popular music do.
+# Degree -> weights of the next degree, per mode, in loops of popular music.
 _LOOPS: dict[str, dict[int, dict[int, float]]] = {
     "major": {
         0: {3: 3, 4: 3, 5: 3, 1: 1, 2: 1},
@@ -39,7 +39,7 @@ _LOOPS: dict[str, dict[int, dict[int, float]]] = {
                5: {1: 3, 0: 1, 4: 1}, 6: {0: 2, 5: 2}},
 }  # fmt: skip
 
-# Degree -> next degree in functional harmony; a dominant in minor gets its leading note.
+# Minor or not -> degree -> weights of the next degree in functional harmony.
 _FUNCTIONS: dict[bool, dict[int, dict[int, float]]] = {
     False: {
         0: {3: 3, 4: 2, 5: 3, 1: 2, 2: 0.5},
@@ -61,7 +61,7 @@ _FUNCTIONS: dict[bool, dict[int, dict[int, float]]] = {
     },
 }
 
-# Two-chord cells of jazz harmony, semitones above the tonic and qualities, for a tonic of either mode.
+# Weights of two-chord cells of jazz harmony: semitones above the tonic and qualities.
 _JAZZ_MAJOR: dict[tuple[tuple[int, str], ...], float] = {
     ((2, "m9"), (7, "13")): 5, ((2, "m7"), (7, "7b9")): 2, ((2, "m9"), (1, "9")): 1.5, ((0, "maj9"), (9, "7b9")): 3,
     ((0, "maj7"), (9, "m7")): 2, ((4, "m7"), (9, "7b13")): 2.5, ((4, "m7"), (3, "dim7")): 1.5,
@@ -122,7 +122,7 @@ def _functional(
 
 
 def _art(dice: Dice, mode: str, slots: int) -> list[tuple[int, str]]:
-    """Functional with applied dominants: the classical phrase."""
+    """Classical phrases: functional harmony with applied dominants."""
     chords = _functional(dice, mode, slots)
     for i in range(len(chords) - 1):
         root, quality = chords[i + 1]
@@ -132,7 +132,7 @@ def _art(dice: Dice, mode: str, slots: int) -> list[tuple[int, str]]:
 
 
 def _sequence(dice: Dice, mode: str, slots: int) -> list[tuple[int, str]]:
-    """Baroque: a circle of fifths, a descending bass or rising thirds, closed by a cadence."""
+    """Baroque sequences: a circle of fifths, a descending bass or rising thirds, then a cadence."""
     step = dice.pick({3: 4.0, 6: 1.5, 5: 1.0, 4: 1.0})
     degree = dice.pick({0: 5.0, 5: 1.0, 3: 1.0})
     degrees = [degree]
@@ -147,7 +147,7 @@ def _sequence(dice: Dice, mode: str, slots: int) -> list[tuple[int, str]]:
 
 
 def _roots(dice: Dice, mode: str, slots: int) -> list[tuple[int, str]]:
-    """Folk and country: mostly the three main chords, now and then the sixth or second."""
+    """Folk and country: mainly the three primary chords, sometimes the sixth or second degree."""
     allowed = dice.pick({(0, 3, 4): 4.0, (0, 3, 4, 5): 3.0, (0, 1, 3, 4, 5): 2.0})
     if mode in ("mixolydian", "dorian", "phrygian", "lydian"):
         return _loop(dice, mode, slots)
@@ -177,7 +177,7 @@ def _jazz(dice: Dice, mode: str, slots: int) -> list[tuple[int, str]]:
 
 
 def _blues(dice: Dice, mode: str, slots: int) -> list[tuple[int, str]]:
-    """Twelve bars (or their head), with the usual variants; minor keys give a minor blues."""
+    """Twelve-bar blues (or its beginning) with common variants; minor keys give a minor blues."""
     if mode in ("minor", "dorian", "phrygian"):
         tonic = "m7"
         four = dice.pick({"m7": 3.0, "m9": 1.0, "9": 1.0})
@@ -203,7 +203,7 @@ def _blues(dice: Dice, mode: str, slots: int) -> list[tuple[int, str]]:
 
 
 def _vamp(dice: Dice, mode: str, slots: int) -> list[tuple[int, str]]:
-    """One to three chords that hold for long: house, techno, ambient, funk."""
+    """One to four long chords: house, techno, ambient, funk."""
     count = dice.pick({1: 2.0, 2: 3.5, 4: 1.5})
     degrees = [0]
     while len(degrees) < count:
@@ -213,7 +213,7 @@ def _vamp(dice: Dice, mode: str, slots: int) -> list[tuple[int, str]]:
 
 
 def _riff(dice: Dice, mode: str, slots: int) -> list[tuple[int, str]]:
-    """Metal and hard rock: power chords that keep falling back to the open tonic, with semitone neighbours."""
+    """Metal and hard rock: roots of power chords, with frequent returns to the tonic and semitone neighbours."""
     palette = {
         0: 5.0,
         3: 2.0,
@@ -232,7 +232,7 @@ def _riff(dice: Dice, mode: str, slots: int) -> list[tuple[int, str]]:
 
 
 def _plane(dice: Dice, mode: str, slots: int) -> list[tuple[int, str]]:
-    """Cinematic: chromatic mediants and modal neighbours, triads that share a note but no key."""
+    """Cinematic: chromatic mediants and modal neighbours."""
     shifts = {3: 1.0, 4: 1.5, 8: 2.0, 9: 1.0, 5: 2.0, 7: 1.0, 10: 1.5, 1: 0.5}
     minor = mode in ("minor", "dorian", "phrygian")
     chords = [(0, "m" if minor else "")]
@@ -275,7 +275,7 @@ GRAMMARS: dict[str, Callable[[Dice, str, int], list[tuple[int, str]]]] = {
 
 
 def _with_basses(dice: Dice, chords: list[tuple[int, str]], amount: float) -> Progression:
-    """Puts the third or fifth in the bass where that makes the bass move by step."""
+    """Puts the third of a chord in the bass, with probability `amount`, if the bass then moves by step."""
     result: list[Chord] = []
     for index, (root, quality) in enumerate(chords):
         bass = root
@@ -289,7 +289,7 @@ def _with_basses(dice: Dice, chords: list[tuple[int, str]], amount: float) -> Pr
 
 
 def progression_hash(progression: Progression) -> int:
-    """Fingerprint of a progression: its roots relative to the tonic and its qualities, in order."""
+    """Fingerprint of a progression: roots relative to the tonic and qualities, in order."""
     return fingerprint(("progression", *((chord.root, chord.quality) for chord in progression)))
 
 
@@ -303,10 +303,10 @@ def draw_progression(
     inversions: float,
     tension: float,
 ) -> Progression:
-    """A progression of `slots` chords by the named grammar whose fingerprint belongs to the split.
+    """Draws a progression of `slots` chords from the named grammar, with a fingerprint of the split.
 
-    `level` weighs the colours of `theory.coloured`; grammars that name full qualities (jazz, blues) keep theirs.
-    `tension` 0..1 puts sharper chords in the place of plain ones.
+    `level` has the weights of the levels of `theory.coloured`; jazz and blues keep the qualities of their grammars.
+    `tension` 0..1 is the amount of dissonant substitutes for plain chords.
     """
     scale = MODES[mode]
 

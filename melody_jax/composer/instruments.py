@@ -1,4 +1,4 @@
-"""The instruments the composer writes for: General MIDI program, family, playable range and the synthesiser's patch."""
+"""The instruments of the composer: General MIDI program, family, playable range and synthesiser patch."""
 
 from dataclasses import dataclass
 

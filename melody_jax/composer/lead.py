@@ -1,4 +1,4 @@
-"""The lead's part and the line that goes with it: thirds, octaves, guide tones, imitation or answers."""
+"""The lead part and its counter line: thirds, octaves, guide tones, imitation or answers."""
 
 from itertools import pairwise
 
@@ -15,7 +15,7 @@ _WIDE = ("keys", "plucked", "organ")
 
 
 def register(instrument: str, shift: float) -> float:
-    """Where an instrument sings: a little above its middle, keyboards and harps about an octave above middle C."""
+    """The central pitch of a melody: slightly above the middle of the range; for wide ranges, above middle C."""
     player = INSTRUMENTS[instrument]
     middle = (player.low + player.high) / 2 + 2
     if player.high - player.low > 45:
@@ -26,7 +26,7 @@ def register(instrument: str, shift: float) -> float:
 
 
 def sing(plan: Plan, dice: Dice) -> list[Note]:
-    """The lead over the whole piece; synthesised leads may rest where a section has little energy."""
+    """The lead part of the piece; in genres with side-chain ducking, it can rest in intros and builds."""
     player = INSTRUMENTS[plan.lead]
     shift = plan.genre.lead_register + 0.7 * plan.frame.mood.register + 1.5 * dice.bell()
     rests = plan.genre.sidechain > 0.3 and dice.chance(0.25)
@@ -51,7 +51,7 @@ def sing(plan: Plan, dice: Dice) -> list[Note]:
 
 
 def _below(plan: Plan, passage: Passage, line: list[Note], low: int) -> list[Note]:
-    """A second voice under the longer notes of a keyboard's or harp's tune."""
+    """A second voice below the longer notes of a melody on keyboards or harps."""
     added = []
     for note in line:
         if note.duration < 0.45:
@@ -73,7 +73,7 @@ def _passage_at(plan: Plan, beat: float) -> Passage:
 
 
 def accompany(plan: Plan, dice: Dice, kind: str, melody: list[Note], instrument: str) -> list[Note]:
-    """The counter line of the given kind for the melody (its written notes)."""
+    """The counter line of a kind (octave, unison, thirds, guide, imitation or answer) for the written melody."""
     if kind in ("octave", "unison"):
         shift = -12 if kind == "octave" else 0
         return [
@@ -89,7 +89,7 @@ def accompany(plan: Plan, dice: Dice, kind: str, melody: list[Note], instrument:
 
 
 def _third(plan: Plan, note: Note) -> Note:
-    """The harmony note under a melody note: a chord tone where one lies close, else a third below in the scale."""
+    """The harmony note below a melody note: a chord tone if one is near, otherwise a third below in the scale."""
     chord = _passage_at(plan, note.start).span_at(note.start).chord
     tones = ladder(plan.frame.tonic, tuple(sorted(chord.tones)), 36, 100)
     under = [rung for rung in tones if 3 <= note.pitch - rung <= 6]
@@ -100,7 +100,7 @@ def _third(plan: Plan, note: Note) -> Note:
 
 
 def _guide(plan: Plan, instrument: str) -> list[Note]:
-    """One chord tone a harmony, moving as little as it can: a tenor line."""
+    """A tenor line: one chord tone per chord, with the smallest movement."""
     player = INSTRUMENTS[instrument]
     low = max(player.low, 45)
     high = min(player.high, 79)
@@ -116,7 +116,7 @@ def _guide(plan: Plan, instrument: str) -> list[Note]:
 
 
 def _imitation(plan: Plan, dice: Dice, instrument: str) -> list[Note]:
-    """The lead's motifs again, a bar later and lower: a second voice in counterpoint."""
+    """A contrapuntal voice: the motifs of the lead, one bar later and lower."""
     player = INSTRUMENTS[instrument]
     notes: list[Note] = []
     for passage in plan.passages:
@@ -131,7 +131,7 @@ def _imitation(plan: Plan, dice: Dice, instrument: str) -> list[Note]:
 
 
 def _answers(plan: Plan, dice: Dice, melody: list[Note], instrument: str) -> list[Note]:
-    """Short replies where the melody rests or holds."""
+    """Short replies during rests and long notes of the melody."""
     player = INSTRUMENTS[instrument]
     low = max(player.low, 45)
     high = min(player.high, 90)

@@ -1,7 +1,7 @@
-"""Melodies from motifs: a rhythm and a contour in scale steps, stated, repeated, sequenced, varied and cadenced.
+"""Melodies from motifs: a rhythm and a contour in scale steps that is repeated, transposed, varied and closed.
 
-A motif is one bar. A phrase scheme lays motifs over the bars of a section; realisation fits them to the chords: strong
-and long notes are chord tones, the rest are scale tones that move by step.
+A motif has one bar. A phrase scheme assigns motifs to the bars of a section; `Singer` fits them to the chords: strong
+and long notes are chord tones, the others are scale tones that move by step.
 """
 
 from dataclasses import dataclass
@@ -37,7 +37,7 @@ _COMPOUND_CELLS: dict[tuple[float, ...], float] = {
     (0.0, 0.5, 2 / 3): 0.5,
 }
 _SCHEMES: dict[str, dict[str, float]] = {
-    # One letter a bar: a and b state, v varies a, u and d move it up and down, i inverts it, - rests, c closes.
+    # One letter per bar: a and b are the motifs, v varies a, u and d transpose it, i inverts it, - rests, c closes.
     "tune": {"abac": 3, "aabc": 2, "avbc": 2, "aubc": 2, "aduc": 1, "abvc": 2, "audc": 1.5, "abic": 1, "a-ac": 0.7},
     "call": {"a-a-": 2, "a-v-": 2, "a-ac": 2, "ab-c": 1.5, "a-bc": 2, "av-c": 1},
     "riff": {"aaaa": 3, "aaab": 3, "abab": 3, "aaav": 2, "aavb": 1, "a-a-": 0.5},
@@ -49,7 +49,7 @@ _BLUES = (0, 3, 5, 6, 7, 10)
 
 
 class Motif(NamedTuple):
-    """One bar of tune: `onsets` in beats and `contour`, scale steps from its first note."""
+    """One bar of melody: `onsets` in beats, and `contour` in scale steps from the first note."""
 
     onsets: tuple[float, ...]
     contour: tuple[int, ...]
@@ -57,10 +57,11 @@ class Motif(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class MelodyStyle:
-    """How a genre sings. Densities are onsets per beat; `syncopation`, `leap`, `ornament`, `chromatic` lie in 0..1.
+    """Melody style of a genre. `density` is in onsets per beat; `syncopation`, `leap`, `ornament`, `chromatic` in 0..1.
 
-    `scale` is mode, pentatonic, blues or chord; `scheme` weighs the phrase schemes; `gate` is the share of a note's
-    time that sounds; `longest` caps a note in beats; `pickup` is the chance of an upbeat; `span` in semitones.
+    `scale` is mode, pentatonic, blues or chord; `scheme` has weights of phrase schemes; `gate` is the sounding fraction
+    of a note; `longest` is the maximum length in beats; `pickup` is the probability of an upbeat; `span` is in
+    semitones.
     """
 
     density: tuple[float, float] = (0.8, 1.3)
@@ -77,7 +78,7 @@ class MelodyStyle:
 
 
 def melody_hash(motif: Motif) -> int:
-    """Fingerprint of a motif: its rhythm and its contour, whatever the key and the chords."""
+    """Fingerprint of a motif: rhythm and contour, independent of key and chords."""
     return fingerprint(("motif", tuple(round(onset * 12) for onset in motif.onsets), motif.contour))
 
 
@@ -138,7 +139,7 @@ def _contour(dice: Dice, count: int, leap: float) -> tuple[int, ...]:
 
 
 def draw_motif(dice: Dice, split: str, frame: Frame, style: MelodyStyle) -> Motif:
-    """A motif whose fingerprint belongs to the split."""
+    """Draws a motif with a fingerprint of the split."""
     low, high = style.density
     leap = max(0.0, style.leap + frame.mood.leap)
 
@@ -151,7 +152,7 @@ def draw_motif(dice: Dice, split: str, frame: Frame, style: MelodyStyle) -> Moti
 
 
 class Singer:
-    """Realises motifs for one instrument: keeps to its range, to the chords and close to where it last was."""
+    """Realises motifs for one instrument: within its range, on the chords, and close to the last pitch."""
 
     def __init__(
         self, dice: Dice, frame: Frame, style: MelodyStyle, low: int, high: int, centre: float
@@ -168,7 +169,7 @@ class Singer:
         self._rungs_by_chord: dict[Chord, tuple[tuple[int, ...], tuple[int, ...]]] = {}
 
     def _rungs(self, passage: Passage, beat: float) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """Scale rungs and chord rungs at a beat."""
+        """The pitches of the scale and of the chord at a beat."""
         chord = passage.span_at(beat).chord
         rungs = self._rungs_by_chord.get(chord)
         if rungs is None:
@@ -197,7 +198,7 @@ class Singer:
         )
 
     def bar(self, passage: Passage, start: float, motif: Motif, anchor: float, final: bool) -> list[Note]:
-        """One bar of melody beginning near the pitch `anchor`; `final` closes on a long chord tone."""
+        """One bar of melody that begins near the pitch `anchor`; a `final` bar ends on a long chord tone."""
         onsets = motif.onsets
         if final:
             keep = max(1, sum(onset < self.frame.beats / 2 for onset in onsets))
@@ -223,7 +224,7 @@ class Singer:
     def _settle(
         self, pitch: int, move: int, passage: Passage, beat: float, length: float, final: bool
     ) -> int:
-        """Pulls strong and long notes onto chord tones that still `move` as the contour does; keeps leaps singable."""
+        """Moves strong and long notes to chord tones in the direction `move` of the contour, and limits leaps."""
         onset = (beat - passage.start) % passage.beats
         _, tones = self._rungs(passage, beat)
         strong = onset < 1e-6 or (passage.beats == 4 and abs(onset - 2) < 1e-6) or length >= 1.5
@@ -252,7 +253,7 @@ class Singer:
     def phrase(
         self, passage: Passage, motifs: tuple[Motif, ...], scheme: str, skip: float = 0.0
     ) -> list[Note]:
-        """A whole passage: the scheme over its bars, four bars a phrase, each closed by a cadence or a breath."""
+        """The melody of a passage: the scheme over its bars, in phrases of four bars."""
         notes: list[Note] = []
         anchors: dict[str, float] = {}
         bars = passage.bar_starts()
@@ -301,7 +302,7 @@ class Singer:
         return a
 
     def _extend(self, notes: list[Note], start: float) -> None:
-        """Lets the note before a rest ring a little into it."""
+        """Extends the note before a rest, sometimes."""
         if notes and self.dice.chance(0.5):
             note = notes[-1]
             notes[-1] = note._replace(
@@ -309,7 +310,7 @@ class Singer:
             )
 
     def _pickup(self, notes: list[Note], passage: Passage, start: float, letter: str) -> None:
-        """After a cadence note, sometimes leads into the next bar by step."""
+        """After a cadence, sometimes leads to the next bar by step."""
         end = start + self.frame.beats
         if (
             letter != "c"
@@ -331,7 +332,7 @@ class Singer:
             self.last = pitch
 
     def _polish(self, notes: list[Note], passage: Passage) -> list[Note]:
-        """Resolves leaps off dissonances, adds chromatic approaches and ornaments."""
+        """Removes leaps from dissonances, and adds chromatic approaches and ornaments."""
         result: list[Note] = []
         for index, note in enumerate(notes):
             chord_tones = passage.span_at(note.start).chord.tones
@@ -377,5 +378,5 @@ class Singer:
 
 
 def draw_scheme(dice: Dice, style: MelodyStyle) -> str:
-    """A phrase scheme of the style, one letter a bar."""
+    """Draws a phrase scheme of the style, one letter per bar."""
     return dice.pick(_SCHEMES[dice.pick(style.scheme)])

@@ -7,7 +7,7 @@ from melody_jax.composer.voice import Voice
 
 
 def piano(voice: Voice, mistune: float = 0.35) -> np.ndarray:
-    """Struck strings: stiff partials, each a quick and a slow decay a little out of tune, under the hammer\'s knock."""
+    """Struck strings: stiff partials, each with a fast and a slow decay slightly out of tune, and the hammer noise."""
     order = voice.harmonics(most=44)
     stiffness = 1.1e-4 * 2 ** ((voice.pitch - 48) / 14)
     frequencies = voice.frequency * order * np.sqrt((1 + stiffness * order**2) / (1 + stiffness))
@@ -40,7 +40,7 @@ def string(
     buzz: float = 0.0,
     octave: float = 0.0,
 ) -> np.ndarray:
-    """Plucked string: each mode of a damped Karplus-Strong loop falls at its own rate; the pluck's place combs them."""
+    """Plucked string: the modes of a damped Karplus-Strong loop, with a comb filter by the pluck position."""
     order = voice.harmonics(limit=10_500.0, most=90)
     frequencies = voice.frequency * order * np.sqrt(1 + 2e-5 * order**2)
     softness = 1200 + 9000 * brightness * voice.tone.brightness * (0.35 + 0.65 * voice.velocity)
@@ -67,7 +67,7 @@ def string(
 
 
 def _buzzing(sound: np.ndarray, amount: float) -> np.ndarray:
-    """A curved bridge: the string grazes it while it swings wide, which keeps feeding the high harmonics."""
+    """A curved bridge, which the string touches at large amplitudes and which excites high harmonics."""
     scaled = sound / max(1e-6, float(np.abs(sound).max()))
     rattle = dsp.waveshape(np.maximum(scaled, 0) ** 2, 6.0)
     rattle = dsp.filtered(rattle, dsp.biquad("highpass", 1400), dsp.biquad("peak", 3000, 1.2, 8))
@@ -75,7 +75,7 @@ def _buzzing(sound: np.ndarray, amount: float) -> np.ndarray:
 
 
 def bar(voice: Voice, seconds: float = 1.6, strike: float = 0.5, shimmer: float = 0.0) -> np.ndarray:
-    """Tuned bar, tongue or kettle: few modes, the upper ones short."""
+    """Tuned bar, tongue or kettledrum: a few modes, with a short decay of the upper ones."""
     ratios = np.array([1.0, 3.98, 9.9, 16.2, 2.0, 6.1])
     amplitudes = np.array([1.0, 0.35, 0.14, 0.06, 0.12, 0.05]) * np.array(
         [1, *[0.4 + 1.6 * strike * voice.velocity] * 5]
@@ -93,7 +93,7 @@ def bar(voice: Voice, seconds: float = 1.6, strike: float = 0.5, shimmer: float 
 
 
 def bell(voice: Voice, seconds: float = 3.0, richness: float = 0.5, low: float = 0.0) -> np.ndarray:
-    """Church-like partials in pairs that beat against each other."""
+    """Bell partials in beating pairs."""
     ratios = np.array([1.0, 2.0, 2.76, 3.0, 4.2, 5.4, 6.8, 8.93, 0.5])
     amplitudes = np.array([1.0, 0.5, 0.5, 0.3, 0.3, 0.22, 0.14, 0.1, low])
     amplitudes[1:8] *= 2 * richness * voice.tone.brightness * (0.4 + 0.6 * voice.velocity)
@@ -118,7 +118,7 @@ def bell(voice: Voice, seconds: float = 3.0, richness: float = 0.5, low: float =
 
 
 def epiano(voice: Voice, bark: float = 1.0, tremolo: float = 0.0) -> np.ndarray:
-    """Frequency modulation: a body at ratio 1 whose index falls with the note, and a short tine at ratio 14."""
+    """Electric piano by frequency modulation: a body at ratio 1 with a falling index, and a short tine at ratio 14."""
     time = dsp.times(voice.count)
     omega = np.float32(2 * np.pi * voice.frequency) * time
     brightness = voice.tone.brightness * voice.velocity

@@ -1,15 +1,15 @@
-"""Moods as data: what each does to the notes (register, density, loudness, articulation, dissonance, mode, tempo)."""
+"""Moods as data: their effect on register, density, loudness, articulation, dissonance, mode and tempo."""
 
 from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True, kw_only=True)
 class Mood:
-    """What a mood does.
+    """The effect of a mood on the music.
 
-    `tempo` -1..1 moves within the genre's range; `arousal` and `valence` -1..1; `register` in semitones; `density` and
-    `gate` multiply; `velocity` is added; `leap`, `dissonance`, `reverb` and `brightness` are added on a 0..1 scale;
-    `modes` multiplies the genre's weights.
+    `tempo` -1..1 is a position in the genre's range; `arousal` and `valence` are in -1..1; `register` is in semitones;
+    `density` and `gate` are factors; `velocity` is added, as are `leap`, `dissonance`, `reverb` and `brightness` on a
+    0..1 scale; `modes` are factors of the genre's weights.
     """
 
     name: str

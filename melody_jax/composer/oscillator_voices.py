@@ -21,7 +21,7 @@ def harmonic_amplitudes(shape: str, order: np.ndarray, width: float = 0.5) -> np
 def _phase(
     voice: Voice, vibrato: float = 0.0, rate: float = 5.3, onset: float = 0.35, slide: float = 0.0
 ) -> np.ndarray:
-    """Cycles (T,): steady, or with delayed vibrato (in semitones) and a slide of `slide` semitones into the note."""
+    """Phase in cycles (T,), with a delayed vibrato (semitones) and a slide of `slide` semitones into the note."""
     time = dsp.times(voice.count)
     start = voice.rng.random()
     if not vibrato and not slide:
@@ -38,7 +38,7 @@ def _phase(
 def _filter_sweep(
     voice: Voice, cutoff: np.ndarray, harmonics: np.ndarray, quality: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Spectra (N, H) filtered at a ladder of cutoffs, three an octave, and each sample's place (T,) on the ladder."""
+    """Spectra (N, H) filtered at a ladder of cutoffs, three per octave, and the position (T,) of each sample on it."""
     low = float(cutoff.min())
     high = float(cutoff.max())
     steps = max(2, math.ceil(3 * math.log2(high / low)) + 1)
@@ -49,7 +49,7 @@ def _filter_sweep(
 
 
 def envelope(voice: Voice, rise: float, fall: float, hold: float) -> np.ndarray:
-    """Envelope (T,): 0 to 1 in `rise` s, then towards `hold` with `fall` s to -60 dB."""
+    """Envelope (T,) from 0 to 1 in `rise` s, then towards `hold` with a decay of `fall` s to -60 dB."""
     time = dsp.times(voice.count)
     return np.minimum(time / max(rise, 1e-3), 1) * (
         hold + (1 - hold) * np.exp(-6.908 / fall * np.maximum(time - rise, 0))
@@ -72,7 +72,7 @@ def oscillator(
     width: float = 0.0,
     amp_fall: float = 0.0,
 ) -> np.ndarray:
-    """Band-limited oscillator(s) through a resonant low-pass that opens by `sweep` octaves and falls back."""
+    """One or two band-limited oscillators through a resonant low-pass with an envelope of `sweep` octaves."""
     tone = voice.tone
     pulse = width or 0.5 - 0.3 * voice.tone.blend
     harmonics = harmonic_amplitudes(shape, voice.harmonics(), pulse)
@@ -95,7 +95,7 @@ def oscillator(
 
 
 def sub(voice: Voice) -> np.ndarray:
-    """Sine with a little saturation, and the downward blip that lets it be heard on small speakers."""
+    """Sine with slight saturation, and a short downward sweep that is audible on small speakers."""
     phase = _phase(voice, slide=-4.0 * voice.tone.blend)
     sound = np.sin(2 * np.pi * np.mod(phase, 1.0)).astype(np.float32)
     fall = 0.45 + 0.55 * dsp.decay(voice.count, 3.0 * voice.tone.decay)
@@ -103,7 +103,7 @@ def sub(voice: Voice) -> np.ndarray:
 
 
 def organ(voice: Voice, pipes: float = 0.0) -> np.ndarray:
-    """Drawbars (or pipes: octaves and fifths up to the mixture) with a slow rotor's tremolo, from one table."""
+    """Drawbar organ with rotor tremolo, or pipes (octaves and fifths up to the mixture), from one table."""
     harmonics = np.zeros(33)
     drawbars = {1: 0.8, 2: 1.0, 3: 0.85, 4: 0.7, 6: 0.45, 8: 0.45, 10: 0.25, 12: 0.25, 16: 0.35}
     if pipes:
@@ -133,7 +133,7 @@ def wind(
     bloom: float = 1.2,
     slide: float = 0.15,
 ) -> np.ndarray:
-    """Blown or bowed: harmonics with a resonance that opens as the note swells, delayed vibrato, breath noise."""
+    """Blown or bowed: harmonics with a resonance that opens during the attack, delayed vibrato, breath noise."""
     tone = voice.tone
     order = voice.harmonics(most=64)
     frequencies = voice.frequency * order
@@ -159,7 +159,7 @@ def wind(
 
 
 def chip(voice: Voice, shape: str = "pulse") -> np.ndarray:
-    """A games console's channel: pulse of 12.5, 25 or 50 % width, or a triangle in 16 steps, with a plain vibrato."""
+    """Channel of a game console: pulse of 12.5, 25 or 50 % width, or a triangle in 16 steps, with vibrato."""
     order = voice.harmonics()
     if shape == "pulse":
         width = (0.5, 0.25, 0.125)[int(voice.tone.blend * 2.999)]
@@ -175,7 +175,7 @@ def chip(voice: Voice, shape: str = "pulse") -> np.ndarray:
 
 
 def chip_noise(voice: Voice) -> np.ndarray:
-    """Random levels held at a rate set by the pitch, falling fast."""
+    """Sample-and-hold noise at a rate that follows the pitch, with a fast decay."""
     step = SAMPLE_RATE / min(16 * voice.frequency, 11_000)
     levels = np.sign(dsp.noise(voice.rng, int(voice.count / step) + 2))
     sound = levels[(np.arange(voice.count) / step).astype(np.int64)]

@@ -1,4 +1,4 @@
-"""The synthesiser's patches: which generator plays an instrument, with which options, and how long it rings on."""
+"""Patches of the synthesiser: the generator of an instrument, its options and its release time."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from melody_jax.errors import UserError
 
 @dataclass(frozen=True)
 class Patch:
-    """A generator of `voices` with its options, and the seconds in which a released note falls by 60 dB."""
+    """A generator of a voice module with its options, and the time in which a released note falls by 60 dB, seconds."""
 
     generator: Callable[..., np.ndarray]
     release: float
@@ -271,12 +271,13 @@ _BY_INSTRUMENT: dict[str, Patch] = {
 
 
 def patch_for(instrument: str, synth_patch: str) -> Patch:
-    """The patch that plays an instrument: one of its own where the shared `synth_patch` would be too plain.
+    """Returns the patch of an instrument: its specific one, or else the shared `synth_patch`.
 
-    Raises `UserError` for a `synth_patch` that does not exist.
+    Raises:
+        UserError: `synth_patch` does not exist.
     """
     if instrument in _BY_INSTRUMENT:
         return _BY_INSTRUMENT[instrument]
     if synth_patch not in PATCHES:
-        raise UserError(f"{synth_patch!r} is no synthesiser patch; there are {', '.join(PATCHES)}")
+        raise UserError(f"{synth_patch!r} is not a synthesiser patch; use one of {', '.join(PATCHES)}")
     return PATCHES[synth_patch]

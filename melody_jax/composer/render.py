@@ -93,7 +93,7 @@ def _stem(piece: Piece, index: int, track: Track, font: Path | None, count: int)
 
 
 def _synthesised(piece: Piece, track: Track) -> bool:
-    """Whether a track stays with the synthesiser although there is a font."""
+    """Whether the synthesiser plays a track even with a font."""
     instrument = INSTRUMENTS[track.instrument]
     electronic = instrument.family in _ELECTRONIC_FAMILIES or instrument.synth_patch in _ELECTRONIC_PATCHES
     return piece.production.renderer == "synth" and electronic
@@ -104,7 +104,7 @@ def _drums(
 ) -> np.ndarray:
     kit = piece.production.drum_kit
     if kit not in drum_kits.KITS:
-        raise UserError(f"{kit!r} is no drum kit; there are {', '.join(drum_kits.KITS)}")
+        raise UserError(f"{kit!r} is not a drum kit; use one of {', '.join(drum_kits.KITS)}")
     electronic = kit in _ELECTRONIC_KITS
     if font is None or (electronic and piece.production.renderer == "synth"):
         return drum_kits.play(kit, hits, count, piece.seed)
@@ -118,7 +118,7 @@ def _drums(
 
 
 def _levelled(stem: np.ndarray, track: Track, balance_db: float) -> np.ndarray:
-    """The stem at its role's level while it plays; half of how softly it was played stays."""
+    """The stem at the level of its role while it plays; half of the dynamics (in dB) remains."""
     loudness = dsp.level(stem, share=0.5)
     touch = sum(note.velocity for note in track.notes) / len(track.notes) / 90
     gain = 0.1 * 10 ** ((balance_db + track.gain_db) / 20) * touch**0.5
@@ -126,7 +126,7 @@ def _levelled(stem: np.ndarray, track: Track, balance_db: float) -> np.ndarray:
 
 
 def _pump(piece: Piece, count: int) -> np.ndarray | None:
-    """How far everything ducks (0..1) under the kick, (count,), or None without side-chain or kicks."""
+    """Depth of the side-chain ducking (0..1), (count,), or None without side-chain or kicks."""
     if not piece.production.sidechain:
         return None
     beat = piece.seconds_per_beat

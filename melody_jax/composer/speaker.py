@@ -18,7 +18,7 @@ _QUIET_MOODS = frozenset(
 
 
 def with_articles(text: str) -> str:
-    """Puts "a" or "an" for every `@`."""
+    """Replaces each `@` by "a" or "an"."""
 
     def article(match: re.Match[str]) -> str:
         rest = text[match.end() :]
@@ -38,7 +38,7 @@ def _join(words: Sequence[str]) -> str:
 
 
 class Speaker:
-    """Fills a frame's slots from the facts; every slot is a method of that name, and `told` keeps what was said."""
+    """Fills the slots of frames from the facts; each slot is a method, and `mentioned` collects the aspects so far."""
 
     ASPECTS = (
         dict.fromkeys(("lead", "alead", "solo", "other", "list", "all"), "instruments")
@@ -64,13 +64,13 @@ class Speaker:
         self.lead_is_genre = facts.lead.split()[-1] in self.genre_name
 
     def has_mentioned(self, aspect: str) -> bool:
-        """Whether a frame has spoken of this already; where the genre names the only instrument, it has."""
+        """Whether the caption mentions an aspect already; a genre that names the only instrument mentions it too."""
         return aspect in self.mentioned or (
             aspect == "instruments" and self.lead_is_genre and not self.others
         )
 
     def can_fill(self, frame: str) -> bool:
-        """Whether the facts offer something for every slot of the frame."""
+        """Whether the facts have values for all slots of the frame."""
         slots = _slots(frame)
         if "instrumental" in frame and self.sung:
             return False
@@ -96,7 +96,7 @@ class Speaker:
         return bool(available[slot]()) if slot in available else True
 
     def fill(self, frame: str) -> str:
-        """The frame with every slot filled and every article chosen."""
+        """The frame with its slots filled and its articles chosen."""
 
         def value(match: re.Match[str]) -> str:
             slot = match[1]
@@ -107,13 +107,13 @@ class Speaker:
         return with_articles(re.sub(r"{(\w+)}", value, frame))
 
     def _fresh(self, options: Sequence[str]) -> str:
-        """One of the options, none of them twice in a caption while others are left."""
+        """One of the options; none is repeated in a caption while others are unused."""
         choice = self.dice.among([option for option in options if option not in self._used] or options)
         self._used.add(choice)
         return choice
 
     def mass(self) -> str:
-        """The genre without article."""
+        """A name of the genre without an article."""
         return self._fresh([name for name in self.genre.mass if not (self.sung and "instrumental" in name)])
 
     def count(self) -> str:
@@ -127,7 +127,7 @@ class Speaker:
     mood_b = mood
 
     def mood1(self) -> str:
-        """A mood adjective that "very" may precede."""
+        """A mood adjective that "very" can precede."""
         return self._fresh(
             [word for word in self.moods.adjectives if word.isalpha()] or self.moods.adjectives
         )
@@ -143,7 +143,7 @@ class Speaker:
     energy_tail = energy
 
     def era(self) -> str:
-        """When music of this kind was made, as an adjective."""
+        """An adjective for the era of the genre."""
         return self._fresh(self.genre.eras)
 
     def extra(self) -> str:
@@ -151,7 +151,7 @@ class Speaker:
         return self._fresh(self._extras())
 
     def adj(self) -> str:
-        """One to three adjectives: mood, tempo, energy, and what follows from several facts."""
+        """One to three adjectives: mood, tempo, energy, and adjectives that follow from several facts."""
         dice = self.dice
         words = [self.mood()] if dice.chance(0.8) else []
         if "tempo" not in self.mentioned and dice.chance(0.3 if words else 0.7):
@@ -183,7 +183,7 @@ class Speaker:
         return words[1], words[2]
 
     def bpm(self) -> str:
-        """Beats per minute: exact, or about the nearest five."""
+        """Beats per minute: exact, or rounded to the nearest five."""
         exact = round(self.facts.tempo_bpm)
         rounded = 5 * round(self.facts.tempo_bpm / 5)
         forms = {f"{exact} bpm": 6, f"{exact}bpm": 1, f"{exact} BPM": 2, f"{exact} beats per minute": 1.5}
@@ -191,7 +191,7 @@ class Speaker:
         return self.dice.pick(forms)
 
     def key(self) -> str:
-        """The key: tonic and mode, or only whether it is major or minor."""
+        """The key: tonic and mode, or only major or minor."""
         facts = self.facts
         dice = self.dice
         tonic = facts.key.replace("#", " sharp" if dice.chance(0.4) else "#")
@@ -215,7 +215,7 @@ class Speaker:
         return name if name in instrument_words.UNCOUNTABLE else f"@ {name}"
 
     def solo(self) -> str:
-        """The leading instrument, by a name that takes a singular verb."""
+        """The leading instrument, by a singular name."""
         return self._fresh(self._singular())
 
     def _singular(self) -> list[str]:
@@ -227,7 +227,7 @@ class Speaker:
         return self._name(self.dice.among(self.others[:4]))
 
     def list(self) -> str:
-        """The lead and one to three others, in the order of their prominence."""
+        """The lead and one to three other instruments, in order of prominence."""
         chosen = self.others[: self.dice.integer(1, min(3, len(self.others)))]
         if "drums" in self.others and "drums" not in chosen and self.dice.chance(0.5):
             chosen = (*chosen[:2], "drums")
@@ -246,7 +246,7 @@ class Speaker:
         return self._fresh(self._scenes())
 
     def _scenes(self) -> tuple[str, ...]:
-        """Dark moods have scenes of their own; others may also take the genre's and the energy's."""
+        """Scenes of the mood; those of the genre and the energy are added unless the mood is dark."""
         clash = self.facts.energy == "high" and self.facts.mood in _QUIET_MOODS
         mood_scenes = () if clash else self.moods.scenes
         if self.moods.valence < 0 and mood_scenes:
@@ -256,7 +256,7 @@ class Speaker:
         )
 
     def missing(self) -> str:
-        """Something the piece does without."""
+        """Something that the piece lacks."""
         return self._fresh(self._missing())
 
     def _missing(self) -> tuple[str, ...]:
@@ -278,7 +278,7 @@ class Speaker:
         return tuple(missing)
 
     def _extras(self) -> tuple[str, ...]:
-        """Adjectives that are true only of certain combinations of facts."""
+        """Adjectives that are true for certain combinations of facts."""
         facts = self.facts
         names = set(self.facts.instruments)
         drums = "drums" in names

@@ -1,4 +1,4 @@
-"""The genres the composer writes, by name."""
+"""The genres of the composer, by name."""
 
 from melody_jax.composer.genres import acoustic, art, band, club, electronic, jazz
 from melody_jax.composer.genres.schema import FORMS, BassPart, Genre, LayerPart

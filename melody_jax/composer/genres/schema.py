@@ -1,4 +1,4 @@
-"""What a genre is, as data: who plays, how fast, over which harmony, with which rhythms, in which form and room."""
+"""Genres as data: instruments, tempo, harmony, rhythms, form and production."""
 
 from dataclasses import dataclass, field
 
@@ -10,11 +10,11 @@ Weights = dict[str, float]
 
 @dataclass(frozen=True, kw_only=True)
 class LayerPart:
-    """One accompanying part that a piece may have.
+    """An optional accompanying part.
 
-    `instruments` weighs names of `INSTRUMENTS`, or "lead" for the lead's own other hand; `patterns` are those of
-    `comping`; the part joins a piece with probability `chance` and plays in sections of energy `enters` and above.
-    `gain` in dB; `strum` in seconds between the notes of a chord.
+    `instruments` has weights of names of `INSTRUMENTS`, or of "lead" for the second hand of the lead player;
+    `patterns` are those of `comping`. The part joins a piece with probability `chance` and plays in sections with an
+    energy of at least `enters`. `gain` is in dB; `strum` is the time between the notes of a chord, seconds.
     """
 
     role: str
@@ -35,7 +35,7 @@ class LayerPart:
 
 @dataclass(frozen=True, kw_only=True)
 class BassPart:
-    """The bass: instruments and patterns of `bass`, the share of the time a note sounds, its register and chance."""
+    """The bass part: instruments, patterns of `bass`, sounding fraction of a note, register and probability."""
 
     instruments: Weights
     patterns: tuple[str, ...]
@@ -51,9 +51,10 @@ class BassPart:
 class Genre:
     """A genre.
 
-    Tempo in beats per minute; `chords_per_bar` and `cycle` (bars of a progression) shape the harmony, `colours` the
-    levels of `theory.coloured`; `forms` names of `FORMS`; `counter` weighs what accompanies the melody (thirds, octave,
-    guide, answer, none); `timing` is the players' unsteadiness in seconds, `swing_unit` the pair that swings in beats.
+    `tempo` is in beats per minute; `cycle` is the length of a progression in bars; `colours` are weights of the levels
+    of `theory.coloured`, `forms` of names of `FORMS`, `counter` of the kinds of counter lines (thirds, octave, guide,
+    answer, none); `timing` is the spread of the players' timing in seconds; `swing_unit` is the length of a swung pair
+    in beats.
     """
 
     name: str
@@ -95,7 +96,7 @@ class Genre:
     endings: float = 0.4
 
 
-# Name -> (section, energy, theme) in order; a piece may start anywhere in the cycle.
+# Name -> (section, energy, theme) in order; a piece can start anywhere in the cycle.
 FORMS: dict[str, tuple[tuple[str, float, int], ...]] = {
     "song": (("verse", 0.5, 0), ("chorus", 0.85, 1), ("verse", 0.55, 0), ("chorus", 0.9, 1), ("bridge", 0.5, 2),
         ("chorus", 1.0, 1)),

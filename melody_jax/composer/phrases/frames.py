@@ -1,10 +1,10 @@
 """Sentence frames, tempo, energy and key words of the captions.
 
-In a frame, `{slot}` is filled from the facts (see `captions.Speaker`), `@` becomes "a" or "an" before what follows, and
-`{tail}` is where further details (tempo, key, instruments, what is missing, what it is for) may be hung.
-Slots: `adj` one to three adjectives, `mood` one of the mood's, `feeling` a noun for it, `tempo` and `pace` an adjective
-and an adverbial for the tempo, `mass` and `count` names of the genre, `lead` and `alead` the leading instrument without
-and with its article, `solo` the same where its name is singular, `other` a second instrument, `list` several, lead
+In a frame, `{slot}` is filled from the facts (see `speaker.Speaker`), `@` becomes "a" or "an", and `{tail}` can add
+further details (tempo, key, instruments, missing instruments, use).
+Slots: `adj` one to three adjectives, `mood` an adjective and `feeling` a noun for the mood, `tempo` and `pace` an
+adjective and an adverbial for the tempo, `mass` and `count` names of the genre, `lead` and `alead` the leading
+instrument without and with its article, `solo` its singular name, `other` a second instrument, `list` several, lead
 first, `all` all of them, `bpm`, `key`, `use` a scene.
 """
 

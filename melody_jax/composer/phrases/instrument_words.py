@@ -1,4 +1,4 @@
-"""How people name instruments. The first name is the plain one; a name in `UNCOUNTABLE` takes no article."""
+"""Names of instruments as people use them. The first name is the plain one; names in `UNCOUNTABLE` have no article."""
 
 NAMES: dict[str, tuple[str, ...]] = {
     "piano": ("piano", "acoustic piano", "grand piano", "piano keys"),
