@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -79,22 +80,11 @@ def in_batches(function: Any, name: str, size: int, *items: Any) -> Any:
     return jax.tree.map(lambda *parts: np.concatenate(parts)[:count][inverse], *outputs)
 
 
-def compare(args: Arguments) -> dict[str, float]:
-    """Differences between alone, in a batch, and in a batch over devices."""
+def programs(config: Any, decoder: Any) -> dict[str, Callable[..., Any]]:
+    """Programs of a batch by name: "draws", "tokens" from controls, and "waveform" from controls and tokens."""
     import jax
 
     from melody_jax.sampling import windows
-    from melody_jax.sharding import make_mesh
-
-    melody, requests = load_requests(args)
-    vae = melody.configs["vae"]
-    (batch,) = melody.plan(requests)
-    config = batch.config
-    controls = jax.tree.map(np.asarray, melody.controls_at(batch)([0.0] * len(requests)))
-    mesh = make_mesh((-1, 1, 1), jax.devices())
-    replicated = jax.device_put(melody.params, jax.NamedSharding(mesh, jax.P()))
-    ways = {"alone": (1, None), f"batch {args.batch}": (args.batch, None)}
-    ways[f"batch {args.batch} on {len(jax.devices())} devices"] = (args.batch, mesh)
 
     def draws(_: Any, controls: Any) -> tuple[jax.Array, jax.Array]:
         keys = windows.item_keys(controls)
@@ -104,44 +94,60 @@ def compare(args: Arguments) -> dict[str, float]:
     def tokens(params: Any, controls: Any) -> jax.Array:
         return windows.prefix_to_tokens(params["lm"], config, controls, windows.item_keys(controls))
 
-    def sound(params: Any, controls: Any, tokens: jax.Array) -> jax.Array:
+    def waveform(params: Any, controls: Any, tokens: jax.Array) -> jax.Array:
         keys = windows.item_keys(controls)
         latents = windows.tokens_to_latents(params["dpd"], config, controls, tokens, keys)
-        return windows.latents_to_wave(params["vae"], vae, latents, np.int32(0))
+        return windows.latents_to_wave(params["vae"], decoder, latents, np.int32(0))
 
-    def outputs(function: Any, count: int, *items: Any) -> list[Any]:
+    return {"draws": draws, "tokens": tokens, "waveform": waveform}
+
+
+def compare(args: Arguments) -> dict[str, float]:
+    """Differences of items in a batch, and in a batch over devices, from the same items alone."""
+    import jax
+
+    from melody_jax.sampling import windows
+    from melody_jax.sharding import make_mesh
+
+    melody, requests = load_requests(args)
+    (batch,) = melody.plan(requests)
+    controls = jax.tree.map(np.asarray, melody.controls_at(batch)([0.0] * len(requests)))
+    mesh = make_mesh((-1, 1, 1), jax.devices())
+    replicated = jax.device_put(melody.params, jax.NamedSharding(mesh, jax.P()))
+    names = (f"batch {args.batch}", f"batch {args.batch} on {len(jax.devices())} devices")
+    ways = {"alone": (1, None), names[0]: (args.batch, None), names[1]: (args.batch, mesh)}
+    functions = programs(batch.config, melody.configs["vae"])
+
+    def outputs(program: str, count: int, *items: Any) -> list[Any]:
+        """The program's outputs for the first `count` items, alone, in a batch, and over devices."""
+        items = jax.tree.map(lambda leaf: leaf[:count], items)
         results = []
         for name, (size, device_mesh) in ways.items():
             placed = melody.params if device_mesh is None else replicated
-            compiled = jax.jit(windows.per_device(function, device_mesh))
-            items = jax.tree.map(lambda leaf: leaf[:count], items)
-            results.append(
-                in_batches(partial(compiled, placed), f"{function.__name__}, {name}", size, *items)
-            )
+            compiled = jax.jit(windows.per_device(functions[program], device_mesh))
+            results.append(in_batches(partial(compiled, placed), f"{program}, {name}", size, *items))
         return results
 
-    def digests(results: list[Any]) -> list[list[str]]:
-        return [
-            [hashlib.sha256(item.tobytes()).hexdigest() for item in leaf] for leaf in jax.tree.leaves(results)
-        ]
-
     report: dict[str, float] = {}
-    alone, *others = [digests(list(result)) for result in outputs(draws, args.items, controls)]
-    for name, other in zip(list(ways)[1:], others, strict=True):
-        is_equal = [
-            a == b
-            for leaf, other_leaf in zip(alone, other, strict=True)
-            for a, b in zip(leaf, other_leaf, strict=True)
-        ]
-        report[f"bit-identical draws, {name}"] = float(np.mean(is_equal))
-    alone, *others = outputs(tokens, args.items, controls)
-    for name, other in zip(list(ways)[1:], others, strict=True):
+    alone, *others = [digests(result) for result in outputs("draws", args.items, controls)]
+    for name, other in zip(names, others, strict=True):
+        report[f"bit-identical draws, {name}"] = float(np.mean(alone == other))
+    alone, *others = outputs("tokens", args.items, controls)
+    for name, other in zip(names, others, strict=True):
         report[f"equal tokens, {name}"] = float(np.mean(alone == other))
         report[f"items with equal tokens, {name}"] = float(np.mean((alone == other).all(axis=1)))
-    alone, *others = outputs(sound, args.waves, controls, alone)
-    for name, other in zip(list(ways)[1:], others, strict=True):
+    alone, *others = outputs("waveform", args.waves, controls, alone)
+    for name, other in zip(names, others, strict=True):
         report[f"largest difference of waveforms, {name}"] = float(np.abs(other - alone).max())
     return report
+
+
+def digests(arrays: Any) -> np.ndarray:
+    """Hashes of the items (first axis) of every array in a tree, (arrays, items)."""
+    import jax
+
+    rows = [[hashlib.sha256(item.tobytes()).hexdigest() for item in leaf] for leaf in jax.tree.leaves(arrays)]
+    return np.asarray(rows)
 
 
 def clips_per_second(args: Arguments) -> dict[str, float]:
