@@ -15,8 +15,10 @@ def test_is_the_unbiased_estimate(monkeypatch: pytest.MonkeyPatch) -> None:
     y = rng.normal(0, 1, (41, 4))
     width = np.median(pdist(y))
     assert bandwidth(y) == pytest.approx(width, rel=1e-5)
-    own = [np.exp(-(cdist(z, z) ** 2) / (2 * width**2))[~np.eye(len(z), dtype=bool)].mean() for z in (x, y)]
-    expected = 100 * (sum(own) - 2 * np.exp(-(cdist(x, y) ** 2) / (2 * width**2)).mean())
+    within = [
+        np.exp(-(cdist(z, z) ** 2) / (2 * width**2))[~np.eye(len(z), dtype=bool)].mean() for z in (x, y)
+    ]
+    expected = 100 * (sum(within) - 2 * np.exp(-(cdist(x, y) ** 2) / (2 * width**2)).mean())
     monkeypatch.setattr(kernel, "BLOCK", 7)  # several blocks, the last one short
     assert kernel_distance(x, y) == pytest.approx(expected, rel=1e-4)
 
@@ -24,7 +26,9 @@ def test_is_the_unbiased_estimate(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_is_around_zero_for_one_distribution_at_any_size() -> None:
     rng = np.random.default_rng(1)
     for count in (10, 100):
-        result = [kernel_distance(rng.normal(size=(count, 8)), rng.normal(size=(count, 8))) for _ in range(60)]
+        result = [
+            kernel_distance(rng.normal(size=(count, 8)), rng.normal(size=(count, 8))) for _ in range(60)
+        ]
         assert abs(np.mean(result)) < 3 * np.std(result) / np.sqrt(60)
 
 
