@@ -16,10 +16,10 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from threadpoolctl import threadpool_limits
 
 from melody_jax.evaluation.frechet import frechet_distance
 from melody_jax.evaluation.intervals import Difference, paired_bootstrap, paired_t
+from melody_jax.evaluation.threads import single_blas_thread
 
 DRAWS = 200
 """Bootstrap resamples."""
@@ -91,7 +91,7 @@ def _compare_sets(arm: str, metric: str, runs: Sequence[Arrays], base_runs: Sequ
         )
 
     all_clips = np.arange(clips)
-    with threadpool_limits(1, "blas"):  # many small matrices: threads would slow it down
+    with single_blas_thread():
         values = distances(runs, all_clips)
         base_values = distances(base_runs, all_clips)
         resampled = np.stack([distances(runs, rows) - distances(base_runs, rows) for rows in draws])

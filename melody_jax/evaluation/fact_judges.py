@@ -8,13 +8,9 @@ clips means nothing without it.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
-from sklearn.linear_model import LogisticRegression
-from sklearn.neural_network import MLPClassifier
-from sklearn.pipeline import Pipeline, make_pipeline
-from sklearn.preprocessing import StandardScaler
-from threadpoolctl import threadpool_limits
 
 from melody_jax.composer.facts import INSTRUMENT_NAMES
 from melody_jax.composer.theory import KEYS
@@ -22,6 +18,11 @@ from melody_jax.errors import UserError
 from melody_jax.evaluation.clip_features import ClipFeatures, is_same_tempo
 from melody_jax.evaluation.group_judge import train_classifier
 from melody_jax.evaluation.prompt_facts import PromptFacts
+from melody_jax.evaluation.threads import single_blas_thread
+
+if TYPE_CHECKING:  # scikit-learn comes with an extra
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import Pipeline
 
 FACTS = ("genre", "instruments", "tempo", "key", "mode", "metre")
 LEAST_CLIPS = 100
@@ -34,15 +35,15 @@ TEMPO_GUESSES = range(60, 180, 4)
 class FactJudges:
     """A `Judge` of all `FACTS`, with its accuracy and chance level on held-out composed pieces."""
 
-    genre: Pipeline
+    genre: "Pipeline"
     """From log-mel statistics to a genre."""
-    instruments: Pipeline
+    instruments: "Pipeline"
     """From log-mel statistics to a mask over `INSTRUMENT_NAMES`."""
-    tonic: LogisticRegression
+    tonic: "LogisticRegression"
     """From chroma rotated to a pitch class to whether that is the tonic."""
-    mode: LogisticRegression
+    mode: "LogisticRegression"
     """From chroma rotated to the tonic to "major" or "minor"."""
-    metre: Pipeline
+    metre: "Pipeline"
     """From onset autocorrelation and log tempo to a metre."""
     accuracy: dict[str, float] = field(default_factory=dict)
     """Fact -> mean score on held-out composed pieces."""
@@ -76,7 +77,6 @@ class FactJudges:
         return scores
 
 
-@threadpool_limits.wrap(1, "blas")  # small matrices: threads slow it down
 def train_fact_judges(
     features: ClipFeatures, facts: Sequence[PromptFacts], is_held_out: np.ndarray, seed: int = 0
 ) -> FactJudges:
@@ -95,14 +95,21 @@ def train_fact_judges(
     train_facts = [fact for fact, is_out in zip(facts, is_held_out, strict=True) if not is_out]
     test_features = {name: rows[is_held_out] for name, rows in features.items()}
     test_facts = [fact for fact, is_out in zip(facts, is_held_out, strict=True) if is_out]
-    judges = _fit(train_features, train_facts, seed)
-    for name, scores in judges.scores(test_features, test_facts).items():
-        judges.accuracy[name] = float(np.nanmean(scores))
+    with single_blas_thread():
+        judges = _fit(train_features, train_facts, seed)
+        scores = judges.scores(test_features, test_facts)
+    for name, values in scores.items():
+        judges.accuracy[name] = float(np.nanmean(values))
         judges.chance[name] = _chance(name, train_facts, test_facts)
     return judges
 
 
 def _fit(features: ClipFeatures, facts: Sequence[PromptFacts], seed: int) -> FactJudges:
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.neural_network import MLPClassifier
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
     statistics = features["statistics"]
     keys = np.asarray([KEYS.index(str(fact.key)) for fact in facts])
     tonic = LogisticRegression(class_weight="balanced", max_iter=1000)

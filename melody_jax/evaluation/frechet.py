@@ -12,9 +12,9 @@ from functools import cached_property, reduce
 from typing import NamedTuple
 
 import numpy as np
-from threadpoolctl import threadpool_limits
 
 from melody_jax.errors import UserError
+from melody_jax.evaluation.threads import single_blas_thread
 
 SIZES = 8
 """Subset sizes through which the extrapolation fits a line."""
@@ -109,7 +109,7 @@ def extrapolated(embeddings: np.ndarray, reference: Moments, seed: int = 0) -> E
         return None
     rng = np.random.default_rng(seed)
     sizes = np.rint(1 / np.linspace(1 / count, 1 / max(count // 4, width + 1), SIZES)).astype(int)
-    with threadpool_limits(1, "blas"):  # as in intervals.set_interval
+    with single_blas_thread():
         distances = [frechet_distance(embeddings, reference)]
         for size in sizes[1:]:
             subsets = (rng.permutation(count)[:size] for _ in range(SUBSETS))

@@ -6,11 +6,9 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from multiprocessing import get_context
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-from sklearn.neural_network import MLPClassifier
-from sklearn.pipeline import Pipeline, make_pipeline
-from sklearn.preprocessing import StandardScaler
 from tqdm import tqdm
 
 from melody_jax.evaluation.clip_features import ClipFeatures, is_same_tempo, log_mel_statistics
@@ -18,13 +16,16 @@ from melody_jax.evaluation.composed_prompts import GROUPS, SECONDS, pieces, rend
 from melody_jax.evaluation.npz import write_npz
 from melody_jax.evaluation.prompt_facts import PromptFacts
 
+if TYPE_CHECKING:  # scikit-learn comes with an extra
+    from sklearn.pipeline import Pipeline
+
 
 @dataclass(frozen=True, eq=False)
 class GroupJudge:
     """A `Judge` of "group" and "tempo". The score of true clips (`melody diagnose`) takes the place of an
     accuracy."""
 
-    classifier: Pipeline
+    classifier: "Pipeline"
     """From log-mel statistics (N, F) to indices into `GROUPS`."""
     accuracy: dict[str, float] = field(default_factory=dict)
     """Empty."""
@@ -54,8 +55,12 @@ def train_group_judge(cache: Path, count: int) -> GroupJudge:
     return GroupJudge(train_classifier(*training_statistics(cache, count)))
 
 
-def train_classifier(statistics: np.ndarray, labels: np.ndarray, seed: int = 0) -> Pipeline:
+def train_classifier(statistics: np.ndarray, labels: np.ndarray, seed: int = 0) -> "Pipeline":
     """A classifier from log-mel statistics (N, F) to labels (N,)."""
+    from sklearn.neural_network import MLPClassifier
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
     network = MLPClassifier(
         (256,), alpha=1.0, early_stopping=True, n_iter_no_change=20, max_iter=400, random_state=seed
     )

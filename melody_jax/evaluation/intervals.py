@@ -7,7 +7,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from scipy import stats
-from threadpoolctl import threadpool_limits
+
+from melody_jax.evaluation.threads import single_blas_thread
 
 PERCENTILES = (2.5, 97.5)
 
@@ -51,7 +52,7 @@ def set_interval(
 ) -> Interval:
     """`statistic(*sets)`; the interval is from `draws` resamples of the clips (first axis) of every set."""
     rng = np.random.default_rng(seed)
-    with threadpool_limits(1, "blas"):  # many small matrices: threads make it 20 times slower
+    with single_blas_thread():
         resampled = [statistic(*(x[rng.integers(0, len(x), len(x))] for x in sets)) for _ in range(draws)]
         return centred_interval(statistic(*sets), resampled)
 

@@ -22,9 +22,7 @@ from melody_jax.config import TrainConfig, load_config
 from melody_jax.errors import UserError
 from melody_jax.extras import install_hint
 from melody_jax.flops import collectives, matmul_cost
-from melody_jax.models import mulan, vae
 from melody_jax.models.functional import Remat
-from melody_jax.scale.programs import PAPER_SAMPLER, trace_sampler, trace_step, with_fields
 from melody_jax.sharding import make_mesh
 
 SAMPLER = "sampler"
@@ -116,6 +114,9 @@ def model_flops(config: CompileConfig) -> float:
 
 def _traced(config: CompileConfig, mesh: Mesh) -> tuple[Any, int]:
     """The traced program and its items per step."""
+    from melody_jax.models import mulan, vae
+    from melody_jax.scale.programs import PAPER_SAMPLER, trace_sampler, trace_step, with_fields
+
     if config.config == SAMPLER:
         if config.remat != "none":
             raise UserError(
@@ -166,6 +167,8 @@ def examine(traced: Any, batch_size: int, mesh: Mesh, config: CompileConfig) -> 
 
 def _adapted(config: TrainConfig, options: CompileConfig) -> TrainConfig:
     """The stage's config with the dtype, remat, batch size and mesh of the command."""
+    from melody_jax.scale.programs import with_fields
+
     changes = {"dtype": options.dtype} | ({"remat": options.remat} if options.remat != "none" else {})
     model = with_fields(config.stage.model, **changes)
     size = options.batch_size or config.data.batch_size
