@@ -139,11 +139,11 @@ def _compose_shards(config: ComposeConfig, sources: Sources) -> str:
     missing = [group for group in range(config.groups) if _shard_name(config, group) not in finished]
     make_group = partial(_make_shard, config, sources.fonts)
     with _progress_bar(config, manifest.records) as bar:
-        for _, shard in compose_workers.run_groups(make_group, missing, config.workers, bar):
+        for _, shard in compose_workers.run_groups(make_group, missing, config.workers, bar.update):
             manifest = dataclasses.replace(manifest, shards=(*manifest.shards, shard))
             records.write_manifest(folder, manifest)
     size = sum(shard.bytes for shard in manifest.shards) / 1e6
-    return f"{len(manifest.shards)} shards of {size:.1f} MB"
+    return f"{len(manifest.shards)} shards ({size:.1f} MB)"
 
 
 def _compose_files(config: ComposeConfig, sources: Sources) -> str:
@@ -154,7 +154,7 @@ def _compose_files(config: ComposeConfig, sources: Sources) -> str:
     rows: dict[int, str] = {}
     with _progress_bar(config, 0) as bar:
         groups = range(config.groups)
-        rows.update(compose_workers.run_groups(make_group, groups, config.workers, bar))
+        rows.update(compose_workers.run_groups(make_group, groups, config.workers, bar.update))
     records.write_bytes(folder / CAPTION_FILE, "".join(rows[group] for group in sorted(rows)).encode())
     return f"{config.format.upper()} files with {CAPTIONS} captions per piece in {CAPTION_FILE}"
 

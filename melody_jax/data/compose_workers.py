@@ -11,8 +11,6 @@ from concurrent.futures.process import BrokenProcessPool
 from functools import partial
 from typing import Any, TypeVar
 
-from tqdm import tqdm
-
 from melody_jax.errors import UserError
 
 T = TypeVar("T")
@@ -33,11 +31,11 @@ class _Shared:
 
 
 def run_groups(
-    make_group: Callable[[int], T], groups: Sequence[int], workers: int, bar: tqdm
+    make_group: Callable[[int], T], groups: Sequence[int], workers: int, advance: Callable[[int], object]
 ) -> Iterator[tuple[int, T]]:
-    """Yields (group, result) of the picklable `make_group` as workers finish; `bar` follows the finished pieces.
+    """Yields (group, result) of the picklable `make_group` as workers finish.
 
-    `workers` is the number of processes, 0 for one per CPU.
+    `workers` is the number of processes, 0 for one per CPU; `advance` is called with numbers of newly finished pieces.
 
     Raises:
         UserError: the operating system killed a worker.
@@ -53,10 +51,13 @@ def run_groups(
         ProcessPoolExecutor(workers, context, initializer=_start_worker, initargs=(count, stop)) as pool,
     ):
         pending: set[Future] = {pool.submit(partial(_numbered, make_group), group) for group in groups}
+        reported = 0
         try:
             while pending:
                 done, pending = wait(pending, timeout=0.5, return_when=FIRST_COMPLETED)
-                bar.update(count.value + bar.initial - bar.n)
+                finished = count.value
+                advance(finished - reported)
+                reported = finished
                 for future in done:
                     yield future.result()
         except BrokenProcessPool as error:
