@@ -4,10 +4,7 @@ Any worker can run them, and run them again: what already exists is not made aga
 inspected (decoded, cut, filtered, fingerprinted); then each unit's shard is written without duplicates.
 """
 
-import contextlib
 import dataclasses
-import os
-import threading
 from collections.abc import Iterator
 
 import numpy as np
@@ -17,6 +14,7 @@ from melody_jax.data.fingerprint import RecordingKey
 from melody_jax.data.layouts import Recording
 from melody_jax.data.pieces import CutResult, Reject, cut_recording
 from melody_jax.data.records import read_shard, write_shard
+from melody_jax.data.stderr import silenced_stderr
 from melody_jax.data.work_folder import PART, Job
 
 
@@ -32,36 +30,6 @@ class PartFingerprints:
     """int64 (N,), frames"""
     audio_keys: np.ndarray
     """int64 (R,), 0 for recordings without pieces"""
-
-
-class _StandardError:
-    """The file descriptor 2, which libmpg123 writes to when an MP3 is damaged; rejects.jsonl names such files."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._users = 0
-        self._saved = -1
-
-    @contextlib.contextmanager
-    def silenced(self) -> Iterator[None]:
-        """Discards what is written while the block runs, in any number of threads."""
-        with self._lock:
-            if self._users == 0:
-                self._saved = os.dup(2)
-                with open(os.devnull, "wb") as null:
-                    os.dup2(null.fileno(), 2)
-            self._users += 1
-        try:
-            yield
-        finally:
-            with self._lock:
-                self._users -= 1
-                if self._users == 0:
-                    os.dup2(self._saved, 2)
-                    os.close(self._saved)
-
-
-_STDERR = _StandardError()
 
 
 def plan_units(recordings: list[Recording], max_recordings: int, max_bytes: int) -> list[list[Recording]]:
@@ -93,7 +61,8 @@ def inspect_part(job: Job, unit: int, part: int) -> PartFingerprints:
 def _write_part(job: Job, unit: int, part: int) -> None:
     recordings = job.read_plan(unit)[part * PART : (part + 1) * PART]
     results: list[CutResult] = []
-    with job.progress(unit, part) as advance, _STDERR.silenced():
+    # libmpg123 writes to stderr when an MP3 is damaged; the rejects name such files.
+    with job.progress(unit, part) as advance, silenced_stderr():
 
         def pieces() -> Iterator[dict[str, np.ndarray]]:
             for recording in recordings:

@@ -23,6 +23,7 @@ from tqdm import tqdm
 
 from melody_jax.data import audio_units, fingerprint
 from melody_jax.data.fingerprint import RecordingKey
+from melody_jax.data.stderr import silenced_stderr
 from melody_jax.data.work_folder import PART, Job
 from melody_jax.errors import UserError
 
@@ -161,7 +162,9 @@ def _running(job: Job, options: tuple[str, ...], items: str, first_stage: str) -
     pipeline = beam.Pipeline(options=PipelineOptions([f"--{argument}" for argument in arguments]))
     yield pipeline
     try:
-        with _progress_bar(job, items, first_stage):
+        # Beam's local workers log their start on stderr; errors are raised here.
+        quiet = silenced_stderr() if options is ALL_CORES else contextlib.nullcontext()
+        with _progress_bar(job, items, first_stage), quiet:
             pipeline.run().wait_until_finish()
     except Exception as error:
         # A runner passes on a worker's error as text.
@@ -178,7 +181,7 @@ def _progress_bar(job: Job, items: str, first_stage: str) -> Iterator[None]:
     ended = threading.Event()
     start = job.finished_items()
     total = sum(job.sizes)
-    stderr = os.dup(2)  # a handle of its own, since `audio_units` redirects stderr while it decodes
+    stderr = os.dup(2)  # a handle of its own, since stderr is silenced while recordings are decoded
 
     def watch() -> None:
         with (

@@ -179,7 +179,7 @@ def _report(out: str, manifest: ShardManifest) -> None:
     """Prints the line that says what the folder holds, and what was rejected."""
     counts = manifest.counts
     items = "recordings" if manifest.kind == "audio" else "pieces"
-    shard_kind = {"audio": "audio", "features": "feature"}[manifest.kind]
+    shard_kind = manifest.kind.removesuffix("s")
     size = sum(shard.bytes for shard in manifest.shards) / 1e6
     line = (
         f"{out}: {len(manifest.shards)} {shard_kind} shards, {manifest.records} records, "
