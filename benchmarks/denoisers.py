@@ -32,7 +32,8 @@ ITEMS = 8
 def fine_paths(config: DPDConfig) -> dict[str, DenoiserConfig]:
     """DPD with each of its fine paths."""
     return {
-        f"DPD, {fine.replace('_', ' ')}": dataclasses.replace(config, fine=fine) for fine in get_args(FinePath)
+        f"DPD, {fine.replace('_', ' ')}": dataclasses.replace(config, fine=fine)
+        for fine in get_args(FinePath)
     }
 
 

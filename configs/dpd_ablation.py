@@ -1,6 +1,6 @@
 """Dual-path diffusion for studies: 128 semantic tokens to 128 latents of 64 channels, 5.12 s.
 
-    melody train dpd_ablation --data.folder features/mini --workdir runs/dpd_ablation
+melody train dpd_ablation --data.folder features/mini --workdir runs/dpd_ablation
 """
 
 from melody_jax.config import DataConfig, OptimizerConfig, TrainConfig

@@ -1,6 +1,6 @@
 """The dual-path diffusion of `mini`: 256 semantic tokens to 256 latents of 64 channels, 10.24 s.
 
-    melody train dpd_mini --data.folder features/mini --workdir runs/dpd_mini
+melody train dpd_mini --data.folder features/mini --workdir runs/dpd_mini
 """
 
 from melody_jax.config import DataConfig, OptimizerConfig, TrainConfig

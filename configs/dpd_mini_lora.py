@@ -1,6 +1,6 @@
 """The dual-path diffusion of `mini`, adapted to a style of music with LoRA (docs/fine-tuning.md).
 
-    melody train dpd_mini_lora --data.folder features/mine --workdir runs/dpd_mine
+melody train dpd_mini_lora --data.folder features/mine --workdir runs/dpd_mine
 """
 
 from dataclasses import replace

@@ -1,6 +1,6 @@
 """Dual-path diffusion of the paper's size on 50 Hz latents: 256 semantic tokens to 512 latents of 64 channels, 10.24 s.
 
-    melody train dpd_modern --data.folder features/train --workdir runs/dpd_modern
+melody train dpd_modern --data.folder features/train --workdir runs/dpd_modern
 """
 
 from dataclasses import replace

@@ -1,6 +1,6 @@
 """The paper's dual-path diffusion on 2,560 frames, so that chunks align with semantic tokens (docs/mathematics.md).
 
-    melody train dpd_paper_aligned --data.folder features/train --workdir runs/dpd_paper_aligned
+melody train dpd_paper_aligned --data.folder features/train --workdir runs/dpd_paper_aligned
 """
 
 from dataclasses import replace

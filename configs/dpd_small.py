@@ -1,6 +1,6 @@
 """A dual-path diffusion for one GPU and a day: 256 semantic tokens to 2,560 latents of 16 channels, 10.24 s.
 
-    melody train dpd_small --data.folder features/train --workdir runs/dpd_small
+melody train dpd_small --data.folder features/train --workdir runs/dpd_small
 """
 
 import dataclasses

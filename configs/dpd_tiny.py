@@ -1,6 +1,6 @@
 """Dual-path diffusion at the size of the tests: a run takes seconds.
 
-    melody train dpd_tiny --data.folder features/tiny --workdir runs/dpd_tiny
+melody train dpd_tiny --data.folder features/tiny --workdir runs/dpd_tiny
 """
 
 from melody_jax.config import DataConfig, OptimizerConfig, TrainConfig

@@ -1,6 +1,6 @@
 """The language model of `mini`, adapted to a style of music with LoRA (docs/fine-tuning.md).
 
-    melody train lm_mini_lora --data.folder features/mine --workdir runs/lm_mine
+melody train lm_mini_lora --data.folder features/mine --workdir runs/lm_mine
 """
 
 from dataclasses import replace

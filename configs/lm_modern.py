@@ -1,6 +1,6 @@
 """The language model of the paper's size with two tokens per pass: 12 prefix tokens, 256 semantic tokens, 10.24 s.
 
-    melody train lm_modern --data.folder features/train --workdir runs/lm_modern
+melody train lm_modern --data.folder features/train --workdir runs/lm_modern
 """
 
 from dataclasses import replace

@@ -1,6 +1,6 @@
 """A language model for one GPU and a day: 12 prefix tokens to 256 semantic tokens, 10.24 s.
 
-    melody train lm_small --data.folder features/train --workdir runs/lm_small
+melody train lm_small --data.folder features/train --workdir runs/lm_small
 """
 
 from melody_jax.config import DataConfig, OptimizerConfig, TrainConfig

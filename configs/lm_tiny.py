@@ -1,6 +1,6 @@
 """The language model at the size of the tests: a run takes seconds.
 
-    melody train lm_tiny --data.folder features/tiny --workdir runs/lm_tiny
+melody train lm_tiny --data.folder features/tiny --workdir runs/lm_tiny
 """
 
 from melody_jax.config import DataConfig, OptimizerConfig, TrainConfig

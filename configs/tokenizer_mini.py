@@ -1,6 +1,6 @@
 """The semantic tokenizer of `mini`: 25 Hz, 1,024 clusters.
 
-    melody train tokenizer_mini --data.folder corpus/train --workdir runs/tokenizer_mini
+melody train tokenizer_mini --data.folder corpus/train --workdir runs/tokenizer_mini
 """
 
 from melody_jax.config import DataConfig, OptimizerConfig, TrainConfig

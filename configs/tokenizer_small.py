@@ -1,6 +1,6 @@
 """A semantic tokenizer for one GPU and a day: a Conformer on spectra, 1,024 tokens at 25 Hz.
 
-    melody train tokenizer_small --data.folder corpus/train --workdir runs/tokenizer_small
+melody train tokenizer_small --data.folder corpus/train --workdir runs/tokenizer_small
 """
 
 from melody_jax.config import DataConfig, OptimizerConfig, TrainConfig

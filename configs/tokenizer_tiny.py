@@ -1,6 +1,6 @@
 """The semantic tokenizer at the size of the tests: a run takes seconds.
 
-    melody train tokenizer_tiny --data.folder corpus/tiny --workdir runs/tokenizer_tiny
+melody train tokenizer_tiny --data.folder corpus/tiny --workdir runs/tokenizer_tiny
 """
 
 from melody_jax.config import DataConfig, OptimizerConfig, TrainConfig

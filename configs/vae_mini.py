@@ -1,6 +1,6 @@
 """The autoencoder of `mini`: 25 Hz x 64 latents of magnitudes, phase by Griffin-Lim.
 
-    melody train vae_mini --data.folder corpus/train --workdir runs/vae_mini
+melody train vae_mini --data.folder corpus/train --workdir runs/vae_mini
 """
 
 from melody_jax.config import DataConfig, OptimizerConfig, TrainConfig

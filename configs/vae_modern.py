@@ -1,6 +1,6 @@
 """An autoencoder with 50 Hz latents of 64 channels whose decoder predicts complex spectra (models/stft_codec.py).
 
-    melody train vae_modern --data.folder corpus/train --workdir runs/vae_modern
+melody train vae_modern --data.folder corpus/train --workdir runs/vae_modern
 """
 
 from melody_jax.config import DataConfig, OptimizerConfig, TrainConfig

@@ -1,6 +1,6 @@
 """The paper's autoencoder at half its widths, for one GPU and a day: 250 latents of 16 channels per second.
 
-    melody train vae_small --data.folder corpus/train --workdir runs/vae_small
+melody train vae_small --data.folder corpus/train --workdir runs/vae_small
 """
 
 import dataclasses

@@ -1,6 +1,6 @@
 """The autoencoder at the size of the tests: a run takes seconds, discriminators included.
 
-    melody train vae_tiny --data.folder corpus/tiny --workdir runs/vae_tiny
+melody train vae_tiny --data.folder corpus/tiny --workdir runs/vae_tiny
 """
 
 from melody_jax.config import DataConfig, OptimizerConfig, TrainConfig

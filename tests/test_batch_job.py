@@ -199,7 +199,16 @@ def test_eight_devices_make_the_same_clips(melody: Melody, releases: Path, tmp_p
     single_device = job(tmp_path)
     run(melody, single_device)
     script = Path(__file__).parents[1] / "sample.py"
-    options = ["--model", "tiny", "--folder", str(releases), "--prompts", str(single_device.prompts), "--out", "eight"]
+    options = [
+        "--model",
+        "tiny",
+        "--folder",
+        str(releases),
+        "--prompts",
+        str(single_device.prompts),
+        "--out",
+        "eight",
+    ]
     options += [part for name, value in DEFAULTS.items() for part in (f"--{name}", str(value))]
     environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
     command = [sys.executable, str(script), *options]

@@ -43,7 +43,8 @@ def test_shards_bring_facts(tmp_path: Path) -> None:
     record = {"audio": np.frombuffer(audio.encode_flac(wave), np.uint8), "meta": records.encode_json(meta)}
     shard = records.write_shard(tmp_path / records.shard_name("audio", 0, 1), [record])
     records.write_manifest(
-        tmp_path, records.ShardManifest(kind="audio", settings={}, versions={}, shard_count=1, shards=(shard,))
+        tmp_path,
+        records.ShardManifest(kind="audio", settings={}, versions={}, shard_count=1, shards=(shard,)),
     )
     (clip,) = open_set(tmp_path).clips
     assert (clip.name, clip.prompt, clip.facts) == ("one", "some jazz", {"genre": "jazz"})

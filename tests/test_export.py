@@ -27,7 +27,9 @@ def test_export_releases_the_average(tmp_path: Path) -> None:
         for w in waves
     ]
     shard = write_shard(music / shard_name("audio", 0, 1), records)
-    write_manifest(music, ShardManifest(kind="audio", settings={}, versions={}, shard_count=1, shards=(shard,)))
+    write_manifest(
+        music, ShardManifest(kind="audio", settings={}, versions={}, shard_count=1, shards=(shard,))
+    )
     config = TrainConfig(
         stage=VAEStage(model=TINY_VAE, discriminator=TINY_DISCRIMINATOR),
         data=DataConfig(folder=(str(music),), batch_size=2, crop_samples=4800),

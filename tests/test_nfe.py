@@ -20,11 +20,13 @@ def test_table_3_of_the_paper(seconds, melody, musiclm):
 
 def test_windows_of_a_longer_piece():
     assert nfe.cascade_count(dpd.PAPER, FRAME, 10, 20) == Evaluations(250, 20)
-    assert nfe.cascade_count(dpd.PAPER, FRAME, 30, 20) == Evaluations(750, 9 * 20)  # one window and eight chunks
-    assert nfe.cascade_count(dpd.PAPER, FRAME, 10.01, 20) == Evaluations(
-        312, 2 * 20
-    )  # one more chunk
-    assert nfe.cascade_count(dpd.PAPER, FRAME, 1, 20) == Evaluations(250, 20)  # the first window is sampled completely
+    assert nfe.cascade_count(dpd.PAPER, FRAME, 30, 20) == Evaluations(
+        750, 9 * 20
+    )  # one window and eight chunks
+    assert nfe.cascade_count(dpd.PAPER, FRAME, 10.01, 20) == Evaluations(312, 2 * 20)  # one more chunk
+    assert nfe.cascade_count(dpd.PAPER, FRAME, 1, 20) == Evaluations(
+        250, 20
+    )  # the first window is sampled completely
 
 
 def test_guidance_doubles_its_network():
@@ -33,9 +35,9 @@ def test_guidance_doubles_its_network():
 
 
 def test_two_tokens_a_pass_are_half_of_the_passes():
-    assert nfe.cascade_count(dpd.MODERN, 480 / 24_000, 10, 4, lm_guided=True, tokens_per_pass=2) == Evaluations(
-        256, 4
-    )
+    assert nfe.cascade_count(
+        dpd.MODERN, 480 / 24_000, 10, 4, lm_guided=True, tokens_per_pass=2
+    ) == Evaluations(256, 4)
 
 
 def test_command(capsys):

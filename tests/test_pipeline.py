@@ -24,7 +24,8 @@ def write_folder(folder: Path, kind: str, records: list[dict[str, np.ndarray]], 
         write_shard(folder / shard_name(kind, i, 2), records[i * half : (i + 1) * half]) for i in range(2)
     ]
     write_manifest(
-        folder, ShardManifest(kind=kind, settings=settings or {}, versions={}, shard_count=2, shards=tuple(shards))
+        folder,
+        ShardManifest(kind=kind, settings=settings or {}, versions={}, shard_count=2, shards=tuple(shards)),
     )
     return str(folder)
 

@@ -49,7 +49,9 @@ def test_longer_than_a_window_is_continued(melody) -> None:
 
 
 def test_the_seed_determines_the_bits(melody) -> None:
-    first, same_seed, next_seed = (melody.generate(PROMPTS[0], seconds=1, steps=2, seed=seed) for seed in (5, 5, 6))
+    first, same_seed, next_seed = (
+        melody.generate(PROMPTS[0], seconds=1, steps=2, seed=seed) for seed in (5, 5, 6)
+    )
     assert np.array_equal(first, same_seed)
     assert not np.array_equal(first, next_seed)
 
@@ -241,7 +243,9 @@ def test_sample_script_writes_a_batch(releases: Path, tmp_path: Path) -> None:
     [["", "--out", "x.wav"], ["piano", "--seconds", "0"], ["piano", "--out", "song.mp3"],
      ["piano", "--stepz", "3"], ["piano", "--model", "absent"]],
 )  # fmt: skip
-def test_sample_script_reports_errors_in_one_line(releases: Path, tmp_path: Path, arguments: list[str]) -> None:
+def test_sample_script_reports_errors_in_one_line(
+    releases: Path, tmp_path: Path, arguments: list[str]
+) -> None:
     prompt, *options = arguments
     done = sample(prompt, "--model", "tiny", "--folder", str(releases), *options, cwd=tmp_path)
     assert done.returncode == 2

@@ -21,7 +21,9 @@ def test_sine_and_noise() -> None:
 
 def test_clipping_and_silence() -> None:
     loud = np.clip(2 * np.sin(2 * np.pi * 100 * TIMES), -1, 1).astype(np.float32)
-    assert signal_metrics(loud)["clipped"] == pytest.approx(2 / 3, abs=0.02)  # beyond 30 degrees of each quarter
+    assert signal_metrics(loud)["clipped"] == pytest.approx(
+        2 / 3, abs=0.02
+    )  # beyond 30 degrees of each quarter
     half = np.where(TIMES < 1, 0.3 * np.sin(2 * np.pi * 440 * TIMES), 0).astype(np.float32)
     assert signal_metrics(half)["silent"] == pytest.approx(0.5, abs=0.06)
     nothing = signal_metrics(np.zeros(1000, np.float32))

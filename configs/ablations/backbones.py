@@ -1,6 +1,6 @@
 """Is dual-path diffusion the better network (MeLoDy, table 5)? Backbones of equal size on the same latents.
 
-    melody ablate backbones --folder features/audio --validation-folder features/validation --workers 2
+melody ablate backbones --folder features/audio --validation-folder features/validation --workers 2
 """
 
 from pathlib import Path

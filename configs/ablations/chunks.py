@@ -1,6 +1,6 @@
 """Do the number of chunks with independent angles, and a training mixture that resembles sampling, matter?
 
-    melody ablate chunks --folder features/audio --validation-folder features/validation --workers 2
+melody ablate chunks --folder features/audio --validation-folder features/validation --workers 2
 """
 
 from pathlib import Path

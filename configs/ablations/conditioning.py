@@ -1,6 +1,6 @@
 """Which parts of DPD's conditioning matter: semantic tokens, cross-attention, FiLM?
 
-    melody ablate conditioning --folder features/audio --validation-folder features/validation
+melody ablate conditioning --folder features/audio --validation-folder features/validation
 """
 
 from pathlib import Path

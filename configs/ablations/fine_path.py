@@ -1,6 +1,6 @@
 """Which network should run inside the segments: the paper's SRU, a linear recurrence or local attention?
 
-    melody ablate fine_path --folder features/audio --validation-folder features/validation --workers 2
+melody ablate fine_path --folder features/audio --validation-folder features/validation --workers 2
 """
 
 from pathlib import Path

@@ -66,7 +66,7 @@ class Request(ClipSettings):
     """Prompts that take over later, in the order of their times."""
     seconds: float = option(10.0, above=0, most=MAX_SECONDS)
     """Length in seconds. A clip longer than one window is continued chunk by chunk (MeLoDy,
-    arXiv 2305.15719, section 3.5)."""
+    arXiv 2305.15719, section 4.3)."""
     source: str | Path | np.ndarray | None = None
     """Music to edit: a sound file or float32 (T,) at 24 kHz, one second to ten minutes long. It is continued
     up to `seconds`. With `regions`, `strength` or `keep_tokens` it is changed instead, and the clip has its

@@ -31,7 +31,7 @@ class SamplingSettings:
     steps: int = option(5, group=HOW, least=1, most=1000)
     """Diffusion steps per window. The paper reports 5, 10 and 20."""
     schedule: str = option("paper", group=HOW, choices=tuple(diffusion.SCHEDULES))
-    """Schedule of the diffusion angles (MeLoDy, arXiv 2305.15719, section 3.4)."""
+    """Schedule of the diffusion angles (MeLoDy, arXiv 2305.15719, section 4.1)."""
     solver: str = option("ddim", group=HOW, choices=tuple(diffusion.SOLVERS))
     """Diffusion solver (docs/sampling.md)."""
     guidance_scale: float = option(2.5, group=HOW, least=-100, most=100)

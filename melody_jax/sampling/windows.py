@@ -286,7 +286,7 @@ def next_window(
     number: Int[Array, ""],
     mesh: Mesh | None = None,
 ) -> Window:
-    """The window one chunk later (paper section 3.5, algorithm 2): its last chunk is new, the rest stays.
+    """The window one chunk later: its last chunk is new, the rest stays (MeLoDy, arXiv 2305.15719, section 4.3).
 
     shift: tokens by which the window shifts, `config.chunk_tokens(number)`. number: which chunk after the
     first window, from 1. Only the new chunk is denoised; the paper's text rotates the whole window.

@@ -1,4 +1,6 @@
-"""Training MuLan: contrast between clips and captions, and heads that read the composed facts (melody-paper 2.1).
+"""Training of MuLan: contrast between clips and captions, and heads that read the composed facts.
+
+MuLan is described in arXiv 2208.12415; MeLoDy (arXiv 2305.15719) uses it in section 3.1.
 
 Symmetric InfoNCE with a learned temperature over the whole batch; captions that are the same text count as equally
 right. Beside it, linear heads shared by both towers read genre, mood, mode, key, tempo and instruments from the
