@@ -22,7 +22,7 @@ from helpers.recordings import music, odd_files
 from melody_jax import audio, release
 from melody_jax.config import DataConfig
 from melody_jax.data import audio_units, pipeline
-from melody_jax.data.pieces import cut_recording
+from melody_jax.data.cutting import cut_recording
 from melody_jax.data.prepare import PrepareConfig, prepare
 from melody_jax.data.records import (
     decode_json,

@@ -10,7 +10,7 @@ import tensorflow_datasets as tfds
 
 from melody_jax import audio
 from melody_jax.data import tfds_music
-from melody_jax.data.pieces import cut_recording
+from melody_jax.data.cutting import cut_recording
 from melody_jax.data.prepare_config import PieceConfig
 from melody_jax.data.records import ShardManifest, encode_json, shard_name, write_manifest, write_shard
 from melody_jax.errors import UserError

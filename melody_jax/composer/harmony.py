@@ -6,7 +6,7 @@ Each grammar returns `slots` chords in a mode; `draw_progression` draws until th
 from collections.abc import Callable
 
 from melody_jax.composer.dice import Dice
-from melody_jax.composer.splits import draw_within, fingerprint
+from melody_jax.composer.splits import draw_within, stable_hash
 from melody_jax.composer.theory import MODES, Chord, coloured, triad
 
 Progression = tuple[Chord, ...]
@@ -290,7 +290,7 @@ def _with_basses(dice: Dice, chords: list[tuple[int, str]], amount: float) -> Pr
 
 def progression_hash(progression: Progression) -> int:
     """Fingerprint of a progression: roots relative to the tonic and qualities, in order."""
-    return fingerprint(("progression", *((chord.root, chord.quality) for chord in progression)))
+    return stable_hash(("progression", *((chord.root, chord.quality) for chord in progression)))
 
 
 def draw_progression(

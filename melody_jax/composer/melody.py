@@ -10,7 +10,7 @@ from typing import NamedTuple
 from melody_jax.composer.dice import Dice
 from melody_jax.composer.form import Frame, Passage
 from melody_jax.composer.piece import Note
-from melody_jax.composer.splits import draw_within, fingerprint
+from melody_jax.composer.splits import draw_within, stable_hash
 from melody_jax.composer.theory import MINOR_MODES, Chord, chord_scale, ladder, nearest
 
 _CELLS: dict[tuple[float, ...], float] = {
@@ -79,7 +79,7 @@ class MelodyStyle:
 
 def melody_hash(motif: Motif) -> int:
     """Fingerprint of a motif: rhythm and contour, independent of key and chords."""
-    return fingerprint(("motif", tuple(round(onset * 12) for onset in motif.onsets), motif.contour))
+    return stable_hash(("motif", tuple(round(onset * 12) for onset in motif.onsets), motif.contour))
 
 
 def _rhythm(dice: Dice, frame: Frame, density: float, syncopation: float) -> tuple[float, ...]:

@@ -10,7 +10,7 @@ from melody_jax.composer.harmony import Progression, draw_progression
 from melody_jax.composer.instruments import INSTRUMENTS
 from melody_jax.composer.melody import MelodyStyle, Motif, draw_motif, draw_scheme
 from melody_jax.composer.moods import MOODS, Mood
-from melody_jax.composer.splits import fingerprint
+from melody_jax.composer.splits import stable_hash
 from melody_jax.composer.theory import KEYS, MINOR_MODES, MODES, Chord
 from melody_jax.errors import UserError
 
@@ -236,7 +236,7 @@ def make_plan(
         if genre
         else _choose_genre(dice, requests["lead"], requests["tempo"], requests["metre"], requests["mode"])
     )
-    streams = (seed, split_number, fingerprint(style.name))
+    streams = (seed, split_number, stable_hash(style.name))
     dice = Dice(*streams, _STREAM_CAST)
     moods = {name: style.moods.get(name, _OTHER_MOODS) for name in MOODS}
     mood = MOODS[requests["mood"] or dice.pick(moods)]

@@ -17,8 +17,8 @@ _ATTEMPTS = 2000
 T = TypeVar("T")
 
 
-def fingerprint(content: Hashable) -> int:
-    """Returns a 60-bit fingerprint of a tuple of numbers and strings, the same in every process."""
+def stable_hash(content: Hashable) -> int:
+    """Returns a 60-bit hash of a tuple of numbers and strings, the same in every process."""
     return int.from_bytes(hashlib.blake2b(repr(content).encode(), digest_size=8).digest(), "big") >> 4
 
 

@@ -10,9 +10,9 @@ from collections.abc import Iterator
 import numpy as np
 
 from melody_jax.data import records
+from melody_jax.data.cutting import CutResult, Reject, cut_recording
 from melody_jax.data.fingerprint import RecordingKey
 from melody_jax.data.layouts import Recording
-from melody_jax.data.pieces import CutResult, Reject, cut_recording
 from melody_jax.data.records import read_shard, write_shard
 from melody_jax.data.stderr import silenced_stderr
 from melody_jax.data.work_folder import PART, Job

@@ -9,8 +9,8 @@ import numpy as np
 
 from melody_jax import audio
 from melody_jax.data import records
+from melody_jax.data.cutting import Reject
 from melody_jax.data.features import Extractor
-from melody_jax.data.pieces import Reject
 from melody_jax.data.prepare_config import FeatureConfig
 from melody_jax.data.records import read_manifest, read_shard, write_shard
 from melody_jax.data.work_folder import Job

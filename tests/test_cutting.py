@@ -8,8 +8,8 @@ import soundfile
 
 from melody_jax import audio
 from melody_jax.audio import clipped_share
+from melody_jax.data.cutting import cut_recording
 from melody_jax.data.layouts import Recording
-from melody_jax.data.pieces import cut_recording
 from melody_jax.data.prepare_config import PieceConfig
 from melody_jax.data.records import decode_json
 from melody_jax.errors import UserError
