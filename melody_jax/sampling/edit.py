@@ -50,11 +50,11 @@ class EditedClip:
         """Latents per token."""
         return len(self.latents) // len(self.semantic_tokens)
 
-    def window_at(self, number: int) -> Window:
+    def window_at(self, number: int) -> tuple[Int[np.ndarray, " U"], Float[np.ndarray, "L D"]]:
         """Tokens (U,) and latents (L, D) of window `number` of the plan."""
         start = self.plan.fills[number].start
         tokens = slice(start, start + self.plan.window)
-        return Window(self.semantic_tokens[tokens], self.latents[_latent_span(tokens, self.rate)])
+        return self.semantic_tokens[tokens], self.latents[_latent_span(tokens, self.rate)]
 
     def unfilled(self, number: int) -> Bool[np.ndarray, " U"]:
         """Which tokens of window `number` are still to be filled, by this window or a later one."""
@@ -64,15 +64,17 @@ class EditedClip:
         start = self.plan.fills[number].start
         return mask[start : start + self.plan.window]
 
-    def with_window(self, number: int, window: Window) -> "EditedClip":
-        """A copy with the new part of window `number`, given as tokens (U,) and latents (L, D)."""
+    def with_window(
+        self, number: int, window_tokens: Int[np.ndarray, " U"], window_latents: Float[np.ndarray, "L D"]
+    ) -> "EditedClip":
+        """A copy with the new part of window `number`."""
         fill = self.plan.fills[number]
         in_clip = slice(fill.first, fill.last)
         in_window = slice(fill.first - fill.start, fill.last - fill.start)
         tokens = self.semantic_tokens.copy()
-        tokens[in_clip] = window.semantic_tokens[in_window]
+        tokens[in_clip] = window_tokens[in_window]
         latents = self.latents.copy()
-        latents[_latent_span(in_clip, self.rate)] = window.latents[_latent_span(in_window, self.rate)]
+        latents[_latent_span(in_clip, self.rate)] = window_latents[_latent_span(in_window, self.rate)]
         return dataclasses.replace(self, semantic_tokens=tokens, latents=latents)
 
 
@@ -108,8 +110,8 @@ def window_inputs(clips: Sequence[EditedClip], keep_tokens: Sequence[bool], numb
     chooses = any(fill.closed and not keep for fill, keep in zip(fills, keep_tokens, strict=True))
     return WindowInputs(
         window=Window(
-            jnp.asarray(np.stack([part.semantic_tokens for part in current])),
-            jnp.asarray(np.stack([part.latents for part in current])),
+            jnp.asarray(np.stack([tokens for tokens, _ in current])),
+            jnp.asarray(np.stack([latents for _, latents in current])),
         ),
         new_tokens=new_tokens,
         new_frames=np.repeat(unfilled, clips[0].rate, axis=1),
@@ -121,8 +123,9 @@ def window_inputs(clips: Sequence[EditedClip], keep_tokens: Sequence[bool], numb
 
 def insert_windows(clips: Sequence[EditedClip], number: int, window: Window) -> list[EditedClip]:
     """The clips with window `number` filled from tokens (B, U) and latents (B, L, D)."""
-    tokens, latents = map(np.asarray, window)
-    return [clip.with_window(number, Window(tokens[i], latents[i])) for i, clip in enumerate(clips)]
+    tokens = np.asarray(window.semantic_tokens)
+    latents = np.asarray(window.latents)
+    return [clip.with_window(number, tokens[i], latents[i]) for i, clip in enumerate(clips)]
 
 
 def _latent_span(tokens: slice, rate: int) -> slice:

@@ -66,7 +66,10 @@ def parse_part(value: Any, folder: Path = Path()) -> Part:
     names = {field.name for field in dataclasses.fields(Part)}
     if unknown := value.keys() - names:
         raise UserError(f"a prompt's part has {unknown.pop()!r}; it has {', '.join(sorted(names))}")
-    return Part(**value | ({"audio": folder / str(value["audio"])} if "audio" in value else {}))
+    fields: dict[str, Any] = dict(value)
+    if "audio" in fields:
+        fields["audio"] = folder / str(fields["audio"])
+    return Part(**fields)
 
 
 def parse_prompt(value: Any, folder: Path) -> PromptLike:

@@ -32,6 +32,7 @@ from melody_jax.models.vae import VAEConfig
 from melody_jax.sampling.settings import SamplingSettings
 
 Arrays = Array | np.ndarray
+"""Arrays on the device or on the host."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,23 +90,23 @@ class SamplerConfig:
 class Controls(NamedTuple):
     """The inputs of each item of a batch; `make_controls` builds them."""
 
-    prefix_tokens: Int[Arrays, "B P"]
+    prefix_tokens: Int[Array, "B P"]
     """Prefix tokens of the prompt."""
-    negative_prefix_tokens: Int[Arrays, "B P"]
+    negative_prefix_tokens: Int[Array, "B P"]
     """Prefix tokens that guidance steers the language model away from; -1 is the learned null prefix."""
-    seeds: Int[Arrays, " B"]
+    seeds: Int[Array, " B"]
     """Random seed of the item."""
-    candidate: Int[Arrays, " B"]
+    candidate: Int[Array, " B"]
     """Number of the candidate among several clips with one seed."""
-    temperature: Float[Arrays, " B"]
+    temperature: Float[Array, " B"]
     """Temperature of the language model, at least 0."""
-    top_k: Int[Arrays, " B"]
+    top_k: Int[Array, " B"]
     """At least 1, at most `SamplerConfig.candidates`."""
-    top_p: Float[Arrays, " B"]
+    top_p: Float[Array, " B"]
     """In (0, 1]."""
-    lm_guidance_scale: Float[Arrays, " B"]
+    lm_guidance_scale: Float[Array, " B"]
     """Used if `SamplerConfig.lm_guided`."""
-    guidance_scale: Float[Arrays, " B"]
+    guidance_scale: Float[Array, " B"]
     """Used if `SamplerConfig.guided`, and by a distilled diffusion."""
 
 
@@ -144,10 +145,10 @@ def make_controls(
 
 
 class Window(NamedTuple):
-    """The content of one window of music; without the B axis where a single clip is meant."""
+    """The content of one window of music."""
 
-    semantic_tokens: Int[Arrays, "*B U"]
-    latents: Float[Arrays, "*B L D"]
+    semantic_tokens: Int[Array, "B U"]
+    latents: Float[Array, "B L D"]
 
 
 def item_keys(controls: Controls) -> Key[Array, " B"]:
@@ -176,8 +177,8 @@ def prefix_to_tokens(
     config: SamplerConfig,
     controls: Controls,
     keys: Key[Array, " B"],
-    primer: Int[Arrays, "B G"] | None = None,
-    fixed: Int[Arrays, "B U"] | None = None,
+    primer: Int[Array, "B G"] | None = None,
+    fixed: Int[Array, "B U"] | None = None,
 ) -> Int32[Array, "B U"]:
     """The semantic tokens of one window, sampled by the language model.
 
@@ -204,10 +205,10 @@ def tokens_to_latents(
     params: Params,
     config: SamplerConfig,
     controls: Controls,
-    semantic_tokens: Int[Arrays, "B U"],
+    semantic_tokens: Int[Array, "B U"],
     keys: Key[Array, " B"],
-    context: Float[Arrays, "B L D"] | None = None,
-    is_new: Bool[Arrays, "*B L"] | None = None,
+    context: Float[Array, "B L D"] | None = None,
+    is_new: Bool[Array, "*B L"] | None = None,
 ) -> Float[Array, "B L D"]:
     """The latents of a window, by solver and classifier-free guidance (paper sections 3.3 to 3.5).
 
@@ -308,8 +309,8 @@ def fill_tokens(
     params: Params,
     config: SamplerConfig,
     controls: Controls,
-    semantic_tokens: Int[Arrays, "B U"],
-    is_new: Bool[Arrays, "B U"],
+    semantic_tokens: Int[Array, "B U"],
+    is_new: Bool[Array, "B U"],
     number: Int[Array, ""],
     context_tokens: int = 0,
     fillings: int = 1,
@@ -341,7 +342,7 @@ def fill_latents(
     config: SamplerConfig,
     controls: Controls,
     window: Window,
-    is_new: Bool[Arrays, "B L"],
+    is_new: Bool[Array, "B L"],
     number: Int[Array, ""],
 ) -> Float[Array, "B L D"]:
     """The latents of `window`, those where `is_new` made from its tokens, the others bit-identical.
@@ -374,7 +375,7 @@ def stream_latents(
 def latents_to_wave(
     params: Params,
     config: VAEConfig,
-    latents: Float[Arrays, "B L D"],
+    latents: Float[Array, "B L D"],
     first: jax.typing.ArrayLike = 0,
     mesh: Mesh | None = None,
 ) -> Float[Array, "B T"]:
