@@ -16,7 +16,13 @@ os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(CACHE))  # in the environ
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
 OPTIMISATION = "--xla_backend_optimization_level=1"  # compiles in three quarters of the time
 os.environ["XLA_FLAGS"] = f"{OPTIMISATION} {os.environ.get('XLA_FLAGS', '')}".strip()
-TYPE_CHECKED = ("melody_jax.models", "melody_jax.diffusion", "melody_jax.sampling")
+SAMPLING = ("windows", "decode", "edit", "plan", "prompts", "sources")
+"""Modules of sampling that take checked input; the others raise errors for users on input of any type."""
+TYPE_CHECKED = (
+    "melody_jax.models",
+    "melody_jax.diffusion",
+    *(f"melody_jax.sampling.{name}" for name in SAMPLING),
+)
 """Modules whose annotations, shapes included, are checked at each call; MELODY_TYPE_CHECKS=0 turns this off."""
 if os.environ.get("MELODY_TYPE_CHECKS", "1") != "0":
     install_import_hook(TYPE_CHECKED, f"{typechecks.__name__}.check")

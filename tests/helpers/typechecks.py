@@ -2,7 +2,10 @@
 
 from typing import Any
 
-from beartype import beartype
+from beartype import BeartypeConf, beartype
+
+CHECKER = beartype(conf=BeartypeConf(is_pep484_tower=True))
+"""Takes an int for a float, as type checkers do."""
 
 
 def check(function: Any) -> Any:
@@ -10,4 +13,4 @@ def check(function: Any) -> Any:
 
     Configs and requests check their own values, with messages for users that tests look at.
     """
-    return function if function.__name__ == "__init__" else beartype(function)
+    return function if function.__name__ == "__init__" else CHECKER(function)
