@@ -7,24 +7,26 @@ N vectors, C centroids, D width.
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int
 
 CHUNK = 2048
 """Vectors whose distance table is computed at once."""
 
 
-def distances(x: Float[Array, "N D"], centroids: Float[Array, "C D"]) -> Float[Array, "N C"]:
+def distances(x: Float[ArrayLike, "N D"], centroids: Float[ArrayLike, "C D"]) -> Float[Array, "N C"]:
     """Squared Euclidean distances up to a term that is the same for every centroid."""
-    x = x.astype(jnp.float32)
-    centroids = centroids.astype(jnp.float32)
+    x = jnp.asarray(x, jnp.float32)
+    centroids = jnp.asarray(centroids, jnp.float32)
     return x @ (-2.0 * centroids.T) + jnp.sum(centroids * centroids, axis=-1)
 
 
-def assign(x: Float[Array, "... D"], centroids: Float[Array, "C D"]) -> Int[Array, "..."]:
+def assign(x: Float[ArrayLike, "... D"], centroids: Float[ArrayLike, "C D"]) -> Int[Array, "..."]:
     """Index int32 of the nearest centroid, in [0, C); the lowest one in a tie.
 
     More than `CHUNK` vectors are assigned chunk by chunk, so that the distance table stays small.
     """
+    x = jnp.asarray(x)
     flat = x.reshape(-1, x.shape[-1])
     if flat.shape[0] <= CHUNK:
         codes = jnp.argmin(distances(flat, centroids), axis=-1)
