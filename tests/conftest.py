@@ -26,6 +26,35 @@ TYPE_CHECKED = (
 """Modules whose annotations, shapes included, are checked at each call; MELODY_TYPE_CHECKS=0 turns this off."""
 if os.environ.get("MELODY_TYPE_CHECKS", "1") != "0":
     install_import_hook(TYPE_CHECKED, f"{typechecks.__name__}.check")
+SLOW = (
+    "test_ablate.py::test_study",
+    "test_ablate_sampling.py::test_study",
+    "test_batch_job.py::test_eight_devices_make_the_same_clips",
+    "test_compose_cli.py::test_same_bytes_for_any_number_of_workers",
+    "test_diagnose.py::test_from_end_to_end",
+    "test_evaluate.py::test_a_folder_against_another",
+    "test_evaluate.py::test_a_model_with_prompts",
+    "test_export_sampler.py::",
+    "test_fine_tuning.py::",
+    "test_full_disk.py::",
+    "test_hosts.py::test_killed",
+    "test_hosts.py::test_two_processes",
+    "test_prepare.py::test_killed_and_run_again",
+    "test_prepare.py::test_the_result_does_not_depend_on_workers",
+    "test_preview.py::",
+    "test_resume.py::",
+    "test_scale.py::test_compiled_for_chips_that_are_not_here",
+    "test_sharding.py::test_sharded_equals_single_device",
+    "test_tfds_music.py::",
+)
+"""Beginnings of the names of slow tests: they train, start processes, or compile large programs."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Marks the slow tests."""
+    for item in items:
+        if item.nodeid.removeprefix("tests/").startswith(SLOW):
+            item.add_marker("slow")
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
