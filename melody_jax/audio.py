@@ -113,7 +113,7 @@ def _blocks(
     yield pending, rate
 
 
-def resample(audio: AnyMono, source_rate: int, sample_rate: int = SAMPLE_RATE) -> Mono:
+def resample(audio: AnyMono, source_rate: int, sample_rate: int = SAMPLE_RATE) -> Float32[np.ndarray, " _"]:
     """Resamples (T,) from `source_rate` to `sample_rate` Hz with soxr in high quality. Returns float32."""
     if source_rate <= 0 or sample_rate <= 0:
         raise UserError(f"sample rates must be positive, got {source_rate} and {sample_rate} Hz")
