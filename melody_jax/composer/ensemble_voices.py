@@ -31,8 +31,8 @@ def unison(
 
     def make() -> np.ndarray:
         harmonics = harmonic_amplitudes(shape, voice.harmonics(), 0.42)
-        spread = np.linspace(-1, 1, int(voices)) * (1 + 0.1 * voice.rng.standard_normal(int(voices)))
-        detune = np.exp2(spread * cents * tone.detune / 1200)[:, None] - 1
+        offsets = np.linspace(-1, 1, int(voices)) * (1 + 0.1 * voice.rng.standard_normal(int(voices)))
+        detune = np.exp2(offsets * cents * tone.detune / 1200)[:, None] - 1
         frequencies = voice.frequency * np.arange(1, len(harmonics) + 1)
         spectra = harmonics * dsp.lowpass_response(frequencies, ladder, quality * tone.resonance)
         return dsp.ensemble(voice.frequency, spectra, detune, voice.rng, coherent=True)

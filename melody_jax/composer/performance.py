@@ -44,7 +44,7 @@ class Performer:
         self.dice = dice
         self.swing = swing
         self.unit = unit
-        self.spread = timing * tempo / 60.0
+        self.timing_spread = timing * tempo / 60.0
         self.end = seconds * tempo / 60.0
         self.depth = 0.0 if steady else dice.between(0.12, 0.3)
         self.period = dice.between(5.0, 9.0)
@@ -62,7 +62,7 @@ class Performer:
         stop = self._time(start + duration)
         steady = self._time(start)
         start = np.where(
-            start > 0, steady + late + 0.6 * self.spread * self.dice.bells(len(notes)), steady
+            start > 0, steady + late + 0.6 * self.timing_spread * self.dice.bells(len(notes)), steady
         ).clip(0.0)
         stop = np.minimum(np.maximum(stop, start + _SHORTEST), self.end)
         if instrument != "drums":

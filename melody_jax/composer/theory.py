@@ -170,7 +170,7 @@ def essential_tones(chord: Chord, voices: int, rootless: bool) -> tuple[int, ...
     return tuple(ordered[:voices])
 
 
-def _spread(closed: list[int], style: str) -> list[int]:
+def _revoiced(closed: list[int], style: str) -> list[int]:
     if style == "open" and len(closed) >= 3:
         return sorted([closed[0], closed[2], closed[1] + 12, *closed[3:]])
     if style == "drop2" and len(closed) >= 4:
@@ -195,7 +195,7 @@ def voicing(
     best: tuple[float, tuple[int, ...]] = (float("inf"), ())
     classes = sorted({(tonic + tone) % 12 for tone in tones})
     for first in range(len(classes)):
-        order = _spread(classes[first:] + [pc + 12 for pc in classes[:first]], style)
+        order = _revoiced(classes[first:] + [pc + 12 for pc in classes[:first]], style)
         middle = sum(order) / len(order)
         octave = round((centre - middle) / 12)
         for shift in (12 * octave - 12, 12 * octave, 12 * octave + 12):
