@@ -23,7 +23,7 @@ from melody_jax.config import OptimizerConfig, TrainConfig
 from melody_jax.errors import UserError
 from melody_jax.sharding import make_mesh, mesh_context, place_batch, sharded_init
 from melody_jax.training.loop import make_step
-from melody_jax.training.state import create_state
+from melody_jax.training.state import create_state, state_roles
 
 ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT / "tests")]
@@ -45,7 +45,7 @@ class Arguments:
 def train(stage: Any, mesh: Mesh) -> tuple[Any, float, float]:
     """Gradients and loss of the first step, and the loss of the fifth."""
     config = TrainConfig(stage=stage, optimizer=OptimizerConfig(learning_rate=3e-3, warmup_steps=5), steps=50)
-    state = sharded_init(lambda key: create_state(config, key), jax.random.key(0), mesh)
+    state = sharded_init(lambda key: create_state(config, key), state_roles(config), jax.random.key(0), mesh)
     source = Batches(stage)
     batches = [
         jax.tree.map(lambda *halves: np.concatenate(halves), next(source), next(source)) for _ in range(5)

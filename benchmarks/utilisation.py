@@ -29,7 +29,7 @@ from melody_jax.flops import matmul_cost
 from melody_jax.scale.programs import example
 from melody_jax.sharding import make_mesh, sharded_init
 from melody_jax.training.loop import make_step
-from melody_jax.training.state import create_state
+from melody_jax.training.state import create_state, state_roles
 from melody_jax.training.utilisation import measured_flops
 
 ROOT = Path(__file__).parents[1]
@@ -67,7 +67,9 @@ def measure(name: str, steps: int, trace: str) -> list[str]:
     """Cells of the table for one config."""
     config = load_config(ROOT / "configs" / f"{name}.py")
     config = replace(config, data=replace(config.data, batch_size=BATCHES[name]))
-    state = sharded_init(lambda key: create_state(config, key), jax.random.key(0), make_mesh((1, 1, 1)))
+    state = sharded_init(
+        lambda key: create_state(config, key), state_roles(config), jax.random.key(0), make_mesh((1, 1, 1))
+    )
     batch = jax.device_put(fill(example(config)))
     if "facts" in batch:
         labels = {name: jnp.asarray(value) for name, value in facts.labels({"tempo_bpm": 120.0}).items()}

@@ -54,8 +54,9 @@ class LoRAConfig:
     """Inner width of an adapter, at most the smaller side of its kernel; 0: no adapters, all weights are trained."""
     alpha: float = 16.0
     """An adapter's output is scaled by alpha / rank, so that a learning rate suits any rank."""
-    kernels: str = r"blocks/(qkv|out|gate_up|down)/kernel|(own|cross)(_feed)?/\w+/kernel"
-    """Regular expression that matches the paths of adapted kernels: attention and feed-forward, of LM and DPD."""
+    kernels: str = ""
+    """Regular expression that selects, by path, the matrices that get an adapter; empty: all projections of attention
+    and feed-forward layers."""
 
     def __post_init__(self) -> None:
         if self.rank < 0:
@@ -218,7 +219,7 @@ class TrainConfig:
             raise UserError(
                 f"lora.rank is {self.lora.rank} without --init-from: adapters need weights to adapt"
             )
-        if hasattr(self.stage, "teacher") and (self.lora.rank or not self.init_from):
+        if self.stage.teacher is not None and (self.lora.rank or not self.init_from):
             raise UserError(
                 "distillation needs --init-from (a released teacher) and no adapters (lora.rank 0)"
             )

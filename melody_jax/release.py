@@ -1,20 +1,21 @@
 """Released networks: `<folder>/<name>.safetensors` and `<name>.json`, nothing pickled, float32 once loaded.
 
-How a tensor is stored, by path and size:
-  a float matrix of at least 4,096 numbers   int8, `<path>` and float32 scales `<path>:scale`; one scale an output
-                                             channel (last axis), for `LOOKUP` tables one a row; leading axes
-                                             (stacked blocks, convolution taps) have scales of their own
-  gains, biases and small floats             float16 (float32 if their size asks for it)
-  tensors named in `KEEP`                    the type said there
-  a network in `DIFFERENCES`                 what is to be added to its base: matrices in 4 bits, two numbers a byte,
-                                             with scales as above
-The JSON holds the network's config, the hashes of the networks it was trained on, metrics, and the tensors' sha256.
-Beside a MuLan whose text tower has another vocabulary than the packaged one lies its `mulan.tokenizer.json`.
+The role of a parameter (roles.py) and its size decide how its tensor is stored:
+  matrix, at least 4,096 numbers             int8, `<path>` and float32 scales `<path>:scale`: one scale per output
+                                             channel (last axis), for embeddings one per row; leading axes (stacked
+                                             blocks, convolution taps) have separate scales
+  norm, bias, vector, codebook, small matrix float16 (float32 if a value exceeds float16)
+  statistic                                  float32
+  network in `DIFFERENCES`                   the difference to its base: matrices in 4 bits, two numbers per byte, with
+                                             scales as above
+The JSON holds the network's config, the hashes of the networks it was trained with, metrics, and the sha256 of the
+tensors. `mulan.tokenizer.json` is written if the vocabulary of MuLan's text tower is not the packaged one.
 """
 
 import hashlib
 import importlib
 import json
+import math
 import os
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ from tokenizers import Tokenizer
 from melody_jax.config_json import from_dict, to_dict
 from melody_jax.errors import UserError
 from melody_jax.models.functional import Params
+from melody_jax.roles import Kind, Role, Roles, find_role
 from melody_jax.text import read_tokenizer
 
 WEIGHTS = Path(__file__).parent / "weights"
@@ -43,12 +45,15 @@ NETWORKS = {
     "dpd": ("denoiser", "DenoiserConfig"),
     "dpd_distilled": ("denoiser", "DenoiserConfig"),
 }
-"""Name -> module in `models/`, and the class of its config; of "dpd" that of any backbone."""
+"""Name -> module in `models/`, and the class of its config; for "dpd" the base class of all backbones."""
 DIFFERENCES = {"dpd_distilled": "dpd"}
-"""Networks of which only the difference to another one, in the same folder, is stored; loading gives the sum."""
-KEEP = {"codebook": "float16", "codebooks": "float16", "latent_mean": "float32", "latent_scale": "float32"}
-LOOKUP = ("embedding", "table", "words", "positions", "prefix", "semantic")  # endings of their paths
-SMALLEST_INT8 = 4096  # numbers; below it the scales and the error are not worth the bytes
+"""Networks stored as the difference to another network in the same folder; loading returns the sum."""
+SMALLEST_INT8 = 4096
+"""Numbers in a tensor; in smaller ones the scales and the error outweigh the bytes saved."""
+UNSCALED: dict[Kind, str] = {
+    "norm": "float16", "bias": "float16", "vector": "float16", "codebook": "float16", "statistic": "float32",
+}  # fmt: skip
+"""Roles that are never stored as int8, and their type."""
 _SCALE = ":scale"
 
 
@@ -59,22 +64,27 @@ def save_network(
     config: Any,
     hashes: dict[str, str],
     metrics: dict[str, float] | None = None,
-    keep: dict[str, str] | None = None,
+    roles: Roles | None = None,
 ) -> Path:
-    """Writes the network `name` into the folder `path` and returns the tensor file's path.
+    """Writes the network `name` into the folder `path` and returns the path of the tensor file.
 
-    `config` is the network's config dataclass, `hashes` maps each network it depends on to its sha256. `keep` maps
-    the last part of a tensor's path to its stored type and replaces `KEEP`. Of a network in `DIFFERENCES`, `params` are
-    what is added to its base, and what the base lacks.
+    `config` is the network's config dataclass, `hashes` maps each network it depends on to its sha256. `roles` are the
+    roles of `params`, by default `network_roles`. For a network in `DIFFERENCES`, `params` are the differences to its
+    base and the parameters that the base lacks.
+
+    Raises:
+        UserError: the folder cannot be written.
     """
     folder = Path(path)
+    bits = 4 if name in DIFFERENCES else 8
+    roles = network_roles(name, config) if roles is None else roles
     tensors: dict[str, np.ndarray] = {}
     for tensor_name, value in flatten(params).items():
-        bits = 4 if name in DIFFERENCES else 8
-        tensors |= _store(tensor_name, np.asarray(value), KEEP if keep is None else keep, bits)
-    data = safetensors.numpy.save(
-        tensors, {"format": "melody_jax"}
-    )  # several keys come out in a random order
+        tensors |= _store(
+            tensor_name, np.asarray(value), find_role(roles, tuple(tensor_name.split("/"))), bits
+        )
+    # one metadata key only: several would be written in a random order
+    data = safetensors.numpy.save(tensors, {"format": "melody_jax"})
     description = {
         "format_version": FORMAT_VERSION,
         "network": name,
@@ -96,62 +106,74 @@ def load_network(path: str | os.PathLike, name: str) -> tuple[Params, Any, dict[
     """(params, config, hashes) of a released network; params are float32 arrays in nested dicts.
 
     Raises:
-        UserError: a file is missing, cut short, foreign, or of another format or network.
+        UserError: a file is missing, truncated, foreign, or of another format or network.
     """
     params, config, hashes = read_network(path, name)
     return jax.tree.map(jnp.asarray, params), config, hashes
 
 
 def read_network(path: str | os.PathLike, name: str) -> tuple[Params, Any, dict[str, str]]:
-    """As `load_network`, but NumPy arrays: for a caller that places them on devices itself."""
+    """`load_network` with NumPy arrays, for callers that place them on devices themselves."""
     folder = Path(path)
     description = read_description(folder, name)
     data = _read(folder / f"{name}.safetensors")
     if hashlib.sha256(data).hexdigest() != description["sha256"]:
-        raise UserError(f"{folder / name}.safetensors: not the file that {name}.json describes, or cut short")
+        raise UserError(f"{folder / name}.safetensors: not the file that {name}.json describes, or truncated")
     try:
         stored = safetensors.numpy.load(data)
     except safetensors.SafetensorError as error:
         raise UserError(f"{folder / name}.safetensors: not a safetensors file ({error})") from error
-    values = {}
-    for tensor_name, value in stored.items():
-        if tensor_name.endswith(_SCALE):
-            continue
-        if tensor_name + _SCALE in stored:
-            scale = stored[tensor_name + _SCALE]
-            codes = (
-                _unpack(value, scale.shape, _scaled_axis(tensor_name)) if value.dtype == np.uint8 else value
-            )
-            value = codes.astype(np.float32) * scale
-        values[tensor_name] = value.astype(np.float32) if np.issubdtype(value.dtype, np.floating) else value
-    params = unflatten(values)
+    config = from_dict(_config_class(name), description["config"])
+    params = unflatten(_decode(stored, name, config))
     if name in DIFFERENCES:
         params = add_difference(_read_base(folder, name, description["hashes"]), params)
-    return params, from_dict(_config_class(name), description["config"]), description["hashes"]
+    return params, config, description["hashes"]
+
+
+def _decode(stored: dict[str, np.ndarray], name: str, config: Any) -> dict[str, np.ndarray]:
+    """Path -> float32 array of the tensors of a file; integers keep their type."""
+    packed = any(value.dtype == np.uint8 for value in stored.values())
+    roles = network_roles(name, config) if packed else {}
+    values = {}
+    for path, value in stored.items():
+        if path.endswith(_SCALE):
+            continue
+        if path + _SCALE in stored:
+            scale = stored[path + _SCALE]
+            axis = _scaled_axis(find_role(roles, tuple(path.split("/"))))
+            codes = _unpack(value, scale.shape, axis) if value.dtype == np.uint8 else value
+            value = codes.astype(np.float32) * scale
+        values[path] = value.astype(np.float32) if np.issubdtype(value.dtype, np.floating) else value
+    return values
+
+
+def network_roles(name: str, config: Any) -> Roles:
+    """The role of every parameter of the network `name` with this config."""
+    return _network_module(name).roles(config)
 
 
 def add_difference(base: Params, difference: Params) -> Params:
-    """The network `base` with what a network of `DIFFERENCES` holds added; what `base` lacks is taken as it is."""
-    sums, added = flatten(base), flatten(difference)
-    return unflatten(
-        sums | {path: sums[path] + value if path in sums else value for path, value in added.items()}
-    )
+    """The network `base` plus the tensors of a network in `DIFFERENCES`; tensors that `base` lacks are copied."""
+    sums = flatten(base)
+    for path, value in flatten(difference).items():
+        sums[path] = sums[path] + value if path in sums else value
+    return unflatten(sums)
 
 
 def _read_base(folder: Path, name: str, hashes: dict[str, str]) -> Params:
     base = DIFFERENCES[name]
     if hashes.get(base) != network_hash(folder, base):
         raise UserError(
-            f"{folder}: {name} was made from another {base} than the one here; take both from one release"
+            f"{folder}: {name} was made from another {base} than the one here; use both from one release"
         )
     return read_network(folder, base)[0]
 
 
 def save_tokenizer(path: str | os.PathLike, source: str, size: int) -> None:
-    """Puts the tokenizer.json `source` beside the MuLan in folder `path`; "" is the packaged one, of no file.
+    """Copies the tokenizer.json `source` into the folder of a MuLan; "" is the packaged tokenizer and writes no file.
 
     Raises:
-        UserError: it is no tokenizer of `size` word pieces, or the folder cannot be written.
+        UserError: it is not a tokenizer of `size` word pieces, or the folder cannot be written.
     """
     read_tokenizer(source, size)
     file = Path(path) / TOKENIZER
@@ -174,13 +196,13 @@ def save_card(path: str | os.PathLike, name: str, text: str) -> None:
 
 
 def load_tokenizer(path: str | os.PathLike, size: int) -> Tokenizer:
-    """The tokenizer of the MuLan in folder `path`. Raises `UserError` if it has not `size` word pieces."""
+    """The tokenizer of the MuLan in folder `path`. Raises `UserError` unless it has `size` word pieces."""
     file = Path(path) / TOKENIZER
     return read_tokenizer(str(file) if file.exists() else "", size)
 
 
 def read_description(path: str | os.PathLike, name: str) -> dict[str, Any]:
-    """What `<name>.json` says: format_version, network, config, hashes, metrics, sha256.
+    """The contents of `<name>.json`: format_version, network, config, hashes, metrics, sha256.
 
     Raises:
         UserError: the file is missing or does not describe this network.
@@ -194,14 +216,14 @@ def read_description(path: str | os.PathLike, name: str) -> dict[str, Any]:
     except (ValueError, KeyError, TypeError):
         raise UserError(f"{file}: not the description of a released network") from None
     if version != FORMAT_VERSION:
-        raise UserError(f"{file}: format {version} is not known, this version reads {FORMAT_VERSION}")
+        raise UserError(f"{file}: format {version!r}; this version reads format {FORMAT_VERSION}")
     if network != name or not complete:
-        raise UserError(f"{file}: describes {network!r}, {name!r} is needed")
+        raise UserError(f"{file}: describes network {network!r}; it must describe {name!r}")
     return description
 
 
 def network_hash(path: str | os.PathLike, name: str) -> str:
-    """The sha256 of the network's tensor file: the name by which features and later networks refer to it."""
+    """The sha256 of the network's tensor file, by which features and later networks refer to it."""
     return hashlib.sha256(_read(Path(path) / f"{name}.safetensors")).hexdigest()
 
 
@@ -225,47 +247,58 @@ def unflatten(flat: dict[str, Any]) -> Params:
     return nested
 
 
-def _store(name: str, value: np.ndarray, keep: dict[str, str], bits: int) -> dict[str, np.ndarray]:
-    last = name.split("/")[-1]
+def _store(name: str, value: np.ndarray, role: Role | None, bits: int) -> dict[str, np.ndarray]:
+    """The tensors that hold one parameter: itself, and its scales if it is quantised."""
     if not np.issubdtype(value.dtype, np.floating):
         return {name: np.ascontiguousarray(value)}
-    if last in keep:
-        return {name: np.ascontiguousarray(value, keep[last])}
-    if value.ndim < 2 or value.size < SMALLEST_INT8 or last.endswith(("scale", "bias")):
-        small = float(np.max(np.abs(value), initial=0.0)) < float(np.finfo(np.float16).max)
-        return {name: np.ascontiguousarray(value, np.float16 if small else np.float32)}
+    dtype = stored_type(value.shape, role)
+    if dtype != "int8":
+        if np.max(np.abs(value), initial=0.0) >= np.finfo(np.float16).max:
+            dtype = "float32"
+        return {name: np.ascontiguousarray(value, dtype)}
     bits = 8 if value.size % 2 else bits
-    most, axis = 2 ** (bits - 1) - 1, _scaled_axis(name)
-    scale = np.max(np.abs(value), axis=axis, keepdims=True).astype(np.float32) / most
+    largest = 2 ** (bits - 1) - 1
+    scale = np.max(np.abs(value), axis=_scaled_axis(role), keepdims=True).astype(np.float32) / largest
     codes = np.rint(value / np.where(scale == 0, 1, scale)).astype(np.int8)
     stored = _pack(codes) if bits == 4 else np.ascontiguousarray(codes)
     return {name: stored, name + _SCALE: np.ascontiguousarray(scale)}
 
 
-def _scaled_axis(name: str) -> int:
+def stored_type(shape: tuple[int, ...], role: Role | None) -> str:
+    """The type in which a release stores a float parameter of moderate size: "int8", "float16" or "float32"."""
+    kind: Kind = "weight" if role is None else role.kind
+    if kind in UNSCALED or len(shape) < 2 or math.prod(shape) < SMALLEST_INT8:
+        return UNSCALED.get(kind, "float16")
+    return "int8"
+
+
+def _scaled_axis(role: Role | None) -> int:
     """The axis along which numbers share a scale."""
-    return -1 if name.split("/")[-1].endswith(LOOKUP) else -2
+    return -1 if role is not None and role.kind == "embedding" else -2
 
 
 def _pack(codes: np.ndarray) -> np.ndarray:
-    """Evenly many integers from -8 to 7 as bytes (N / 2,), the first of a pair in the low four bits."""
+    """An even number N of integers from -8 to 7 as bytes (N / 2,), the first of a pair in the low four bits."""
     low, high = (codes.reshape(-1, 2) & 15).astype(np.uint8).T
     return low | high << 4
 
 
 def _unpack(packed: np.ndarray, scale_shape: tuple[int, ...], axis: int) -> np.ndarray:
-    """What `_pack` packed, in its shape: that of its scales, longer along `axis`."""
+    """The inverse of `_pack`. The shape is that of the scales, with the remaining length along `axis`."""
     pairs = np.stack([packed & 15, packed >> 4], axis=-1).astype(np.int8)
     shape = list(scale_shape)
     shape[axis] = -1
     return ((pairs ^ 8) - 8).reshape(shape)
 
 
-def _config_class(name: str) -> Any:
+def _network_module(name: str) -> Any:
     if name not in NETWORKS:
-        raise UserError(f"network {name!r} is unknown; there are {', '.join(NETWORKS)}")
-    module, config = NETWORKS[name]
-    return getattr(importlib.import_module(f"melody_jax.models.{module}"), config)
+        raise UserError(f"network {name!r} is unknown; it must be one of {', '.join(NETWORKS)}")
+    return importlib.import_module(f"melody_jax.models.{NETWORKS[name][0]}")
+
+
+def _config_class(name: str) -> Any:
+    return getattr(_network_module(name), NETWORKS[name][1])
 
 
 def _read(file: Path) -> bytes:

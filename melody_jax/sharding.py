@@ -1,10 +1,9 @@
-"""Where arrays live: one mesh of three axes, one table from parameter path to placement.
+"""Where arrays are placed: one mesh of three axes, one table from a parameter's role to its placement.
 
 `data` splits the batch, `fsdp` splits batch and parameters, `tensor` splits the inner width of matrices.
-Axes are Auto: placements are given for inputs and outputs, the compiler finds the rest.
+Axes are Auto: inputs and outputs have explicit placements, the compiler derives the rest.
 """
 
-import re
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -12,61 +11,69 @@ from typing import Any
 import jax
 import numpy as np
 from jax.experimental.mesh_utils import create_hybrid_device_mesh
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from melody_jax.errors import UserError
+from melody_jax.roles import Kind, Role, Roles, find_role
 
 AXES = ("data", "fsdp", "tensor")
 
-# First match wins. A rule places the trailing axes of a leaf (stacked blocks keep their leading axis whole);
-# a mesh axis that does not divide its array axis is left out.
-RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
-    (r"(^|/)(scale|bias|codebooks?|latent_mean|latent_scale)$", ()),
-    (r"(embedding|table|words|positions|prefix|semantic)$", ("tensor", "fsdp")),
-    (r"(^|/)(out|down|o|output|project_out)/kernel$", ("tensor", "fsdp")),
-    # adapters (training/lora.py): whole along the rank, else like the kernel they are added to
-    (r"(^|/)(out|down|o|output|project_out)/kernel/lora_a$", ("tensor", None)),
-    (r"(^|/)(out|down|o|output|project_out)/kernel/lora_b$", (None, "fsdp")),
-    (r"/lora_a$", ("fsdp", None)),
-    (r"/lora_b$", (None, "tensor")),
-    (r"", ("fsdp", "tensor")),
-)
+PLACEMENT: dict[Kind, tuple[str | None, str | None]] = {
+    "embedding": ("tensor", "fsdp"),
+    "column": ("fsdp", "tensor"),
+    "row": ("tensor", "fsdp"),
+    "conv": ("fsdp", "tensor"),
+    "head": ("fsdp", "tensor"),
+    "weight": ("fsdp", "tensor"),
+    # adapters: whole along the rank, otherwise like their kernel
+    "column_lora_a": ("fsdp", None),
+    "column_lora_b": (None, "tensor"),
+    "row_lora_a": ("tensor", None),
+    "row_lora_b": (None, "fsdp"),
+}
+"""Mesh axes of the last two array axes; arrays of other roles are replicated. A mesh axis that does not divide its
+array axis is left out."""
 
 
 def make_mesh(sizes: tuple[int, int, int], devices: list[Any] | None = None) -> Mesh:
-    """A mesh over all devices. One size may be -1 and takes what is left.
+    """A mesh over all devices. One size may be -1: it takes the remaining devices.
 
-    Of several TPU slices each holds whole `fsdp` and `tensor` groups: only `data` crosses the slow network.
+    With several TPU slices, each slice contains complete `fsdp` and `tensor` groups: only `data` crosses the slow
+    network between slices.
 
     Raises:
         UserError: the sizes do not multiply to the number of devices, or the slices do not divide `data`.
     """
     devices = jax.devices() if devices is None else devices
-    known = int(np.prod([size for size in sizes if size != -1]))
-    filled = tuple(len(devices) // known if size == -1 else size for size in sizes) if known > 0 else sizes
+    given = int(np.prod([size for size in sizes if size != -1]))
+    filled = tuple(len(devices) // given if size == -1 else size for size in sizes) if given > 0 else sizes
     if sizes.count(-1) > 1 or min(filled) < 1 or int(np.prod(filled)) != len(devices):
         raise UserError(
-            f"mesh {sizes} does not fit {len(devices)} devices; sizes multiply to that, one may be -1"
+            f"mesh {sizes} does not fit {len(devices)} devices; the sizes must multiply to that number, one may be -1"
         )
-    types, slices = (AxisType.Auto,) * 3, len({getattr(device, "slice_index", 0) for device in devices})
+    types = (AxisType.Auto,) * 3
+    slices = len({getattr(device, "slice_index", 0) for device in devices})
     if slices == 1:
         return jax.make_mesh(filled, AXES, axis_types=types, devices=devices)
     if filled[0] % slices:
-        raise UserError(f"mesh {filled} over {slices} slices: they must divide data, the first size")
-    inside = (filled[0] // slices, *filled[1:])
-    placed = create_hybrid_device_mesh(inside, (slices, 1, 1), devices, allow_split_physical_axes=True)
-    return Mesh(placed, AXES, axis_types=types)
+        raise UserError(
+            f"mesh {filled} over {slices} slices: the number of slices must divide data, the first size"
+        )
+    per_slice = (filled[0] // slices, *filled[1:])
+    grid = create_hybrid_device_mesh(per_slice, (slices, 1, 1), devices, allow_split_physical_axes=True)
+    return Mesh(grid, AXES, axis_types=types)
 
 
 def mesh_context(mesh: Mesh) -> AbstractContextManager[Any]:
-    """What is traced inside keeps the items of batches spread over the mesh (`constrain_batch`)."""
+    """Inside this context, tracing keeps the items of batches spread over the mesh (`constrain_batch`)."""
     return jax.sharding.use_abstract_mesh(mesh.abstract_mesh) if mesh.size > 1 else nullcontext()
 
 
 def constrain_batch(x: jax.Array, axis: int = 0) -> jax.Array:
-    """x with its items, along `axis`, spread over the mesh in use (`sharding.py: using`); x without one.
+    """x with its items, along `axis`, spread over the mesh of `mesh_context`; x itself outside of it.
 
-    Said at every block: left alone, the compiler may follow the parameters' placement and compute each item everywhere.
+    Every block applies this: otherwise the compiler may follow the placement of the parameters and compute each item on
+    every device.
     """
     mesh = jax.sharding.get_abstract_mesh()
     axes = tuple(name for name in ("data", "fsdp") if name in mesh.auto_axes)
@@ -75,61 +82,66 @@ def constrain_batch(x: jax.Array, axis: int = 0) -> jax.Array:
 
 
 def replicate(x: jax.Array) -> jax.Array:
-    """x, all of it on every device of the mesh in use."""
+    """x with a full copy on every device of the mesh of `mesh_context`; x itself outside of it."""
     spec = PartitionSpec()
     return jax.lax.with_sharding_constraint(x, spec) if jax.sharding.get_abstract_mesh().auto_axes else x
 
 
 def embed_lookup(table: jax.Array, ids: jax.Array) -> jax.Array:
-    """Rows of a table (V, D) for ids (B, ...): (B, ..., D), its items spread as `constrain_batch` does.
+    """Rows of a table (V, D) for ids (B, ...): (B, ..., D), with items spread as `constrain_batch` does.
 
-    Every device first gets the whole table: looked up in a part of it, the rows would come out split by their width,
-    and turning that into a split by items is an all-to-all.
+    Every device first gathers the full table: a lookup in a shard of it would return rows split by their width, and
+    turning those into a split by items is an all-to-all.
     """
     return constrain_batch(replicate(table)[ids])
 
 
-def path_name(path: tuple[Any, ...]) -> str:
+def path_names(path: jax.tree_util.KeyPath) -> tuple[str, ...]:
+    """("model", "blocks", "attention", "kernel") from a key path of `jax.tree_util`."""
+    return tuple(str(getattr(k, "key", getattr(k, "name", getattr(k, "idx", k)))) for k in path)
+
+
+def path_name(path: jax.tree_util.KeyPath) -> str:
     """ "model/blocks/attention/kernel" from a key path of `jax.tree_util`."""
-    return "/".join(str(getattr(k, "key", getattr(k, "name", getattr(k, "idx", k)))) for k in path)
+    return "/".join(path_names(path))
 
 
-def is_stacked(path: str) -> bool:
-    """Whether the leaf at this path is that of many blocks, along its first axis."""
-    return re.search(r"blocks/\D", path) is not None
-
-
-def parameter_spec(path: str, shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
-    """The placement of one leaf; works for optimiser moments too, whose paths end like their parameter's."""
-    if len(shape) < 2:
+def parameter_spec(role: Role | None, shape: tuple[int, ...], mesh: Mesh | AbstractMesh) -> PartitionSpec:
+    """The placement of one array; an array without a role, or with fewer than two axes, is replicated."""
+    if role is None or role.kind not in PLACEMENT or len(shape) < 2:
         return PartitionSpec()
-    axes = next(axes for pattern, axes in RULES if re.search(pattern, path))
     spec: list[str | None] = [None] * len(shape)
-    for offset, axis in enumerate(reversed(axes), start=1):
+    for offset, axis in enumerate(reversed(PLACEMENT[role.kind]), start=1):
         if axis is not None and mesh.shape[axis] > 1 and shape[-offset] % mesh.shape[axis] == 0:
             spec[-offset] = axis
     return PartitionSpec(*spec) if any(spec) else PartitionSpec()
 
 
-def state_sharding(shapes: Any, mesh: Mesh) -> Any:
-    """A `NamedSharding` for every leaf of a tree of arrays or `ShapeDtypeStruct`s."""
-    return jax.tree_util.tree_map_with_path(
-        lambda path, leaf: NamedSharding(mesh, parameter_spec(path_name(path), leaf.shape, mesh)), shapes
-    )
+def state_sharding(shapes: Any, roles: Roles, mesh: Mesh) -> Any:
+    """A `NamedSharding` for every leaf of a tree of arrays or `ShapeDtypeStruct`s.
+
+    A leaf has the role of the parameter whose path its own path ends with; other leaves are replicated.
+    """
+
+    def place(path: jax.tree_util.KeyPath, leaf: Any) -> NamedSharding:
+        role = find_role(roles, path_names(path))
+        return NamedSharding(mesh, parameter_spec(role, leaf.shape, mesh))
+
+    return jax.tree_util.tree_map_with_path(place, shapes)
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """The first axis over `data` and `fsdp`."""
+    """The first axis split over `data` and `fsdp`."""
     return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
 
 
 def place_batch(batch: Any, mesh: Mesh) -> Any:
-    """This process's rows of a batch of NumPy arrays, as global arrays split over the mesh."""
+    """Global arrays, split over the mesh, from this process's rows of a batch of NumPy arrays."""
     sharding = batch_sharding(mesh)
     return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x)), batch)
 
 
-def sharded_init(create: Callable[[jax.Array], Any], key: jax.Array, mesh: Mesh) -> Any:
-    """`create(key)` with every array born where it lives: shapes, then shardings, then one jitted call."""
-    shardings = state_sharding(jax.eval_shape(create, key), mesh)
+def sharded_init(create: Callable[[jax.Array], Any], roles: Roles, key: jax.Array, mesh: Mesh) -> Any:
+    """`create(key)` with every array created on its devices: shapes, then shardings, then one jitted call."""
+    shardings = state_sharding(jax.eval_shape(create, key), roles, mesh)
     return jax.jit(create, out_shardings=shardings)(key)

@@ -15,7 +15,7 @@ import jax
 import numpy as np
 import pytest
 
-from melody_jax import cli
+from melody_jax import cli, roles
 from melody_jax.ablation import files, paired_runs, results, study, study_report, training
 from melody_jax.ablation.ablate import AblateConfig, Run, ablate, runs_of, work
 from melody_jax.ablation.statistics import compare
@@ -24,6 +24,7 @@ from melody_jax.data.records import ShardManifest, encode_json, shard_name, writ
 from melody_jax.errors import UserError
 from melody_jax.evaluation.intervals import paired_t
 from melody_jax.models import denoiser, dpd, vae
+from melody_jax.roles import Roles
 from melody_jax.training.stages.dpd import DPDStage
 
 ROOT = Path(__file__).parents[1]
@@ -47,6 +48,10 @@ STEPS = 3
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Line(DPDStage):
     """The diffusion with a matrix in place of the network: everything else is the real one."""
+
+    @property
+    def roles(self) -> Roles:
+        return {"model": {"dense": {"kernel": roles.COLUMN}}}
 
     def init(self, key: jax.Array) -> dict[str, Any]:
         return {

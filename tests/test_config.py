@@ -30,6 +30,7 @@ class Model:
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Stage:
     name: ClassVar[str] = "toy"
+    teacher: ClassVar[None] = None
     model: Model = Model()
     causal: bool = False
 

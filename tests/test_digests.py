@@ -104,7 +104,7 @@ def test_digests_see_every_bit_and_place() -> None:
 
 
 def test_refusals() -> None:
-    with pytest.raises(UserError, match="lm does not say what it draws"):
+    with pytest.raises(UserError, match="stage lm does not report its draws"):
         digests(LMStage(model=lm.TINY), {}, KEY)
     with pytest.raises(UserError, match=r"watch\.digests with accumulate 2"):
         TrainConfig(stage=STAGE, accumulate=2, watch=WatchConfig(digests=True))

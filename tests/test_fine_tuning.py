@@ -124,7 +124,9 @@ def test_adapters_from_release_to_release(name: str, released: Path, features: P
     shutil.rmtree(tmp_path / "run" / "checkpoints" / "20")
     assert_same(run(config), state)
 
-    merged = run_network(tmp_path / "run", base, make_mesh((1, 1, 1), jax.devices()[:1]))
+    merged = run_network(
+        tmp_path / "run", base, config.stage.roles["model"], make_mesh((1, 1, 1), jax.devices()[:1])
+    )
     apart = jax.jit(adapted(config.stage, config.lora).evaluate)(
         state.params | {"model": state.ema}, held_out, key
     )

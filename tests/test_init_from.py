@@ -16,7 +16,7 @@ from melody_jax import release
 from melody_jax.config import LoRAConfig, TrainConfig
 from melody_jax.errors import UserError
 from melody_jax.sharding import make_mesh
-from melody_jax.training.init_from import start_from
+from melody_jax.training.init_from import load_initial_weights
 from melody_jax.training.lora import merge
 from melody_jax.training.state import TrainState
 
@@ -31,7 +31,9 @@ def fresh(stage: Any, value: float = 0.0) -> TrainState:
 
 
 def start(config: TrainConfig, hashes: dict[str, str] | None = None) -> TrainState:
-    return start_from(config, fresh(config.stage), hashes or {}, make_mesh((1, 1, 1), jax.devices()[:1]))
+    return load_initial_weights(
+        config, fresh(config.stage), hashes or {}, make_mesh((1, 1, 1), jax.devices()[:1])
+    )
 
 
 def save(folder: Path, stage: Any, model: Any, hashes: dict[str, str] | None = None) -> None:

@@ -15,14 +15,19 @@ from melody_jax.config import LoRAConfig, load_config
 from melody_jax.errors import UserError
 from melody_jax.models.functional import count
 from melody_jax.release import flatten
+from melody_jax.roles import BIAS, COLUMN, ROW, Role
 from melody_jax.sharding import parameter_spec
-from melody_jax.training.lora import adapted, init_adapters, merge
+from melody_jax.training.lora import adapted, adapter_roles, init_adapters, merge
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 CONFIG = LoRAConfig(rank=2, alpha=3.0, kernels="kernel$")
 MODEL = {
     "blocks": {"qkv": {"kernel": jnp.ones((3, 4, 6))}},
     "layers": {"blocks": {"0": {"out": {"kernel": jnp.ones((6, 4)), "bias": jnp.ones(4)}}}},
+}
+ROLES = {
+    "blocks": {"qkv": {"kernel": Role("column", stacked=True)}},
+    "layers": {"blocks": {"0": {"out": {"kernel": ROW, "bias": BIAS}}}},
 }
 
 
@@ -31,7 +36,7 @@ def shapes(tree: Any) -> dict[str, tuple[int, ...]]:
 
 
 def test_every_matrix_of_a_stack_has_its_own() -> None:
-    adapters = init_adapters(MODEL, CONFIG, jax.random.key(0))
+    adapters = init_adapters(MODEL, ROLES, CONFIG, jax.random.key(0))
     assert shapes(adapters) == {
         "blocks/qkv/kernel/lora_a": (3, 4, 2),
         "blocks/qkv/kernel/lora_b": (3, 2, 6),
@@ -99,13 +104,14 @@ def test_rank_0_is_the_stage_itself() -> None:
 
 def test_bad_choices_are_one_line() -> None:
     for changes, reason in (
-        ({"kernels": "attention"}, "'attention' is found in no path"),
+        ({"kernels": "attention"}, "'attention' matches no path"),
         ({"kernels": "bias"}, "layers/blocks/0/out/bias, which is not a matrix"),
+        ({"kernels": ""}, "no attention or feed-forward layers"),
         ({"rank": 5}, "blocks/qkv/kernel is 4 x 6; set at most the smaller"),
         ({"kernels": "("}, "not a regular expression"),
     ):
         with pytest.raises(UserError, match=reason):
-            init_adapters(MODEL, dataclasses.replace(CONFIG, **changes), jax.random.key(0))
+            init_adapters(MODEL, ROLES, dataclasses.replace(CONFIG, **changes), jax.random.key(0))
     with pytest.raises(UserError, match="without --init-from"):
         toy_config("runs/toy", lora=CONFIG)
 
@@ -120,8 +126,6 @@ def test_adapters_are_placed_like_their_kernel() -> None:
         ("qkv", spec("fsdp"), spec(None, "tensor")),
         ("out", spec("tensor"), spec(None, "fsdp")),
     ):
-        found = [
-            parameter_spec(f"model/{path}/kernel/lora_{x}", s, mesh)
-            for x, s in (("a", (8, 4)), ("b", (4, 8)))
-        ]
+        adapters = adapter_roles({path: COLUMN if path == "qkv" else ROW}, LoRAConfig(kernels="."))[path]
+        found = [parameter_spec(adapters[f"lora_{x}"], s, mesh) for x, s in (("a", (8, 4)), ("b", (4, 8)))]
         assert [tuple(s) for s in found] == [(*a, None), tuple(b)]

@@ -45,7 +45,7 @@ def listen(name: str, networks: str = "", **watch: Any) -> Any:
 
 @pytest.mark.parametrize(
     ("name", "sounds"),
-    [("vae", ("original", "reconstruction")), ("dpd", ("original", "diffused")), ("lm", ("written",))],
+    [("vae", ("original", "reconstruction")), ("dpd", ("original", "diffused")), ("lm", ("generated",))],
 )
 def test_sound_and_image_of_every_item(name: str, sounds: tuple[str, ...], networks: str) -> None:
     found = listen(name, networks, preview_items=3)
@@ -60,7 +60,7 @@ def test_sound_and_image_of_every_item(name: str, sounds: tuple[str, ...], netwo
 
 
 def test_what_cannot_be_heard_is_one_line(networks: str) -> None:
-    for name, match in (("mulan", "mulan makes no sound"), ("dpd", "heard through a released vae")):
+    for name, match in (("mulan", "mulan has no previews"), ("dpd", "need a released vae")):
         with pytest.raises(UserError, match=match):
             listen(name)
 

@@ -12,6 +12,7 @@ from melody_jax import release
 from melody_jax.errors import UserError
 from melody_jax.models.dpd import DPDConfig
 from melody_jax.models.vae import VAEConfig
+from melody_jax.roles import BIAS, CODEBOOK, EMBEDDING, STATISTIC, VECTOR, WEIGHT, Role
 
 
 def parameters() -> dict:
@@ -34,10 +35,28 @@ def parameters() -> dict:
     }
 
 
+ROLES = {
+    "blocks": {"dense": {"kernel": Role("column", stacked=True)}},
+    "word_embedding": EMBEDDING,
+    "norm": {"scale": Role("norm", stacked=True), "bias": BIAS},
+    "small": WEIGHT,
+    "large": {"value": VECTOR},
+    "codebook": CODEBOOK,
+    "latent_mean": STATISTIC,
+    "zero": WEIGHT,
+}
+
+
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     release.save_network(
-        tmp_path, "vae", parameters(), VAEConfig(latent_width=8), {"mulan": "a" * 64}, {"loss": 1.5}
+        tmp_path,
+        "vae",
+        parameters(),
+        VAEConfig(latent_width=8),
+        {"mulan": "a" * 64},
+        {"loss": 1.5},
+        ROLES,
     )
     return tmp_path
 
@@ -68,8 +87,9 @@ def test_storage_types(folder: Path) -> None:
     assert types["count"] == "int32"
 
 
-def test_chosen_tensors_are_kept(tmp_path: Path) -> None:
-    release.save_network(tmp_path, "vae", parameters(), VAEConfig(), {}, keep={"kernel": "float32"})
+def test_a_role_says_what_is_stored_in_float32(tmp_path: Path) -> None:
+    chosen = {"blocks": {"dense": {"kernel": STATISTIC}}}
+    release.save_network(tmp_path, "vae", parameters(), VAEConfig(), {}, roles=chosen)
     params, _, _ = release.load_network(tmp_path, "vae")
     np.testing.assert_array_equal(
         params["blocks"]["dense"]["kernel"], parameters()["blocks"]["dense"]["kernel"]
@@ -77,7 +97,7 @@ def test_chosen_tensors_are_kept(tmp_path: Path) -> None:
 
 
 def test_hash_is_that_of_the_file_and_repeats(folder: Path, tmp_path: Path) -> None:
-    release.save_network(tmp_path / "again", "vae", parameters(), VAEConfig(latent_width=8), {})
+    release.save_network(tmp_path / "again", "vae", parameters(), VAEConfig(latent_width=8), {}, roles=ROLES)
     assert release.network_hash(folder, "vae") == release.network_hash(tmp_path / "again", "vae")
     assert release.network_hash(folder, "vae") == release.read_description(folder, "vae")["sha256"]
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from melody_jax.errors import UserError
+from melody_jax.roles import COLUMN, EMBEDDING, NORM, Role, find_role
 from melody_jax.sharding import make_mesh, parameter_spec
 
 SCRIPT = """
@@ -40,8 +41,8 @@ def train_on(devices: int, mesh: tuple[int, int, int]) -> list:
     script = SCRIPT.format(tests=str(tests), mesh=mesh)
     done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
-    told = "goes on with processes 1, data 8, fsdp 1, tensor 1 after processes 1, data 2, fsdp 2, tensor 2: from equal"
-    assert (told in done.stderr) == (devices == 8)
+    note = "resumes with processes 1, data 8, fsdp 1, tensor 1 after processes 1, data 2, fsdp 2, tensor 2: the"
+    assert (note in done.stderr) == (devices == 8)
     return json.loads(done.stdout.splitlines()[-1])
 
 
@@ -60,12 +61,21 @@ def test_specs_leave_out_what_does_not_divide() -> None:
 
     mesh: jax.sharding.Mesh = Mesh()  # type: ignore[assignment]
     spec = jax.sharding.PartitionSpec
-    assert parameter_spec("model/dense/kernel", (6, 8), mesh) == spec("fsdp", "tensor")
-    assert parameter_spec("model/dense/kernel", (5, 6), mesh) == spec()
-    assert parameter_spec("model/blocks/out/kernel", (3, 8, 6), mesh) == spec(None, "tensor", "fsdp")
-    assert parameter_spec("opt_state/mu/model/word_embedding", (8, 6), mesh) == spec("tensor", "fsdp")
-    assert parameter_spec("model/blocks/norm/scale", (4, 8), mesh) == spec()
-    assert parameter_spec("step", (), mesh) == spec()
+    assert parameter_spec(COLUMN, (6, 8), mesh) == spec("fsdp", "tensor")
+    assert parameter_spec(COLUMN, (5, 6), mesh) == spec()
+    assert parameter_spec(Role("row", stacked=True), (3, 8, 6), mesh) == spec(None, "tensor", "fsdp")
+    assert parameter_spec(EMBEDDING, (8, 6), mesh) == spec("tensor", "fsdp")
+    assert parameter_spec(Role("norm", stacked=True), (4, 8), mesh) == spec()
+    assert parameter_spec(None, (), mesh) == spec()
+
+
+def test_moments_have_the_role_of_their_parameter() -> None:
+    roles = {"model": {"word_embedding": EMBEDDING, "norm": {"scale": NORM}}}
+    path = ("opt_state", "inner_states", "model", "inner_state", "0", "mu", "model")
+    assert find_role(roles, (*path, "word_embedding")) == EMBEDDING
+    assert find_role(roles, (*path, "norm", "scale")) == NORM
+    assert find_role(roles, ("opt_state", "count")) is None
+    assert find_role(roles, (*path, "norm")) is None
 
 
 def test_mesh_that_does_not_fit_is_refused() -> None:

@@ -9,6 +9,7 @@ import optax
 import pytest
 
 from melody_jax.config import OptimizerConfig
+from melody_jax.roles import Role
 from melody_jax.training.state import make_optimizer
 
 SHAPES = {
@@ -21,6 +22,16 @@ SHAPES = {
     },
     "heads": {"genre": {"kernel": (16, 8)}},
 }
+ROLES = {
+    "model": {
+        "blocks": {"up": {"kernel": Role("column", stacked=True), "bias": Role("bias", stacked=True)}},
+        "layers": {"blocks": {"0": {"out": {"kernel": Role("row")}}}},
+        "conv": {"kernel": Role("conv")},
+        "head": Role("head"),
+        "norm": {"scale": Role("norm")},
+    },
+    "heads": {"genre": {"kernel": Role("head")}},
+}
 
 
 def first_update(config: OptimizerConfig) -> Any:
@@ -30,7 +41,7 @@ def first_update(config: OptimizerConfig) -> Any:
         lambda shape: jax.random.normal(next(keys), shape), SHAPES, is_leaf=lambda x: isinstance(x, tuple)
     )
     params = jax.tree.map(jnp.zeros_like, gradients)
-    optimizer = make_optimizer(config, steps=10)
+    optimizer = make_optimizer(config, 10, ROLES)
     updates, _ = jax.jit(optimizer.update)(gradients, optimizer.init(params), params)
     assert jax.tree.map(jnp.shape, updates) == jax.tree.map(jnp.shape, params)
     return {**gradients["model"], **gradients["heads"]}, {**updates["model"], **updates["heads"]}
@@ -65,7 +76,7 @@ def test_decay_spares_vectors(muon: bool) -> None:
     """With gradients of 0, layers' matrices shrink by rate times decay, gains and biases stay."""
     params = jax.tree.map(jnp.ones, SHAPES, is_leaf=lambda x: isinstance(x, tuple))
     config = OptimizerConfig(muon=muon, learning_rate=0.1, warmup_steps=0, weight_decay=0.5)
-    optimizer = make_optimizer(config, steps=10)
+    optimizer = make_optimizer(config, 10, ROLES)
     updates, _ = jax.jit(optimizer.update)(
         jax.tree.map(jnp.zeros_like, params), optimizer.init(params), params
     )

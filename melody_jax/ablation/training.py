@@ -30,7 +30,7 @@ from melody_jax.sharding import make_mesh, mesh_context, place_batch, state_shar
 from melody_jax.training.checkpoint import abstract_like
 from melody_jax.training.export import run_network
 from melody_jax.training.loop import make_step, train
-from melody_jax.training.state import create_state
+from melody_jax.training.state import create_state, state_roles
 
 WINDOWS = 4
 """Measured windows of every held-out clip; the metric of a clip is their mean."""
@@ -91,7 +91,7 @@ def make_probe(config: TrainConfig, folder: Path, quiet: bool = True) -> Probe:
     """The averaged weights of a finished run, with windows of every held-out clip."""
     stage: Any = config.stage
     shapes = jax.eval_shape(lambda: stage.init(jax.random.key(0))["model"])
-    model = run_network(folder, shapes, make_mesh((1, 1, 1), jax.devices()[:1]))
+    model = run_network(folder, shapes, stage.roles["model"], make_mesh((1, 1, 1), jax.devices()[:1]))
     networks = config.data.networks or str(release.WEIGHTS / "mini")
     return Probe(stage, model, held_out_windows(config.data), networks, quiet)
 
@@ -108,7 +108,7 @@ def cost(config: TrainConfig, folder: Path, batch: dict[str, Any]) -> dict[str, 
     stage: Any = config.stage
     mesh = make_mesh(config.mesh)
     shapes = jax.eval_shape(lambda: create_state(config, jax.random.key(0)))
-    state = abstract_like(shapes, state_sharding(shapes, mesh))
+    state = abstract_like(shapes, state_sharding(shapes, state_roles(config), mesh))
     with mesh_context(mesh):  # as in the training loop, so the compilation cache has the program
         traced = make_step(config, state).trace(state, place_batch(batch, mesh))
         compiled = traced.lower().compile()

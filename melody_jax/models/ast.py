@@ -21,6 +21,7 @@ from melody_jax.models import functional
 from melody_jax.models.bert_block import Block, BlockConfig, PatchEmbedding, layer_norm
 from melody_jax.models.functional import Params, Remat
 from melody_jax.models.tower import MusicTower
+from melody_jax.roles import EMBEDDING, WEIGHT
 
 RATE_RATIO = (2, 3)
 """24 kHz to 16 kHz."""
@@ -87,8 +88,9 @@ class AST(MusicTower):
         bands, frames = config.patches
         self.config = config
         self.patch = PatchEmbedding(config.patch**2, width, config.dtype, key=patch_key)
-        self.tokens = nnx.Param(jnp.zeros((2, width)))
-        self.positions = nnx.Param(0.02 * jax.random.normal(position_key, (2 + bands * frames, width)))
+        self.tokens = nnx.Param(jnp.zeros((2, width)), role=WEIGHT)
+        positions = 0.02 * jax.random.normal(position_key, (2 + bands * frames, width))
+        self.positions = nnx.Param(positions, role=EMBEDDING)
         self.blocks = functional.stack(Block, config.block, depth=config.layers, key=block_key)
         self.norm = layer_norm(width, config.block.epsilon, rngs=rngs)
 

@@ -14,8 +14,9 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from melody_jax.errors import UserError
-from melody_jax.models.layers import merge_heads, split_heads
+from melody_jax.models.layers import Linear, merge_heads, split_heads
 from melody_jax.models.platform import attend
+from melody_jax.roles import BIAS, COLUMN, NORM, Kind
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,13 +43,38 @@ class BlockConfig:
 
 def layer_norm(width: int, epsilon: float, *, rngs: nnx.Rngs) -> nnx.LayerNorm:
     """A LayerNorm whose variance is computed as published code does."""
-    return nnx.LayerNorm(width, epsilon=epsilon, use_fast_variance=False, rngs=rngs)
+    return nnx.LayerNorm(
+        width,
+        epsilon=epsilon,
+        use_fast_variance=False,
+        scale_metadata={"role": NORM},
+        bias_metadata={"role": BIAS},
+        rngs=rngs,
+    )
 
 
-def linear(inputs: int, outputs: int, dtype: str, bias: bool = True, *, rngs: nnx.Rngs) -> nnx.Linear:
+def linear(
+    inputs: int,
+    outputs: int,
+    dtype: str,
+    bias: bool = True,
+    role: Kind = "column",
+    lora: bool = True,
+    *,
+    rngs: nnx.Rngs,
+) -> Linear:
     """A linear layer with BERT's initialisation, a standard deviation of 0.02."""
     init = nnx.initializers.normal(0.02)
-    return nnx.Linear(inputs, outputs, use_bias=bias, kernel_init=init, dtype=jnp.dtype(dtype), rngs=rngs)
+    return Linear(
+        inputs,
+        outputs,
+        role=role,
+        lora=lora,
+        use_bias=bias,
+        kernel_init=init,
+        dtype=jnp.dtype(dtype),
+        rngs=rngs,
+    )
 
 
 class Block(nnx.Module):
@@ -57,10 +83,10 @@ class Block(nnx.Module):
     def __init__(self, config: BlockConfig, *, rngs: nnx.Rngs) -> None:
         self.config = config
         self.qkv = linear(config.width, 3 * config.width, config.dtype, rngs=rngs)
-        self.out = linear(config.width, config.width, config.dtype, rngs=rngs)
+        self.out = linear(config.width, config.width, config.dtype, role="row", rngs=rngs)
         self.norm = layer_norm(config.width, config.epsilon, rngs=rngs)
         self.up = linear(config.width, config.ffn, config.dtype, rngs=rngs)
-        self.down = linear(config.ffn, config.width, config.dtype, rngs=rngs)
+        self.down = linear(config.ffn, config.width, config.dtype, role="row", rngs=rngs)
         self.ffn_norm = layer_norm(config.width, config.epsilon, rngs=rngs)
 
     def __call__(
@@ -86,8 +112,8 @@ class PatchEmbedding(nnx.Module):
 
     def __init__(self, inputs: int, width: int, dtype: str, *, key: jax.Array) -> None:
         self.dtype = dtype
-        self.kernel = nnx.Param(0.02 * jax.random.normal(key, (inputs, width)))
-        self.bias = nnx.Param(jnp.zeros(width))
+        self.kernel = nnx.Param(0.02 * jax.random.normal(key, (inputs, width)), role=COLUMN)
+        self.bias = nnx.Param(jnp.zeros(width), role=BIAS)
 
     def __call__(self, patches: Float[Array, "B ... P"]) -> Float[Array, "B ... D"]:
         """Patches to their embeddings."""

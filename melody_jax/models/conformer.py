@@ -15,8 +15,9 @@ from jaxtyping import Array, Float, Int
 
 from melody_jax.errors import UserError
 from melody_jax.models import functional
-from melody_jax.models.layers import MASKED, RMSNorm, merge_heads, rotary, split_heads
+from melody_jax.models.layers import MASKED, Linear, RMSNorm, merge_heads, rotary, split_heads
 from melody_jax.models.platform import attend, depthwise_conv
+from melody_jax.roles import WEIGHT
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,8 +57,8 @@ class FeedForward(nnx.Module):
 
     def __init__(self, width: int, hidden: int, *, rngs: nnx.Rngs) -> None:
         self.norm = RMSNorm(width, rngs=rngs)
-        self.up = nnx.Linear(width, hidden, rngs=rngs)
-        self.down = nnx.Linear(hidden, width, rngs=rngs)
+        self.up = Linear(width, hidden, lora=True, rngs=rngs)
+        self.down = Linear(hidden, width, role="row", lora=True, rngs=rngs)
 
     def __call__(self, x: Float[Array, "B U D"]) -> Float[Array, "B U D"]:
         """The residual update."""
@@ -72,10 +73,11 @@ class Convolution(nnx.Module):
 
     def __init__(self, width: int, kernel: int, *, rngs: nnx.Rngs) -> None:
         self.norm = RMSNorm(width, rngs=rngs)
-        self.gate = nnx.Linear(width, 2 * width, rngs=rngs)
-        self.depthwise = nnx.Param(jax.random.normal(rngs.params(), (kernel, width)) * kernel**-0.5)
+        self.gate = Linear(width, 2 * width, rngs=rngs)
+        depthwise = jax.random.normal(rngs.params(), (kernel, width)) * kernel**-0.5
+        self.depthwise = nnx.Param(depthwise, role=WEIGHT)
         self.middle = RMSNorm(width, rngs=rngs)
-        self.out = nnx.Linear(width, width, rngs=rngs)
+        self.out = Linear(width, width, role="row", rngs=rngs)
 
     def __call__(self, x: Float[Array, "B U D"]) -> Float[Array, "B U D"]:
         """The residual update."""
@@ -91,8 +93,8 @@ class Block(nnx.Module):
         self.heads = config.heads
         self.before = FeedForward(config.width, config.ffn, rngs=rngs)
         self.attention_norm = RMSNorm(config.width, rngs=rngs)
-        self.qkv = nnx.Linear(config.width, 3 * config.width, use_bias=False, rngs=rngs)
-        self.attention_out = nnx.Linear(config.width, config.width, rngs=rngs)
+        self.qkv = Linear(config.width, 3 * config.width, lora=True, use_bias=False, rngs=rngs)
+        self.attention_out = Linear(config.width, config.width, role="row", lora=True, rngs=rngs)
         self.convolution = Convolution(config.width, config.kernel, rngs=rngs)
         self.after = FeedForward(config.width, config.ffn, rngs=rngs)
         self.norm = RMSNorm(config.width, rngs=rngs)
@@ -117,7 +119,7 @@ class Conformer(nnx.Module):
     def __init__(self, config: ConformerConfig, channels: int, *, rngs: nnx.Rngs) -> None:
         input_key, block_key = functional.split_key(rngs, 2)
         self.attention_window = config.attention_window
-        self.input = nnx.Linear(channels, config.width, rngs=nnx.Rngs(input_key))
+        self.input = Linear(channels, config.width, rngs=nnx.Rngs(input_key))
         self.blocks = functional.stack(Block, config, depth=config.layers, key=block_key)
 
     def encode(self, inputs: Float[Array, "B U F"], layer: int) -> Float[Array, "B U D"]:

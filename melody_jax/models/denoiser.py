@@ -21,6 +21,7 @@ from melody_jax.models.dpd import DPD, DPDConfig
 from melody_jax.models.functional import Params
 from melody_jax.models.unet1d import UNet1D, UNet1DConfig
 from melody_jax.models.unet2d import UNet2D, UNet2DConfig
+from melody_jax.roles import Roles
 
 BACKBONES: dict[type[DenoiserConfig], Callable[..., Backbone]] = {
     DPDConfig: DPD,
@@ -34,6 +35,11 @@ BACKBONES: dict[type[DenoiserConfig], Callable[..., Backbone]] = {
 def init(config: DenoiserConfig, key: PRNGKeyArray) -> Params:
     """Fresh float32 parameters."""
     return functional.init(BACKBONES[type(config)], config, key=key)
+
+
+def roles(config: DenoiserConfig) -> Roles:
+    """The role of every parameter."""
+    return functional.roles(BACKBONES[type(config)], config)
 
 
 def velocity(

@@ -5,6 +5,7 @@ of arrays with string keys: `init` makes the dict, `bind` turns it back into a c
 Identical blocks are one module whose parameters have a leading axis (`stack`); `scan_blocks` applies it.
 """
 
+import dataclasses
 from collections.abc import Callable
 from functools import lru_cache
 from typing import Any, Literal, TypeVar, get_args
@@ -60,7 +61,15 @@ def stack(cls: Callable[..., M], *args: Any, depth: int, key: jax.Array) -> M:
 
     Only `scan_blocks` and `unstack` can apply it.
     """
-    return jax.vmap(lambda k: cls(*args, rngs=nnx.Rngs(k)))(jax.random.split(key, depth))
+
+    def block(key: jax.Array) -> M:
+        module = cls(*args, rngs=nnx.Rngs(key))
+        for _, variable in nnx.iter_graph(module):
+            if isinstance(variable, nnx.Param) and variable.has_metadata("role"):
+                variable.set_metadata(role=dataclasses.replace(variable.get_metadata("role"), stacked=True))
+        return module
+
+    return jax.vmap(block)(jax.random.split(key, depth))
 
 
 @lru_cache(maxsize=256)
@@ -87,7 +96,7 @@ def roles(cls: Callable[..., nnx.Module], *args: Any) -> Roles:
     """
     collected: Roles = {}
     for path, variable in nnx.to_flat_state(nnx.filter_state(_abstract(cls, args)[1], nnx.Param)):
-        role = variable.get_metadata().get("role")
+        role = variable.get_metadata("role", None)
         if not isinstance(role, Role):
             raise ValueError(f"parameter {'/'.join(map(str, path))} of {cls.__name__} has no role")
         *parents, leaf = map(str, path)

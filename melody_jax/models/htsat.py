@@ -27,6 +27,7 @@ from melody_jax.models.bert_block import Block, BlockConfig, PatchEmbedding, lay
 from melody_jax.models.functional import Params, Remat
 from melody_jax.models.layers import MASKED
 from melody_jax.models.tower import MusicTower
+from melody_jax.roles import BIAS, NORM, WEIGHT
 
 SECONDS = 10
 """Length of the input."""
@@ -114,8 +115,8 @@ class Affine(nnx.Module):
     """A gain and an offset per channel: what a batch norm is at inference."""
 
     def __init__(self, width: int) -> None:
-        self.scale = nnx.Param(jnp.ones(width))
-        self.bias = nnx.Param(jnp.zeros(width))
+        self.scale = nnx.Param(jnp.ones(width), role=NORM)
+        self.bias = nnx.Param(jnp.zeros(width), role=BIAS)
 
     def __call__(self, x: Float[Array, "... M"]) -> Float[Array, "... M"]:
         """The map applied to each channel."""
@@ -136,10 +137,12 @@ class Stage(nnx.Module):
         self.side = config.grid(stage)
         self.is_last = stage + 1 == len(config.depths)
         self.blocks = functional.stack(Block, block, depth=depth, key=block_key)
-        self.offsets = nnx.Param(0.02 * jax.random.normal(offset_key, (depth, offsets, block.heads)))
+        offset_values = 0.02 * jax.random.normal(offset_key, (depth, offsets, block.heads))
+        self.offsets = nnx.Param(offset_values, role=WEIGHT)
         if not self.is_last:
             self.merge_norm = layer_norm(4 * width, EPSILON, rngs=rngs)
-            self.merge = nnx.Param(0.02 * jax.random.normal(merge_key, (4 * width, 2 * width)))
+            merge = 0.02 * jax.random.normal(merge_key, (4 * width, 2 * width))
+            self.merge = nnx.Param(merge, role=WEIGHT)
 
     def __call__(self, x: Float[Array, "B G G D"]) -> Float[Array, "B G2 G2 D2"]:
         """To half the grid and twice the channels, in the last stage to the same shape."""

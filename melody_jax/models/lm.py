@@ -29,9 +29,10 @@ from melody_jax import sharding
 from melody_jax.errors import UserError
 from melody_jax.models import functional
 from melody_jax.models.functional import Params, Remat
-from melody_jax.models.layers import MASKED, RMSNorm, merge_heads, rotary, split_heads
+from melody_jax.models.layers import MASKED, Linear, RMSNorm, merge_heads, rotary, split_heads
 from melody_jax.models.platform import DotGeneral, attend
 from melody_jax.models.recall import Recall, RecallState
+from melody_jax.roles import EMBEDDING, HEAD, Kind, Roles
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,11 +111,25 @@ def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
 
 
 def _linear(
-    dtype: jnp.dtype, product: DotGeneral, rngs: nnx.Rngs, inputs: int, outputs: int, gain: float = 1.0
-) -> nnx.Linear:
-    init = nnx.initializers.normal(gain * inputs**-0.5)
-    return nnx.Linear(
-        inputs, outputs, use_bias=False, kernel_init=init, dtype=dtype, dot_general=product, rngs=rngs
+    config: LMConfig,
+    product: DotGeneral,
+    rngs: nnx.Rngs,
+    inputs: int,
+    outputs: int,
+    gain: float = 1.0,
+    role: Kind = "column",
+    lora: bool = False,
+) -> Linear:
+    return Linear(
+        inputs,
+        outputs,
+        role=role,
+        lora=lora,
+        use_bias=False,
+        kernel_init=nnx.initializers.normal(gain * inputs**-0.5),
+        dtype=jnp.dtype(config.dtype),
+        dot_general=product,
+        rngs=rngs,
     )
 
 
@@ -128,14 +143,14 @@ class Block(nnx.Module):
         self, config: LMConfig, product: DotGeneral = jax.lax.dot_general, *, rngs: nnx.Rngs
     ) -> None:
         self.config = config
-        linear = partial(_linear, jnp.dtype(config.dtype), product, rngs)
+        linear = partial(_linear, config, product, rngs, lora=True)
         residual_gain = (2 * config.layers) ** -0.5
         self.norm = RMSNorm(config.width, rngs=rngs)
         self.qkv = linear(config.width, 3 * config.width)
-        self.out = linear(config.width, config.width, residual_gain)
+        self.out = linear(config.width, config.width, residual_gain, role="row")
         self.ffn_norm = RMSNorm(config.width, rngs=rngs)
         self.gate_up = linear(config.width, 2 * config.ffn)
-        self.down = linear(config.ffn, config.width, residual_gain)
+        self.down = linear(config.ffn, config.width, residual_gain, role="row")
 
     def project(
         self, x: Float[Array, "B T D"], positions: Int[Array, " T"]
@@ -177,11 +192,11 @@ class Group(nnx.Module):
         self, config: LMConfig, product: DotGeneral = jax.lax.dot_general, *, rngs: nnx.Rngs
     ) -> None:
         width = config.width
-        linear = partial(_linear, jnp.dtype(config.dtype), product, rngs)
+        linear = partial(_linear, config, product, rngs)
         self.merge_in = linear(config.tokens_per_pass * width, width)
         self.norm = RMSNorm(width, rngs=rngs)
         self.gate_up = linear(2 * width, 2 * width)
-        self.down = linear(width, width)
+        self.down = linear(width, width, role="row")
 
     def merge(self, x: Float[Array, "B N D"]) -> Float[Array, "B G D"]:
         """Embeddings of tokens, N a multiple of n, to embeddings of their groups, G = N / n."""
@@ -210,11 +225,13 @@ class LM(nnx.Module):
         prefix_key, semantic_key, block_key, head_key, extra_key = functional.split_key(rngs, 5)
         rows = config.prefix_levels * (config.prefix_codes + 1)
         self.config = config
-        self.prefix = nnx.Param(jax.random.normal(prefix_key, (rows, width)))
-        self.semantic = nnx.Param(jax.random.normal(semantic_key, (config.semantic_vocab, width)))
+        self.prefix = nnx.Param(jax.random.normal(prefix_key, (rows, width)), role=EMBEDDING)
+        semantic = jax.random.normal(semantic_key, (config.semantic_vocab, width))
+        self.semantic = nnx.Param(semantic, role=EMBEDDING)
         self.blocks = functional.stack(Block, config, product, depth=config.layers, key=block_key)
         self.norm = RMSNorm(width, rngs=rngs)
-        self.head = nnx.Param(jax.random.normal(head_key, (width, config.semantic_vocab)) * width**-0.5)
+        head = jax.random.normal(head_key, (width, config.semantic_vocab)) * width**-0.5
+        self.head = nnx.Param(head, role=HEAD)
         has_groups = config.tokens_per_pass > 1
         self.group = Group(config, product, rngs=nnx.Rngs(extra_key)) if has_groups else None
         self.recall = Recall(width, config.dtype, rngs=nnx.Rngs(extra_key)) if config.recall else None
@@ -317,6 +334,11 @@ def pad_prefix(weights: Float[Array, "B H N T"]) -> Float[Array, "B H N+1 T"]:
 def causal_bias(queries: Int[Array, " Q"], keys: Int[Array, " K"]) -> Float[Array, "Q K"]:
     """Additive bias that hides later keys, from the positions of queries and keys."""
     return MASKED * (keys > queries[:, None])
+
+
+def roles(config: LMConfig) -> Roles:
+    """The role of every parameter."""
+    return functional.roles(LM, config)
 
 
 def init(config: LMConfig, key: Key[Array, ""]) -> Params:

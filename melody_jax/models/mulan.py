@@ -31,6 +31,7 @@ from melody_jax.models.htsat import HTSAT, HTSATConfig
 from melody_jax.models.music_tower import MusicTowerConfig, SmallTower
 from melody_jax.models.text_tower import BERT_BASE, ROBERTA_BASE, TextConfig, TextEncoder
 from melody_jax.models.tower import MusicTower, Projection
+from melody_jax.roles import CODEBOOK, HEAD, VECTOR, Roles
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,7 +87,7 @@ def unit(x: Float[Array, "... E"]) -> Float[Array, "... E"]:
 def _init_projection(config: MuLanConfig, inputs: int, key: jax.Array) -> nnx.Param | Projection:
     if config.projection_hidden:
         return Projection(inputs, config.projection_hidden, config.embedding, key=key)
-    return nnx.Param(jax.random.normal(key, (inputs, config.embedding)) * inputs**-0.5)
+    return nnx.Param(jax.random.normal(key, (inputs, config.embedding)) * inputs**-0.5, role=HEAD)
 
 
 def _project(projection: nnx.Param | Projection, pooled: jax.Array) -> jax.Array:
@@ -120,6 +121,12 @@ class MuLan(nnx.Module):
     def embed_text(self, ids: Int[Array, "B N"], mask: Num[Array, "B N"]) -> Float[Array, "B E"]:
         """Unit embeddings of word pieces."""
         return _project(self.text.projection, self.text.encoder(ids, mask))
+
+
+def roles(config: MuLanConfig) -> Roles:
+    """The role of every parameter, including those that are fitted after training."""
+    fitted = {"music_mean": VECTOR, "text_mean": VECTOR, "codebooks": CODEBOOK}
+    return functional.roles(MuLan, config) | fitted
 
 
 def init(config: MuLanConfig, key: Key[Array, ""]) -> Params:

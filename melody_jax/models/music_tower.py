@@ -10,6 +10,7 @@ tempogram, C = `pooled` channels.
 """
 
 from dataclasses import dataclass
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -21,9 +22,10 @@ from melody_jax import spectral
 from melody_jax.errors import UserError
 from melody_jax.models import functional
 from melody_jax.models.functional import Params
-from melody_jax.models.layers import RMSNorm, merge_heads, rotary, split_heads
+from melody_jax.models.layers import Linear, RMSNorm, merge_heads, rotary, split_heads
 from melody_jax.models.platform import attend
 from melody_jax.models.tower import MusicTower
+from melody_jax.roles import BIAS, CONV, Kind
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,10 +72,17 @@ TINY = MusicTowerConfig(n_fft=512, n_mels=32, layers=1, width=32, heads=2, ffn=6
 
 
 def _linear(
-    inputs: int, outputs: int, config: MusicTowerConfig, rngs: nnx.Rngs, gain: float = 1.0
-) -> nnx.Linear:
+    config: MusicTowerConfig,
+    rngs: nnx.Rngs,
+    inputs: int,
+    outputs: int,
+    gain: float = 1.0,
+    role: Kind = "column",
+    lora: bool = False,
+) -> Linear:
     init = nnx.initializers.normal(gain * inputs**-0.5)
-    return nnx.Linear(inputs, outputs, kernel_init=init, dtype=jnp.dtype(config.dtype), rngs=rngs)
+    dtype = jnp.dtype(config.dtype)
+    return Linear(inputs, outputs, role=role, lora=lora, kernel_init=init, dtype=dtype, rngs=rngs)
 
 
 class FrontEnd(nnx.Module):
@@ -82,8 +91,18 @@ class FrontEnd(nnx.Module):
     def __init__(self, config: MusicTowerConfig, *, rngs: nnx.Rngs) -> None:
         sizes = ((config.n_mels, config.width), (config.width, config.width))
         self.convs = nnx.List(
-            nnx.Conv(i, o, config.kernel, strides=2, padding="SAME", dtype=jnp.dtype(config.dtype), rngs=rngs)
-            for i, o in sizes
+            nnx.Conv(
+                inputs,
+                outputs,
+                config.kernel,
+                strides=2,
+                padding="SAME",
+                dtype=jnp.dtype(config.dtype),
+                kernel_metadata={"role": CONV},
+                bias_metadata={"role": BIAS},
+                rngs=rngs,
+            )
+            for inputs, outputs in sizes
         )
         self.norm = RMSNorm(config.width, rngs=rngs)
 
@@ -100,12 +119,13 @@ class Block(nnx.Module):
     def __init__(self, config: MusicTowerConfig, *, rngs: nnx.Rngs) -> None:
         self.heads = config.heads
         residual_gain = (2 * config.layers) ** -0.5
+        linear = partial(_linear, config, rngs, lora=True)
         self.norm = RMSNorm(config.width, rngs=rngs)
-        self.qkv = _linear(config.width, 3 * config.width, config, rngs)
-        self.out = _linear(config.width, config.width, config, rngs, residual_gain)
+        self.qkv = linear(config.width, 3 * config.width)
+        self.out = linear(config.width, config.width, residual_gain, role="row")
         self.ffn_norm = RMSNorm(config.width, rngs=rngs)
-        self.up = _linear(config.width, config.ffn, config, rngs)
-        self.down = _linear(config.ffn, config.width, config, rngs, residual_gain)
+        self.up = linear(config.width, config.ffn)
+        self.down = linear(config.ffn, config.width, residual_gain, role="row")
 
     def __call__(self, x: Float[Array, "B N D"], positions: Int[Array, " N"]) -> Float[Array, "B N D"]:
         """One block at these positions."""
@@ -120,7 +140,7 @@ class Rhythm(nnx.Module):
     def __init__(self, config: MusicTowerConfig, *, rngs: nnx.Rngs) -> None:
         inputs = config.rhythm_bands * (config.rhythm_lags[1] - config.rhythm_lags[0])
         self.norm = RMSNorm(inputs, rngs=rngs)
-        self.hidden = _linear(inputs, config.width, config, rngs)
+        self.hidden = _linear(config, rngs, inputs, config.width)
 
     def __call__(self, x: Float[Array, "B K L"]) -> Float[Array, "B D"]:
         """Features of tempograms."""

@@ -28,7 +28,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from melody_jax.models.layers import MASKED, RMSNorm
+from melody_jax.models.layers import MASKED, Linear, RMSNorm
+from melody_jax.roles import VECTOR
 from melody_jax.sharding import constrain_batch
 
 MEMORY = (0.8, 0.95)
@@ -58,12 +59,12 @@ class Recall(nnx.Module):
     def __init__(self, width: int, dtype: str, *, rngs: nnx.Rngs) -> None:
         heads = len(MEMORY)
         memory = jnp.array(MEMORY)
-        self.memory = nnx.Param(jnp.log(memory / (1 - memory)))
-        self.sharpness = nnx.Param(jnp.log(jnp.array(SHARPNESS)))
+        self.memory = nnx.Param(jnp.log(memory / (1 - memory)), role=VECTOR)
+        self.sharpness = nnx.Param(jnp.log(jnp.array(SHARPNESS)), role=VECTOR)
         self.key = RMSNorm(width, rngs=rngs)
-        self.prefix = nnx.Linear(width, width, dtype=jnp.dtype(dtype), rngs=rngs)
-        self.lags = nnx.Linear(width, heads * LAGS, kernel_init=nnx.initializers.zeros, rngs=rngs)
-        self.hints = nnx.Linear(
+        self.prefix = Linear(width, width, dtype=jnp.dtype(dtype), rngs=rngs)
+        self.lags = Linear(width, heads * LAGS, kernel_init=nnx.initializers.zeros, rngs=rngs)
+        self.hints = Linear(
             heads * width,
             width,
             use_bias=False,
@@ -71,7 +72,7 @@ class Recall(nnx.Module):
             dtype=jnp.dtype(dtype),
             rngs=rngs,
         )
-        self.shares = nnx.Linear(
+        self.shares = Linear(
             width,
             heads,
             kernel_init=nnx.initializers.zeros,

@@ -20,6 +20,7 @@ from melody_jax.models import functional
 from melody_jax.models.bert_block import Block, BlockConfig, layer_norm, linear
 from melody_jax.models.functional import Params, Remat
 from melody_jax.models.layers import MASKED
+from melody_jax.roles import EMBEDDING
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,8 +75,10 @@ class TextEncoder(nnx.Module):
         width = config.width
         word_key, position_key, block_key, pooler_key = functional.split_key(rngs, 4)
         self.config = config
-        self.words = nnx.Param(0.02 * jax.random.normal(word_key, (config.vocab_size, width)))
-        self.positions = nnx.Param(0.02 * jax.random.normal(position_key, (config.max_length, width)))
+        self.words = nnx.Param(0.02 * jax.random.normal(word_key, (config.vocab_size, width)), role=EMBEDDING)
+        self.positions = nnx.Param(
+            0.02 * jax.random.normal(position_key, (config.max_length, width)), role=EMBEDDING
+        )
         self.norm = layer_norm(width, config.epsilon, rngs=rngs)
         self.blocks = functional.stack(Block, config.block, depth=config.layers, key=block_key)
         has_pooler = config.pooling == "first"

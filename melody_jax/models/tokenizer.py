@@ -24,6 +24,7 @@ from melody_jax.models import conformer, functional, nearest_code
 from melody_jax.models.conformer import Conformer, ConformerConfig
 from melody_jax.models.functional import Params
 from melody_jax.models.wav2vec2 import MERT_95M, Wav2Vec2, Wav2Vec2Config
+from melody_jax.roles import CODEBOOK, VECTOR, Roles
 
 STACK = 4  # mel frames per token
 
@@ -90,9 +91,9 @@ class Quantiser(nnx.Module):
     def init_quantiser(self, config: TokenizerConfig) -> None:
         """Adds the parameters."""
         width = config.feature_width
-        self.feature_mean = nnx.Param(jnp.zeros(width))
-        self.feature_scale = nnx.Param(jnp.ones(width))
-        self.codebook = nnx.Param(jnp.zeros((config.semantic_vocab, width)))
+        self.feature_mean = nnx.Param(jnp.zeros(width), role=VECTOR)
+        self.feature_scale = nnx.Param(jnp.ones(width), role=VECTOR)
+        self.codebook = nnx.Param(jnp.zeros((config.semantic_vocab, width)), role=CODEBOOK)
 
 
 class ConformerTokenizer(Conformer, Quantiser):
@@ -115,6 +116,11 @@ class Wav2Vec2Tokenizer(Wav2Vec2, Quantiser):
 
 def _network(config: TokenizerConfig) -> type[ConformerTokenizer] | type[Wav2Vec2Tokenizer]:
     return ConformerTokenizer if isinstance(config.encoder, ConformerConfig) else Wav2Vec2Tokenizer
+
+
+def roles(config: TokenizerConfig) -> Roles:
+    """The role of every parameter."""
+    return functional.roles(_network(config), config)
 
 
 def init(config: TokenizerConfig, key: Key[Array, ""]) -> Params:

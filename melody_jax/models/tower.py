@@ -7,14 +7,16 @@ import jax
 from flax import nnx
 from jaxtyping import Array, Float
 
+from melody_jax.models.layers import Linear
+
 
 class Projection(nnx.Module):
     """A projection with a hidden ReLU layer, as CLAP has it."""
 
     def __init__(self, inputs: int, hidden: int, outputs: int, *, key: jax.Array) -> None:
         up_key, out_key = jax.random.split(key)
-        self.up = nnx.Linear(inputs, hidden, rngs=nnx.Rngs(up_key))
-        self.out = nnx.Linear(hidden, outputs, rngs=nnx.Rngs(out_key))
+        self.up = Linear(inputs, hidden, rngs=nnx.Rngs(up_key))
+        self.out = Linear(hidden, outputs, role="row", rngs=nnx.Rngs(out_key))
 
     def __call__(self, x: Float[Array, "B D"]) -> Float[Array, "B E"]:
         """Pooled features to the joint space."""

@@ -23,8 +23,9 @@ from melody_jax.errors import UserError
 from melody_jax.models import functional
 from melody_jax.models.bert_block import Block, BlockConfig, layer_norm, linear
 from melody_jax.models.functional import Params, Remat
-from melody_jax.models.layers import merge_heads, rotary, split_heads
+from melody_jax.models.layers import Linear, merge_heads, rotary, split_heads
 from melody_jax.models.platform import attend, depthwise_conv
+from melody_jax.roles import BIAS, CONV, NORM, WEIGHT
 
 EPSILON = 1e-5
 gelu = partial(jax.nn.gelu, approximate=False)
@@ -104,7 +105,7 @@ class FeedForward(nnx.Module):
         self.activation = ACTIVATIONS[config.activation]
         self.norm = layer_norm(config.width, EPSILON, rngs=rngs)
         self.up = linear(config.width, config.ffn, config.dtype, rngs=rngs)
-        self.down = linear(config.ffn, config.width, config.dtype, rngs=rngs)
+        self.down = linear(config.ffn, config.width, config.dtype, role="row", rngs=rngs)
 
     def __call__(self, x: Float[Array, "B L D"]) -> Float[Array, "B L D"]:
         """The residual update."""
@@ -118,13 +119,12 @@ class Convolution(nnx.Module):
         width = config.width
         self.activation = ACTIVATIONS[config.activation]
         self.norm = layer_norm(width, EPSILON, rngs=rngs)
-        self.gate = linear(width, 2 * width, config.dtype, bias=False, rngs=rngs)
-        self.depthwise = nnx.Param(
-            jax.random.normal(rngs.params(), (config.kernel, width)) * config.kernel**-0.5
-        )
-        self.scale = nnx.Param(jnp.ones(width))
-        self.bias = nnx.Param(jnp.zeros(width))
-        self.out = linear(width, width, config.dtype, bias=False, rngs=rngs)
+        self.gate = linear(width, 2 * width, config.dtype, bias=False, lora=False, rngs=rngs)
+        depthwise = jax.random.normal(rngs.params(), (config.kernel, width)) * config.kernel**-0.5
+        self.depthwise = nnx.Param(depthwise, role=WEIGHT)
+        self.scale = nnx.Param(jnp.ones(width), role=NORM)
+        self.bias = nnx.Param(jnp.zeros(width), role=BIAS)
+        self.out = linear(width, width, config.dtype, bias=False, role="row", lora=False, rngs=rngs)
 
     def __call__(self, x: Float[Array, "B L D"]) -> Float[Array, "B L D"]:
         """The residual update."""
@@ -142,7 +142,7 @@ class ConformerBlock(nnx.Module):
         self.attention_norm = layer_norm(config.width, EPSILON, rngs=rngs)
         self.query_key = linear(config.width, 2 * config.width, config.dtype, rngs=rngs)
         self.value = linear(config.width, config.width, config.dtype, rngs=rngs)
-        self.attention_out = linear(config.width, config.width, config.dtype, rngs=rngs)
+        self.attention_out = linear(config.width, config.width, config.dtype, role="row", rngs=rngs)
         self.convolution = Convolution(config, rngs=rngs)
         self.after = FeedForward(config, rngs=rngs)
         self.norm = layer_norm(config.width, EPSILON, rngs=rngs)
@@ -169,9 +169,9 @@ class StridedConvolution(nnx.Module):
         self.is_first = i == 0
         self.channel_norm = config.channel_norm
         kernel = jax.random.normal(key, (taps, inputs, config.channels))
-        self.kernel = nnx.Param(kernel * (2 / (taps * inputs)) ** 0.5)
+        self.kernel = nnx.Param(kernel * (2 / (taps * inputs)) ** 0.5, role=CONV)
         if config.channel_norm:
-            self.bias = nnx.Param(jnp.zeros(config.channels))
+            self.bias = nnx.Param(jnp.zeros(config.channels), role=BIAS)
         if config.channel_norm or i == 0:
             self.norm = layer_norm(config.channels, EPSILON, rngs=nnx.Rngs(key))
 
@@ -200,8 +200,8 @@ class PositionConvolution(nnx.Module):
         shape = (config.position_kernel, config.width // config.position_groups, config.width)
         self.groups = config.position_groups
         scale = 2.0 * (config.position_kernel * config.width) ** -0.5
-        self.kernel = nnx.Param(scale * jax.random.normal(key, shape))
-        self.bias = nnx.Param(jnp.zeros(config.width))
+        self.kernel = nnx.Param(scale * jax.random.normal(key, shape), role=CONV)
+        self.bias = nnx.Param(jnp.zeros(config.width), role=BIAS)
 
     def __call__(self, x: Float[Array, "B L D"]) -> Float[Array, "B L D"]:
         """What is added to the activations."""
@@ -231,7 +231,7 @@ class Wav2Vec2(nnx.Module):
             for i in range(len(config.kernels))
         )
         self.input_norm = layer_norm(config.channels, EPSILON, rngs=rngs)
-        self.input = nnx.Linear(config.channels, width, rngs=nnx.Rngs(input_key))
+        self.input = Linear(config.channels, width, rngs=nnx.Rngs(input_key))
         if config.conformer:
             self.blocks = functional.stack(ConformerBlock, config, depth=config.layers, key=block_key)
         else:

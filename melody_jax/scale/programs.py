@@ -30,7 +30,7 @@ from melody_jax.sampling.windows import (
 from melody_jax.sharding import batch_sharding, mesh_context, state_sharding
 from melody_jax.training.checkpoint import abstract_like
 from melody_jax.training.loop import make_step
-from melody_jax.training.state import create_state
+from melody_jax.training.state import create_state, state_roles
 
 ITEMS = PartitionSpec(("data", "fsdp"))
 PAPER_SAMPLER = SamplerConfig(lm=lm.PAPER, dpd=dpd.PAPER, lm_guided=True)
@@ -50,7 +50,7 @@ def trace_step(config: TrainConfig, mesh: Mesh) -> Any:
     `check_batch`."""
     check_batch(config.data.batch_size, mesh)
     shapes = jax.eval_shape(lambda key: create_state(config, key), jax.random.key(0))
-    state = abstract_like(shapes, state_sharding(shapes, mesh))
+    state = abstract_like(shapes, state_sharding(shapes, state_roles(config), mesh))
     batch = _placed(example(config), batch_sharding(mesh))
     with mesh_context(mesh):
         return make_step(config, state).trace(state, batch)

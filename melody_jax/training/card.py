@@ -1,4 +1,4 @@
-"""The model card beside a released network: what it is, how it was made, from what, what it measures, its licence."""
+"""The model card of a released network: purpose, licence, data, metrics and recipe."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -8,12 +8,12 @@ from typing import Any
 from melody_jax.data.records import read_manifest
 from melody_jax.models.functional import Params, count
 
-ROLES = {
+PURPOSES = {
     "mulan": "music and text in one space, quantised to prefix tokens",
     "tokenizer": "audio to 25 Hz semantic tokens",
     "lm": "prefix tokens to semantic tokens",
     "dpd": "semantic tokens to latents, by dual-path diffusion",
-    "dpd_distilled": "semantic tokens to latents in 1, 2 or 4 steps; what is added to `dpd`",
+    "dpd_distilled": "semantic tokens to latents in 1, 2 or 4 steps, stored as the difference to `dpd`",
     "vae": "latents to audio and back",
 }
 
@@ -27,15 +27,15 @@ def model_card(
     metrics: Mapping[str, float],
     licence: str,
 ) -> str:
-    """Markdown on the network `name`.
+    """The model card of the network `name`, as Markdown.
 
-    recipe: every choice that made it. folders: of shards it learned from, described as far as they are still there.
-    hashes: of the networks it was trained with. metrics: of its last evaluation and of what was fitted afterwards.
+    recipe: the resolved config of the run. folders: shards that it was trained on, described if they still exist.
+    hashes: sha256 of the networks it was trained with. metrics: of its last evaluation and of the fit after training.
     """
     lines = [
         f"# Model card: {name}",
-        f"A network of melody_jax (MeLoDy, arXiv 2305.15719): {ROLES[name]}. {count(params) / 1e6:.1f} M parameters; "
-        f"`{name}.json` beside this file has its shape.",
+        f"A network of melody_jax (MeLoDy, arXiv 2305.15719): {PURPOSES[name]}. {count(params) / 1e6:.1f} M "
+        f"parameters; `{name}.json` beside this file has its shape.",
         f"**Licence:** {licence}",
         "## Data",
         *(_data(folder) for folder in folders),
@@ -53,13 +53,15 @@ def model_card(
 
 def _data(folder: str) -> str:
     if not (Path(folder) / "manifest.json").is_file():
-        return f"- `{folder}` (no longer there)"
+        return f"- `{folder}` (no longer available)"
     manifest = read_manifest(folder)
     settings = {
         name: value for name, value in manifest.settings.items() if isinstance(value, str | int | float)
     }
-    made = ", ".join(f"{name} {value}" for name, value in settings.items())
-    return f"- `{folder}`: {manifest.records} records of {manifest.kind}" + (f" ({made})" if made else "")
+    described = ", ".join(f"{name} {value}" for name, value in settings.items())
+    return f"- `{folder}`: {manifest.records} records of {manifest.kind}" + (
+        f" ({described})" if described else ""
+    )
 
 
 def _table(metrics: Mapping[str, float]) -> str:

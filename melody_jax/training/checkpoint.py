@@ -1,8 +1,8 @@
 """Checkpoints: Orbax, written in the background, complete or absent.
 
-`<workdir>/checkpoints/<step>/` holds three items: `state` (step, parameters, optimiser), `ema` (restorable alone)
-and `data` (the iterator's position, JSON). `<workdir>/config.json` holds the resolved config and the hashes of the
-networks the data was made with.
+`<workdir>/checkpoints/<step>/` holds three items: `state` (step, parameters, optimiser), `ema` (restorable alone) and
+`data` (the iterator's position, JSON). `<workdir>/config.json` holds the resolved config and the hashes of the networks
+that the data was made with.
 """
 
 import errno
@@ -36,24 +36,26 @@ Train = TypeVar("Train", bound=Callable[..., Any])
 
 ITEMS = ("state", "ema", "data")
 
-# What may change between the slices of one run: how long, how often, where, on what; not what is computed.
 FREE_FIELDS = (
     "steps", "log_every", "eval_every", "eval_batches", "save_every", "save_minutes", "stop_minutes",
     "sigterm_seconds", "keep_last", "keep_every", "on_nonfinite", "nonfinite_limit", "mesh", "workdir", "init_from",
     "data.threads", "data.prefetch", "data.networks",
 )  # fmt: skip
+"""Fields that may change when a run resumes: they set its length, its intervals, its place and its devices, not what it
+computes."""
 FREE_PARTS = ("hosts.", "watch.")
+"""Parts of the config of which all fields may change."""
 
 
 class Checkpoints:
-    """The checkpoints of one run folder, opened for reading alone unless `keep_last` says how many to keep.
+    """The checkpoints of one run folder, read-only unless `keep_last` sets how many to keep.
 
-    One being written has a temporary name until it is whole; what a killed process left is removed by the next writer.
+    A checkpoint has a temporary name until it is complete; the next writer removes what a killed process left behind.
     """
 
     def __init__(self, workdir: Path, keep_last: int = 0, keep_every: int = 0) -> None:
         self._folder = workdir.absolute() / "checkpoints"
-        for name in ("absl", "asyncio"):  # what fails in Orbax's threads is raised here as well
+        for name in ("absl", "asyncio"):  # failures in Orbax's threads are raised here too
             logging.getLogger(name).setLevel(logging.CRITICAL)
         options = ocp.CheckpointManagerOptions(
             max_to_keep=keep_last or None,
@@ -65,23 +67,21 @@ class Checkpoints:
 
     @property
     def latest(self) -> int | None:
-        """The last complete checkpoint's step, None in a fresh folder."""
+        """The step of the last complete checkpoint, None in a fresh folder."""
         return self._manager.latest_step()
 
     def save(self, state: TrainState, data: dict[str, Any]) -> None:
-        """Starts writing; returns once the arrays are copied, so the caller may donate them.
+        """Starts writing; returns once the arrays are copied, so that the caller may donate them.
 
         Raises:
-            OSError: there is no room (as far as the disk tells: it may still fill, which the next call raises).
+            OSError: the disk has too little space now, or was full while the previous checkpoint was written.
         """
         self._manager.wait_until_finished()
-        needed, free = (
-            sum(leaf.nbytes for leaf in jax.tree.leaves(state)),
-            shutil.disk_usage(self._folder).free,
-        )
+        needed = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
+        free = shutil.disk_usage(self._folder).free
         if free < needed:
             raise OSError(
-                errno.ENOSPC, f"a checkpoint takes {needed / 1e9:.3g} GB, there are {free / 1e9:.3g}"
+                errno.ENOSPC, f"a checkpoint takes {needed / 1e9:.3g} GB, {free / 1e9:.3g} GB are free"
             )
         computation = {"step": state.step, "params": state.params, "opt_state": state.opt_state}
         self._manager.save(
@@ -117,14 +117,15 @@ class Checkpoints:
         return self._restore(ema=ocp.args.StandardRestore(abstract))["ema"]
 
     def restore_base(self, abstract: Params) -> Params:
-        """The latest `params["base"]` alone: what adapters are added to.
+        """The latest `params["base"]` alone, the network that adapters are added to.
 
         Raises:
             UserError: there is no checkpoint, or it is damaged or of another shape.
         """
         item = {"params": {"base": abstract}}
-        places = ocp.checkpoint_utils.construct_restore_args(item)
-        read = self._restore(state=ocp.args.PyTreeRestore(item, restore_args=places, partial_restore=True))
+        restore_args = ocp.checkpoint_utils.construct_restore_args(item)
+        state = ocp.args.PyTreeRestore(item, restore_args=restore_args, partial_restore=True)
+        read = self._restore(state=state)
         return read["state"]["params"]["base"]
 
     def _restore(self, **items: Any) -> Any:
@@ -133,16 +134,17 @@ class Checkpoints:
             raise UserError(f"no checkpoint in {self._folder}")
         try:
             read = self._manager.restore(step, args=ocp.args.Composite(**items))
-        except Exception as error:  # Orbax and TensorStore raise many kinds for a file that is cut or missing
+        except Exception as error:  # Orbax and TensorStore raise many types for a truncated or missing file
             reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
             raise UserError(
                 f"checkpoint {self._folder / str(step)} cannot be read ({reason}); "
-                "delete that folder to go on from the one before it"
+                "delete that folder to resume from the checkpoint before it"
             ) from error
         missing = [name for name in items if read.get(name) is None]
         if missing:
             raise UserError(
-                f"checkpoint {self._folder / str(step)} lacks its item {missing[0]!r}; delete that folder"
+                f"checkpoint {self._folder / str(step)} lacks item {missing[0]!r}; "
+                "delete that folder to resume from the checkpoint before it"
             )
         return read
 
@@ -155,17 +157,17 @@ class Checkpoints:
 
 
 def last_complete(workdir: Path) -> str:
-    """Which checkpoint a run would go on from, in words."""
+    """The checkpoint that a run would resume from, in words."""
     steps = [int(folder.name) for folder in (workdir / "checkpoints").glob("*") if folder.name.isdigit()]
     return (
         f"{workdir / 'checkpoints' / str(max(steps))} is complete" if steps else "there is no checkpoint yet"
     )
 
 
-def explains_full_disk(train: Train) -> Train:
-    """Decorates `train(config, ...)`: a full disk becomes a `UserError` that says which checkpoint is still good.
+def report_disk_full(train: Train) -> Train:
+    """Decorates `train(config, ...)`: a full disk becomes a `UserError` that names the last complete checkpoint.
 
-    Checkpoints are written in the background: it shows at the next save, or at the end of the run.
+    Checkpoints are written in the background, so the error appears at the next save or at the end of the run.
     """
 
     @functools.wraps(train)
@@ -173,31 +175,31 @@ def explains_full_disk(train: Train) -> Train:
         try:
             return train(config, *args, **kwargs)
         except Exception as error:
-            if not _no_room(error):
+            if not _is_disk_full(error):
                 raise
             workdir = Path(config.workdir)
             raise UserError(
-                f"the disk of {workdir} is full; {last_complete(workdir)}: make room, then run the same command again"
+                f"the disk of {workdir} is full; {last_complete(workdir)}: free some space, then run the same command "
+                "again"
             ) from error
 
     return cast(Train, wrapped)
 
 
-def _no_room(error: BaseException | None) -> bool:
-    """Whether this error, or one it came from, is a full disk; TensorStore says so in its message alone."""
+def _is_disk_full(error: BaseException | None) -> bool:
+    """Whether this error, or one that caused it, is a full disk; TensorStore reports it in its message only."""
     if error is None:
         return False
     codes = (errno.ENOSPC, errno.EDQUOT)
-    said = isinstance(error, OSError) and error.errno in codes
-    return (
-        said
-        or any(os.strerror(code) in str(error) for code in codes)
-        or _no_room(error.__cause__ or error.__context__)
-    )
+    if isinstance(error, OSError) and error.errno in codes:
+        return True
+    if any(os.strerror(code) in str(error) for code in codes):
+        return True
+    return _is_disk_full(error.__cause__ or error.__context__)
 
 
 def write_run(workdir: Path, config: TrainConfig, hashes: dict[str, str]) -> None:
-    """Writes `config.json`: {"config": resolved, "hashes": network -> sha256 of what the data was made with, "layout"}.
+    """Writes `config.json`: {"config", "hashes": sha256 of the networks that the data was made with, "layout"}.
 
     Of several processes the first one writes.
     """
@@ -214,7 +216,7 @@ def write_run(workdir: Path, config: TrainConfig, hashes: dict[str, str]) -> Non
 
 
 def read_run(workdir: Path) -> tuple[dict[str, Any], dict[str, str], dict[str, int]]:
-    """The config (as `to_dict` gives it), hashes and layout of a run folder.
+    """The config (as from `to_dict`), hashes and layout of a run folder.
 
     Raises:
         UserError: the folder is not a run.
@@ -227,10 +229,10 @@ def read_run(workdir: Path) -> tuple[dict[str, Any], dict[str, str], dict[str, i
 
 
 def check_resume(workdir: Path, config: TrainConfig, hashes: dict[str, str]) -> None:
-    """Refuses to go on with another config or on other data than the run began with; tells of another layout.
+    """Refuses to resume with another config or other data than the run began with; reports another layout.
 
     Raises:
-        UserError: names the fields, or the networks, that differ.
+        UserError: fields or networks differ; the message names them.
     """
     old_config, old_hashes, old_layout = read_run(workdir)
     changed = difference(old_config, to_dict(config))
@@ -247,16 +249,14 @@ def check_resume(workdir: Path, config: TrainConfig, hashes: dict[str, str]) -> 
         )
     layout = _layout(config)
     if layout != old_layout and jax.process_index() == 0:
-        before, now = (
-            ", ".join(f"{name} {size}" for name, size in sizes.items()) for sizes in (old_layout, layout)
-        )
-        say(
-            f"{workdir} goes on with {now} after {before}: from equal numbers, but rounded otherwise, not to equal bits"
+        print_note(
+            f"{workdir} resumes with {_in_words(layout)} after {_in_words(old_layout)}: "
+            "the state is the same, but later steps round differently"
         )
 
 
-def say(line: str) -> None:
-    """One line for the user that is no error, beside the progress bar."""
+def print_note(line: str) -> None:
+    """Prints one line on stderr, above a progress bar."""
     tqdm.write(line, file=sys.stderr)
 
 
@@ -265,59 +265,79 @@ def _layout(config: TrainConfig) -> dict[str, int]:
     return {"processes": jax.process_count(), **make_mesh(config.mesh).shape}
 
 
+def _in_words(layout: dict[str, int]) -> str:
+    return ", ".join(f"{name} {size}" for name, size in layout.items())
+
+
 def abstract_like(shapes: Any, shardings: Any) -> Any:
-    """`ShapeDtypeStruct`s that say where to restore to."""
-    return jax.tree.map(lambda s, at: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=at), shapes, shardings)
+    """`ShapeDtypeStruct`s with shardings, to restore arrays to."""
+    return jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        shapes,
+        shardings,
+    )
 
 
-class Alarm:
-    """Says when to save and when to stop: by steps, by the clock, or because of SIGTERM.
+class StopSignal:
+    """Decides when to save and when to stop: after a number of steps, by the clock, or on SIGTERM.
 
-    Several processes must do the same at the same step. On SIGTERM to any of them JAX's coordination service picks the
-    step, the next that all can still reach. Their clocks they compare every `log_every` steps, where they wait for the
-    device anyway, and stop or save if any one wants to.
+    Several processes must decide alike at the same step. On SIGTERM to any of them, JAX's coordination service chooses
+    the next step that all can still reach. They compare their clocks every `log_every` steps, where they wait for the
+    device anyway, and stop or save if any process wants to.
     """
 
     def __init__(self, config: TrainConfig) -> None:
-        self._config, self._terminated, self._late = config, False, None
+        self._config = config
         self._began = self._saved = time.monotonic()
-        self._several = jax.process_count() > 1
-        main = threading.current_thread() is threading.main_thread()
-        self._catches = main and not self._several  # among several, JAX has caught it since they joined
+        self._terminated = False
+        self._timer: threading.Timer | None = None
+        self._multiprocess = jax.process_count() > 1
+        in_main_thread = threading.current_thread() is threading.main_thread()
+        # with several processes, JAX catches SIGTERM from the time they join
+        self._catches = in_main_thread and not self._multiprocess
         self._previous = signal.signal(signal.SIGTERM, self._terminate) if self._catches else None
 
     def _terminate(self, *_: Any) -> None:
         self._terminated = True
 
-    def due(self, step: int) -> tuple[bool, bool]:
-        """Before the step after `step`: whether to save, and whether to end (having saved)."""
-        config, now = self._config, time.monotonic()
+    @property
+    def reason(self) -> str:
+        """Why the run stops before its last step, once `check` has said so."""
+        return (
+            "SIGTERM received" if self._terminated else f"stop_minutes {self._config.stop_minutes:g} reached"
+        )
+
+    def check(self, step: int) -> tuple[bool, bool]:
+        """After `step` steps: whether to save, and whether to stop (after saving)."""
+        config = self._config
+        now = time.monotonic()
         stop = 0 < 60 * config.stop_minutes < now - self._began
         save = 0 < 60 * config.save_minutes < now - self._saved
-        if self._several:
-            said = np.zeros((1, 2), bool)
+        if self._multiprocess:
+            votes = np.zeros((1, 2), bool)
             if step % config.log_every == 0:
-                said = np.asarray(multihost_utils.process_allgather(np.array([stop, save])))
-            stop, save = bool(said[:, 0].any()), bool(said[:, 1].any())
+                votes = np.asarray(multihost_utils.process_allgather(np.array([stop, save])))
+            stop = bool(votes[:, 0].any())
+            save = bool(votes[:, 1].any())
             self._terminated = multihost_utils.reached_preemption_sync_point(step)
         if self._terminated:
-            self._late = threading.Timer(config.sigterm_seconds, self._tell)
-            self._late.daemon = True
-            self._late.start()
+            self._timer = threading.Timer(config.sigterm_seconds, self._warn_late)
+            self._timer.daemon = True
+            self._timer.start()
         save |= config.save_every > 0 and step % config.save_every == 0
         if save:
             self._saved = now
         return save or stop or self._terminated, stop or self._terminated
 
-    def _tell(self) -> None:
-        say(
+    def _warn_late(self) -> None:
+        print_note(
             f"SIGTERM came over {self._config.sigterm_seconds:g} s ago and the save is not done; if killed now, "
             f"{last_complete(Path(self._config.workdir))}: leave more time before SIGKILL, or use a faster disk"
         )
 
     def close(self) -> None:
-        """Everything is saved: gives SIGTERM back to whoever had it."""
-        if self._late is not None:
-            self._late.cancel()
+        """Restores the previous handler of SIGTERM; call it once everything is saved."""
+        if self._timer is not None:
+            self._timer.cancel()
         if self._catches:
             signal.signal(signal.SIGTERM, self._previous)

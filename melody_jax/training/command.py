@@ -3,7 +3,7 @@
     melody train vae_tiny --data.folder corpus/train --steps 50
 
 CONFIG is the name of a config that comes with the package or the path of a file. `melody train CONFIG --help` lists
-every field.
+every field. `melody train CONFIG --print-parameters` prints a table of all parameters and trains nothing.
 """
 
 import jax
@@ -15,6 +15,7 @@ from melody_jax.python_file import shipped_names
 from melody_jax.runtime import enable_compile_cache
 from melody_jax.text import read_tokenizer
 from melody_jax.training.hosts import join_hosts
+from melody_jax.training.parameters import print_parameters
 
 
 def main(arguments: list[str]) -> None:
@@ -26,12 +27,15 @@ def main(arguments: list[str]) -> None:
         return
     if arguments[0].startswith("-"):
         raise UserError("the config is missing: melody train CONFIG [options]")
+    if "--print-parameters" in arguments:
+        print_parameters(load_config(arguments[0], [x for x in arguments[1:] if x != "--print-parameters"]))
+        return
     enable_compile_cache()
     run(load_config(arguments[0], arguments[1:]))
 
 
 def run(config: TrainConfig) -> None:
-    """Opens the data, trains, and prints where the run stands."""
+    """Opens the data, trains, and prints what was written."""
     from melody_jax.training.loop import train
 
     join_hosts(config.hosts)
@@ -44,4 +48,17 @@ def run(config: TrainConfig) -> None:
     held_out = pipeline.validation_batches(config.data, config.stage.batch, config.eval_batches, index, count)
     state = train(config, batches, held_out, hashes)
     if index == 0:
-        print(f"{config.stage.name}: step {int(state.step)} of {config.steps}, {config.workdir}")
+        print(_summary(config, int(state.step)))
+
+
+def _summary(config: TrainConfig, step: int) -> str:
+    """What the run has written, and the command to run next."""
+    if step < config.steps:
+        return (
+            f"{config.stage.name}: stopped after step {step} of {config.steps}; the checkpoint is in "
+            f"{config.workdir}/checkpoints/{step}; run the same command again to resume"
+        )
+    return (
+        f"{config.stage.name}: trained {config.steps} steps; checkpoints and metrics are in {config.workdir}; "
+        f"release the network with melody export --run {config.workdir} --out FOLDER"
+    )

@@ -1,6 +1,6 @@
-"""Digests of what a step sees and draws: two runs are paired if theirs are equal, step by step.
+"""Digests of a step's batch and random draws: two runs are paired if their digests are equal at every step.
 
-`TrainConfig.watch.digests` adds them to the metrics of a run, as "digest/batch" and "digest/<what is drawn>".
+`TrainConfig.watch.digests` adds them to the metrics of a run, as "digest/batch" and "digest/<name of the draw>".
 """
 
 from typing import Any
@@ -12,37 +12,31 @@ from melody_jax.errors import UserError
 from melody_jax.training.stage import Batch, Metrics, Stage
 
 DIGEST = "digest/"
-"""How the names of digests begin in the metrics of a run."""
+"""Prefix of the digests' names in the metrics of a run."""
 
 
 def digest(tree: Any) -> jax.Array:
-    """() uint32 of the bits of all arrays and of where they stand, so that equal trees alone have equal ones.
-
-    (But for chance: unlike trees agree once in 2^32.)
-    """
+    """() uint32 of the bits and positions of all numbers in a tree; different trees agree with probability 2^-32."""
     total = jnp.uint32(0)
     for number, leaf in enumerate(jax.tree.leaves(tree)):
         bits = leaf.reshape(-1)
-        bits = (
-            bits.astype(jnp.uint32)
-            if bits.dtype.itemsize != 4
-            else jax.lax.bitcast_convert_type(bits, jnp.uint32)
-        )
-        places = jax.lax.iota(jnp.uint32, bits.size) + jnp.uint32(number)
-        total = _mixed(total + _mixed(bits ^ _mixed(places)).sum(dtype=jnp.uint32))
+        is_word = bits.dtype.itemsize == 4
+        bits = jax.lax.bitcast_convert_type(bits, jnp.uint32) if is_word else bits.astype(jnp.uint32)
+        positions = jax.lax.iota(jnp.uint32, bits.size) + jnp.uint32(number)
+        total = _mixed(total + _mixed(bits ^ _mixed(positions)).sum(dtype=jnp.uint32))
     return total
 
 
 def digests(stage: Stage, batch: Batch, key: jax.Array) -> Metrics:
-    """The digests of a batch and of everything that `stage.draw` draws for it with the step's key.
+    """The digests of a batch and of what `stage.draw` draws for it with the step's key.
 
     Raises:
-        UserError: the stage does not say what it draws.
+        UserError: the stage does not report its draws.
     """
-    draw = getattr(stage, "draw", None)
-    if draw is None:
-        raise UserError(f"watch.digests: {stage.name} does not say what it draws; dpd does")
-    parts = {"batch": batch} | draw(batch, key)._asdict()
+    draws = stage.draw(batch, key)
+    if draws is None:
+        raise UserError(f"watch.digests: stage {stage.name} does not report its draws; stage dpd does")
+    parts = {"batch": batch} | draws._asdict()
     return {DIGEST + name: digest(part) for name, part in parts.items()}
 
 

@@ -1,7 +1,7 @@
 """Fitting k-means and the residual quantiser: jitted Lloyd iterations, deterministic from a key.
 
-Seeding is k-means++ (Arthur and Vassilvitskii, 2007) on a sample; after every iteration an empty cluster is moved to a
-data point drawn with probability proportional to its squared distance from its centroid, so no code stays dead.
+Seeding is k-means++ (Arthur and Vassilvitskii, 2007) on a sample. After every iteration an empty cluster moves to a
+data point, drawn with probability proportional to its squared distance from its centroid, so that no code stays dead.
 N vectors, C clusters, D width.
 """
 
@@ -19,7 +19,7 @@ SEEDING_CANDIDATES = 4
 
 @partial(jax.jit, static_argnames="clusters")
 def _seed(x: jax.Array, clusters: int, key: jax.Array) -> jax.Array:
-    """Greedy k-means++: of a few points drawn by squared distance, the one that leaves the least distance in all."""
+    """Greedy k-means++: of a few points drawn by squared distance, the one that minimises the total distance."""
     squared = jnp.sum(x * x, axis=-1)
 
     def body(i: jax.Array, carry: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
@@ -28,11 +28,10 @@ def _seed(x: jax.Array, clusters: int, key: jax.Array) -> jax.Array:
         candidates = x[
             jax.random.categorical(jax.random.fold_in(key, i), log_odds, shape=(SEEDING_CANDIDATES,))
         ]
-        left = jnp.minimum(
-            nearest[:, None], jnp.maximum(nearest_code.distances(x, candidates) + squared[:, None], 0.0)
-        )
-        best = jnp.argmin(left.sum(0))
-        return centroids.at[i].set(candidates[best]), left[:, best]
+        distances = jnp.maximum(nearest_code.distances(x, candidates) + squared[:, None], 0.0)
+        remaining = jnp.minimum(nearest[:, None], distances)
+        best = jnp.argmin(remaining.sum(0))
+        return centroids.at[i].set(candidates[best]), remaining[:, best]
 
     first = x[jax.random.randint(key, (), 0, x.shape[0])]
     start = (jnp.zeros((clusters, x.shape[1])).at[0].set(first), jnp.sum((x - first) ** 2, axis=-1))
@@ -48,7 +47,7 @@ def _assign_and_sum(
     def chunk(carry: tuple[jax.Array, jax.Array], rows: tuple[jax.Array, jax.Array]):
         points, weights = rows
         table = nearest_code.distances(points, centroids)
-        # one member each, even between equal centroids: otherwise a copy would never come up empty
+        # one cluster per point, even between equal centroids: otherwise a duplicate would never be empty
         member = jax.nn.one_hot(jnp.argmin(table, axis=-1), clusters) * weights[:, None]
         squared = jnp.min(table, axis=-1) + jnp.sum(points * points, axis=-1)
         return (carry[0] + member.T @ points, carry[1] + member.sum(0)), jnp.maximum(squared, 0.0) * weights
@@ -79,11 +78,11 @@ def _lloyd(
 
 
 def fit_kmeans(x: jax.Array, clusters: int, key: jax.Array, iterations: int = 25) -> jax.Array:
-    """Centroids (clusters, D) float32 of x (N, D). Raises `UserError` when N < clusters or x is not finite."""
+    """Centroids (clusters, D) float32 of x (N, D). Raises `UserError` if N < clusters or x is not finite."""
     x = jnp.asarray(x, jnp.float32)
     if x.ndim != 2 or x.shape[0] < clusters:
         raise UserError(
-            f"k-means with {clusters} clusters needs at least as many vectors, got an array of {x.shape}"
+            f"k-means with {clusters} clusters needs at least {clusters} vectors, got an array of {x.shape}"
         )
     if not bool(jnp.isfinite(x).all()):
         raise UserError("k-means needs finite vectors, got NaN or infinity")
@@ -101,8 +100,9 @@ def fit_kmeans(x: jax.Array, clusters: int, key: jax.Array, iterations: int = 25
 
 
 def fit_residual(x: jax.Array, levels: int, codes: int, key: jax.Array, iterations: int = 25) -> jax.Array:
-    """Codebooks (levels, codes, D) of a residual quantiser of x (N, D): k-means on what the levels above left over."""
-    residual, codebooks = jnp.asarray(x, jnp.float32), []
+    """Codebooks (levels, codes, D) of a residual quantiser of x (N, D): k-means on the residual of the levels above."""
+    residual = jnp.asarray(x, jnp.float32)
+    codebooks = []
     for level in range(levels):
         codebooks.append(fit_kmeans(residual, codes, jax.random.fold_in(key, level), iterations))
         residual = residual - codebooks[-1][nearest_code.assign(residual, codebooks[-1])]

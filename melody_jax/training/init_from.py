@@ -1,6 +1,6 @@
-"""Weights that a fresh run starts from: those of another run, or of a release (`--init_from`).
+"""Initial weights of a fresh run, from another run or from a release (`--init-from`).
 
-Where `params["base"]` exists (adapters, distillation) they go there, and what is added to it stays fresh.
+If `params["base"]` exists (adapters, distillation), they go there, and `params["model"]` stays fresh.
 """
 
 from pathlib import Path
@@ -16,89 +16,101 @@ from melody_jax.config import TrainConfig
 from melody_jax.config_json import difference, to_dict
 from melody_jax.errors import UserError
 from melody_jax.models.functional import Params
-from melody_jax.sharding import is_stacked
+from melody_jax.roles import Roles
 from melody_jax.training import checkpoint
 from melody_jax.training.export import run_network
+from melody_jax.training.stage import Stage
 from melody_jax.training.state import TrainState
 
 COMPUTE_FIELDS = ("dtype", "remat", "dropout")
-"""Fields of a network's config that say how it computes, not what its weights mean."""
+"""Fields of a network's config that affect how it computes, not what its weights mean."""
 
 
-def start_from(config: TrainConfig, state: TrainState, hashes: dict[str, str], mesh: Mesh) -> TrainState:
-    """The fresh `state` with the network of `config.init_from`, every array placed as it was.
+def load_initial_weights(
+    config: TrainConfig, state: TrainState, hashes: dict[str, str], mesh: Mesh
+) -> TrainState:
+    """The fresh `state` with the weights of `config.init_from`, every array placed as before.
 
-    `hashes` are those of the networks that made the run's data. What a release has only since `Stage.finish`
-    (codebooks, means) is left out, for finishing fits it anew.
+    `hashes` are those of the networks that made the run's data. Parameters that `Stage.finish` adds to a release
+    (codebooks, means) are left out, because finishing fits them again.
 
     Raises:
-        UserError: there is no such network, it has another shape, or it learned from data of other networks.
+        UserError: there is no such network, its shape differs, or it was trained on features of other networks.
     """
-    stage = getattr(config.stage, "teacher", config.stage)
+    stage = config.stage.teacher or config.stage
     part = "base" if "base" in state.params else "model"
-    folder, name = _find(config.init_from, stage.name), stage.name
+    name = stage.name
+    folder = _find(config.init_from, name)
     if (folder / "config.json").is_file():
-        described, theirs, _ = checkpoint.read_run(folder)
-        _check(
-            config, stage, described["stage"].get("class"), described["stage"].get("model"), theirs, hashes
-        )
-        network = run_network(folder, state.params[part], mesh)
+        described, source_hashes, _ = checkpoint.read_run(folder)
+        source_stage = described["stage"]
+        _check(config, stage, source_stage.get("class"), source_stage.get("model"), source_hashes, hashes)
+        network = run_network(folder, state.params[part], stage.roles["model"], mesh)
     else:
-        values, model, theirs = release.read_network(folder, name)
-        _check(config, stage, type(stage).__name__, to_dict(model), theirs, hashes)
-        network = _placed(values, state.params[part], f"{folder}: {name}")
+        values, model, source_hashes = release.read_network(folder, name)
+        _check(config, stage, type(stage).__name__, to_dict(model), source_hashes, hashes)
+        network = _placed(values, state.params[part], stage.roles["model"], f"{folder}: {name}")
     state = state._replace(params=state.params | {part: network})
-    # a copy: the step is given both to write into
+    # a copy: the step donates both
     return state if part == "base" else state._replace(ema=jax.tree.map(jnp.copy, network))
 
 
 def _find(source: str, name: str) -> Path:
-    """The run folder, or the folder of the released network `name`, that `source` says."""
+    """The run folder, or the folder of the released network `name`, that `source` names."""
     for folder in (Path(source), release.WEIGHTS / source):
         if (folder / "config.json").is_file() or (folder / f"{name}.json").is_file():
             return folder
     packaged = ", ".join(sorted(path.name for path in release.WEIGHTS.iterdir() if path.is_dir()))
     raise UserError(
-        f"init_from {source}: not a run folder (it has no config.json), not a release with {name}.json, "
-        f"and not one that is packaged ({packaged})"
+        f"init_from {source}: it must be a run folder (with config.json), a release (with {name}.json) "
+        f"or a packaged release ({packaged})"
     )
 
 
 def _check(
-    config: TrainConfig, stage: Any, kind: Any, model: Any, theirs: dict[str, str], hashes: dict[str, str]
+    config: TrainConfig,
+    stage: Stage,
+    source_class: Any,
+    source_model: Any,
+    source_hashes: dict[str, str],
+    hashes: dict[str, str],
 ) -> None:
-    """Refuses another stage's network, another shape, and a network that learned from other features."""
-    source, own = config.init_from, type(stage).__name__
-    if kind != own:
-        raise UserError(f"init_from {source} is a run of {kind}; this one is of {own}")
+    """Refuses the network of another stage, another shape, and a network that was trained on other features."""
+    source = config.init_from
+    expected = type(stage).__name__
+    if source_class != expected:
+        raise UserError(f"init_from {source} is a run of {source_class}; it must be a run of {expected}")
     fields = [
-        f"{name} is {there} there and {here} here"
-        for name, (there, here) in difference(model, stage.model).items()
+        f"{name} is {source_value} there and {value} here"
+        for name, (source_value, value) in difference(source_model, stage.model).items()
         if name.rpartition(".")[2] not in COMPUTE_FIELDS
     ]
     if fields:
         raise UserError(f"init_from {source}: another network ({'; '.join(fields)}); set --stage.model alike")
-    others = ", ".join(difference(theirs, hashes))
-    if others:
+    networks = ", ".join(difference(source_hashes, hashes))
+    if networks:
         raise UserError(
-            f"init_from {source}: learned from features of another {others} than this run's data; "
+            f"init_from {source}: trained on features of another {networks} than this run's data; "
             "run `melody prepare` with the networks of that release"
         )
 
 
-def _placed(values: Params, fresh: Params, what: str) -> Params:
-    """NumPy `values` on the devices of the arrays `fresh`, which stay where a release has fewer blocks."""
-    there = release.flatten(values)
+def _placed(values: Params, fresh: Params, roles: Roles, source: str) -> Params:
+    """NumPy `values` placed like the arrays `fresh`; where a release has fewer blocks, the last blocks stay fresh."""
+    arrays = release.flatten(values)
+    stacked = {path: role.stacked for path, role in release.flatten(roles).items()}
 
     def place(path: str, leaf: jax.Array) -> jax.Array:
-        value: np.ndarray | None = there.get(path)
+        value: np.ndarray | None = arrays.get(path)
         if value is None:
-            raise UserError(f"{what} lacks {path}")
+            raise UserError(f"{source} lacks {path}")
         if value.shape == leaf.shape:
             return jax.make_array_from_callback(leaf.shape, leaf.sharding, lambda index: value[index])
-        if is_stacked(path) and value.shape[1:] == leaf.shape[1:] and len(value) < len(leaf):
-            first = jax.jit(lambda leaf, value: leaf.at[: len(value)].set(value), out_shardings=leaf.sharding)
-            return first(leaf, value)
-        raise UserError(f"{what} has {path} of shape {value.shape}; this run needs {leaf.shape}")
+        if stacked[path] and value.shape[1:] == leaf.shape[1:] and len(value) < len(leaf):
+            set_first = jax.jit(
+                lambda leaf, value: leaf.at[: len(value)].set(value), out_shardings=leaf.sharding
+            )
+            return set_first(leaf, value)
+        raise UserError(f"{source} has {path} of shape {value.shape}; this run needs {leaf.shape}")
 
     return release.unflatten({path: place(path, leaf) for path, leaf in release.flatten(fresh).items()})

@@ -1,13 +1,14 @@
-"""The training loop, blind to the stage. Its order is fixed: look, evaluate, save, next batch, step.
+"""The training loop, the same for every stage. Its order is fixed: look, evaluate, save, next batch, step.
 
-Looking comes first: metrics stay on the device until then, and what is evaluated and saved is known to be finite.
-Saving before `next` keeps the batch: a run resumed from step n sees the same batches as one never interrupted, and
-with `key = fold_in(seed, step)` it ends with the same bits.
+Looking at the metrics comes first: they stay on the device until then, and only finite states are evaluated and saved.
+Saving comes before `next`, so that no batch is lost: a run resumed from step n sees the same batches as a run without
+interruption, and with `key = fold_in(seed, step)` it ends with the same bits.
 """
 
+import contextlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -21,11 +22,11 @@ from melody_jax.models.functional import Params
 from melody_jax.sharding import make_mesh, mesh_context, place_batch, sharded_init, state_sharding
 from melody_jax.training import checkpoint
 from melody_jax.training.digests import digests
-from melody_jax.training.init_from import start_from
+from melody_jax.training.init_from import load_initial_weights
 from melody_jax.training.lora import adapted
 from melody_jax.training.metric_log import MetricLog, Profile, mean
+from melody_jax.training.nonfinite import NonfiniteHandler, gradient_norms, is_finite
 from melody_jax.training.preview import make_preview
-from melody_jax.training.sentinel import Sentinel, gradient_norms, is_finite
 from melody_jax.training.stage import Batch, Metrics, Stage
 from melody_jax.training.state import (
     TrainState,
@@ -33,11 +34,12 @@ from melody_jax.training.state import (
     ema_update,
     learning_rate,
     make_optimizer,
+    state_roles,
     trained,
 )
 
 
-@checkpoint.explains_full_disk
+@checkpoint.report_disk_full
 def train(
     config: TrainConfig,
     batches: BatchIterator,
@@ -47,127 +49,148 @@ def train(
 ) -> TrainState:
     """Trains to `config.steps`, resuming from `config.workdir` if it holds a checkpoint, and returns the last state.
 
-    `held_out` are the evaluation batches; `hashes` say which networks the data was made with. SIGTERM, and
-    `stop_minutes`, save and return early.
+    `held_out` are the evaluation batches; `hashes` identify the networks that the data was made with. SIGTERM and
+    `stop_minutes` save and return early.
 
     Raises:
         Diverged: the loss or a gradient is not finite (see `TrainConfig.on_nonfinite`).
         UserError: the run folder holds another run, or the disk is full.
     """
-    workdir, mesh = Path(config.workdir), make_mesh(config.mesh)
+    workdir = Path(config.workdir)
+    mesh = make_mesh(config.mesh)
     checkpoints = checkpoint.Checkpoints(workdir, config.keep_last, config.keep_every)
     state = _begin(config, checkpoints, batches, hashes or {}, mesh)
-    step, evaluate = make_step(config, state), make_evaluate(config, held_out, mesh)
-    preview = make_preview(config, held_out, mesh)
-    n = start = int(state.step)
     rate = learning_rate(config.optimizer, config.optimizer.learning_rate, config.steps)
-    log = MetricLog(workdir, start, config.steps, config.stage.name, rate, quiet)
-    sentinel = Sentinel(config, checkpoints, batches, mesh)
-    profile = Profile(workdir, config.watch.profile_first, config.watch.profile_steps)
-    alarm = checkpoint.Alarm(config)
-    program: Any = None
-    try:
+    log = MetricLog(workdir, int(state.step), config.steps, config.stage.name, rate, quiet)
+    with contextlib.ExitStack() as closing:
+        stop_signal = checkpoint.StopSignal(config)
+        closing.callback(stop_signal.close)
+        closing.callback(checkpoints.close)
+        closing.callback(log.close)
+        return _train(config, state, batches, held_out, mesh, checkpoints, stop_signal, log)
+
+
+def _train(
+    config: TrainConfig,
+    state: TrainState,
+    batches: BatchIterator,
+    held_out: Sequence[Batch],
+    mesh: Mesh,
+    checkpoints: checkpoint.Checkpoints,
+    stop_signal: checkpoint.StopSignal,
+    log: MetricLog,
+) -> TrainState:
+    """The loop itself."""
+    start = step = int(state.step)
+    evaluate = make_evaluate(config, held_out, mesh)
+    preview = make_preview(config, held_out, mesh)
+    nonfinite = NonfiniteHandler(config, checkpoints, batches, mesh)
+    compiled_step: jax.stages.Compiled | None = None
+    with Profile(Path(config.workdir), config.watch.profile_first, config.watch.profile_steps) as profile:
         while True:
-            last, due = n == config.steps, _due_after(n, start)
-            save, stop = alarm.due(n)
-            untouched = n == 0 and config.init_from != ""  # how good the weights are that the run starts from
-            evaluating = untouched or due(config.eval_every, last)
-            previewing = preview and due(config.watch.preview_every, last)
-            if last or save or evaluating or previewing or due(config.log_every):
+            last = step == config.steps
+            due = _due_after(step, start)
+            save, stop = stop_signal.check(step)
+            is_initial = step == 0 and config.init_from != ""  # the loaded weights are evaluated too
+            evaluates = is_initial or due(config.eval_every, last)
+            previews = preview is not None and due(config.watch.preview_every, last)
+            if last or save or evaluates or previews or due(config.log_every):
                 bad = log.flush()
                 if bad is not None:
-                    with log.spent("other"):
-                        state = sentinel.act(bad, state)
-                    n = int(state.step)
-                    log.went_back(n)
+                    with log.timer("other"):
+                        state = nonfinite.handle(bad, state)
+                    step = int(state.step)
+                    log.rewind(step)
                     continue
-            with log.spent("other"):
-                if evaluating:
-                    log.write(n, {f"eval/{name}": value for name, value in evaluate(state).items()})
-                if preview and previewing:
-                    log.show(n, preview(state))
-                if n > start and (last or save):
+            with log.timer("other"):
+                if evaluates:
+                    log.write(step, {f"eval/{name}": value for name, value in evaluate(state).items()})
+                if preview is not None and previews:
+                    log.show(step, preview(state))
+                if stop and not last:
+                    log.note(f"{stop_signal.reason}: saving at step {step} of {config.steps}, then stopping")
+                if step > start and (last or save):
                     checkpoints.save(state, batches.get_state())
             if last or stop:
-                break
-            sentinel.passing(n)
-            with log.spent("data"):
+                return state
+            nonfinite.record_position(step)
+            with log.timer("data"):
                 batch = place_batch(next(batches), mesh)
-            if program is None:
-                with log.spent("other"), mesh_context(mesh):
-                    traced = step.trace(state, batch)
-                    log.measure_utilisation(traced.jaxpr, mesh.size, config.watch.peak_tflops)
-                    program = traced.lower().compile()
-            with profile.step(n):
-                state, metrics = program(state, batch)
-            n += 1
-            log.add(n, metrics)
-    finally:
-        try:
-            profile.close()
-            log.close()
-        finally:
-            checkpoints.close()
-            alarm.close()
-    return state
+            if compiled_step is None:
+                with log.timer("other"), log.status("compiling"):
+                    compiled_step = _compile(config, state, batch, mesh, log)
+            with profile.step(step):
+                state, metrics = compiled_step(state, batch)
+            step += 1
+            log.add(step, metrics)
 
 
-def _due_after(n: int, start: int) -> Callable[..., bool]:
-    """Whether what happens every so many steps, and perhaps at the end, happens now: never where a process begins."""
-    return lambda steps, last=False: n > start and (last or (steps > 0 and n % steps == 0))
+def _compile(
+    config: TrainConfig, state: TrainState, batch: Batch, mesh: Mesh, log: MetricLog
+) -> jax.stages.Compiled:
+    """The step, compiled for the shapes and placements of a state and a batch; the log learns its cost."""
+    with mesh_context(mesh):
+        traced = make_step(config, state).trace(state, batch)
+        log.measure_utilisation(traced.jaxpr, mesh.size, config.watch.peak_tflops)
+        return traced.lower().compile()
 
 
-def make_step(
-    config: TrainConfig, state: TrainState
-) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
-    """The one compiled function of training; it donates the state.
+def _due_after(step: int, start: int) -> Callable[..., bool]:
+    """due(every, last): whether an action that repeats every `every` steps is due; never where a process starts."""
+    return lambda every, last=False: step > start and (last or (every > 0 and step % every == 0))
 
-    Numbers that are not finite halt the state: this step and those after it leave it as it was.
+
+def make_step(config: TrainConfig, state: TrainState) -> jax.stages.Wrapped:
+    """The jitted training step, (state, batch) -> (state, metrics); it donates the state.
+
+    A loss or gradient that is not finite halts the state: this step and later ones leave it unchanged.
     """
     stage = adapted(config.stage, config.lora)
-    optimizer = make_optimizer(config.optimizer, config.steps)
+    optimizer = make_optimizer(config.optimizer, config.steps, stage.roles)
     seed_key = jax.random.key(config.seed)
 
-    def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(seed_key, state.step)
         grads, metrics = accumulated(stage, config.accumulate, state.params, batch, key, state.step)
         updates, opt_state = optimizer.update(grads, state.opt_state, trained(state.params))
-        params = state.params | optax.apply_updates(trained(state.params), updates)  # type: ignore[operator]
-        ema = ema_update(state.ema, params["model"], state.step, config.ema_decay)  # type: ignore[index]
-        metrics = (
-            metrics | gradient_norms(grads) | (digests(stage, batch, key) if config.watch.digests else {})
-        )
+        updated_params = cast(Params, optax.apply_updates(trained(state.params), updates))
+        params = state.params | updated_params
+        ema = ema_update(state.ema, params["model"], state.step, config.ema_decay)
+        metrics = metrics | gradient_norms(grads)
+        if config.watch.digests:
+            metrics = metrics | digests(stage, batch, key)
         halted = state.halted | ~is_finite(metrics)
-        new = TrainState(state.step + 1, params, opt_state, ema, halted)  # type: ignore[arg-type]
-        kept = jax.tree.map(lambda old, new: jnp.where(halted, old, new), state, new)
-        return kept._replace(halted=halted), metrics
+        updated = TrainState(state.step + 1, params, opt_state, ema, halted)
+        selected = jax.tree.map(lambda old, new: jnp.where(halted, old, new), state, updated)
+        return selected._replace(halted=halted), metrics
 
-    placed = jax.tree.map(lambda leaf: leaf.sharding, state)
-    return jax.jit(step, donate_argnums=0, out_shardings=(placed, None))
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
+    return jax.jit(train_step, donate_argnums=0, out_shardings=(shardings, None))
 
 
 def accumulated(
     stage: Stage, parts: int, params: Params, batch: Batch, key: jax.Array, step: jax.Array
 ) -> tuple[Params, Metrics]:
-    """`stage.gradients` as the mean over parts of the batch, worked off one after the other.
+    """`stage.gradients` as the mean over parts of the batch, computed one after the other.
 
-    Parts have equally many items, but weigh by the metric "weight" if the stage has one: what its loss is a mean over.
+    Parts have equally many items. They are weighted by the metric "weight" if the stage returns it: the number of terms
+    that its loss averages.
     """
     if parts == 1:
         grads, metrics = stage.gradients(params, batch, key, step)
         return grads, {name: value for name, value in metrics.items() if name != "weight"}
-    # strided parts: each device's rows stay where they are
+    # strided parts: the rows of each device stay on it
     split = jax.tree.map(lambda rows: rows.reshape(-1, parts, *rows.shape[1:]).swapaxes(0, 1), batch)
 
-    def weighed(rows: Batch, number: jax.Array) -> tuple[Params, Metrics, jax.Array]:
+    def weighted(rows: Batch, number: jax.Array) -> tuple[Params, Metrics, jax.Array]:
         grads, metrics = stage.gradients(params, rows, jax.random.fold_in(key, number), step)
         weight = metrics.pop("weight", jnp.float32(1))
         return *jax.tree.map(lambda leaf: leaf * weight, (grads, metrics)), weight
 
     def add(total: Any, part: tuple[Batch, jax.Array]) -> tuple[Any, None]:
-        return jax.tree.map(jnp.add, total, weighed(*part)), None
+        return jax.tree.map(jnp.add, total, weighted(*part)), None
 
-    shapes = jax.eval_shape(weighed, jax.tree.map(lambda rows: rows[0], split), step)
+    shapes = jax.eval_shape(weighted, jax.tree.map(lambda rows: rows[0], split), step)
     zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
     *sums, weight = jax.lax.scan(add, zeros, (split, jnp.arange(parts)))[0]
     grads, metrics = jax.tree.map(lambda leaf: leaf / jnp.maximum(weight, 1), sums)
@@ -177,7 +200,7 @@ def accumulated(
 def make_evaluate(
     config: TrainConfig, held_out: Sequence[Batch], mesh: Mesh
 ) -> Callable[[TrainState], dict[str, float]]:
-    """Mean metrics of the averaged weights over the held-out batches, with noise fixed by the batch's number."""
+    """Mean metrics of the averaged weights over the held-out batches; the index of a batch fixes its noise."""
     stage = adapted(config.stage, config.lora)
     seed_key = jax.random.key(config.seed + 1)
     compiled = jax.jit(
@@ -203,17 +226,19 @@ def _begin(
     mesh: Mesh,
 ) -> TrainState:
     workdir = Path(config.workdir)
-    key = jax.random.fold_in(jax.random.key(config.seed), 2**31)  # no step comes to this number
+    roles = state_roles(config)
+    key = jax.random.fold_in(jax.random.key(config.seed), 2**31)  # beyond the number of any step
     if checkpoints.latest is not None:
         checkpoint.check_resume(workdir, config, hashes)
         shapes = jax.eval_shape(lambda k: create_state(config, k), key)
-        state, position = checkpoints.restore(checkpoint.abstract_like(shapes, state_sharding(shapes, mesh)))
+        places = state_sharding(shapes, roles, mesh)
+        state, position = checkpoints.restore(checkpoint.abstract_like(shapes, places))
         batches.set_state(position)
         if int(state.step) > config.steps:
             raise UserError(f"{workdir} is at step {int(state.step)}, past --steps {config.steps}")
     else:
-        state = sharded_init(lambda k: create_state(config, k), key, mesh)
+        state = sharded_init(lambda k: create_state(config, k), roles, key, mesh)
         if config.init_from:
-            state = start_from(config, state, hashes, mesh)
+            state = load_initial_weights(config, state, hashes, mesh)
     checkpoint.write_run(workdir, config, hashes)
     return state

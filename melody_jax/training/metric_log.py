@@ -1,4 +1,4 @@
-"""What a run tells: one JSON line a log interval in metrics.jsonl, TensorBoard's curves, and a progress bar."""
+"""The metrics of a run: rows of JSON in metrics.jsonl, TensorBoard's curves, and a progress bar."""
 
 import contextlib
 import json
@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import jax
 import numpy as np
@@ -14,7 +14,8 @@ from tqdm import tqdm
 
 from melody_jax.audio import SAMPLE_RATE
 from melody_jax.flops import matmul_cost
-from melody_jax.training.sentinel import NORM, BadStep
+from melody_jax.training.checkpoint import print_note
+from melody_jax.training.nonfinite import NORM, BadStep
 from melody_jax.training.stage import Metrics
 from melody_jax.training.utilisation import peak_flops
 
@@ -23,19 +24,19 @@ if TYPE_CHECKING:
 
 
 class MetricLog:
-    """Appends rows to `<workdir>/metrics.jsonl` and moves the bar (rate, time left, loss).
+    """Appends rows to `<workdir>/metrics.jsonl` and moves the progress bar (rate, time left, loss).
 
-    Step metrics stay on the device until the loop looks, so that the device never waits for the log; a row is their
-    mean. Rows past `start` are dropped first: a resumed run repeats those steps and would write them twice. Of several
-    processes the first one writes and shows. The same numbers go to `<workdir>/tensorboard`.
+    Step metrics stay on the device until `flush`, so that the device never waits for the log; a row is their mean. Rows
+    past `start` are dropped first: a resumed run repeats those steps and would write them twice. Of several processes
+    the first one writes and shows. The same numbers go to `<workdir>/tensorboard`. The bar is shown on terminals only.
 
-    Besides what the stage measures a row of training has `learning_rate`, `time/steps_per_second`, and
-      time/data_wait  share of the time spent waiting for batches: more than a few percent asks for more `data.threads`
-      time/mfu        FLOPs of the networks' matrix products and convolutions over what the devices could have done
-                      meanwhile; what remat computes again counts too
-      time/useful     seconds spent in the steps of this row: not for data, compiling, evaluating, previews or saving
-      time/goodput    useful seconds of all rows kept so far, over the time since the run first began: what was lost to
-                      interruptions, and steps done twice because of them, is missing from it
+    In addition to the stage's metrics, a row of training has `learning_rate`, `time/steps_per_second`, and
+      time/data_wait  share of the time spent waiting for batches; if above a few percent, increase `data.threads`
+      time/mfu        FLOPs of the networks' matrix products and convolutions, over the devices' peak in the same time;
+                      recomputation by remat counts too
+      time/useful     seconds spent in the steps of this row, without data, compiling, evaluating, previews and saving
+      time/goodput    useful seconds of all rows up to this one, over the time since the run first began: interruptions
+                      and the steps repeated because of them lower it
     """
 
     def __init__(
@@ -47,65 +48,86 @@ class MetricLog:
         rate: Callable[[int], Any],
         quiet: bool = False,
     ) -> None:
-        self._path, self._first = workdir / "metrics.jsonl", jax.process_index() == 0
-        self._curves = _curves(workdir / "tensorboard", start) if self._first else None
-        self._rate, self._spent, self._flushed = rate, _nothing_spent(), time.monotonic()
-        self._capacity = math.inf  # steps a second that all FLOP/s of a device would allow
+        self._path = workdir / "metrics.jsonl"
+        self._writes = jax.process_index() == 0
+        self._quiet = quiet or not self._writes
+        self._curves = _curves(workdir / "tensorboard", start) if self._writes else None
+        self._rate = rate
+        self._seconds = _no_seconds()
+        self._flushed = time.monotonic()
+        self._peak_steps_per_second = math.inf  # at the devices' peak FLOP/s
         self._began = time.monotonic()
-        self._run_began, self._useful = self._keep(start)
+        self._run_began, self._useful = self._drop_rows(start)
         self._bar = tqdm(
             total=steps,
             initial=start,
             desc=name,
             unit="step",
-            disable=quiet or not self._first,
+            disable=self._quiet or None,  # None: unless stderr is a terminal
+            dynamic_ncols=True,
             mininterval=0.5,
         )
-        self._shown: dict[str, str] = {}
+        self._postfix: dict[str, str] = {}
         self._pending: list[tuple[int, Metrics]] = []
 
     @contextlib.contextmanager
-    def spent(self, what: str) -> Iterator[None]:
+    def timer(self, activity: Literal["data", "other"]) -> Iterator[None]:
         """Counts the time inside as "data" (waiting for batches) or "other" (neither that nor steps)."""
         began = time.monotonic()
         try:
             yield
         finally:
-            self._spent[what] += time.monotonic() - began
+            self._seconds[activity] += time.monotonic() - began
+
+    @contextlib.contextmanager
+    def status(self, text: str) -> Iterator[None]:
+        """Shows what the bar waits for while the context lasts."""
+        self._bar.set_postfix_str(text)
+        yield
+        self._bar.set_postfix(self._postfix)
+
+    def note(self, line: str) -> None:
+        """Prints one line above the bar."""
+        if not self._quiet:
+            print_note(line)
 
     def measure_utilisation(self, step: Any, devices: int, peak_tflops: float) -> None:
-        """Says what a step costs: its jaxpr, the devices that share it, and the peak of one (0: found out)."""
-        if self._first:
-            self._capacity = (peak_tflops * 1e12 or peak_flops()) * devices / matmul_cost(step)[0]
+        """Sets the cost of a step: its jaxpr, the devices that share it, and the peak of one device (0: measured)."""
+        if self._writes:
+            peak = peak_tflops * 1e12 or peak_flops()
+            self._peak_steps_per_second = peak * devices / matmul_cost(step)[0]
 
     def add(self, step: int, metrics: Metrics) -> None:
-        """One step done, with its metrics still on the device."""
+        """Records a completed step, with its metrics still on the device."""
         self._pending.append((step, metrics))
         self._bar.update()
 
     def flush(self) -> BadStep | None:
-        """Fetches and writes what is pending, up to the first step that is not finite, which is returned."""
+        """Fetches and writes the pending metrics, up to the first step that is not finite, which is returned."""
         rows = [(step, jax.device_get(metrics)) for step, metrics in self._pending]
         self._pending.clear()
         finite = [math.isfinite(metrics["loss"]) and math.isfinite(metrics[NORM]) for _, metrics in rows]
         count = finite.index(False) if False in finite else len(rows)
-        good, bad = rows[:count], rows[count] if count < len(rows) else None
-        if good:
-            self.write(
-                good[-1][0], mean([metrics for _, metrics in good]) | self._timing(good[-1][0], len(good))
-            )
-        self._spent, self._flushed = _nothing_spent(), time.monotonic()
-        return BadStep(bad[0] - 1, {name: float(value) for name, value in bad[1].items()}) if bad else None
+        if count:
+            last_step = rows[count - 1][0]
+            metrics = mean([metrics for _, metrics in rows[:count]])
+            self.write(last_step, metrics | self._timing(last_step, count))
+        self._seconds = _no_seconds()
+        self._flushed = time.monotonic()
+        if count == len(rows):
+            return None
+        step, metrics = rows[count]
+        return BadStep(step - 1, {name: float(value) for name, value in metrics.items()})
 
-    def went_back(self, step: int) -> None:
-        """Training goes on from `step`: later rows are dropped, as on resuming."""
-        self._run_began, self._useful = self._keep(step)
+    def rewind(self, step: int) -> None:
+        """Training continues from `step`: later rows are dropped, as on resuming."""
+        self._run_began, self._useful = self._drop_rows(step)
         self._bar.n = step
         self._bar.refresh()
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Appends a row; the loss and the held-out loss are shown beside the bar."""
-        if not self._first:
+        """Appends a row; the bar shows the loss and the held-out loss."""
+        if not self._writes:
             return
         row: dict[str, Any] = {"step": step, "seconds": round(time.monotonic() - self._began, 3)}
         row |= {key: value if math.isfinite(value) else None for key, value in metrics.items()}
@@ -117,50 +139,53 @@ class MetricLog:
                 self._curves.add_scalar(key if "/" in key else f"train/{key}", value, step)
         for key, label in (("loss", "loss"), ("eval/loss", "held_out")):
             if key in metrics:
-                self._shown[label] = f"{metrics[key]:.4g}"
-        self._bar.set_postfix(self._shown, refresh=False)
+                self._postfix[label] = f"{metrics[key]:.4g}"
+        self._bar.set_postfix(self._postfix, refresh=False)
 
     def show(self, step: int, previews: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> None:
-        """Players and spectrograms for TensorBoard: name -> (audio (T,) at 24 kHz, image (height, width) in [0, 1])."""
+        """Adds players and spectrograms to TensorBoard.
+
+        `previews` maps names to (audio (T,) at 24 kHz, image (height, width) in [0, 1]).
+        """
         if self._curves is not None:
             for name, (audio, image) in previews.items():
                 self._curves.add_audio(name, audio, step, SAMPLE_RATE)
                 self._curves.add_image(name, image, step, dataformats="HW")
 
     def close(self) -> None:
-        """Leaves the bar as it stands."""
+        """Closes the bar and TensorBoard's file."""
         self._bar.close()
         if self._curves is not None:
             self._curves.close()
 
     def _timing(self, step: int, steps: int) -> dict[str, float]:
-        """The figures of a row that are about time."""
-        passed = time.monotonic() - self._flushed
-        trained = max(passed - self._spent["other"], 1e-9)  # waiting for data included
-        useful = max(trained - self._spent["data"], 0.0)
+        """The time figures of a row of `steps` steps that ends with `step`."""
+        elapsed = time.monotonic() - self._flushed
+        training = max(elapsed - self._seconds["other"], 1e-9)  # waiting for data included
+        useful = max(training - self._seconds["data"], 0.0)
         self._useful += useful
         now = time.time()
         return {
             "learning_rate": float(self._rate(step - 1)),
-            "time/steps_per_second": steps / passed,
-            "time/data_wait": self._spent["data"] / passed,
-            "time/mfu": steps / trained / self._capacity,
+            "time/steps_per_second": steps / elapsed,
+            "time/data_wait": self._seconds["data"] / elapsed,
+            "time/mfu": steps / training / self._peak_steps_per_second,
             "time/useful": useful,
             "time/goodput": self._useful / max(now - self._run_began, 1e-9),
             "time/unix": now,
         }
 
-    def _keep(self, step: int) -> tuple[float, float]:
-        """Drops rows past `step`; gives when the run first began, Unix time, and the useful seconds of what stays."""
+    def _drop_rows(self, step: int) -> tuple[float, float]:
+        """Drops rows past `step`. Returns when the run first began, Unix time, and the useful seconds of the others."""
         began = time.time() - (time.monotonic() - self._began)
-        if not self._first or not self._path.exists():
+        if not self._writes or not self._path.exists():
             return began, 0.0
         lines = [(_row(line), line) for line in self._path.read_text().splitlines()]
-        kept = [(row, line) for row, line in lines if step and row["step"] <= step]
+        remaining = [(row, line) for row, line in lines if step and row["step"] <= step]
         temporary = self._path.with_suffix(".tmp")
-        temporary.write_text("".join(f"{line}\n" for _, line in kept))
+        temporary.write_text("".join(f"{line}\n" for _, line in remaining))
         temporary.replace(self._path)  # a kill, or a full disk, here loses no row
-        timed = [row for row, _ in kept if "time/unix" in row]
+        timed = [row for row, _ in remaining if "time/unix" in row]
         useful = sum(row["time/useful"] for row in timed)
         return (timed[0]["time/unix"] - timed[0]["seconds"] if timed else began), useful
 
@@ -169,17 +194,25 @@ class Profile:
     """A `jax.profiler` trace of a few steps, in `<workdir>/profile`."""
 
     def __init__(self, workdir: Path, first: int, steps: int) -> None:
-        self._folder, self._steps, self.running = workdir / "profile", range(first, first + steps), False
+        self._folder = workdir / "profile"
+        self._steps = range(first, first + steps)
+        self.running = False
+
+    def __enter__(self) -> "Profile":
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self.close()
 
     @contextlib.contextmanager
-    def step(self, n: int) -> Iterator[None]:
-        """Around step n."""
-        if n in self._steps and not self.running:
+    def step(self, step: int) -> Iterator[None]:
+        """The context of one step."""
+        if step in self._steps and not self.running:
             jax.profiler.start_trace(str(self._folder))
             self.running = True
-        elif n not in self._steps:
+        elif step not in self._steps:
             self.close()
-        with jax.profiler.StepTraceAnnotation("train", step_num=n):
+        with jax.profiler.StepTraceAnnotation("train", step_num=step):
             yield
 
     def close(self) -> None:
@@ -190,18 +223,18 @@ class Profile:
 
 
 def mean(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """The mean of each metric over rows of equal keys; empty for no rows."""
+    """The mean of each metric over rows with the same keys; empty without rows."""
     return {name: float(np.mean([row[name] for row in rows])) for name in rows[0]} if rows else {}
 
 
 def _curves(folder: Path, start: int) -> "SummaryWriter":
-    """A writer that is flushed at every row and never by itself: its own thread would die of a full disk unheard."""
+    """A writer that only `MetricLog.write` flushes: its own thread would fail silently on a full disk."""
     from tensorboardX import SummaryWriter  # an extra: the options of commands are shown without it
 
     return SummaryWriter(str(folder), purge_step=start + 1, max_queue=10_000, flush_secs=10**6)
 
 
-def _nothing_spent() -> dict[str, float]:
+def _no_seconds() -> dict[str, float]:
     return {"data": 0.0, "other": 0.0}
 
 
@@ -209,5 +242,5 @@ def _row(line: str) -> dict[str, Any]:
     try:
         row = json.loads(line)
         return row if "step" in row else {"step": math.inf}
-    except (ValueError, TypeError):  # the last line of a killed process may be cut
+    except (ValueError, TypeError):  # a killed process may leave a truncated last line
         return {"step": math.inf}

@@ -1,10 +1,10 @@
-"""What a run sounds like: held-out items through the averaged weights, as sound and spectrograms.
+"""Previews of a run: held-out items through the averaged weights, as sound and spectrograms.
 
   vae   the original and its reconstruction
-  dpd   the original's latents, and those made from its semantic tokens in 10 unguided steps, both decoded
-  lm    semantic tokens written to the original's prefix, through a diffusion and a decoder
+  dpd   the original's latents, and latents sampled from its semantic tokens in 10 unguided steps, both decoded
+  lm    semantic tokens sampled from the original's prefix, diffused and decoded
 
-`dpd` needs a released `vae` in `--data.networks`, `lm` a `dpd` as well. MuLan and the tokenizer make no sound.
+`dpd` needs a released `vae` in `--data.networks`, `lm` also a `dpd`. MuLan and the tokenizer have no previews.
 """
 
 from collections.abc import Callable, Sequence
@@ -29,8 +29,8 @@ from melody_jax.training.stage import Batch
 from melody_jax.training.state import TrainState
 
 STEPS = 10
-NEEDED = {"vae": (), "dpd": ("vae",), "lm": ("dpd", "vae")}
-"""Which released networks a stage's preview goes through."""
+REQUIRED = {"vae": (), "dpd": ("vae",), "lm": ("dpd", "vae")}
+"""Stage -> released networks that its preview uses."""
 Sounds = dict[str, jax.Array]
 Previews = dict[str, tuple[np.ndarray, np.ndarray]]
 
@@ -38,34 +38,34 @@ Previews = dict[str, tuple[np.ndarray, np.ndarray]]
 def make_preview(
     config: TrainConfig, held_out: Sequence[Batch], mesh: Mesh
 ) -> Callable[[TrainState], Previews] | None:
-    """state -> {"preview/<what>/<item>": (audio (T,) at 24 kHz, log-mel image (80, T // 240) in [0, 1])}.
+    """state -> {"preview/<name>/<item>": (audio (T,) at 24 kHz, log-mel image (80, T // 240) in [0, 1])}.
 
-    None if `config` asks for no previews.
+    None if `watch.preview_every` is 0.
 
     Raises:
-        UserError: the stage makes no sound, or a network that it needs is not in `config.data.networks`.
+        UserError: the stage has no previews, or a network that it needs is not in `config.data.networks`.
     """
     stage: Any = config.stage
     if not config.watch.preview_every:
         return None
-    if stage.name not in NEEDED:
-        raise UserError(
-            f"watch.preview_every: {stage.name} makes no sound; previews are for {', '.join(NEEDED)}"
-        )
+    if stage.name not in REQUIRED:
+        raise UserError(f"watch.preview_every: {stage.name} has no previews; only {', '.join(REQUIRED)} have")
     if not held_out:
-        raise UserError("watch.preview_every: there is no held-out batch to listen to")
-    needed = {name: _network(config, name) for name in NEEDED[stage.name]}
-    sound = partial({"vae": _reconstructed, "dpd": _diffused, "lm": _written}[stage.name], stage.model)
-    models = {name: model for name, (_, model, _) in needed.items()}
-    weights = {name: params for name, (params, _, _) in needed.items()}
+        raise UserError("watch.preview_every: there is no held-out batch; raise eval_batches")
+    networks = {name: _network(config, name) for name in REQUIRED[stage.name]}
+    render = partial({"vae": _reconstruct, "dpd": _diffuse, "lm": _generate}[stage.name], stage.model)
+    models = {name: model for name, (_, model, _) in networks.items()}
+    weights = {name: params for name, (params, _, _) in networks.items()}
     items = min(config.watch.preview_items, config.data.batch_size)
 
-    def listen(params: Params, ema: Params, weights: Params, batch: Batch) -> Sounds:
+    def render_items(params: Params, ema: Params, weights: Params, batch: Batch) -> Sounds:
         model = merge(params["base"], ema, config.lora) if "base" in params else ema
         batch = jax.tree.map(lambda rows: rows[:items], batch)
-        return sound(model, models, weights, batch, jax.random.key(config.seed))
+        return render(model, models, weights, batch, jax.random.key(config.seed))
 
-    compiled = jax.jit(listen, out_shardings=NamedSharding(mesh, PartitionSpec()))  # one process will show it
+    compiled = jax.jit(
+        render_items, out_shardings=NamedSharding(mesh, PartitionSpec())
+    )  # one process shows it
 
     def preview(state: TrainState) -> Previews:
         with mesh_context(mesh):
@@ -85,32 +85,34 @@ def _network(config: TrainConfig, name: str) -> tuple[Params, Any, dict[str, str
     folder = config.data.networks
     if not folder or not (Path(folder) / f"{name}.safetensors").is_file():
         raise UserError(
-            f"watch.preview_every: {config.stage.name} is heard through a released {name}; --data.networks "
+            f"watch.preview_every: previews of {config.stage.name} need a released {name}; --data.networks "
             f"{folder or 'is empty'}{' has none' if folder else ''}"
         )
     return release.load_network(folder, name)
 
 
-def _reconstructed(config: Any, model: Params, _: Any, __: Any, batch: Batch, ___: jax.Array) -> Sounds:
+def _reconstruct(config: Any, model: Params, _: Any, __: Any, batch: Batch, ___: jax.Array) -> Sounds:
     audio = batch["audio"]
     return {"original": audio, "reconstruction": vae.decode(model, config, vae.encode(model, config, audio))}
 
 
-def _diffused(config: Any, model: Params, models: Any, weights: Any, batch: Batch, key: jax.Array) -> Sounds:
-    made = _sample(config, model, batch, key)
+def _diffuse(config: Any, model: Params, models: Any, weights: Any, batch: Batch, key: jax.Array) -> Sounds:
+    latents = _sample(config, model, batch, key)
     decode = partial(vae.decode, weights["vae"], models["vae"])
-    return {"original": decode(batch["latents"]), "diffused": decode(made)}
+    return {"original": decode(batch["latents"]), "diffused": decode(latents)}
 
 
-def _written(config: Any, model: Params, models: Any, weights: Any, batch: Batch, key: jax.Array) -> Sounds:
-    prefix, window = batch["prefix_tokens"], models["dpd"].frames // models["dpd"].frames_per_token
+def _generate(config: Any, model: Params, models: Any, weights: Any, batch: Batch, key: jax.Array) -> Sounds:
+    prefix = batch["prefix_tokens"]
+    window = models["dpd"].frames // models["dpd"].frames_per_token
     tokens = decoding.generate(model, config, prefix, jax.random.split(key, len(prefix)), window)
-    made = _sample(models["dpd"], weights["dpd"], batch | {"semantic_tokens": tokens}, key)
-    return {"written": vae.decode(weights["vae"], models["vae"], made)}
+    latents = _sample(models["dpd"], weights["dpd"], batch | {"semantic_tokens": tokens}, key)
+    return {"generated": vae.decode(weights["vae"], models["vae"], latents)}
 
 
 def _sample(config: Any, params: Params, batch: Batch, key: jax.Array) -> jax.Array:
-    tokens, prefix = batch["semantic_tokens"], batch["prefix_tokens"]
+    tokens = batch["semantic_tokens"]
+    prefix = batch["prefix_tokens"]
     noise = jax.random.normal(
         key, (len(tokens), tokens.shape[1] * config.frames_per_token, config.latent_dim)
     )
@@ -124,6 +126,6 @@ def _sample(config: Any, params: Params, batch: Batch, key: jax.Array) -> jax.Ar
 
 
 def _image(wave: np.ndarray) -> np.ndarray:
-    """Log-mel magnitudes over 80 dB below the loudest, low notes at the bottom."""
+    """Log-mel magnitudes down to 80 dB below the maximum, low frequencies at the bottom."""
     levels = np.asarray(spectral.log_mel(jnp.asarray(wave)[None]))[0].T[::-1]
     return np.clip(1 + (levels - levels.max()) / np.log(1e4), 0, 1)

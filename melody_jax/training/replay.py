@@ -1,7 +1,7 @@
-"""`melody replay --bundle runs/x/nonfinite/123`: does a step again whose numbers were not finite.
+"""`melody replay --bundle runs/x/nonfinite/123`: repeats a training step that was not finite.
 
-The bundle holds all that the step was computed from (`training/sentinel.py`). On the layout that the run had, the same
-numbers come out; elsewhere sums are rounded in another order, which seldom matters to what is not finite.
+The bundle holds everything that the step was computed from (`training/nonfinite.py`). On the mesh of the run the
+numbers are the same; on another mesh sums are rounded in another order, which seldom changes what is not finite.
 """
 
 import dataclasses
@@ -29,7 +29,7 @@ from melody_jax.training.digests import DIGEST
 from melody_jax.training.export import stage_from_dict
 from melody_jax.training.loop import accumulated
 from melody_jax.training.lora import adapted
-from melody_jax.training.sentinel import NORM, BadStep, gradient_norms, is_finite, not_finite
+from melody_jax.training.nonfinite import NORM, BadStep, gradient_norms, not_finite
 from melody_jax.training.stage import Batch
 
 
@@ -40,13 +40,13 @@ class ReplayConfig:
     bundle: str = ""
     """The step's folder, <workdir>/nonfinite/<step>."""
     mesh: tuple[int, int, int] = (1, 1, 1)
-    """Devices on the axes (data, fsdp, tensor); the run's own gives its own bits."""
+    """Devices on the axes (data, fsdp, tensor); the mesh of the run reproduces its numbers exactly."""
     locate: bool = True
-    """Also runs the step operation by operation and names the first that gives NaN: slow, and only on one device."""
+    """Also runs the step operation by operation and names the first that returns NaN: slow, and only on one device."""
 
 
 def replay(config: ReplayConfig) -> dict[str, float]:
-    """Prints what the step gives, beside what the run noted, and returns its metrics.
+    """Prints the step's metrics beside those that the run recorded, and returns them.
 
     Raises:
         UserError: no such bundle, a damaged one, or a mesh that does not fit.
@@ -59,7 +59,7 @@ def replay(config: ReplayConfig) -> dict[str, float]:
     stage = adapted(stage_from_dict(described["stage"]), from_dict(LoRAConfig, described["lora"]))
     mesh = make_mesh(config.mesh, jax.devices()[: math.prod(config.mesh)] if min(config.mesh) > 0 else None)
     shapes = jax.eval_shape(stage.init, jax.random.key(0))
-    params = _restore(folder, abstract_like(shapes, state_sharding(shapes, mesh)))
+    params = _restore(folder, abstract_like(shapes, state_sharding(shapes, stage.roles, mesh)))
     key = jax.random.fold_in(jax.random.key(described["seed"]), bundle["step"])
 
     def step(params: Params, batch: Batch) -> Any:
@@ -72,8 +72,8 @@ def replay(config: ReplayConfig) -> dict[str, float]:
         metrics = {
             name: float(value) for name, value in jax.jit(step)(params, place_batch(batch, mesh)).items()
         }
-    _tell(bundle, batch, BadStep(bundle["step"], metrics))
-    if config.locate and mesh.size == 1 and not is_finite(metrics):  # type: ignore[arg-type]
+    _report(bundle, batch, BadStep(bundle["step"], metrics))
+    if config.locate and mesh.size == 1 and not all(math.isfinite(metrics[name]) for name in ("loss", NORM)):
         print(_first_nan(step, params, batch))
     return metrics
 
@@ -95,47 +95,52 @@ def _restore(folder: Path, abstract: Any) -> Params:
     try:
         with ocp.StandardCheckpointer() as reader:
             return reader.restore(folder / "params", abstract)
-    except Exception as error:  # Orbax and TensorStore raise many kinds for a file that is cut or missing
+    except Exception as error:  # Orbax and TensorStore raise many types for a truncated or missing file
         reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
         raise UserError(f"{folder / 'params'} cannot be read ({reason})") from error
 
 
-def _tell(bundle: dict[str, Any], batch: Batch, found: BadStep) -> None:
-    noted = {
+def _report(bundle: dict[str, Any], batch: Batch, repeated: BadStep) -> None:
+    recorded = {
         name: math.nan if value is None else value
         for name, value in bundle["metrics"].items()
-        if not name.startswith(DIGEST)  # of what the step saw, not of what it gave
+        if not name.startswith(DIGEST)  # a digest is of the step's inputs
     }
-    equal = noted.keys() == found.metrics.keys() and all(
-        _alike(noted[name], found.metrics[name]) for name in noted
+    same = recorded.keys() == repeated.metrics.keys() and all(
+        _is_same(recorded[name], repeated.metrics[name]) for name in recorded
     )
-    print(f"after {found.step} steps: " + ("as the run noted" if equal else "NOT what the run noted"))
-    for name, value in found.metrics.items():
-        if name in ("loss", NORM) or not math.isfinite(value) or noted.get(name) != value:
-            print(f"  {name:<32}{value:<14.6g}noted {noted.get(name, math.nan):.6g}")
-    print(f"  gradients not finite: {', '.join(found.groups) or 'none'}")
-    ill = [bundle["records"][i] for i in np.flatnonzero(not_finite(batch))]
-    print(f"  records with values not finite: {', '.join(ill) or 'none'}")
+    print(
+        f"after {repeated.step} steps: "
+        + ("the same metrics as in the run" if same else "NOT the metrics of the run")
+    )
+    for name, value in repeated.metrics.items():
+        if name in ("loss", NORM) or not math.isfinite(value) or recorded.get(name) != value:
+            print(f"  {name:<32}{value:<14.6g}in the run {recorded.get(name, math.nan):.6g}")
+    print(f"  gradients not finite: {', '.join(repeated.groups) or 'none'}")
+    bad_records = [bundle["records"][i] for i in np.flatnonzero(not_finite(batch))]
+    print(f"  records with values not finite: {', '.join(bad_records) or 'none'}")
 
 
-def _alike(noted: float, found: float) -> bool:
-    return noted == found or not (math.isfinite(noted) or math.isfinite(found))
+def _is_same(recorded: float, repeated: float) -> bool:
+    return recorded == repeated or not (math.isfinite(recorded) or math.isfinite(repeated))
 
 
 def _first_nan(step: Any, params: Params, batch: Batch) -> str:
-    """In words, where in our own code the first NaN comes from."""
+    """The operation that returns the first NaN, and the line of this package that it comes from."""
     try:
         with jax.debug_nans(True):
             jax.block_until_ready(jax.jit(step)(params, batch))
     except FloatingPointError as error:
-        own = [frame for frame in traceback.extract_tb(error.__traceback__) if "melody_jax" in frame.filename]
-        own = [frame for frame in own if Path(frame.filename) != Path(__file__)]
-        place = (
-            f" at {'/'.join(Path(own[-1].filename).parts[-2:])}:{own[-1].lineno}: {own[-1].line}"
-            if own
-            else ""
-        )
-        return f"  first: {str(error).splitlines()[0]}{place}"
+        frames = [
+            frame
+            for frame in traceback.extract_tb(error.__traceback__)
+            if "melody_jax" in frame.filename and Path(frame.filename) != Path(__file__)
+        ]
+        location = ""
+        if frames:
+            file = "/".join(Path(frames[-1].filename).parts[-2:])
+            location = f" at {file}:{frames[-1].lineno}: {frames[-1].line}"
+        return f"  first: {str(error).splitlines()[0]}{location}"
     return (
-        "  no operation gives NaN by itself: the numbers are infinite, or depend on how operations are fused"
+        "  no single operation returns NaN: the numbers are infinite, or depend on how operations are fused"
     )

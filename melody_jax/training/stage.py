@@ -1,28 +1,50 @@
-"""What the training loop knows of a stage: a frozen config object with pure methods. One file a stage in `stages/`."""
+"""The interface of a training stage: a frozen config object with pure methods. One file per stage in `stages/`."""
 
 from collections.abc import Callable, Iterator
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import jax
 
 from melody_jax.models.functional import Params
+from melody_jax.roles import Roles
 
 Batch = dict[str, Any]
 Metrics = dict[str, jax.Array]
 
 
+class RandomDraws(Protocol):
+    """A named tuple of arrays."""
+
+    def _asdict(self) -> dict[str, Any]: ...
+
+
 class Stage(Protocol):
     """A stage of the cascade: which network, which loss, which batches. Implementations are frozen dataclasses.
 
-    `params` is a dict of dicts: `params["model"]` is what is averaged (EMA), kept and released; further entries
-    ("discriminator", "heads") exist in training only. `params["base"]`, where there is one, is not trained: it has
-    neither gradients nor optimiser state.
+    `params` is a dict of dicts. `params["model"]` is averaged (EMA), evaluated and released. Other entries
+    ("discriminator", "heads") exist in training only. `params["base"]`, if present, is frozen: it has neither gradients
+    nor optimiser state.
     """
+
+    batch: ClassVar[str]
+    """The kind of batch: "audio", "audio_text" or "features" (data/pipeline.py)."""
+    model: Any
+    """The config of the network."""
 
     @property
     def name(self) -> str:
-        """The network's name: "vae", "mulan", "tokenizer", "lm" or "dpd"."""
+        """The network's name: "vae", "mulan", "tokenizer", "lm", "dpd" or "dpd_distilled"."""
         ...
+
+    @property
+    def roles(self) -> Roles:
+        """The role of every parameter, with the structure of what `init` returns (melody_jax/roles.py)."""
+        ...
+
+    @property
+    def teacher(self) -> "Stage | None":
+        """The stage whose released network a run must start from; None: a run may start from scratch."""
+        return None
 
     def init(self, key: jax.Array) -> Params:
         """Fresh parameters, float32."""
@@ -31,18 +53,23 @@ class Stage(Protocol):
     def gradients(
         self, params: Params, batch: Batch, key: jax.Array, step: jax.Array
     ) -> tuple[Params, Metrics]:
-        """Gradients with the structure of `params` but its "base", and scalar metrics; traced once, then jitted.
+        """Gradients with the structure of `params` without its "base", and scalar metrics; traced once, then jitted.
 
-        A loss that is a mean over a varying number of terms gives that number as the metric "weight".
+        A loss that is a mean over a varying number of terms returns that number as the metric "weight".
         """
         ...
+
+    def draw(self, batch: Batch, key: jax.Array) -> RandomDraws | None:
+        """The random arrays that `gradients` draws for a batch; None: the stage does not report them."""
+        return None
 
     def evaluate(self, params: Params, batch: Batch, key: jax.Array) -> Metrics:
         """Scalar metrics of a held-out batch without dropout, "loss" among them; the key fixes all noise."""
         ...
 
     def finish(self, model: Params, batches: Iterator[Batch], key: jax.Array) -> tuple[Params, Metrics]:
-        """`params["model"]` with what is fitted after training (k-means, quantiser, statistics), and how well."""
+        """`params["model"]` with the parts that are fitted after training (k-means, quantiser, statistics), and metrics
+        of the fit."""
         ...
 
 

@@ -1,6 +1,6 @@
-"""What training changes: parameters, optimiser state and the weight average."""
+"""The state of training: parameters, optimiser state and the weight average."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -9,23 +9,24 @@ from optax import contrib
 
 from melody_jax.config import OptimizerConfig, TrainConfig
 from melody_jax.models.functional import Params
-from melody_jax.sharding import is_stacked, path_name
+from melody_jax.roles import Kind, Role, Roles, find_role
+from melody_jax.sharding import path_name, path_names
 from melody_jax.training.lora import adapted
 
 
 class TrainState(NamedTuple):
-    """All that a checkpoint holds of the computation; randomness is derived from `step`, so no key is in it."""
+    """Everything about the computation that a checkpoint holds; keys are derived from `step`, so it holds none."""
 
     step: jax.Array
-    """() int32, optimiser steps done."""
+    """() int32, completed optimiser steps."""
     params: Params
-    """{"model": ..., and what exists in training only}; `params["base"]` is not trained (training/stage.py)."""
+    """{"model": ..., and networks that exist in training only}; `params["base"]` is not trained (training/stage.py)."""
     opt_state: optax.OptState
     ema: Params
-    """Running average of `params["model"]`: what is evaluated and released."""
+    """Running average of `params["model"]`, which is evaluated and released."""
     halted: jax.Array
-    """() bool: a step had numbers that are not finite. From then on steps change nothing, until the loop has seen it
-    (`training/sentinel.py`): the state stays the one that the bad step began with. Not in checkpoints."""
+    """() bool: a step was not finite. Later steps change nothing until the loop has handled it (training/sentinel.py):
+    the state stays the one before the bad step. Not in checkpoints."""
 
 
 def learning_rate(config: OptimizerConfig, peak: float, steps: int) -> optax.Schedule:
@@ -40,28 +41,26 @@ def learning_rate(config: OptimizerConfig, peak: float, steps: int) -> optax.Sch
     )
 
 
-def _decayed(params: Params) -> Params:
-    """True for matrices. In stacked blocks vectors have two axes, so gains and biases are told by name as well."""
-    return jax.tree_util.tree_map_with_path(
-        lambda path, leaf: leaf.ndim > 1 and not path_name(path).endswith(("scale", "bias")), params
-    )
+NOT_DECAYED: tuple[Kind, ...] = ("norm", "bias", "vector", "statistic")
+"""Roles without weight decay."""
+ORTHOGONALISED: tuple[Kind, ...] = ("column", "row", "conv")
+"""Roles whose update Muon orthogonalises; AdamW updates the others, also classifiers and embeddings, which Muon serves
+badly."""
 
 
-def _kernel_axes(params: Any) -> Any:
-    """Which axes of each layer's kernel are the matrix that Muon orthogonalises; None: not Muon's.
+def is_decayed(role: Role | None) -> bool:
+    """Whether weight decay applies to a parameter of this role."""
+    return role is not None and role.kind not in NOT_DECAYED
 
-    The last axis is the output and the others the input, but for the first where blocks are stacked. Heads that exist
-    in training only are classifiers, which Muon serves badly.
+
+def muon_axes(role: Role | None, ndim: int) -> contrib.MuonDimensionNumbers | None:
+    """Input axes and output axis of the matrix that Muon orthogonalises; None: AdamW updates the parameter.
+
+    The output axis is the last one. The other axes are inputs, except the first axis of stacked blocks.
     """
-
-    def axes(path: jax.tree_util.KeyPath, leaf: jax.Array) -> contrib.MuonDimensionNumbers | None:
-        name = path_name(path)
-        if not (name.startswith("model/") and name.endswith("/kernel")):
-            return None
-        first = 1 if is_stacked(name) else 0
-        return contrib.MuonDimensionNumbers(tuple(range(first, leaf.ndim - 1)), leaf.ndim - 1)
-
-    return jax.tree_util.tree_map_with_path(axes, params)
+    if role is None or role.kind not in ORTHOGONALISED:
+        return None
+    return contrib.MuonDimensionNumbers(tuple(range(int(role.stacked), ndim - 1)), ndim - 1)
 
 
 def _scale_rates(rate_scales: tuple[tuple[str, float], ...]) -> optax.GradientTransformation:
@@ -73,8 +72,21 @@ def _scale_rates(rate_scales: tuple[tuple[str, float], ...]) -> optax.GradientTr
     )
 
 
-def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:
-    """Clipped AdamW or Muon over `params`; `params["discriminator"]` has AdamW with its own moments, norm and rate."""
+def make_optimizer(config: OptimizerConfig, steps: int, roles: Roles) -> optax.GradientTransformation:
+    """Clipped AdamW or Muon over `params`; `params["discriminator"]` has AdamW with separate moments, norm and rate.
+
+    `roles` are those of `params` (`Stage.roles`).
+    """
+
+    def decayed(params: Params) -> Params:
+        return jax.tree_util.tree_map_with_path(
+            lambda path, _: is_decayed(find_role(roles, path_names(path))), params
+        )
+
+    def axes(params: Params) -> Params:
+        return jax.tree_util.tree_map_with_path(
+            lambda path, leaf: muon_axes(find_role(roles, path_names(path)), leaf.ndim), params
+        )
 
     def adamw(peak: float, beta1: float) -> optax.GradientTransformation:
         return optax.adamw(
@@ -82,17 +94,17 @@ def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransfo
             b1=beta1,
             b2=config.beta2,
             weight_decay=config.weight_decay,
-            mask=_decayed,
+            mask=decayed,
         )
 
     def muon() -> optax.GradientTransformation:
         return contrib.muon(
             learning_rate(config, config.learning_rate, steps),
             weight_decay=config.weight_decay,
-            weight_decay_mask=_decayed,
+            weight_decay_mask=decayed,
             adam_b1=config.beta1,
             adam_b2=config.beta2,
-            muon_weight_dimension_numbers=_kernel_axes,
+            muon_weight_dimension_numbers=axes,
             consistent_rms=0.2,
         )
 
@@ -110,14 +122,21 @@ def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransfo
 
 
 def trained(params: Params) -> Params:
-    """What the optimiser sees of `params`: all but what adapters are added to."""
+    """The part of `params` that the optimiser updates: everything except the base network of adapters."""
     return {name: part for name, part in params.items() if name != "base"}
+
+
+def state_roles(config: TrainConfig) -> Roles:
+    """The roles of the arrays of a run's `TrainState`: parameters, optimiser moments and average."""
+    roles = adapted(config.stage, config.lora).roles
+    return roles | {"ema": roles["model"]}
 
 
 def create_state(config: TrainConfig, key: jax.Array) -> TrainState:
     """A fresh state; the average starts at the initial parameters."""
-    params = jax.tree.map(_strongly_typed, adapted(config.stage, config.lora).init(key))
-    optimizer = make_optimizer(config.optimizer, config.steps)
+    stage = adapted(config.stage, config.lora)
+    params = jax.tree.map(_strongly_typed, stage.init(key))
+    optimizer = make_optimizer(config.optimizer, config.steps, stage.roles)
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
@@ -128,12 +147,12 @@ def create_state(config: TrainConfig, key: jax.Array) -> TrainState:
 
 
 def _strongly_typed(leaf: jax.Array) -> jax.Array:
-    """What `jnp.full` and the like leave weakly typed would change its type in the first step: two compilations."""
+    """A weakly typed leaf (from `jnp.full` and the like) would change its type in the first step and compile twice."""
     return jax.lax.convert_element_type(leaf, leaf.dtype)
 
 
 def ema_update(ema: Params, model: Params, step: jax.Array, decay: float) -> Params:
-    """Moves the average towards `model` with decay min(decay, (1 + step) / (10 + step)): short runs warm up too."""
+    """Moves the average towards `model` with decay min(decay, (1 + step) / (10 + step)), so that short runs warm up."""
     t = step.astype(jnp.float32)
     d = jnp.minimum(decay, (1.0 + t) / (10.0 + t))
     return jax.tree.map(lambda average, new: average + (1.0 - d) * (new - average), ema, model)

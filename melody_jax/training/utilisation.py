@@ -1,4 +1,4 @@
-"""What a device can do at most, for the share of it that training reaches."""
+"""The peak FLOP/s of a device, which training's utilisation (MFU) is relative to."""
 
 import time
 from functools import lru_cache
@@ -16,20 +16,22 @@ TPUS = {
     "TPU v6 lite": "v6e",
     "TPU v6e": "v6e",
 }
-"""What JAX calls the chips of `chips.py`."""
+"""JAX's names of the chips of `chips.py`."""
 
 
 @lru_cache(maxsize=1)
 def peak_flops() -> float:
-    """FLOP/s of this process's first device: of TPUs as published, in bfloat16, of others as measured here."""
+    """FLOP/s of this process's first device: the published bfloat16 peak for a TPU, a measurement for other devices."""
     device = jax.local_devices()[0]
     return CHIPS[TPUS[device.device_kind]].flops if device.device_kind in TPUS else measured_flops()
 
 
 def measured_flops(repeats: int = 3) -> float:
-    """The best of a few large matrix products: float32 on CPUs, bfloat16 elsewhere."""
+    """FLOP/s of the fastest of a few large matrix products: float32 on CPUs, bfloat16 on other devices."""
     device = jax.local_devices()[0]
-    size, dtype = (2048, jnp.float32) if device.platform == "cpu" else (8192, jnp.bfloat16)
+    is_cpu = device.platform == "cpu"
+    size = 2048 if is_cpu else 8192
+    dtype = jnp.float32 if is_cpu else jnp.bfloat16
     matrix = jax.device_put(jnp.ones((size, size), dtype), device)
     product = jax.jit(jnp.matmul)
     product(matrix, matrix).block_until_ready()

@@ -17,7 +17,7 @@ from melody_jax.config import load_config
 from melody_jax.data.records import ShardManifest, encode_json, shard_name, write_manifest, write_shard
 from melody_jax.sharding import make_mesh, state_sharding
 from melody_jax.training.checkpoint import Checkpoints, abstract_like
-from melody_jax.training.state import create_state
+from melody_jax.training.state import create_state, state_roles
 
 ROOT = Path(__file__).parents[2]
 
@@ -152,7 +152,9 @@ class Run:
         shapes = jax.eval_shape(lambda: create_state(config, jax.random.key(0)))
         checkpoints = Checkpoints(self.workdir)
         mesh = make_mesh((1, 1, 1), jax.devices()[:1])
-        restored = checkpoints.restore(abstract_like(shapes, state_sharding(shapes, mesh)))
+        restored = checkpoints.restore(
+            abstract_like(shapes, state_sharding(shapes, state_roles(config), mesh))
+        )
         checkpoints.close()
         return restored
 

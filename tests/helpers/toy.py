@@ -10,9 +10,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from melody_jax import roles
 from melody_jax.config import OptimizerConfig, TrainConfig
+from melody_jax.roles import Roles
 from melody_jax.training.loop import train
-from melody_jax.training.stage import loss_gradients
+from melody_jax.training.stage import Stage, loss_gradients
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -21,13 +23,18 @@ class ToyModel:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ToyStage:
+class ToyStage(Stage):
     """A line fit with input noise, and a "discriminator" that chases the model's mean."""
 
     model: ToyModel = ToyModel()
     noise: float = 0.1
     batch: ClassVar[str] = "audio"
     name: ClassVar[str] = "toy"
+
+    @property
+    def roles(self) -> Roles:
+        dense = {"kernel": roles.COLUMN, "bias": roles.BIAS}
+        return {"model": {"dense": dense}, "discriminator": {"shift": roles.VECTOR}}
 
     def init(self, key: jax.Array) -> dict[str, Any]:
         kernel = jax.random.normal(key, (self.model.width, self.model.width))

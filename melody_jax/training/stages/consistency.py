@@ -37,7 +37,8 @@ from melody_jax.models.denoiser import DenoiserConfig
 from melody_jax.models.dpd import DPDConfig
 from melody_jax.models.functional import Params
 from melody_jax.release import add_difference
-from melody_jax.training.stage import Batch, Metrics, loss_gradients
+from melody_jax.roles import Roles
+from melody_jax.training.stage import Batch, Metrics, Stage, loss_gradients
 from melody_jax.training.stages.dpd import DPDStage
 
 SMALLEST_START = 0.2
@@ -69,7 +70,7 @@ class Trajectory(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ConsistencyStage:
+class ConsistencyStage(Stage):
     """Distils the released DPD of `TrainConfig.init_from` into one that samples in few steps."""
 
     batch: ClassVar[str] = "features"
@@ -111,6 +112,11 @@ class ConsistencyStage:
     def teacher(self) -> DPDStage:
         """The stage whose released network a run starts from (`TrainConfig.init_from`)."""
         return DPDStage(model=dataclasses.replace(self.model, guidance_range=None))
+
+    @property
+    def roles(self) -> Roles:
+        """The role of every parameter, with the structure of what `init` returns."""
+        return {"base": self.teacher.roles["model"], "model": denoiser.roles(self.model)}
 
     def init(self, key: PRNGKeyArray) -> Params:
         """A student that equals its teacher at every guidance scale."""

