@@ -146,8 +146,8 @@ class ConvNeXtBlock(nnx.Module):
         kernel = jax.random.normal(rngs.params(), (KERNEL, width)) * KERNEL**-0.5
         self.kernel = nnx.Param(kernel, role=CONV)
         self.norm = RMSNorm(width, rngs=rngs)
-        self.up = Linear(width, width * expansion, dtype=dtype, rngs=rngs)
-        self.down = Linear(width * expansion, width, role="row", dtype=dtype, rngs=rngs)
+        self.up = Linear(width, width * expansion, lora=True, dtype=dtype, rngs=rngs)
+        self.down = Linear(width * expansion, width, role="row", lora=True, dtype=dtype, rngs=rngs)
         self.scale = nnx.Param(jnp.full(width, BLOCK_GAIN), role=NORM)
 
     def __call__(self, x: Float[Array, "B F W"]) -> Float[Array, "B F W"]:
@@ -163,7 +163,7 @@ class Projections(nnx.Module):
         self.entry = Linear(*entry, dtype=dtype, rngs=rngs)
         self.middle = Linear(*middle, dtype=dtype, rngs=rngs)
         self.norm = RMSNorm(out[0], rngs=rngs)
-        self.out = Linear(*out, dtype=dtype, rngs=rngs)
+        self.out = Linear(*out, role="row", dtype=dtype, rngs=rngs)
 
 
 def _apply_blocks(blocks: ConvNeXtBlock, depth: int, x: Array) -> Array:
