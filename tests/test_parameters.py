@@ -14,7 +14,7 @@ from melody_jax.config import TrainConfig, load_config
 from melody_jax.roles import find_role
 from melody_jax.sharding import AXES, path_names
 from melody_jax.training.command import main
-from melody_jax.training.parameters import format_rows, parameter_rows, summarise
+from melody_jax.training.parameters import parameter_rows, summarise
 from melody_jax.training.state import create_state, state_roles
 
 GOLDEN = Path(__file__).parent / "golden" / "parameters.txt"
@@ -26,7 +26,8 @@ CONFIGS = sorted(
 
 
 def table(config: TrainConfig) -> str:
-    return format_rows(summarise(parameter_rows(config, AbstractMesh((1, 8, 2), AXES))))
+    rows = summarise(parameter_rows(config, AbstractMesh((1, 8, 2), AXES)))
+    return "\n".join(" ".join(row) for row in rows)
 
 
 def golden() -> dict[str, str]:

@@ -15,7 +15,6 @@ from melody_jax.python_file import shipped_names
 from melody_jax.runtime import enable_compile_cache
 from melody_jax.text import read_tokenizer
 from melody_jax.training.hosts import join_hosts
-from melody_jax.training.parameters import print_parameters
 
 
 def main(arguments: list[str]) -> None:
@@ -28,6 +27,8 @@ def main(arguments: list[str]) -> None:
     if arguments[0].startswith("-"):
         raise UserError("the config is missing: melody train CONFIG [options]")
     if "--print-parameters" in arguments:
+        from melody_jax.training.parameters import print_parameters
+
         print_parameters(load_config(arguments[0], [x for x in arguments[1:] if x != "--print-parameters"]))
         return
     enable_compile_cache()

@@ -1,11 +1,12 @@
 """Training of MuLan: a contrastive loss between clips and captions, and linear heads that predict composed facts.
 
-MuLan is described in arXiv 2208.12415; MeLoDy (arXiv 2305.15719) uses it in section 3.1. The contrastive loss is
-symmetric InfoNCE with a learned temperature over the full batch; identical captions count as equally correct. Linear heads shared by both
-towers predict genre, mood, mode, key, tempo and instruments from the embeddings of clips whose facts are available,
-because the contrastive loss alone learns genre and ignores "130 bpm". Batches have hard negatives that differ in facts
-(`DataConfig.hard_negative_group`). The text encoder has a lower learning rate than the rest:
-`OptimizerConfig.rate_scales = (("model/text/encoder", 0.1),)`.
+MuLan is described in arXiv 2208.12415; MeLoDy (arXiv 2305.15719) uses it in section 3.1. The contrastive loss
+is symmetric InfoNCE with a learned temperature over the full batch; identical captions count as equally
+correct. Linear heads shared by both towers predict genre, mood, mode, key, tempo and instruments from the
+embeddings of clips whose facts are available, because the contrastive loss alone learns genre and ignores
+"130 bpm". Batches have hard negatives that differ in facts (`DataConfig.hard_negative_group`). The text
+encoder has a lower learning rate than the rest: `OptimizerConfig.rate_scales = (("model/text/encoder",
+0.1),)`.
 
 B batch, N word pieces, F mel frames, M mel bands, E embedding, V levels, C codes.
 """
