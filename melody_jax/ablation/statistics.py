@@ -12,11 +12,12 @@ distance belongs to a whole set of clips: its interval over clips is a bootstrap
 both arms.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 
+from melody_jax.ablation.results import Arrays
 from melody_jax.evaluation.frechet import frechet_distance
 from melody_jax.evaluation.intervals import Difference, paired_bootstrap, paired_t
 from melody_jax.evaluation.threads import single_blas_thread
@@ -24,7 +25,6 @@ from melody_jax.evaluation.threads import single_blas_thread
 DRAWS = 200
 """Bootstrap resamples."""
 NOT_SIGNIFICANT = "not significant"
-Arrays = Mapping[str, np.ndarray]
 SET_METRICS = {
     "frechet": ("embeddings", "true_embeddings"),
     "prompt_frechet": ("embeddings", "true_embeddings"),
