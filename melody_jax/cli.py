@@ -74,7 +74,7 @@ COMMANDS: dict[str, Command] = {
     ),
     "ablate": Command(
         "ablation.ablate:ablate",
-        "ablation.ablate:AblateConfig",
+        "ablation.runs:AblateConfig",
         "run a study's paired runs and report on them",
         positional="study",
         extra="ablate",

@@ -17,7 +17,8 @@ import pytest
 
 from melody_jax import cli, roles
 from melody_jax.ablation import files, paired_runs, results, study, study_report, training
-from melody_jax.ablation.ablate import AblateConfig, Run, ablate, runs_of, work
+from melody_jax.ablation.ablate import ablate, work
+from melody_jax.ablation.runs import AblateConfig, Run, runs_of
 from melody_jax.ablation.statistics import compare
 from melody_jax.config import DataConfig, TrainConfig
 from melody_jax.data.records import ShardManifest, encode_json, shard_name, write_manifest, write_shard

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from melody_jax.ablation import results, sampling
-from melody_jax.ablation.ablate import AblateConfig, ablate
+from melody_jax.ablation.ablate import ablate
+from melody_jax.ablation.runs import AblateConfig
 from melody_jax.ablation.study import Sampling
 from melody_jax.evaluation import clip_features, composed_prompts
 from melody_jax.evaluation.clip_features import is_same_tempo

@@ -15,14 +15,15 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import FrameType, ModuleType
-from typing import Any, NamedTuple
+from types import FrameType
+from typing import Any
 
 from melody_jax.ablation.files import DIVERGED, claim, last_step, save_json
 from melody_jax.ablation.results import RunResult, add_results, find_results, read_folder, read_results
-from melody_jax.ablation.study import Sampling, Study, load_study, resolve, run_name
+from melody_jax.ablation.runs import AblateConfig, Run, measures_of, runner_of, runs_of
+from melody_jax.ablation.study import load_study
 from melody_jax.config import TrainConfig
 from melody_jax.errors import Diverged, UserError
 from melody_jax.python_file import shipped_names
@@ -30,57 +31,6 @@ from melody_jax.runtime import ALLOCATOR, enable_compile_cache
 
 POLL_SECONDS = 2.0
 """Seconds between two looks at the workers' progress."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class AblateConfig:
-    """Runs a study and reports on it."""
-
-    study: str = ""
-    """Name of a study that comes with the project, or a Python file; `melody ablate STUDY` sets it too."""
-    folder: tuple[str, ...] = ()
-    """Folders of feature shards to train on."""
-    validation_folder: tuple[str, ...] = ()
-    """Folders of feature shards whose records are the held-out clips."""
-    networks: str = ""
-    """Folder of the released networks that made the features; empty: the packaged mini."""
-    runs: str = "runs/ablations"
-    """Folder of the run folders of all studies."""
-    out: str = "studies"
-    """Folder of the report, <study>.md, .png and .json, and of the results file, runs/<study>.json."""
-    arm: tuple[str, ...] = ()
-    """Arms to run; empty: all. A part of a study gives no report."""
-    seed: tuple[int, ...] = ()
-    """Seeds to run; empty: all. A part of a study gives no report."""
-    workers: int = 0
-    """Processes that share the runs, each with one thread; 0: only this process, with a thread per core."""
-    minutes: float = 0.0
-    """Minutes after which runs are saved and left, to be resumed later; 0: no limit."""
-    steps: int = 0
-    """Training steps of every run instead of the study's, for a trial; 0: the study's."""
-
-    @property
-    def name(self) -> str:
-        """Name of the study: its file's, without the suffix."""
-        return Path(self.study).stem
-
-    @property
-    def results_file(self) -> Path:
-        """The file that keeps the results of finished runs."""
-        return Path(self.out) / "runs" / f"{self.name}.json"
-
-
-class Run(NamedTuple):
-    """One arm with one seed."""
-
-    arm: str
-    seed: int
-    config: Any
-    """`TrainConfig` or `Sampling`."""
-    name: str
-    """What the run computes, as a hash: `study.run_name`."""
-    folder: Path
-    """The run folder."""
 
 
 def ablate(config: AblateConfig) -> Path | None:
@@ -115,20 +65,6 @@ def ablate(config: AblateConfig) -> Path | None:
     report = write_report(study, config, runs, read_results(config.results_file))
     print(f"Wrote {report}, {report.stem}.png and {report.stem}.json", file=sys.stderr)
     return report
-
-
-def runs_of(study: Study, config: AblateConfig) -> Iterator[Run]:
-    """The runs that the command selects, seed by seed, so that early results cover all arms."""
-    for kind, selected, choices in (("arm", config.arm, study.arms), ("seed", config.seed, study.seeds)):
-        for value in selected:
-            if value not in choices:
-                raise UserError(f"unknown {kind} {value!r}; the study has {', '.join(map(str, choices))}")
-    runner = _runner(study.base)
-    for seed in config.seed or study.seeds:
-        for arm in config.arm or study.arms:
-            resolved = _with_data(resolve(study, arm, seed, config.steps), config)
-            name = run_name(resolved, runner.identity(resolved))
-            yield Run(arm, seed, resolved, name, Path(config.runs) / name)
 
 
 def unfinished(config: AblateConfig, runs: Sequence[Run], measures: Sequence[str]) -> list[Run]:
@@ -186,42 +122,11 @@ def _finish(run: Run, config: AblateConfig, measures: Sequence[str], minutes: fl
         return True
     print(f"{config.name}: {run.arm}, seed {run.seed} ({run.folder})", file=sys.stderr)
     try:
-        return _runner(run.config).run_arm(run.config, run.folder, measures, minutes, quiet)
+        return runner_of(run.config).run_arm(run.config, run.folder, measures, minutes, quiet)
     except Diverged as error:
         print(f"{run.arm}, seed {run.seed}: {error}", file=sys.stderr)
         save_json(run.folder / DIVERGED, {"steps": error.steps})
         return True
-
-
-def measures_of(study: Study) -> list[str]:
-    """The measures that the study's metrics come from."""
-    from melody_jax.ablation.measures import METRICS
-
-    for name in study.metrics:
-        if name not in METRICS:
-            raise UserError(f"unknown metric {name!r}; there are {', '.join(METRICS)}")
-    return sorted({METRICS[name].measure for name in study.metrics})
-
-
-def _runner(base: Any) -> ModuleType:
-    """The module that runs a study's runs: it has `identity`, `row_count` and `run_arm`."""
-    from melody_jax.ablation import sampling, training
-
-    return sampling if isinstance(base, Sampling) else training
-
-
-def _with_data(resolved: Any, config: AblateConfig) -> Any:
-    if isinstance(resolved, Sampling):
-        return resolved
-    if not config.folder or not config.validation_folder:
-        raise UserError("this study trains: give folders of feature shards, --folder and --validation-folder")
-    data = dataclasses.replace(
-        resolved.data,
-        folder=config.folder,
-        validation_folder=config.validation_folder,
-        networks=config.networks,
-    )
-    return dataclasses.replace(resolved, data=data)
 
 
 def _refuse_changed_defaults(config: Any, record: Any, source: str) -> None:
@@ -271,7 +176,7 @@ def _show_progress(config: AblateConfig, runs: Sequence[Run], processes: Sequenc
     """One line with the steps of all runs and the number of measures taken, until the processes end."""
     from tqdm import tqdm
 
-    steps = sum(_runner(run.config).row_count(run.config) for run in runs)
+    steps = sum(runner_of(run.config).row_count(run.config) for run in runs)
     with tqdm(total=steps, unit="step", desc=config.name, disable=None) as bar:
         while any(process.is_alive() for process in processes):
             time.sleep(POLL_SECONDS)

@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from melody_jax.ablation.ablate import Run
 from melody_jax.ablation.paired_runs import Pairing, check_pairs
 from melody_jax.ablation.results import RunResult
+from melody_jax.ablation.runs import Run
 from melody_jax.ablation.statistics import Comparison, compare
 from melody_jax.ablation.study import Study
 from melody_jax.errors import UserError

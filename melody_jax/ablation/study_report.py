@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from melody_jax import __version__
-from melody_jax.ablation.ablate import AblateConfig, Run
 from melody_jax.ablation.files import save_json, short_path
 from melody_jax.ablation.findings import Findings, find
 from melody_jax.ablation.measures import ANGLES, METRICS
 from melody_jax.ablation.plot import plot
 from melody_jax.ablation.results import RunResult
+from melody_jax.ablation.runs import AblateConfig, Run
 from melody_jax.ablation.statistics import NOT_SIGNIFICANT, Comparison
 from melody_jax.ablation.study import Claim, Sampling, Study
 from melody_jax.config_json import to_dict

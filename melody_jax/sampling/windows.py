@@ -381,7 +381,7 @@ def latents_to_wave(
 ) -> Float[Array, "B T"]:
     """The decoder. The first of the latents is number `first` of its clip."""
 
-    def decode(params: Params, first: jax.Array, latents: jax.Array) -> jax.Array:
+    def decode(params: Params, first: jax.typing.ArrayLike, latents: jax.Array) -> jax.Array:
         return vae.decode(params, config, latents, first)
 
     return per_device(decode, mesh, replicated=2)(params, first, latents)
