@@ -17,6 +17,7 @@ import numpy as np
 
 from melody_jax.audio import SAMPLE_RATE
 from melody_jax.errors import UserError
+from melody_jax.extras import install_hint
 
 FOLDERS = (Path("/usr/share/sounds/sf2"), Path("/usr/share/sounds/sf3"))
 BLOCK = 64
@@ -97,7 +98,7 @@ def library() -> ModuleType:
     try:
         return importlib.import_module("fluidsynth")
     except ModuleNotFoundError as error:
-        raise UserError("SoundFonts need pyfluidsynth: pip install 'melody_jax[compose]'") from error
+        raise UserError(f"SoundFonts need pyfluidsynth: {install_hint('fluidsynth')}") from error
     except (ImportError, OSError) as error:
         raise UserError("SoundFonts need the FluidSynth library: apt-get install libfluidsynth3") from error
 

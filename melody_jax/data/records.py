@@ -226,11 +226,8 @@ def file_hash(path: str | os.PathLike) -> str:
 
 
 def _array_record(module: str) -> ModuleType:
-    """Imports ArrayRecord, an extra that shards need and sampling does not."""
-    try:
-        return importlib.import_module(f"array_record.python.{module}")
-    except ImportError as error:
-        raise UserError('shards need the package array_record: pip install "melody_jax[train]"') from error
+    """Imports a module of ArrayRecord, which sampling does not need; the command line reports a missing extra."""
+    return importlib.import_module(f"array_record.python.{module}")
 
 
 class IndexedItems(Protocol):
