@@ -64,12 +64,12 @@ def test_dpd_tokens_start_from_the_centred_codebook(folder):
     np.testing.assert_allclose(table.mean(axis=0), 0, atol=1e-4)
     assert np.linalg.matrix_rank(table, tol=1e-2) == 10  # the codebook's width, whatever the table's
     np.testing.assert_array_equal(plain["prefix_table"], seeded["prefix_table"])
-    with pytest.raises(UserError, match="1024 codes, the config says 48"):
+    with pytest.raises(UserError, match="1024 codes, the config 48"):
         semantic_embeddings(folder, (48, 8), key)
 
 
 def test_other_codes_are_refused(folder):
-    with pytest.raises(UserError, match="12 levels of 8 codes, the config says 12 of 32"):
+    with pytest.raises(UserError, match="12 levels of 8 codes, the config 12 levels of 32"):
         prefix_embeddings(folder, (LEVELS, 32, 4), jax.random.key(0))
 
 

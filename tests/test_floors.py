@@ -60,7 +60,7 @@ EXCEPTIONS: dict[str, tuple[str, ...]] = {
     "upward": (),
     "circle": (),
     "long file": (),
-    "long function": ("melody_jax/training/loop.py",),
+    "long function": (),
     "identifier": ("melody_jax/", "benchmarks/", "sample.py"),
     "ignore": ("melody_jax/",),
     "test import": (),

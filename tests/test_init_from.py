@@ -92,10 +92,10 @@ def test_what_does_not_belong_together_is_refused_in_one_line(tmp_path: Path) ->
         (lm, "release", made_with | {"vae": "c" * 64}, "features of another vae than"),
         (lm, "release", {}, "features of another mulan, vae than"),
         (deeper, "release", made_with, "layers is 1 there and 2 here; width is 32 there and 64 here"),
-        (dpd, "release", made_with, r"not a release with dpd\.json.*packaged \(mini\)"),
-        (lm, "run", {}, "is a run of ToyStage; this one is of LMStage"),
+        (dpd, "release", made_with, r"a release \(with dpd\.json\) or a packaged release \(mini\)"),
+        (lm, "run", {}, "is a run of ToyStage; it must be a run of LMStage"),
         (ToyStage(model=ToyModel(width=4)), "run", {}, "width is 8 there and 4 here"),
-        (lm, "nowhere", {}, "not a run folder"),
+        (lm, "nowhere", {}, "it must be a run folder"),
     ]
     for stage, source, hashes, reason in cases:
         with pytest.raises(UserError, match=reason) as caught:
