@@ -23,7 +23,9 @@ INSTRUMENT_NAMES: tuple[str, ...] = tuple(INSTRUMENTS)
 
 def labels(facts: dict[str, Any]) -> dict[str, np.ndarray]:
     """{"genre", "mood", "mode", "key"} () int32, "tempo" () float32 in bpm, "instruments" (I,) float32 multi-hot."""
-    values = {name: np.array(index(name, facts.get(name)), np.int32) for name in TABLES}
+    values: dict[str, np.ndarray] = {
+        name: np.array(index(name, facts.get(name)), np.int32) for name in TABLES
+    }
     values["tempo"] = np.array(facts.get("tempo_bpm", np.nan), np.float32)
     present = facts.get("instruments")
     values["instruments"] = np.full(len(INSTRUMENT_NAMES), -1.0 if present is None else 0.0, np.float32)
