@@ -1,6 +1,7 @@
 """The one exception for mistakes of the user: printed as one line, exit code 2, never a stack trace."""
 
 import functools
+import os
 import sys
 from collections.abc import Callable
 
@@ -22,13 +23,15 @@ class Diverged(UserError):
 def cli_entry(main: Callable[[], None]) -> Callable[[], None]:
     """Decorates a command's entry point: a `UserError` prints one line on stderr and exits with code 2.
 
-    A package that only an extra installs is reported in the same way; Ctrl-C exits with code 130.
+    A package that only an extra installs is reported in the same way. Ctrl-C exits with code 130; a reader of the
+    output that ends early, such as `head`, with code 1.
     """
 
     @functools.wraps(main)
     def entry() -> None:
         try:
             main()
+            sys.stdout.flush()
         except UserError as error:
             print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
             sys.exit(2)
@@ -37,6 +40,9 @@ def cli_entry(main: Callable[[], None]) -> Callable[[], None]:
                 raise
             print(f"error: {install_hint(error.name or '')}", file=sys.stderr)
             sys.exit(2)
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nothing is flushed at exit
+            sys.exit(1)
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr)
             sys.exit(130)
