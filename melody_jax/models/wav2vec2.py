@@ -189,6 +189,8 @@ class StridedConvolution(nnx.Module):
         elif self.is_first:
             x = x - x.mean(axis=1, keepdims=True)
             x = x * jax.lax.rsqrt(jnp.mean(x * x, axis=1, keepdims=True) + EPSILON)
+            assert self.norm.scale is not None
+            assert self.norm.bias is not None
             x = x * self.norm.scale[...] + self.norm.bias[...]
         return gelu(x)
 
