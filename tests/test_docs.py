@@ -28,6 +28,7 @@ EXAMPLES = re.compile(
 """Paths that a command of the reader makes, or that stand for one of theirs."""
 FILES_MADE = {
     "captions.csv", "config.json", "dataset_info.json", "decoder.cpu.jax", "decoder.accelerator.jax", "diverged.json",
+    "captions.jsonl",
     "evaluation.json", "evaluation.md", "evaluation.png", "index.html", "manifest.json", "manifest.jsonl",
     "manifest-000.jsonl", "metadata.csv", "metrics.jsonl", "mine.wav", "play.py", "prompts.jsonl", "rejects.jsonl",
     "sampler.cpu.jax", "sampler.accelerator.jax", "sampler.json", "tokenizer.json", "vggish.py", "weights.safetensors",
