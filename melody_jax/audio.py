@@ -1,9 +1,9 @@
 """Audio files, FLAC bytes, loudness and peaks. NumPy only (plus soundfile and soxr).
 
-Audio everywhere in the package is mono float32 in [-1, 1], shape (T,), at `SAMPLE_RATE` = 24 kHz as in MeLoDy (arXiv
-2305.15719, section 5). Files and FLAC bytes hold 16-bit samples, scaled by 32768: decoding and encoding again is
-lossless. Loudness is the integrated loudness of ITU-R BS.1770-4 for one channel: K-weighting, 400 ms blocks every
-100 ms, an absolute gate at -70 LUFS and a relative gate 10 LU below the mean of the remaining blocks.
+All audio in the package is mono float32 in [-1, 1], shape (T,), at `SAMPLE_RATE` = 24 kHz as in MeLoDy (arXiv
+2305.15719, section 5.1). Files and FLAC bytes hold 16-bit samples, scaled by 32768, so decoding and encoding them
+again is lossless. Loudness is the integrated loudness of ITU-R BS.1770-4 for one channel: K-weighting, 400 ms blocks
+every 100 ms, an absolute gate at -70 LUFS and a relative gate 10 LU below the mean of the remaining blocks.
 """
 
 import functools
@@ -28,7 +28,7 @@ TOKEN_SAMPLES = 960
 CEILING = 0.98
 """Largest sample magnitude after the peak limiter."""
 LOOKAHEAD = 0.004
-"""Seconds before a peak at which `peak_limit` reaches the reduced gain; half of its window to either side."""
+"""Seconds. The gain of `peak_limit` falls and recovers within twice this time on either side of a peak."""
 FULL_SCALE = 0.999
 """Magnitude from which samples count as clipped, in runs of three or more."""
 BLOCK = 1 << 20
@@ -43,7 +43,8 @@ AnyMono = Float[np.ndarray, " T"]
 def read(path: str | os.PathLike, sample_rate: int = SAMPLE_RATE) -> Mono:
     """Reads any format that libsndfile supports, mixes to mono by the mean and resamples. Returns float32 (T,).
 
-    Raises `UserError` for a file that is missing, not audio, truncated, empty or not finite.
+    Raises `UserError` for a file that is missing, not audio, truncated or empty, or that holds samples that are not
+    finite.
     """
     (samples, source_rate), *_ = stream(path)
     mono = samples.mean(axis=1, dtype=np.float32)
@@ -74,7 +75,7 @@ def stream(
 
 
 def seconds(path: str | os.PathLike) -> float:
-    """Duration of an audio file by its header. Raises `UserError` for a file that cannot be opened."""
+    """Duration of an audio file in seconds, from its header. Raises `UserError` for a file that cannot be opened."""
     try:
         return soundfile.info(path).duration
     except (soundfile.SoundFileError, OSError, RuntimeError) as error:
@@ -127,7 +128,7 @@ def resample(audio: AnyMono, source_rate: int, sample_rate: int = SAMPLE_RATE) -
 def write(path: str | os.PathLike, audio: np.ndarray, sample_rate: int = SAMPLE_RATE) -> None:
     """Writes float32 (T,) as a 16-bit .wav or .flac, or as .ogg (Vorbis); samples beyond [-1, 1] are clipped.
 
-    The write is atomic: to a temporary file in the same folder, which is then renamed.
+    The write is atomic: a temporary file in the same folder is written and then renamed.
     Raises `UserError` for audio that is empty, not one-dimensional or not finite, for an unknown suffix, and for a
     folder that is missing or not writable.
     """
@@ -179,7 +180,7 @@ def encode_flac(audio: np.ndarray, sample_rate: int = SAMPLE_RATE) -> bytes:
 def decode_flac(data: bytes, start: int = 0, frames: int = -1) -> Mono:
     """Decodes samples `start` to `start + frames` (to the end for -1) of FLAC bytes. Returns float32 (T,).
 
-    Decodes that part only. Raises `UserError` for damaged bytes and for a part beyond the end.
+    Only that part is decoded. Raises `UserError` for damaged bytes and for a part beyond the end.
     """
     try:
         with soundfile.SoundFile(io.BytesIO(data)) as file:
@@ -239,8 +240,8 @@ def peak_limit(
     """Lowers the gain around peaks of (T,) so that no sample exceeds `ceiling`; otherwise returns the audio unchanged.
 
     The gain that each sample needs is reduced to its running minimum over `lookahead` seconds to both sides, then
-    averaged over the same span. Every averaged value is low enough for the sample in the middle, so the ceiling holds
-    exactly and the gain is continuous.
+    averaged over the same span. Every averaged value is low enough for the sample in the middle, so the ceiling is
+    never exceeded and the gain changes gradually.
     """
     audio = np.asarray(audio, np.float32)
     magnitude = np.abs(audio)
@@ -265,7 +266,7 @@ def clipped_share(block: Float[np.ndarray, "T channels"]) -> float:
 
 
 def _running_minimum(values: np.ndarray, width: int) -> np.ndarray:
-    """Minimum over every `width` neighbours, (N,) -> (N - width + 1,), by repeated doubling of the window."""
+    """Minimum over every `width` consecutive values, (N,) -> (N - width + 1,), by repeated doubling of the window."""
     covered = 1
     while covered * 2 <= width:
         values = np.minimum(values[:-covered], values[covered:])
@@ -303,7 +304,7 @@ def _refuse_cut_riff(path: Path) -> None:
         declared = struct.unpack("<I", header[4:8])[0]
         # Streaming writers leave the largest value, and some writers count a padding byte that they never write.
         if declared < 0xFFFFFF00 and declared + 8 > size + 1:
-            raise UserError(f"{path}: cut short, {size} of {declared + 8} bytes are there")
+            raise UserError(f"{path}: cut short, {size} of {declared + 8} bytes are present")
 
 
 def _energy_at(lufs: float) -> float:

@@ -1,4 +1,4 @@
-"""The `melody` command: a subcommand is a configuration and the function that takes it, both imported on demand."""
+"""The `melody` command. Each subcommand is a configuration and a function that takes it, both imported on demand."""
 
 import difflib
 import importlib
@@ -16,14 +16,15 @@ class Command(NamedTuple):
     """A subcommand. `function` and `config` are written "module:name", the module inside melody_jax."""
 
     function: str
-    """Takes the configuration; without one, the list of arguments."""
+    """Takes the configuration or, if `config` is empty, the list of arguments."""
     config: str
-    """Dataclass that gives the options; importable without any extra. Empty: the function reads its own arguments."""
+    """Dataclass whose fields are the options; importable without any extra. Empty: the function parses the
+    arguments."""
     summary: str
     positional: str = ""
-    """Field that an argument without a name sets, wherever it stands."""
+    """Field set by the argument that has no option name, at any position."""
     extra: str = ""
-    """Extra of the package that the command needs; empty: the base installation will do."""
+    """Extra of the package that the command needs; empty: the base installation is enough."""
 
 
 COMMANDS: dict[str, Command] = {
@@ -49,7 +50,7 @@ COMMANDS: dict[str, Command] = {
     "import": Command(
         "training.import_published:import_network",
         "training.import_published:ImportConfig",
-        "use published weights: CLAP, MERT, wav2vec 2.0",
+        "import published weights: CLAP, MERT, wav2vec 2.0",
         extra="train",
     ),
     "export": Command(
@@ -92,7 +93,7 @@ COMMANDS: dict[str, Command] = {
     "compile-tpu": Command(
         "scale.compile_tpu:compile_tpu",
         "scale.compile_tpu:CompileConfig",
-        "compile a training step for TPUs that are not here",
+        "compile a training step for TPUs without having them",
         extra="tpu",
     ),
 }
@@ -112,7 +113,7 @@ def run(arguments: list[str]) -> None:
     """Runs `arguments`, such as ["compose", "--out", "corpus"].
 
     Raises:
-        UserError: an unknown command or option, or a package that only an extra installs.
+        UserError: the command or an option is unknown, or a package of an extra is not installed.
     """
     name = arguments[0] if arguments else "--help"
     if name in ("-h", "--help"):
@@ -134,7 +135,7 @@ def run(arguments: list[str]) -> None:
 
 
 def usage() -> str:
-    """The commands, a line each."""
+    """The help text: one line per command."""
     lines = ["usage: melody COMMAND [options]", "", "`melody COMMAND --help` lists the options.", ""]
     lines += [f"  {name:<16}{command.summary}" for name, command in COMMANDS.items()]
     return "\n".join([*lines, "", "  --version       print the version"])

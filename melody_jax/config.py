@@ -20,8 +20,8 @@ class OptimizerConfig:
     """AdamW, or Muon for the matrices of layers, with warm-up and cosine decay; vectors and scalars are not decayed."""
 
     muon: bool = False
-    """Updates the kernels of layers with Muon (Jordan 2024): orthogonalised momentum, scaled to Adam's size so that
-    learning rates carry over (0.2 RMS, arXiv 2502.16982). Embeddings, heads and vectors use Adam without decay."""
+    """Updates the kernels of layers with Muon (Jordan 2024): orthogonalised momentum, scaled to the size of
+    Adam's updates (0.2 RMS, arXiv 2502.16982) so that learning rates carry over. Embeddings, heads and vectors use Adam without decay."""
 
     learning_rate: float = 5e-4
     """Peak learning rate, reached at the end of the warm-up."""
@@ -38,12 +38,12 @@ class OptimizerConfig:
     clip_norm: float = 1.0
     """Global gradient norm above which gradients are scaled down."""
     discriminator_learning_rate: float = 2e-4
-    """Peak learning rate of params["discriminator"], with its own moments, clip, and the same schedule shape."""
+    """Peak learning rate of params["discriminator"], whose moments and clipping are separate; same schedule shape."""
     discriminator_beta1: float = 0.8
     """First-moment decay of the discriminator (HiFi-GAN's value)."""
     rate_scales: tuple[tuple[str, float], ...] = ()
-    """(path prefix, multiplier) pairs: leaves of `params` whose path ("model/text/...") starts so learn at a scaled
-    rate; 0 freezes them, decay included."""
+    """(path prefix, multiplier) pairs: the learning rate of leaves of `params` whose path ("model/text/...") has the
+    prefix is multiplied; 0 freezes them and turns off their decay."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -53,7 +53,7 @@ class LoRAConfig:
     rank: int = 0
     """Inner width of an adapter, at most the smaller side of its kernel; 0: no adapters, all weights are trained."""
     alpha: float = 16.0
-    """An adapter's output is scaled by alpha / rank, so that a learning rate suits any rank."""
+    """An adapter's output is scaled by alpha / rank, so that one learning rate suits every rank."""
     kernels: str = ""
     """Regular expression that selects, by path, the matrices that get an adapter; empty: all projections of attention
     and feed-forward layers."""
@@ -87,9 +87,9 @@ class DataConfig:
     window_tokens: int = 256
     """Length of a feature window, semantic tokens at 25 Hz."""
     text_length: int = 48
-    """Length to which captions are cut or padded, word pieces."""
+    """Length in word pieces to which captions are cut or padded."""
     text_tokenizer: str = ""
-    """The tokenizer.json of a text tower with another vocabulary (BERT, CLAP); empty: the packaged one."""
+    """The tokenizer.json of a text tower with its own vocabulary (BERT, CLAP); empty: the packaged one."""
     hard_negative_group: int = 1
     """Consecutive items of a batch that share a genre (harder negatives for MuLan); 1: no grouping."""
     text_prefix_probability: float = 0.0
@@ -99,9 +99,9 @@ class DataConfig:
     seed: int = 0
     """Seed of the order, crops, captions and prefixes."""
     threads: int = 2
-    """Threads that read and decode."""
+    """Threads that read and decode records."""
     prefetch: int = 4
-    """Batches kept ready."""
+    """Batches prepared in advance."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -109,7 +109,7 @@ class HostsConfig:
     """Processes that train together. All of them run the same command and share the work folder."""
 
     join: bool = False
-    """Joins the other processes first. On Cloud TPU, GKE, Slurm and Open MPI this flag is enough."""
+    """Connects to the other processes before training. On Cloud TPU, GKE, Slurm and Open MPI, this flag is enough."""
     coordinator: str = ""
     """On other systems: host:port of process 0."""
     count: int = 0
@@ -140,10 +140,10 @@ class WatchConfig:
     profile_steps: int = 0
     """Steps in the profile; 0: no profile."""
     digests: bool = False
-    """Adds digests of the batch and of each random draw to the metrics, to prove that runs are paired; set `log_every`
-    to 1 to have them at each step."""
+    """Adds digests of the batch and of each random draw to the metrics, to verify that runs are paired. Set
+    `log_every` to 1 to get them at every step."""
     peak_tflops: float = 0.0
-    """Peak of one device, 1e12 FLOP/s, for the utilisation; 0: the published peak on TPUs, measured elsewhere."""
+    """Peak of one device in TFLOP/s, for the utilisation; 0: the published peak on TPUs, a measured one elsewhere."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -157,12 +157,12 @@ class TrainConfig:
     optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
     """How parameters are updated."""
     lora: LoRAConfig = dataclasses.field(default_factory=LoRAConfig)
-    """Adapters that are trained instead of the weights."""
+    """Adapters, which are trained in place of the weights."""
     steps: int = 1000
     """Optimiser steps in all."""
     accumulate: int = 1
-    """Equal parts into which a batch is divided, computed one after the other before an update, to save memory. MuLan
-    contrasts items within each part."""
+    """Number of equal parts into which a batch is divided; they are computed one after the other before the update,
+    to save memory. MuLan contrasts items within each part."""
     seed: int = 0
     """Seed of the initialisation and of the noise of each step."""
     ema_decay: float = 0.999
@@ -190,7 +190,7 @@ class TrainConfig:
     """Reaction to a step whose loss or gradient is not finite, after its replay bundle is written: "stop" saves and
     ends the run, "skip" drops the batch, "rollback" restores the last checkpoint and continues with later data."""
     nonfinite_limit: int = 5
-    """Number of skips or rollbacks per process after which it stops."""
+    """Number of skips or rollbacks after which a process stops."""
     mesh: tuple[int, int, int] = (-1, 1, 1)
     """Devices on the axes (data, fsdp, tensor); one may be -1: all remaining devices."""
     hosts: HostsConfig = dataclasses.field(default_factory=HostsConfig)
@@ -231,7 +231,7 @@ def load_config(path: str | Path, overrides: list[str] | None = None) -> TrainCo
     """The `TrainConfig` that the file's `config()` returns, with `["--dotted.name", "value", ...]` applied.
 
     Raises:
-        UserError: no such config, a file that is not a config, an unknown field, or a value that does not fit.
+        UserError: there is no such config, the file is not a config, a field is unknown, or a value is not valid.
     """
     function = function_of(path, "config")
     config = function()

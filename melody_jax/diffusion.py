@@ -12,16 +12,17 @@ Clean latents z and noise eps ~ N(0, I) are mixed by an angle delta in [0, pi/2]
     z_{delta - omega} = cos(omega) z_delta - sin(omega) v
 
 A schedule is the angle steps omega_T, ..., omega_1 > 0 in the order they are taken. They sum to the starting angle,
-pi/2 for pure noise. The paper's are omega_t = pi/(6T) + 2 pi t/(3T(T+1)): long where noise dominates, short at the end.
+pi/2 for pure noise. In the paper's schedule omega_t = pi/(6T) + 2 pi t/(3T(T+1)): steps are long where noise dominates
+and short at the end.
 
 Training draws one angle per chunk of a window (`sample_angles`), so that a window may hold finished context (angle 0)
-next to new frames. Sampling with `is_new` leaves context frames bit-identical: continuation and inpainting are the same
-call.
+next to new frames. Sampling with `is_new` leaves context frames bit-identical, so continuation and inpainting are
+the same call.
 
 Classifier-free guidance: v = g v(condition) + (1 - g) v(null).
 
 Legend: B batch, L latent frames, D latent width, M chunks, T steps. Latents are (B, L, D); an `angle` argument is a
-scalar, (L,) or (B, L), in radians. Angles stay float32 whatever the latents' dtype.
+scalar, (L,) or (B, L), in radians. Angles are float32 for any dtype of the latents.
 """
 
 import itertools
@@ -151,9 +152,10 @@ def sample_angles(
 ) -> Float[Array, "B L"]:
     """Training angles (B, L): uniform on [0, pi/2], independent per chunk as in the paper.
 
-    Two probabilities mix in what sampling encounters and independent angles seldom produce. With `shared_probability`
-    an item has one angle for the whole window (generation). With `clean_prefix_probability` its first 1 to M - 1 chunks
-    are at exactly angle 0 and the rest shares one angle (continuation; with M = 1, one shared angle).
+    Two probabilities mix in combinations of angles that sampling needs and independent draws seldom produce. With
+    `shared_probability` an item has one angle for the whole window (generation). With `clean_prefix_probability` its
+    first 1 to M - 1 chunks are at exactly angle 0 and the rest shares one angle (continuation; with M = 1, one shared
+    angle).
     """
     keys = jax.random.split(key, 4)
     angle = jax.random.uniform(keys[0], (batch, chunks), maxval=HALF_PI)
@@ -200,7 +202,7 @@ def warp_angles(
 
 
 def drift_weight(angle: float, next_angle: float) -> float:
-    """Correction of a DDIM step from `angle` to `next_angle` for a clean estimate that grows by one unit per radian.
+    """Correction of a DDIM step from `angle` to `next_angle` if the clean estimate grows by one unit per radian.
 
     Along the flow d(z / sin delta) / d delta = -z0(delta) / sin^2 delta, z0 the clean estimate. A constant z0 gives the
     DDIM step. z0 + (delta - angle) adds sin(next_angle) times the integral of (delta - angle) / sin^2 delta, which is
@@ -254,10 +256,10 @@ class Prediction(NamedTuple):
 
 
 class StepInputs(NamedTuple):
-    """All that a solver may use in a step."""
+    """Everything that a solver may use in one step."""
 
     step: Step
-    """Where in the schedule it is; scalars."""
+    """Position in the schedule; scalars."""
     latents: Latents
     """(B, L, D) at `step.angle`."""
     prediction: Prediction
@@ -295,14 +297,14 @@ def _pingpong(inputs: StepInputs) -> Latents:
 
 
 class Solver(NamedTuple):
-    """A way to get from one angle of a schedule to the next."""
+    """A method of advancing from one angle of a schedule to the next."""
 
     nfe_per_step: int
     """Evaluations of the velocity per step."""
     step: Callable[[StepInputs], Array]
     """To the latents (B, L, D) at `step.next_angle`."""
     last_step: Callable[[StepInputs], Array] | None = None
-    """The step to angle 0 where it differs: one evaluation. None: as all others."""
+    """The step to angle 0 if it differs from the others: one evaluation. None: the same as the others."""
 
 
 SOLVERS: dict[str, Solver] = {
@@ -318,7 +320,7 @@ SOLVERS: dict[str, Solver] = {
              except the last, since no velocity is needed at angle 0
   multistep  corrects by the change of the clean estimate since the previous step; second order, one evaluation per step
   pingpong   estimates the clean latents and mixes them with fresh noise at the next angle; stochastic. For distilled
-             networks: other networks estimate a mean, which narrows the samples a little at every step
+             networks: others estimate a mean, which narrows the distribution of the samples at every step
 """
 
 
@@ -353,7 +355,7 @@ def sample(
     is_new: (L,) or (B, L) bool, the frames to generate; None is all. Other frames have angle 0 and stay bit-identical.
     solver: see `SOLVERS`. noise_fn(step index) -> N(0, I) (B, L, D), for "pingpong" only.
 
-    The result is not clipped: the range of latents is up to the autoencoder. Raises `UserError` for an unknown solver.
+    The result is not clipped: the autoencoder defines the range of latents. Raises `UserError` for an unknown solver.
     """
     chosen = _solver(solver)
     new = jnp.ones(noise.shape[:2], bool)

@@ -1,4 +1,4 @@
-"""Which optional packages belong to which extra, and the command that installs what is missing."""
+"""The extra that provides each optional package, and the command that installs a missing one."""
 
 import importlib.metadata
 import os
@@ -20,25 +20,25 @@ EXTRAS = {
     "threadpoolctl": "evaluate",
     "visqol": "evaluate",
 }
-"""Optional module -> the smallest extra that brings it, where no command says which one it needs."""
+"""Optional module -> the smallest extra that provides it; used where no command names an extra."""
 
 
 def install_hint(module: str, extra: str = "") -> str:
-    """One line for the user of a module that is not installed: the extra that brings it and a command that works.
+    """One line about a module that is not installed: the extra that provides it and the command that installs it.
 
     Args:
         module: import name, such as "grain".
-        extra: the extra that the running command needs; empty: the one of `EXTRAS`.
+        extra: the extra that the running command needs; empty: the one in `EXTRAS`.
     """
     name = module.partition(".")[0]
     extra = extra or EXTRAS.get(name, "")
     if not extra:
         return f"the package {name} is not installed"
-    return f"{name} is not installed; the extra '{extra}' brings it: {install_command(extra)}"
+    return f"{name} is not installed; the extra '{extra}' provides it: {install_command(extra)}"
 
 
 def install_command(extra: str) -> str:
-    """A command that installs an extra: from the clone in use, or package by package beside an installed wheel."""
+    """The command that installs an extra: from the clone in use or, for an installed wheel, the missing packages."""
     clone = Path(__file__).parents[1]
     if (clone / "pyproject.toml").is_file():
         place = "." if clone == Path.cwd() else os.fspath(clone)
@@ -48,7 +48,7 @@ def install_command(extra: str) -> str:
 
 
 def requirements(extra: str) -> set[str]:
-    """Requirements of an extra of the installed package, those of the extras in it included."""
+    """Requirements of an extra of the installed package, including those of nested extras."""
     lines: set[str] = set()
     for line in importlib.metadata.requires("melody_jax") or []:
         requirement, _, marker = line.partition(";")
@@ -63,7 +63,7 @@ def requirements(extra: str) -> set[str]:
 
 
 def _is_installed(requirement: str) -> bool:
-    """Whether a distribution of that name is there, whatever its version."""
+    """Whether any version of the distribution is installed."""
     name = re.match(r"[\w.-]+", requirement)
     try:
         importlib.metadata.distribution(name.group() if name else requirement)

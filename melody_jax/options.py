@@ -38,9 +38,9 @@ SYNONYMS = {
     "learning_rate": ("lr",),
     "folder": ("data", "dataset"),
 }
-"""Field -> what other programs call it; an unknown option with such a name is answered with the field's."""
+"""Field -> its names in other programs. If an unknown option has one of them, the error suggests the field."""
 PLACEHOLDERS = {int: "INT", float: "FLOAT", str: "TEXT", Path: "PATH"}
-"""Type of a value -> how the help shows it."""
+"""Type of a value -> its placeholder in the help."""
 _INDENT = 28
 """Column of the help at which descriptions begin."""
 
@@ -83,16 +83,16 @@ def option(
     choices: Sequence[str] = (),
     synonyms: Sequence[str] = (),
 ) -> Any:
-    """A dataclass field with what the help shows and `check_fields` checks.
+    """A dataclass field with a group in the help, limits that `check_fields` enforces, and synonyms.
 
     Args:
         default: immutable value.
-        group: heading in the help for this field and for those that follow it without one.
+        group: heading in the help for this field and the following fields that have no group.
         least: smallest value allowed.
-        above: the value must be larger than this.
+        above: exclusive lower bound.
         most: largest value allowed.
         choices: the values allowed, if they are few.
-        synonyms: names that other programs use; such an unknown option is answered with this field's.
+        synonyms: names in other programs; if an unknown option has one of them, the error suggests this field.
     """
     metadata = {
         "group": group,
@@ -110,7 +110,7 @@ def check_fields(config: "DataclassInstance") -> None:
     """Checks the ranges and choices given to `option`; call it in `__post_init__`. Values of None are not checked.
 
     Raises:
-        UserError: a value is out of its range, or none of its choices.
+        UserError: a value is out of range or not among its choices.
     """
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
@@ -135,13 +135,13 @@ def parse_options(
     Args:
         config: holds the defaults; fields that hold dataclasses become groups with dotted names.
         arguments: such as ["--steps", "50", "--data.batch-size=4", "--stream"].
-        command: the words of the usage line, such as "melody evaluate".
-        positional: field that an argument without a name sets, wherever it stands; empty: there is none.
-        summary: what the help says first; empty: the docstring of the dataclass.
+        command: the command in the usage line, such as "melody evaluate".
+        positional: field set by the argument that has no option name, at any position; empty: none.
+        summary: first paragraph of the help; empty: the docstring of the dataclass.
 
     Raises:
-        UserError: an unknown option (with a suggestion), or a value that does not fit.
-        SystemExit: after the help.
+        UserError: an option is unknown (the error suggests one), or a value has the wrong type.
+        SystemExit: after printing the help.
     """
     if any(argument in ("-h", "--help") for argument in arguments):
         print(help_text(config, command, positional, summary))
@@ -151,7 +151,7 @@ def parse_options(
 
 
 def options_of(config: "DataclassInstance", prefix: str = "") -> Iterator[Option]:
-    """The options of a dataclass instance, nested dataclasses opened by value."""
+    """The options of a dataclass instance, including those of the dataclasses that its fields hold."""
     hints = typing.get_type_hints(type(config))
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
@@ -164,7 +164,7 @@ def options_of(config: "DataclassInstance", prefix: str = "") -> Iterator[Option
 def replace_fields(config: T, values: Mapping[str, Any]) -> T:
     """A copy with fields replaced by dotted name, all at once and innermost first.
 
-    So checks across fields see the final state only.
+    Checks that involve several fields therefore see only the final values.
     """
     changes: dict[str, Any] = {name: value for name, value in values.items() if "." not in name}
     for head in {name.split(".")[0] for name in values if "." in name}:
@@ -176,7 +176,7 @@ def replace_fields(config: T, values: Mapping[str, Any]) -> T:
 
 
 def _read(arguments: list[str], options: dict[str, Option], positional: str) -> Iterator[tuple[str, Any]]:
-    """Pairs of a field's name and its value, in the order in which they stand."""
+    """(name of the field, value) pairs in the order of the arguments."""
     free: list[str] = []
     while arguments:
         argument = arguments.pop(0)
@@ -233,7 +233,7 @@ def _find(argument: str, name: str, options: dict[str, Option]) -> tuple[Option,
 
 
 def _suggest(name: str, options: dict[str, Option]) -> Option | None:
-    """The option that was meant: a synonym's, one of the same last part, or one spelled alike."""
+    """The option to suggest: one with this synonym, with the same last part, or with a similar spelling."""
     field = name.rpartition(".")[2]
     for entry in options.values():
         if name in (*entry.metadata.get("synonyms", ()), *SYNONYMS.get(entry.name, ())):
@@ -246,7 +246,7 @@ def _suggest(name: str, options: dict[str, Option]) -> Option | None:
 
 
 def _value(entry: Option, values: list[str]) -> Any:
-    """The value that the words after an option stand for."""
+    """The value parsed from the words after an option."""
     if _without_none(entry.hint) is str and len(values) == 1:
         return values[0]
     import tyro  # takes a fifth of a second
@@ -268,7 +268,7 @@ def _without_none(hint: Any) -> Any:
 
 
 def _arity(hint: Any) -> int | None:
-    """How many words a value of this type takes; None: any number."""
+    """Number of words that a value of this type takes; None: any number."""
     hint = _without_none(hint)
     if typing.get_origin(hint) is not tuple:
         return 1
@@ -280,7 +280,7 @@ def _arity(hint: Any) -> int | None:
 
 
 def _placeholder(entry: Option) -> str:
-    """How the help shows the value of an option."""
+    """Placeholder of an option's value in the help."""
     if choices := entry.metadata.get("choices"):
         return "{" + ",".join(choices) + "}"
     return _type_name(entry.hint)
@@ -332,7 +332,7 @@ def help_text(config: "DataclassInstance", command: str, positional: str = "", s
 
 
 def _heading(config: "DataclassInstance", entry: Option, previous: str) -> str:
-    """The group of an option: its own, its nested dataclass, or that of the option before it."""
+    """The group of an option: the one it names, else its nested dataclass, else the group of the option before it."""
     prefix = entry.name.rpartition(".")[0]
     if group := entry.metadata.get("group"):
         return f"{prefix}: {group}" if prefix else group
@@ -370,7 +370,7 @@ def _entry_text(entry: Option, width: int) -> str:
 
 
 def _descriptions(owner: type) -> dict[str, str]:
-    """Field -> the docstring below it, of a dataclass and of those it is derived from."""
+    """Field -> the docstring below it, for a dataclass and its base classes."""
     texts: dict[str, str] = {}
     for cls in reversed(owner.__mro__):
         try:

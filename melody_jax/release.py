@@ -1,4 +1,4 @@
-"""Released networks: `<folder>/<name>.safetensors` and `<name>.json`, nothing pickled, float32 once loaded.
+"""Released networks: `<folder>/<name>.safetensors` and `<name>.json`. Nothing is pickled; loaded arrays are float32.
 
 The role of a parameter (roles.py) and its size decide how its tensor is stored:
   matrix, at least 4,096 numbers             int8, `<path>` and float32 scales `<path>:scale`: one scale per output
@@ -34,7 +34,7 @@ from melody_jax.roles import Kind, Role, Roles, find_role
 from melody_jax.text import read_tokenizer
 
 WEIGHTS = Path(__file__).parent / "weights"
-"""Folder of the releases that come with the package."""
+"""Folder of the releases that ship with the package."""
 FORMAT_VERSION = 1
 TOKENIZER = "mulan.tokenizer.json"
 NETWORKS = {
@@ -45,11 +45,11 @@ NETWORKS = {
     "dpd": ("denoiser", "DenoiserConfig"),
     "dpd_distilled": ("denoiser", "DenoiserConfig"),
 }
-"""Name -> module in `models/`, and the class of its config; for "dpd" the base class of all backbones."""
+"""Name -> module in `models/` and class of its config, which for "dpd" is the base class of all backbones."""
 DIFFERENCES = {"dpd_distilled": "dpd"}
 """Networks stored as the difference to another network in the same folder; loading returns the sum."""
 SMALLEST_INT8 = 4096
-"""Numbers in a tensor; in smaller ones the scales and the error outweigh the bytes saved."""
+"""Smallest number of values for int8: in smaller tensors, the scales and the error outweigh the bytes saved."""
 UNSCALED: dict[Kind, str] = {
     "norm": "float16", "bias": "float16", "vector": "float16", "codebook": "float16", "statistic": "float32",
 }  # fmt: skip
@@ -106,7 +106,7 @@ def load_network(path: str | os.PathLike, name: str) -> tuple[Params, Any, dict[
     """(params, config, hashes) of a released network; params are float32 arrays in nested dicts.
 
     Raises:
-        UserError: a file is missing, truncated, foreign, or of another format or network.
+        UserError: a file is missing, truncated, not a released network, or of another format version or network.
     """
     params, config, hashes = read_network(path, name)
     return jax.tree.map(jnp.asarray, params), config, hashes
@@ -118,7 +118,7 @@ def read_network(path: str | os.PathLike, name: str) -> tuple[Params, Any, dict[
     description = read_description(folder, name)
     data = _read(folder / f"{name}.safetensors")
     if hashlib.sha256(data).hexdigest() != description["sha256"]:
-        raise UserError(f"{folder / name}.safetensors: not the file that {name}.json describes, or truncated")
+        raise UserError(f"{folder / name}.safetensors: truncated, or not the file that {name}.json describes")
     try:
         stored = safetensors.numpy.load(data)
     except safetensors.SafetensorError as error:
@@ -223,7 +223,7 @@ def read_description(path: str | os.PathLike, name: str) -> dict[str, Any]:
 
 
 def network_hash(path: str | os.PathLike, name: str) -> str:
-    """The sha256 of the network's tensor file, by which features and later networks refer to it."""
+    """The sha256 of the network's tensor file, which identifies it in features and in networks trained on it."""
     return hashlib.sha256(_read(Path(path) / f"{name}.safetensors")).hexdigest()
 
 
@@ -248,7 +248,7 @@ def unflatten(flat: dict[str, Any]) -> Params:
 
 
 def _store(name: str, value: np.ndarray, role: Role | None, bits: int) -> dict[str, np.ndarray]:
-    """The tensors that hold one parameter: itself, and its scales if it is quantised."""
+    """The tensors that store one parameter: its values and, if it is quantised, its scales."""
     if not np.issubdtype(value.dtype, np.floating):
         return {name: np.ascontiguousarray(value)}
     dtype = stored_type(value.shape, role)
@@ -265,7 +265,8 @@ def _store(name: str, value: np.ndarray, role: Role | None, bits: int) -> dict[s
 
 
 def stored_type(shape: tuple[int, ...], role: Role | None) -> str:
-    """The type in which a release stores a float parameter of moderate size: "int8", "float16" or "float32"."""
+    """The type in which a release stores a float parameter whose values float16 can represent: "int8", "float16" or
+    "float32"."""
     kind: Kind = "weight" if role is None else role.kind
     if kind in UNSCALED or len(shape) < 2 or math.prod(shape) < SMALLEST_INT8:
         return UNSCALED.get(kind, "float16")
@@ -273,7 +274,7 @@ def stored_type(shape: tuple[int, ...], role: Role | None) -> str:
 
 
 def _scaled_axis(role: Role | None) -> int:
-    """The axis along which numbers share a scale."""
+    """The axis along which values share a scale."""
     return -1 if role is not None and role.kind == "embedding" else -2
 
 

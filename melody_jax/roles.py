@@ -1,4 +1,4 @@
-"""What each parameter is for, said once where the parameter is created: `nnx.Param(value, role=roles.NORM)`.
+"""The role of each parameter, declared once where the parameter is created: `nnx.Param(value, role=roles.NORM)`.
 
 Sharding (sharding.py), weight decay and Muon (training/state.py), stored types (release.py) and adapters
 (training/lora.py) read the role. `models/functional.py: roles` collects the roles of a network.
@@ -34,9 +34,9 @@ class Role:
 
     kind: Kind
     lora: bool = False
-    """The parameter is a projection of attention or of a feed-forward layer: adapters are added to it by default."""
+    """Whether it is a projection of attention or of a feed-forward layer, which gets an adapter by default."""
     stacked: bool = False
-    """The first axis counts identical blocks."""
+    """Whether the first axis stacks identical blocks."""
 
 
 EMBEDDING = Role("embedding")

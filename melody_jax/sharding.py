@@ -1,4 +1,4 @@
-"""Where arrays are placed: one mesh of three axes, one table from a parameter's role to its placement.
+"""Placement of arrays: one mesh of three axes, and one table from a parameter's role to its placement.
 
 `data` splits the batch, `fsdp` splits batch and parameters, `tensor` splits the inner width of matrices.
 Axes are Auto: inputs and outputs have explicit placements, the compiler derives the rest.
@@ -25,7 +25,7 @@ PLACEMENT: dict[Kind, tuple[str | None, str | None]] = {
     "conv": ("fsdp", "tensor"),
     "head": ("fsdp", "tensor"),
     "weight": ("fsdp", "tensor"),
-    # adapters: whole along the rank, otherwise like their kernel
+    # adapters: not split along the rank, otherwise like their kernel
     "column_lora_a": ("fsdp", None),
     "column_lora_b": (None, "tensor"),
     "row_lora_a": ("tensor", None),
@@ -65,14 +65,14 @@ def make_mesh(sizes: tuple[int, int, int], devices: list[Any] | None = None) -> 
 
 
 def mesh_context(mesh: Mesh) -> AbstractContextManager[Any]:
-    """Inside this context, tracing keeps the items of batches spread over the mesh (`constrain_batch`)."""
+    """Within this context, traced code spreads the items of batches over the mesh (`constrain_batch`)."""
     return jax.sharding.use_abstract_mesh(mesh.abstract_mesh) if mesh.size > 1 else nullcontext()
 
 
 def constrain_batch(x: jax.Array, axis: int = 0) -> jax.Array:
-    """x with its items, along `axis`, spread over the mesh of `mesh_context`; x itself outside of it.
+    """x with its items (along `axis`) spread over the mesh of `mesh_context`; x unchanged outside of that context.
 
-    Every block applies this: otherwise the compiler may follow the placement of the parameters and compute each item on
+    Every block applies this. Otherwise the compiler may follow the placement of the parameters and compute each item on
     every device.
     """
     mesh = jax.sharding.get_abstract_mesh()
@@ -82,7 +82,7 @@ def constrain_batch(x: jax.Array, axis: int = 0) -> jax.Array:
 
 
 def replicate(x: jax.Array) -> jax.Array:
-    """x with a full copy on every device of the mesh of `mesh_context`; x itself outside of it."""
+    """x with a full copy on every device of the mesh of `mesh_context`; x unchanged outside of that context."""
     spec = PartitionSpec()
     return jax.lax.with_sharding_constraint(x, spec) if jax.sharding.get_abstract_mesh().auto_axes else x
 
@@ -90,8 +90,8 @@ def replicate(x: jax.Array) -> jax.Array:
 def embed_lookup(table: jax.Array, ids: jax.Array) -> jax.Array:
     """Rows of a table (V, D) for ids (B, ...): (B, ..., D), with items spread as `constrain_batch` does.
 
-    Every device first gathers the full table: a lookup in a shard of it would return rows split by their width, and
-    turning those into a split by items is an all-to-all.
+    Every device first gathers the full table. A lookup in a shard would return rows split by width, and resharding
+    those by items needs an all-to-all.
     """
     return constrain_batch(replicate(table)[ids])
 

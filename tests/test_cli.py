@@ -59,7 +59,7 @@ def test_unknown_commands_are_one_line() -> None:
 
 def test_a_missing_package_names_one_extra() -> None:
     assert install_hint("grain.python") == (
-        f"grain is not installed; the extra 'train' brings it: {install_command('train')}"
+        f"grain is not installed; the extra 'train' provides it: {install_command('train')}"
     )
-    assert "the extra 'ablate' brings it" in install_hint("grain", "ablate")
+    assert "the extra 'ablate' provides it" in install_hint("grain", "ablate")
     assert install_hint("torch") == "the package torch is not installed"

@@ -189,7 +189,7 @@ def test_a_missing_extra_is_one_line(capsys: pytest.CaptureFixture[str]) -> None
     with pytest.raises(SystemExit) as caught:
         cli_entry(lambda: needs("grain"))()
     assert caught.value.code == 2
-    hint = "grain is not installed; the extra 'train' brings it: pip install -e \".*\\[train\\]\"\n"
+    hint = "grain is not installed; the extra 'train' provides it: pip install -e \".*\\[train\\]\"\n"
     assert re.fullmatch(f"error: {hint}", capsys.readouterr().err)
     with pytest.raises(ModuleNotFoundError):
         cli_entry(lambda: needs("melody_jax.gone"))()

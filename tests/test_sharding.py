@@ -41,7 +41,9 @@ def train_on(devices: int, mesh: tuple[int, int, int]) -> list:
     script = SCRIPT.format(tests=str(tests), mesh=mesh)
     done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
-    note = "resumes with processes 1, data 8, fsdp 1, tensor 1 after processes 1, data 2, fsdp 2, tensor 2: the"
+    note = (
+        "resumes with processes 1, data 8, fsdp 1, tensor 1 after processes 1, data 2, fsdp 2, tensor 2: the"
+    )
     assert (note in done.stderr) == (devices == 8)
     return json.loads(done.stdout.splitlines()[-1])
 

@@ -41,16 +41,16 @@ FREE_FIELDS = (
     "sigterm_seconds", "keep_last", "keep_every", "on_nonfinite", "nonfinite_limit", "mesh", "workdir", "init_from",
     "data.threads", "data.prefetch", "data.networks",
 )  # fmt: skip
-"""Fields that may change when a run resumes: they set its length, its intervals, its place and its devices, not what it
+"""Fields that may change when a run resumes: they set its length, intervals, folder and devices, not what it
 computes."""
 FREE_PARTS = ("hosts.", "watch.")
-"""Parts of the config of which all fields may change."""
+"""Parts of the config whose fields may all change when a run resumes."""
 
 
 class Checkpoints:
     """The checkpoints of one run folder, read-only unless `keep_last` sets how many to keep.
 
-    A checkpoint has a temporary name until it is complete; the next writer removes what a killed process left behind.
+    A checkpoint has a temporary name until it is complete; the next writer removes unfinished ones of a killed process.
     """
 
     def __init__(self, workdir: Path, keep_last: int = 0, keep_every: int = 0) -> None:
@@ -74,7 +74,7 @@ class Checkpoints:
         """Starts writing; returns once the arrays are copied, so that the caller may donate them.
 
         Raises:
-            OSError: the disk has too little space now, or was full while the previous checkpoint was written.
+            OSError: the disk has too little space, or was full while the previous checkpoint was written.
         """
         self._manager.wait_until_finished()
         needed = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
@@ -157,7 +157,7 @@ class Checkpoints:
 
 
 def last_complete(workdir: Path) -> str:
-    """The checkpoint that a run would resume from, in words."""
+    """A phrase that names the checkpoint from which a run would resume."""
     steps = [int(folder.name) for folder in (workdir / "checkpoints").glob("*") if folder.name.isdigit()]
     return (
         f"{workdir / 'checkpoints' / str(max(steps))} is complete" if steps else "there is no checkpoint yet"
@@ -201,7 +201,7 @@ def _is_disk_full(error: BaseException | None) -> bool:
 def write_run(workdir: Path, config: TrainConfig, hashes: dict[str, str]) -> None:
     """Writes `config.json`: {"config", "hashes": sha256 of the networks that the data was made with, "layout"}.
 
-    Of several processes the first one writes.
+    With several processes, only the first one writes.
     """
     if jax.process_index() != 0:
         return
@@ -229,7 +229,7 @@ def read_run(workdir: Path) -> tuple[dict[str, Any], dict[str, str], dict[str, i
 
 
 def check_resume(workdir: Path, config: TrainConfig, hashes: dict[str, str]) -> None:
-    """Refuses to resume with another config or other data than the run began with; reports another layout.
+    """Refuses to resume with another config or other data than the run began with; prints a note if the layout differs.
 
     Raises:
         UserError: fields or networks differ; the message names them.
@@ -261,7 +261,7 @@ def print_note(line: str) -> None:
 
 
 def _layout(config: TrainConfig) -> dict[str, int]:
-    """What the order of a run's sums depends on: processes, and devices on each axis of the mesh."""
+    """The layout, on which the order of a run's sums depends: processes, and devices on each axis of the mesh."""
     return {"processes": jax.process_count(), **make_mesh(config.mesh).shape}
 
 
@@ -281,9 +281,9 @@ def abstract_like(shapes: Any, shardings: Any) -> Any:
 class StopSignal:
     """Decides when to save and when to stop: after a number of steps, by the clock, or on SIGTERM.
 
-    Several processes must decide alike at the same step. On SIGTERM to any of them, JAX's coordination service chooses
-    the next step that all can still reach. They compare their clocks every `log_every` steps, where they wait for the
-    device anyway, and stop or save if any process wants to.
+    Several processes must take the same decision at the same step. On SIGTERM to any of them, JAX's coordination
+    service chooses the next step that all can still reach. They compare their clocks every `log_every` steps, where
+    they wait for the device anyway, and stop or save if any process wants to.
     """
 
     def __init__(self, config: TrainConfig) -> None:
@@ -302,7 +302,7 @@ class StopSignal:
 
     @property
     def reason(self) -> str:
-        """Why the run stops before its last step, once `check` has said so."""
+        """The reason for stopping before the last step, valid once `check` has returned stop."""
         return (
             "SIGTERM received" if self._terminated else f"stop_minutes {self._config.stop_minutes:g} reached"
         )

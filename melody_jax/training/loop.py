@@ -1,8 +1,9 @@
-"""The training loop, the same for every stage. Its order is fixed: look, evaluate, save, next batch, step.
+"""The training loop, the same for every stage. Each iteration checks the metrics, evaluates, saves, takes a batch,
+steps.
 
-Looking at the metrics comes first: they stay on the device until then, and only finite states are evaluated and saved.
-Saving comes before `next`, so that no batch is lost: a run resumed from step n sees the same batches as a run without
-interruption, and with `key = fold_in(seed, step)` it ends with the same bits.
+Metrics stay on the device until they are checked. The check comes first, so that only finite states are evaluated and
+saved. Saving comes before `next`, so that no batch is lost: a run resumed from step n sees the same batches as an
+uninterrupted run and, because `key = fold_in(seed, step)`, ends with the same bits.
 """
 
 import contextlib
@@ -49,8 +50,8 @@ def train(
 ) -> TrainState:
     """Trains to `config.steps`, resuming from `config.workdir` if it holds a checkpoint, and returns the last state.
 
-    `held_out` are the evaluation batches; `hashes` identify the networks that the data was made with. SIGTERM and
-    `stop_minutes` save and return early.
+    `held_out` are the evaluation batches; `hashes` identify the networks that the data was made with. On SIGTERM or
+    after `stop_minutes`, it saves and returns early.
 
     Raises:
         Diverged: the loss or a gradient is not finite (see `TrainConfig.on_nonfinite`).
@@ -128,7 +129,7 @@ def _train(
 def _compile(
     config: TrainConfig, state: TrainState, batch: Batch, mesh: Mesh, log: MetricLog
 ) -> jax.stages.Compiled:
-    """The step, compiled for the shapes and placements of a state and a batch; the log learns its cost."""
+    """The step, compiled for the shapes and placements of a state and a batch. Its cost is passed to the log."""
     with mesh_context(mesh):
         traced = make_step(config, state).trace(state, batch)
         log.measure_utilisation(traced.jaxpr, mesh.size, config.watch.peak_tflops)
@@ -136,14 +137,15 @@ def _compile(
 
 
 def _due_after(step: int, start: int) -> Callable[..., bool]:
-    """due(every, last): whether an action that repeats every `every` steps is due; never where a process starts."""
+    """due(every, last): whether an action that repeats every `every` steps is due; never at the step where a process
+    starts."""
     return lambda every, last=False: step > start and (last or (every > 0 and step % every == 0))
 
 
 def make_step(config: TrainConfig, state: TrainState) -> jax.stages.Wrapped:
     """The jitted training step, (state, batch) -> (state, metrics); it donates the state.
 
-    A loss or gradient that is not finite halts the state: this step and later ones leave it unchanged.
+    After a loss or gradient that is not finite, the state is halted: this step and later ones leave it unchanged.
     """
     stage = adapted(config.stage, config.lora)
     optimizer = make_optimizer(config.optimizer, config.steps, stage.roles)
@@ -173,8 +175,8 @@ def accumulated(
 ) -> tuple[Params, Metrics]:
     """`stage.gradients` as the mean over parts of the batch, computed one after the other.
 
-    Parts have equally many items. They are weighted by the metric "weight" if the stage returns it: the number of terms
-    that its loss averages.
+    All parts have the same number of items. If the stage returns the metric "weight", the number of terms that its loss
+    averages, parts are weighted by it.
     """
     if parts == 1:
         grads, metrics = stage.gradients(params, batch, key, step)
@@ -227,7 +229,7 @@ def _begin(
 ) -> TrainState:
     workdir = Path(config.workdir)
     roles = state_roles(config)
-    key = jax.random.fold_in(jax.random.key(config.seed), 2**31)  # beyond the number of any step
+    key = jax.random.fold_in(jax.random.key(config.seed), 2**31)  # larger than any step number
     if checkpoints.latest is not None:
         checkpoint.check_resume(workdir, config, hashes)
         shapes = jax.eval_shape(lambda k: create_state(config, k), key)
@@ -235,7 +237,7 @@ def _begin(
         state, position = checkpoints.restore(checkpoint.abstract_like(shapes, places))
         batches.set_state(position)
         if int(state.step) > config.steps:
-            raise UserError(f"{workdir} is at step {int(state.step)}, past --steps {config.steps}")
+            raise UserError(f"{workdir} is at step {int(state.step)}, beyond --steps {config.steps}")
     else:
         state = sharded_init(lambda k: create_state(config, k), roles, key, mesh)
         if config.init_from:

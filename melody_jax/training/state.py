@@ -15,7 +15,7 @@ from melody_jax.training.lora import adapted
 
 
 class TrainState(NamedTuple):
-    """Everything about the computation that a checkpoint holds; keys are derived from `step`, so it holds none."""
+    """The state of the computation that a checkpoint stores. PRNG keys are derived from `step` and not stored."""
 
     step: jax.Array
     """() int32, completed optimiser steps."""
@@ -25,8 +25,8 @@ class TrainState(NamedTuple):
     ema: Params
     """Running average of `params["model"]`, which is evaluated and released."""
     halted: jax.Array
-    """() bool: a step was not finite. Later steps change nothing until the loop has handled it (training/sentinel.py):
-    the state stays the one before the bad step. Not in checkpoints."""
+    """() bool: a step was not finite. Later steps change nothing until the loop has handled it (training/nonfinite.py):
+    the state is that before the bad step. Not stored in checkpoints."""
 
 
 def learning_rate(config: OptimizerConfig, peak: float, steps: int) -> optax.Schedule:
@@ -44,8 +44,8 @@ def learning_rate(config: OptimizerConfig, peak: float, steps: int) -> optax.Sch
 NOT_DECAYED: tuple[Kind, ...] = ("norm", "bias", "vector", "statistic")
 """Roles without weight decay."""
 ORTHOGONALISED: tuple[Kind, ...] = ("column", "row", "conv")
-"""Roles whose update Muon orthogonalises; AdamW updates the others, also classifiers and embeddings, which Muon serves
-badly."""
+"""Roles whose update Muon orthogonalises. AdamW updates the others, including classifiers and embeddings, for which
+Muon works badly."""
 
 
 def is_decayed(role: Role | None) -> bool:
@@ -73,7 +73,8 @@ def _scale_rates(rate_scales: tuple[tuple[str, float], ...]) -> optax.GradientTr
 
 
 def make_optimizer(config: OptimizerConfig, steps: int, roles: Roles) -> optax.GradientTransformation:
-    """Clipped AdamW or Muon over `params`; `params["discriminator"]` has AdamW with separate moments, norm and rate.
+    """Clipped AdamW or Muon over `params`; `params["discriminator"]` has AdamW with separate moments, gradient norm
+    and learning rate.
 
     `roles` are those of `params` (`Stage.roles`).
     """
@@ -152,7 +153,8 @@ def _strongly_typed(leaf: jax.Array) -> jax.Array:
 
 
 def ema_update(ema: Params, model: Params, step: jax.Array, decay: float) -> Params:
-    """Moves the average towards `model` with decay min(decay, (1 + step) / (10 + step)), so that short runs warm up."""
+    """Moves the average towards `model` with decay min(decay, (1 + step) / (10 + step)), which is small in the first
+    steps."""
     t = step.astype(jnp.float32)
     d = jnp.minimum(decay, (1.0 + t) / (10.0 + t))
     return jax.tree.map(lambda average, new: average + (1.0 - d) * (new - average), ema, model)
