@@ -20,8 +20,9 @@ class OptimizerConfig:
     """AdamW, or Muon for the matrices of layers, with warm-up and cosine decay; vectors and scalars are not decayed."""
 
     muon: bool = False
-    """Updates the kernels of layers with Muon (Jordan 2024): orthogonalised momentum, scaled to the size of
-    Adam's updates (0.2 RMS, arXiv 2502.16982) so that learning rates carry over. Embeddings, heads and vectors use Adam without decay."""
+    """Updates the kernels of layers with Muon (Jordan 2024): orthogonalised momentum, scaled to the size of Adam's
+    updates (0.2 RMS, arXiv 2502.16982) so that learning rates carry over. Embeddings, heads and vectors use Adam
+    without decay."""
 
     learning_rate: float = 5e-4
     """Peak learning rate, reached at the end of the warm-up."""
