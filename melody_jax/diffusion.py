@@ -121,7 +121,7 @@ def clean_to_velocity(noisy: LatentsLike, clean: LatentsLike, angle: ArrayLike) 
 def noise_to_velocity(noisy: LatentsLike, noise: LatentsLike, angle: ArrayLike) -> Latents:
     """The velocity that an estimate of the noise implies; undefined at angle pi/2."""
     cos, sin = cos_sin(angle)
-    return (noise - sin * noisy) / cos
+    return jnp.divide(noise - sin * noisy, cos)
 
 
 def ddim_step(noisy: LatentsLike, velocity: LatentsLike, angle_step: ArrayLike) -> Latents:

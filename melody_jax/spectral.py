@@ -243,8 +243,8 @@ def resample(
 def _kaldi_filterbank(n_mels: int, n_fft: int, sample_rate: int, fmin: float) -> np.ndarray:
     """Kaldi's mel filters: triangles in mel = 1127 ln(1 + Hz / 700), peak 1: float32 (n_fft // 2 + 1, n_mels)."""
 
-    def mel(hz: np.ndarray | float) -> np.ndarray | np.floating:
-        return 1127 * np.log1p(np.asarray(hz) / 700)
+    def mel(hz: np.ndarray | float) -> np.ndarray:
+        return np.asarray(1127 * np.log1p(np.asarray(hz) / 700))
 
     edges = np.linspace(mel(fmin), mel(sample_rate / 2), n_mels + 2)
     bins = mel(np.arange(n_fft // 2 + 1) * sample_rate / n_fft)[:, None]

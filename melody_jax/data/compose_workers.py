@@ -16,7 +16,9 @@ from melody_jax.errors import UserError
 T = TypeVar("T")
 
 # One thread per worker: matrix products of NumPy round differently for other numbers of threads.
-_ONE_THREAD = dict.fromkeys(("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+_ONE_THREAD: dict[str, str] = dict.fromkeys(
+    ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"), "1"
+)
 
 
 class Stopped(Exception):

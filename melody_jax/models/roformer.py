@@ -96,16 +96,16 @@ class Attention(nnx.Module):
         query_positions: (C, S), or (1, S) for all columns. self_positions: the positions for `self_attend`.
         """
         h = self.norm(x)
-        count = cond.has_condition
-        if not isinstance(count, int):
+        has_condition = cond.has_condition
+        if not isinstance(has_condition, int):
             to_tokens = self._to_tokens(h, query_positions, cond)
             to_self = self._along_segments(h, self_positions)
-            return x + self.out(jnp.where(cond.has_condition[:, None, None], to_tokens, to_self))
+            return x + self.out(jnp.where(has_condition[:, None, None], to_tokens, to_self))
         parts = []
-        if count:
-            parts.append(self._to_tokens(h[:, :count], query_positions, cond))
-        if count < x.shape[1]:
-            parts.append(self._along_segments(h[:, count:], self_positions))
+        if has_condition:
+            parts.append(self._to_tokens(h[:, :has_condition], query_positions, cond))
+        if has_condition < x.shape[1]:
+            parts.append(self._along_segments(h[:, has_condition:], self_positions))
         return x + self.out(jnp.concatenate(parts, axis=1))
 
     def _along_segments(self, h: Array, positions: np.ndarray) -> Array:

@@ -11,6 +11,7 @@ the network. `merge` adds the adapters to it.
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -104,6 +105,16 @@ class Adapted(Stage):
     def name(self) -> str:
         """The network's name."""
         return self.stage.name
+
+    @property
+    def batch(self) -> str:
+        """The stage's kind of batch."""
+        return self.stage.batch
+
+    @property
+    def model(self) -> Any:
+        """The config of the stage's network."""
+        return self.stage.model
 
     @property
     def roles(self) -> Roles:

@@ -55,7 +55,8 @@ def _row(path: str, leaf: Any, role: Role, mesh: Mesh | AbstractMesh, optimised:
     elif muon is None or path.startswith("discriminator/"):
         optimiser = "adamw"
     else:
-        optimiser = f"muon {','.join(map(str, muon.reduction_axis))}>{muon.output_axis}"
+        inputs = ",".join(str(axis) for axis in range(int(role.stacked), leaf.ndim - 1))
+        optimiser = f"muon {inputs}>{muon.output_axis}"
     return (
         path,
         "x".join(map(str, leaf.shape)) or "-",

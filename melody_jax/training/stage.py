@@ -1,7 +1,7 @@
 """The interface of a training stage: a frozen config object with pure methods. One file per stage in `stages/`."""
 
 from collections.abc import Callable, Iterator
-from typing import Any, ClassVar, Protocol
+from typing import Any, Protocol
 
 import jax
 
@@ -26,10 +26,13 @@ class Stage(Protocol):
     nor optimiser state.
     """
 
-    batch: ClassVar[str]
-    """The kind of batch: "audio", "audio_text" or "features" (data/pipeline.py)."""
     model: Any
     """The config of the network."""
+
+    @property
+    def batch(self) -> str:
+        """The kind of batch: "audio", "audio_text" or "features" (data/pipeline.py)."""
+        ...
 
     @property
     def name(self) -> str:

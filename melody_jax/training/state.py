@@ -1,6 +1,6 @@
 """The state of training: parameters, optimiser state and the weight average."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -84,7 +84,7 @@ def make_optimizer(config: OptimizerConfig, steps: int, roles: Roles) -> optax.G
             lambda path, _: is_decayed(find_role(roles, path_names(path))), params
         )
 
-    def axes(params: Params) -> Params:
+    def axes(params: Any) -> Any:
         return jax.tree_util.tree_map_with_path(
             lambda path, leaf: muon_axes(find_role(roles, path_names(path)), leaf.ndim), params
         )
