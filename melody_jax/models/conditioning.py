@@ -1,4 +1,4 @@
-"""What all backbones of the diffusion share: the fields of their configs, and the embedding of their conditioning.
+"""Shared by all backbones of the diffusion: the fields of their configs, and the embedding of their conditioning.
 
 A backbone is conditioned on the angle of each frame, the semantic tokens, the prefix tokens and, once distilled, the
 guidance scale. Without a condition (the null branch of classifier-free guidance) its output does not depend on the
@@ -57,8 +57,9 @@ class DenoiserConfig:
     prefix_width: int = 64
     """Channels of a prefix token's embedding."""
     guidance_range: tuple[float, float] | None = None
-    """Smallest and largest guidance scale that a distilled network (training/stages/consistency.py) takes as an input:
-    one evaluation gives the guided velocity. None: not an input; guidance needs a second, unconditional evaluation."""
+    """Smallest and largest guidance scale of a distilled network (training/stages/consistency.py), which has the
+    scale as an input, so that one evaluation gives the guided velocity. None: guidance needs a second, unconditional
+    evaluation."""
     objective: Objective = "v"
     """What the network predicts: "v", "trigflow" or "rectified_flow"; see parameterisation.py."""
     sigma_data: float = 1.0
@@ -86,7 +87,7 @@ class DenoiserConfig:
 
 
 def shared_fields(config: DenoiserConfig) -> dict[str, Any]:
-    """The fields that all backbones have: `UNet1DConfig(**shared_fields(dpd.MINI))` takes their values over."""
+    """The fields that all backbones have: `UNet1DConfig(**shared_fields(dpd.MINI))` copies their values."""
     return {field.name: getattr(config, field.name) for field in dataclasses.fields(DenoiserConfig)}
 
 

@@ -1,6 +1,7 @@
 """Sampling semantic tokens from the language model one after the other, in one compiled loop with cached attention.
 
-The loop reads all weights in every pass, so on a CPU it cannot be faster than their size divided by the memory rate.
+The loop reads all weights in every pass, so on a CPU a pass takes at least their size divided by the memory
+bandwidth.
 There the blocks are unrolled, because slices of stacked weights are several times slower to read, and large matrices
 are stored output channel first (`models/platform.py`). On other platforms the blocks are scanned.
 
@@ -25,12 +26,12 @@ from melody_jax.models.platform import KVCache
 from melody_jax.models.recall import RecallState
 
 Caches = Any
-"""A list with one `KVCache` per block, or one with those of all blocks stacked."""
+"""A list with one `KVCache` per block, or one `KVCache` in which those of all blocks are stacked."""
 Number = Num[Array, "..."] | float | int
 """One number, or one per item."""
 
 CANDIDATES = 256
-"""Best ids that sampling looks at; `top_k` cannot exceed them."""
+"""Number of best ids that sampling considers, an upper bound of `top_k`."""
 
 
 class SamplingParams(NamedTuple):
@@ -43,7 +44,7 @@ class SamplingParams(NamedTuple):
 
 
 class Inputs(NamedTuple):
-    """What `generate` computes for the compiled loop."""
+    """Arrays that `generate` prepares for the compiled loop."""
 
     prefix: Float[Array, "R P D"]
     """Embeddings of the prefix, and after them those of the null or negative prefix, with guidance."""
@@ -52,13 +53,13 @@ class Inputs(NamedTuple):
     primer: Int[Array, "B G"]
     """Tokens that the sequence begins with, a multiple of the tokens per pass."""
     fixed: Int[Array, "B U"]
-    """Tokens that are not drawn; -1 where one is drawn."""
+    """Tokens that are given; -1 where one is drawn."""
     sampling: SamplingParams
     """One number per item."""
 
 
 class LoopState(NamedTuple):
-    """What one pass hands to the next."""
+    """State passed from one pass to the next."""
 
     tokens: Int[Array, "B U"]
     recall: RecallState | None
@@ -147,7 +148,7 @@ class _Decoder:
             self.step_blocks = functional.unstack(self.network.blocks, config.layers)
 
     def init_state(self, length: int) -> LoopState:
-        """Before the first pass: the primer's tokens, and nothing in recall and caches."""
+        """The state before the first pass: the primer's tokens; recall and caches are empty."""
         config = self.config
         primer = self.inputs.primer
         tokens = jnp.zeros((len(primer), length), jnp.int32).at[:, : primer.shape[1]].set(primer)
@@ -185,7 +186,7 @@ class _Decoder:
         start = position - latest.shape[1]
         prefix = self.inputs.prefix
         x, weights, recall = self.network.embed_with_recall(self.tile(latest), prefix, start, recall)
-        if is_prefill:  # many rows and only once: scanned on every platform
+        if is_prefill:  # computes many rows once, so it is scanned on every platform
             x, caches = run_cached(self.prefill_blocks, jnp.concatenate([prefix, x], axis=1), 0, caches)
             caches = functional.unstack(caches, config.layers) if self.unrolled else caches
         else:
@@ -258,7 +259,7 @@ def generate(
         primer: Tokens that the sequence begins with, fewer than `length`.
         negative_prefix_tokens: Replaces the learned null prefix in guidance; -1 is null.
         candidates: Number of best ids that sampling looks at.
-        fixed: Tokens that are not drawn, at any place; -1 where one is drawn. A draw depends only on earlier tokens.
+        fixed: Tokens that are given, at any position; -1 where one is drawn. A draw depends only on earlier tokens.
 
     Raises:
         UserError: the prefix or the primer has the wrong length.
@@ -287,7 +288,7 @@ def generate(
 
 
 def _merge_fixed(primer: jax.Array, fixed: jax.Array | None, length: int, padded_length: int) -> jax.Array:
-    """The fixed tokens (B, padded_length), which include the primer: part of it may not fill a pass."""
+    """The fixed tokens (B, padded_length), including the primer, the last tokens of which may not fill a pass."""
     fixed = jnp.full((len(primer), length), -1) if fixed is None else fixed
     fixed = fixed.at[:, : primer.shape[1]].set(primer)
     return jnp.pad(fixed, ((0, 0), (0, padded_length - length)), constant_values=-1)

@@ -1,5 +1,6 @@
-"""Dual-path diffusion (DPD; MeLoDy, arXiv 2305.15719, section 4.1 and figure 2): semantic tokens and noisy latents to
-a velocity.
+"""Dual-path diffusion (DPD): predicts a velocity from semantic tokens and noisy latents.
+
+MeLoDy, arXiv 2305.15719, section 4.1 and figure 2.
 
 The window is cut into overlapping segments, a sheet of S segments by K frames with K near sqrt(L), so that every
 path is O(sqrt L) long. Each block has a coarse path, RoFormer along the segments on merged columns with
@@ -51,15 +52,15 @@ FiLMForm = Literal["mlp", "none"]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DPDConfig(DenoiserConfig):
-    """Shape of the network. The defaults are the paper's, and our choices where the paper leaves them open."""
+    """Shape of the network. The defaults are the paper's values, or our choices where it gives none."""
 
     blocks: int = 8
     """Dual-path blocks, N."""
     segment: int = 64
     """Frames in a segment, K."""
     overlap: int = 2
-    """Segments that contain each frame, a divisor of K: with 2 they overlap by half, as in the paper; with 1 they lie
-    side by side."""
+    """Segments that contain each frame, a divisor of K: with 2 they overlap by half, as in the paper; with 1
+    they do not overlap."""
     heads: int = 12
     """Attention heads."""
     roformer_layers: int = 2
@@ -120,7 +121,7 @@ class DPDConfig(DenoiserConfig):
         return total
 
     def _fine_macs(self, count: int) -> int:
-        """Of one block's fine path over `count` segments."""
+        """Multiply-accumulates of one block's fine path over `count` segments."""
         w = self.width
         outputs = 2 * self.sru_hidden
         sheet = self.segment * count
@@ -133,7 +134,7 @@ class DPDConfig(DenoiserConfig):
 PAPER = DPDConfig()
 """The published size, 295.6 M parameters."""
 PAPER_ALIGNED = DPDConfig(frames=2560)
-"""The same with 256 tokens over exactly 2,560 frames: each of the 4 chunks has 64 whole tokens."""
+"""The same with 256 tokens over exactly 2,560 frames: each of the 4 chunks has exactly 64 tokens."""
 MODERN = DPDConfig(
     latent_dim=64,
     frames=512,
@@ -143,7 +144,7 @@ MODERN = DPDConfig(
     aligned_tokens=True,
     prefix_conditioning=True,
 )
-"""The paper's size on 50 Hz latents, at a fifth of its operations."""
+"""The paper's size on 50 Hz latents, with a fifth of the operations."""
 MINI = DPDConfig(
     latent_dim=64,
     frames=256,

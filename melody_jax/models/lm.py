@@ -1,15 +1,17 @@
-"""The semantic language model: twelve prefix tokens to 25 Hz semantic tokens (MeLoDy,
-arXiv 2305.15719, section 3.1; LLaMA shaped).
+"""The semantic language model: continues twelve prefix tokens with 25 Hz semantic tokens.
+
+MeLoDy, arXiv 2305.15719, section 3.1; the blocks are those of LLaMA.
 
 A decoder-only transformer (RoPE, RMSNorm, SwiGLU) over the sequence [P prefix tokens][U semantic tokens]. Every prefix
 level has its own embedding table with one more entry, the learned null: replacing all levels by their null gives the
-unconditional model for classifier-free guidance, replacing the deep ones a coarser description of the same clip.
-The head covers the semantic ids only. Positions enter through RoPE alone, so windows may start anywhere in a piece.
+unconditional model for classifier-free guidance; replacing only the deep levels gives a coarser description of the
+clip. The head covers the semantic ids only. Positions enter only through RoPE, so windows may start anywhere in a
+piece.
 
 With `tokens_per_pass` n, a position holds n tokens: their embeddings are merged into one. One pass through the blocks
 predicts the first token of the next group, and a small network predicts the others, each given the earlier ones of the
 group (RQ-Transformer, arXiv 2203.01941; MusicGen and Magenta RealTime do so with the codes of a frame). This is an
-exact factorisation by the chain rule: samples follow the model's distribution, without drafts and rejections.
+exact factorisation by the chain rule: samples follow the model's distribution, and no drafts are rejected.
 
 `models/decoding.py` samples tokens one after the other.
 
@@ -53,7 +55,7 @@ class LMConfig:
     """Codes per prefix level (1024 in `paper`)."""
     prefix_everywhere: bool = True
     """Also adds the prefix to the embedding of every semantic token (not in `paper`). A small network needs most of its
-    training to learn to attend to the prefix; until then, this is how the prefix reaches the prediction."""
+    training to learn to attend to the prefix; this sum gives the prefix an effect from the start."""
     recall: bool = True
     """Finds similar earlier passages and may copy their continuation (models/recall.py; not in `paper`)."""
     semantic_vocab: int = 1024
@@ -249,7 +251,7 @@ class LM(nnx.Module):
         return sharding.embed_lookup(table, prefix_tokens + levels * (codes + 1))
 
     def embed(self, tokens: Int[Array, "B N"]) -> Float[Array, "B N D"]:
-        """Embeddings of semantic tokens, each alone."""
+        """Embeddings of single semantic tokens, not merged into groups."""
         return sharding.embed_lookup(self.semantic[...].astype(self.config.dtype), tokens)
 
     def init_recall(self, prefix: Float[Array, "B P D"], places: int) -> RecallState | None:

@@ -4,7 +4,8 @@ MuLan is arXiv 2208.12415; MeLoDy (arXiv 2305.15719) uses it in section 3.1. A m
 `models/ast.py` as in the paper; `models/htsat.py` as in CLAP) and a text tower (`models/text_tower.py`), each with a
 projection, map to the unit sphere.
 
-The quantiser first subtracts the mean of each modality, because music and text embeddings lie apart (the modality gap).
+The quantiser first subtracts the mean of each modality, because music and text embeddings occupy different
+regions (the modality gap).
 `params["music_mean"]`, `params["text_mean"]` and `params["codebooks"]` are fitted after training. The deep levels of a
 text embedding still carry little information, so the LM drops deep levels at random in training.
 
@@ -135,7 +136,7 @@ def init(config: MuLanConfig, key: Key[Array, ""]) -> Params:
 
 
 def _bind(params: Params, config: MuLanConfig) -> MuLan:
-    """The towers; released parameters may lack one, and the quantiser's arrays belong to neither."""
+    """The towers. Released parameters may lack one of them; the quantiser's arrays belong to neither."""
     towers = {name: params[name] for name in ("music", "text") if name in params}
     return functional.bind(MuLan, config, params=towers)
 

@@ -1,10 +1,10 @@
-"""Recall: finds earlier places where the music was like the present, and may continue as it continued there.
+"""Recall: finds earlier places where the music resembles the present, and may copy their continuation.
 
 Music repeats bars with a few tokens changed. A transformer learns to look up how the last repetition continued (an
 "induction head", arXiv 2209.11895) only after long training; this layer does it from the first step. Heads h = 1..H
 align the latest tokens with every earlier place, one token at a time with memory lambda_h:
 
-    a_h(t, j) = (1 - lambda_h) cos(E_t, E_(j-1)) + lambda_h a_h(t-1, j-1)         place j - 1 sounds like the present t
+    a_h(t, j) = (1 - lambda_h) cos(E_t, E_(j-1)) + lambda_h a_h(t-1, j-1)         place j - 1 resembles the present t
     w_h(t, .) = softmax over j <= t of beta_h a_h(t, j) + b_h(t + 1 - j)          so token j is likely to follow
 
 The prior b over lags is computed from the prefix: the prefix implies the tempo, and repetitions follow after beats and
@@ -15,7 +15,7 @@ heads (a pointer network, arXiv 1609.07843), g = softmax([0, G hidden_t + c]):
 
     p(next) = g_0 softmax(logits) + sum_h g_h sum_j w_h(t, j) [next = token_j]
 
-Codes that sound alike should have similar embeddings E (`training/codebooks.py`): recall then finds similar passages,
+Codes of similar sounds should have similar embeddings E (`training/codebooks.py`): recall then finds similar passages,
 not only identical ones.
 
 B batch, P prefix levels, H heads, N new tokens, T places for all tokens, D channels.
@@ -41,7 +41,7 @@ LAGS = 256
 
 
 class RecallState(NamedTuple):
-    """What the tokens so far leave for the next ones."""
+    """State carried from the tokens so far to the next ones."""
 
     prior: Float[Array, "B H L"]
     """Logits over lags, computed from the prefix."""

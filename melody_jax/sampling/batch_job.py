@@ -1,8 +1,8 @@
 """Batch jobs: thousands of clips from a prompt file, `melody sample --prompts prompts.jsonl --out clips`.
 
-Clips that one compiled program makes form batches of one size, split over the devices of the process; several
-processes share a prompt file by its lines. A clip's file is written completely, then its line of the
-manifest. Clips that have both are not made again, so a job that was killed continues with the same command.
+Clips that share a compiled program form batches of one size, split over the devices of the process. Several
+processes divide the lines of a prompt file. A clip's file is written completely before its line of the
+manifest. Clips that have both are not made again, so a killed job resumes with the same command.
 """
 
 import math
@@ -27,7 +27,7 @@ from melody_jax.sharding import make_mesh
 BAR = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_noinv_fmt}]"
 """Format of a progress bar that shows items per second, never seconds per item."""
 ENTRY_ONLY = ("id", "file", "model_hash", "seconds_taken", "made_at")
-"""Fields of a manifest's line that are no settings of the clip."""
+"""Fields of a manifest line that are not settings of the clip."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,11 +66,11 @@ def share(lines: list[PromptLine], config: BatchJobConfig) -> list[PromptLine]:
 
 
 def run_batch_job(melody: Melody, config: BatchJobConfig, lines: list[PromptLine]) -> int:
-    """Makes the clips of this process's share that are missing, and returns how many.
+    """Makes the missing clips of this process's share, and returns how many it made.
 
     Raises:
-        UserError: before any work for bad lines, a folder that cannot be written or is being written to, and
-            clips that exist with other settings (unless `config.replace`); later if the disk is full.
+        UserError: before any work, if lines are bad, the folder cannot be written or is in use by another job, or
+            clips exist with other settings (unless `config.replace`); later, if the disk is full.
     """
     _check_lines(melody, config, lines)
     lines = share(lines, config)
@@ -134,7 +134,7 @@ def _missing_lines(
         if changed and not config.replace:
             name, (old, new) = next(iter(changed.items()))
             raise UserError(
-                f"{line.clip_id} was made with {name} {old} and now {new} is wanted; give it another id or folder, or "
+                f"{line.clip_id} exists with {name} {old}, but {new} is requested; use another id or folder, or "
                 "--replace"
             )
         if changed:
@@ -153,7 +153,7 @@ def _remove_partial_files(config: BatchJobConfig, lines: list[PromptLine]) -> No
 def group_lines(
     melody: Melody, lines: list[PromptLine], size: int, devices: int
 ) -> Iterator[tuple[list[PromptLine], int]]:
-    """Lines that one compiled program makes, and the number of requests in their batch.
+    """Lines that share a compiled program, and the number of requests in their batch.
 
     The last batch of a program may have fewer lines than requests. A batch has about `size` rows (`best_of`
     rows per request), fewer if there are fewer lines of its kind, and always a multiple of `devices`. Clips

@@ -55,7 +55,7 @@ class Melody:
 
     @property
     def hash(self) -> str:
-        """Names the weights of all networks that sampling uses, 16 hexadecimal digits."""
+        """Hash of the weights of all networks that sampling uses, 16 hexadecimal digits."""
         joined = "".join(self.hashes[network] for network in sorted(self.hashes) if network != "tokenizer")
         return hashlib.sha256(joined.encode()).hexdigest()[:16]
 
@@ -67,7 +67,7 @@ class Melody:
 
     @property
     def window_samples(self) -> int:
-        """Samples of one window, the most that the networks process at a time."""
+        """Samples of one window, the longest stretch that the networks process at a time."""
         return plan.window_samples(self.configs)
 
     @property
@@ -90,14 +90,14 @@ class Melody:
     def generate(
         self, prompts: PromptLike | Sequence[PromptLike], *, progress: bool = False, **settings: Any
     ) -> list[np.ndarray]:
-        """Music for each prompt: float32 (samples,) in [-1, 1] at `sample_rate`.
+        """Generates music for each prompt: float32 (samples,) in [-1, 1] at `sample_rate`.
 
         prompts: one text, or a list. In a list, several `Part`s (texts and sounds with weights) make one
         prompt.
         settings: any field of `Request` by name, such as seconds=30 or guidance_scale=[1.5, 2.5]: one value
-        for all prompts, or a list of one value per prompt. A single seed gives item i the seed + i. An item's
+        for all prompts, or a list with one value per prompt. A single seed gives item i the seed + i. An item's
         clip depends on its own settings only.
-        progress: shows a progress bar of the windows on a terminal.
+        progress: whether to show a progress bar of the windows on a terminal.
         Raises `UserError`, one line, for a value out of its range.
         """
         return self.run(make_requests(prompts, settings), progress=progress)
@@ -120,7 +120,7 @@ class Melody:
     def plan(
         self, requests: Sequence[Request], source_audio: Mapping[Request, np.ndarray] | None = None
     ) -> list[ProgramBatch]:
-        """The requests by the program that makes them, in the order of the first of each.
+        """The requests grouped by program, in the order of the first request of each.
 
         source_audio: the sources of the requests, if they are read already.
         Raises `UserError` if a network is missing, or a request does not fit the networks or its source.
@@ -133,10 +133,10 @@ class Melody:
     def stream(
         self, prompt: PromptLike, *, seconds: float | None = None, **settings: Any
     ) -> Iterator[np.ndarray]:
-        """Music for one prompt while it is being made: float32 (n,) parts of it in [-1, 1] at `sample_rate`.
+        """Yields music for one prompt while it is made: parts, float32 (n,) in [-1, 1] at `sample_rate`.
 
-        The first part comes with the first window, then one comes with every chunk. Concatenated, they equal
-        the clip of `generate` to 1e-4. Memory does not grow with the length.
+        The first part comes with the first window, and one more with every chunk. Concatenated, they equal the
+        clip of `generate` to within 1e-4. Memory does not grow with the length.
         seconds: the length, at most 600; None: endless. settings: other fields of `Request`; there is no
         `source`, and `best_of` must be 1.
         Raises `UserError`, one line, for a value out of its range.
@@ -156,7 +156,7 @@ class Melody:
         return (part[0] for part in _truncate(decoded, samples))
 
     def latents(self, batch: ProgramBatch, encoded: Encoded | None = None) -> Iterator[jax.Array]:
-        """New latents (rows, n, D) of the batch without end: of the first window, then of each chunk."""
+        """Yields new latents (rows, n, D) of the batch endlessly: of the first window, then of each chunk."""
         params = {name: self.params[name] for name in ("lm", "dpd")}
         if self.mesh is not None and len(batch.rows) % self.mesh.size:
             raise UserError(f"{len(batch.rows)} clips do not divide over {self.mesh.size} devices")
@@ -281,7 +281,7 @@ def load(
     """The released cascade `name`, from the package or from `folder/name`; nothing is downloaded.
 
     networks: those to load. Generating needs the default; a source needs the "tokenizer" as well.
-    distilled: loads the diffusion for 1, 2 or 4 steps in place of the other one (docs/distillation.md).
+    distilled: loads the distilled diffusion, for 1, 2 or 4 steps, in place of the full one (docs/distillation.md).
 
     Raises `UserError` if there is no such release, one of its files is missing or damaged, or its networks do
     not belong together (the hashes in each JSON name the networks that it was trained with).
@@ -290,7 +290,7 @@ def load(
     path = root / name
     if not path.is_dir():
         names = sorted(p.name for p in root.iterdir() if p.is_dir()) if root.is_dir() else []
-        raise UserError(f"no released model {name!r} in {root}; there are: {', '.join(names) or 'none'}")
+        raise UserError(f"no released model {name!r} in {root}; available: {', '.join(names) or 'none'}")
     if distilled:
         networks = ["dpd_distilled" if network == "dpd" else network for network in networks]
     loaded = {network: release.load_network(path, network) for network in networks}
@@ -309,7 +309,7 @@ def load(
 
 
 def _progress(windows: Iterable[Any], total: int, shown: bool) -> Iterator[Any]:
-    """The windows with a progress bar on a terminal, which says when a program may be compiling."""
+    """The windows, with a progress bar on a terminal that indicates when a program may be compiling."""
     with tqdm(total=total, unit="window", disable=None if shown else True) as bar:
         bar.set_description("compiling and sampling")
         for window in windows:

@@ -29,9 +29,9 @@ class PromptOptions:
     """What a clip is made of."""
 
     prompt: str = option("", group=WHAT)
-    """The music in words, with or without --prompt in front. May be empty with --source or --audio-prompt."""
+    """Description of the music; "--prompt" may be left out. May be empty with --source or --audio-prompt."""
     seconds: float | None = option(None, above=0, most=MAX_SECONDS)
-    """Length in seconds. By default 10, or endless with --stream."""
+    """Length in seconds. Default: 10, or endless with --stream."""
     blend: tuple[str, ...] = ()
     """Further texts with their weights, relative to PROMPT's 1: "sad cello=0.5" "drums=-0.3"."""
     audio_prompt: Path | None = None
@@ -52,12 +52,12 @@ class SampleConfig(ClipSettings, PromptOptions):
     """Makes music from a text prompt with a released model. `--source` edits a sound file of yours."""
 
     out: Path = option(Path("song.wav"), group=WHERE)
-    """File to write: .wav, .flac or .ogg. With --batch above 1 song-0.wav, song-1.wav, ...; with --prompts a
-    folder. Missing folders are created."""
+    """File to write: .wav, .flac or .ogg. With --batch above 1: song-0.wav, song-1.wav, ...; with
+    --prompts: a folder. Missing folders are created."""
     stream: bool = False
-    """Writes 16-bit samples at 24 kHz to the standard output while the music is made, for a player."""
+    """Writes 16-bit samples at 24 kHz to standard output while the music is made, to pipe into a player."""
     batch: int | None = option(None, least=1, most=1024)
-    """Clips to make of the prompt, by default 1; with --prompts clips made at a time, by default 16."""
+    """Clips to make from the prompt (default 1); with --prompts, clips made at a time (default 16)."""
     prompts: Path | None = None
     """A prompt file in place of PROMPT: one JSON object per line (docs/service.md). Clips that exist in --out
     are not made again."""
@@ -68,22 +68,21 @@ class SampleConfig(ClipSettings, PromptOptions):
     processes: int = option(1, least=1)
     """Number of processes that share the prompt file."""
     replace: bool = False
-    """Makes the clips of a prompt file again whose settings have changed."""
+    """Makes clips of a prompt file again if their settings have changed."""
 
     model: str = option("mini", group=MODEL)
     """Name of a released model."""
     folder: Path | None = None
-    """Folder of released models. By default those that come with the package."""
+    """Folder of released models. Default: those that ship with the package."""
     distilled: bool = False
-    """Uses the diffusion distilled for few steps: --distilled --steps 2 --solver pingpong."""
+    """Uses the distilled diffusion, for few steps: --distilled --steps 2 --solver pingpong."""
 
 
 def sample(config: SampleConfig) -> None:
     """Writes clips, streams one, or runs a batch job.
 
     Raises:
-        UserError: options that exclude each other, a bad prompt or source, an unknown model, or a file that
-            cannot be written.
+        UserError: options exclude each other, the prompt, source or model is not valid, or a file cannot be written.
     """
     if config.prompts is not None:
         _run_prompt_file(config, config.prompts)
@@ -146,9 +145,9 @@ def _create_folder(folder: Path) -> None:
 
 
 def _stream(config: SampleConfig) -> None:
-    """Writes samples to the standard output until they end or the reader closes it, then prints their length."""
+    """Writes samples to standard output until they end or the reader closes it, then prints their duration."""
     if config.batch not in (None, 1):
-        raise UserError(f"batch is {config.batch}; a stream is one clip, leave --batch out")
+        raise UserError(f"batch is {config.batch}; a stream is one clip: omit --batch")
     if sys.stdout.isatty():
         raise UserError("--stream writes samples, not text; pipe it into a player or a file")
     settings = _settings(config)
@@ -170,7 +169,8 @@ def _run_prompt_file(config: SampleConfig, prompts: Path) -> None:
     for name in ("prompt", "audio_prompt", "blend", "story", "stream"):
         if getattr(config, name):
             raise UserError(
-                f"--{name.replace('_', '-')} does not go with --prompts; blends and stories stand in the prompt file"
+                f"--{name.replace('_', '-')} cannot be combined with --prompts; put blends and stories into "
+                "the prompt file"
             )
     from melody_jax.sampling.batch_job import BatchJobConfig, run_batch_job, share
 

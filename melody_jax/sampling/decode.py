@@ -1,9 +1,9 @@
-"""Latents to waveform, one part at a time: the result of decoding at once, in memory that does not grow.
+"""Decodes latents to a waveform part by part, in memory that does not grow with the length of the clip.
 
-A sample of the decoder depends on the latents within its reach (`vae.decoder_reach`), and the peak limiter on
-the samples within its lookahead. Each part is therefore decoded together with `context` latents on either
-side, whose samples are discarded. At the ends of a clip, where the decoder pads with zeros, the window is
-flush with the end:
+A decoded sample depends only on the latents within the decoder's reach (`vae.decoder_reach`), and a limited
+sample only on the samples within the limiter's reach. Each part is therefore decoded together with `context`
+latents on either side, whose samples are discarded. At the ends of a clip, where the decoder pads with zeros,
+the window is aligned with the end:
 
     latents   |--------------------------------------------------|
     windows   [=========·····]                                       ===== decoded samples that are returned
@@ -46,8 +46,8 @@ def decode(
 ) -> Iterator[Float32[np.ndarray, "B T"]]:
     """Parts (B, T) of a clip's waveform in [-1, 1] from consecutive blocks of its latents (B, L, D).
 
-    Concatenated, they equal `vae.decode` of all the latents with `audio.peak_limit` applied to each item, to
-    about 1e-5. L may differ from block to block. A part comes as soon as `window` latents and one more have
+    Concatenated, they equal `vae.decode` of all latents with `audio.peak_limit` applied to each item, to
+    within about 1e-5. L may differ from block to block. A part is yielded once `window` + 1 latents have
     arrived, so a clip of one window is decoded in one piece.
 
     window: latents decoded at a time, more than 2 `context(config)`; of each window 2 `context` are decoded
@@ -68,7 +68,7 @@ def decode(
         return np.stack([audio.peak_limit(item)[reach : reach + end - begin] for item in around])
 
     buffer: np.ndarray | None = None  # the latest latents, at most a window and a block
-    arrived = 0  # latents of the clip so far
+    arrived = 0  # number of latents so far
     start = 0  # where in the clip the next window starts
     for block in blocks:
         latents = np.asarray(block)

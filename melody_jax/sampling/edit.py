@@ -1,7 +1,7 @@
-"""Edits of the user's own music: it is continued, parts of it are regenerated, or it is varied.
+"""Edits of the user's own music: continuing it, regenerating parts of it, or varying it.
 
-The clip is held as semantic tokens and latents. New ones are filled window by window from left to right. A
-gap of up to half a window has source on both sides; a longer one is filled chunk by chunk (MeLoDy, arXiv
+The clip is represented by semantic tokens and latents. New ones are generated window by window from left to
+right. A gap of up to half a window has source on both sides; a longer one is filled chunk by chunk (MeLoDy, arXiv
 2305.15719, algorithm 2). Samples outside the regenerated regions are bit-identical to the source; a crossfade
 of `FADE` seconds lies inside each.
 
@@ -27,12 +27,12 @@ CONTEXT_STEPS = 8
 """The leading source tokens of a window are passed to the language model in multiples of 1/8 of the window,
 so that few programs are compiled."""
 FILLINGS = 8
-"""Fillings that the language model writes of a gap with source tokens after it; the likeliest is taken."""
+"""Number of fillings that the language model writes for a gap with source tokens after it; the likeliest is used."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class EditedClip:
-    """A source and the state of its edit: its tokens and latents with the windows that are filled so far."""
+    """A source and the state of its edit: tokens and latents, including those of the windows filled so far."""
 
     plan: EditPlan
     """What is regenerated, in which windows."""
@@ -41,7 +41,7 @@ class EditedClip:
     gain: float
     """The factor that brings the source to the level of the training music."""
     semantic_tokens: Int[np.ndarray, " n"]
-    """Tokens of the clip, the source's or new ones; 0 where a continuation is not filled yet."""
+    """Tokens of the clip, from the source or new; 0 where a continuation is not filled yet."""
     latents: Float[np.ndarray, "frames D"]
     """Latents of the clip, `rate` per token."""
 
@@ -67,7 +67,7 @@ class EditedClip:
     def with_window(
         self, number: int, window_tokens: Int[np.ndarray, " U"], window_latents: Float[np.ndarray, "L D"]
     ) -> "EditedClip":
-        """A copy with the new part of window `number`."""
+        """A copy in which the new part of window `number` is filled."""
         fill = self.plan.fills[number]
         in_clip = slice(fill.first, fill.last)
         in_window = slice(fill.first - fill.start, fill.last - fill.start)
@@ -88,7 +88,7 @@ class WindowInputs(NamedTuple):
     new_frames: Bool[np.ndarray, "B L"]
     """The latents that the diffusion makes."""
     seconds: list[float]
-    """Where in its clip each row's new part begins."""
+    """Position in the clip at which each row's new part begins."""
     context_tokens: int
     """Leading tokens of the window that stay in every row."""
     fillings: int

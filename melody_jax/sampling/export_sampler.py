@@ -53,8 +53,8 @@ Tensors = dict[str, jax.Array]
 class SamplerExportConfig(SamplingSettings):
     """Writes a standalone sampler: a folder that turns prompts into music without this package.
 
-    Steps, schedule, solver, and whether there is guidance, are compiled into the programs. The other settings
-    are the defaults of inputs.
+    Steps, schedule, solver, and whether guidance is used, are compiled into the programs. The other settings
+    become defaults of the programs' inputs.
     """
 
     out: Path = option(Path("exported"), group=WHERE)
@@ -64,9 +64,9 @@ class SamplerExportConfig(SamplingSettings):
     model: str = option("mini", group=MODEL)
     """Name of a released model."""
     folder: Path | None = None
-    """Folder of released models. By default those that come with the package."""
+    """Folder of released models. Default: those that ship with the package."""
     distilled: bool = False
-    """Exports the diffusion distilled for few steps."""
+    """Exports the distilled diffusion, for few steps."""
 
 
 def export_sampler(settings: SamplerExportConfig) -> None:

@@ -1,7 +1,7 @@
-"""Manifests: what a batch job has written, one JSON object per line and one file per process.
+"""Manifests: records of what a batch job has written, one JSON object per line and one file per process.
 
 A line has all settings of the clip's request, its id and file, the hash of the networks, the seconds that it
-took, and when it was made.
+took, and the time of creation.
 """
 
 import contextlib
@@ -21,7 +21,7 @@ class ClipManifest:
     """The clips that a job's processes have written into one folder: `entries` by id, and this process's
     file.
 
-    A line is added after its clip's file is complete. A last line that a kill has cut short is removed.
+    A line is added after its clip's file is complete. An incomplete last line, left by a killed process, is removed.
     """
 
     def __init__(self, file: IO[bytes], entries: dict[str, dict[str, Any]]) -> None:
@@ -41,7 +41,7 @@ class ClipManifest:
 
 @contextlib.contextmanager
 def open_manifest(folder: Path, process: int, processes: int) -> Iterator[ClipManifest]:
-    """The manifest of the job in `folder`, to which process `process` of `processes` adds alone.
+    """The manifest of the job in `folder`, for process `process` of `processes`, its only writer.
 
     Raises:
         UserError: the folder cannot be written, a line in the middle is damaged, or another process has this

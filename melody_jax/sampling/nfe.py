@@ -3,7 +3,7 @@
     melody nfe --seconds 30 --model mini --steps 5
 
 Table 3 of MeLoDy (arXiv 2305.15719) counts one pass of the language model per token, and the diffusion steps
-once, however long the clip is. It does not count encoders, the decoder and the second pass of classifier-free
+once for a clip of any length. It does not count encoders, the decoder and the second pass of classifier-free
 guidance. For MusicLM it counts (25 + 200 + 400) tokens per second, for Noise2Music 1000 + 800 + 800 diffusion
 steps per clip. The other rows count what this package runs: the windows of a longer clip, and both passes of
 guidance (one batch).
@@ -61,7 +61,7 @@ class NFEConfig:
     model: str = option("mini", group=MODEL)
     """Name of a released model."""
     folder: Path | None = None
-    """Folder of released models. By default those that come with the package."""
+    """Folder of released models. Default: those that ship with the package."""
 
     def __post_init__(self) -> None:
         check_settings(self)

@@ -73,7 +73,7 @@ def parse_part(value: Any, folder: Path = Path()) -> Part:
 
 
 def parse_prompt(value: Any, folder: Path) -> PromptLike:
-    """A prompt of a prompt file: a text, or a list of parts whose sound files are relative to `folder`.
+    """The prompt in a line of a prompt file: a text, or a list of parts whose sound files are relative to `folder`.
 
     Raises `UserError` for anything else.
     """
@@ -85,7 +85,7 @@ def parse_prompt(value: Any, folder: Path) -> PromptLike:
 
 
 def blend(text: str, parts: tuple[str, ...], audio: Path | None, audio_weight: float) -> PromptLike:
-    """The prompt of a command line: its text, blended with a sound and with further texts, if any."""
+    """The prompt given on the command line: its text, blended with a sound and further texts, if any."""
     if not parts and audio is None:
         return text
     texts = [Part(text=text)] if text.strip() else []
@@ -94,7 +94,7 @@ def blend(text: str, parts: tuple[str, ...], audio: Path | None, audio_weight: f
 
 
 def request_to_json(request: Request) -> dict[str, Any]:
-    """A request as JSON values, in the notation of a prompt file; sound files become their names and hashes.
+    """A request as JSON values, in the notation of a prompt file; sound files are replaced by their names and hashes.
 
     Raises `UserError` for a sound file that cannot be read.
     """

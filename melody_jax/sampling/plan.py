@@ -1,4 +1,4 @@
-"""The plan of a call: the compiled program that makes each clip, its windows, and where in the clip they lie.
+"""The plan of a call: the compiled program of each clip, its windows, and their positions in the clip.
 
 A plan is immutable and holds no arrays. It follows from the requests, the networks' configs and the lengths
 of the sources. Requests that share a program form one batch. `cascade.py` runs the plan.
@@ -34,7 +34,7 @@ class Fill(NamedTuple):
     last: int
     """The token after the last new one."""
     closed: bool
-    """Whether the window holds source tokens after the new ones."""
+    """Whether source tokens follow the new ones in the window."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +56,7 @@ class ProgramBatch:
     """Requests that one compiled program makes as one batch."""
 
     config: SamplerConfig
-    """Everything that is compiled into the program."""
+    """The settings that are compiled into the program."""
     windows: int
     """Windows per clip: the first window and its chunks, or the fills of an edit."""
     requests: tuple[Request, ...]
@@ -129,7 +129,7 @@ def sampler_config(request: Request, configs: Configs) -> SamplerConfig:
 
 
 def window_samples(configs: Configs) -> int:
-    """Samples of one window, the most that the networks process at a time."""
+    """Samples of one window, the longest stretch that the networks process at a time."""
     return configs["dpd"].frames * configs["vae"].hop
 
 
@@ -145,16 +145,13 @@ def plan_edit(request: Request, source_samples: int, config: SamplerConfig) -> E
     """The regions and windows of an edit of a source of `source_samples` samples at 24 kHz.
 
     Raises:
-        UserError: the source is too long, a region ends after it, or it is already as long as its
-        continuation.
+        UserError: the source is too long, a region ends after it, or a continuation would not be longer than it.
     """
     seconds = source_samples / SAMPLE_RATE
     if seconds > MAX_SECONDS:
-        raise UserError(f"a source of {seconds:.0f} s; it must be at most {MAX_SECONDS:g} s long")
+        raise UserError(f"the source lasts {seconds:.0f} s; it must be at most {MAX_SECONDS:g} s long")
     if request.continues_source and request.seconds <= seconds:
-        raise UserError(
-            f"seconds is {request.seconds}, but the source has {seconds:.2f} already; ask for more"
-        )
+        raise UserError(f"seconds is {request.seconds}; it must exceed the {seconds:.2f} s of the source")
     if late := [end for _, end in request.regions if end > seconds + 1e-6]:
         raise UserError(f"a region ends at {late[0]} s; the source ends at {seconds:.2f} s")
     if request.continues_source:

@@ -16,7 +16,7 @@ from melody_jax.sampling import notation
 from melody_jax.sampling.request import Request, make_requests
 
 CLIP_ID = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]{0,99}")
-"""A valid id: it cannot lead out of a folder or hide a file."""
+"""A valid id: as a file name it can neither leave the folder nor be hidden."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -36,12 +36,12 @@ class PromptLine:
 def read_prompt_file(path: Path, defaults: dict[str, Any]) -> list[PromptLine]:
     """The lines of a prompt file in order; empty lines do not count.
 
-    A setting that a line does not have is taken from `defaults`; its seed is then the default seed plus its
-    place (from 0), and its id is its place.
+    Settings that a line lacks are taken from `defaults`. Without a seed, it has the default seed plus its position
+    (from 0); without an id, its id is the position.
 
     Raises:
-        UserError: the file cannot be read or has no prompts, or lines are bad: names the first and counts the
-        others.
+        UserError: the file cannot be read or has no prompts, or lines are bad: the error describes the first one and
+            counts the others.
     """
     try:
         lines = path.read_text("utf-8-sig").splitlines()
@@ -55,7 +55,7 @@ def read_prompt_file(path: Path, defaults: dict[str, Any]) -> list[PromptLine]:
         try:
             line = _parse_line(json.loads(lines[number - 1]), number, place, defaults, path.parent)
             if parsed.setdefault(line.clip_id.casefold(), line) is not line:
-                raise UserError(f"id {line.clip_id!r} is an earlier line's too")
+                raise UserError(f"id {line.clip_id!r} is already used by an earlier line")
         except json.JSONDecodeError as error:
             errors.append(f"line {number}: not JSON ({error.msg})")
         except UserError as error:
@@ -79,7 +79,7 @@ def _parse_line(line: Any, number: int, place: int, defaults: dict[str, Any], fo
     settings = {name: value for name, value in line.items() if name not in ("id", "prompt")}
     for name, value in settings.items():
         if isinstance(value, list | dict) and name not in ("story", "regions"):
-            raise UserError(f"{name} is {value}; a clip has one value of it")
+            raise UserError(f"{name} is {value}; it must be a single value")
     if "story" in settings:
         settings["story"] = notation.parse_story(settings["story"], folder)
     if "regions" in settings:
@@ -89,7 +89,7 @@ def _parse_line(line: Any, number: int, place: int, defaults: dict[str, Any], fo
     clip_id = str(line.get("id", f"{place:06d}"))
     if not CLIP_ID.fullmatch(clip_id):
         raise UserError(
-            f"id {clip_id!r} is no file name; it must be 1 to 100 of A-Z a-z 0-9 . _ - and not begin with a ."
+            f"id {clip_id!r} is not a valid file name; it must be 1 to 100 of A-Z a-z 0-9 . _ - and not begin with a ."
         )
     prompt = notation.parse_prompt(line.get("prompt", ""), folder)
     (request,) = make_requests([prompt], defaults | {"seed": defaults.get("seed", 0) + place} | settings)

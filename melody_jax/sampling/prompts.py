@@ -1,4 +1,4 @@
-"""Prompts to points in MuLan's space, and points to prefix tokens.
+"""Encodes prompts as points in MuLan's space, and points as prefix tokens.
 
 Texts, sounds and blends of both all become one point: each part is centred within its modality
 (models/mulan.py), and the weighted sum is scaled back to the unit sphere. Items are embedded one after the
@@ -60,7 +60,7 @@ def targets_to_prefix(
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class EncodedPrompt:
-    """A prompt as the networks take it."""
+    """A prompt, encoded for the networks."""
 
     point: Float[np.ndarray, " E"]
     """Its point in MuLan's space."""
@@ -162,7 +162,7 @@ class PromptEncoder:
     def similarity(self, encoded: EncodedRequest, wave: Float[np.ndarray, " T"]) -> float:
         """How close a clip is to its prompts in MuLan's space: the cosine, averaged over scenes.
 
-        A scene lasts from its start to that of the next one. Scenes shorter than one second are left out.
+        A scene lasts until the next one starts. Scenes shorter than one second are ignored, except the first.
         """
         starts = [round(start * audio.SAMPLE_RATE) for start, _ in encoded.scenes]
         ends = [*starts[1:], len(wave)]

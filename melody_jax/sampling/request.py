@@ -17,7 +17,7 @@ from melody_jax.sampling.settings import MAX_SECONDS, ClipSettings, check_settin
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Part:
-    """One part of a blended prompt: a text, or audio whose style is wanted (not its notes)."""
+    """One part of a blended prompt: a text, or audio that gives a style (not notes)."""
 
     text: str = ""
     """A text. Exactly one of `text` and `audio` is set."""
@@ -55,7 +55,7 @@ class Scene:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Request(ClipSettings):
-    """One clip. Equal requests give equal clips, whatever else is in their batch.
+    """A request for one clip. Equal requests give equal clips, independently of their batch.
 
     Raises `UserError` for a value out of its range.
     """
@@ -69,8 +69,8 @@ class Request(ClipSettings):
     arXiv 2305.15719, section 4.3)."""
     source: str | Path | np.ndarray | None = None
     """Music to edit: a sound file or float32 (T,) at 24 kHz, one second to ten minutes long. It is continued
-    up to `seconds`. With `regions`, `strength` or `keep_tokens` it is changed instead, and the clip has its
-    length."""
+    up to `seconds`. With `regions`, `strength` or `keep_tokens` it is changed instead, and the clip is as
+    long as the source."""
     regions: Sequence[tuple[float, float]] = ()
     """(begin, end) in seconds of the parts of the source to regenerate. All other samples stay
     bit-identical."""
@@ -114,10 +114,11 @@ def prompt_parts(prompt: PromptLike) -> tuple[Part, ...]:
 def make_requests(prompts: PromptLike | Sequence[PromptLike], settings: dict[str, Any]) -> list[Request]:
     """One request per prompt. Each setting is one value for all of them, or a list of one value per prompt.
 
-    A single `seed` (0 if there is none) gives item i the seed + i.
+    With a single `seed` (default 0), item i has seed + i.
 
     Raises:
-        UserError: no prompts, an unknown setting, a list of another length, a value out of range.
+        UserError: there are no prompts, a setting is unknown, a list has another length than the prompts, or a value is
+            out of range.
     """
     items: list[Any] = [prompts] if isinstance(prompts, str) else list(prompts)
     if not items:

@@ -35,15 +35,15 @@ class SamplingSettings:
     solver: str = option("ddim", group=HOW, choices=tuple(diffusion.SOLVERS))
     """Diffusion solver (docs/sampling.md)."""
     guidance_scale: float = option(2.5, group=HOW, least=-100, most=100)
-    """Classifier-free guidance of the diffusion. 1 is none, at half the cost. The paper uses 2.5."""
+    """Classifier-free guidance of the diffusion. 1 turns it off and halves the cost. The paper uses 2.5."""
     lm_guidance_scale: float = option(2.0, group=HOW, least=-100, most=100)
-    """Classifier-free guidance of the language model. 1 is none, at half the cost."""
+    """Classifier-free guidance of the language model. 1 turns it off and halves the cost."""
     temperature: float = option(1.1, group=HOW, least=0, most=100)
     """Temperature of the language model. 0 is greedy."""
     top_k: int = option(250, group=HOW, least=1, most=2**31 - 1)
     """The language model samples from its k most likely tokens."""
     top_p: float = option(1.0, group=HOW, above=0, most=1)
-    """The language model samples from the fewest tokens that hold this share of the probability."""
+    """The language model samples from the smallest set of most likely tokens with at least this probability."""
 
     def __post_init__(self) -> None:
         check_settings(self)
@@ -51,16 +51,16 @@ class SamplingSettings:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ClipSettings(SamplingSettings):
-    """`SamplingSettings`, and what is set for each clip.
+    """`SamplingSettings`, and the settings that belong to one clip.
 
     Raises `UserError` for a value out of its range.
     """
 
     negative_prompt: str = option("", group=WHAT)
-    """A text that guidance steers the language model away from. Empty: guidance is relative to no prompt."""
+    """A text from which guidance steers the language model away. Empty: the null prefix takes its place."""
     strength: float = option(1.0, group=WHAT, above=0, most=1)
-    """How far a changed source is left behind: the diffusion starts at this share of pi/2. Below 1 the clip
-    is a variation."""
+    """How much the source is changed: the diffusion starts at this fraction of the angle pi/2 (pure noise). Below
+    1, the clip is a variation of the source."""
     keep_tokens: bool = option(False, group=WHAT)
     """Keeps the semantic tokens of a changed source, which carry most of its notes and rhythm."""
     best_of: int = option(1, group=HOW, least=1, most=64)
@@ -75,7 +75,7 @@ class ClipSettings(SamplingSettings):
 def shared_settings(
     config: SamplingSettings, kind: type[SamplingSettings] = SamplingSettings
 ) -> dict[str, Any]:
-    """The fields of `kind` by name, with the values of a config that inherits them."""
+    """The fields of `kind`: name -> value in a config that inherits them."""
     return {field.name: getattr(config, field.name) for field in dataclasses.fields(kind)}
 
 

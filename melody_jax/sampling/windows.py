@@ -1,9 +1,9 @@
-"""Prefix tokens to windows of semantic tokens and latents, and latents to waveform, in jitted functions.
+"""Jitted functions from prefix tokens to windows of semantic tokens and latents, and from latents to waveform.
 
-A window is the most that the networks process at a time (MeLoDy, arXiv 2305.15719, sections 3.2 and 3.3).
-Music longer than a window is made a chunk at a time (`next_window`, the paper's algorithm 2). All random
-numbers of an item derive from its own key, and every numeric setting is per item, so an item does not depend
-on what else is in its batch.
+A window is the longest stretch that the networks process at a time (MeLoDy, arXiv 2305.15719, sections 3.1
+and 4.1). Music longer than a window is made a chunk at a time (`next_window`, the paper's algorithm 2). All
+random numbers of an item derive from its own key, and every numeric setting is per item, so an item does not
+depend on the other items of its batch.
 
 B batch, P prefix levels, U semantic tokens, G tokens of a primer, L latent frames, M chunks per window, D
 latent channels, T samples.
@@ -37,7 +37,7 @@ Arrays = Array | np.ndarray
 
 @dataclass(frozen=True, kw_only=True)
 class SamplerConfig:
-    """What is compiled into the sampler; a new value of any field compiles a new program."""
+    """Settings that are compiled into the sampler; a new value of any field compiles a new program."""
 
     lm: LMConfig
     dpd: DenoiserConfig
@@ -50,15 +50,14 @@ class SamplerConfig:
     start: float = diffusion.HALF_PI
     """Angle that the diffusion starts from, radians; below pi/2 it varies the latents of its context."""
     guided: bool = True
-    """Whether the diffusion is guided by a null branch. Without it sampling costs half; a distilled
-    diffusion, which takes the guidance scale as an input, does not need it."""
+    """Whether the diffusion is guided by a null branch. Without it, sampling costs half. A
+    distilled diffusion does not need it, because the guidance scale is one of its inputs."""
     lm_guided: bool = False
     """Whether the language model is guided by a null or negative prefix."""
     candidates: int = CANDIDATES
     """Upper bound of `Controls.top_k`."""
     literal_chunks: bool = False
-    """Shifts the tokens by ceil(U / M) per chunk, as algorithm 2 is printed, even where a chunk's latents are
-    fewer."""
+    """Shifts the tokens by ceil(U / M) per chunk, as printed in algorithm 2, even where the latents shift by less."""
 
     @property
     def tokens(self) -> int:
@@ -93,7 +92,7 @@ class Controls(NamedTuple):
     prefix_tokens: Int[Array, "B P"]
     """Prefix tokens of the prompt."""
     negative_prefix_tokens: Int[Array, "B P"]
-    """Prefix tokens that guidance steers the language model away from; -1 is the learned null prefix."""
+    """Prefix tokens from which guidance steers the language model away; -1 is the learned null prefix."""
     seeds: Int[Array, " B"]
     """Random seed of the item."""
     candidate: Int[Array, " B"]
@@ -159,7 +158,7 @@ def item_keys(controls: Controls) -> Key[Array, " B"]:
 
 
 def _fold_in(keys: jax.Array, use: int | jax.Array) -> jax.Array:
-    """The keys of one use of an item's randomness: 0 tokens, 1 noise, 2 noise of later steps."""
+    """The keys for one use of randomness: 0 tokens, 1 noise, 2 noise of later steps."""
     return jax.vmap(lambda key: jax.random.fold_in(key, use))(keys)
 
 
@@ -210,7 +209,7 @@ def tokens_to_latents(
     context: Float[Array, "B L D"] | None = None,
     is_new: Bool[Array, "*B L"] | None = None,
 ) -> Float[Array, "B L D"]:
-    """The latents of a window, by solver and classifier-free guidance (paper sections 3.3 to 3.5).
+    """The latents of a window, by solver and classifier-free guidance (MeLoDy, sections 4.1, 4.3 and 5.1).
 
     Frames where `is_new` (L,) or (B, L) is False are those of `context` and stay bit-identical. New frames
     start from noise, or from their context with noise added up to the angle `config.start`. Both branches of
@@ -248,8 +247,8 @@ def tokens_to_latents(
 def per_device(function: Callable[..., Any], mesh: Mesh | None, replicated: int = 1) -> Callable[..., Any]:
     """`function` with its items split over the devices of the mesh; no mesh: `function` itself.
 
-    The devices do not communicate. The first `replicated` arguments belong to no item: every device has all
-    of them. The number of items must be a multiple of the number of devices.
+    The devices do not communicate. The first `replicated` arguments are not per item: every device has a
+    copy. The number of items must be a multiple of the number of devices.
     """
     if mesh is None:
         return function
@@ -315,11 +314,11 @@ def fill_tokens(
     context_tokens: int = 0,
     fillings: int = 1,
 ) -> Int[Array, "B U"]:
-    """A window of tokens in which the language model writes those where `is_new`; the others stay.
+    """A window in which the language model has written the tokens where `is_new`; the others stay.
 
     number: which window of the clip this is, from 0: each has its own random numbers. context_tokens: leading
-    tokens that stay in every item, which saves as many passes. fillings: how many the language model writes;
-    the one that makes the tokens after the gap likeliest is taken.
+    tokens that stay in every item; each saves a pass. fillings: how many the language model writes; the one after
+    which the following tokens are most likely is used.
     """
     batch = len(is_new)
     fixed = jnp.where(is_new, -1, semantic_tokens)
@@ -345,7 +344,7 @@ def fill_latents(
     is_new: Bool[Array, "B L"],
     number: Int[Array, ""],
 ) -> Float[Array, "B L D"]:
-    """The latents of `window`, those where `is_new` made from its tokens, the others bit-identical.
+    """The latents of `window`: regenerated from its tokens where `is_new`, bit-identical elsewhere.
 
     number: as in `fill_tokens`.
     """
@@ -359,7 +358,7 @@ def stream_latents(
     controls_at: Callable[[int], Controls],
     mesh: Mesh | None = None,
 ) -> Iterator[Float[Array, "B frames D"]]:
-    """New latents (B, n, D) without end: those of the first window, then those of one chunk after the other.
+    """Yields new latents (B, n, D) endlessly: those of the first window, then those of one chunk after the other.
 
     controls_at(number): the controls of chunk `number`; 0 is the first window.
     """
@@ -379,7 +378,7 @@ def latents_to_wave(
     first: jax.typing.ArrayLike = 0,
     mesh: Mesh | None = None,
 ) -> Float[Array, "B T"]:
-    """The decoder. The first of the latents is number `first` of its clip."""
+    """Decodes latents. The first of them is latent `first` of its clip."""
 
     def decode(params: Params, first: jax.typing.ArrayLike, latents: jax.Array) -> jax.Array:
         return vae.decode(params, config, latents, first)
