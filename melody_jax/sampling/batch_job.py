@@ -134,7 +134,7 @@ def _missing_lines(
         if changed and not config.replace:
             name, (old, new) = next(iter(changed.items()))
             raise UserError(
-                f"{line.clip_id} exists with {name} {old}, but {new} is requested; use another id or folder, or "
+                f"{line.clip_id} was made with {name} {old} and now {new} is requested; use another id or folder, or "
                 "--replace"
             )
         if changed:
