@@ -138,7 +138,7 @@ def test_silence_can_be_a_source(melody: Melody) -> None:
     [
         ({"source": np.zeros(100, np.float32)}, "at least a second"),
         ({"source": "no/such.wav"}, "no such audio file"),
-        ({"source": sine(3), "seconds": 2}, "has 3.00 already"),
+        ({"source": sine(3), "seconds": 2}, "must exceed the 3.00 s of the source"),
         ({"source": sine(3), "regions": ((2.0, 4.0),)}, "ends at 4.0 s; the source ends at 3.00 s"),
         ({"source": sine(3), "regions": ((2.0, 1.0),)}, "0 <= begin < end"),
         ({"source": sine(3), "regions": (2.0, 1.0)}, "0 <= begin < end"),
