@@ -22,6 +22,7 @@ from melody_jax.models import denoiser, dit, dpd, lm, unet1d, unet2d
 from melody_jax.models.conditioning import Backbone, Conditioning, shared_fields
 from melody_jax.models.denoiser import DenoiserConfig
 from melody_jax.models.functional import Remat, count
+from melody_jax.models.layers import Linear
 from melody_jax.models.unet import UNetConfig
 from melody_jax.sampling import windows
 from melody_jax.training.stages.consistency import ConsistencyStage
@@ -49,8 +50,8 @@ class OneLayer(Backbone):
 
     def __init__(self, config: OneLayerConfig, *, rngs: nnx.Rngs) -> None:
         super().__init__(config, rngs=rngs)
-        self.inputs = nnx.Linear(config.latent_dim, config.width, rngs=rngs)
-        self.outputs = nnx.Linear(config.width, config.latent_dim, rngs=rngs)
+        self.inputs = Linear(config.latent_dim, config.width, rngs=rngs)
+        self.outputs = Linear(config.width, config.latent_dim, rngs=rngs)
 
     def __call__(self, noisy: jax.Array, cond: Conditioning) -> jax.Array:
         return self.outputs(
