@@ -98,7 +98,8 @@ def roles(cls: Callable[..., nnx.Module], *args: Any) -> Roles:
     for path, variable in nnx.to_flat_state(nnx.filter_state(_abstract(cls, args)[1], nnx.Param)):
         role = variable.get_metadata("role", None)
         if not isinstance(role, Role):
-            raise ValueError(f"parameter {'/'.join(map(str, path))} of {cls.__name__} has no role; layers of models/layers.py give one")
+            name = "/".join(map(str, path))
+            raise ValueError(f"parameter {name} of {cls.__name__} has no role; models/layers.py gives one")
         *parents, leaf = map(str, path)
         node = collected
         for parent in parents:
