@@ -32,7 +32,8 @@ FILES_MADE = {
     "evaluation.json", "evaluation.md", "evaluation.png", "index.html", "manifest.json", "manifest.jsonl",
     "manifest-000.jsonl", "metadata.csv", "metrics.jsonl", "mine.wav", "play.py", "prompts.jsonl", "rejects.jsonl",
     "sampler.cpu.jax", "sampler.accelerator.jax", "sampler.json", "tokenizer.json", "vggish.py", "weights.safetensors",
-    "cello.wav", "compiled/",
+    "cello.wav",
+    "song.wav", "compiled/",
     "autotagging.tsv", "fma_metadata/tracks.csv", "musiccaps-public.csv", "song_describer.csv",
     "mulan.tokenizer.json",
 }  # fmt: skip
