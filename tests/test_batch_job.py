@@ -160,7 +160,7 @@ def test_batches_have_one_size(melody: Melody, tmp_path: Path) -> None:
         ([{"prompt": "a", "regions": [3, 5]}], r"regions are \[3, 5\]"),
         ([{"source": "absent.wav", "prompt": "a"}], r"absent\.wav: cannot be read"),
         ([{"prompt": "a", "stepz": 3}], "'stepz'.*'steps'"),
-        ([{"prompt": "a", "steps": [1, 2]}], r"steps is \[1, 2\]; a clip has one value"),
+        ([{"prompt": "a", "steps": [1, 2]}], r"steps is \[1, 2\]; it must be a single value"),
         ([{"prompt": "a", "id": "../up"}], "id '../up' is not a valid file name"),
         ([{"prompt": "a", "id": ".hidden"}], "id '.hidden' is not a valid file name"),
         ([{"prompt": "a", "id": "x" * 101}], "is not a valid file name"),

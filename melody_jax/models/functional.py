@@ -154,6 +154,6 @@ def rematerialised(
     return jax.checkpoint(block, policy=policy, static_argnums=static_argnums)
 
 
-def count(params: Params) -> int:
+def count(params: Any) -> int:
     """Numbers in the tree; works on the result of `jax.eval_shape` too."""
     return sum(int(leaf.size) for leaf in jax.tree.leaves(params))
