@@ -51,7 +51,7 @@ def test_fit_reseeds_empty_clusters_and_refuses_bad_input():
     x = jnp.concatenate([jnp.zeros((500, 2)), jnp.eye(2) * 100, jnp.ones((1, 2)) * 50])
     centroids = fit_kmeans(x, 4, jax.random.key(3))
     assert len(set(nearest_code.assign(x, centroids).tolist())) == 4
-    with pytest.raises(UserError, match="at least as many"):
+    with pytest.raises(UserError, match="needs at least 4 vectors"):
         fit_kmeans(x[:3], 4, jax.random.key(0))
     with pytest.raises(UserError, match="finite"):
         fit_kmeans(x.at[0, 0].set(jnp.nan), 4, jax.random.key(0))
