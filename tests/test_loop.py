@@ -143,7 +143,7 @@ def test_init_from_starts_at_the_average(finished: Any, tmp_path: Any) -> None:
     assert_same(run(config).params["model"], finished[1].ema)
     refused = {"nothing": ToyStage(), str(finished[0]): ToyStage(model=ToyModel(width=4))}
     for (source, stage), reason in zip(
-        refused.items(), ("not a run folder", "model.width|width is 8"), strict=True
+        refused.items(), ("must be a run folder", "model.width|width is 8"), strict=True
     ):
         with pytest.raises(UserError, match=reason):
             run(toy_config(tmp_path / "other", init_from=source, stage=stage))
