@@ -69,7 +69,7 @@ def test_seed_decides():
 
 
 def test_half_tell_the_tempo_and_tell_it_right(pieces):
-    told, total = 0, 0
+    with_numbers, total = 0, 0
     for facts, texts in pieces:
         for text in texts:
             numbers = [int(number) for number in re.findall(r"(\d+) ?(?:bpm|beats per minute)", text.lower())]
@@ -77,9 +77,9 @@ def test_half_tell_the_tempo_and_tell_it_right(pieces):
             for number in numbers:
                 about = re.search(rf"(about|around|roughly) {number}", text.lower())
                 assert abs(number - facts.tempo_bpm) <= (2.5 if about else 0.5)
-            told += bool(numbers)
+            with_numbers += bool(numbers)
             total += facts.rhythmic
-    assert 0.4 < told / total < 0.6
+    assert 0.4 < with_numbers / total < 0.6
 
 
 def test_tempo_words_agree(pieces):
@@ -111,7 +111,7 @@ def test_absences_are_true(pieces):
 def test_keys_are_true(pieces):
     names = {facts.key for facts, _ in pieces}
     pattern = re.compile(r"\b([a-g])( sharp|#| flat)? (major|minor|dorian|mixolydian|phrygian|lydian)\b")
-    found = 0
+    named_keys = 0
     for facts, texts in pieces:
         allowed = {
             facts.key.lower(),
@@ -121,23 +121,23 @@ def test_keys_are_true(pieces):
         for text in texts:
             low = re.sub(r"\ba (major|minor)( |-)?key", "", text.lower())
             for letter, sign, mode in pattern.findall(low):
-                found += 1
+                named_keys += 1
                 assert letter + sign in allowed, (facts, text)
                 assert mode == facts.mode
             if "minor key" in text.lower() or "minor-key" in text.lower():
                 assert facts.mode in frames.MINOR_MODES
-    assert found > 200
+    assert named_keys > 200
     assert len(names) == 12
 
 
 def test_only_instruments_that_play_are_named(pieces):
-    own = {"guitar solo"}
+    absent = {"guitar solo"}
     for facts, texts in pieces:
         if facts.genre != "solo piano":
             continue
         for text in texts:
             words = text.lower()
-            for name in ("violin", "saxophone", "synth lead", "distorted guitar", "flute", *own):
+            for name in ("violin", "saxophone", "synth lead", "distorted guitar", "flute", *absent):
                 assert name not in words
 
 

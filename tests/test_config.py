@@ -172,14 +172,14 @@ def test_allocator_restarts_once() -> None:
         [sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True
     )
     assert done.stdout.strip().startswith(("glibc.malloc", "None"))
-    kept = subprocess.run(
+    user_setting = subprocess.run(
         [sys.executable, "-c", script],
         env=environment | {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=0"},
         capture_output=True,
         text=True,
         check=True,
     )
-    assert kept.stdout.strip() == "glibc.malloc.hugetlb=0"
+    assert user_setting.stdout.strip() == "glibc.malloc.hugetlb=0"
 
 
 def test_a_missing_extra_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:

@@ -30,11 +30,11 @@ def recording(path: Path, wave: np.ndarray, rate: int = 24_000, **fields: object
     ("seconds", "pieces"), [(1.9, [1.9]), (4.0, [2, 2]), (4.9, [2, 2.9]), (5.1, [2, 2, 1.1])]
 )
 def test_nothing_is_dropped(tmp_path: Path, seconds: float, pieces: list[float]) -> None:
-    found = cut_recording(recording(tmp_path / "a.wav", noise(seconds, 44_100), 44_100), CONFIG)
-    waves = [audio.decode_flac(record["audio"].tobytes()) for record in found.records]
+    cut_result = cut_recording(recording(tmp_path / "a.wav", noise(seconds, 44_100), 44_100), CONFIG)
+    waves = [audio.decode_flac(record["audio"].tobytes()) for record in cut_result.records]
     assert [len(wave) for wave in waves] == [pytest.approx(24_000 * length, abs=1) for length in pieces]
-    assert found.seconds == pytest.approx(seconds, abs=1e-3)
-    metas = [decode_json(record["meta"]) for record in found.records]
+    assert cut_result.seconds == pytest.approx(seconds, abs=1e-3)
+    metas = [decode_json(record["meta"]) for record in cut_result.records]
     assert [meta["id"] for meta in metas] == [f"a.wav#{i}" for i in range(len(pieces))]
     assert [meta["seconds"][0] for meta in metas] == [2.0 * i for i in range(len(pieces))]
     assert all(audio.loudness(wave) == pytest.approx(-16, abs=0.5) for wave in waves)
@@ -44,9 +44,12 @@ def test_silence_and_clipping_cost_a_piece_only(tmp_path: Path) -> None:
     wave = noise(8.0)
     wave[48_000:96_000] = 0
     wave[96_000:144_000] = np.clip(100 * wave[96_000:144_000], -1, 1)
-    found = cut_recording(recording(tmp_path / "a.wav", wave), CONFIG)
-    assert [decode_json(record["meta"])["seconds"] for record in found.records] == [[0.0, 2.0], [6.0, 8.0]]
-    assert [(row["reason"], row["seconds"]) for row in found.rejects] == [
+    cut_result = cut_recording(recording(tmp_path / "a.wav", wave), CONFIG)
+    assert [decode_json(record["meta"])["seconds"] for record in cut_result.records] == [
+        [0.0, 2.0],
+        [6.0, 8.0],
+    ]
+    assert [(row["reason"], row["seconds"]) for row in cut_result.rejects] == [
         ("silence", [2.0, 4.0]),
         ("clipped", [4.0, 6.0]),
     ]
@@ -61,8 +64,8 @@ def test_clipped_share() -> None:
 
 
 def test_quiet_music_is_turned_up_within_limits(tmp_path: Path) -> None:
-    found = cut_recording(recording(tmp_path / "a.wav", 3e-2 * noise(2.0)), CONFIG)
-    assert not found.rejects
+    cut_result = cut_recording(recording(tmp_path / "a.wav", 3e-2 * noise(2.0)), CONFIG)
+    assert not cut_result.rejects
     quiet = cut_recording(
         recording(tmp_path / "b.wav", 3e-2 * noise(2.0)), PieceConfig(max_gain_db=6.0, min_seconds=0.5)
     )
@@ -84,8 +87,8 @@ def test_a_video_is_cut_to_its_clip(tmp_path: Path) -> None:
 def test_damage_near_the_end_refuses_the_whole(tmp_path: Path) -> None:
     wave = noise(6.0)
     wave[-1] = np.inf
-    found = cut_recording(recording(tmp_path / "a.wav", wave), CONFIG)
-    assert (found.records, [row["reason"] for row in found.rejects]) == ([], ["not finite"])
+    cut_result = cut_recording(recording(tmp_path / "a.wav", wave), CONFIG)
+    assert (cut_result.records, [row["reason"] for row in cut_result.rejects]) == ([], ["not finite"])
 
 
 def test_lengths_must_be_positive() -> None:

@@ -65,16 +65,16 @@ def page_id(page: Path) -> str:
 @pytest.fixture(scope="module")
 def options() -> dict[str, set[str]]:
     """Command -> its options with dashes; of `train` those of every config."""
-    found: dict[str, set[str]] = {}
+    options: dict[str, set[str]] = {}
     for name, command in cli.COMMANDS.items():
         if command.config:
             module, _, cls = command.config.partition(":")
             config = getattr(importlib.import_module(f"melody_jax.{module}"), cls)()
-            found[name] = {entry.name.replace("_", "-") for entry in options_of(config)}
+            options[name] = {entry.name.replace("_", "-") for entry in options_of(config)}
     configs = [load_config(path) for path in sorted((ROOT / "configs").glob("*.py"))]
-    found["train"] = {entry.name.replace("_", "-") for config in configs for entry in options_of(config)}
-    found["train"] |= {"print-parameters"}
-    return found
+    options["train"] = {entry.name.replace("_", "-") for config in configs for entry in options_of(config)}
+    options["train"] |= {"print-parameters"}
+    return options
 
 
 @pytest.mark.parametrize("page", PAGES, ids=page_id)
@@ -105,11 +105,11 @@ def test_options_exist(page: Path, options: dict[str, set[str]]):
                 unknown.append(span)
     for text in [*blocks(page, "sh"), *blocks(page, "text")]:
         for name, *words in commands(text):
-            known = options.get(name, set())
+            valid = options.get(name, set())
             unknown += [
                 f"melody {name} {word}"
                 for word in words
-                if word.startswith("--") and word[2:].split("=")[0].removeprefix("no-") not in known
+                if word.startswith("--") and word[2:].split("=")[0].removeprefix("no-") not in valid
             ]
     assert not unknown
 

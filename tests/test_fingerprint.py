@@ -47,7 +47,7 @@ def test_landmarks_do_not_depend_on_level_and_end_with_the_sound() -> None:
     wave = music(0, 4.0)
     for ours, theirs in zip(landmarks(wave), landmarks(0.125 * wave), strict=True):
         np.testing.assert_array_equal(ours, theirs)
-    assert [len(found) for found in landmarks(wave[:100])] == [0, 0]
+    assert [len(marks) for marks in landmarks(wave[:100])] == [0, 0]
     assert len(landmarks(np.zeros(48_000, np.float32))[0]) == 0
     assert audio_key(wave) == audio_key(wave.copy()) != audio_key(wave[1:])
     assert audio_key(wave) > landmarks(wave)[0].max()

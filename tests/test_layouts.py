@@ -28,9 +28,9 @@ def touch(folder: Path, *names: str) -> None:
         (folder / name).write_bytes(b"audio")
 
 
-def by_id(found: list[Recording]) -> dict[str, Recording]:
-    assert [recording.id for recording in found] == sorted(recording.id for recording in found)
-    return {recording.id: recording for recording in found}
+def by_id(by_name: list[Recording]) -> dict[str, Recording]:
+    assert [recording.id for recording in by_name] == sorted(recording.id for recording in by_name)
+    return {recording.id: recording for recording in by_name}
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".jsonl"])
@@ -42,15 +42,15 @@ def test_files(tmp_path: Path, suffix: str) -> None:
         table.write_text("file,caption\n" + "".join(f'{file},"{caption}"\n' for file, caption in rows))
     else:
         table.write_text("".join(json.dumps({"file": f, "caption": c}) + "\n" for f, c in rows))
-    found = by_id(recordings(tmp_path, "files", table))
-    assert {name: recording.problem for name, recording in found.items()} == {
+    by_name = by_id(recordings(tmp_path, "files", table))
+    assert {name: recording.problem for name, recording in by_name.items()} == {
         "1.mp3": "uncaptioned",
         "a/0.WAV": "",
         "cover.jpg": "suffix",
         "gone.wav": "missing",
     }
-    assert found["a/0.WAV"].captions == ("calm, slow", "soft")
-    assert (found["a/0.WAV"].size, found["gone.wav"].size) == (5, -1)
+    assert by_name["a/0.WAV"].captions == ("calm, slow", "soft")
+    assert (by_name["a/0.WAV"].size, by_name["gone.wav"].size) == (5, -1)
     assert not by_id(recordings(tmp_path, "files", None))["1.mp3"].problem
 
 
@@ -62,8 +62,8 @@ def test_audiofolder(tmp_path: Path) -> None:
     (tmp_path / "test" / "metadata.jsonl").write_text(
         '{"file_name": "3.mp3", "caption": "rain", "bpm": 90}\n'
     )
-    found = by_id(recordings(tmp_path, "audiofolder", None))
-    assert {name: recording.captions for name, recording in found.items()} == {
+    by_name = by_id(recordings(tmp_path, "audiofolder", None))
+    assert {name: recording.captions for name, recording in by_name.items()} == {
         "test/3.mp3": ("rain",),
         "train/1.wav": ("a dog, singing",),
         "train/sub/2.flac": ("a cat",),
@@ -82,12 +82,12 @@ def test_musiccaps(tmp_path: Path) -> None:
         "abc_DEF-123,0,10,/m/04rlf,[],Drums.,0,True,False\nzzzzzzzzzzz,200,210,/m/04rlf,[],Gone.,0,True,False\n"
     )
     touch(tmp_path / "wav", "-0Gj8-vB1q4.wav", "[abc_DEF-123]-[0-10].mp3")
-    found = by_id(recordings(tmp_path / "wav", "musiccaps", table))
-    first = found["-0Gj8-vB1q4"]
+    by_name = by_id(recordings(tmp_path / "wav", "musiccaps", table))
+    first = by_name["-0Gj8-vB1q4"]
     assert (first.captions, first.clip) == (("A voice, softly.",), (30.0, 40.0))
     assert first.tags == {"aspects": ["slow ballad", "it's sad"]}
-    assert found["abc_DEF-123"].path.endswith("[abc_DEF-123]-[0-10].mp3")
-    assert found["zzzzzzzzzzz"].problem == "missing"
+    assert by_name["abc_DEF-123"].path.endswith("[abc_DEF-123]-[0-10].mp3")
+    assert by_name["zzzzzzzzzzz"].problem == "missing"
 
 
 def test_mtg_jamendo(tmp_path: Path) -> None:
@@ -98,9 +98,9 @@ def test_mtg_jamendo(tmp_path: Path) -> None:
         "track_0000382\tartist_000020\talbum_000046\t82/382.mp3\t211.1\tgenre---rock\tinstrument---drums\tmood/theme---dark\n"
     )
     touch(tmp_path / "audio", "14/214.mp3", "82/382.low.mp3")
-    found = by_id(recordings(tmp_path / "audio", "mtg-jamendo", table))
-    assert found["track_0000214"].captions == ("punkrock",)
-    second = found["track_0000382"]
+    by_name = by_id(recordings(tmp_path / "audio", "mtg-jamendo", table))
+    assert by_name["track_0000214"].captions == ("punkrock",)
+    second = by_name["track_0000382"]
     assert second.tags == {"genre": ["rock"], "instrument": ["drums"], "mood/theme": ["dark"]}
     assert second.captions == ("rock, drums, dark",)
     assert second.path.endswith("82/382.low.mp3")
@@ -138,8 +138,8 @@ def test_fma(tmp_path: Path) -> None:
     )
     table.write_text(header + "\ntrack_id" + "," * len(columns) + "\n" + lines)
     touch(tmp_path / "fma_small", "000/000002.mp3")
-    found = by_id(recordings(tmp_path / "fma_small", "fma", table))
-    assert {name: (track.captions, track.problem) for name, track in found.items()} == {
+    by_name = by_id(recordings(tmp_path / "fma_small", "fma", table))
+    assert {name: (track.captions, track.problem) for name, track in by_name.items()} == {
         "000002": (("Hip-Hop",), ""),
         "155000": (("Rock",), "missing"),
     }
@@ -147,9 +147,9 @@ def test_fma(tmp_path: Path) -> None:
         "genre_id,#tracks,parent,title,top_level\n21,1,0,Hip-Hop,21\n10,1,0,Pop,10\n17,1,0,Folk,17\n"
     )
     touch(tmp_path / "music", "000/000140.mp3")
-    found = by_id(recordings(tmp_path / "music", "fma", table))
-    assert found["000002"].tags == {"genre": ["Hip-Hop", "Pop"]}
-    assert (found["000140"].captions, found["000140"].problem) == (("Folk",), "")
+    by_name = by_id(recordings(tmp_path / "music", "fma", table))
+    assert by_name["000002"].tags == {"genre": ["Hip-Hop", "Pop"]}
+    assert (by_name["000140"].captions, by_name["000140"].problem) == (("Folk",), "")
     (table.parent / "genres.csv").unlink()
     table.write_text("track_id,title\n2,x\n3,y\n")
     with pytest.raises(UserError, match="three lines"):
@@ -165,10 +165,10 @@ def test_song_describer(tmp_path: Path) -> None:
         "990,1007274,Guitar.,True,1,429137,118548,74/1007274.mp3,140.2\n"
     )
     touch(tmp_path / "audio", "34/1004034.2min.mp3")
-    found = by_id(recordings(tmp_path / "audio", "song-describer", table))
-    assert found["34/1004034.mp3"].captions == ("An electronic tune, fast", "Synths.")
-    assert found["34/1004034.mp3"].path.endswith("34/1004034.2min.mp3")
-    assert found["74/1007274.mp3"].problem == "missing"
+    by_name = by_id(recordings(tmp_path / "audio", "song-describer", table))
+    assert by_name["34/1004034.mp3"].captions == ("An electronic tune, fast", "Synths.")
+    assert by_name["34/1004034.mp3"].path.endswith("34/1004034.2min.mp3")
+    assert by_name["74/1007274.mp3"].problem == "missing"
 
 
 def test_what_does_not_fit_is_named(tmp_path: Path) -> None:

@@ -34,17 +34,17 @@ def audio_record(i: int, captions: bool = True) -> dict[str, np.ndarray]:
     """A ramp from -0.5 whose slope is the record's number: a crop tells whence it came."""
     samples = 4000 if i else 500
     wave = (np.arange(samples) * (i + 1) / 32768 - 0.5).astype(np.float32)
-    known = {
+    composed_facts = {
         "genre": GENRES[i % 2],
         "mood": facts.TABLES["mood"][1],
         "mode": "minor",
         "key": "D#",
         "tempo_bpm": 120.5,
     }
-    known["instruments"] = [facts.INSTRUMENT_NAMES[3], facts.INSTRUMENT_NAMES[0]]
+    composed_facts["instruments"] = [facts.INSTRUMENT_NAMES[3], facts.INSTRUMENT_NAMES[0]]
     meta = {
         "id": f"r{i}",
-        "facts": known if i % 3 else {},
+        "facts": composed_facts if i % 3 else {},
         "captions": ["calm piano", "a slow song"] if captions else [],
     }
     return {"audio": np.frombuffer(audio.encode_flac(wave), np.uint8), "meta": encode_json(meta)}
@@ -133,18 +133,20 @@ def test_position_is_restored(music: str) -> None:
 
 def test_labels(music: str) -> None:
     batch = next(pipeline.TrainingBatches(config(music, batch_size=10), "audio_text"))
-    known = batch["facts"]
+    labels = batch["facts"]
     slopes = np.round((batch["audio"][:, 1] - batch["audio"][:, 0]) * 32768).astype(int) - 1
     for row, i in enumerate(slopes):
         if i % 3:
-            assert known["genre"][row] == i % 2
-            assert known["key"][row] == 3
-            assert known["tempo"][row] == np.float32(120.5)
-            assert known["instruments"][row].sum() == 2
+            assert labels["genre"][row] == i % 2
+            assert labels["key"][row] == 3
+            assert labels["tempo"][row] == np.float32(120.5)
+            assert labels["instruments"][row].sum() == 2
         else:
-            assert known["genre"][row] == known["mood"][row] == known["mode"][row] == known["key"][row] == -1
-            assert np.isnan(known["tempo"][row])
-            assert np.all(known["instruments"][row] == -1)
+            assert (
+                labels["genre"][row] == labels["mood"][row] == labels["mode"][row] == labels["key"][row] == -1
+            )
+            assert np.isnan(labels["tempo"][row])
+            assert np.all(labels["instruments"][row] == -1)
     assert batch["text_ids"].shape == batch["text_mask"].shape == (10, 12)
     assert (batch["text_ids"].dtype, batch["text_mask"].dtype) == (np.int32, np.float32)
 

@@ -48,9 +48,9 @@ def listen(name: str, networks: str = "", **watch: Any) -> Any:
     [("vae", ("original", "reconstruction")), ("dpd", ("original", "diffused")), ("lm", ("generated",))],
 )
 def test_sound_and_image_of_every_item(name: str, sounds: tuple[str, ...], networks: str) -> None:
-    found = listen(name, networks, preview_items=3)
-    assert sorted(found) == sorted(f"preview/{sound}/{i}" for sound in sounds for i in range(3))
-    for wave, image in found.values():
+    previews = listen(name, networks, preview_items=3)
+    assert sorted(previews) == sorted(f"preview/{sound}/{i}" for sound in sounds for i in range(3))
+    for wave, image in previews.values():
         assert wave.ndim == 1
         assert np.isfinite(wave).all()
         assert np.abs(wave).max() <= 1

@@ -146,7 +146,7 @@ def test_a_difference_is_stored_in_four_bits_and_added_on_loading(tmp_path: Path
     base = jax.tree.map(lambda leaf: leaf.astype(np.float32), base)
     release.save_network(tmp_path, "dpd", base, config, {})
     base = release.load_network(tmp_path, "dpd")[0]
-    own = {"dpd": release.network_hash(tmp_path, "dpd")}
+    base_hashes = {"dpd": release.network_hash(tmp_path, "dpd")}
     codes = rng.integers(-7, 8, (2, 64, 96))
     codes[:, 0] = 7
     difference = {
@@ -154,11 +154,11 @@ def test_a_difference_is_stored_in_four_bits_and_added_on_loading(tmp_path: Path
         "dense": {"kernel": codes.astype(np.float32) / 7, "bias": np.full(96, 0.5, np.float32)},
         "guidance": np.full((3, 3), 0.25, np.float32),
     }
-    file = release.save_network(tmp_path, "dpd_distilled", difference, config, own)
+    file = release.save_network(tmp_path, "dpd_distilled", difference, config, base_hashes)
     stored = safetensors.numpy.load(file.read_bytes())
     assert stored["dense/kernel"].nbytes == codes.size // 2
-    params, found, hashes = release.load_network(tmp_path, "dpd_distilled")
-    assert (found, hashes) == (config, own)
+    params, loaded_config, hashes = release.load_network(tmp_path, "dpd_distilled")
+    assert (loaded_config, hashes) == (config, base_hashes)
     np.testing.assert_array_equal(params["table"], base["table"])
     np.testing.assert_array_equal(params["guidance"], difference["guidance"])
     added = jax.tree.map(lambda a, b: a - b, params["dense"], base["dense"])

@@ -51,16 +51,16 @@ def test_tfds_reads_what_was_written(folder: Path, waves: list[np.ndarray]) -> N
 
 
 def test_a_dataset_is_a_source(folder: Path, waves: list[np.ndarray]) -> None:
-    found = tfds_music.recordings(folder / "melody_music" / "1.0.0")
-    assert sorted(recording.id for recording in found) == ["é0", "é1", "é2"]
-    for recording in found:
+    prepared = tfds_music.recordings(folder / "melody_music" / "1.0.0")
+    assert sorted(recording.id for recording in prepared) == ["é0", "é1", "é2"]
+    for recording in prepared:
         wave = waves[int(recording.id[1:])]
         np.testing.assert_allclose(
             tfds_music.read(recording.path, recording.record), wave, atol=1 / 65536 + 1e-7
         )
-        made = cut_recording(recording, PieceConfig(piece_seconds=0.4, min_seconds=0.1))
-        assert made.seconds == pytest.approx(len(wave) / 24_000)
-        assert len(made.records) == 3
+        cut_result = cut_recording(recording, PieceConfig(piece_seconds=0.4, min_seconds=0.1))
+        assert cut_result.seconds == pytest.approx(len(wave) / 24_000)
+        assert len(cut_result.records) == 3
     with pytest.raises(UserError, match="not a TFDS dataset"):
         tfds_music.recordings(folder)
 

@@ -14,8 +14,8 @@ PAGES = sorted(
 
 def blocks(page: Path, language: str) -> list[str]:
     """The fenced blocks of a page in one language, without their fences; indented ones are dedented."""
-    found = re.findall(rf"^( *)```{language}\n(.*?)^ *```$", page.read_text(), re.M | re.S)
-    return [re.sub(rf"^{indent}", "", text, flags=re.M) for indent, text in found]
+    matches = re.findall(rf"^( *)```{language}\n(.*?)^ *```$", page.read_text(), re.M | re.S)
+    return [re.sub(rf"^{indent}", "", text, flags=re.M) for indent, text in matches]
 
 
 def prose(page: Path) -> str:
