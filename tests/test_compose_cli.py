@@ -127,7 +127,7 @@ def test_seeds_of_splits_are_disjoint():
         (["--seconds", "nan"], "seconds is nan"),
         (["--hours", "0"], "at least one piece"),
         (["--hours", "nan"], "hours is nan"),
-        (["--hours", "many"], "--hours got 'many'"),
+        (["--hours", "many"], "--hours takes FLOAT, not 'many'"),
         (["--workers", "-2"], "workers is -2"),
         (["--pieces-per-shard", "0"], "pieces_per_shard is 0"),
         (["--soundfonts", "Nope"], "'Nope' is not a supported SoundFont"),

@@ -140,6 +140,6 @@ def test_bad_choices_are_one_line() -> None:
             dataclasses.replace(STAGE, **changes)
     with pytest.raises(UserError, match="guidance_range is"):
         dataclasses.replace(MODEL, guidance_range=(3.0, 2.0))
-    with pytest.raises(UserError, match="needs --init_from"):
+    with pytest.raises(UserError, match="needs --init-from"):
         TrainConfig(stage=STAGE)
     TrainConfig(stage=DPDStage(model=dpd.TINY))

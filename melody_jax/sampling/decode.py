@@ -40,7 +40,7 @@ def context(config: VAEConfig) -> int:
 def decode(
     params: Params,
     config: VAEConfig,
-    blocks: Iterable[Float[Arrays, "B L D"]],
+    blocks: Iterable[Float[Arrays, "B _ D"]],  # L may differ from block to block
     window: int,
     mesh: Mesh | None = None,
 ) -> Iterator[Float32[np.ndarray, "B T"]]:
