@@ -11,7 +11,6 @@ import io
 import math
 import os
 import struct
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,6 +19,7 @@ import soundfile
 import soxr
 from jaxtyping import Float, Float32, Int16
 
+from melody_jax import files
 from melody_jax.errors import UserError
 
 SAMPLE_RATE = 24_000
@@ -135,21 +135,15 @@ def write(path: str | os.PathLike, audio: np.ndarray, sample_rate: int = SAMPLE_
     path = Path(path)
     file_format = check_writable(path)
     audio = _checked(audio, str(path))
-    temporary = None
     try:
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
         with (
-            os.fdopen(handle, "wb") as file,
+            files.replace_file(path) as file,
             soundfile.SoundFile(file, "w", sample_rate, 1, format=file_format) as sound,
         ):
             for first in range(0, len(audio), BLOCK):  # bounds the memory for conversion
                 sound.write(to_int16(audio[first : first + BLOCK], str(path)))
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except (OSError, soundfile.SoundFileError, RuntimeError) as error:
-        if temporary is not None:
-            Path(temporary).unlink(missing_ok=True)
-        raise UserError(f"{path}: cannot be written ({getattr(error, 'strerror', None) or error})") from error
+    except (soundfile.SoundFileError, RuntimeError) as error:
+        raise UserError(f"{path}: cannot be written ({error})") from error
 
 
 def check_writable(path: str | os.PathLike) -> str:

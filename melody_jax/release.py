@@ -27,6 +27,7 @@ import safetensors
 import safetensors.numpy
 from tokenizers import Tokenizer
 
+from melody_jax import files
 from melody_jax.config_json import from_dict, to_dict
 from melody_jax.errors import UserError
 from melody_jax.models.functional import Params
@@ -93,12 +94,9 @@ def save_network(
         "metrics": metrics or {},
         "sha256": hashlib.sha256(data).hexdigest(),
     }
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        _write(folder / f"{name}.safetensors", data)
-        _write(folder / f"{name}.json", (json.dumps(description, indent=2) + "\n").encode())
-    except OSError as error:
-        raise UserError(f"{folder}: cannot be written ({error.strerror})") from error
+    files.make_folder(folder)
+    files.write_bytes(folder / f"{name}.safetensors", data)
+    files.write_bytes(folder / f"{name}.json", (json.dumps(description, indent=2) + "\n").encode())
     return folder / f"{name}.safetensors"
 
 
@@ -116,7 +114,7 @@ def read_network(path: str | os.PathLike, name: str) -> tuple[Params, Any, dict[
     """`load_network` with NumPy arrays, for callers that place them on devices themselves."""
     folder = Path(path)
     description = read_description(folder, name)
-    data = _read(folder / f"{name}.safetensors")
+    data = files.read_bytes(folder / f"{name}.safetensors")
     if hashlib.sha256(data).hexdigest() != description["sha256"]:
         raise UserError(f"{folder / name}.safetensors: truncated, or not the file that {name}.json describes")
     try:
@@ -177,22 +175,16 @@ def save_tokenizer(path: str | os.PathLike, source: str, size: int) -> None:
     """
     read_tokenizer(source, size)
     file = Path(path) / TOKENIZER
-    try:
-        Path(path).mkdir(parents=True, exist_ok=True)
-        if source:
-            _write(file, Path(source).read_bytes())
-        else:
-            file.unlink(missing_ok=True)
-    except OSError as error:
-        raise UserError(f"{file}: cannot be written ({error.strerror})") from error
+    files.make_folder(path)
+    if source:
+        files.write_bytes(file, files.read_bytes(source))
+    else:
+        file.unlink(missing_ok=True)
 
 
 def save_card(path: str | os.PathLike, name: str, text: str) -> None:
     """Writes the model card `<name>.md`. Raises `UserError` if the folder cannot be written."""
-    try:
-        _write(Path(path) / f"{name}.md", text.encode())
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror})") from error
+    files.write_bytes(Path(path) / f"{name}.md", text.encode())
 
 
 def load_tokenizer(path: str | os.PathLike, size: int) -> Tokenizer:
@@ -209,7 +201,7 @@ def read_description(path: str | os.PathLike, name: str) -> dict[str, Any]:
     """
     file = Path(path) / f"{name}.json"
     try:
-        description = json.loads(_read(file))
+        description = json.loads(files.read_bytes(file))
         version, network = description["format_version"], description["network"]
         hashes_ok = isinstance(description["hashes"], dict) and isinstance(description["config"], dict)
         complete = hashes_ok and isinstance(description["sha256"], str)
@@ -224,7 +216,7 @@ def read_description(path: str | os.PathLike, name: str) -> dict[str, Any]:
 
 def network_hash(path: str | os.PathLike, name: str) -> str:
     """The sha256 of the network's tensor file, which identifies it in features and in networks trained on it."""
-    return hashlib.sha256(_read(Path(path) / f"{name}.safetensors")).hexdigest()
+    return files.file_hash(Path(path) / f"{name}.safetensors")
 
 
 def flatten(params: Params, prefix: str = "") -> dict[str, Any]:
@@ -300,16 +292,3 @@ def _network_module(name: str) -> Any:
 
 def _config_class(name: str) -> Any:
     return getattr(_network_module(name), NETWORKS[name][1])
-
-
-def _read(file: Path) -> bytes:
-    try:
-        return file.read_bytes()
-    except OSError as error:
-        raise UserError(f"{file}: cannot be read ({error.strerror})") from None
-
-
-def _write(file: Path, data: bytes) -> None:
-    temporary = file.with_name(f".{file.name}.{os.getpid()}.part")
-    temporary.write_bytes(data)
-    temporary.replace(file)

@@ -15,6 +15,7 @@ GROUND = (
     "diffusion",
     "errors",
     "extras",
+    "files",
     "flops",
     "options",
     "parameterisation",

@@ -133,7 +133,7 @@ def test_damage_is_one_line(folder: Path, damage: str) -> None:
 
 def test_unknown_network_and_unwritable_folder(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="cannot be written"):
+    with pytest.raises(UserError, match="the folder cannot be made"):
         release.save_network(tmp_path / "file", "vae", {"a": np.zeros(2, np.float32)}, VAEConfig(), {})
 
 

@@ -20,7 +20,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from melody_jax.ablation.files import DIVERGED, claim, last_step, save_json
+from melody_jax import files
+from melody_jax.ablation.files import DIVERGED, claim, last_step
 from melody_jax.ablation.results import RunResult, add_results, find_results, read_folder, read_results
 from melody_jax.ablation.runs import AblateConfig, Run, measures_of, runner_of, runs_of
 from melody_jax.ablation.study import load_study
@@ -125,7 +126,7 @@ def _finish(run: Run, config: AblateConfig, measures: Sequence[str], minutes: fl
         return runner_of(run.config).run_arm(run.config, run.folder, measures, minutes, quiet)
     except Diverged as error:
         print(f"{run.arm}, seed {run.seed}: {error}", file=sys.stderr)
-        save_json(run.folder / DIVERGED, {"steps": error.steps})
+        files.write_json(run.folder / DIVERGED, {"steps": error.steps})
         return True
 
 

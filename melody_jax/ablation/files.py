@@ -1,7 +1,6 @@
 """Files of a run folder: written atomically, and locked by the process that works on the run."""
 
 import contextlib
-import fcntl
 import json
 import math
 import os
@@ -12,7 +11,7 @@ from typing import Any
 import numpy as np
 import safetensors.numpy
 
-from melody_jax.data.records import write_bytes
+from melody_jax import files
 from melody_jax.training.digests import DIGEST
 
 DIVERGED = "diverged.json"
@@ -26,30 +25,15 @@ def claim(folder: Path, wait: bool = False) -> Iterator[bool]:
     Yields:
         Whether this process has the lock: False if another process has it and `wait` is not set.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    files.make_folder(folder)
     with (folder / "lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError:
-            yield False
-        else:
-            yield True
-
-
-def save_json(path: Path, values: Any) -> None:
-    """Writes indented JSON."""
-    write_bytes(path, (json.dumps(values, indent=1) + "\n").encode())
-
-
-def read_json(path: Path) -> Any:
-    """Reads JSON."""
-    return json.loads(path.read_text())
+        yield files.lock(file, wait)
 
 
 def save_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
     """Writes safetensors."""
     contiguous = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
-    write_bytes(path, safetensors.numpy.save(contiguous))
+    files.write_bytes(path, safetensors.numpy.save(contiguous))
 
 
 def read_measures(folder: Path) -> dict[str, dict[str, np.ndarray]]:

@@ -17,8 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from melody_jax.ablation.files import DIVERGED, claim, read_json, read_measures, read_steps, short_path
-from melody_jax.data.records import write_bytes
+from melody_jax import files
+from melody_jax.ablation.files import DIVERGED, claim, read_measures, read_steps, short_path
 from melody_jax.errors import UserError
 
 Arrays = Mapping[str, np.ndarray]
@@ -63,8 +63,8 @@ def read_folder(folder: Path, arm: str, seed: int) -> RunResult:
         arm=arm,
         seed=seed,
         config=_published_config(folder / "config.json"),
-        cost=read_json(cost) if cost.is_file() else None,
-        diverged_after=read_json(diverged)["steps"] if diverged.is_file() else None,
+        cost=files.read_json(cost) if cost.is_file() else None,
+        diverged_after=files.read_json(diverged)["steps"] if diverged.is_file() else None,
         steps=read_steps(folder),
         measures=read_measures(folder),
     )
@@ -73,7 +73,7 @@ def read_folder(folder: Path, arm: str, seed: int) -> RunResult:
 def _published_config(file: Path) -> Any:
     if not file.is_file():
         return None
-    record = read_json(file)
+    record = files.read_json(file)
     config = record["config"]
     data = config["data"]
     config["workdir"] = short_path(config["workdir"])
@@ -89,7 +89,7 @@ def read_results(file: Path) -> dict[str, RunResult]:
     if not file.is_file():
         return {}
     try:
-        content = read_json(file)
+        content = files.read_json(file)
         arrays = {name: _decode(entry) for name, entry in content["arrays"].items()}
         return {name: _from_json(entry, arrays) for name, entry in content["runs"].items()}
     except (ValueError, KeyError, TypeError) as error:
@@ -119,7 +119,7 @@ def add_results(file: Path, results: Mapping[str, RunResult]) -> None:
                     result, measures=dict(sorted({**merged[name].measures, **result.measures}.items()))
                 )
             merged[name] = result
-        write_bytes(file, _encode_file(merged).encode())
+        files.write_bytes(file, _encode_file(merged).encode())
 
 
 def _encode_file(results: Mapping[str, RunResult]) -> str:

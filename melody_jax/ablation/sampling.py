@@ -24,8 +24,8 @@ import numpy as np
 import safetensors.numpy
 from tqdm import tqdm
 
-from melody_jax import audio, diffusion
-from melody_jax.ablation.files import claim, save_arrays, save_json
+from melody_jax import audio, diffusion, files
+from melody_jax.ablation.files import claim, save_arrays
 from melody_jax.ablation.study import Sampling
 from melody_jax.evaluation import clip_features, composed_prompts, group_judge
 from melody_jax.evaluation.adherence import Judge
@@ -80,7 +80,7 @@ def run_arm(config: Sampling, folder: Path, measures: Iterable[str], minutes: fl
         "embeddings": _embed(melody, waves),
         "true_embeddings": _described_embeddings(melody, config.prompts, folder.parent),
     }
-    save_json(folder / "cost.json", cost)
+    files.write_json(folder / "cost.json", cost)
     save_arrays(folder / "sampled.safetensors", scores)
     return True
 

@@ -6,8 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from melody_jax import __version__
-from melody_jax.ablation.files import save_json, short_path
+from melody_jax import __version__, files
+from melody_jax.ablation.files import short_path
 from melody_jax.ablation.findings import Findings, find
 from melody_jax.ablation.measures import ANGLES, METRICS
 from melody_jax.ablation.plot import plot
@@ -44,11 +44,11 @@ def write_report(
     """
     findings = find(study, runs, results)
     out = Path(config.out)
-    out.mkdir(parents=True, exist_ok=True)
+    files.make_folder(out)
     text = "\n".join(_lines(findings, config.name, command_line(config))) + "\n"
     plot(findings, out / f"{config.name}.png")
-    save_json(out / f"{config.name}.json", _to_json(findings, command_line(config)))
-    (out / f"{config.name}.md").write_text(text)
+    files.write_json(out / f"{config.name}.json", _to_json(findings, command_line(config)))
+    files.write_bytes(out / f"{config.name}.md", text.encode())
     print(text)
     return out / f"{config.name}.md"
 

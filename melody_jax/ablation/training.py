@@ -16,8 +16,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from melody_jax import release
-from melody_jax.ablation.files import read_rows, save_arrays, save_json
+from melody_jax import files, release
+from melody_jax.ablation.files import read_rows, save_arrays
 from melody_jax.ablation.measures import MEASURES, Probe
 from melody_jax.config import DataConfig, TrainConfig, WatchConfig
 from melody_jax.data import pipeline
@@ -78,7 +78,7 @@ def run_arm(config: TrainConfig, folder: Path, measures: Iterable[str], minutes:
         state = train(config, batches, held_out, hashes, quiet=quiet)
         if int(state.step) < config.steps:
             return False
-        save_json(folder / "cost.json", cost(config, folder, held_out[0]))
+        files.write_json(folder / "cost.json", cost(config, folder, held_out[0]))
     missing = [name for name in measures if not (folder / f"{name}.safetensors").is_file()]
     if missing:
         probe = make_probe(config, folder, quiet)

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from melody_jax import files
 from melody_jax.data import records
 from melody_jax.data.cutting import CutResult, Reject, cut_recording
 from melody_jax.data.fingerprint import RecordingKey
@@ -83,7 +84,7 @@ def _write_part(job: Job, unit: int, part: int) -> None:
         "audio_keys": np.array([result.audio_key for result in results], np.int64),
         "facts": records.encode_json(facts),
     }
-    records.write_bytes(job.report_path(unit, part), records.encode_record(report))
+    files.write_bytes(job.report_path(unit, part), records.encode_record(report))
 
 
 def write_audio_shard(job: Job, unit: int, originals: dict[RecordingKey, RecordingKey]) -> None:

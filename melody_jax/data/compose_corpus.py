@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from melody_jax import __version__, audio, composer
+from melody_jax import __version__, audio, composer, files
 from melody_jax.composer import captions, compose, render, soundfont
 from melody_jax.composer.piece import Piece
 from melody_jax.composer.splits import SPLITS, split_index
@@ -115,10 +115,7 @@ def compose_corpus(config: ComposeConfig) -> None:
         raise UserError("a folder for the corpus is needed: --out FOLDER")
     sources = _sources(config)
     folder = Path(config.out)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{folder}: the folder cannot be made ({error.strerror})") from error
+    files.make_folder(folder)
     started = time.monotonic()
     contents = (
         _compose_shards(config, sources) if config.format == "shards" else _compose_files(config, sources)
@@ -155,7 +152,7 @@ def _compose_files(config: ComposeConfig, sources: Sources) -> str:
     with _progress_bar(config, 0) as bar:
         groups = range(config.groups)
         rows.update(compose_workers.run_groups(make_group, groups, config.workers, bar.update))
-    records.write_bytes(folder / CAPTION_FILE, "".join(rows[group] for group in sorted(rows)).encode())
+    files.write_bytes(folder / CAPTION_FILE, "".join(rows[group] for group in sorted(rows)).encode())
     return f"{config.format.upper()} files with {CAPTIONS} captions per piece in {CAPTION_FILE}"
 
 
@@ -241,7 +238,7 @@ def _sources(config: ComposeConfig) -> Sources:
         for name, value in dataclasses.asdict(config).items()
         if name not in ("out", "workers", "format")
     }
-    settings["soundfonts"] = {name: records.file_hash(path) for name, path in sorted(fonts.items())}
+    settings["soundfonts"] = {name: files.file_hash(path) for name, path in sorted(fonts.items())}
     versions = {name: importlib.metadata.version(name) for name in ("numpy", "scipy", "soundfile")}
     return Sources(settings, versions | {"melody_jax": __version__, "composer": _source_hash()}, fonts)
 
@@ -302,7 +299,7 @@ def _begin_files(folder: Path, sources: Sources) -> None:
         _check_same(folder, sources, previous["settings"], previous["versions"])
     else:
         content = {"settings": sources.settings, "versions": sources.versions}
-        records.write_bytes(path, json.dumps(content, indent=1).encode())
+        files.write_json(path, content)
 
 
 def _check_same(folder: Path, sources: Sources, settings: dict[str, Any], versions: dict[str, str]) -> None:

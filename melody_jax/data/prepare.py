@@ -17,7 +17,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from melody_jax import __version__, release
+from melody_jax import __version__, files, release
 from melody_jax.data import audio_units, layouts, records
 from melody_jax.data.layouts import Recording
 from melody_jax.data.prepare_config import FEATURE_NETWORKS, FeatureConfig, PieceConfig, PrepareConfig
@@ -163,7 +163,7 @@ def _finish(job: Job, manifest: ShardManifest) -> ShardManifest:
     }
     shards = tuple(Shard(**result["shard"]) for result in results)
     lines = "".join(json.dumps(reject, ensure_ascii=False, sort_keys=True) + "\n" for reject in rejects)
-    records.write_bytes(Path(job.out) / REJECTS, lines.encode())
+    files.write_bytes(Path(job.out) / REJECTS, lines.encode())
     manifest = dataclasses.replace(manifest, shards=shards, counts=counts)
     if not manifest.records:
         raise UserError(f"{job.source}: nothing is usable; the first reject: {rejects[0]['detail']}")

@@ -11,11 +11,9 @@ windows, V variants (0 clean, others jittered) and Q codebooks, `window_starts` 
 """
 
 import contextlib
-import hashlib
 import importlib
 import json
 import os
-import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -26,6 +24,7 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
+from melody_jax import files
 from melody_jax.errors import UserError
 
 MANIFEST = "manifest.json"
@@ -124,7 +123,10 @@ def write_shard(path: str | os.PathLike, records: Iterable[Mapping[str, np.ndarr
                 writer.close()
         with _writing(path):
             shard = Shard(
-                name=path.name, records=count, bytes=temporary.stat().st_size, sha256=file_hash(temporary)
+                name=path.name,
+                records=count,
+                bytes=temporary.stat().st_size,
+                sha256=files.file_hash(temporary),
             )
             os.replace(temporary, path)
     finally:
@@ -164,23 +166,7 @@ def write_manifest(folder: str | os.PathLike, manifest: ShardManifest) -> None:
         "counts": manifest.counts,
         "shards": [asdict(shard) for shard in sorted(manifest.shards, key=lambda shard: shard.name)],
     }
-    text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
-    write_bytes(Path(folder) / MANIFEST, text.encode())
-
-
-def write_bytes(path: Path, data: bytes) -> None:
-    """Writes a file that appears only when it is whole. Raises `UserError` if the folder cannot be written."""
-    temporary = None
-    try:
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except OSError as error:
-        if temporary is not None:
-            Path(temporary).unlink(missing_ok=True)
-        raise UserError(f"{path}: cannot be written ({error.strerror})") from error
+    files.write_json(Path(folder) / MANIFEST, content)
 
 
 def read_manifest(folder: str | os.PathLike) -> ShardManifest:
@@ -215,14 +201,8 @@ def check_shard(folder: str | os.PathLike, shard: Shard, content: bool = False) 
         raise UserError(
             f"{path}: cut short or not the shard of the manifest, {path.stat().st_size} of {shard.bytes} bytes"
         )
-    if content and file_hash(path) != shard.sha256:
+    if content and files.file_hash(path) != shard.sha256:
         raise UserError(f"{path}: its sha256 is not the manifest's: the file is damaged")
-
-
-def file_hash(path: str | os.PathLike) -> str:
-    """The sha256 of a file, in hexadecimal."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _array_record(module: str) -> ModuleType:

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from melody_jax import files
 from melody_jax.data import records
 from melody_jax.data.layouts import Recording
 from melody_jax.data.prepare_config import PrepareConfig
@@ -65,7 +66,7 @@ class Job:
 
     def write_plan(self, unit: int, recordings: list[Recording]) -> None:
         """Writes the recordings of a unit."""
-        write_json(self.plan_path(unit), [dataclasses.asdict(recording) for recording in recordings])
+        files.write_json(self.plan_path(unit), [dataclasses.asdict(recording) for recording in recordings])
 
     def read_plan(self, unit: int) -> list[Recording]:
         """Reads the recordings of a unit."""
@@ -82,7 +83,7 @@ class Job:
         self, unit: int, shard: records.Shard, rejects: list[dict[str, Any]], counts: dict[str, Any]
     ) -> None:
         """Records that a unit is finished: its shard, what was rejected, and counts of items and seconds."""
-        write_json(
+        files.write_json(
             self.done_path(unit), {"shard": dataclasses.asdict(shard), "rejects": rejects, "counts": counts}
         )
 
@@ -99,8 +100,3 @@ class Job:
 
     def _path(self, name: str) -> Path:
         return Path(self.out) / WORK / name
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Writes JSON atomically."""
-    records.write_bytes(path, json.dumps(content, ensure_ascii=False).encode())

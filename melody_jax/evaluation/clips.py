@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from melody_jax import audio
+from melody_jax import audio, files
 from melody_jax.data import records
 from melody_jax.errors import UserError
 from melody_jax.sampling import manifest
@@ -66,15 +66,15 @@ def open_set(folder: Path, prompts: Path | None = None) -> ClipSet:
         raise UserError(f"{folder}: no such folder of clips")
     if (folder / records.MANIFEST).is_file():
         return _shards(folder)
-    files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
-    if not files:
+    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
+    if not paths:
         raise UserError(f"{folder}: has no sound files ({', '.join(SUFFIXES)}) and no audio shards")
     prompt_by_name = _prompts(prompts) if prompts else _manifest_prompts(folder)
     digest = hashlib.sha256()
     clips = []
-    for path in files:
+    for path in paths:
         name = path.relative_to(folder).as_posix()
-        digest.update(f"{name} {records.file_hash(path)}\n".encode())
+        digest.update(f"{name} {files.file_hash(path)}\n".encode())
         clips.append(
             Clip(
                 name=name, read=partial(audio.read, path), prompt=prompt_by_name.get(path.stem, ""), file=path

@@ -16,8 +16,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from melody_jax import __version__
-from melody_jax.data.records import write_bytes
+from melody_jax import __version__, files
 from melody_jax.errors import UserError
 from melody_jax.evaluation import clip_features, composed_prompts, group_judge, stage_swap
 from melody_jax.evaluation.adherence import Judge
@@ -92,8 +91,8 @@ def diagnose(config: DiagnoseConfig) -> dict[str, Any]:
     }
     text = markdown(result)
     report = out / f"diagnosis-{config.model}.json"
-    write_bytes(report, (json.dumps(result, indent=1) + "\n").encode())
-    write_bytes(report.with_suffix(".md"), text.encode())
+    files.write_json(report, result)
+    files.write_bytes(report.with_suffix(".md"), text.encode())
     print(text)
     print(f"Wrote {report} and .md", file=sys.stderr)
     return result

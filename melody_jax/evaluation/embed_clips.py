@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from melody_jax import files
 from melody_jax.audio import SAMPLE_RATE
 from melody_jax.errors import UserError
 from melody_jax.evaluation import signal
@@ -84,20 +85,17 @@ def measure(clips: ClipSet, embedding: Embedding, share: Share, with_features: b
     """
     settings = [VERSION, clips.sha256, embedding.sha256, share.seconds, with_features, CHUNK]
     folder = share.cache / hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:16]
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{folder}: cannot be written ({error.strerror})") from None
+    files.make_folder(folder)
     chunks = range(-(-len(clips.clips) // CHUNK))
-    files = [folder / f"{chunk:06d}.npz" for chunk in chunks]
-    missing = [chunk for chunk in chunks[share.process :: share.processes] if not files[chunk].exists()]
+    chunk_files = [folder / f"{chunk:06d}.npz" for chunk in chunks]
+    missing = [chunk for chunk in chunks[share.process :: share.processes] if not chunk_files[chunk].exists()]
     total = sum(len(clips.clips[chunk * CHUNK : (chunk + 1) * CHUNK]) for chunk in missing)
     quiet = None if missing else True
     with tqdm(total=total, unit=" clips", desc=clips.name, bar_format=BAR, disable=quiet) as bar:
         for chunk in missing:
             measured = _measure_pieces(clips, chunk, share.seconds, with_features, bar)
-            write_npz(files[chunk], _embed_chunk(measured, embedding))
-    return _read(files) if all(file.exists() for file in files) else None
+            write_npz(chunk_files[chunk], _embed_chunk(measured, embedding))
+    return _read(chunk_files) if all(file.exists() for file in chunk_files) else None
 
 
 def _embed_chunk(measured: Iterator[tuple[np.ndarray, Row]], embedding: Embedding) -> Row:
@@ -144,9 +142,9 @@ def _batches(measured: Iterator[tuple[np.ndarray, Row]]) -> Iterator[tuple[np.nd
             yield np.stack([wave for wave, _ in batch]), [row for _, row in batch]
 
 
-def _read(files: list[Path]) -> Rows:
+def _read(chunk_files: list[Path]) -> Rows:
     parts: dict[str, list[np.ndarray]] = {}
-    for file in files:
+    for file in chunk_files:
         try:
             with np.load(file, allow_pickle=False) as columns:
                 for name in columns.files:

@@ -20,8 +20,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from melody_jax import audio
-from melody_jax.data.records import file_hash
 from melody_jax.errors import UserError
+from melody_jax.files import file_hash
 from melody_jax.models import mulan
 from melody_jax.python_file import function_of
 from melody_jax.sampling.cascade import load

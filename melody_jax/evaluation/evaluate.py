@@ -9,7 +9,6 @@ listen to. Several processes can share the work (`--process 0 --processes 4`, ..
 `--out`: each measures a part of the clips, and the last one to finish writes the result.
 """
 
-import json
 import sys
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -17,8 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from melody_jax import __version__
-from melody_jax.data.records import file_hash, write_bytes
+from melody_jax import __version__, files
 from melody_jax.errors import UserError
 from melody_jax.evaluation import adherence, metrics, page, prompt_facts, report
 from melody_jax.evaluation.clips import Clip, ClipSet, open_set
@@ -203,7 +201,7 @@ def _described_sets(
     if config.reference.endswith(".npz"):
         described["reference"] = {
             "name": Path(config.reference).name,
-            "sha256": file_hash(config.reference),
+            "sha256": files.file_hash(config.reference),
         }
     return described
 
@@ -243,13 +241,10 @@ def write(config: EvaluateConfig, result: dict[str, Any], clips: ClipSet, rows: 
     """Writes the result into `config.out` and prints the tables. Raises `UserError` if it cannot be
     written."""
     out = Path(config.out)
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{out}: cannot be written ({error.strerror})") from None
+    files.make_folder(out)
     text = report.markdown(result)
-    write_bytes(out / "evaluation.json", (json.dumps(result, indent=1) + "\n").encode())
-    write_bytes(out / "evaluation.md", text.encode())
+    files.write_json(out / "evaluation.json", result)
+    files.write_bytes(out / "evaluation.md", text.encode())
     report.plot(out / "evaluation.png", result)
     count = min(config.listen, len(rows))
     chosen = np.unique(np.linspace(0, len(rows) - 1, count).astype(int)).tolist() if count else []

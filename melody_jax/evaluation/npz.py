@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from melody_jax.data.records import write_bytes
+from melody_jax.files import make_folder, write_bytes
 
 _save: Callable[..., None] = np.savez
 
@@ -15,5 +15,5 @@ def write_npz(file: Path, arrays: Mapping[str, np.ndarray]) -> None:
     """Writes arrays by name; creates the folder. Raises `UserError` if the file cannot be written."""
     buffer = io.BytesIO()
     _save(buffer, **arrays)
-    file.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(file.parent)
     write_bytes(file, buffer.getvalue())

@@ -12,11 +12,10 @@ from urllib.parse import quote
 
 import numpy as np
 
-from melody_jax import audio
-from melody_jax.data.records import write_bytes
-from melody_jax.errors import UserError
+from melody_jax import audio, files
 from melody_jax.evaluation.clips import ClipSet
 from melody_jax.evaluation.reconstruction import log_mel
+from melody_jax.files import write_bytes
 
 STYLE = """
 body { font-family: sans-serif; max-width: 70em; margin: 2em auto; padding: 0 1em; color: #222; }
@@ -34,10 +33,7 @@ def write(out: Path, result: dict[str, Any], clips: ClipSet, chosen: list[int], 
     from melody_jax.evaluation.report import markdown
 
     folder = out / "pieces"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{folder}: cannot be written ({error.strerror})") from None
+    files.make_folder(folder)
     by_name = {clip.name: clip for clip in clips.clips}
     sections = []
     for number in chosen:

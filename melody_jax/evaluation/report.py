@@ -4,8 +4,8 @@ import io
 from pathlib import Path
 from typing import Any
 
-from melody_jax.data.records import write_bytes
 from melody_jax.evaluation.intervals import Interval
+from melody_jax.files import write_bytes
 
 SIGNAL_TITLES = {
     "loudness_lufs": "loudness, LUFS",

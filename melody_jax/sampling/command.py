@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from melody_jax import audio
+from melody_jax import audio, files
 from melody_jax.errors import UserError
 from melody_jax.options import option
 from melody_jax.sampling import notation
@@ -124,7 +124,7 @@ def _write_clips(config: SampleConfig) -> None:
     if count > 1:
         paths = [config.out.with_stem(f"{config.out.stem}-{i}") for i in range(count)]
     requests: list[Request] = make_requests([_prompt(config)] * count, _settings(config))
-    _create_folder(config.out.parent)
+    files.make_folder(config.out.parent)
     for path in paths:
         audio.check_writable(path)
     melody = _load(config, config.source is not None)
@@ -135,13 +135,6 @@ def _write_clips(config: SampleConfig) -> None:
         audio.write(path, wave, melody.sample_rate)
     length = sum(map(len, waves)) / melody.sample_rate
     print(f"{', '.join(map(str, paths))}: {length:g} s of music in {seconds:.1f} s (compiling included)")
-
-
-def _create_folder(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{folder}: cannot be created ({error.strerror})") from None
 
 
 def _stream(config: SampleConfig) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
+from melody_jax import files
 from melody_jax.errors import UserError
 
 FILES = "manifest*.jsonl"
@@ -54,22 +55,12 @@ def open_manifest(folder: Path, process: int, processes: int) -> Iterator[ClipMa
     except OSError as error:
         raise UserError(f"{path}: cannot be written ({error.strerror})") from error
     with file:
-        _lock(file)
+        if not files.lock(file):
+            raise UserError(
+                f"{path}: another process is writing it; give each its own --process and the same --processes"
+            )
         _remove_torn_line(file)
         yield ClipManifest(file, read_entries(folder))
-
-
-def _lock(file: IO[bytes]) -> None:
-    """Locks the file until the process ends, however it ends. Only POSIX systems lock."""
-    if os.name == "posix":
-        import fcntl
-
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(
-                f"{file.name}: another process is writing it; give each its own --process and the same --processes"
-            ) from None
 
 
 def _remove_torn_line(file: IO[bytes]) -> None:

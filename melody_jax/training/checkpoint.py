@@ -25,6 +25,7 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 from tqdm import tqdm
 
+from melody_jax import files
 from melody_jax.config import TrainConfig
 from melody_jax.config_json import difference, to_dict
 from melody_jax.errors import UserError
@@ -205,14 +206,9 @@ def write_run(workdir: Path, config: TrainConfig, hashes: dict[str, str]) -> Non
     """
     if jax.process_index() != 0:
         return
-    workdir.mkdir(parents=True, exist_ok=True)
+    files.make_folder(workdir)
     record = {"config": to_dict(config), "hashes": hashes, "layout": _layout(config)}
-    temporary = workdir / f".config.{os.getpid()}.json"
-    try:
-        temporary.write_text(json.dumps(record, indent=2) + "\n")
-        temporary.replace(workdir / "config.json")
-    finally:
-        temporary.unlink(missing_ok=True)
+    files.write_json(workdir / "config.json", record, indent=2)
 
 
 def read_run(workdir: Path) -> tuple[dict[str, Any], dict[str, str], dict[str, int]]:

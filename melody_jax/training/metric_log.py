@@ -12,6 +12,7 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
+from melody_jax import files
 from melody_jax.audio import SAMPLE_RATE
 from melody_jax.flops import matmul_cost
 from melody_jax.training.checkpoint import print_note
@@ -182,9 +183,7 @@ class MetricLog:
             return began, 0.0
         lines = [(_row(line), line) for line in self._path.read_text().splitlines()]
         remaining = [(row, line) for row, line in lines if step and row["step"] <= step]
-        temporary = self._path.with_suffix(".tmp")
-        temporary.write_text("".join(f"{line}\n" for _, line in remaining))
-        temporary.replace(self._path)  # a kill, or a full disk, here loses no row
+        files.write_bytes(self._path, "".join(f"{line}\n" for _, line in remaining).encode())
         timed = [row for row, _ in remaining if "time/unix" in row]
         useful = sum(row["time/useful"] for row in timed)
         return (timed[0]["time/unix"] - timed[0]["seconds"] if timed else began), useful

@@ -9,7 +9,6 @@ bad step. `<workdir>/nonfinite/<step>/` then holds everything that the step was 
 """
 
 import dataclasses
-import json
 import math
 import shutil
 from pathlib import Path
@@ -24,7 +23,7 @@ import safetensors.numpy
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
-from melody_jax import __version__
+from melody_jax import __version__, files
 from melody_jax.config import TrainConfig
 from melody_jax.config_json import to_dict
 from melody_jax.data.pipeline import BatchIterator
@@ -146,7 +145,7 @@ class NonfiniteHandler:
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir(parents=True)
             arrays = {name: np.ascontiguousarray(value) for name, value in flatten(batch).items()}
-            (folder / "batch.safetensors").write_bytes(safetensors.numpy.save(arrays))
+            files.write_bytes(folder / "batch.safetensors", safetensors.numpy.save(arrays))
             bundle = {
                 "step": bad.step,
                 "config": to_dict(self._config),
@@ -157,7 +156,7 @@ class NonfiniteHandler:
                 "mesh": dict(self._mesh.shape),
                 "versions": {"melody_jax": __version__, "jax": jax.__version__},
             }
-            (folder / "bundle.json").write_text(json.dumps(bundle, indent=2) + "\n")
+            files.write_json(folder / "bundle.json", bundle, indent=2)
         multihost_utils.sync_global_devices("bundle")
         with ocp.StandardCheckpointer() as writer:
             writer.save(folder / "params", state.params)

@@ -1,0 +1,185 @@
+"""Files and folders: written whole or not at all, read only where they are regular and of bounded size, locked.
+
+Everything that the package keeps is written by `replace_file`, and every file of a user that is read as a whole
+by `read_bytes`.
+"""
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import secrets
+import stat
+from collections.abc import Iterator
+from io import BufferedReader, BufferedWriter
+from pathlib import Path
+from typing import IO, Any
+
+from melody_jax.errors import UserError
+
+MAX_NAME = 200
+"""Bytes of a file's name that its temporary file repeats: most file systems take 255 in all."""
+MAX_BYTES = 1 << 30
+"""Size of the largest file that is read as a whole."""
+
+
+@contextlib.contextmanager
+def replace_file(path: str | os.PathLike, sync: bool = False) -> Iterator[BufferedWriter]:
+    """Yields a binary file that takes the place of `path` when the context ends without an error.
+
+    The temporary file `.<name>.<token>.part` lies beside it and is removed after an error. A symbolic link stays,
+    and the file that it points to is replaced. The umask decides who may read the file.
+
+    sync: the content is on the disk before the name is, even if the machine loses power.
+
+    Raises:
+        UserError: the folder is missing or cannot be written, the file is read-only or not a regular file, or the
+            disk is full.
+    """
+    path = Path(path)
+    temporary = None
+    try:
+        target = Path(os.path.realpath(path)) if path.is_symlink() else path
+        _check_replaceable(path, target)
+        name = os.fsdecode(os.fsencode(target.name)[:MAX_NAME])
+        temporary = target.with_name(f".{name}.{secrets.token_hex(4)}.part")
+        with open(temporary, "xb") as file:
+            yield file
+            if sync:
+                file.flush()
+                os.fsync(file.fileno())
+        os.replace(temporary, target)
+        temporary = None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror or error})") from error
+    finally:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+
+
+def _check_replaceable(path: Path, target: Path) -> None:
+    """Raises `UserError` unless `target` is missing, or a regular file that may be written."""
+    try:
+        mode = target.stat().st_mode
+    except FileNotFoundError:
+        return
+    if stat.S_ISDIR(mode):
+        raise UserError(f"{path}: is a folder")
+    if not stat.S_ISREG(mode):
+        raise UserError(f"{path}: not a regular file")
+    if not mode & 0o222 or not os.access(target, os.W_OK):
+        raise UserError(f"{path}: the file is read-only")
+
+
+def write_bytes(path: str | os.PathLike, data: bytes, sync: bool = False) -> None:
+    """Writes a file that appears only when it is whole. Raises `UserError` as `replace_file` does."""
+    with replace_file(path, sync) as file:
+        file.write(data)
+
+
+def write_json(path: str | os.PathLike, value: Any, indent: int | None = 1) -> None:
+    """Writes JSON and a line feed. Raises `UserError` as `replace_file` does."""
+    write_bytes(path, (json.dumps(value, indent=indent, ensure_ascii=False) + "\n").encode())
+
+
+def make_folder(path: str | os.PathLike) -> Path:
+    """Makes a folder, and those above it, unless it is there. Raises `UserError` if it cannot be made."""
+    path = Path(path)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"{path}: the folder cannot be made ({reason})") from error
+    return path
+
+
+@contextlib.contextmanager
+def open_regular(path: str | os.PathLike, max_bytes: int | None = None) -> Iterator[BufferedReader]:
+    """Opens a regular file to read; devices, pipes and folders are refused before they are opened.
+
+    Raises:
+        UserError: the file is missing, not regular, larger than `max_bytes`, or cannot be read.
+    """
+    path = Path(path)
+    try:
+        handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from error
+    status = os.fstat(handle)
+    if not stat.S_ISREG(status.st_mode):
+        os.close(handle)
+        raise UserError(f"{path}: {'is a folder' if stat.S_ISDIR(status.st_mode) else 'not a regular file'}")
+    with os.fdopen(handle, "rb") as file:
+        if max_bytes is not None and status.st_size > max_bytes:
+            raise UserError(f"{path}: {status.st_size} bytes, at most {max_bytes} are read")
+        yield file
+
+
+def read_bytes(path: str | os.PathLike, max_bytes: int = MAX_BYTES) -> bytes:
+    """The content of a regular file. Raises `UserError` as `open_regular` does."""
+    with open_regular(path, max_bytes) as file:
+        try:
+            return file.read()
+        except OSError as error:
+            raise UserError(f"{path}: cannot be read ({error.strerror})") from error
+
+
+def read_text(path: str | os.PathLike, max_bytes: int = MAX_BYTES) -> str:
+    """The content of a UTF-8 file, with or without a byte order mark. Raises `UserError` for other bytes."""
+    data = read_bytes(path, max_bytes)
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8 at byte {error.start}") from error
+
+
+def read_json(path: str | os.PathLike, max_bytes: int = MAX_BYTES) -> Any:
+    """The value of a JSON file. Raises `UserError` for a file that cannot be read or is not JSON."""
+    return parse_json(read_text(path, max_bytes), str(path))
+
+
+def parse_json(text: str, place: str) -> Any:
+    """The value of JSON text; `place` names it in the error. Raises `UserError` for text that is not JSON.
+
+    Numbers of more digits than Python converts, and nesting deeper than its stack, are not JSON here.
+    """
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise UserError(f"{place}: not JSON (nested too deeply)") from None
+    except ValueError as error:
+        raise UserError(f"{place}: not JSON ({error})") from error
+
+
+def split_lines(text: str) -> list[str]:
+    """The lines of a JSONL file. Only a line feed ends one: JSON strings may hold other separators, as U+2028."""
+    lines = text.split("\n")
+    return [line.removesuffix("\r") for line in lines[: -1 if lines[-1] == "" else None]]
+
+
+def file_hash(path: str | os.PathLike) -> str:
+    """The sha256 of a file, in hexadecimal. Raises `UserError` as `open_regular` does."""
+    with open_regular(path) as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def lock(file: IO[Any], wait: bool = False) -> bool:
+    """Locks an open file for this process until it is closed or the process ends, however it ends.
+
+    Returns False if another process holds the lock and `wait` is not set. Systems without `fcntl` lock nothing.
+
+    Raises:
+        UserError: the file system cannot lock.
+    """
+    try:
+        import fcntl
+    except ModuleNotFoundError:
+        return True
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except OSError as error:
+        if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
+            return False
+        raise UserError(f"{file.name}: cannot be locked ({error.strerror})") from error
+    return True
