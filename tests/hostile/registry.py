@@ -1,0 +1,8 @@
+"""All kinds of hostile input, by name. A module of kinds defines `KINDS` and has one line here."""
+
+from hostile import audio_bytes
+from hostile.kind import Kind
+
+KINDS: dict[str, Kind] = {
+    **audio_bytes.KINDS,
+}
