@@ -10,7 +10,7 @@ import functools
 import io
 import math
 import os
-import struct
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,8 +19,8 @@ import soundfile
 import soxr
 from jaxtyping import Float, Float32, Int16
 
-from melody_jax import files
-from melody_jax.errors import UserError
+from melody_jax import audio_decoding, files
+from melody_jax.errors import InputWarning, UserError
 
 SAMPLE_RATE = 24_000
 TOKEN_SAMPLES = 960
@@ -33,23 +33,34 @@ FULL_SCALE = 0.999
 """Magnitude from which samples count as clipped, in runs of three or more."""
 BLOCK = 1 << 20
 """Samples that `write` converts at once."""
-FORMATS = {".wav": "WAV", ".flac": "FLAC", ".ogg": "OGG"}
-"""File suffix -> soundfile format."""
+CANCELLED = 0.01
+"""Share of the channels' mean energy below which their mean counts as cancelled."""
+FORMATS = {".wav": "WAV", ".flac": "FLAC", ".ogg": "OGG", ".mp3": "MP3"}
+"""Suffix of a file that is written -> soundfile format."""
+SUFFIXES = audio_decoding.SUFFIXES
+"""Suffixes of the files that commands take for audio in a folder."""
 
 Mono = Float32[np.ndarray, " T"]
 AnyMono = Float[np.ndarray, " T"]
 
 
 def read(path: str | os.PathLike, sample_rate: int = SAMPLE_RATE) -> Mono:
-    """Reads any format that libsndfile supports, mixes to mono by the mean and resamples. Returns float32 (T,).
+    """Reads any format that libsndfile supports, and AAC with PyAV, mixes to mono and resamples. Returns float32 (T,).
 
-    Raises `UserError` for a file that is missing, not audio, truncated or empty, or that holds samples that are not
-    finite.
+    Channels that cancel each other give an `InputWarning`, and one of them (`mix`).
+
+    Raises:
+        UserError: the file is missing, not regular, not audio, truncated, empty or too long, or holds samples that are
+            not finite.
     """
     (samples, source_rate), *_ = stream(path)
-    mono = samples.mean(axis=1, dtype=np.float32)
-    if not np.isfinite(mono).all():
+    if not np.isfinite(samples).all():
         raise UserError(f"{path}: contains samples that are not finite (NaN or infinity)")
+    mono, cancels = mix(samples)
+    if cancels:
+        warnings.warn(
+            f"{path}: its channels cancel each other; one of them is used", InputWarning, stacklevel=2
+        )
     return resample(mono, source_rate, sample_rate)
 
 
@@ -61,57 +72,30 @@ def stream(
     Blocks last `seconds`; a remainder of less than half of that is joined to the block before. `start` and `end`, in
     seconds, select a part. A truncated file is detected only after the last block.
 
-    Raises `UserError` for a file that is missing, not audio, truncated or empty, or ends before `start`.
+    Raises:
+        UserError: the file is missing, not regular, not audio, truncated or empty, or ends before `start`.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise UserError(f"{path}: no such audio file")
-    _refuse_cut_riff(path)
-    try:
-        with soundfile.SoundFile(path) as file:
-            yield from _blocks(file, path, seconds, start, end)
-    except (soundfile.SoundFileError, OSError, RuntimeError) as error:
-        raise UserError(f"{path}: not an audio file that can be read, or damaged ({error})") from error
+    yield from audio_decoding.read_blocks(path, seconds, start, end)
 
 
 def seconds(path: str | os.PathLike) -> float:
-    """Duration of an audio file in seconds, from its header. Raises `UserError` for a file that cannot be opened."""
-    try:
-        return soundfile.info(path).duration
-    except (soundfile.SoundFileError, OSError, RuntimeError) as error:
-        raise UserError(f"{path}: not an audio file that can be read, or damaged ({error})") from error
+    """Duration of an audio file in seconds. Raises `UserError` as `stream` does; the samples are not checked."""
+    return audio_decoding.length(path)
 
 
-def _blocks(
-    file: soundfile.SoundFile, path: Path, seconds: float, start: float, end: float
-) -> Iterator[tuple[np.ndarray, int]]:
-    rate = file.samplerate
-    declared = file.frames if file.frames < 1 << 40 else math.inf
-    first = round(start * rate)
-    stop = min(declared, end * rate)
-    if first:
-        file.seek(min(first, file.frames))
-    size = seconds * rate
-    position = first
-    pending = None
-    while position < stop:
-        count = min(size, stop - position)
-        block = file.read(-1 if count == math.inf else round(count), dtype="float32", always_2d=True)
-        if len(block) == 0:
-            break
-        position += len(block)
-        if pending is None:
-            pending = block
-        elif len(block) < size / 2:
-            pending = np.concatenate([pending, block])
-        else:
-            yield pending, rate
-            pending = block
-    if pending is None:
-        raise UserError(f"{path}: the file holds no audio" + (f" after {start:g} s" if start else ""))
-    if declared < math.inf and position < round(stop):
-        raise UserError(f"{path}: cut short, {position} of {declared} samples can be read")
-    yield pending, rate
+def mix(block: Float32[np.ndarray, "T channels"]) -> tuple[Mono, bool]:
+    """Mixes (T, channels) to mono by the mean; where the channels cancel each other, the loudest one is used instead.
+
+    Channels cancel if the mean has less than a hundredth of their mean energy: one channel is the other's negative.
+    Returns the mono audio and whether the channels cancel.
+    """
+    mono = block.mean(axis=1, dtype=np.float32)
+    if block.shape[1] == 1:
+        return mono, False
+    energies = np.einsum("tc,tc->c", block, block, dtype=np.float64)
+    if not np.dot(mono, mono) < CANCELLED * energies.mean():
+        return mono, False
+    return np.ascontiguousarray(block[:, energies.argmax()]), True
 
 
 def resample(audio: AnyMono, source_rate: int, sample_rate: int = SAMPLE_RATE) -> Float32[np.ndarray, " _"]:
@@ -183,8 +167,10 @@ def decode_flac(data: bytes, start: int = 0, frames: int = -1) -> Mono:
                 raise UserError(
                     f"FLAC bytes hold {file.frames} samples: {start} to {start + count} is out of range"
                 )
+            if file.channels != 1:
+                raise UserError(f"FLAC bytes hold {file.channels} channels; it must be one")
             file.seek(start)
-            samples = file.read(count, dtype="float32")
+            samples = audio_decoding.read_samples(file, count)[:, 0]
     except (soundfile.SoundFileError, OSError, RuntimeError) as error:
         raise UserError(f"FLAC bytes cannot be decoded ({error})") from error
     if len(samples) != count:
@@ -282,23 +268,6 @@ def _checked(audio: np.ndarray, name: str) -> np.ndarray:
     if not np.isfinite(audio).all():
         raise UserError(f"{name}: audio holds samples that are not finite (NaN or infinity)")
     return audio
-
-
-def _refuse_cut_riff(path: Path) -> None:
-    """libsndfile reads a truncated .wav without an error; the header declares its intended size."""
-    try:
-        with path.open("rb") as file:
-            header = file.read(12)
-        size = path.stat().st_size
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
-    if size == 0:
-        raise UserError(f"{path}: the file is empty")
-    if len(header) == 12 and header[:4] == b"RIFF" and header[8:] == b"WAVE":
-        declared = struct.unpack("<I", header[4:8])[0]
-        # Streaming writers leave the largest value, and some writers count a padding byte that they never write.
-        if declared < 0xFFFFFF00 and declared + 8 > size + 1:
-            raise UserError(f"{path}: cut short, {size} of {declared + 8} bytes are present")
 
 
 def _energy_at(lufs: float) -> float:

@@ -20,6 +20,10 @@ class Diverged(UserError):
         self.steps = steps
 
 
+class InputWarning(UserWarning):
+    """Input that is used, but hardly as its user expects. The commands print the message as one line on stderr."""
+
+
 def cli_entry(main: Callable[[], None]) -> Callable[[], None]:
     """Decorates a command's entry point: a `UserError` prints one line on stderr and exits with code 2.
 

@@ -8,6 +8,7 @@ from pathlib import Path
 EXTRAS = {
     "apache_beam": "beam",
     "array_record": "train",
+    "av": "aac",
     "fluidsynth": "compose",
     "grain": "train",
     "librosa": "evaluate",

@@ -10,6 +10,8 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = "melody_jax"
 GROUND = (
     "audio",
+    "audio_decoding",
+    "audio_headers",
     "chips",
     "config_json",
     "diffusion",
@@ -17,6 +19,7 @@ GROUND = (
     "extras",
     "files",
     "flops",
+    "mpeg_audio",
     "options",
     "parameterisation",
     "python_file",
