@@ -110,7 +110,7 @@ def resample(audio: AnyMono, source_rate: int, sample_rate: int = SAMPLE_RATE) -
 
 
 def write(path: str | os.PathLike, audio: np.ndarray, sample_rate: int = SAMPLE_RATE) -> None:
-    """Writes float32 (T,) as a 16-bit .wav or .flac, or as .ogg (Vorbis); samples beyond [-1, 1] are clipped.
+    """Writes float32 (T,) as a 16-bit .wav or .flac, or as .ogg (Vorbis) or .mp3; samples beyond [-1, 1] are clipped.
 
     The write is atomic: a temporary file in the same folder is written and then renamed.
     Raises `UserError` for audio that is empty, not one-dimensional or not finite, for an unknown suffix, and for a

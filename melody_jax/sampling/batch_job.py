@@ -41,7 +41,7 @@ class BatchJobConfig:
     batch: int = 16
     """Clips made at a time, 1 to 1024."""
     suffix: str = ".wav"
-    """Format of the clips: .wav, .flac or .ogg."""
+    """Format of the clips: .wav, .flac, .ogg or .mp3."""
     process: int = 0
     """Index of this process, from 0: it makes every `processes`-th clip."""
     processes: int = 1

@@ -52,7 +52,7 @@ class SampleConfig(ClipSettings, PromptOptions):
     """Makes music from a text prompt with a released model. `--source` edits a sound file of yours."""
 
     out: Path = option(Path("song.wav"), group=WHERE)
-    """File to write: .wav, .flac or .ogg. With --batch above 1: song-0.wav, song-1.wav, ...; with
+    """File to write: .wav, .flac, .ogg or .mp3. With --batch above 1: song-0.wav, song-1.wav, ...; with
     --prompts: a folder. Missing folders are created."""
     stream: bool = False
     """Writes 16-bit samples at 24 kHz to standard output while the music is made, to pipe into a player."""
@@ -61,7 +61,7 @@ class SampleConfig(ClipSettings, PromptOptions):
     prompts: Path | None = None
     """A prompt file in place of PROMPT: one JSON object per line (docs/service.md). Clips that exist in --out
     are not made again."""
-    suffix: str = option(".wav", choices=(".wav", ".flac", ".ogg"))
+    suffix: str = option(".wav", choices=tuple(audio.FORMATS))
     """Format of the clips of a prompt file."""
     process: int = option(0, least=0)
     """Index of this process, from 0, if several share the prompt file."""
