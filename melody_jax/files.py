@@ -9,6 +9,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import secrets
 import stat
 from collections.abc import Iterator
@@ -22,6 +23,7 @@ MAX_NAME = 200
 """Bytes of a file's name that its temporary file repeats: most file systems take 255 in all."""
 MAX_BYTES = 1 << 30
 """Size of the largest file that is read as a whole."""
+URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
 
 
 @contextlib.contextmanager
@@ -37,6 +39,7 @@ def replace_file(path: str | os.PathLike, sync: bool = False) -> Iterator[Buffer
         UserError: the folder is missing or cannot be written, the file is read-only or not a regular file, or the
             disk is full.
     """
+    refuse_url(path)
     path = Path(path)
     temporary = None
     try:
@@ -80,14 +83,27 @@ def write_bytes(path: str | os.PathLike, data: bytes, sync: bool = False) -> Non
 
 def write_json(path: str | os.PathLike, value: Any, indent: int | None = 1) -> None:
     """Writes JSON and a line feed. Raises `UserError` as `replace_file` does."""
-    write_bytes(path, (json.dumps(value, indent=indent, ensure_ascii=False) + "\n").encode())
+    text = json.dumps(value, indent=indent, ensure_ascii=False) + "\n"
+    write_bytes(path, text.encode("utf-8", "backslashreplace"))  # lone surrogates: paths that are not UTF-8
+
+
+def refuse_url(path: str | os.PathLike) -> None:
+    """Raises `UserError` for a URL, which would otherwise name a local folder such as `gs:`."""
+    if URL.match(os.fspath(path)):
+        raise UserError(
+            f"{path}: a URL, buckets are not supported yet; give a folder of a disk or a mounted bucket"
+        )
 
 
 def make_folder(path: str | os.PathLike) -> Path:
     """Makes a folder, and those above it, unless it is there. Raises `UserError` if it cannot be made."""
+    refuse_url(path)
     path = Path(path)
     try:
         path.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        obstacle = next((part for part in (path, *path.parents) if part.exists() and not part.is_dir()), path)
+        raise UserError(f"{path}: {obstacle} is a file, it must be a folder") from error
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise UserError(f"{path}: the folder cannot be made ({reason})") from error
@@ -101,6 +117,7 @@ def open_regular(path: str | os.PathLike, max_bytes: int | None = None) -> Itera
     Raises:
         UserError: the file is missing, not regular, larger than `max_bytes`, or cannot be read.
     """
+    refuse_url(path)
     path = Path(path)
     try:
         handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
@@ -183,3 +200,22 @@ def lock(file: IO[Any], wait: bool = False) -> bool:
             return False
         raise UserError(f"{file.name}: cannot be locked ({error.strerror})") from error
     return True
+
+
+@contextlib.contextmanager
+def claim_folder(folder: str | os.PathLike, name: str = "lock", wait: bool = False) -> Iterator[bool]:
+    """Makes a folder and locks the file `name` in it while the context lasts; the end of the process unlocks it too.
+
+    Yields:
+        Whether this process has the lock: False if another process has it and `wait` is not set.
+
+    Raises:
+        UserError: the folder cannot be made or written, or its file system cannot lock.
+    """
+    path = make_folder(folder) / name
+    try:
+        file = path.open("a")
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be written ({error.strerror})") from error
+    with file:
+        yield lock(file, wait)

@@ -24,6 +24,7 @@ from melody_jax.config import DataConfig, TrainConfig
 from melody_jax.data.records import ShardManifest, encode_json, shard_name, write_manifest, write_shard
 from melody_jax.errors import UserError
 from melody_jax.evaluation.intervals import paired_t
+from melody_jax.files import claim_folder
 from melody_jax.models import denoiser, dpd, vae
 from melody_jax.roles import Roles
 from melody_jax.training.stages.dpd import DPDStage
@@ -214,7 +215,7 @@ def test_a_claimed_run_is_left_to_its_process(
     monkeypatch.setattr("melody_jax.ablation.ablate._refuse_changed_defaults", lambda *_: None)
     monkeypatch.setattr(results.RunResult, "is_complete", lambda *_: False)
     claimed = _runs(options)["base"].folder
-    with files.claim(claimed) as is_mine, files.claim(claimed) as is_mine_again:
+    with files.claim_folder(claimed) as is_mine, files.claim(claimed) as is_mine_again:
         assert (is_mine, is_mine_again) == (True, False)
         work(config)
     assert started == [_runs(options)["one angle"].folder]
@@ -291,13 +292,13 @@ def test_an_arm_that_diverges(options: dict[str, Any], tmp_path: Path, capsys: p
 def test_a_claim_dies_with_its_process(tmp_path: Path) -> None:
     code = f"""
 import os, pathlib
-from melody_jax.ablation.files import claim
-with claim(pathlib.Path({str(tmp_path)!r})) as is_mine:
+from melody_jax.files import claim_folder
+with claim_folder(pathlib.Path({str(tmp_path)!r})) as is_mine:
     assert is_mine
     os.kill(os.getpid(), 9)
 """
     assert subprocess.run([sys.executable, "-c", code]).returncode == -9
-    with files.claim(tmp_path) as is_mine:
+    with claim_folder(tmp_path) as is_mine:
         assert is_mine
 
 

@@ -12,8 +12,9 @@ from melody_jax.data.records import ShardManifest, encode_json, shard_name, writ
 from melody_jax.errors import UserError
 from melody_jax.models.discriminators import TINY as TINY_DISCRIMINATOR
 from melody_jax.models.vae import TINY as TINY_VAE
-from melody_jax.training.checkpoint import Checkpoints, write_run
+from melody_jax.training.checkpoint import Checkpoints
 from melody_jax.training.export import ExportConfig, export
+from melody_jax.training.run_folder import write_run
 from melody_jax.training.stages.vae import VAEStage
 from melody_jax.training.state import create_state
 

@@ -21,7 +21,7 @@ from types import FrameType
 from typing import Any
 
 from melody_jax import files
-from melody_jax.ablation.files import DIVERGED, claim, last_step
+from melody_jax.ablation.files import DIVERGED, last_step
 from melody_jax.ablation.results import RunResult, add_results, find_results, read_folder, read_results
 from melody_jax.ablation.runs import AblateConfig, Run, measures_of, runner_of, runs_of
 from melody_jax.ablation.study import load_study
@@ -105,7 +105,7 @@ def work(config: AblateConfig, quiet: bool = False) -> None:
             _refuse_changed_defaults(run.config, results[run.name].config, str(config.results_file))
         if (config.minutes and minutes_left <= 0) or _is_finished(run, results, measures):
             continue
-        with claim(run.folder) as is_mine:
+        with files.claim_folder(run.folder) as is_mine:
             if not is_mine or _is_finished(run, read_results(config.results_file), measures):
                 continue
             if not _finish(run, config, measures, minutes_left, quiet):
@@ -116,7 +116,7 @@ def work(config: AblateConfig, quiet: bool = False) -> None:
 def _finish(run: Run, config: AblateConfig, measures: Sequence[str], minutes: float, quiet: bool) -> bool:
     """Runs and measures what the run folder lacks; False if the time limit or SIGTERM ended it early."""
     if (run.folder / "config.json").is_file() and isinstance(run.config, TrainConfig):
-        from melody_jax.training.checkpoint import read_run
+        from melody_jax.training.run_folder import read_run
 
         _refuse_changed_defaults(run.config, {"config": read_run(run.folder)[0]}, str(run.folder))
     if read_folder(run.folder, run.arm, run.seed).is_complete(measures):
@@ -134,7 +134,7 @@ def _refuse_changed_defaults(config: Any, record: Any, source: str) -> None:
     """Raises `UserError` if a default changed: a run's name omits defaults, so another run could have the
     same name."""
     from melody_jax.config_json import difference, to_dict
-    from melody_jax.training.checkpoint import FREE_FIELDS, FREE_PARTS
+    from melody_jax.training.run_folder import FREE_FIELDS, FREE_PARTS
 
     if record is None:
         return

@@ -4,7 +4,7 @@ import contextlib
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,18 +16,6 @@ from melody_jax.training.digests import DIGEST
 
 DIVERGED = "diverged.json"
 """File of a run that diverged: {"steps": number of finished steps}."""
-
-
-@contextlib.contextmanager
-def claim(folder: Path, wait: bool = False) -> Iterator[bool]:
-    """Locks the folder while the context lasts; the end of the process releases the lock too.
-
-    Yields:
-        Whether this process has the lock: False if another process has it and `wait` is not set.
-    """
-    files.make_folder(folder)
-    with (folder / "lock").open("w") as file:
-        yield files.lock(file, wait)
 
 
 def save_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:

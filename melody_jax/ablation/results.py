@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from melody_jax import files
-from melody_jax.ablation.files import DIVERGED, claim, read_measures, read_steps, short_path
+from melody_jax.ablation.files import DIVERGED, read_measures, read_steps, short_path
 from melody_jax.errors import UserError
 
 Arrays = Mapping[str, np.ndarray]
@@ -111,7 +111,7 @@ def add_results(file: Path, results: Mapping[str, RunResult]) -> None:
 
     A run that the file already has keeps the measures that its new result lacks.
     """
-    with claim(file.parent, wait=True):
+    with files.claim_folder(file.parent, wait=True):
         merged = read_results(file)
         for name, result in results.items():
             if name in merged:

@@ -25,7 +25,7 @@ import safetensors.numpy
 from tqdm import tqdm
 
 from melody_jax import audio, diffusion, files
-from melody_jax.ablation.files import claim, save_arrays
+from melody_jax.ablation.files import save_arrays
 from melody_jax.ablation.study import Sampling
 from melody_jax.evaluation import clip_features, composed_prompts, group_judge
 from melody_jax.evaluation.adherence import Judge
@@ -190,13 +190,13 @@ def _prompts(count: int) -> dict[int, ComposedPrompt]:
 @lru_cache(maxsize=1)
 def _judge(runs: Path) -> Judge:
     """The group judge; one process composes its training clips, once."""
-    with claim(runs / "judge", wait=True):
+    with files.claim_folder(runs / "judge", wait=True):
         return group_judge.train_group_judge(runs / "judge", JUDGE_PIECES)
 
 
 def _described_embeddings(melody: Melody, count: int, runs: Path) -> np.ndarray:
     """Embeddings (N, E) of the pieces that the prompts describe; one process composes them, once."""
-    with claim(runs / "described", wait=True):
+    with files.claim_folder(runs / "described", wait=True):
         file = runs / "described" / f"{melody.hashes['mulan'][:16]}-{count}.safetensors"
         if not file.is_file():
             pieces = tqdm(_prompts(count).items(), desc="described pieces", disable=None)

@@ -100,7 +100,10 @@ class TrainingBatches:
         return self._batches.get_state()
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Moves to a position."""
+        """Moves to a position. Raises `UserError` for what is not a position."""
+        index = state.get("next_index") if isinstance(state, dict) else None
+        if type(index) is not int or not 0 <= index < 2**53 or len(state) != 1:
+            raise UserError(f"{str(state)[:100]}: not a position in the data, such as {{'next_index': 10}}")
         self._batches.set_state(state)
 
     def records_of(self, state: dict[str, Any]) -> list[str]:

@@ -1,20 +1,15 @@
 """Checkpoints: Orbax, written in the background, complete or absent.
 
 `<workdir>/checkpoints/<step>/` holds three items: `state` (step, parameters, optimiser), `ema` (restorable alone) and
-`data` (the iterator's position, JSON). `<workdir>/config.json` holds the resolved config and the hashes of the networks
-that the data was made with.
+`data` (the iterator's position with its sha256, JSON: the library checks the sums of arrays only).
 """
 
 import errno
 import functools
+import hashlib
 import json
-import logging
 import os
 import shutil
-import signal
-import sys
-import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -22,30 +17,17 @@ from typing import Any, TypeVar, cast
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
-from jax.experimental import multihost_utils
-from tqdm import tqdm
 
-from melody_jax import files
 from melody_jax.config import TrainConfig
-from melody_jax.config_json import difference, to_dict
 from melody_jax.errors import UserError
 from melody_jax.models.functional import Params
-from melody_jax.sharding import make_mesh
+from melody_jax.training.notes import ReportedOnce, shorten_library_messages
+from melody_jax.training.run_folder import check_path
 from melody_jax.training.state import TrainState
 
 Train = TypeVar("Train", bound=Callable[..., Any])
 
 ITEMS = ("state", "ema", "data")
-
-FREE_FIELDS = (
-    "steps", "log_every", "eval_every", "eval_batches", "save_every", "save_minutes", "stop_minutes",
-    "sigterm_seconds", "keep_last", "keep_every", "on_nonfinite", "nonfinite_limit", "mesh", "workdir", "init_from",
-    "data.threads", "data.prefetch", "data.networks",
-)  # fmt: skip
-"""Fields that may change when a run resumes: they set its length, intervals, folder and devices, not what it
-computes."""
-FREE_PARTS = ("hosts.", "watch.")
-"""Parts of the config whose fields may all change when a run resumes."""
 
 
 class Checkpoints:
@@ -56,15 +38,18 @@ class Checkpoints:
 
     def __init__(self, workdir: Path, keep_last: int = 0, keep_every: int = 0) -> None:
         self._folder = workdir.absolute() / "checkpoints"
-        for name in ("absl", "asyncio"):  # failures in Orbax's threads are raised here too
-            logging.getLogger(name).setLevel(logging.CRITICAL)
+        shorten_library_messages()
+        check_path(workdir)
         options = ocp.CheckpointManagerOptions(
             max_to_keep=keep_last or None,
             keep_period=keep_every or None,
             cleanup_tmp_directories=keep_last > 0,
-            read_only=keep_last == 0,
+            create=keep_last > 0,
         )
-        self._manager = ocp.CheckpointManager(self._folder, item_names=ITEMS, options=options)
+        try:
+            self._manager = ocp.CheckpointManager(self._folder, item_names=ITEMS, options=options)
+        except (OSError, ValueError) as error:
+            raise UserError(f"{self._folder}: cannot be opened ({_first_line(error)})") from error
 
     @property
     def latest(self) -> int | None:
@@ -90,7 +75,7 @@ class Checkpoints:
             args=ocp.args.Composite(
                 state=ocp.args.StandardSave(computation),
                 ema=ocp.args.StandardSave(state.ema),
-                data=ocp.args.JsonSave(data),
+                data=ocp.args.JsonSave({"position": data, "sha256": _digest(data)}),
             ),
         )
 
@@ -107,7 +92,12 @@ class Checkpoints:
             data=ocp.args.JsonRestore(),
         )
         halted = jax.device_put(np.zeros((), bool), abstract.halted.sharding)
-        return TrainState(ema=read["ema"], halted=halted, **read["state"]), read["data"]
+        data = read["data"]
+        if not isinstance(data, dict) or data.get("sha256") != _digest(data.get("position")):
+            raise self._damaged(
+                "item data does not have its sha256: damaged, or written by an earlier version"
+            )
+        return TrainState(ema=read["ema"], halted=halted, **read["state"]), data["position"]
 
     def restore_ema(self, abstract: Params) -> Params:
         """The latest weight average alone.
@@ -134,20 +124,25 @@ class Checkpoints:
         if step is None:
             raise UserError(f"no checkpoint in {self._folder}")
         try:
-            read = self._manager.restore(step, args=ocp.args.Composite(**items))
+            with ReportedOnce():
+                read = self._manager.restore(step, args=ocp.args.Composite(**items))
         except Exception as error:  # Orbax and TensorStore raise many types for a truncated or missing file
-            reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
-            raise UserError(
-                f"checkpoint {self._folder / str(step)} cannot be read ({reason}); "
-                "delete that folder to resume from the checkpoint before it"
-            ) from error
+            raise self._damaged(_first_line(error)) from error
         missing = [name for name in items if read.get(name) is None]
         if missing:
-            raise UserError(
-                f"checkpoint {self._folder / str(step)} lacks item {missing[0]!r}; "
-                "delete that folder to resume from the checkpoint before it"
-            )
+            raise self._damaged(f"it lacks item {missing[0]!r}")
         return read
+
+    def _damaged(self, reason: str) -> UserError:
+        """The error about the latest checkpoint, which tells how to use the one before it."""
+        step = self.latest
+        earlier = [other for other in self._manager.all_steps() if other != step]
+        advice = (
+            f"to continue from step {max(earlier)}, move that folder elsewhere"
+            if earlier
+            else "there is no earlier checkpoint"
+        )
+        return UserError(f"checkpoint {self._folder / str(step)} cannot be read ({reason}); {advice}")
 
     def close(self) -> None:
         """Waits until everything is on disk."""
@@ -157,9 +152,18 @@ class Checkpoints:
             self._manager.close()
 
 
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:200]
+
+
+def _digest(value: Any) -> str:
+    """The sha256 of a JSON value."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
 def last_complete(workdir: Path) -> str:
     """A phrase that names the checkpoint from which a run would resume."""
-    steps = [int(folder.name) for folder in (workdir / "checkpoints").glob("*") if folder.name.isdigit()]
+    steps = [int(folder.name) for folder in (workdir / "checkpoints").glob("*") if folder.name.isdecimal()]
     return (
         f"{workdir / 'checkpoints' / str(max(steps))} is complete" if steps else "there is no checkpoint yet"
     )
@@ -199,72 +203,6 @@ def _is_disk_full(error: BaseException | None) -> bool:
     return _is_disk_full(error.__cause__ or error.__context__)
 
 
-def write_run(workdir: Path, config: TrainConfig, hashes: dict[str, str]) -> None:
-    """Writes `config.json`: {"config", "hashes": sha256 of the networks that the data was made with, "layout"}.
-
-    With several processes, only the first one writes.
-    """
-    if jax.process_index() != 0:
-        return
-    files.make_folder(workdir)
-    record = {"config": to_dict(config), "hashes": hashes, "layout": _layout(config)}
-    files.write_json(workdir / "config.json", record, indent=2)
-
-
-def read_run(workdir: Path) -> tuple[dict[str, Any], dict[str, str], dict[str, int]]:
-    """The config (as from `to_dict`), hashes and layout of a run folder.
-
-    Raises:
-        UserError: the folder is not a run.
-    """
-    try:
-        record = json.loads((workdir / "config.json").read_text())
-        return record["config"], record["hashes"], record["layout"]
-    except (OSError, ValueError, KeyError, TypeError):
-        raise UserError(f"{workdir} is not a run folder: it has no readable config.json") from None
-
-
-def check_resume(workdir: Path, config: TrainConfig, hashes: dict[str, str]) -> None:
-    """Refuses to resume with another config or other data than the run began with; prints a note if the layout differs.
-
-    Raises:
-        UserError: fields or networks differ; the message names them.
-    """
-    old_config, old_hashes, old_layout = read_run(workdir)
-    changed = difference(old_config, to_dict(config))
-    fields = [field for field in changed if field not in FREE_FIELDS and not field.startswith(FREE_PARTS)]
-    if fields:
-        raise UserError(
-            f"{workdir} was trained with another config ({', '.join(fields)} differ); "
-            "set them back, or choose another --workdir"
-        )
-    networks = difference(old_hashes, hashes)
-    if networks:
-        raise UserError(
-            f"{workdir} was trained on features of another {', '.join(networks)}; choose another --workdir"
-        )
-    layout = _layout(config)
-    if layout != old_layout and jax.process_index() == 0:
-        print_note(
-            f"{workdir} resumes with {_in_words(layout)} after {_in_words(old_layout)}: "
-            "the state is the same, but later steps round differently"
-        )
-
-
-def print_note(line: str) -> None:
-    """Prints one line on stderr, above a progress bar."""
-    tqdm.write(line, file=sys.stderr)
-
-
-def _layout(config: TrainConfig) -> dict[str, int]:
-    """The layout, on which the order of a run's sums depends: processes, and devices on each axis of the mesh."""
-    return {"processes": jax.process_count(), **make_mesh(config.mesh).shape}
-
-
-def _in_words(layout: dict[str, int]) -> str:
-    return ", ".join(f"{name} {size}" for name, size in layout.items())
-
-
 def abstract_like(shapes: Any, shardings: Any) -> Any:
     """`ShapeDtypeStruct`s with shardings, to restore arrays to."""
     return jax.tree.map(
@@ -272,68 +210,3 @@ def abstract_like(shapes: Any, shardings: Any) -> Any:
         shapes,
         shardings,
     )
-
-
-class StopSignal:
-    """Decides when to save and when to stop: after a number of steps, by the clock, or on SIGTERM.
-
-    Several processes must take the same decision at the same step. On SIGTERM to any of them, JAX's coordination
-    service chooses the next step that all can still reach. They compare their clocks every `log_every` steps, where
-    they wait for the device anyway, and stop or save if any process wants to.
-    """
-
-    def __init__(self, config: TrainConfig) -> None:
-        self._config = config
-        self._began = self._saved = time.monotonic()
-        self._terminated = False
-        self._timer: threading.Timer | None = None
-        self._multiprocess = jax.process_count() > 1
-        in_main_thread = threading.current_thread() is threading.main_thread()
-        # with several processes, JAX catches SIGTERM from the time they join
-        self._catches = in_main_thread and not self._multiprocess
-        self._previous = signal.signal(signal.SIGTERM, self._terminate) if self._catches else None
-
-    def _terminate(self, *_: Any) -> None:
-        self._terminated = True
-
-    @property
-    def reason(self) -> str:
-        """The reason for stopping before the last step, valid once `check` has returned stop."""
-        return (
-            "SIGTERM received" if self._terminated else f"stop_minutes {self._config.stop_minutes:g} reached"
-        )
-
-    def check(self, step: int) -> tuple[bool, bool]:
-        """After `step` steps: whether to save, and whether to stop (after saving)."""
-        config = self._config
-        now = time.monotonic()
-        stop = 0 < 60 * config.stop_minutes < now - self._began
-        save = 0 < 60 * config.save_minutes < now - self._saved
-        if self._multiprocess:
-            votes = np.zeros((1, 2), bool)
-            if step % config.log_every == 0:
-                votes = np.asarray(multihost_utils.process_allgather(np.array([stop, save])))
-            stop = bool(votes[:, 0].any())
-            save = bool(votes[:, 1].any())
-            self._terminated = multihost_utils.reached_preemption_sync_point(step)
-        if self._terminated:
-            self._timer = threading.Timer(config.sigterm_seconds, self._warn_late)
-            self._timer.daemon = True
-            self._timer.start()
-        save |= config.save_every > 0 and step % config.save_every == 0
-        if save:
-            self._saved = now
-        return save or stop or self._terminated, stop or self._terminated
-
-    def _warn_late(self) -> None:
-        print_note(
-            f"SIGTERM came over {self._config.sigterm_seconds:g} s ago and the save is not done; if killed now, "
-            f"{last_complete(Path(self._config.workdir))}: leave more time before SIGKILL, or use a faster disk"
-        )
-
-    def close(self) -> None:
-        """Restores the previous handler of SIGTERM; call it once everything is saved."""
-        if self._timer is not None:
-            self._timer.cancel()
-        if self._catches:
-            signal.signal(signal.SIGTERM, self._previous)

@@ -22,6 +22,7 @@ from melody_jax.sharding import make_mesh, state_sharding
 from melody_jax.training import checkpoint
 from melody_jax.training.card import model_card
 from melody_jax.training.lora import adapter_roles, init_adapters, merge
+from melody_jax.training.run_folder import read_run
 from melody_jax.training.stage import Metrics
 
 STAGES = {
@@ -63,7 +64,7 @@ def export(config: ExportConfig) -> Path:
         if not getattr(config, name):
             raise UserError(f"--{name} is missing; see melody export --help")
     run = Path(config.run)
-    described, hashes, _ = checkpoint.read_run(run)
+    described, hashes, _ = read_run(run)
     check_release(config.out, hashes)
     stage: Any = stage_from_dict(described["stage"])
     data = from_dict(DataConfig, described["data"])
@@ -90,7 +91,7 @@ def run_network(run: Path, shapes: Params, roles: Roles, mesh: Mesh) -> Params:
     Raises:
         UserError: the folder is not a run, or its checkpoint is damaged or of another shape.
     """
-    described, _, _ = checkpoint.read_run(run)
+    described, _, _ = read_run(run)
     lora = from_dict(LoRAConfig, described.get("lora", {}))
     checkpoints = checkpoint.Checkpoints(run)
     shardings = state_sharding(shapes, roles, mesh)

@@ -17,8 +17,8 @@ from melody_jax.config_json import difference, to_dict
 from melody_jax.errors import UserError
 from melody_jax.models.functional import Params
 from melody_jax.roles import Roles
-from melody_jax.training import checkpoint
 from melody_jax.training.export import run_network
+from melody_jax.training.run_folder import read_run
 from melody_jax.training.stage import Stage
 from melody_jax.training.state import TrainState
 
@@ -42,7 +42,7 @@ def load_initial_weights(
     name = stage.name
     folder = _find(config.init_from, name)
     if (folder / "config.json").is_file():
-        described, source_hashes, _ = checkpoint.read_run(folder)
+        described, source_hashes, _ = read_run(folder)
         source_stage = described["stage"]
         _check(config, stage, source_stage.get("class"), source_stage.get("model"), source_hashes, hashes)
         network = run_network(folder, state.params[part], stage.roles["model"], mesh)

@@ -21,7 +21,7 @@ from melody_jax.data.pipeline import BatchIterator
 from melody_jax.errors import UserError
 from melody_jax.models.functional import Params
 from melody_jax.sharding import make_mesh, mesh_context, place_batch, sharded_init, state_sharding
-from melody_jax.training import checkpoint
+from melody_jax.training import checkpoint, run_folder
 from melody_jax.training.digests import digests
 from melody_jax.training.init_from import load_initial_weights
 from melody_jax.training.lora import adapted
@@ -38,6 +38,7 @@ from melody_jax.training.state import (
     state_roles,
     trained,
 )
+from melody_jax.training.stop_signal import StopSignal
 
 
 @checkpoint.report_disk_full
@@ -50,8 +51,8 @@ def train(
 ) -> TrainState:
     """Trains to `config.steps`, resuming from `config.workdir` if it holds a checkpoint, and returns the last state.
 
-    `held_out` are the evaluation batches; `hashes` identify the networks that the data was made with. On SIGTERM or
-    after `stop_minutes`, it saves and returns early.
+    `held_out` are the evaluation batches; `hashes` identify the networks that the data was made with. On SIGTERM,
+    on Ctrl-C, and after `stop_minutes`, it saves and returns early.
 
     Raises:
         Diverged: the loss or a gradient is not finite (see `TrainConfig.on_nonfinite`).
@@ -59,14 +60,15 @@ def train(
     """
     workdir = Path(config.workdir)
     mesh = make_mesh(config.mesh)
-    checkpoints = checkpoint.Checkpoints(workdir, config.keep_last, config.keep_every)
-    state = _begin(config, checkpoints, batches, hashes or {}, mesh)
     rate = learning_rate(config.optimizer, config.optimizer.learning_rate, config.steps)
-    log = MetricLog(workdir, int(state.step), config.steps, config.stage.name, rate, quiet)
     with contextlib.ExitStack() as closing:
-        stop_signal = checkpoint.StopSignal(config)
+        closing.enter_context(run_folder.claim_workdir(workdir))
+        stop_signal = StopSignal(config)
         closing.callback(stop_signal.close)
+        checkpoints = checkpoint.Checkpoints(workdir, config.keep_last, config.keep_every)
         closing.callback(checkpoints.close)
+        state = _begin(config, checkpoints, batches, hashes or {}, mesh)
+        log = MetricLog(workdir, int(state.step), config.steps, config.stage.name, rate, quiet)
         closing.callback(log.close)
         return _train(config, state, batches, held_out, mesh, checkpoints, stop_signal, log)
 
@@ -78,7 +80,7 @@ def _train(
     held_out: Sequence[Batch],
     mesh: Mesh,
     checkpoints: checkpoint.Checkpoints,
-    stop_signal: checkpoint.StopSignal,
+    stop_signal: StopSignal,
     log: MetricLog,
 ) -> TrainState:
     """The loop itself."""
@@ -109,7 +111,10 @@ def _train(
                 if preview is not None and previews:
                     log.show(step, preview(state))
                 if stop and not last:
-                    log.note(f"{stop_signal.reason}: saving at step {step} of {config.steps}, then stopping")
+                    action = "saving" if step > start else "nothing new to save"
+                    log.note(
+                        f"{stop_signal.reason}: {action} at step {step} of {config.steps}, then stopping"
+                    )
                 if step > start and (last or save):
                     checkpoints.save(state, batches.get_state())
             if last or stop:
@@ -231,7 +236,7 @@ def _begin(
     roles = state_roles(config)
     key = jax.random.fold_in(jax.random.key(config.seed), 2**31)  # larger than any step number
     if checkpoints.latest is not None:
-        checkpoint.check_resume(workdir, config, hashes)
+        run_folder.check_resume(workdir, config, hashes)
         shapes = jax.eval_shape(lambda k: create_state(config, k), key)
         places = state_sharding(shapes, roles, mesh)
         state, position = checkpoints.restore(checkpoint.abstract_like(shapes, places))
@@ -242,5 +247,5 @@ def _begin(
         state = sharded_init(lambda k: create_state(config, k), roles, key, mesh)
         if config.init_from:
             state = load_initial_weights(config, state, hashes, mesh)
-    checkpoint.write_run(workdir, config, hashes)
+    run_folder.write_run(workdir, config, hashes)
     return state

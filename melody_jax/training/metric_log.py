@@ -15,8 +15,8 @@ from tqdm import tqdm
 from melody_jax import files
 from melody_jax.audio import SAMPLE_RATE
 from melody_jax.flops import matmul_cost
-from melody_jax.training.checkpoint import print_note
 from melody_jax.training.nonfinite import NORM, BadStep
+from melody_jax.training.notes import print_note
 from melody_jax.training.stage import Metrics
 from melody_jax.training.utilisation import peak_flops
 

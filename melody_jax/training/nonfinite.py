@@ -31,7 +31,8 @@ from melody_jax.errors import Diverged
 from melody_jax.models.functional import Params
 from melody_jax.release import flatten
 from melody_jax.sharding import place_batch
-from melody_jax.training.checkpoint import Checkpoints, abstract_like, print_note
+from melody_jax.training.checkpoint import Checkpoints, abstract_like
+from melody_jax.training.notes import print_note
 from melody_jax.training.stage import Batch, Metrics
 from melody_jax.training.state import TrainState
 
