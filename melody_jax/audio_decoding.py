@@ -173,7 +173,10 @@ def _open(file: BinaryIO, path: Path, stack: contextlib.ExitStack) -> Decoder:
 def _open_sound(path: Path, content: bytes | None) -> soundfile.SoundFile:
     if content is not None:
         return soundfile.SoundFile(io.BytesIO(content))
-    return soundfile.SoundFile(os.fspath(path) if os.name == "nt" else os.fsencode(path))
+    name: Any = (
+        os.fspath(path) if os.name == "nt" else os.fsencode(path)
+    )  # soundfile encodes names of UTF-8 only
+    return soundfile.SoundFile(name)
 
 
 class _SoundFileDecoder:
@@ -198,12 +201,13 @@ def _open_av(file: BinaryIO, path: Path, container: str, stack: contextlib.ExitS
     """The container, opened by PyAV; `container` is FFmpeg's name, so that it tries no other format."""
     try:
         import av
+        from av.error import FFmpegError
     except ModuleNotFoundError:
         raise UserError(f"{path}: AAC audio; {install_hint('av')}") from None
     file.seek(0)
     try:
         return stack.enter_context(av.open(file, "r", format=container, metadata_errors="replace"))
-    except av.FFmpegError as error:
+    except FFmpegError as error:
         raise UserError(
             f"{path}: not an audio file that can be read, or damaged ({error.strerror})"
         ) from error
@@ -216,6 +220,7 @@ class _AVDecoder:
 
     def __init__(self, container: Any, path: Path) -> None:
         import av
+        from av.error import FFmpegError
 
         if not container.streams.audio:
             raise UserError(f"{path}: holds no audio stream")
@@ -228,7 +233,7 @@ class _AVDecoder:
         if container.format.name != "aac" and stream.duration:  # without a container, the length is a guess
             self.frames = round(stream.duration * stream.time_base * self.rate)
         self._path = path
-        self._error = av.FFmpegError
+        self._error = FFmpegError
         self._resampler = av.AudioResampler(format="fltp")
         self._frames = container.decode(stream)
         self._pending = np.zeros((0, self.channels), np.float32)

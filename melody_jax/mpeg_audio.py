@@ -110,7 +110,7 @@ def info_frame(header: bytes, count: int) -> bytes:
     changed = bytearray(header)
     changed[1] |= 1  # no checksum
     changed[2] = 0x90 | changed[2] & 0x0C
-    parsed = parse_header(changed, 0)
+    parsed = parse_header(bytes(changed), 0)
     assert parsed is not None
     frame = bytearray(parsed.size)
     frame[:4] = changed

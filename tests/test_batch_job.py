@@ -188,7 +188,7 @@ def test_bad_lines_are_named_before_any_work(melody: Melody, tmp_path: Path, lin
     [
         ({"batch": 0}, "batch is 0"),
         ({"process": 2, "processes": 2}, "process is 2"),
-        ({"suffix": ".mp3"}, "suffix is '.mp3'"),
+        ({"suffix": ".mid"}, "suffix is '.mid'"),
         ({"prompts": Path("absent.jsonl")}, "absent.jsonl: cannot be read"),
     ],
 )
