@@ -8,6 +8,7 @@ B batch, T samples, F frames, M bands.
 """
 
 from functools import lru_cache, partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -101,21 +102,43 @@ def istft(
     return overlap_add(frames, hop) * _synthesis_gain(spectrum.shape[1], n_fft, hop, win)
 
 
+class Anchor(NamedTuple):
+    """Part of a spectrum that a phase search does not change."""
+
+    spectrum: Complex[Array, "B F bins"]
+    """A consistent spectrum: the `stft` of some waveform."""
+    share: Float[np.ndarray, " bins"]
+    """Weight of that spectrum in each bin, from 0 (searched) to 1 (fixed). In between, the two are blended."""
+
+
 def griffin_lim(
+    magnitudes: Float[Array, "B F bins"], n_fft: int, hop: int, steps: int, first: ArrayLike = 0
+) -> Float[Array, "B F*{hop}"]:
+    """A waveform whose centred `stft` has nearly these magnitudes: (B, F, n_fft // 2 + 1) -> (B, F * hop).
+
+    See `griffin_lim_spectrum`.
+    """
+    return istft(griffin_lim_spectrum(magnitudes, n_fft, hop, steps, first), n_fft, hop)
+
+
+def griffin_lim_spectrum(
     magnitudes: Float[Array, "B F bins"],
     n_fft: int,
     hop: int,
     steps: int,
+    first: ArrayLike = 0,
+    anchor: Anchor | None = None,
     momentum: float = 0.99,
     damping: float = 0.3,
-    first: ArrayLike = 0,
-) -> Float[Array, "B F*{hop}"]:
-    """A waveform whose centred `stft` has nearly these magnitudes: (B, F, n_fft // 2 + 1) -> (B, F * hop).
+) -> Complex[Array, "B F bins"]:
+    """Magnitudes (B, F, n_fft // 2 + 1) with phases that fit each other: complex64 of the same shape.
 
     The fast Griffin-Lim algorithm (Perraudin, Balazs and Sondergaard 2013, doi 10.1109/WASPAA.2013.6701851). Initial
-    phases are random but fixed, so equal magnitudes give equal waveforms. steps: 0 or more; each is an inverse and a
+    phases are random but fixed, so equal magnitudes give equal spectra. steps: 0 or more; each is an inverse and a
     forward transform. momentum: 0 is the original algorithm. first: index of the first frame, if these are part of a
     longer sequence; a frame's initial phases depend on its index only.
+
+    anchor: a part of the spectrum that is fixed. Where the two blend, the search starts from the anchor's phases.
 
     damping: a bin whose current estimate is below about this fraction of its target magnitude gets less than the full
     magnitude; 0 is the published algorithm. Rounding decides the phase of such a bin, and the original algorithm
@@ -126,20 +149,31 @@ def griffin_lim(
     start = magnitudes * jnp.exp(1j * phases)
     floor = (damping * magnitudes) ** 2 + 1e-10
 
+    def project(estimate: Array) -> Array:
+        """The spectrum with the target magnitudes, and the anchor, that is nearest to the estimate."""
+        spectrum = estimate * (magnitudes / jnp.sqrt(power(estimate) + floor))
+        return spectrum if anchor is None else anchor.share * anchor.spectrum + (1 - anchor.share) * spectrum
+
     def step(carry: tuple[Array, Array], _: None) -> tuple[tuple[Array, Array], None]:
         spectrum, previous = carry
         consistent = stft(istft(spectrum, n_fft, hop), n_fft, hop)
-        accelerated = consistent + momentum * (consistent - previous)
-        return (accelerated * (magnitudes / jnp.sqrt(power(accelerated) + floor)), consistent), None
+        return (project(consistent + momentum * (consistent - previous)), consistent), None
 
+    if anchor is not None:
+        start = project(anchor.spectrum + start * np.where(anchor.share > 0, np.float32(damping), 1))
     (spectrum, _), _ = jax.lax.scan(step, (start, jnp.zeros_like(start)), length=steps)
-    return istft(spectrum, n_fft, hop)
+    return spectrum
+
+
+def frame_reach(length: int, other: int, hop: int) -> int:
+    """Frames before or after its own whose `other` samples overlap the `length` samples of a frame, at most."""
+    return (length + other - 1) // (2 * hop)
 
 
 def griffin_lim_reach(n_fft: int, hop: int, steps: int) -> int:
     """Receptive field of `griffin_lim`: frames before or after its own that a hop depends on, at most."""
     hops = -(-n_fft // hop)
-    return steps * (hops - 1) + hops // 2
+    return steps * frame_reach(n_fft, n_fft, hop) + hops // 2
 
 
 def _hz_to_mel(hz: np.ndarray) -> np.ndarray:

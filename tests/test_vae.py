@@ -61,22 +61,25 @@ PHASED = replace(vae.TINY, codec=replace(vae.TINY.codec, phase=True))
 """Its decoder outputs phases."""
 
 
-@pytest.mark.parametrize("config", [vae.TINY, PHASED])
+@pytest.mark.parametrize("config", [vae.TINY, PHASED, vae.TINY_TWO_WINDOWS])
 def test_decoder_reach_by_gradient(config) -> None:
     """One latent's stretch depends on `decoder_reach` latents either side, phase and all, and on the last of them."""
     params = vae.init(config, jax.random.key(0))
-    reach, middle = vae.decoder_reach(config), 10
-    latents = jax.random.normal(jax.random.key(3), (1, 21, 8))
+    reach = vae.decoder_reach(config)
+    middle = max(10, reach + 2)
+    latents = jax.random.normal(jax.random.key(3), (1, 2 * middle + 1, 8))
     stretch = slice(middle * 960, (middle + 1) * 960)
     slope = jax.jit(jax.grad(lambda z: jnp.sum(vae.decode(params, config, z)[:, stretch] ** 2)))(latents)
     seen = np.flatnonzero(np.abs(slope).sum((0, 2)) > 0)
     assert (seen.min(), seen.max()) == (middle - reach, middle + reach)
 
 
-def test_encoder_reach_by_gradient(params) -> None:
-    reach, middle = vae.encoder_reach(vae.TINY), 10
+@pytest.mark.parametrize("config", [vae.TINY, vae.TINY_TWO_WINDOWS])
+def test_encoder_reach_by_gradient(config) -> None:
+    params = vae.init(config, jax.random.key(0))
+    reach, middle = vae.encoder_reach(config), 10
     audio = 0.1 * jax.random.normal(jax.random.key(4), (1, 21 * 960))
-    slope = jax.grad(lambda x: jnp.sum(vae.encode(params, vae.TINY, x)[:, middle] ** 2))(audio)
+    slope = jax.grad(lambda x: jnp.sum(vae.encode(params, config, x)[:, middle] ** 2))(audio)
     seen = np.flatnonzero(np.abs(slope[0]) > 0)
     assert middle * 960 - reach <= seen.min() < middle * 960 - reach + 480
     assert (middle + 1) * 960 + reach >= seen.max() > (middle + 1) * 960 + reach - 480
@@ -101,7 +104,7 @@ def test_a_decoder_with_phases_learns_a_waveform() -> None:
     latents, optimizer = vae.encode(params, PHASED, audio), optax.adam(1e-2)
 
     def miss(decoder):
-        decoded = vae.reconstruct(params | {"decoder": decoder}, PHASED, latents, audio)
+        decoded, _ = vae.reconstruct(params | {"decoder": decoder}, PHASED, latents, audio)
         return jnp.mean((decoded - audio)[:, 960:-960] ** 2) / jnp.mean(audio**2)
 
     @jax.jit
@@ -141,6 +144,10 @@ def test_bad_input_is_refused(params) -> None:
         replace(vae.TINY.codec, n_fft=256)
     with pytest.raises(UserError, match="window_share 2"):
         replace(TINY_STAGE, window_share=2.0)
+    with pytest.raises(UserError, match="loss_corner_hz -1: it must be at least 0"):
+        replace(TINY_STAGE, loss_corner_hz=-1.0)
+    with pytest.raises(UserError, match="magnitude_weight 1: the decoder writes samples"):
+        replace(TINY_STAGE, model=vae.PAPER, magnitude_weight=1.0)
 
 
 def test_stage_learns_whitens_and_leaves_frozen_parts_alone() -> None:
@@ -187,17 +194,20 @@ def test_stage_learns_whitens_and_leaves_frozen_parts_alone() -> None:
 
 def test_adversarial_gradients_are_those_of_the_losses() -> None:
     """The shared forward pass against plain `jax.grad` of each side's loss."""
-    stage = replace(TINY_STAGE, adversarial_start=0, adversarial_ramp=0, adversarial_crop=9_600)
+    stage = replace(
+        TINY_STAGE, adversarial_start=0, adversarial_ramp=0, adversarial_crop=9_600, magnitude_weight=0.3
+    )
     params = stage.init(jax.random.key(0))
     batch, key = {"audio": jnp.asarray(tones(2, 9600, 5))}, jax.random.key(7)
     grads, metrics = jax.jit(stage.gradients)(params, batch, key, jnp.int32(1))
     noise_key = jax.random.split(key)[0]
 
     def losses(model, discriminator):
-        audio, kl = stage._autoencode(model, batch["audio"], noise_key)
+        audio, terms = stage._autoencode(model, batch["audio"], noise_key)
         fake = discriminators.discriminate(discriminator, stage.discriminator, audio)
         real = discriminators.discriminate(discriminator, stage.discriminator, batch["audio"])
-        decoder = stage._spectral_loss(audio, batch["audio"])[0] + stage.kl_weight * kl
+        decoder = stage._spectral_loss(audio, batch["audio"])[0] + stage.kl_weight * terms["kl"]
+        decoder += stage.magnitude_weight * terms["magnitude"]
         decoder += stage.adversarial_weight * sum(jnp.mean((logits - 1) ** 2) for logits, _ in fake)
         for (_, f), (_, r) in zip(fake, real, strict=True):
             decoder += stage.feature_weight * jnp.mean(
@@ -223,6 +233,38 @@ def test_plain_magnitudes_of_half_windows() -> None:
     np.testing.assert_allclose(
         stage._spectral_loss(a, b)[1]["linear"], jnp.mean(jnp.abs(sizes[0] - sizes[1])), rtol=1e-3
     )
+
+
+def test_bins_weigh_by_frequency() -> None:
+    """The loss of a change in one bin alone, at a known frequency, against the weight's formula."""
+    stage = replace(TINY_STAGE, loss_corner_hz=150.0)
+    frequencies = np.arange(0, 12_001, 100.0)
+    weights = 1 / (frequencies + 150)
+    original = jnp.ones((1, 1, len(frequencies)))
+    for index in (0, 5, 100):
+        changed = original.at[..., index].add(1.0)
+        linear, log = stage._distances(changed, original, frequencies)
+        assert float(linear) == pytest.approx(weights[index] / weights.sum(), rel=1e-4)
+        assert float(log) == pytest.approx(np.log(2) * weights[index] / weights.sum(), rel=2e-3)
+        flat, _ = TINY_STAGE._distances(changed, original, frequencies)
+        assert float(flat) == pytest.approx(1 / len(frequencies), rel=1e-4)
+
+
+def test_magnitude_loss_reaches_what_the_decoder_writes() -> None:
+    """It vanishes where the decoder writes the original's magnitudes, and pulls at every parameter of the decoder."""
+    stage = replace(TINY_STAGE, model=vae.TINY_TWO_WINDOWS, magnitude_weight=2.0, loss_corner_hz=150.0)
+    model = vae.init(stage.model, jax.random.key(0))
+    audio = jnp.asarray(tones(2, 9600, 5))
+    term = lambda model: stage._autoencode(model, audio, jax.random.key(7))[1]["magnitude"]  # noqa: E731
+    pull = jax.jit(jax.grad(term))(model)
+    assert min(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(pull["decoder"])) > 0
+    _, pairs = vae.reconstruct(model, stage.model, jnp.zeros((2, 10, 8)), audio)
+    assert [pair.decoded.shape[-1] for pair in pairs] == [
+        513 - stage.model.codec.first_bin,
+        stage.model.codec.low_bins,
+    ]
+    assert float(stage._magnitude_loss(pairs)) > 1
+    assert float(stage._magnitude_loss([pair._replace(decoded=pair.original) for pair in pairs])) == 0
 
 
 def test_balancing_keeps_the_direction_and_sets_the_size() -> None:

@@ -24,6 +24,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from melody_jax.errors import UserError
 from melody_jax.models import functional
 from melody_jax.models.functional import Remat
+from melody_jax.models.stft_synthesis import MagnitudePair
 from melody_jax.roles import BIAS, CONV
 
 LEAK = 0.1
@@ -238,9 +239,11 @@ class HiFiGANDecoder(ResamplingStages):
         """Latents (B, L, D) to audio (B, L * hop), float32; the position `first` has no effect."""
         return jnp.tanh(self.run(latents.astype(self.config.dtype)))[..., 0]
 
-    def reconstruct(self, latents: Float[Array, "B L D"], audio: Float[Array, "B T"]) -> Float[Array, "B T"]:
-        """Decoded audio; this codec needs nothing of the original."""
-        return self(latents)
+    def reconstruct(
+        self, latents: Float[Array, "B L D"], audio: Float[Array, "B T"]
+    ) -> tuple[Float[Array, "B T"], list[MagnitudePair]]:
+        """See `vae.reconstruct`; this codec needs nothing of the original, and writes no magnitudes."""
+        return self(latents), []
 
 
 def halves(

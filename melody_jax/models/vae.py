@@ -19,10 +19,11 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from melody_jax.errors import UserError
-from melody_jax.models import functional, hifigan, stft_codec
+from melody_jax.models import functional, hifigan, stft_codec, stft_config
 from melody_jax.models.functional import Params
 from melody_jax.models.hifigan import HiFiGANConfig
-from melody_jax.models.stft_codec import StftCodecConfig
+from melody_jax.models.stft_config import StftCodecConfig
+from melody_jax.models.stft_synthesis import MagnitudePair
 from melody_jax.roles import STATISTIC, Roles
 
 CODECS: dict[type, Callable[..., tuple[Any, Any]]] = {
@@ -33,7 +34,7 @@ CODECS: dict[type, Callable[..., tuple[Any, Any]]] = {
 
 encoder(audio (B, T)) gives mean and log variance concatenated, float32 (B, L, 2 D).
 decoder(latents (B, L, D), first) gives audio (B, L * hop), float32; `first` is the index of the first latent in a
-    longer sequence. decoder.reconstruct(latents, audio) gives the audio for the losses in training.
+    longer sequence. decoder.reconstruct(latents, audio): see `reconstruct`.
 """
 LOG_VARIANCE_START = -5.0
 """Offset of the log variance: an untrained posterior is narrow, so latents carry information before the KL term can
@@ -59,11 +60,13 @@ class VAEConfig:
         return self.codec.hop
 
 
-TINY = VAEConfig(latent_width=8, codec=stft_codec.TINY)
+TINY = VAEConfig(latent_width=8, codec=stft_config.TINY)
 """For tests."""
+TINY_TWO_WINDOWS = VAEConfig(latent_width=8, codec=stft_config.TINY_TWO_WINDOWS)
+"""For tests: `TINY` with a low band."""
 PAPER = VAEConfig(latent_width=16, latent_scale=3.0, latent_clip=1.0, codec=HiFiGANConfig())
 """The published rates, channels and kernels: 250 latents of 16 channels per second."""
-MODERN = VAEConfig(codec=stft_codec.MODERN)
+MODERN = VAEConfig(codec=stft_config.MODERN)
 """50 latents of 64 channels per second."""
 
 
@@ -94,7 +97,9 @@ class VAE(nnx.Module):
         """See the function `decode`."""
         return self.decoder(self._decoder_input(latents), first)
 
-    def reconstruct(self, latents: Float[Array, "B L D"], audio: Float[Array, "B T"]) -> Float[Array, "B T"]:
+    def reconstruct(
+        self, latents: Float[Array, "B L D"], audio: Float[Array, "B T"]
+    ) -> tuple[Float[Array, "B T"], list[MagnitudePair]]:
         """See the function `reconstruct`."""
         return self.decoder.reconstruct(self._decoder_input(latents), audio)
 
@@ -178,8 +183,12 @@ def decode(
 
 def reconstruct(
     params: Params, config: VAEConfig, latents: Float[Array, "B L D"], audio: Float[Array, "B T"]
-) -> Float[Array, "B T"]:
-    """Audio for the losses in training: as `decode`, but a codec without phase borrows that of the original audio."""
+) -> tuple[Float[Array, "B T"], list[MagnitudePair]]:
+    """For the losses in training: audio (B, L * hop), and the magnitudes that the decoder writes, with the original's.
+
+    The audio is that of `decode`, but a codec without phase borrows the phase of the original audio (B, L * hop). A
+    codec that writes samples has no magnitudes: its list is empty.
+    """
     return _bind(params, config).reconstruct(latents, audio)
 
 

@@ -233,7 +233,8 @@ class Melody:
         """The waveform of each edited clip, spliced into its source."""
         longest = max(len(clip.latents) for clip in clips)
         latents = np.stack([np.pad(c.latents, ((0, longest - len(c.latents)), (0, 0))) for c in clips])
-        parts = decode(self.params["vae"], self.configs["vae"], [latents], batch.config.dpd.frames)
+        window = self._decoder_window(batch.config.dpd.frames)
+        parts = decode(self.params["vae"], self.configs["vae"], [latents], window)
         waves = np.concatenate(list(parts), axis=1)
         return [edit.splice(clip, wave) for clip, wave in zip(clips, waves, strict=True)]
 
@@ -251,11 +252,13 @@ class Melody:
 
     def _decode_stream(self, latents: Iterable[jax.Array], window: int) -> Iterator[np.ndarray]:
         """Parts (rows, n) of the waveform of latents, of which at least `window` are decoded at a time."""
-        config = self.configs["vae"]
-        chunk = self.configs["dpd"].frames // self.configs["dpd"].chunks
-        return decode(
-            self.params["vae"], config, latents, max(window, chunk + 2 * context(config)), self.mesh
-        )
+        window = self._decoder_window(window)
+        return decode(self.params["vae"], self.configs["vae"], latents, window, self.mesh)
+
+    def _decoder_window(self, least: int) -> int:
+        """Latents that are decoded at a time: at least `least`, and a chunk more than the context on either side."""
+        dpd = self.configs["dpd"]
+        return max(least, dpd.frames // dpd.chunks + 2 * context(self.configs["vae"]))
 
     def _best_candidates(
         self, batch: ProgramBatch, waves: list[np.ndarray], encoded: Encoded

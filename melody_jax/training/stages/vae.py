@@ -20,13 +20,17 @@ from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
 from melody_jax import spectral
+from melody_jax.audio import SAMPLE_RATE
 from melody_jax.errors import UserError
 from melody_jax.models import discriminators, vae
 from melody_jax.models.discriminators import Discrimination, DiscriminatorConfig
 from melody_jax.models.functional import Params
+from melody_jax.models.stft_config import StftCodecConfig
+from melody_jax.models.stft_synthesis import MagnitudePair
 from melody_jax.models.vae import VAEConfig
 from melody_jax.release import network_roles
 from melody_jax.roles import Roles
@@ -59,6 +63,12 @@ class VAEStage(Stage):
     """Weight of the L1 distance of log magnitudes, nepers (same means)."""
     log_floor: float = 1e-3
     """Added to magnitudes before the logarithm: 60 dB below noise of full scale."""
+    loss_corner_hz: float = 0.0
+    """Above 0: bins weigh 1 / (frequency + this) in the spectral losses, scaled to a mean of 1, so that octaves above
+    this frequency count equally. 0: all bins weigh the same, and the bass, a few bins of many, hardly counts."""
+    magnitude_weight: float = 0.0
+    """Weight of the same two losses between the magnitudes that the decoder writes and the original's at the decoder's
+    windows. The spectral losses alone see them after a borrowed phase and an inverse STFT."""
     mel_weight: float = 0.5
     """Weight of the L1 distance of log mel magnitudes, nepers."""
     kl_weight: float = 3e-3
@@ -82,6 +92,13 @@ class VAEStage(Stage):
     def __post_init__(self) -> None:
         if not 0 < self.window_share <= 1:
             raise UserError(f"window_share {self.window_share}: it must be above 0 and at most 1")
+        for name in ("loss_corner_hz", "magnitude_weight"):
+            if getattr(self, name) < 0:
+                raise UserError(f"{name} {getattr(self, name):g}: it must be at least 0")
+        if self.magnitude_weight and not isinstance(self.model.codec, StftCodecConfig):
+            raise UserError(
+                f"magnitude_weight {self.magnitude_weight:g}: the decoder writes samples, not magnitudes; use 0"
+            )
 
     @property
     def roles(self) -> Roles:
@@ -105,7 +122,7 @@ class VAEStage(Stage):
         """Gradients of the autoencoder's and the discriminators' losses, from one forward pass of the former."""
         target = batch["audio"].astype(jnp.float32)
         noise_key, crop_key = jax.random.split(key)
-        (audio, kl), model_vjp = jax.vjp(
+        (audio, terms), model_vjp = jax.vjp(
             lambda model: self._autoencode(model, target, noise_key), params["model"]
         )
         (loss, metrics), d_audio = jax.value_and_grad(self._spectral_loss, has_aux=True)(audio, target)
@@ -119,8 +136,11 @@ class VAEStage(Stage):
             reference = d_audio[: self.adversarial_items]
             d_adversarial = balanced(d_adversarial, reference, self.adversarial_share)
         ramp = jnp.clip((step - self.adversarial_start) / max(self.adversarial_ramp, 1), 0.0, 1.0)
-        (d_model,) = model_vjp((d_audio + ramp * d_adversarial, jnp.float32(self.kl_weight)))
-        metrics = {"loss": loss + self.kl_weight * kl, "kl": kl, **metrics, **gan_metrics}
+        weights = {"kl": self.kl_weight, "magnitude": self.magnitude_weight}
+        d_terms = {name: jnp.float32(weights[name]) for name in terms}
+        (d_model,) = model_vjp((d_audio + ramp * d_adversarial, d_terms))
+        total = loss + sum(weights[name] * value for name, value in terms.items())
+        metrics = {"loss": total, **terms, **metrics, **gan_metrics}
         return {"model": d_model, "discriminator": d_discriminator}, metrics
 
     def evaluate(self, params: Params, batch: Batch, key: PRNGKeyArray) -> Metrics:
@@ -169,11 +189,33 @@ class VAEStage(Stage):
         deviation = jnp.sqrt(jnp.maximum(squares / count - mean**2, 1e-8))
         return model | {"latent_mean": mean, "latent_scale": deviation}, {}
 
-    def _autoencode(self, model: Params, audio: Array, key: PRNGKeyArray) -> tuple[Array, Array]:
-        """Decoded audio for the losses (`vae.reconstruct`), and the KL term."""
+    def _autoencode(self, model: Params, audio: Array, key: PRNGKeyArray) -> tuple[Array, dict[str, Array]]:
+        """Decoded audio for the losses (`vae.reconstruct`), and the terms that do not depend on it, by name."""
         mean, log_variance = vae.posterior(model, self.model, audio)
         latents = vae.normalise(model, self.model, vae.sample(mean, log_variance, key))
-        return vae.reconstruct(model, self.model, latents, audio), _kl(mean, log_variance)
+        decoded, pairs = vae.reconstruct(model, self.model, latents, audio)
+        terms = {"kl": _kl(mean, log_variance)}
+        if self.magnitude_weight:
+            terms["magnitude"] = self._magnitude_loss(pairs)
+        return decoded, terms
+
+    def _magnitude_loss(self, pairs: list[MagnitudePair]) -> Array:
+        """The weighted linear and logarithmic losses of the magnitudes that the decoder writes, mean over windows."""
+        losses = []
+        for decoded, original, frequencies in pairs:
+            linear, log = self._distances(decoded, original, frequencies)
+            losses.append(self.linear_weight * linear + self.log_weight * log)
+        return _average(losses)
+
+    def _distances(self, size: Array, original: Array, frequencies: np.ndarray) -> tuple[Array, Array]:
+        """L1 distances of magnitudes, and of their logarithms, with `loss_corner_hz` applied."""
+        weights = None
+        if self.loss_corner_hz:
+            weights = 1 / (frequencies + self.loss_corner_hz)
+            weights = (weights / weights.mean()).astype(np.float32)
+        log_size = jnp.log(size + self.log_floor)
+        log_original = jnp.log(original + self.log_floor)
+        return _l1(size, original, weights), _l1(log_size, log_original, weights)
 
     def _spectra(self, audio: Array) -> Spectra:
         """Magnitudes per resolution, over the root of the window's energy unless plain."""
@@ -191,8 +233,10 @@ class VAEStage(Stage):
         targets = self._spectra(target)
         for n_fft, size in self._spectra(audio).items():
             original = targets[n_fft]
-            linear.append(_l1(size, original))
-            log.append(_l1(jnp.log(size + self.log_floor), jnp.log(original + self.log_floor)))
+            frequencies = np.arange(n_fft // 2 + 1) * SAMPLE_RATE / n_fft
+            distances = self._distances(size, original, frequencies)
+            linear.append(distances[0])
+            log.append(distances[1])
         mel = _l1(spectral.log_mel(audio), spectral.log_mel(target))
         terms = {"linear": _average(linear), "log": _average(log), "mel": mel}
         loss = self.linear_weight * terms["linear"] + self.log_weight * terms["log"] + self.mel_weight * mel
@@ -259,8 +303,9 @@ def _zeros_like(shapes: PyTree) -> PyTree:
     return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
 
 
-def _l1(a: Array, b: Array) -> Array:
-    return jnp.mean(jnp.abs(a - b))
+def _l1(a: Array, b: Array, weights: np.ndarray | None = None) -> Array:
+    error = jnp.abs(a - b)
+    return jnp.mean(error if weights is None else error * weights)
 
 
 def _average(terms: list[Array]) -> Array:
