@@ -110,6 +110,11 @@ class Anchor(NamedTuple):
     share: Float[np.ndarray, " bins"]
     """Weight of that spectrum in each bin, from 0 (searched) to 1 (fixed). In between, the two are blended."""
 
+    def blend(self, spectrum: Complex[Array, "B F bins"]) -> Complex[Array, "B F bins"]:
+        """The anchor with its weight, and another spectrum with the remaining weight."""
+        share = jnp.asarray(self.share)
+        return share * self.spectrum + (1 - share) * spectrum
+
 
 def griffin_lim(
     magnitudes: Float[Array, "B F bins"], n_fft: int, hop: int, steps: int, first: ArrayLike = 0
@@ -152,7 +157,7 @@ def griffin_lim_spectrum(
     def project(estimate: Array) -> Array:
         """The spectrum with the target magnitudes, and the anchor, that is nearest to the estimate."""
         spectrum = estimate * (magnitudes / jnp.sqrt(power(estimate) + floor))
-        return spectrum if anchor is None else anchor.share * anchor.spectrum + (1 - anchor.share) * spectrum
+        return spectrum if anchor is None else anchor.blend(spectrum)
 
     def step(carry: tuple[Array, Array], _: None) -> tuple[tuple[Array, Array], None]:
         spectrum, previous = carry

@@ -86,8 +86,7 @@ def synthesise_with_phase(
         assert size.low is not None
         assert original.low is not None
         low = size.low * (original.low / spectral.magnitude(original.low))
-        anchor = _anchor(config, config.low_band.wave_from_spectrum(low))
-        spectrum = anchor.share * anchor.spectrum + (1 - anchor.share) * spectrum
+        spectrum = _anchor(config, config.low_band.wave_from_spectrum(low)).blend(spectrum)
     return spectral.istft(spectrum, config.n_fft, config.frame_hop)
 
 
@@ -104,7 +103,7 @@ def magnitude_pairs(
     pairs = []
     windows = ((config.n_fft, config.first_bin), (config.low_window, 0))
     for (n_fft, start), size, target in zip(windows, decoded, original, strict=True):
-        if size is not None:
+        if size is not None and target is not None:
             gain = spectral.window_gain(n_fft)
             frequencies = np.arange(start, size.shape[-1]) * SAMPLE_RATE / n_fft
             pairs.append(MagnitudePair(size[..., start:] / gain, target[..., start:] / gain, frequencies))
