@@ -30,7 +30,7 @@ FILES_MADE = {
     "captions.csv", "config.json", "dataset_info.json", "decoder.cpu.jax", "decoder.accelerator.jax", "diverged.json",
     "captions.jsonl",
     "evaluation.json", "evaluation.md", "evaluation.png", "index.html", "manifest.json", "manifest.jsonl",
-    "manifest-000.jsonl", "metadata.csv", "metrics.jsonl", "mine.wav", "play.py", "prompts.jsonl", "rejects.jsonl",
+    "manifest-000.jsonl", "metadata.csv", "metrics.jsonl", "notes.jsonl", "mine.wav", "play.py", "prompts.jsonl", "rejects.jsonl",
     "sampler.cpu.jax", "sampler.accelerator.jax", "sampler.json", "tokenizer.json", "vggish.py", "weights.safetensors",
     "cello.wav",
     "song.wav", "compiled/",

@@ -19,6 +19,7 @@ GROUND = (
     "extras",
     "files",
     "flops",
+    "folders",
     "mpeg_audio",
     "options",
     "parameterisation",

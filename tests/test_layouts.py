@@ -44,6 +44,7 @@ def test_files(tmp_path: Path, suffix: str) -> None:
         table.write_text("".join(json.dumps({"file": f, "caption": c}) + "\n" for f, c in rows))
     by_name = by_id(recordings(tmp_path, "files", table))
     assert {name: recording.problem for name, recording in by_name.items()} == {
+        ".hidden.wav": "hidden",
         "1.mp3": "uncaptioned",
         "a/0.WAV": "",
         "cover.jpg": "suffix",

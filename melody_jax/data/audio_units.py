@@ -76,6 +76,7 @@ def _write_part(job: Job, unit: int, part: int) -> None:
     facts = {
         "seconds": [result.seconds for result in results],
         "rejects": [reject for result in results for reject in result.rejects],
+        "notes": [note for result in results for note in result.notes],
     }
     report = {
         "hashes": np.concatenate([result.hashes for result in results]),
@@ -95,7 +96,7 @@ def write_audio_shard(job: Job, unit: int, originals: dict[RecordingKey, Recordi
     if job.done_path(unit).is_file():
         return
     recordings = job.read_plan(unit)
-    seconds, rejects = _read_reports(job, unit)
+    seconds, rejects, notes = _read_reports(job, unit)
     duplicates = {
         recording.id: originals[unit, index]
         for index, recording in enumerate(recordings)
@@ -116,21 +117,23 @@ def write_audio_shard(job: Job, unit: int, originals: dict[RecordingKey, Recordi
         "used": sum(length > 0 for length in used_seconds),
         "seconds": sum(used_seconds),
     }
-    job.write_done(unit, shard, rejects, counts)
+    job.write_done(unit, shard, rejects, counts, notes)
     for part in range(job.parts(unit)):
         job.candidate_path(unit, part).unlink(missing_ok=True)
 
 
-def _read_reports(job: Job, unit: int) -> tuple[list[float], list[Reject]]:
-    """Seconds of music in each recording of a unit, and the rejects of inspection."""
+def _read_reports(job: Job, unit: int) -> tuple[list[float], list[Reject], list[Reject]]:
+    """Seconds of music in each recording of a unit, the rejects of inspection, and the notes."""
     seconds: list[float] = []
     rejects: list[Reject] = []
+    notes: list[Reject] = []
     for part in range(job.parts(unit)):
         report = records.decode_record(job.report_path(unit, part).read_bytes())
         facts = records.decode_json(report["facts"])
         seconds += facts["seconds"]
         rejects += facts["rejects"]
-    return seconds, rejects
+        notes += facts["notes"]
+    return seconds, rejects, notes
 
 
 def _unique_pieces(job: Job, unit: int, duplicates: set[str]) -> Iterator[dict[str, np.ndarray]]:

@@ -1,7 +1,9 @@
 """One recording becomes pieces: decoded, cut, checked, resampled to 24 kHz mono, normalised, encoded as audio records.
 
-Every reject has a reason. `missing`, `suffix`, `uncaptioned`, `unreadable`, `not finite` and `short` reject a whole
-recording, `silence` and `clipped` one piece of it. Damage near the end rejects the whole recording.
+Every reject has a reason. `missing`, `ambiguous`, `suffix`, `hidden`, `uncaptioned`, `unreadable`, `not finite` and
+`short` reject a whole recording, `silence` and `clipped` one piece of it. Damage near the end rejects the whole
+recording. Audio without a caption is decoded up to its first good piece, because a fault of the file is the reason that
+a person can act on.
 """
 
 import dataclasses
@@ -13,11 +15,13 @@ import numpy as np
 
 from melody_jax import audio
 from melody_jax.data import fingerprint
-from melody_jax.data.layouts import SUFFIXES, Recording
+from melody_jax.data.layouts import UNCAPTIONED, Recording
 from melody_jax.data.prepare_config import PieceConfig
 from melody_jax.data.records import encode_json
 from melody_jax.errors import UserError
 
+CANCEL = "channels cancel"
+"""Note on a recording of which one channel is used, because the mean of the channels is all but silent."""
 Reject = dict[str, Any]
 """{"recording", "reason", "detail"}, and "seconds" (start, end) if only one piece is rejected."""
 
@@ -37,6 +41,8 @@ class CutResult:
     """Times of the landmarks, int64 (N,), frames."""
     audio_key: int
     """Equal for equal audio; 0 if there are no pieces."""
+    notes: list[Reject]
+    """What was done to the recording that its owner would not expect, at most one per recording."""
 
 
 def cut_recording(recording: Recording, config: PieceConfig) -> CutResult:
@@ -62,7 +68,7 @@ def _reject(recording: Recording, reason: str, detail: str, **fields: Any) -> Re
 
 
 def _no_pieces(rejects: list[Reject]) -> CutResult:
-    return CutResult([], rejects, 0.0, np.zeros(0, np.int64), np.zeros(0, np.int64), 0)
+    return CutResult([], rejects, 0.0, np.zeros(0, np.int64), np.zeros(0, np.int64), 0, [])
 
 
 def _cut(recording: Recording, config: PieceConfig) -> CutResult:
@@ -75,7 +81,11 @@ def _cut(recording: Recording, config: PieceConfig) -> CutResult:
         if number == 0 and len(block) < config.min_seconds * rate:
             raise _Rejected("short", f"{len(block) / rate:.2f} s")
         seconds = [round(start, 3), round(start + len(block) / rate, 3)]
-        wave = audio.resample(block.mean(axis=1, dtype=np.float32), rate)
+        mono, cancels = audio.mix(block)
+        if cancels and not result.notes:
+            detail = f"the channels cancel each other after {start:.2f} s; the loudest is used"
+            result.notes.append({"recording": recording.id, "note": CANCEL, "detail": detail})
+        wave = audio.resample(mono, rate)
         if start < config.fingerprint_seconds:
             beginning.append(wave)
         start += len(block) / rate
@@ -85,6 +95,8 @@ def _cut(recording: Recording, config: PieceConfig) -> CutResult:
             result.rejects.append(_reject(recording, "silence", f"{loudness:.1f} LUFS", seconds=seconds))
         elif clipped > config.max_clipped:
             result.rejects.append(_reject(recording, "clipped", f"{100 * clipped:.1f} %", seconds=seconds))
+        elif recording.problem:
+            raise _Rejected(recording.problem, recording.detail)
         else:
             gain = 10 ** (min(config.loudness_lufs - loudness, config.max_gain_db) / 20)
             levelled = audio.peak_limit(wave * np.float32(gain))
@@ -99,13 +111,8 @@ def _cut(recording: Recording, config: PieceConfig) -> CutResult:
 
 def _blocks(recording: Recording, config: PieceConfig) -> Iterator[tuple[np.ndarray, int]]:
     """Blocks float32 (T, channels) of a recording, one per piece, and their sample rate."""
-    if recording.problem:
-        details = {
-            "missing": "the file does not exist",
-            "suffix": f"none of {', '.join(SUFFIXES)}",
-            "uncaptioned": "not in the table of captions",
-        }
-        raise _Rejected(recording.problem, details[recording.problem])
+    if recording.problem and recording.problem != UNCAPTIONED:
+        raise _Rejected(recording.problem, recording.detail)
     if recording.record >= 0:
         from melody_jax.data import tfds_music  # TFDS takes seconds to import and is an extra
 

@@ -14,20 +14,21 @@ song-describer song_describer.csv and audio/ (zenodo.org/records/10072001)
 """
 
 import ast
-import csv
 import dataclasses
-import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from melody_jax import folders
+from melody_jax.audio import SUFFIXES
+from melody_jax.data import tables
+from melody_jax.data.tables import EXTRA_VALUES, read_rows, relative_name
 from melody_jax.errors import UserError
 
-SUFFIXES = (".wav", ".flac", ".ogg", ".mp3", ".aif", ".aiff", ".opus")
 CAPTION_COLUMNS = ("caption", "text", "description")
-EXTRA_VALUES = ""
-"""The key of a row's values beyond the header: MTG-Jamendo's tags."""
+METADATA = ("metadata.csv", "metadata.jsonl")
+UNCAPTIONED = "uncaptioned"
 FMA_SUBSETS = ("small", "medium", "large", "full")
 
 
@@ -50,11 +51,20 @@ class Recording:
     tags: dict[str, list[str]] = dataclasses.field(default_factory=dict)
     """Labels of the collection by kind."""
     problem: str = ""
-    """Reason for a reject that shows without opening the file: missing, suffix or uncaptioned."""
+    """Reason for a reject that shows without opening the file: missing, ambiguous, hidden, suffix, unreadable, or
+    uncaptioned, which only counts if the file itself has no problem."""
+    detail: str = ""
+    """Explains `problem`."""
 
 
-def recordings(folder: str | os.PathLike, layout: str, table: str | os.PathLike | None) -> list[Recording]:
-    """Lists the recordings of a folder, sorted by id.
+Layout = Callable[[Path, Path | None, bool], Iterator[Recording]]
+"""(folder, table, whether names in the table may lie outside of the folder) -> recordings."""
+
+
+def recordings(
+    folder: str | os.PathLike, layout: str, table: str | os.PathLike | None, may_leave: bool = False
+) -> list[Recording]:
+    """Lists the recordings of a folder, sorted by id; with `may_leave`, tables may name files outside of it.
 
     Raises:
         UserError: the layout is unknown, the folder or the table is missing or malformed, or no audio exists.
@@ -62,14 +72,15 @@ def recordings(folder: str | os.PathLike, layout: str, table: str | os.PathLike 
     folder = Path(folder)
     if layout not in LAYOUTS:
         raise UserError(f"--layout {layout!r} is unknown; there are {', '.join(LAYOUTS)}")
-    if not folder.is_dir():
+    if not folders.is_folder(folder):
         raise UserError(f"{folder}: no such folder of audio")
     if layout not in ("files", "audiofolder") and not table:
         raise UserError(
             f"--layout {layout} needs its table: --captions FILE (see melody_jax/data/layouts.py)"
         )
     listed = sorted(
-        LAYOUTS[layout](folder, Path(table) if table else None), key=lambda recording: recording.id
+        LAYOUTS[layout](folder, Path(table) if table else None, may_leave),
+        key=lambda recording: recording.id,
     )
     if all(recording.problem for recording in listed):
         example = f"; the first of {len(listed)} names: {listed[0].id}" if listed else ""
@@ -79,55 +90,77 @@ def recordings(folder: str | os.PathLike, layout: str, table: str | os.PathLike 
     return listed
 
 
-def files(folder: Path, table: Path | None) -> Iterator[Recording]:
-    """Every file below a folder, with the captions of `table`; hidden files are skipped."""
-    captions = read_captions(table) if table else None
-    names = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
-    for name in names:
-        if Path(name).name.startswith(".") or (table and (folder / name).samefile(table)):
-            continue
-        if Path(name).suffix.lower() not in SUFFIXES:
-            yield _recording(folder, name, problem="suffix")
-        elif captions is not None and name not in captions:
-            yield _recording(folder, name, problem="uncaptioned")
-        else:
-            yield _recording(folder, name, captions=tuple((captions or {}).get(name, ())))
-    for name in set(captions or ()) - set(names):
-        yield _recording(folder, name, captions=tuple((captions or {})[name]))
+def files(folder: Path, table: Path | None, may_leave: bool) -> Iterator[Recording]:
+    """Every file below a folder, with the captions of `table`; hidden files that are no audio are left out."""
+    captions = read_captions(table, folder, may_leave) if table else None
+    yield from _captioned_files(folder, captions, {table.resolve()} if table else set())
 
 
-def audiofolder(folder: Path, table: Path | None) -> Iterator[Recording]:
+def audiofolder(folder: Path, table: Path | None, may_leave: bool) -> Iterator[Recording]:
     """Hugging Face's AudioFolder: each metadata.csv or metadata.jsonl names files relative to its own folder."""
-    tables = [table] if table else sorted([*folder.rglob("metadata.csv"), *folder.rglob("metadata.jsonl")])
-    if not tables:
+    if table:
+        paths = [table]
+    else:
+        paths = [folder / name for name in folders.walk(folder) if name.rpartition("/")[2] in METADATA]
+    if not paths:
         raise UserError(
             f"{folder}: has no metadata.csv or metadata.jsonl; use --layout files for audio alone"
         )
-    for path in tables:
-        rows = _json_lines(path) if path.suffix == ".jsonl" else _csv(path, ("file_name",))
-        captions: dict[str, list[str]] = {}
-        for line, row in rows:
-            column = next((name for name in CAPTION_COLUMNS if row.get(name)), None)
-            if not isinstance(row.get("file_name"), str) or column is None:
-                raise UserError(
-                    f"{path}, line {line}: needs file_name and one of {', '.join(CAPTION_COLUMNS)}"
-                )
-            captions.setdefault(str(Path(row["file_name"])), []).append(str(row[column]).strip())
+    captions: dict[str, list[str]] = {}
+    for path in paths:
         base = path.parent.relative_to(folder) if path.is_relative_to(folder) else Path()
-        for name, texts in captions.items():
-            yield _recording(folder, str(base / name), captions=tuple(texts))
+        for line, row in read_rows(path, ("file_name",), CAPTION_COLUMNS):
+            place = f"{path}, line {line}"
+            if not isinstance(row.get("file_name"), str) or not any(
+                row.get(name) for name in CAPTION_COLUMNS
+            ):
+                raise UserError(f"{place}: needs file_name and one of {', '.join(CAPTION_COLUMNS)}")
+            name = relative_name(str(base / row["file_name"].strip()), folder, may_leave, place)
+            captions.setdefault(name, []).extend(tables.texts(row, CAPTION_COLUMNS, place))
+    yield from _captioned_files(folder, captions, {path.resolve() for path in paths})
 
 
-def musiccaps(folder: Path, table: Path | None) -> Iterator[Recording]:
+def _captioned_files(
+    folder: Path, captions: dict[str, list[str]] | None, no_audio: set[Path]
+) -> Iterator[Recording]:
+    """All files below a folder, with the captions of a table, and those that only the table has."""
+    skipped: dict[str, str] = {}
+    names = folders.walk(folder, skipped)
+    index = folders.NameIndex(names)
+    by_file: dict[str, tuple[str, ...]] = {}
+    for name, texts in (captions or {}).items():
+        matches = index.find(name)
+        if len(matches) == 1:
+            by_file[matches[0]] = (*by_file.get(matches[0], ()), *texts)
+        elif matches:
+            yield _rejected(
+                folder, name, "ambiguous", f"fits {' and '.join(map(folders.printable, matches))}"
+            )
+        else:
+            yield _recording(folder, name, captions=tuple(texts))
+    for name in names:
+        is_audio = Path(name).suffix.lower() in SUFFIXES
+        is_hidden = name.rpartition("/")[2].startswith(".")
+        if not is_audio and (is_hidden or (folder / name).resolve() in no_audio):
+            continue
+        if not is_audio:
+            yield _rejected(folder, name, "suffix", f"none of {', '.join(SUFFIXES)}")
+        elif name in by_file or (captions is None and not is_hidden):
+            yield _recording(folder, name, captions=by_file.get(name, ()))
+        elif is_hidden:
+            yield _rejected(folder, name, "hidden", "its name begins with a dot")
+        else:
+            yield _recording(folder, name, problem=UNCAPTIONED, detail="not in the table of captions")
+    for name, reason in skipped.items():
+        yield _rejected(folder, name, "unreadable", reason)
+
+
+def musiccaps(folder: Path, table: Path | None, may_leave: bool) -> Iterator[Recording]:
     """One row per 10 s clip. Files are `<ytid>.<suffix>` or `[<ytid>]-[<start>-<end>].<suffix>`."""
     assert table is not None
-    stems = {
-        path.stem: str(path.relative_to(folder))
-        for path in folder.rglob("*")
-        if path.suffix.lower() in SUFFIXES
-    }
-    for line, row in _csv(table, ("ytid", "start_s", "end_s", "aspect_list", "caption")):
-        name = row["ytid"]
+    stems = {Path(name).stem: name for name in folders.walk(folder) if Path(name).suffix.lower() in SUFFIXES}
+    for line, row in read_rows(table, ("ytid", "start_s", "end_s", "aspect_list", "caption")):
+        name = relative_name(row["ytid"], folder, may_leave, f"{table}, line {line}")
         start = row["start_s"]
         end = row["end_s"]
         file = stems.get(name) or stems.get(f"[{name}]-[{start}-{end}]") or f"{name}.wav"
@@ -138,21 +171,22 @@ def musiccaps(folder: Path, table: Path | None) -> Iterator[Recording]:
         )
 
 
-def mtg_jamendo(folder: Path, table: Path | None) -> Iterator[Recording]:
+def mtg_jamendo(folder: Path, table: Path | None, may_leave: bool) -> Iterator[Recording]:
     """Tags such as `genre---rock`, one per column from TAGS on; audio is 14/214.mp3, or 14/214.low.mp3 of audio-low."""
     assert table is not None
-    for _, row in _csv(table, ("TRACK_ID", "PATH", "TAGS"), delimiter="\t"):
+    for line, row in read_rows(table, ("TRACK_ID", "PATH", "TAGS"), extra_values=True):
         tags: dict[str, list[str]] = {"genre": [], "instrument": [], "mood/theme": []}
         for tag in (row["TAGS"], *row.get(EXTRA_VALUES, ())):
             kind, _, value = tag.partition("---")
             tags.setdefault(kind, []).append(value)
-        names = (row["PATH"], row["PATH"].replace(".mp3", ".low.mp3"))
+        name = relative_name(row["PATH"], folder, may_leave, f"{table}, line {line}")
+        names = (name, name.replace(".mp3", ".low.mp3"))
         yield dataclasses.replace(
             _recording(folder, *names, captions=_joined(tags), tags=tags), id=row["TRACK_ID"]
         )
 
 
-def fma(folder: Path, table: Path | None) -> Iterator[Recording]:
+def fma(folder: Path, table: Path | None, may_leave: bool) -> Iterator[Recording]:
     """Three header lines (group, name, `track_id`); audio is 000/000002.mp3; genres.csv, if present, names genres.
 
     A folder named fma_small, fma_medium or fma_large is expected to hold only that subset and smaller ones.
@@ -163,7 +197,9 @@ def fma(folder: Path, table: Path | None) -> Iterator[Recording]:
         subsets = FMA_SUBSETS[: FMA_SUBSETS.index(folder.name.removeprefix("fma_")) + 1]
     genres = table.with_name("genres.csv")
     titles = (
-        {row["genre_id"]: row["title"] for _, row in _csv(genres, ("title",))} if genres.is_file() else {}
+        {row["genre_id"]: row["title"] for _, row in read_rows(genres, ("genre_id", "title"))}
+        if genres.is_file()
+        else {}
     )
     for line, row in _fma_rows(table):
         if row["set", "subset"] not in subsets:
@@ -176,18 +212,19 @@ def fma(folder: Path, table: Path | None) -> Iterator[Recording]:
         yield dataclasses.replace(recording, id=track)
 
 
-def song_describer(folder: Path, table: Path | None) -> Iterator[Recording]:
+def song_describer(folder: Path, table: Path | None, may_leave: bool) -> Iterator[Recording]:
     """One row per caption; the table names 34/1004034.mp3, the archive contains 34/1004034.2min.mp3."""
     assert table is not None
     captions: dict[str, list[str]] = {}
-    for _, row in _csv(table, ("track_id", "caption", "path")):
-        captions.setdefault(row["path"], []).append(row["caption"].strip())
+    for line, row in read_rows(table, ("track_id", "caption", "path")):
+        name = relative_name(row["path"], folder, may_leave, f"{table}, line {line}")
+        captions.setdefault(name, []).append(row["caption"].strip())
     for path, texts in captions.items():
         names = (path.replace(".mp3", ".2min.mp3"), path)
         yield dataclasses.replace(_recording(folder, *names, captions=tuple(texts)), id=path)
 
 
-LAYOUTS: dict[str, Callable[[Path, Path | None], Iterator[Recording]]] = {
+LAYOUTS: dict[str, Layout] = {
     "files": files,
     "audiofolder": audiofolder,
     "musiccaps": musiccaps,
@@ -197,21 +234,22 @@ LAYOUTS: dict[str, Callable[[Path, Path | None], Iterator[Recording]]] = {
 }
 
 
-def read_captions(path: Path) -> dict[str, list[str]]:
+def read_captions(path: Path, folder: Path = Path(), may_leave: bool = False) -> dict[str, list[str]]:
     """Reads file name -> captions from a .csv (with a header) or .jsonl with file and caption.
 
     Raises:
-        UserError: another suffix, a missing column, a row without a file or a caption, or no rows.
+        UserError: another suffix, a missing column, a row without a file or a caption or with too many values, a file
+            outside of `folder` unless `may_leave` is set, or no rows.
     """
     if path.suffix.lower() not in (".csv", ".jsonl"):
         raise UserError(f"{path}: captions must be a .csv or .jsonl file with file and caption")
-    rows = _json_lines(path) if path.suffix.lower() == ".jsonl" else _csv(path, ("file", "caption"))
     captions: dict[str, list[str]] = {}
-    for line, row in rows:
-        values = (row.get("file"), row.get("caption"))
-        if not all(isinstance(value, str) and value.strip() for value in values):
-            raise UserError(f"{path}, line {line}: needs a file and a caption, both text")
-        captions.setdefault(str(Path(row["file"].strip())), []).append(row["caption"].strip())
+    for line, row in read_rows(path, ("file", "caption")):
+        place = f"{path}, line {line}"
+        if not isinstance(row.get("file"), str) or not row["file"].strip():
+            raise UserError(f"{place}: needs a file and a caption, both text")
+        name = relative_name(row["file"], folder, may_leave, place)
+        captions.setdefault(name, []).extend(tables.texts(row, ("caption",), place))
     if not captions:
         raise UserError(f"{path}: holds no captions")
     return captions
@@ -220,10 +258,16 @@ def read_captions(path: Path) -> dict[str, list[str]]:
 def _recording(folder: Path, *names: str, **fields: Any) -> Recording:
     """A recording of the first name that exists, or of the first name, marked as missing."""
     for name in names:
-        path = folder / name
-        if path.is_file():
-            return Recording(id=name, path=str(path), size=path.stat().st_size, **fields)
-    return Recording(id=names[0], path=str(folder / names[0]), size=-1, **{**fields, "problem": "missing"})
+        size = folders.size_of(folder / name)
+        if size >= 0:
+            return Recording(id=folders.printable(name), path=str(folder / name), size=size, **fields)
+    return _rejected(folder, names[0], "missing", "the file does not exist", **fields)
+
+
+def _rejected(folder: Path, name: str, problem: str, detail: str, **fields: Any) -> Recording:
+    path = str(folder / name)
+    values = {**fields, "problem": problem, "detail": detail}
+    return Recording(id=folders.printable(name), path=path, size=folders.size_of(path), **values)
 
 
 def _joined(tags: dict[str, list[str]]) -> tuple[str, ...]:
@@ -231,67 +275,25 @@ def _joined(tags: dict[str, list[str]]) -> tuple[str, ...]:
     return (", ".join(words),) if words else ()
 
 
-def _csv(path: Path, needed: Sequence[str], delimiter: str = ",") -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yields (line, row) of a table with a header; `needed` columns must have values."""
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.DictReader(file, restkey=EXTRA_VALUES, delimiter=delimiter)
-            for column in needed:
-                if column not in (reader.fieldnames or ()):
-                    raise UserError(
-                        f"{path}: has no column {column!r}; its first line must name {', '.join(needed)}"
-                    )
-            for row in reader:
-                if any(row[column] is None for column in needed):
-                    raise UserError(f"{path}, line {reader.line_num}: the row ends too early")
-                yield reader.line_num, row
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{path}: cannot be read ({error})") from error
-
-
 def _fma_rows(path: Path) -> Iterator[tuple[int, dict[tuple[str, str], str]]]:
-    csv.field_size_limit(1 << 24)  # artists' biographies are longer than the usual limit
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.reader(file)
-            groups = next(reader, [])
-            names = next(reader, [])
-            index = next(reader, [])
-            columns = [("track_id", ""), *zip(groups[1:], names[1:], strict=False)]
-            needed = {("set", "subset"), ("track", "genre_top"), ("track", "genres")}
-            if index[:1] != ["track_id"] or not needed <= set(columns):
-                raise UserError(f"{path}: not FMA's tracks.csv, whose header has three lines")
-            for values in reader:
-                row = dict(zip(columns, values, strict=False))
-                if len(row) < len(columns) or not row["track_id", ""].isdecimal():
-                    raise UserError(f"{path}, line {reader.line_num}: not a row of FMA's tracks.csv")
-                yield reader.line_num, row
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{path}: cannot be read ({error})") from error
-
-
-def _json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    try:
-        with path.open(encoding="utf-8") as file:
-            for line, text in enumerate(file, start=1):
-                if not text.strip():
-                    continue
-                try:
-                    row = json.loads(text)
-                except ValueError:
-                    row = None
-                if not isinstance(row, dict):
-                    raise UserError(f"{path}, line {line}: not a JSON object")
-                yield line, row
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read ({error})") from error
+    rows = tables.values(path)
+    (_, groups), (_, names), (_, index) = (next(rows, (0, [""])) for _ in range(3))
+    columns = [("track_id", ""), *zip(groups[1:], names[1:], strict=False)]
+    needed = {("set", "subset"), ("track", "genre_top"), ("track", "genres")}
+    if index[:1] != ["track_id"] or not needed <= set(columns):
+        raise UserError(f"{path}: not FMA's tracks.csv, whose header has three lines")
+    for line, values in rows:
+        row = dict(zip(columns, values, strict=False))
+        if len(row) < len(columns) or not row["track_id", ""].isdecimal():
+            raise UserError(f"{path}, line {line}: not a row of FMA's tracks.csv")
+        yield line, row
 
 
 def _literal_list(text: str, path: Path, line: int) -> list[Any]:
     """The published tables contain lists in Python notation; `literal_eval` reads values, never code."""
     try:
         values = ast.literal_eval(text) if text.strip() else []
-    except (ValueError, SyntaxError):
+    except (ValueError, SyntaxError, MemoryError, RecursionError):  # deep nesting
         values = None
     if not isinstance(values, list):
         raise UserError(f"{path}, line {line}: {text[:40]!r} is not a list")

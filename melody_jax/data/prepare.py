@@ -12,12 +12,13 @@ finished, `.work` in it holds the plan and the state of the units; the manifest 
 import dataclasses
 import hashlib
 import json
+import os
 import shutil
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from melody_jax import __version__, files, release
+from melody_jax import __version__, files, folders, release
 from melody_jax.data import audio_units, layouts, records
 from melody_jax.data.layouts import Recording
 from melody_jax.data.prepare_config import FEATURE_NETWORKS, FeatureConfig, PieceConfig, PrepareConfig
@@ -26,6 +27,7 @@ from melody_jax.data.work_folder import WORK, Job
 from melody_jax.errors import UserError
 
 REJECTS = "rejects.jsonl"
+NOTES = "notes.jsonl"
 
 
 def prepare(config: PrepareConfig) -> ShardManifest:
@@ -87,6 +89,8 @@ def _audio_settings(config: PrepareConfig, recordings: list[Recording]) -> dict[
     names = [field.name for field in dataclasses.fields(PieceConfig)]
     settings = {name: getattr(config, name) for name in (*names, "shard_recordings", "shard_megabytes")}
     rows = [{**dataclasses.asdict(recording), "path": ""} for recording in recordings]
+    for row in rows:
+        del row["detail"]  # the wording of a message
     digest = hashlib.sha256(json.dumps(rows, sort_keys=True).encode()).hexdigest()
     return settings | {"source": {"recordings": len(recordings), "sha256": digest}}
 
@@ -115,7 +119,9 @@ def _recordings(config: PrepareConfig) -> list[Recording]:
         from melody_jax.data import tfds_music
 
         return tfds_music.recordings(config.source)
-    return layouts.recordings(config.source, config.layout, config.captions or None)
+    return layouts.recordings(
+        config.source, config.layout, config.captions or None, config.captions_may_leave
+    )
 
 
 def _network_hashes(config: PrepareConfig) -> dict[str, str]:
@@ -129,7 +135,10 @@ def _begin(out: Path, kind: str, settings: dict[str, Any], shard_count: int) -> 
         if (out / MANIFEST).is_file():
             manifest = read_manifest(out)
             differing = [key for key in settings if manifest.settings.get(key) != settings[key]]
-            if differing or manifest.kind != kind or manifest.shard_count != shard_count:
+            changed = differing or manifest.kind != kind or manifest.shard_count != shard_count
+            if changed and _is_initial(out, manifest):
+                manifest = _new_manifest(out, kind, settings, shard_count)
+            elif changed:
                 names = ", ".join(differing) or "source"
                 raise UserError(
                     f"{out}: holds {manifest.kind} made with another {names}; choose another --out"
@@ -137,10 +146,7 @@ def _begin(out: Path, kind: str, settings: dict[str, Any], shard_count: int) -> 
             for shard in manifest.shards:
                 records.check_shard(out, shard)
         else:
-            out.mkdir(parents=True, exist_ok=True)
-            versions = {"melody_jax": __version__}
-            manifest = ShardManifest(kind=kind, settings=settings, versions=versions, shard_count=shard_count)
-            write_manifest(out, manifest)
+            manifest = _new_manifest(out, kind, settings, shard_count)
         if manifest.finished:
             shutil.rmtree(out / WORK, ignore_errors=True)
         else:
@@ -150,10 +156,26 @@ def _begin(out: Path, kind: str, settings: dict[str, Any], shard_count: int) -> 
     return manifest
 
 
+def _new_manifest(out: Path, kind: str, settings: dict[str, Any], shard_count: int) -> ShardManifest:
+    files.make_folder(out)
+    versions = {"melody_jax": __version__}
+    manifest = ShardManifest(kind=kind, settings=settings, versions=versions, shard_count=shard_count)
+    write_manifest(out, manifest)
+    return manifest
+
+
+def _is_initial(out: Path, manifest: ShardManifest) -> bool:
+    """Whether a run has begun but no unit has any result yet, so that other settings lose nothing."""
+    results = ("inspected-", "candidate-", "done-")
+    names = os.listdir(out / WORK) if folders.is_folder(out / WORK) else []
+    return not manifest.shards and not any(name.startswith(results) for name in names)
+
+
 def _finish(job: Job, manifest: ShardManifest) -> ShardManifest:
     """Collects the results of the units in rejects.jsonl and the manifest, and removes the work folder."""
-    results = [json.loads(job.done_path(unit).read_text(encoding="utf-8")) for unit in range(job.units)]
+    results = [files.read_json(job.done_path(unit)) for unit in range(job.units)]
     rejects = [reject for result in results for reject in result["rejects"]]
+    notes = [note for result in results for note in result["notes"]]
     items = "recordings" if manifest.kind == "audio" else "pieces"
     counts = {
         items: sum(result["counts"]["recordings"] for result in results),
@@ -161,9 +183,12 @@ def _finish(job: Job, manifest: ShardManifest) -> ShardManifest:
         "hours": round(sum(result["counts"]["seconds"] for result in results) / 3600, 4),
         "rejects": dict(sorted(Counter(reject["reason"] for reject in rejects).items())),
     }
+    if notes:
+        counts["notes"] = dict(sorted(Counter(note["note"] for note in notes).items()))
     shards = tuple(Shard(**result["shard"]) for result in results)
-    lines = "".join(json.dumps(reject, ensure_ascii=False, sort_keys=True) + "\n" for reject in rejects)
-    files.write_bytes(Path(job.out) / REJECTS, lines.encode())
+    _write_lines(Path(job.out) / REJECTS, rejects)
+    if notes:
+        _write_lines(Path(job.out) / NOTES, notes)
     manifest = dataclasses.replace(manifest, shards=shards, counts=counts)
     if not manifest.records:
         raise UserError(f"{job.source}: nothing is usable; the first reject: {rejects[0]['detail']}")
@@ -173,6 +198,11 @@ def _finish(job: Job, manifest: ShardManifest) -> ShardManifest:
     shutil.rmtree(Path(job.out) / WORK)
     _report(job.out, manifest)
     return manifest
+
+
+def _write_lines(path: Path, rows: list[dict[str, Any]]) -> None:
+    lines = "".join(json.dumps(row, ensure_ascii=False, sort_keys=True) + "\n" for row in rows)
+    files.write_bytes(path, lines.encode())
 
 
 def _report(out: str, manifest: ShardManifest) -> None:
@@ -188,4 +218,6 @@ def _report(out: str, manifest: ShardManifest) -> None:
     if counts["rejects"]:
         reasons = ", ".join(f"{count} {reason}" for reason, count in counts["rejects"].items())
         line += f"; rejected: {reasons} (see {REJECTS})"
+    if counts.get("notes"):
+        line += f"; used, but {', '.join(f'{count} {note}' for note, count in counts['notes'].items())} (see {NOTES})"
     print(line, flush=True)

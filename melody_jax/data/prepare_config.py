@@ -68,6 +68,8 @@ class PrepareConfig(FeatureConfig, PieceConfig):
     """Layout of `source`: files, audiofolder, musiccaps, mtg-jamendo, fma or song-describer."""
     captions: str = ""
     """Caption table of the layout; for files: CSV or JSONL with file and caption. Empty: none."""
+    captions_may_leave: bool = False
+    """Accepts tables that name files outside of `source`."""
     networks: str = ""
     """Folder of the released mulan, tokenizer and vae, to make feature shards. Empty: only audio shards are made."""
     shard_recordings: int = 64

@@ -12,8 +12,7 @@ all of them under one path.
 
 import contextlib
 import dataclasses
-import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +69,7 @@ class Job:
 
     def read_plan(self, unit: int) -> list[Recording]:
         """Reads the recordings of a unit."""
-        rows = json.loads(self.plan_path(unit).read_text(encoding="utf-8"))
+        rows = files.read_json(self.plan_path(unit))
         for row in rows:
             row["clip"] = tuple(row["clip"]) if row["clip"] else None
         return [Recording(**row) for row in rows]
@@ -80,12 +79,21 @@ class Job:
         return Path(self.out) / records.shard_name(kind, unit, self.units)
 
     def write_done(
-        self, unit: int, shard: records.Shard, rejects: list[dict[str, Any]], counts: dict[str, Any]
+        self,
+        unit: int,
+        shard: records.Shard,
+        rejects: list[dict[str, Any]],
+        counts: dict[str, Any],
+        notes: Sequence[dict[str, Any]] = (),
     ) -> None:
-        """Records that a unit is finished: its shard, what was rejected, and counts of items and seconds."""
-        files.write_json(
-            self.done_path(unit), {"shard": dataclasses.asdict(shard), "rejects": rejects, "counts": counts}
-        )
+        """Records that a unit is finished: its shard, rejects, counts of items and seconds, notes on what is used."""
+        result = {
+            "shard": dataclasses.asdict(shard),
+            "rejects": rejects,
+            "counts": counts,
+            "notes": list(notes),
+        }
+        files.write_json(self.done_path(unit), result)
 
     @contextlib.contextmanager
     def progress(self, unit: int, part: int = 0) -> Iterator[Callable[[int], object]]:

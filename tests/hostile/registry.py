@@ -1,8 +1,9 @@
 """All kinds of hostile input, by name. A module of kinds defines `KINDS` and has one line here."""
 
-from hostile import audio_bytes
+from hostile import audio_bytes, tables
 from hostile.kind import Kind
 
 KINDS: dict[str, Kind] = {
     **audio_bytes.KINDS,
+    **tables.KINDS,
 }
