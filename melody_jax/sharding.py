@@ -6,6 +6,7 @@ Axes are Auto: inputs and outputs have explicit placements, the compiler derives
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from functools import lru_cache
 from typing import Any
 
 import jax
@@ -135,10 +136,63 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
 
 
+def reader(mesh: Mesh, process: int) -> tuple[int, int]:
+    """Which reader of the batch a process is, and the number of readers.
+
+    Readers are numbered by the places of their devices on the `data` and `fsdp` axes. Processes that a `tensor` axis
+    spans hold copies of the same rows: they are one reader.
+
+    Raises:
+        UserError: the processes share some of their rows but not all, or hold unequal numbers of rows.
+    """
+    return _readers(mesh)[process]
+
+
+@lru_cache(maxsize=8)
+def _readers(mesh: Mesh) -> dict[int, tuple[int, int]]:
+    """Process -> (reader, number of readers)."""
+    places: dict[int, set[int]] = {}
+    rows = mesh.devices.reshape(-1, mesh.shape["tensor"])
+    for place, devices in enumerate(rows):
+        for device in devices:
+            places.setdefault(device.process_index, set()).add(place)
+    distinct = sorted({tuple(sorted(group)) for group in places.values()})
+    if sum(len(group) for group in distinct) != len(rows) or len({len(group) for group in distinct}) > 1:
+        raise UserError(
+            f"mesh {tuple(mesh.shape.values())} over {len(places)} processes: processes share some of their items but "
+            "not all; let the devices of a process divide tensor, or tensor divide them"
+        )
+    return {
+        process: (distinct.index(tuple(sorted(group))), len(distinct)) for process, group in places.items()
+    }
+
+
+def check_batch(size: int, mesh: Mesh, accumulate: int = 1) -> None:
+    """Raises `UserError` unless `accumulate` parts of a batch divide over the mesh's data and fsdp axes."""
+    ways = mesh.shape["data"] * mesh.shape["fsdp"]
+    unit = ways * accumulate
+    if size >= 1 and size % unit == 0:
+        return
+    nearest = sorted({max(size // unit, 1) * unit, (max(size, 0) // unit + 1) * unit})
+    parts = f" in {accumulate} parts" if accumulate > 1 else ""
+    raise UserError(
+        f"batch size {size}{parts} does not divide over mesh {tuple(mesh.shape.values())}: it must be a multiple of "
+        f"{unit}; the nearest are {' and '.join(map(str, nearest))}"
+    )
+
+
 def place_batch(batch: Any, mesh: Mesh) -> Any:
-    """Global arrays, split over the mesh, from this process's rows of a batch of NumPy arrays."""
+    """Global arrays, split over the mesh, from this process's rows of a batch of NumPy arrays (see `reader`)."""
     sharding = batch_sharding(mesh)
-    return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x)), batch)
+    readers = reader(mesh, jax.process_index())[1]
+
+    def place(rows: Any) -> jax.Array:
+        rows = np.asarray(rows)
+        return jax.make_array_from_process_local_data(
+            sharding, rows, global_shape=(readers * len(rows), *rows.shape[1:])
+        )
+
+    return jax.tree.map(place, batch)
 
 
 def sharded_init(create: Callable[[jax.Array], Any], roles: Roles, key: jax.Array, mesh: Mesh) -> Any:

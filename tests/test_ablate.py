@@ -83,7 +83,7 @@ def write_features(folder: Path, count: int, seed: int) -> str:
     records = [
         {
             "meta": encode_json({"id": f"piece {i}"}),
-            "semantic_tokens": rng.integers(0, 1024, 40).astype(np.int16),
+            "semantic_tokens": rng.integers(0, 64, 40).astype(np.int16),
             "latents": rng.normal(size=(40, vae.TINY.latent_width)).astype(np.float16),
             "prefix_tokens": rng.integers(0, 1024, (1, 1, 12)).astype(np.int16),
             "window_starts": np.zeros(1, np.int32),

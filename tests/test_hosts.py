@@ -39,6 +39,15 @@ def test_two_processes_learn_what_one_would(features: str, two: Run, tmp_path: P
     np.testing.assert_allclose(losses[0], losses[1], rtol=1e-4)
 
 
+def test_two_processes_that_a_tensor_axis_spans_read_the_same_rows(
+    features: str, two: Run, tmp_path: Path
+) -> None:
+    run = Run(features, tmp_path, [*OPTIONS, "--mesh", "1", "1", "-1"])
+    run.train()
+    losses = [[row.get("loss", row.get("eval/loss")) for row in one.rows()] for one in (run, two)]
+    np.testing.assert_allclose(losses[0], losses[1], rtol=1e-4)
+
+
 def test_killed_three_times_and_terminated_ends_with_the_same_bits(
     features: str, two: Run, tmp_path: Path
 ) -> None:

@@ -11,6 +11,7 @@ from melody_jax import audio, release
 from melody_jax.composer import facts
 from melody_jax.config import DataConfig
 from melody_jax.data import pipeline
+from melody_jax.data.feature_shape import FeatureShape
 from melody_jax.data.records import ShardManifest, encode_json, shard_name, write_manifest, write_shard
 from melody_jax.errors import UserError
 
@@ -210,6 +211,48 @@ def test_refusals(music: str, features: str, tmp_path: Path) -> None:
     bare = write_folder(tmp_path / "bare", "audio", [audio_record(i, captions=False) for i in range(4)])
     with pytest.raises(UserError, match="no caption"):
         pipeline.validation_batches(config(bare), "audio_text", 1)
+
+
+@pytest.mark.parametrize(
+    ("needed", "message"),
+    [
+        ({"semantic_ids": 39}, "record 'f.' has semantic_tokens with the id 39, and .* ids 0 to 38"),
+        ({"prefix_ids": 400}, "record 'f4' has prefix_tokens with the id 4.., and .* ids 0 to 399"),
+        ({"prefix_levels": 8}, "prefix levels 12, and this stage's network needs 8"),
+        ({"latent_channels": 16}, "latent channels 3, and .* needs 16"),
+        ({"latents_per_token": 10}, "latents per token 2, and .* needs 10"),
+        ({"window_tokens": 16}, "data.window_tokens: window tokens 8, and .* needs 16"),
+    ],
+)
+def test_features_of_other_sizes_are_refused(features: str, needed: Any, message: str) -> None:
+    fits = FeatureShape(
+        semantic_ids=40,
+        prefix_ids=1000,
+        prefix_levels=12,
+        latent_channels=3,
+        latents_per_token=2,
+        window_tokens=8,
+    )
+    settings = config(features, jitter_probability=0.0, batch_size=6)
+    take(pipeline.TrainingBatches(settings, "features", shape=fits), 8)
+    with pytest.raises(UserError, match=message):
+        take(pipeline.TrainingBatches(settings, "features", shape=FeatureShape(**needed)), 8)
+
+
+def test_sizes_in_the_manifest_are_compared(tmp_path: Path) -> None:
+    settings = {"hashes": {}, "shapes": {"semantic_ids": 1024}}
+    folder = write_folder(tmp_path / "f", "features", [feature_record(i) for i in range(4)], settings)
+    with pytest.raises(UserError, match="semantic ids 1024, and this stage's network needs at most 64"):
+        pipeline.TrainingBatches(config(folder), "features", shape=FeatureShape(semantic_ids=64))
+    pipeline.TrainingBatches(config(folder), "features", shape=FeatureShape(semantic_ids=2048))
+
+
+@pytest.mark.parametrize(
+    "state", [{}, {"next_index": -1}, {"next_index": "3"}, {"next_index": 1, "x": 2}, [[]], None]
+)
+def test_foreign_positions_are_refused(music: str, state: Any) -> None:
+    with pytest.raises(UserError, match="not a position in the data"):
+        pipeline.TrainingBatches(config(music), "audio").set_state(state)
 
 
 def test_provenance(music: str, features: str, tmp_path: Path) -> None:

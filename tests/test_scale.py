@@ -187,7 +187,7 @@ def test_sampler_is_one_program_a_chip_without_collectives() -> None:
 
 def test_batches_that_do_not_divide_are_refused() -> None:
     mesh = make_mesh((1, 1, 1), jax.devices()[:1])
-    with pytest.raises(UserError, match="batch_size 0 does not divide over mesh"):
+    with pytest.raises(UserError, match="batch size 0 does not divide over mesh"):
         programs.trace_sampler(TINY_SAMPLER, mulan.TINY, vae.TINY, 0, mesh)
 
 

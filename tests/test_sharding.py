@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -12,7 +13,7 @@ import pytest
 
 from melody_jax.errors import UserError
 from melody_jax.roles import COLUMN, EMBEDDING, NORM, Role, find_role
-from melody_jax.sharding import make_mesh, parameter_spec
+from melody_jax.sharding import check_batch, make_mesh, parameter_spec, reader
 
 SCRIPT = """
 import sys, json, tempfile
@@ -108,3 +109,49 @@ def test_only_data_crosses_slices() -> None:
     ]
     with pytest.raises(UserError, match="over 2 slices"):
         make_mesh((1, 8, 1), devices)
+
+
+class HostDevice:
+    def __init__(self, process: int) -> None:
+        self.process_index = process
+
+
+class HostMesh:
+    """The shape of a mesh, and the process of each device, in the order of the devices."""
+
+    def __init__(self, shape: tuple[int, int, int], processes: list[int]) -> None:
+        self.shape = dict(zip(("data", "fsdp", "tensor"), shape, strict=True))
+        self.devices = np.array([HostDevice(process) for process in processes]).reshape(shape)
+
+
+@pytest.mark.parametrize(
+    ("shape", "processes", "readers"),
+    [
+        ((8, 1, 1), [0, 0, 0, 0, 1, 1, 1, 1], [(0, 2), (1, 2)]),
+        ((1, 8, 1), [1, 1, 0, 0, 2, 2, 3, 3], [(1, 4), (0, 4), (2, 4), (3, 4)]),
+        ((1, 1, 2), [0, 1], [(0, 1), (0, 1)]),
+        ((2, 1, 4), [0, 0, 1, 1, 2, 2, 3, 3], [(0, 2), (0, 2), (1, 2), (1, 2)]),
+        ((1, 2, 2), [0, 1, 0, 1], [(0, 1), (0, 1)]),
+    ],
+)
+def test_processes_with_the_same_rows_are_one_reader(shape: Any, processes: Any, readers: Any) -> None:
+    mesh: Any = HostMesh(shape, processes)
+    assert [reader(mesh, process) for process in range(len(readers))] == readers
+
+
+def test_processes_that_share_some_rows_are_refused() -> None:
+    mesh: Any = HostMesh((3, 1, 2), [0, 0, 0, 1, 1, 1])
+    with pytest.raises(UserError, match="share some of their items"):
+        reader(mesh, 0)
+
+
+def test_a_batch_that_does_not_divide_names_the_nearest() -> None:
+    mesh: Any = HostMesh((8, 8, 1), [0] * 64)
+    check_batch(128, mesh)
+    check_batch(128, mesh, accumulate=2)
+    with pytest.raises(UserError, match=r"batch size 96 does not .* the nearest are 64 and 128"):
+        check_batch(96, mesh)
+    with pytest.raises(UserError, match=r"192 in 2 parts .* multiple of 128; the nearest are 128 and 256"):
+        check_batch(192, mesh, accumulate=2)
+    with pytest.raises(UserError, match="the nearest are 64"):
+        check_batch(8, mesh)

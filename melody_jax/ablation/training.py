@@ -73,8 +73,11 @@ def run_arm(config: TrainConfig, folder: Path, measures: Iterable[str], minutes:
     )
     if not (folder / "cost.json").is_file():
         hashes = pipeline.check_provenance(config.data, config.stage.batch)
-        batches = pipeline.TrainingBatches(config.data, config.stage.batch)
-        held_out = pipeline.validation_batches(config.data, config.stage.batch, config.eval_batches)
+        shape = config.stage.features
+        batches = pipeline.TrainingBatches(config.data, config.stage.batch, shape=shape)
+        held_out = pipeline.validation_batches(
+            config.data, config.stage.batch, config.eval_batches, shape=shape
+        )
         state = train(config, batches, held_out, hashes, quiet=quiet)
         if int(state.step) < config.steps:
             return False

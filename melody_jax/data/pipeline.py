@@ -23,6 +23,7 @@ from tokenizers import Tokenizer
 from melody_jax import audio, release, text
 from melody_jax.composer import facts
 from melody_jax.config import DataConfig
+from melody_jax.data.feature_shape import FeatureShape, check_item, check_source
 from melody_jax.data.records import Concatenation, RecordSource, decode_json, open_shards
 from melody_jax.errors import UserError
 
@@ -60,21 +61,31 @@ class BatchIterator(Protocol):
 
 
 class TrainingBatches:
-    """Endless shuffled batches of `kind`, a `BatchIterator`; each process gets its rows of every batch.
+    """Endless shuffled batches of `kind`, a `BatchIterator`; each reader gets its rows of every batch.
+
+    Processes whose devices hold the same rows are one reader (`sharding.reader`). `shape` are the sizes of features
+    that the network needs.
 
     Raises:
-        UserError: no folder, unreadable shards, records shorter than the window, or a batch size that is not a
-            multiple of `processes`.
+        UserError: no folder, unreadable shards, records shorter than the window, features of other sizes, or a batch
+            size that is not a multiple of `readers`.
     """
 
-    def __init__(self, config: DataConfig, kind: str, process: int = 0, processes: int = 1) -> None:
-        if config.batch_size % processes:
-            raise UserError(f"data.batch_size {config.batch_size} does not divide over {processes} processes")
-        records = ConcatenatedRecords(config.folder, kind)
+    def __init__(
+        self,
+        config: DataConfig,
+        kind: str,
+        reader: int = 0,
+        readers: int = 1,
+        shape: FeatureShape | None = None,
+    ) -> None:
+        if config.batch_size % readers:
+            raise UserError(f"data.batch_size {config.batch_size} does not divide over {readers} processes")
+        records = ConcatenatedRecords(config.folder, kind, config, shape)
         count = len(records) - _validation_count(config, len(records))
         genres = records.genres()[:count] if config.hard_negative_group > 1 else None
         order = EpochOrder(count, config.seed, config.hard_negative_group, genres)
-        make_item = _item_maker(config, kind, random=True)
+        make_item = _item_maker(config, kind, random=True, shape=shape)
 
         import grain  # an extra: the options of commands are shown without it
 
@@ -85,7 +96,7 @@ class TrainingBatches:
         self._records = records
         self._order = order
         items = grain.MapDataset.range(count).repeat().map_with_index(item)
-        batches = items.batch(config.batch_size // processes)[process::processes]
+        batches = items.batch(config.batch_size // readers)[reader::readers]
         options = grain.ReadOptions(num_threads=config.threads, prefetch_buffer_size=config.prefetch)
         self._batches: Any = iter(batches.to_iter_dataset(options))
 
@@ -113,17 +124,22 @@ class TrainingBatches:
 
 
 def validation_batches(
-    config: DataConfig, kind: str, count: int, process: int = 0, processes: int = 1
+    config: DataConfig,
+    kind: str,
+    count: int,
+    reader: int = 0,
+    readers: int = 1,
+    shape: FeatureShape | None = None,
 ) -> Sequence[Batch]:
     """The first `count` batches of the held-out records in their order, with the same crops every time."""
-    records = ConcatenatedRecords(config.validation_folder or config.folder, kind)
+    records = ConcatenatedRecords(config.validation_folder or config.folder, kind, config, shape)
     first = 0 if config.validation_folder else len(records) - _validation_count(config, len(records))
     held_out = len(records) - first
-    make_item = _item_maker(config, kind, random=False)
-    rows = config.batch_size // processes
+    make_item = _item_maker(config, kind, random=False, shape=shape)
+    rows = config.batch_size // readers
 
     def batch(step: int) -> Batch:
-        begin = step * config.batch_size + process * rows
+        begin = step * config.batch_size + reader * rows
         return _stack(
             [
                 make_item(records[first + i % held_out], np.random.default_rng([0, i]))
@@ -166,12 +182,21 @@ def check_provenance(config: DataConfig, kind: str) -> dict[str, str]:
 
 
 class ConcatenatedRecords(Concatenation[RecordSource]):
-    """The records of several folders of shards, one folder after the other."""
+    """The records of several folders of shards, one folder after the other; `shape` as in `TrainingBatches`."""
 
-    def __init__(self, folders: Sequence[str], kind: str) -> None:
+    def __init__(
+        self,
+        folders: Sequence[str],
+        kind: str,
+        config: DataConfig | None = None,
+        shape: FeatureShape | None = None,
+    ) -> None:
         if not folders:
             raise UserError("no data: give a folder of shards with --data.folder")
         super().__init__([open_shards(folder, RECORD_KINDS[kind]) for folder in folders])
+        if config is not None and shape is not None:
+            for source in self.sources:
+                check_source(source, shape, config.window_tokens)
 
     def name(self, i: int) -> str:
         """Returns "folder: id" of record i."""
@@ -223,13 +248,14 @@ def _validation_count(config: DataConfig, length: int) -> int:
     return 0 if config.validation_folder else max(1, round(length * config.holdout))
 
 
-def _item_maker(config: DataConfig, kind: str, random: bool) -> ItemMaker:
+def _item_maker(config: DataConfig, kind: str, random: bool, shape: FeatureShape | None = None) -> ItemMaker:
     if kind == "features":
         return functools.partial(
             _feature_item,
             window=config.window_tokens,
             jitter_probability=config.jitter_probability if random else 0.0,
             text_probability=config.text_prefix_probability if random else 0.0,
+            shape=shape,
         )
     crop = functools.partial(_audio_item, samples=config.crop_samples)
     if kind == "audio":
@@ -269,6 +295,7 @@ def _feature_item(
     window: int,
     jitter_probability: float,
     text_probability: float,
+    shape: FeatureShape | None = None,
 ) -> Batch:
     """A window at a random token offset, with the prefix of the nearest MuLan window."""
     tokens = record["semantic_tokens"]
@@ -288,11 +315,14 @@ def _feature_item(
     if len(text_prefixes) and text_draw < text_probability:
         prefix = text_prefixes[caption % len(text_prefixes)]
     rate = len(latents) // len(tokens)
-    return {
+    item = {
         "semantic_tokens": tokens[start : start + window].astype(np.int32),
         "prefix_tokens": prefix.astype(np.int32),
         "latents": latents[start * rate : (start + window) * rate].astype(np.float32),
     }
+    if shape is not None:
+        check_item(item, record, shape)
+    return item
 
 
 def _stack(items: Sequence[Any]) -> Any:

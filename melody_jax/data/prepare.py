@@ -20,6 +20,7 @@ from typing import Any
 
 from melody_jax import __version__, files, folders, release
 from melody_jax.data import audio_units, layouts, records
+from melody_jax.data.feature_shape import SETTING, shape_of_networks
 from melody_jax.data.layouts import Recording
 from melody_jax.data.prepare_config import FEATURE_NETWORKS, FeatureConfig, PieceConfig, PrepareConfig
 from melody_jax.data.records import MANIFEST, Shard, ShardManifest, read_manifest, write_manifest
@@ -105,6 +106,7 @@ def _prepare_features(
         field.name: getattr(config, field.name) for field in dataclasses.fields(FeatureConfig)
     }
     settings |= {"hashes": hashes or _network_hashes(config), "source": [shard.sha256 for shard in shards]}
+    settings[SETTING] = dataclasses.asdict(shape_of_networks(config.networks))
     manifest = _begin(Path(out), "features", settings, len(shards))
     if manifest.finished:
         _report(out, manifest)

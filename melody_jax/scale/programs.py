@@ -13,7 +13,6 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from melody_jax.composer import facts
 from melody_jax.config import DataConfig, TrainConfig
-from melody_jax.errors import UserError
 from melody_jax.models import denoiser, dpd, lm, mulan, vae
 from melody_jax.models.functional import Params
 from melody_jax.models.mulan import MuLanConfig
@@ -27,7 +26,7 @@ from melody_jax.sampling.windows import (
     latents_to_wave,
     make_controls,
 )
-from melody_jax.sharding import batch_sharding, mesh_context, state_sharding
+from melody_jax.sharding import batch_sharding, check_batch, mesh_context, state_sharding
 from melody_jax.training.checkpoint import abstract_like
 from melody_jax.training.loop import make_step
 from melody_jax.training.state import create_state, state_roles
@@ -39,16 +38,10 @@ PAPER_PIECES = 64
 """Word pieces per prompt."""
 
 
-def check_batch(size: int, mesh: Mesh) -> None:
-    """Raises `UserError` if the batch size does not divide over the mesh's data and fsdp axes."""
-    if size < 1 or size % (mesh.shape["data"] * mesh.shape["fsdp"]):
-        raise UserError(f"batch_size {size} does not divide over mesh {tuple(mesh.shape.values())}")
-
-
 def trace_step(config: TrainConfig, mesh: Mesh) -> Any:
     """The traced training step of `config` on the mesh (`jax.stages.Traced`). Raises `UserError` as
-    `check_batch`."""
-    check_batch(config.data.batch_size, mesh)
+    `sharding.check_batch`."""
+    check_batch(config.data.batch_size, mesh, config.accumulate)
     shapes = jax.eval_shape(lambda key: create_state(config, key), jax.random.key(0))
     state = abstract_like(shapes, state_sharding(shapes, state_roles(config), mesh))
     batch = _placed(example(config), batch_sharding(mesh))
@@ -61,7 +54,7 @@ def trace_sampler(
 ) -> Any:
     """The traced sampler from texts to waveforms: data parallel, with all weights on every device.
 
-    Raises `UserError` as `check_batch`.
+    Raises `UserError` as `sharding.check_batch`.
     """
     check_batch(batch_size, mesh)
 

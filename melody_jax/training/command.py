@@ -6,6 +6,8 @@ CONFIG is the name of a config that comes with the package or the path of a file
 every field. `melody train CONFIG --print-parameters` prints a table of all parameters and trains nothing.
 """
 
+from pathlib import Path
+
 import jax
 
 from melody_jax.config import TrainConfig, load_config
@@ -13,8 +15,10 @@ from melody_jax.data import pipeline
 from melody_jax.errors import UserError
 from melody_jax.python_file import shipped_names
 from melody_jax.runtime import enable_compile_cache
+from melody_jax.sharding import check_batch, make_mesh, reader
 from melody_jax.text import read_tokenizer
 from melody_jax.training.hosts import join_hosts
+from melody_jax.training.run_folder import check_path
 
 
 def main(arguments: list[str]) -> None:
@@ -40,15 +44,20 @@ def run(config: TrainConfig) -> None:
     from melody_jax.training.loop import train
 
     join_hosts(config.hosts)
+    check_path(Path(config.workdir))
     if config.stage.name == "mulan":
         read_tokenizer(config.data.text_tokenizer, config.stage.model.text.vocab_size)
+    mesh = make_mesh(config.mesh)
+    check_batch(config.data.batch_size, mesh, config.accumulate)
     hashes = pipeline.check_provenance(config.data, config.stage.batch)
-    index = jax.process_index()
-    count = jax.process_count()
-    batches = pipeline.TrainingBatches(config.data, config.stage.batch, index, count)
-    held_out = pipeline.validation_batches(config.data, config.stage.batch, config.eval_batches, index, count)
+    data = config.data
+    kind = config.stage.batch
+    index, count = reader(mesh, jax.process_index())
+    shape = config.stage.features
+    batches = pipeline.TrainingBatches(data, kind, index, count, shape)
+    held_out = pipeline.validation_batches(data, kind, config.eval_batches, index, count, shape)
     state = train(config, batches, held_out, hashes)
-    if index == 0:
+    if jax.process_index() == 0:
         print(_summary(config, int(state.step)))
 
 

@@ -20,7 +20,14 @@ from melody_jax.config import TrainConfig
 from melody_jax.data.pipeline import BatchIterator
 from melody_jax.errors import UserError
 from melody_jax.models.functional import Params
-from melody_jax.sharding import make_mesh, mesh_context, place_batch, sharded_init, state_sharding
+from melody_jax.sharding import (
+    check_batch,
+    make_mesh,
+    mesh_context,
+    place_batch,
+    sharded_init,
+    state_sharding,
+)
 from melody_jax.training import checkpoint, run_folder
 from melody_jax.training.digests import digests
 from melody_jax.training.init_from import load_initial_weights
@@ -60,6 +67,7 @@ def train(
     """
     workdir = Path(config.workdir)
     mesh = make_mesh(config.mesh)
+    check_batch(config.data.batch_size, mesh, config.accumulate)
     rate = learning_rate(config.optimizer, config.optimizer.learning_rate, config.steps)
     with contextlib.ExitStack() as closing:
         closing.enter_context(run_folder.claim_workdir(workdir))

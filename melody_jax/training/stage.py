@@ -5,6 +5,7 @@ from typing import Any, Protocol
 
 import jax
 
+from melody_jax.data.feature_shape import FeatureShape
 from melody_jax.models.functional import Params
 from melody_jax.roles import Roles
 
@@ -43,6 +44,11 @@ class Stage(Protocol):
     def roles(self) -> Roles:
         """The role of every parameter, with the structure of what `init` returns (melody_jax/roles.py)."""
         ...
+
+    @property
+    def features(self) -> FeatureShape | None:
+        """The sizes of features that the network needs; None for stages that train on audio."""
+        return None
 
     @property
     def teacher(self) -> "Stage | None":

@@ -85,9 +85,10 @@ class StopSignal:
         return save or stop or received, stop or received
 
     def _warn_late(self) -> None:
+        complete = last_complete(Path(self._config.workdir))
         print_note(
-            f"{self._received} came over {self._config.sigterm_seconds:g} s ago and the save is not done; if killed now, "
-            f"{last_complete(Path(self._config.workdir))}: leave more time before SIGKILL, or use a faster disk"
+            f"{self._received} came over {self._config.sigterm_seconds:g} s ago and the save is not done; "
+            f"if killed now, {complete}: leave more time before SIGKILL, or use a faster disk"
         )
 
     def close(self) -> None:

@@ -30,6 +30,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from melody_jax import diffusion
+from melody_jax.data.feature_shape import FeatureShape
 from melody_jax.errors import UserError
 from melody_jax.models import denoiser, functional
 from melody_jax.models.conditioning import GuidanceEmbedding
@@ -112,6 +113,11 @@ class ConsistencyStage(Stage):
     def teacher(self) -> DPDStage:
         """The stage whose released network a run starts from (`TrainConfig.init_from`)."""
         return DPDStage(model=dataclasses.replace(self.model, guidance_range=None))
+
+    @property
+    def features(self) -> FeatureShape:
+        """The sizes of features that the network needs."""
+        return self.teacher.features
 
     @property
     def roles(self) -> Roles:

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from melody_jax import diffusion, parameterisation
+from melody_jax.data.feature_shape import FeatureShape
 from melody_jax.models import denoiser
 from melody_jax.models.denoiser import DenoiserConfig
 from melody_jax.models.dpd import DPDConfig
@@ -78,6 +79,20 @@ class DPDStage(Stage):
     def roles(self) -> Roles:
         """The role of every parameter, with the structure of what `init` returns."""
         return {"model": denoiser.roles(self.model)}
+
+    @property
+    def features(self) -> FeatureShape:
+        """The sizes of features that the network needs."""
+        model = self.model
+        prefix = model.prefix_conditioning
+        return FeatureShape(
+            semantic_ids=model.semantic_tokens,
+            prefix_levels=model.prefix_levels if prefix else 0,
+            prefix_ids=model.prefix_codes if prefix else 0,
+            latent_channels=model.latent_dim,
+            latents_per_token=model.frames_per_token,
+            window_tokens=model.frames // model.frames_per_token,
+        )
 
     def init(self, key: PRNGKeyArray) -> Params:
         """Fresh parameters, float32."""

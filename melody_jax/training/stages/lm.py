@@ -14,6 +14,7 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 
+from melody_jax.data.feature_shape import FeatureShape
 from melody_jax.models import lm
 from melody_jax.models.functional import Params
 from melody_jax.models.lm import LMConfig
@@ -53,6 +54,16 @@ class LMStage(Stage):
     def roles(self) -> Roles:
         """The role of every parameter, with the structure of what `init` returns."""
         return {"model": network_roles(self.name, self.model)}
+
+    @property
+    def features(self) -> FeatureShape:
+        """The sizes of features that the network needs."""
+        model = self.model
+        return FeatureShape(
+            semantic_ids=model.semantic_vocab,
+            prefix_levels=model.prefix_levels,
+            prefix_ids=model.prefix_codes,
+        )
 
     def init(self, key: jax.Array) -> Params:
         """Fresh parameters, float32."""

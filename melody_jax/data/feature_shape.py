@@ -1,0 +1,103 @@
+"""The sizes of features, compared with those of the network that trains on them.
+
+JAX clamps an index that is too large: a network with fewer ids than its features would train on other tokens.
+"""
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+
+from melody_jax import release
+from melody_jax.data.records import RecordSource, decode_json
+from melody_jax.errors import UserError
+
+SETTING = "shapes"
+"""Name of the manifest's setting that holds the sizes."""
+ID_COUNTS = ("semantic_ids", "prefix_ids")
+"""Sizes of which a network may have more."""
+MAX_IDS = 2**15
+"""Feature records store ids as 16-bit integers."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FeatureShape:
+    """Sizes of features, or those that a network needs; 0: not known, or any."""
+
+    semantic_ids: int = 0
+    """Number of semantic ids."""
+    prefix_levels: int = 0
+    """Prefix tokens of a window."""
+    prefix_ids: int = 0
+    """Number of ids of each prefix level."""
+    latent_channels: int = 0
+    """Channels of a latent."""
+    latents_per_token: int = 0
+    """Latents in the time of one semantic token."""
+    window_tokens: int = 0
+    """Semantic tokens of a window."""
+
+
+def shape_of_networks(folder: str) -> FeatureShape:
+    """The sizes of features that the released networks in a folder make.
+
+    Raises:
+        UserError: a network is missing, or has more ids than a feature record can store.
+    """
+    mulan, tokenizer, vae = (
+        release.read_description(folder, name)["config"] for name in ("mulan", "tokenizer", "vae")
+    )
+    shape = FeatureShape(
+        semantic_ids=tokenizer["semantic_vocab"],
+        prefix_levels=mulan["levels"],
+        prefix_ids=mulan["codes"],
+        latent_channels=vae["latent_width"],
+    )
+    largest = max(shape.semantic_ids, shape.prefix_ids)
+    if largest > MAX_IDS:
+        raise UserError(f"{folder}: a network has {largest} ids, feature records store at most {MAX_IDS}")
+    return shape
+
+
+def check_source(source: RecordSource, needed: FeatureShape, window_tokens: int) -> None:
+    """Compares the sizes in a folder's manifest, and those of its first record, with what a network needs.
+
+    Raises:
+        UserError: a size differs.
+    """
+    stated = source.manifest.settings.get(SETTING) or {}
+    _compare(str(source.folder), stated, needed)
+    _compare("data.window_tokens", {"window_tokens": window_tokens}, needed)
+    record = source[0]
+    tokens = record["semantic_tokens"]
+    latents = record["latents"]
+    sizes = {
+        "prefix_levels": record["prefix_tokens"].shape[-1],
+        "latent_channels": latents.shape[-1],
+        "latents_per_token": len(latents) // max(len(tokens), 1),
+    }
+    _compare(str(source.folder), sizes, needed)
+
+
+def _compare(place: str, sizes: dict[str, Any], needed: FeatureShape) -> None:
+    for name, value in dataclasses.asdict(needed).items():
+        if not value or name not in sizes:
+            continue
+        most = "at most " if name in ID_COUNTS else ""
+        if sizes[name] > value or (sizes[name] < value and not most):
+            raise UserError(
+                f"{place}: {name.replace('_', ' ')} {sizes[name]}, and this stage's network needs {most}{value}; set "
+                "--stage.model alike, or prepare features with the networks that belong to it"
+            )
+
+
+def check_item(item: dict[str, np.ndarray], record: dict[str, np.ndarray], needed: FeatureShape) -> None:
+    """Raises `UserError` if a token of an item is not an id of the network."""
+    for name, count in (("semantic_tokens", needed.semantic_ids), ("prefix_tokens", needed.prefix_ids)):
+        tokens = item[name]
+        if count and not 0 <= tokens.min() <= tokens.max() < count:
+            bad = tokens.max() if tokens.max() >= count else tokens.min()
+            raise UserError(
+                f"record {decode_json(record['meta']).get('id')!r} has {name} with the id {bad}, and this stage's "
+                f"network has ids 0 to {count - 1}; set --stage.model alike, or prepare the features again"
+            )
