@@ -20,9 +20,9 @@ def make(folder, counts=(3, 2), finished=True):
             for i in range(count)
         ]
         value += count
-        shards.append(records.write_shard(folder / records.shard_name("audio", index, len(counts)), items))
+        shards.append(records.write_shard(folder / records.shard_name("numbers", index, len(counts)), items))
     manifest = records.ShardManifest(
-        kind="audio",
+        kind="numbers",
         settings={"seed": 1},
         versions={"melody_jax": "0"},
         shard_count=len(counts) + (not finished),
@@ -49,7 +49,7 @@ def test_record_round_trip_and_determinism():
 def test_shards_random_access(tmp_path):
     manifest = make(tmp_path / "a")
     assert records.read_manifest(tmp_path / "a") == manifest
-    source = records.open_shards(tmp_path / "a", kind="audio", verify=True)
+    source = records.open_shards(tmp_path / "a", kind="numbers", verify=True)
     assert len(source) == 5
     for order in ([4, 0, 3], range(5)):
         for index in order:

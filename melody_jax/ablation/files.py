@@ -51,7 +51,7 @@ def read_rows(folder: Path) -> list[dict[str, Any]]:
     file."""
     path = folder / "metrics.jsonl"
     rows = []
-    for line in path.read_text().splitlines() if path.is_file() else ():
+    for line in files.split_lines(files.read_text(path)) if path.is_file() else ():
         with contextlib.suppress(ValueError):
             rows.append(json.loads(line))
     return rows
@@ -62,7 +62,7 @@ def last_step(folder: Path) -> int:
     try:
         with (folder / "metrics.jsonl").open("rb") as file:
             file.seek(max(0, file.seek(0, os.SEEK_END) - 20_000))
-            lines = file.read().decode().splitlines()
+            lines = files.split_lines(file.read().decode("utf-8", "replace"))
     except FileNotFoundError:
         return 0
     for line in reversed(lines):

@@ -10,9 +10,9 @@ Kinds of batches (B items, T samples, N word pieces, U tokens, L latents, D chan
   features    {"semantic_tokens" (B, U) int32, "prefix_tokens" (B, 12) int32, "latents" (B, L, D) float32}
 """
 
+import contextlib
 import functools
 import itertools
-import json
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -20,7 +20,7 @@ from typing import Any, Protocol
 import numpy as np
 from tokenizers import Tokenizer
 
-from melody_jax import audio, release, text
+from melody_jax import audio, files, release, text
 from melody_jax.composer import facts
 from melody_jax.config import DataConfig
 from melody_jax.data.feature_shape import FeatureShape, check_item, check_source
@@ -336,11 +336,27 @@ def _genres(source: RecordSource) -> np.ndarray:
     """The genre of each record of a folder, int (N,); reading all records once is slow, hence the file."""
     path = Path(source.folder) / "genres.json"
     shards = [shard.sha256 for shard in source.manifest.shards]
-    cached = json.loads(path.read_text()) if path.is_file() else {}
-    if cached.get("shards") == shards:
-        names = cached["genres"]
-    else:
+    names = _cached_genres(path, shards, len(source))
+    if names is None:
         metas = (decode_json(source[i]["meta"]) for i in range(len(source)))
         names = [(meta.get("facts") or {}).get("genre") for meta in metas]
-        path.write_text(json.dumps({"shards": shards, "genres": names}))
+        if Path(source.folder).stat().st_mode & 0o222:  # not into a corpus that was made read-only
+            with contextlib.suppress(
+                UserError
+            ):  # no permission, or a full disk: they are read again the next time
+                files.write_json(path, {"shards": shards, "genres": names}, indent=None)
     return np.array([facts.index("genre", name) for name in names])
+
+
+def _cached_genres(path: Path, shards: list[str], count: int) -> list[str | None] | None:
+    """The genres in a file of `_genres`; None if it is missing, damaged, or of other shards."""
+    try:
+        cached = files.read_json(path)
+    except UserError:
+        return None
+    if not isinstance(cached, dict) or cached.get("shards") != shards:
+        return None
+    names = cached.get("genres")
+    if not isinstance(names, list) or len(names) != count:
+        return None
+    return names if all(name is None or isinstance(name, str) for name in names) else None

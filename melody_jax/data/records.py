@@ -14,6 +14,7 @@ import contextlib
 import importlib
 import json
 import os
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -24,11 +25,23 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from melody_jax import files
+from melody_jax import files, folders
 from melody_jax.errors import UserError
 
 MANIFEST = "manifest.json"
 FORMAT_VERSION = 1
+FIELDS = {
+    "audio": {"audio": (np.uint8, 1), "meta": (np.uint8, 1)},
+    "features": {
+        "meta": (np.uint8, 1),
+        "latents": (np.float16, 2),
+        "semantic_tokens": (np.int16, 1),
+        "prefix_tokens": (np.int16, 3),
+        "window_starts": (np.int32, 1),
+        "text_prefix_tokens": (np.int16, 2),
+    },
+}
+"""Kind -> name of each array of a record -> its type and number of dimensions."""
 _WRITER_OPTIONS = "group_size:1,uncompressed"
 
 
@@ -77,22 +90,25 @@ def decode_record(data: bytes) -> dict[str, np.ndarray]:
     """Decodes the bytes of `encode_record`. Raises `UserError` for any other bytes."""
     try:
         return safetensors.numpy.load(data)
-    except (safetensors.SafetensorError, ValueError, KeyError, TypeError) as error:
+    except (safetensors.SafetensorError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"a record of {len(data)} bytes is not safetensors ({error})") from error
 
 
 def encode_json(value: Any) -> np.ndarray:
     """JSON as uint8 (N,), the form of a record's `meta`."""
     text = json.dumps(value, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
-    return np.frombuffer(text.encode(), np.uint8)
+    return np.frombuffer(
+        text.encode("utf-8", "backslashreplace"), np.uint8
+    )  # parts of names that are not UTF-8
 
 
 def decode_json(array: np.ndarray) -> Any:
     """Decodes the bytes of `encode_json`. Raises `UserError` for bytes that are not JSON."""
     try:
-        return json.loads(np.asarray(array, np.uint8).tobytes())
-    except ValueError as error:
+        text = np.asarray(array, np.uint8).tobytes().decode()
+    except (ValueError, TypeError, OverflowError) as error:
         raise UserError(f"a record's meta is not JSON ({error})") from error
+    return files.parse_json(text, "a record's meta")
 
 
 def shard_name(prefix: str, index: int, count: int) -> str:
@@ -170,17 +186,17 @@ def write_manifest(folder: str | os.PathLike, manifest: ShardManifest) -> None:
 
 
 def read_manifest(folder: str | os.PathLike) -> ShardManifest:
-    """Reads `manifest.json`. Raises `UserError` if it is missing or has another format."""
+    """Reads `manifest.json`. Raises `UserError` if it is missing, has another format or is not what we write."""
     path = Path(folder) / MANIFEST
-    if not path.is_file():
+    if folders.size_of(path) < 0:
         raise UserError(f"{folder}: not a folder of shards, it has no {MANIFEST}")
+    content = files.read_json(path)
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
         if content["format"] != FORMAT_VERSION:
             raise UserError(
                 f"{path}: format {content['format']} is unknown; this version reads format {FORMAT_VERSION}"
             )
-        return ShardManifest(
+        manifest = ShardManifest(
             kind=content["kind"],
             settings=content["settings"],
             versions=content["versions"],
@@ -188,19 +204,43 @@ def read_manifest(folder: str | os.PathLike) -> ShardManifest:
             shards=tuple(Shard(**shard) for shard in content["shards"]),
             counts=content.get("counts", {}),
         )
-    except (OSError, json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
+    except (KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path}: not a manifest of shards ({type(error).__name__}: {error})") from error
+    problem = _manifest_problem(manifest)
+    if problem:
+        raise UserError(f"{path}: not a manifest of shards ({problem})")
+    return manifest
+
+
+def _manifest_problem(manifest: ShardManifest) -> str:
+    """What a manifest holds that this package never writes; empty if there is nothing."""
+    if not isinstance(manifest.kind, str):
+        return f"kind is {manifest.kind!r}"
+    for name in ("settings", "versions", "counts"):
+        if not isinstance(getattr(manifest, name), dict):
+            return f"{name} is no object"
+    if not _is_count(manifest.shard_count):
+        return f"shard_count is {manifest.shard_count!r}"
+    for shard in manifest.shards:
+        if not (isinstance(shard.name, str) and re.fullmatch(r"[\w.-]+", shard.name)):
+            return f"{str(shard.name)[:80]!r} is no name of a shard in this folder"
+        if not (_is_count(shard.records) and _is_count(shard.bytes) and isinstance(shard.sha256, str)):
+            return f"shard {shard.name} has no numbers of records and bytes, or no hash"
+    return ""
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 62
 
 
 def check_shard(folder: str | os.PathLike, shard: Shard, content: bool = False) -> None:
     """Raises `UserError` unless the file of the shard has the right size, and the right hash if `content` is true."""
     path = Path(folder) / shard.name
-    if not path.is_file():
+    size = folders.size_of(path)
+    if size < 0:
         raise UserError(f"{path}: the manifest lists this shard, but it is missing")
-    if path.stat().st_size != shard.bytes:
-        raise UserError(
-            f"{path}: cut short or not the shard of the manifest, {path.stat().st_size} of {shard.bytes} bytes"
-        )
+    if size != shard.bytes:
+        raise UserError(f"{path}: cut short or not the shard of the manifest, {size} of {shard.bytes} bytes")
     if content and files.file_hash(path) != shard.sha256:
         raise UserError(f"{path}: its sha256 is not the manifest's: the file is damaged")
 
@@ -266,14 +306,25 @@ class RecordSource:
     def __getitems__(self, indices: Sequence[SupportsIndex]) -> list[dict[str, np.ndarray]]:
         """Reads several records in parallel."""
         try:
-            return [
-                decode_record(data) for data in self._source.__getitems__([int(index) for index in indices])
-            ]
+            data = self._source.__getitems__([int(index) for index in indices])
         except (RuntimeError, ValueError) as error:
             raise UserError(f"{self.folder}: a shard is damaged ({error})") from error
+        decoded = [decode_record(part) for part in data]
+        for record in decoded:
+            _check_fields(record, self.manifest.kind, self.folder)
+        return decoded
 
     def __repr__(self) -> str:
         return f"RecordSource({str(self.folder)!r}, {len(self)} records)"
+
+
+def _check_fields(record: Mapping[str, np.ndarray], kind: str, folder: Path) -> None:
+    """Raises `UserError` unless a record has the arrays of its kind."""
+    for name, (dtype, dimensions) in FIELDS.get(kind, {}).items():
+        array = record.get(name)
+        if array is None or array.dtype != dtype or array.ndim != dimensions:
+            has = "is missing" if array is None else f"is {array.dtype} {array.shape}"
+            raise UserError(f"{folder}: not a shard of {kind} records: {name} {has}")
 
 
 @dataclass(frozen=True)
@@ -295,7 +346,7 @@ def open_shards(folder: str | os.PathLike, kind: str | None = None, verify: bool
         UserError: the folder is missing, unfinished, empty or of another kind, or a shard does not match the manifest.
     """
     folder = Path(folder)
-    if not folder.is_dir():
+    if not folders.is_folder(folder):
         raise UserError(f"{folder}: no such folder of shards")
     manifest = read_manifest(folder)
     if kind is not None and manifest.kind != kind:

@@ -2,25 +2,24 @@
 composed.
 
 The prompts of a folder come from the manifests of the batch job that made it, or from a file of prompts with
-one JSON object per line: {"id": name of the sound file without its suffix, "prompt": text}.
+one JSON object per line: {"id": path of the sound file with or without its suffix, or its name alone if no other file
+has it, "prompt": text}.
 """
 
 import hashlib
-import json
+import unicodedata
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
 
-from melody_jax import audio, files
+from melody_jax import audio, files, folders
 from melody_jax.data import records
 from melody_jax.errors import UserError
 from melody_jax.sampling import manifest
-
-SUFFIXES = (".wav", ".flac", ".ogg", ".mp3")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -37,6 +36,8 @@ class Clip:
     """Facts of a composed clip (`composer/piece.py:Facts`)."""
     file: Path | None = None
     """Sound file of the clip."""
+    length: Callable[[], int] | None = None
+    """Returns the number of samples without decoding; None if that takes decoding."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -49,6 +50,8 @@ class ClipSet:
     """Hash of names and sounds."""
     clips: list[Clip]
     """The clips."""
+    rejects: dict[str, str] = field(default_factory=dict)
+    """Name of each file that is no clip, although it looks like one -> why."""
 
     @property
     def name(self) -> str:
@@ -60,29 +63,75 @@ def open_set(folder: Path, prompts: Path | None = None) -> ClipSet:
     """Opens a folder of sound files or of audio shards.
 
     Raises:
-        UserError: the folder holds neither, the prompts cannot be read, or shards are damaged.
+        UserError: the folder holds neither, the prompts cannot be read or fit several files, or shards are damaged.
     """
-    if not folder.is_dir():
+    if not folders.is_folder(folder):
         raise UserError(f"{folder}: no such folder of clips")
-    if (folder / records.MANIFEST).is_file():
+    if folders.size_of(folder / records.MANIFEST) >= 0:
         return _shards(folder)
-    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
-    if not paths:
-        raise UserError(f"{folder}: has no sound files ({', '.join(SUFFIXES)}) and no audio shards")
-    prompt_by_name = _prompts(prompts) if prompts else _manifest_prompts(folder)
+    rejects: dict[str, str] = {}
+    names = [name for name in folders.walk(folder, rejects) if Path(name).suffix.lower() in audio.SUFFIXES]
+    hashes: dict[str, str] = {}
+    for name in names:
+        if name.rpartition("/")[2].startswith("."):
+            rejects[name] = "its name begins with a dot"
+            continue
+        try:
+            hashes[name] = files.file_hash(folder / name)
+        except UserError as error:
+            rejects[name] = str(error).removeprefix(f"{folder / name}: ")
+    if not hashes:
+        raise UserError(f"{folder}: has no sound files ({', '.join(audio.SUFFIXES)}) and no audio shards")
+    source = prompts or folder / "manifest.jsonl"
+    by_name = _match(_prompts(prompts) if prompts else _manifest_prompts(folder), list(hashes), source)
+    if prompts and not by_name:
+        raise UserError(f"{prompts}: none of its ids is the name of a sound file in {folder}")
     digest = hashlib.sha256()
     clips = []
-    for path in paths:
-        name = path.relative_to(folder).as_posix()
-        digest.update(f"{name} {files.file_hash(path)}\n".encode())
+    for name, sha256 in hashes.items():
+        shown = folders.printable(name)
+        digest.update(f"{shown} {sha256}\n".encode())
+        path = folder / name
         clips.append(
-            Clip(
-                name=name, read=partial(audio.read, path), prompt=prompt_by_name.get(path.stem, ""), file=path
-            )
+            Clip(name=shown, read=partial(audio.read, path), prompt=by_name.get(name, ""), file=path)
         )
-    if prompts and not any(clip.prompt for clip in clips):
-        raise UserError(f"{prompts}: none of its ids is the name of a sound file in {folder}")
-    return ClipSet(where=str(folder), sha256=digest.hexdigest(), clips=clips)
+    printable = {folders.printable(name): reason for name, reason in rejects.items()}
+    return ClipSet(where=str(folder), sha256=digest.hexdigest(), clips=clips, rejects=printable)
+
+
+def _match(prompts: dict[str, str], names: list[str], source: Path) -> dict[str, str]:
+    """File -> prompt. An id is a file's path, the path without the suffix, or the name alone if that is unique.
+
+    Raises:
+        UserError: an id fits several files.
+    """
+    spellings = (
+        lambda name: name,
+        lambda name: str(PurePosixPath(name).with_suffix("")),
+        lambda name: PurePosixPath(name).stem,
+    )
+    tables: list[dict[str, list[str]]] = []
+    for spelling in spellings:
+        table: dict[str, list[str]] = {}
+        for name in names:
+            table.setdefault(unicodedata.normalize("NFC", spelling(name)), []).append(name)
+        tables.append(table)
+    by_name: dict[str, str] = {}
+    for identifier, prompt in prompts.items():
+        key = unicodedata.normalize("NFC", identifier)
+        matches = next((table[key] for table in tables if key in table), [])
+        if len(matches) > 1:
+            listed = " and ".join(map(folders.printable, matches[:3]))
+            raise UserError(
+                f"{source}: the id {identifier!r} fits {listed}; give the path of the file as the id"
+            )
+        by_name |= dict.fromkeys(matches, prompt)
+    return by_name
+
+
+def count_pieces(clip: Clip, seconds: float) -> int:
+    """Number of pieces that `pieces` cuts a clip into; 1 if its length is unknown before it is decoded."""
+    return max(1, clip.length() // round(seconds * audio.SAMPLE_RATE)) if clip.length else 1
 
 
 def pieces(clip: Clip, seconds: float) -> Iterator[tuple[float, np.ndarray]]:
@@ -102,9 +151,14 @@ def _shards(folder: Path) -> ClipSet:
     for index in range(len(source)):
         meta = records.decode_json(source[index]["meta"])
         captions = meta.get("captions") or [""]
-        read = partial(_decode, source, index)
         clips.append(
-            Clip(name=str(meta["id"]), read=read, prompt=captions[0], facts=meta.get("facts") or None)
+            Clip(
+                name=str(meta.get("id", index)),
+                read=partial(_decode, source, index),
+                prompt=str(captions[0]),
+                facts=meta.get("facts") or None,
+                length=partial(_length, source, index),
+            )
         )
     return ClipSet(where=str(folder), sha256=digest.hexdigest(), clips=clips)
 
@@ -113,22 +167,28 @@ def _decode(source: records.RecordSource, index: int) -> np.ndarray:
     return audio.decode_flac(source[index]["audio"].tobytes())
 
 
+def _length(source: records.RecordSource, index: int) -> int:
+    return audio.flac_length(source[index]["audio"].tobytes())
+
+
 def _prompts(file: Path) -> dict[str, str]:
-    try:
-        lines = [json.loads(line) for line in file.read_text("utf-8-sig").splitlines() if line.strip()]
-        return {str(line.get("id", f"{number:06d}")): line["prompt"] for number, line in enumerate(lines)}
-    except OSError as error:
-        raise UserError(f"{file}: cannot be read ({error.strerror})") from None
-    except (ValueError, KeyError, TypeError, AttributeError):
-        raise UserError(
-            f'{file}: not a file of prompts; a line must be like {{"id": "000000", "prompt": "slow sad cello"}}'
-        ) from None
+    prompts: dict[str, str] = {}
+    lines = [line for line in files.split_lines(files.read_text(file)) if line.strip()]
+    for number, line in enumerate(lines):
+        entry = files.parse_json(line, str(file))
+        if not isinstance(entry, dict) or not isinstance(entry.get("prompt"), str):
+            raise UserError(
+                f'{file}: not a file of prompts; a line must be like {{"id": "000000", "prompt": "slow sad cello"}}'
+            )
+        prompts[str(entry.get("id", f"{number:06d}"))] = entry["prompt"]
+    return prompts
 
 
 def _manifest_prompts(folder: Path) -> dict[str, str]:
-    entries = manifest.read_entries(folder)
-    return {
-        Path(entry["file"]).stem: entry["prompt"]
-        for entry in entries.values()
-        if isinstance(entry["prompt"], str)
-    }
+    prompts: dict[str, str] = {}
+    for entry in manifest.read_entries(folder).values():
+        file = entry.get("file")
+        if isinstance(file, str) and isinstance(entry.get("prompt"), str):
+            exists = folders.size_of(folder / file) >= 0
+            prompts[file if exists else str(PurePosixPath(file).with_suffix(""))] = entry["prompt"]
+    return prompts

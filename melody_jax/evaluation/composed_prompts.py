@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from melody_jax import files
 from melody_jax.composer import soundfont
 from melody_jax.composer.captions import captions
 from melody_jax.composer.compose import compose
@@ -114,10 +115,9 @@ def read_prompts(file: Path) -> list[ComposedPrompt]:
     """Reads a list of prompts, one JSON object per line. Raises `UserError` for a missing or malformed
     file."""
     try:
-        prompts = [ComposedPrompt(**json.loads(line)) for line in file.read_text("utf-8").splitlines()]
-    except OSError as error:
-        raise UserError(f"{file}: cannot be read ({error.strerror})") from None
-    except (ValueError, TypeError) as error:
+        lines = files.split_lines(files.read_text(file))
+        prompts = [ComposedPrompt(**files.parse_json(line, str(file))) for line in lines]
+    except TypeError as error:
         raise UserError(f"{file}: not a list of composed prompts ({error})") from None
     names = {group.name for group in GROUPS}
     if not prompts or any(prompt.group not in names for prompt in prompts):

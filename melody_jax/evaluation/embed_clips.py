@@ -8,7 +8,7 @@ so the same command resumes a run that was killed. `key` is a hash of all that t
 import hashlib
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from melody_jax import files
 from melody_jax.audio import SAMPLE_RATE
+from melody_jax.data import records
 from melody_jax.errors import UserError
 from melody_jax.evaluation import signal
 from melody_jax.evaluation.clip_features import ClipFeatures, clip_features
@@ -28,8 +29,10 @@ CHUNK = 64
 """Clips per file."""
 BATCH = 8
 """Pieces of equal length that are embedded together."""
-VERSION = 2
+VERSION = 3
 """Version of the columns; rows of another version are measured again."""
+REJECTS = "rejects"
+"""Column with JSON: index of a clip that cannot be measured -> why."""
 SHORTEST = 2.0
 """Seconds of the shortest clip that can be measured."""
 BAR = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_noinv_fmt}]"
@@ -52,6 +55,8 @@ class Rows:
     """Columns of `signal.signal_metrics`, (N,) each."""
     features: ClipFeatures
     """Features for the judges; empty unless requested."""
+    rejects: dict[int, str] = field(default_factory=dict)
+    """Index of each clip without pieces in the set -> why it cannot be measured."""
 
     def __len__(self) -> int:
         return len(self.clip)
@@ -81,7 +86,7 @@ def measure(clips: ClipSet, embedding: Embedding, share: Share, with_features: b
         with_features: also compute the features for the judges.
 
     Raises:
-        UserError: a clip cannot be read or is shorter than 2 s, or the cache cannot be written.
+        UserError: every clip cannot be read or is shorter than 2 s, or the cache cannot be written.
     """
     settings = [VERSION, clips.sha256, embedding.sha256, share.seconds, with_features, CHUNK]
     folder = share.cache / hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:16]
@@ -93,9 +98,19 @@ def measure(clips: ClipSet, embedding: Embedding, share: Share, with_features: b
     quiet = None if missing else True
     with tqdm(total=total, unit=" clips", desc=clips.name, bar_format=BAR, disable=quiet) as bar:
         for chunk in missing:
-            measured = _measure_pieces(clips, chunk, share.seconds, with_features, bar)
-            write_npz(chunk_files[chunk], _embed_chunk(measured, embedding))
-    return _read(chunk_files) if all(file.exists() for file in chunk_files) else None
+            rejects: dict[int, str] = {}
+            measured = _measure_pieces(clips, chunk, share.seconds, with_features, rejects, bar)
+            columns = _embed_chunk(measured, embedding)
+            write_npz(chunk_files[chunk], columns | {REJECTS: records.encode_json(rejects)})
+    if not all(file.exists() for file in chunk_files):
+        return None
+    rows = _read(chunk_files)
+    if not len(rows):
+        first = min(rows.rejects)
+        raise UserError(
+            f"{clips.where}: no clip can be measured; the first, {clips.clips[first].name}: {rows.rejects[first]}"
+        )
+    return rows
 
 
 def _embed_chunk(measured: Iterator[tuple[np.ndarray, Row]], embedding: Embedding) -> Row:
@@ -107,19 +122,26 @@ def _embed_chunk(measured: Iterator[tuple[np.ndarray, Row]], embedding: Embeddin
         batch = np.concatenate([waves, padding])
         embeddings.extend(np.asarray(embedding(batch), np.float32)[: len(waves)])
         rows.extend(batch_rows)
+    if not rows:
+        return {}
     columns = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
     return columns | {"embeddings": np.stack(embeddings)}
 
 
 def _measure_pieces(
-    clips: ClipSet, chunk: int, seconds: float, with_features: bool, bar: tqdm
+    clips: ClipSet, chunk: int, seconds: float, with_features: bool, rejects: dict[int, str], bar: tqdm
 ) -> Iterator[tuple[np.ndarray, Row]]:
-    """The sound and the measurements of each piece of a chunk's clips."""
+    """The sound and the measurements of each piece of a chunk's clips; `rejects` receives those without any."""
     for index in range(chunk * CHUNK, min((chunk + 1) * CHUNK, len(clips.clips))):
-        for start, wave in pieces(clips.clips[index], seconds):
+        try:
+            cut = list(pieces(clips.clips[index], seconds))
+        except UserError as error:
+            rejects[index] = str(error).removeprefix(f"{clips.clips[index].file}: ")
+            cut = []
+        for start, wave in cut:
             if len(wave) < SHORTEST * SAMPLE_RATE:
-                length = len(wave) / SAMPLE_RATE
-                raise UserError(f"{clips.clips[index].name}: {length:.2f} s; a clip must have {SHORTEST:g} s")
+                rejects[index] = f"{len(wave) / SAMPLE_RATE:.2f} s; a clip must have {SHORTEST:g} s"
+                continue
             row = {"clip": np.asarray(index, np.int64), "start": np.asarray(start, np.float64)}
             for name, value in signal.signal_metrics(wave).items():
                 row[f"signal/{name}"] = np.asarray(value, np.float64)
@@ -153,12 +175,21 @@ def _read(chunk_files: list[Path]) -> Rows:
             raise UserError(
                 f"{file}: damaged; delete it, and its clips are measured again ({error})"
             ) from None
+    rejects: dict[int, str] = {}
+    for part in parts.pop(REJECTS):
+        rejects |= {int(index): reason for index, reason in records.decode_json(part).items()}
     columns = {name: np.concatenate(values) for name, values in parts.items()}
+    nothing = np.zeros(0)
     groups: dict[str, Row] = {"signal": {}, "features": {}}
     for name, values in columns.items():
         group, _, column = name.partition("/")
         if column:
             groups[group][column] = values
     return Rows(
-        columns["clip"], columns["start"], columns["embeddings"], groups["signal"], groups["features"]
+        columns.get("clip", nothing),
+        columns.get("start", nothing),
+        columns.get("embeddings", nothing),
+        groups["signal"],
+        groups["features"],
+        rejects,
     )

@@ -19,10 +19,10 @@ import numpy as np
 from melody_jax import __version__, files
 from melody_jax.errors import UserError
 from melody_jax.evaluation import adherence, metrics, page, prompt_facts, report
-from melody_jax.evaluation.clips import Clip, ClipSet, open_set
+from melody_jax.evaluation.clips import Clip, ClipSet, count_pieces, open_set
 from melody_jax.evaluation.embed_clips import Rows, Share, measure
 from melody_jax.evaluation.embedding import Embedding, MuLan, open_embedding
-from melody_jax.evaluation.fact_judges import FactJudges, train_fact_judges
+from melody_jax.evaluation.fact_judges import LEAST_CLIPS, FactJudges, check_size, train_fact_judges
 from melody_jax.evaluation.frechet import Moments
 from melody_jax.runtime import enable_compile_cache
 
@@ -104,6 +104,8 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any] | None:
         )
         return None
     sets = _open_sets(config)
+    if "judges" in sets:
+        _check_judges(sets["judges"], config.seconds)
     share = Share(
         cache=Path(config.cache), seconds=config.seconds, process=config.process, processes=config.processes
     )
@@ -118,6 +120,9 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any] | None:
         )
         return None
     result = _result(config, embedding, sets, rows)
+    for role, described in result["sets"].items():
+        for name, reason in described.get("rejects", {}).items():
+            print(f"{role}: {name} is not measured: {reason}", file=sys.stderr)
     write(config, result, sets["clips"], rows["clips"])
     return result
 
@@ -195,6 +200,7 @@ def _described_sets(
             "sha256": clips.sha256,
             "clips": len(clips.clips),
             "pieces": len(rows[role]),
+            "rejects": clips.rejects | {clips.clips[i].name: why for i, why in rows[role].rejects.items()},
         }
         for role, clips in sets.items()
     }
@@ -231,10 +237,28 @@ def _facts(clip: Clip) -> prompt_facts.PromptFacts:
 
 def _judges(clips: ClipSet, rows: Rows, seed: int) -> FactJudges:
     """Judges trained on the set without every fifth clip, on which their accuracy is measured."""
+    facts = [_facts(clip) for clip in clips.clips]
+    return train_fact_judges(rows.features, [facts[i] for i in rows.clip], _is_held_out(rows.clip), seed)
+
+
+def _is_held_out(clips: np.ndarray) -> np.ndarray:
+    """Mask of the clips, given by their indices, on which the judges' accuracy is measured."""
+    return clips % 5 == 4
+
+
+def _check_judges(clips: ClipSet, seconds: float) -> None:
+    """Raises `UserError` if the set cannot train judges, before anything is measured."""
     if any(clip.facts is None for clip in clips.clips):
         raise UserError(f"{clips.where}: has clips without facts; judges are trained on composed music")
-    facts = [_facts(clip) for clip in clips.clips]
-    return train_fact_judges(rows.features, [facts[i] for i in rows.clip], rows.clip % 5 == 4, seed)
+    held_out = 0
+    total = 0
+    for index, clip in enumerate(clips.clips):
+        count = count_pieces(clip, seconds)
+        total += count
+        held_out += count * bool(_is_held_out(np.asarray(index)))
+        if min(held_out, total - held_out) >= LEAST_CLIPS:
+            return
+    check_size(total, held_out)
 
 
 def write(config: EvaluateConfig, result: dict[str, Any], clips: ClipSet, rows: Rows) -> None:

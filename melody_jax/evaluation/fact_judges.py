@@ -86,11 +86,7 @@ def train_fact_judges(
     Raises:
         UserError: fewer than `LEAST_CLIPS` clips inside or outside of the mask.
     """
-    if min(is_held_out.sum(), (~is_held_out).sum()) < LEAST_CLIPS:
-        raise UserError(
-            f"{len(is_held_out)} clips to train judges with, of which {is_held_out.sum()} are held out; "
-            f"it must be {LEAST_CLIPS} of either kind"
-        )
+    check_size(len(is_held_out), int(is_held_out.sum()))
     train_features = {name: rows[~is_held_out] for name, rows in features.items()}
     train_facts = [fact for fact, is_out in zip(facts, is_held_out, strict=True) if not is_out]
     test_features = {name: rows[is_held_out] for name, rows in features.items()}
@@ -102,6 +98,15 @@ def train_fact_judges(
         judges.accuracy[name] = float(np.nanmean(values))
         judges.chance[name] = _chance(name, train_facts, test_facts)
     return judges
+
+
+def check_size(total: int, held_out: int) -> None:
+    """Raises `UserError` unless `LEAST_CLIPS` pieces are held out, and as many are not."""
+    if min(held_out, total - held_out) < LEAST_CLIPS:
+        raise UserError(
+            f"{total} clips to train judges with, of which {held_out} are held out; "
+            f"it must be {LEAST_CLIPS} of either kind"
+        )
 
 
 def _fit(features: ClipFeatures, facts: Sequence[PromptFacts], seed: int) -> FactJudges:

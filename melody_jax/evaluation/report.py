@@ -32,6 +32,7 @@ def markdown(result: dict[str, Any]) -> str:
     for role, clips in result["sets"].items():
         size = f", {clips['clips']} clips, {clips['pieces']} pieces" if "clips" in clips else ""
         lines.append(f"- {role}: {clips['name']}{size}, sha256 {clips['sha256'][:16]}")
+        lines += [f"  - {name} is not measured: {why}" for name, why in clips.get("rejects", {}).items()]
     lines += ["", "| metric | value | 95 % interval | for comparison |", "| --- | --- | --- | --- |"]
     rows = _distance_rows(result) + _diversity_rows(result) + _memorisation_rows(result)
     rows += [(title, result["signal"][name], "") for name, title in SIGNAL_TITLES.items()]

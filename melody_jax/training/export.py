@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from melody_jax import release
+from melody_jax import files, release
 from melody_jax.config import DataConfig, LoRAConfig
 from melody_jax.config_json import from_dict
 from melody_jax.data import pipeline
@@ -181,8 +181,11 @@ def _last_evaluation(run: Path) -> dict[str, float]:
     """The metrics of the run's last evaluation, with its step."""
     last: dict[str, float] = {}
     file = run / "metrics.jsonl"
-    for line in file.read_text().splitlines() if file.is_file() else ():
-        row = json.loads(line)
-        if any(name.startswith("eval/") for name in row):
+    for line in files.split_lines(files.read_text(file)) if file.is_file() else ():
+        try:
+            row = json.loads(line)
+        except ValueError:  # a killed process may leave a truncated last line
+            continue
+        if isinstance(row, dict) and any(name.startswith("eval/") for name in row):
             last = {name: value for name, value in row.items() if name == "step" or name.startswith("eval/")}
     return last

@@ -181,7 +181,7 @@ class MetricLog:
         began = time.time() - (time.monotonic() - self._began)
         if not self._writes or not self._path.exists():
             return began, 0.0
-        lines = [(_row(line), line) for line in self._path.read_text().splitlines()]
+        lines = [(_row(line), line) for line in files.split_lines(files.read_text(self._path))]
         remaining = [(row, line) for row, line in lines if step and row["step"] <= step]
         files.write_bytes(self._path, "".join(f"{line}\n" for _, line in remaining).encode())
         timed = [row for row, _ in remaining if "time/unix" in row]

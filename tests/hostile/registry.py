@@ -1,9 +1,10 @@
 """All kinds of hostile input, by name. A module of kinds defines `KINDS` and has one line here."""
 
-from hostile import audio_bytes, tables
+from hostile import audio_bytes, corpora, tables
 from hostile.kind import Kind
 
 KINDS: dict[str, Kind] = {
     **audio_bytes.KINDS,
+    **corpora.KINDS,
     **tables.KINDS,
 }
