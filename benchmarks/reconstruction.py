@@ -22,7 +22,7 @@ from tqdm import tqdm
 from visqol import VisqolApi
 
 from melody_jax import audio
-from melody_jax.evaluation import composed_prompts, reconstruction
+from melody_jax.evaluation import composed_prompts, fidelity, reconstruction
 from melody_jax.models import vae
 from melody_jax.sampling.cascade import load
 
@@ -86,10 +86,19 @@ def main() -> None:
                 "kbit_s": rates.get(name),
                 "log_mel_l1": reconstruction.log_mel_l1(clips, truth),
                 "si_sdr_db": reconstruction.si_sdr(clips, truth),
+                **mean_fidelity(clips, truth),
                 "visqol": float(np.mean(scores)),
             }
         )
     report(arguments, rows, len(truth))
+
+
+def mean_fidelity(clips: np.ndarray, truth: np.ndarray) -> dict[str, float]:
+    """The mean of each measure in `fidelity.TITLES` that is defined for any of the clips (N, T)."""
+    pairs = zip(clips, truth, strict=True)
+    rows = [fidelity.measures(clip, original, aligned=True) for clip, original in pairs]
+    columns = {name: np.asarray([row[name] for row in rows]) for name in fidelity.TITLES}
+    return {name: interval.value for name, interval in fidelity.summarise(columns).items()}
 
 
 def visqol(api: VisqolApi, original: np.ndarray, clip: np.ndarray) -> float:
@@ -105,13 +114,17 @@ def report(arguments: Arguments, rows: list[dict], clips: int) -> None:
         "",
     ]
     table += [
-        "| codec | kbit/s | log-mel L1, nepers | SI-SDR, dB | ViSQOL |",
-        "| --- | --- | --- | --- | --- |",
+        "| codec | kbit/s | log-mel L1, nepers | SI-SDR, dB | ViSQOL | "
+        + " | ".join(fidelity.TITLES.values())
+        + " |",
+        "| --- | --- | --- | --- | --- |" + " --- |" * len(fidelity.TITLES),
     ]
     for row in rows:
         rate = f"{row['kbit_s']:.1f}" if row["kbit_s"] else "-"
         table.append(
-            f"| {row['codec']} | {rate} | {row['log_mel_l1']:.3f} | {row['si_sdr_db']:.2f} | {row['visqol']:.2f} |"
+            f"| {row['codec']} | {rate} | {row['log_mel_l1']:.3f} | {row['si_sdr_db']:.2f} | {row['visqol']:.2f} | "
+            + " | ".join(f"{row[name]:.3g}" if name in row else "" for name in fidelity.TITLES)
+            + " |"
         )
     text = "\n".join(table) + "\n"
     print(text)

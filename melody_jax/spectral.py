@@ -18,6 +18,9 @@ from jaxtyping import Array, Complex, Float, Inexact
 
 from melody_jax.errors import UserError
 
+DAMPING = 0.3
+"""Default damping of Griffin-Lim, see `griffin_lim_spectrum`."""
+
 
 @lru_cache(maxsize=64)
 def hann(n_fft: int, win: int | None = None) -> Float[np.ndarray, " {n_fft}"]:
@@ -134,7 +137,7 @@ def griffin_lim_spectrum(
     first: ArrayLike = 0,
     anchor: Anchor | None = None,
     momentum: float = 0.99,
-    damping: float = 0.3,
+    damping: float = DAMPING,
 ) -> Complex[Array, "B F bins"]:
     """Magnitudes (B, F, n_fft // 2 + 1) with phases that fit each other: complex64 of the same shape.
 

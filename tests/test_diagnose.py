@@ -78,6 +78,12 @@ def test_from_end_to_end(tmp_path: Path, releases: Path, monkeypatch: pytest.Mon
     assert result["prompts"]["count"] == 3
     assert result["stages"]["truth"]["tempo"][0] == 1.0  # 120 bpm is the double of 60 bpm
     assert len(result["losses"]) == 16
+    assert result["fidelity"]["truth"]["level_difference"][0] == 0
+    assert result["fidelity"]["vae"]["level_difference"][0] == pytest.approx(
+        3.0, abs=0.1
+    )  # noise of equal power
+    assert set(result["fidelity"]["text"]) == {"steady_bass", "level_difference", "fallen_silent"}
+    assert "| vae | " in (tmp_path / "diagnosis-tiny.md").read_text().split("level, dB")[1]
     assert str(tmp_path) not in json.dumps(result)
     monkeypatch.setattr(stage_swap, "swap_stages", lambda *_: pytest.fail("a measured batch was made again"))
     diagnose.diagnose(config)

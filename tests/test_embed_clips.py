@@ -39,7 +39,8 @@ def test_processes_share_a_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     alone = measure(clips(10), Levels(), Share(cache=tmp_path / "a", seconds=2.5))
     assert alone is not None
     assert list(alone.clip) == list(range(10))
-    assert set(alone.signal) == {"loudness_lufs", "peak_dbfs", "clipped", "silent", "flatness"}
+    names = {"loudness_lufs", "peak_dbfs", "clipped", "silent", "longest_silence", "flatness", "steady_bass"}
+    assert set(alone.signal) == names
     for i in (0, 1):  # a short one whole, a long one cut
         wave = clips(10).clips[i].read()[:60_000]
         np.testing.assert_allclose(alone.embeddings[i], [wave.mean(), wave.std()], rtol=1e-4, atol=1e-7)

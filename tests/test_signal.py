@@ -26,7 +26,10 @@ def test_clipping_and_silence() -> None:
     )  # beyond 30 degrees of each quarter
     half = np.where(TIMES < 1, 0.3 * np.sin(2 * np.pi * 440 * TIMES), 0).astype(np.float32)
     assert signal_metrics(half)["silent"] == pytest.approx(0.5, abs=0.06)
+    assert signal_metrics(half)["longest_silence"] == pytest.approx(1.0)
+    assert signal_metrics(loud)["longest_silence"] == 0
     nothing = signal_metrics(np.zeros(1000, np.float32))
     assert nothing["loudness_lufs"] == QUIETEST_LUFS
     assert nothing["silent"] == 1
+    assert nothing["longest_silence"] == pytest.approx(0.1)
     assert nothing["flatness"] == 0

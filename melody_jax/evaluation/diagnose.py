@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from melody_jax import __version__, files
 from melody_jax.errors import UserError
-from melody_jax.evaluation import clip_features, composed_prompts, group_judge, stage_swap
+from melody_jax.evaluation import clip_features, composed_prompts, fidelity, group_judge, stage_swap
 from melody_jax.evaluation.adherence import Judge
 from melody_jax.evaluation.composed_prompts import ComposedPrompt
 from melody_jax.evaluation.embedding import MuLan
@@ -31,8 +31,14 @@ from melody_jax.sampling.plan import NETWORKS
 from melody_jax.sampling.settings import SamplingSettings, shared_settings
 
 BATCH = 16
-COLUMNS = ("statistics", "tempo", "points")
-"""Measurements of a clip: log-mel statistics, tempo in bpm, embedding."""
+COLUMNS = ("statistics", "tempo", "points", "fidelity")
+"""Measurements of a clip: log-mel statistics, tempo in bpm, embedding, and the measures in `fidelity.TITLES`."""
+ALIGNED = ("truth", "vae", "dpd")
+"""Stages whose clips follow the truth in time."""
+FIDELITY_NOTE = (
+    "Sound compared with the truth, means over clips. The clips of lm and text follow their prompts, not the "
+    "truth's bars: their bass and bands have no original."
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,8 +94,12 @@ def diagnose(config: DiagnoseConfig) -> dict[str, Any]:
         "prompts": {"sha256": hashlib.sha256(file.read_bytes()).hexdigest(), "count": len(prompts)},
         "embedding": mulan.name,
         **summarise(scores, embeddings, [prompt.group for prompt in prompts], config.draws),
+        "fidelity": {
+            stage: fidelity.summarise(dict(zip(fidelity.TITLES, rows["fidelity"].T, strict=True)))
+            for stage, rows in measured.items()
+        },
     }
-    text = markdown(result)
+    text = f"{markdown(result)}\n{FIDELITY_NOTE}\n\n{fidelity.markdown(result['fidelity'])}"
     report = out / f"diagnosis-{config.model}.json"
     files.write_json(report, result)
     files.write_bytes(report.with_suffix(".md"), text.encode())
@@ -101,12 +111,12 @@ def diagnose(config: DiagnoseConfig) -> dict[str, Any]:
 def _measure_stages(
     config: DiagnoseConfig, melody: Melody, mulan: MuLan, prompts: list[ComposedPrompt]
 ) -> dict[str, dict[str, np.ndarray]]:
-    """Stage -> `COLUMNS`: (N, F), (N,) and (N, E). Batches in the cache are not measured again."""
+    """Stage -> `COLUMNS`: (N, F), (N,), (N, E) and (N, measures). Batches in the cache are not measured again."""
     parts: list[dict[str, np.ndarray]] = []
     for start in tqdm(range(0, len(prompts), BATCH), desc="stages", unit="batch", disable=None):
         batch = prompts[start : start + BATCH]
         settings = shared_settings(config)
-        inputs = [melody.hashes, settings, start, [asdict(prompt) for prompt in batch]]
+        inputs = [COLUMNS, melody.hashes, settings, start, [asdict(prompt) for prompt in batch]]
         key = hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()[:16]
         file = Path(config.cache) / f"{key}.npz"
         if not file.exists():
@@ -137,6 +147,11 @@ def _measure_batch(
         columns[f"{stage}/statistics"] = np.stack(statistics)
         columns[f"{stage}/tempo"] = np.asarray([clip_features.estimate_tempo(wave) for wave in waves])
         columns[f"{stage}/points"] = np.asarray(mulan(waves))
+        pairs = zip(waves, truth, strict=True)
+        measured = [fidelity.measures(wave, original, stage in ALIGNED) for wave, original in pairs]
+        columns[f"{stage}/fidelity"] = np.asarray(
+            [[row[name] for name in fidelity.TITLES] for row in measured]
+        )
     return columns
 
 

@@ -19,7 +19,7 @@ from melody_jax import files
 from melody_jax.audio import SAMPLE_RATE
 from melody_jax.data import records
 from melody_jax.errors import UserError
-from melody_jax.evaluation import signal
+from melody_jax.evaluation import fidelity, signal
 from melody_jax.evaluation.clip_features import ClipFeatures, clip_features
 from melody_jax.evaluation.clips import ClipSet, pieces
 from melody_jax.evaluation.embedding import Embedding
@@ -52,7 +52,7 @@ class Rows:
     embeddings: np.ndarray
     """Embeddings (N, E)."""
     signal: dict[str, np.ndarray]
-    """Columns of `signal.signal_metrics`, (N,) each."""
+    """Columns of `signal.signal_metrics`, and "steady_bass" (`fidelity.steady_bass`), (N,) each."""
     features: ClipFeatures
     """Features for the judges; empty unless requested."""
     rejects: dict[int, str] = field(default_factory=dict)
@@ -143,12 +143,16 @@ def _measure_pieces(
                 rejects[index] = f"{len(wave) / SAMPLE_RATE:.2f} s; a clip must have {SHORTEST:g} s"
                 continue
             row = {"clip": np.asarray(index, np.int64), "start": np.asarray(start, np.float64)}
-            for name, value in signal.signal_metrics(wave).items():
+            for name, value in _signal(wave).items():
                 row[f"signal/{name}"] = np.asarray(value, np.float64)
             if with_features:
                 row |= {f"features/{name}": value for name, value in clip_features(wave).items()}
             yield wave, row
         bar.update()
+
+
+def _signal(wave: np.ndarray) -> dict[str, float]:
+    return signal.signal_metrics(wave) | {"steady_bass": fidelity.steady_bass(wave)}
 
 
 def _batches(measured: Iterator[tuple[np.ndarray, Row]]) -> Iterator[tuple[np.ndarray, list[Row]]]:

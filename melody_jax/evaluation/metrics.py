@@ -13,6 +13,7 @@ import numpy as np
 from melody_jax.errors import UserError
 from melody_jax.evaluation.embed_clips import Rows
 from melody_jax.evaluation.embedding import MuLan
+from melody_jax.evaluation.fidelity import LONG_SILENCE
 from melody_jax.evaluation.frechet import Moments, clip_distances, extrapolated, frechet_distance, in_parts
 from melody_jax.evaluation.intervals import centred_interval, mean_interval, set_interval
 from melody_jax.evaluation.kernel import kernel_interval
@@ -143,11 +144,12 @@ def nearest(embeddings: np.ndarray, training: np.ndarray) -> np.ndarray:
 
 
 def signals(columns: dict[str, np.ndarray], seed: int) -> dict[str, Any]:
-    """Means of `signal.signal_metrics`, and the shares of clips with clipping and of clips that are half
-    silent."""
+    """Means of the columns (`embed_clips.Rows.signal`), and the shares of clips with clipping, of clips that are half
+    silent, and of clips that fall silent."""
     values: dict[str, Any] = {name: mean_interval(column, seed=seed) for name, column in columns.items()}
     values["clips_with_clipping"] = float(np.mean(columns["clipped"] > 0))
     values["clips_half_silent"] = float(np.mean(columns["silent"] > 0.5))
+    values["clips_fallen_silent"] = float(np.mean(columns["longest_silence"] >= LONG_SILENCE))
     return values
 
 

@@ -12,7 +12,9 @@ SIGNAL_TITLES = {
     "peak_dbfs": "peak, dBFS",
     "clipped": "share of clipped samples",
     "silent": "share of silent time",
+    "longest_silence": "longest silence, s",
     "flatness": "spectral flatness",
+    "steady_bass": "share of time with a steady bass pitch",
 }
 PIECE_TITLES = SIGNAL_TITLES | {
     "frechet": "Fréchet distance of a piece",
@@ -36,6 +38,9 @@ def markdown(result: dict[str, Any]) -> str:
     lines += ["", "| metric | value | 95 % interval | for comparison |", "| --- | --- | --- | --- |"]
     rows = _distance_rows(result) + _diversity_rows(result) + _memorisation_rows(result)
     rows += [(title, result["signal"][name], "") for name, title in SIGNAL_TITLES.items()]
+    rows.append(
+        ("share of clips that fall silent", result["signal"]["clips_fallen_silent"], "2 s below -50 dBFS")
+    )
     lines += [f"| {name} | {_value(value)} | {_ends(value)} | {other} |" for name, value, other in rows]
     if "adherence" in result:
         lines += ["", *_adherence_table(result["adherence"])]

@@ -6,8 +6,12 @@ from melody_jax import audio
 
 SILENCE_DBFS = -60.0
 """A block of 100 ms with a lower RMS is silent, dB of full scale."""
+QUIET_DBFS = -50.0
+"""A block of 100 ms with a lower RMS counts towards the longest silence, dB of full scale."""
 QUIETEST_LUFS = -120.0
 """Loudness of silence in place of -inf LUFS, so that means stay finite."""
+BLOCK = audio.SAMPLE_RATE // 10
+"""Samples of a block."""
 _FFT = 2048
 
 
@@ -18,20 +22,32 @@ def signal_metrics(wave: np.ndarray) -> dict[str, float]:
     peak_dbfs       largest sample, dB of full scale
     clipped         share of samples in flat tops at full scale, 0 to 1
     silent          share of 100 ms blocks below -60 dBFS, 0 to 1
+    longest_silence longest time without a 100 ms block of -50 dBFS or more, seconds
     flatness        spectral flatness, the geometric over the arithmetic mean of the power spectrum, averaged over
                     frames that are not silent: 0.56 for white noise, 0 for a sine; 0 if everything is silent
     """
-    step = audio.SAMPLE_RATE // 10
-    padded = np.pad(wave, (0, max(0, step - len(wave))))
-    blocks = padded[: len(padded) // step * step].reshape(-1, step)
-    energy = np.mean(blocks**2, axis=1)
     return {
         "loudness_lufs": max(audio.loudness(wave), QUIETEST_LUFS),
         "peak_dbfs": float(20 * np.log10(max(float(np.abs(wave).max()), 1e-6))),
         "clipped": float(audio.clipped_share(wave[:, None])),
-        "silent": float(np.mean(energy < 10 ** (SILENCE_DBFS / 10))),
+        "silent": float(np.mean(_block_power(wave) < 10 ** (SILENCE_DBFS / 10))),
+        "longest_silence": longest_silence(wave),
         "flatness": _flatness(wave),
     }
+
+
+def longest_silence(wave: np.ndarray) -> float:
+    """Seconds of the longest stretch of a clip (T,) whose blocks of 100 ms are all below -50 dBFS (RMS)."""
+    is_loud = _block_power(wave) >= 10 ** (QUIET_DBFS / 10)
+    ends = np.flatnonzero(np.concatenate([[True], is_loud, [True]]))
+    return float((np.diff(ends) - 1).max() * BLOCK / audio.SAMPLE_RATE)
+
+
+def _block_power(wave: np.ndarray) -> np.ndarray:
+    """Mean squares (blocks,) of the complete blocks of 100 ms; a shorter clip is padded to one."""
+    padded = np.pad(wave, (0, max(0, BLOCK - len(wave))))
+    blocks = padded[: len(padded) // BLOCK * BLOCK].reshape(-1, BLOCK)
+    return np.mean(blocks**2, axis=1)
 
 
 def _flatness(wave: np.ndarray) -> float:

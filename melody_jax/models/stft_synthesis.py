@@ -21,6 +21,9 @@ from melody_jax.audio import SAMPLE_RATE
 from melody_jax.models import low_band
 from melody_jax.models.stft_config import StftCodecConfig
 
+UNDAMPED = (1 - spectral.DAMPING**2) ** -0.5
+"""Factor on magnitudes that cancels the damping of Griffin-Lim where phases fit (0.41 dB)."""
+
 
 class Magnitudes(NamedTuple):
     """What the decoder writes, in the units of `spectral.stft`."""
@@ -64,14 +67,17 @@ def magnitudes(spectra: Spectra) -> Magnitudes:
 def synthesise(config: StftCodecConfig, size: Magnitudes, first: ArrayLike = 0) -> Float[Array, "B T"]:
     """A waveform (B, F * frame_hop) with nearly these magnitudes, its phase searched by Griffin-Lim.
 
-    first: the index of the first frame; the initial phases depend on it.
+    first: the index of the first frame; the initial phases depend on it. With a low band the level that damping takes
+    is given back; the codec with one window does not, because `mini` ships with it.
     """
+    short = size.short
     anchor = None
     if config.low_band:
         assert size.low is not None
-        anchor = _anchor(config, config.low_band.wave(size.low, first))
+        short = short * UNDAMPED
+        anchor = _anchor(config, config.low_band.wave(size.low * UNDAMPED, first))
     spectrum = spectral.griffin_lim_spectrum(
-        size.short, config.n_fft, config.frame_hop, config.griffin_lim_steps, first, anchor
+        short, config.n_fft, config.frame_hop, config.griffin_lim_steps, first, anchor
     )
     return spectral.istft(spectrum, config.n_fft, config.frame_hop)
 

@@ -1,0 +1,174 @@
+"""How close a clip is to its original: by frequency band, in the bass, and in level. NumPy; clips are (T,) at 24 kHz.
+
+Log-mel distances do not show whether the bass survives: below 300 Hz, mel bands are wider than the intervals of a
+bass line. These measures use a window of 8,192 samples (bins of 2.9 Hz).
+
+T samples, F frames, N clips.
+"""
+
+import numpy as np
+
+from melody_jax import spectral
+from melody_jax.audio import SAMPLE_RATE
+from melody_jax.errors import UserError
+from melody_jax.evaluation.intervals import Interval, mean_interval
+from melody_jax.evaluation.signal import longest_silence
+
+WINDOW = 8_192
+"""Samples in a frame."""
+HOP = 1_200
+"""Samples between frames."""
+BANDS = {
+    "30-80 Hz": (30.0, 80.0),
+    "80-300 Hz": (80.0, 300.0),
+    "300-1k Hz": (300.0, 1_000.0),
+    "1-4k Hz": (1_000.0, 4_000.0),
+    "4-12k Hz": (4_000.0, 12_000.0),
+}
+"""Name of a band -> its ends, Hz."""
+FLOOR_DB = -80.0
+"""Lowest level of a bin, dB relative to a sine of full scale: quieter bins are equal."""
+BASS_HZ = (40.0, 250.0)
+"""Where the pitch of the bass is searched."""
+QUIETEST_NOTE_DB = -50.0
+"""Lowest level of a bass note, dB relative to a sine of full scale."""
+PROMINENCE_DB = 15.0
+"""How far a bass note stands out from the median bin of `BASS_HZ`, dB."""
+TOLERANCE_CENTS = 50.0
+"""Pitches within this distance agree."""
+LONG_SILENCE = 2.0
+"""Seconds of silence without a break from which on a clip has fallen silent."""
+TITLES = {
+    "bass_agreement": "bass agreement",
+    "steady_bass": "steady bass",
+    "level_difference": "level, dB",
+    "fallen_silent": "fallen silent",
+    **{name: f"{name}, dB" for name in BANDS},
+}
+"""Name of a measure -> its title in tables."""
+
+
+def levels(wave: np.ndarray) -> np.ndarray:
+    """Levels (F, WINDOW // 2 + 1) of the bins, dB relative to a sine of full scale.
+
+    Frames lie inside the clip. Raises `UserError` if it is shorter than one.
+    """
+    if wave.ndim != 1 or len(wave) < WINDOW:
+        raise UserError(f"audio of shape {wave.shape}: it must be (T,), T at least {WINDOW}")
+    frames = np.lib.stride_tricks.sliding_window_view(wave.astype(np.float32), WINDOW)[::HOP]
+    window = spectral.hann(WINDOW)
+    size = np.abs(np.fft.rfft(frames * window, axis=-1)) * 2 / window.sum()
+    return 20 * np.log10(np.maximum(size, 1e-10))
+
+
+def band_errors(clip: np.ndarray, original: np.ndarray) -> dict[str, float]:
+    """Band -> mean distance of the bins' levels, dB, floored at -80 dB. 2 dB more or less in all bins read 2.
+
+    Raises `UserError` if the lengths differ, or are less than one frame.
+    """
+    _check_pair(clip, original)
+    distance = np.abs(np.maximum(levels(clip), FLOOR_DB) - np.maximum(levels(original), FLOOR_DB)).mean(
+        axis=0
+    )
+    frequencies = _frequencies()
+    return {
+        name: float(distance[(frequencies >= low) & (frequencies < high)].mean())
+        for name, (low, high) in BANDS.items()
+    }
+
+
+def bass_pitch(wave: np.ndarray, notes_only: bool = True) -> np.ndarray:
+    """Frequency (F,) of each frame's strongest peak from 40 to 250 Hz, in Hz, interpolated between bins.
+
+    It is nan where there is none. notes_only: also where the peak is no note, that is, below -50 dB relative to a sine
+    of full scale, or not 15 dB above the median bin of the range.
+    """
+    size = levels(wave)
+    first = int(np.ceil(BASS_HZ[0] * WINDOW / SAMPLE_RATE))
+    last = int(BASS_HZ[1] * WINDOW / SAMPLE_RATE)
+    middle = size[:, first : last + 1]
+    below = size[:, first - 1 : last]
+    above = size[:, first + 1 : last + 2]
+    peaks = np.where((middle > below) & (middle >= above), middle, -np.inf)
+    strongest = peaks.argmax(axis=1)[:, None]
+    level, left, right = (np.take_along_axis(x, strongest, axis=1)[:, 0] for x in (peaks, below, above))
+    is_peak = np.isfinite(level)
+    if notes_only:
+        is_peak &= (level >= QUIETEST_NOTE_DB) & (level >= np.median(middle, axis=1) + PROMINENCE_DB)
+    curvature = np.where(is_peak, left - 2 * level + right, -1.0)
+    offset = np.where(is_peak, 0.5 * (left - right) / np.minimum(curvature, -1e-9), 0.0)
+    pitch = (first + strongest[:, 0] + offset) * SAMPLE_RATE / WINDOW
+    return np.where(is_peak, pitch, np.nan)
+
+
+def bass_agreement(clip: np.ndarray, original: np.ndarray) -> float:
+    """Share of the original's frames with a bass note in which the clip's strongest bass peak has that pitch.
+
+    That is, within 50 cents; see `bass_pitch`. nan if the original has no bass note. Raises `UserError` if the lengths
+    differ, or are less than one frame.
+    """
+    _check_pair(clip, original)
+    target = bass_pitch(original)
+    has_note = ~np.isnan(target)
+    if not has_note.any():
+        return np.nan
+    return float(np.mean(_agree(bass_pitch(clip, notes_only=False)[has_note], target[has_note])))
+
+
+def steady_bass(wave: np.ndarray) -> float:
+    """Share of frames, from the second on, whose bass note has the pitch of the frame before it, within 50 cents."""
+    pitch = bass_pitch(wave)
+    return float(np.mean(_agree(pitch[1:], pitch[:-1]))) if len(pitch) > 1 else 0.0
+
+
+def level_difference(clip: np.ndarray, original: np.ndarray) -> float:
+    """Level of the clip minus that of the original, dB of RMS; nan if the original is digital silence."""
+    original_rms = _rms(original)
+    return float(20 * np.log10(max(_rms(clip), 1e-10) / original_rms)) if original_rms else np.nan
+
+
+def measures(clip: np.ndarray, original: np.ndarray, aligned: bool) -> dict[str, float]:
+    """The measures in `TITLES` of a clip; "fallen_silent" is 0 or 1.
+
+    aligned: whether the clip follows the original in time. If not, "bass_agreement" and the bands are nan.
+    """
+    values = {
+        "bass_agreement": bass_agreement(clip, original) if aligned else np.nan,
+        "steady_bass": steady_bass(clip),
+        "level_difference": level_difference(clip, original),
+        "fallen_silent": float(longest_silence(clip) >= LONG_SILENCE),
+    }
+    return values | (band_errors(clip, original) if aligned else dict.fromkeys(BANDS, np.nan))
+
+
+def summarise(columns: dict[str, np.ndarray]) -> dict[str, Interval]:
+    """The mean of each measure (N,) over the clips where it is not nan; without those that are nan everywhere."""
+    values = {name: column[~np.isnan(column)] for name, column in columns.items()}
+    return {name: mean_interval(column) for name, column in values.items() if len(column)}
+
+
+def markdown(stages: dict[str, dict[str, Interval]]) -> str:
+    """Stage -> summary, as a Markdown table with one row per stage."""
+    lines = ["| entry stage | " + " | ".join(TITLES.values()) + " |", "| --- |" + " --- |" * len(TITLES)]
+    for stage, summary in stages.items():
+        cells = [f"{summary[name].value:.3g}" if name in summary else "" for name in TITLES]
+        lines.append(f"| {stage} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def _agree(pitch: np.ndarray, target: np.ndarray) -> np.ndarray:
+    """Whether pitches are within the tolerance; nan agrees with nothing."""
+    return np.abs(1200 * np.log2(pitch / target)) <= TOLERANCE_CENTS
+
+
+def _frequencies() -> np.ndarray:
+    return np.arange(WINDOW // 2 + 1) * SAMPLE_RATE / WINDOW
+
+
+def _rms(wave: np.ndarray) -> float:
+    return float(np.sqrt(np.mean(np.square(wave, dtype=np.float64))))
+
+
+def _check_pair(clip: np.ndarray, original: np.ndarray) -> None:
+    if clip.shape != original.shape:
+        raise UserError(f"audio of shapes {clip.shape} and {original.shape}: they must be equal, (T,)")
