@@ -100,7 +100,7 @@ def test_foreign_folders_are_refused(tmp_path):
     with pytest.raises(UserError, match="choose an empty folder"):
         compose(tmp_path)
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="cannot be made"):
+    with pytest.raises(UserError, match="it must be a folder"):
         compose(tmp_path / "file")
 
 

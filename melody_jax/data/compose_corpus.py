@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from melody_jax import __version__, audio, composer, files
+from melody_jax import __version__, audio, composer, files, folders
 from melody_jax.composer import captions, compose, render, soundfont
 from melody_jax.composer.piece import Piece
 from melody_jax.composer.splits import SPLITS, split_index
@@ -316,7 +316,9 @@ def _check_same(folder: Path, sources: Sources, settings: dict[str, Any], versio
 def _source_hash() -> str:
     """Hash of the code that determines the pieces: shards of two versions must not share a corpus."""
     digest = hashlib.sha256()
-    for path in (Path(audio.__file__), *sorted(Path(composer.__path__[0]).rglob("*.py"))):
+    package = Path(composer.__path__[0])
+    modules = sorted(package / name for name in folders.walk(package) if name.endswith(".py"))
+    for path in (Path(audio.__file__), *modules):
         digest.update(path.read_bytes())
     return digest.hexdigest()[:16]
 

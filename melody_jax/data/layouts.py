@@ -198,7 +198,7 @@ def fma(folder: Path, table: Path | None, may_leave: bool) -> Iterator[Recording
     genres = table.with_name("genres.csv")
     titles = (
         {row["genre_id"]: row["title"] for _, row in read_rows(genres, ("genre_id", "title"))}
-        if genres.is_file()
+        if folders.size_of(genres) >= 0
         else {}
     )
     for line, row in _fma_rows(table):

@@ -41,7 +41,7 @@ def prepare(config: PrepareConfig) -> ShardManifest:
         UserError: the source or the networks do not exist, nothing is usable, or `out` was made with other settings.
     """
     config = _with_absolute_paths(config)
-    if (Path(config.source) / MANIFEST).is_file():
+    if folders.size_of(Path(config.source) / MANIFEST) >= 0:
         if config.captions:
             raise UserError(
                 f"{config.source} holds shards, which include captions; --captions is for recordings"
@@ -117,7 +117,7 @@ def _prepare_features(
 
 
 def _recordings(config: PrepareConfig) -> list[Recording]:
-    if (Path(config.source) / "dataset_info.json").is_file():
+    if folders.size_of(Path(config.source) / "dataset_info.json") >= 0:
         from melody_jax.data import tfds_music
 
         return tfds_music.recordings(config.source)

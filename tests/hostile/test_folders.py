@@ -1,8 +1,6 @@
 """Folders with links, loops, foreign names and no permissions: everything is listed once, or named with a reason."""
 
 import os
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,24 +9,6 @@ from hostile.tables import touch
 from melody_jax.data.layouts import recordings
 from melody_jax.errors import UserError
 from melody_jax.folders import walk
-
-NOBODY = 65_534
-
-
-@pytest.fixture
-def unprivileged() -> Iterator[Path]:
-    """A folder of a user without privileges, who runs the test."""
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        if os.geteuid() != 0:
-            yield folder
-            return
-        os.chown(folder, NOBODY, NOBODY)
-        os.seteuid(NOBODY)
-        try:
-            yield folder
-        finally:
-            os.seteuid(0)
 
 
 def test_links_to_folders_are_followed_and_loops_end(tmp_path: Path) -> None:

@@ -77,6 +77,27 @@ def test_a_name_that_is_not_utf8_is_prepared(source: Path, tmp_path: Path) -> No
     assert names == {"good.wav", "opposite.wav", "tagless.mp3", "unnamed.wav", "caf\\xe9.wav"}
 
 
+def test_missing_permissions_are_one_line(unprivileged: Path) -> None:
+    source = unprivileged / "source"
+    source.mkdir()
+    (source / "a.wav").write_bytes(audio_files.wav(1.0))
+    table = unprivileged / "c.csv"
+    table.write_text("file,caption\na.wav,x\n")
+    locked = unprivileged / "locked"
+    locked.mkdir(mode=0o500)
+    with pytest.raises(UserError, match=r"locked/out: .*Permission denied"):
+        prepare(config(source, locked / "out"))
+    table.chmod(0)
+    with pytest.raises(UserError, match=r"c\.csv: cannot be read \(Permission denied\)"):
+        prepare(config(source, unprivileged / "out", str(table)))
+    source.chmod(0)
+    try:
+        with pytest.raises(UserError, match=r"source: the folder cannot be read \(Permission denied\)"):
+            prepare(config(source, unprivileged / "out"))
+    finally:
+        source.chmod(0o700)
+
+
 def test_a_run_without_results_begins_anew(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
