@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
 T = TypeVar("T", bound="DataclassInstance")
+PLAIN = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
+"""Type of a field -> what its JSON values are called in an error."""
 
 
 def to_dict(config: Any) -> Any:
@@ -42,7 +44,8 @@ def from_dict(cls: type[T], values: dict[str, Any]) -> T:
     If classes are derived from `cls`, the result is the one that `values` names.
 
     Raises:
-        UserError: a field that `cls` does not have, an unknown class, or a value that its checks refuse.
+        UserError: a field that `cls` does not have, an unknown class, a value of another type than its field, or one
+            that the checks of the class refuse.
     """
     if values.get("class") != cls.__name__:
         cls = _class_named(_dataclasses_of(cls), values)
@@ -53,7 +56,23 @@ def from_dict(cls: type[T], values: dict[str, Any]) -> T:
         raise UserError(
             f"{cls.__name__} has no field {unknown[0]!r}: the file was written by another version"
         )
-    return cls(**{name: _from_plain(hints[name], value) for name, value in values.items()})
+    fields = {name: _from_plain(hints[name], value, name) for name, value in values.items()}
+    try:
+        return cls(**fields)
+    except (TypeError, ZeroDivisionError) as error:
+        raise UserError(f"{cls.__name__}: {error}") from error
+
+
+def flat_values(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted name, value) of every leaf of a config; elements of tuples are numbered."""
+    if dataclasses.is_dataclass(config):
+        for field in dataclasses.fields(config):
+            yield from flat_values(getattr(config, field.name), f"{prefix}.{field.name}".lstrip("."))
+    elif isinstance(config, tuple | list):
+        for i, element in enumerate(config):
+            yield from flat_values(element, f"{prefix}.{i}")
+    else:
+        yield prefix, config
 
 
 def difference(a: Any, b: Any) -> dict[str, tuple[Any, Any]]:
@@ -84,28 +103,58 @@ def _leaves(cls: Any) -> Iterator[Any]:
 def _class_named(options: list[Any], values: dict[str, Any]) -> Any:
     """The one of several classes that `values` names."""
     by_name = {cls.__name__: cls for cls in options}
-    if len(by_name) > 1 and values.get("class") not in by_name:
-        raise UserError(f"class {values.get('class')!r}: it must be one of {', '.join(by_name)}")
-    return by_name[values["class"]] if len(by_name) > 1 else options[0]
+    name = values.get("class")
+    if len(by_name) == 1 and "class" not in values:
+        return options[0]
+    if not isinstance(name, str) or name not in by_name:
+        raise UserError(f"class {name!r}: it must be one of {', '.join(by_name)}")
+    return by_name[name]
 
 
-def _from_plain(hint: Any, value: Any) -> Any:
-    """A field's value from its JSON form."""
-    if value is None:
-        return None
+def _from_plain(hint: Any, value: Any, name: str) -> Any:
+    """A field's value from its JSON form. Raises `UserError` for a value of another type than the field's."""
     classes = _dataclasses_of(hint)
-    if len(classes) > 1:
-        return from_dict(_class_named(classes, value), value)
     if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union:
         options = [option for option in typing.get_args(hint) if option is not type(None)]
-        return _from_plain(options[0], value) if len(options) == 1 else value
+        if value is None and len(options) < len(typing.get_args(hint)):
+            return None
+        if len(classes) > 1 and len(classes) == len(options):
+            values = _object(value, name)
+            return from_dict(_class_named(classes, values), values)
+        if len(options) == 1:
+            return _from_plain(options[0], value, name)
+        return value
     if dataclasses.is_dataclass(hint):
-        return from_dict(typing.cast("type[DataclassInstance]", hint), value)
-    if isinstance(value, list):
-        arguments = typing.get_args(hint)
-        inner = arguments[0] if arguments else Any
-        return tuple(_from_plain(inner, element) for element in value)
+        return from_dict(typing.cast("type[DataclassInstance]", hint), _object(value, name))
+    origin = typing.get_origin(hint)
+    arguments = typing.get_args(hint)
+    if origin is typing.Literal:
+        if value not in arguments:
+            raise UserError(f"{name} is {value!r}; it must be one of {', '.join(map(repr, arguments))}")
+        return value
+    if origin is tuple:
+        if not isinstance(value, list | tuple) or (
+            Ellipsis not in arguments and len(value) != len(arguments)
+        ):
+            raise UserError(f"{name} is {value!r}; it must be a list of the field's length")
+        hints = arguments[:1] * len(value) if Ellipsis in arguments else arguments
+        return tuple(_from_plain(hint, item, name) for hint, item in zip(hints, value, strict=True))
+    if hint in PLAIN and not _is_plain(value, hint):
+        raise UserError(f"{name} is {value!r}; it must be {PLAIN[hint]}")
+    return tuple(_from_plain(Any, item, name) for item in value) if isinstance(value, list) else value
+
+
+def _object(value: Any, name: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise UserError(f"{name} is {value!r}; it must be an object")
     return value
+
+
+def _is_plain(value: Any, kind: type) -> bool:
+    """Whether a JSON value has the type of a field; True is no number, and a whole number is a float."""
+    if isinstance(value, bool):
+        return kind is bool
+    return isinstance(value, int | float if kind is float else kind)
 
 
 def _flatten(tree: Any, prefix: str = "") -> dict[str, Any]:

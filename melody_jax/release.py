@@ -8,8 +8,9 @@ The role of a parameter (roles.py) and its size decide how its tensor is stored:
   statistic                                  float32
   network in `DIFFERENCES`                   the difference to its base: matrices in 4 bits, two numbers per byte, with
                                              scales as above
-The JSON holds the network's config, the hashes of the networks it was trained with, metrics, and the sha256 of the
-tensors. `mulan.tokenizer.json` is written if the vocabulary of MuLan's text tower is not the packaged one.
+The JSON holds the network's config, the hashes of the networks it was trained with, metrics, the sha256 of the
+tensors, and its own. A network is loaded only if its tensors are those that its config describes.
+`mulan.tokenizer.json` is written if the vocabulary of MuLan's text tower is not the packaged one.
 """
 
 import hashlib
@@ -23,15 +24,17 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import safetensors
 import safetensors.numpy
+from ml_dtypes import bfloat16
 from tokenizers import Tokenizer
 
-from melody_jax import files
+from melody_jax import files, release_check
 from melody_jax.config_json import from_dict, to_dict
 from melody_jax.errors import UserError
 from melody_jax.models.functional import Params
 from melody_jax.roles import Kind, Role, Roles, find_role
+from melody_jax.runtime import check_devices
+from melody_jax.tensor_file import parse_tensors
 from melody_jax.text import read_tokenizer
 
 WEIGHTS = Path(__file__).parent / "weights"
@@ -55,6 +58,13 @@ UNSCALED: dict[Kind, str] = {
     "norm": "float16", "bias": "float16", "vector": "float16", "codebook": "float16", "statistic": "float32",
 }  # fmt: skip
 """Roles that are never stored as int8, and their type."""
+MAY_LACK = {"mulan": ("music", "text", "music_mean", "text_mean", "codebooks")}
+"""Network -> parts of it that a release may lack."""
+MAX_BYTES = 1 << 36
+"""Size of the largest file of tensors that is read."""
+MAX_DESCRIPTION = 1 << 24
+"""Size of the largest description that is read."""
+DESCRIPTION_HASH = "description_sha256"
 _SCALE = ":scale"
 
 
@@ -94,6 +104,7 @@ def save_network(
         "metrics": metrics or {},
         "sha256": hashlib.sha256(data).hexdigest(),
     }
+    description[DESCRIPTION_HASH] = _description_hash(json.loads(json.dumps(description)))
     files.make_folder(folder)
     files.write_bytes(folder / f"{name}.safetensors", data)
     files.write_bytes(folder / f"{name}.json", (json.dumps(description, indent=2) + "\n").encode())
@@ -104,8 +115,10 @@ def load_network(path: str | os.PathLike, name: str) -> tuple[Params, Any, dict[
     """(params, config, hashes) of a released network; params are float32 arrays in nested dicts.
 
     Raises:
-        UserError: a file is missing, truncated, not a released network, or of another format version or network.
+        UserError: there is no device; a file is missing, truncated, not a released network, or of another format
+            version or network; the tensors are not those of a network with this config, or not finite.
     """
+    check_devices()
     params, config, hashes = read_network(path, name)
     return jax.tree.map(jnp.asarray, params), config, hashes
 
@@ -114,35 +127,79 @@ def read_network(path: str | os.PathLike, name: str) -> tuple[Params, Any, dict[
     """`load_network` with NumPy arrays, for callers that place them on devices themselves."""
     folder = Path(path)
     description = read_description(folder, name)
-    data = files.read_bytes(folder / f"{name}.safetensors")
+    place = f"{folder / name}.safetensors"
+    data = files.read_bytes(place, MAX_BYTES)
     if hashlib.sha256(data).hexdigest() != description["sha256"]:
-        raise UserError(f"{folder / name}.safetensors: truncated, or not the file that {name}.json describes")
-    try:
-        stored = safetensors.numpy.load(data)
-    except safetensors.SafetensorError as error:
-        raise UserError(f"{folder / name}.safetensors: not a safetensors file ({error})") from error
-    config = from_dict(_config_class(name), description["config"])
-    params = unflatten(_decode(stored, name, config))
+        raise UserError(f"{place}: truncated, or not the file that {name}.json describes")
+    config = _read_config(folder / f"{name}.json", name, description["config"])
+    shapes = _network_shapes(folder / f"{name}.json", name, config)
+    params = _decode(parse_tensors(data, place), name, config, place)
     if name in DIFFERENCES:
-        params = add_difference(_read_base(folder, name, description["hashes"]), params)
-    return params, config, description["hashes"]
+        base = _read_base(folder, name, description["hashes"])
+        if differ := [path for path in params if path in base and base[path].shape != params[path].shape]:
+            raise UserError(f"{place}: {differ[0]} has another shape than in {DIFFERENCES[name]}")
+        params = _add(base, params)
+    if name == "tokenizer":
+        shapes = release_check.without_later_blocks(shapes, params, config.encoder.layer)
+    release_check.check_tensors(params, shapes, MAY_LACK.get(name, ()), place)
+    return unflatten(params), config, description["hashes"]
 
 
-def _decode(stored: dict[str, np.ndarray], name: str, config: Any) -> dict[str, np.ndarray]:
-    """Path -> float32 array of the tensors of a file; integers keep their type."""
+def _read_config(file: Path, name: str, values: dict[str, Any]) -> Any:
+    """The config of a network from its description. Raises `UserError` for values that no network has."""
+    try:
+        config = from_dict(_config_class(name), values)
+    except UserError as error:
+        raise UserError(f"{file}: {error}") from error
+    release_check.check_numbers(config, str(file))
+    return config
+
+
+def _network_shapes(file: Path, name: str, config: Any) -> dict[str, Any]:
+    """Path -> shape and type of every parameter. Raises `UserError` if there is no network with this config."""
+    try:
+        return flatten(_network_module(name).shapes(config))
+    except Exception as error:  # Flax and JAX raise errors of all kinds
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+        raise UserError(f"{file}: no network has this config ({reason})") from error
+
+
+def _decode(stored: dict[str, np.ndarray], name: str, config: Any, place: str) -> dict[str, np.ndarray]:
+    """Path -> float32 array of the tensors of a file; integers keep their type.
+
+    Raises `UserError` if a scale does not fit its tensor.
+    """
     packed = any(value.dtype == np.uint8 for value in stored.values())
     roles = network_roles(name, config) if packed else {}
     values = {}
     for path, value in stored.items():
-        if path.endswith(_SCALE):
+        if path.endswith(_SCALE) and path.removesuffix(_SCALE) in stored:
             continue
         if path + _SCALE in stored:
-            scale = stored[path + _SCALE]
-            axis = _scaled_axis(find_role(roles, tuple(path.split("/"))))
-            codes = _unpack(value, scale.shape, axis) if value.dtype == np.uint8 else value
-            value = codes.astype(np.float32) * scale
-        values[path] = value.astype(np.float32) if np.issubdtype(value.dtype, np.floating) else value
+            value = _scaled(
+                value, stored[path + _SCALE], find_role(roles, tuple(path.split("/"))), f"{place}: {path}"
+            )
+        values[path] = value.astype(np.float32) if _is_float(value) else value
     return values
+
+
+def _scaled(value: np.ndarray, scale: np.ndarray, role: Role | None, place: str) -> np.ndarray:
+    """The float32 values of integers with one scale per row or column."""
+    axis = _scaled_axis(role)
+    try:
+        codes = _unpack(value, scale.shape, axis) if value.dtype == np.uint8 else value
+        fits = all(a in (1, b) for a, b in zip(scale.shape, codes.shape, strict=True))
+    except (ValueError, IndexError):
+        fits = False
+    if not fits or codes.dtype != np.int8 or scale.dtype != np.float32:
+        raise UserError(
+            f"{place} is {value.dtype} {value.shape} with scales {scale.dtype} {scale.shape}, which do not fit"
+        )
+    return codes.astype(np.float32) * scale
+
+
+def _is_float(value: np.ndarray) -> bool:
+    return np.issubdtype(value.dtype, np.floating) or value.dtype == bfloat16
 
 
 def network_roles(name: str, config: Any) -> Roles:
@@ -152,19 +209,21 @@ def network_roles(name: str, config: Any) -> Roles:
 
 def add_difference(base: Params, difference: Params) -> Params:
     """The network `base` plus the tensors of a network in `DIFFERENCES`; tensors that `base` lacks are copied."""
-    sums = flatten(base)
-    for path, value in flatten(difference).items():
-        sums[path] = sums[path] + value if path in sums else value
-    return unflatten(sums)
+    return unflatten(_add(flatten(base), flatten(difference)))
 
 
-def _read_base(folder: Path, name: str, hashes: dict[str, str]) -> Params:
+def _add(base: dict[str, Any], difference: dict[str, Any]) -> dict[str, Any]:
+    """`add_difference` of path -> array."""
+    return base | {path: base[path] + value if path in base else value for path, value in difference.items()}
+
+
+def _read_base(folder: Path, name: str, hashes: dict[str, str]) -> dict[str, np.ndarray]:
     base = DIFFERENCES[name]
     if hashes.get(base) != network_hash(folder, base):
         raise UserError(
             f"{folder}: {name} was made from another {base} than the one here; use both from one release"
         )
-    return read_network(folder, base)[0]
+    return flatten(read_network(folder, base)[0])
 
 
 def save_tokenizer(path: str | os.PathLike, source: str, size: int) -> None:
@@ -194,24 +253,35 @@ def load_tokenizer(path: str | os.PathLike, size: int) -> Tokenizer:
 
 
 def read_description(path: str | os.PathLike, name: str) -> dict[str, Any]:
-    """The contents of `<name>.json`: format_version, network, config, hashes, metrics, sha256.
+    """The contents of `<name>.json`: format_version, network, config, hashes, metrics, sha256, description_sha256.
 
     Raises:
-        UserError: the file is missing or does not describe this network.
+        UserError: the file is missing, does not describe this network, or was changed after it was written.
     """
     file = Path(path) / f"{name}.json"
-    try:
-        description = json.loads(files.read_bytes(file))
-        version, network = description["format_version"], description["network"]
-        hashes_ok = isinstance(description["hashes"], dict) and isinstance(description["config"], dict)
-        complete = hashes_ok and isinstance(description["sha256"], str)
-    except (ValueError, KeyError, TypeError):
-        raise UserError(f"{file}: not the description of a released network") from None
+    description = files.read_json(file, MAX_DESCRIPTION)
+    types = {"config": dict, "hashes": dict, "metrics": dict, "sha256": str}
+    if not isinstance(description, dict) or not description.keys() >= {"format_version", "network"}:
+        raise UserError(f"{file}: not the description of a released network")
+    version, network = description["format_version"], description["network"]
     if version != FORMAT_VERSION:
         raise UserError(f"{file}: format {version!r}; this version reads format {FORMAT_VERSION}")
-    if network != name or not complete:
+    if network != name:
         raise UserError(f"{file}: describes network {network!r}; it must describe {name!r}")
+    for field, kind in types.items():
+        if not isinstance(description.get(field), kind):
+            raise UserError(f"{file}: {field} is missing or no {'text' if kind is str else 'object'}")
+    if not all(isinstance(digest, str) for digest in description["hashes"].values()):
+        raise UserError(f"{file}: hashes must be texts")
+    if DESCRIPTION_HASH in description and description[DESCRIPTION_HASH] != _description_hash(description):
+        raise UserError(f"{file}: changed since it was written; take the file from the release again")
     return description
+
+
+def _description_hash(description: dict[str, Any]) -> str:
+    """The sha256 of a description without its own hash, of the same values in one form."""
+    values = {name: value for name, value in description.items() if name != DESCRIPTION_HASH}
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
 def network_hash(path: str | os.PathLike, name: str) -> str:

@@ -9,12 +9,19 @@ import pytest
 
 from melody_jax import release
 from melody_jax.errors import UserError
-from melody_jax.models import dpd, lm, mulan, tokenizer
+from melody_jax.models import conformer, dpd, lm, mulan, tokenizer
 from melody_jax.training.codebooks import prefix_embeddings, semantic_embeddings
 from melody_jax.training.stages.dpd import DPDStage
 from melody_jax.training.stages.lm import LMStage
 
 LEVELS, CODES, EMBEDDING = 12, 8, mulan.TINY.embedding
+TOKENIZER = dataclasses.replace(
+    tokenizer.TINY,
+    encoder=dataclasses.replace(conformer.TINY, width=16),
+    semantic_vocab=1024,
+    spectral_share=0.0,
+)
+WIDTH = TOKENIZER.feature_width
 
 
 @pytest.fixture(scope="module")
@@ -23,8 +30,9 @@ def folder(tmp_path_factory):
     books = np.random.default_rng(0).standard_normal((LEVELS, CODES, EMBEDDING)).astype(np.float32)
     books *= 0.5 ** np.arange(LEVELS)[:, None, None]
     release.save_network(path, "mulan", {"codebooks": books}, mulan.TINY, {})
-    centroids = 3 + np.random.default_rng(1).standard_normal((1024, 10)).astype(np.float32)
-    release.save_network(path, "tokenizer", {"codebook": centroids}, tokenizer.TINY, {})
+    params = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), tokenizer.shapes(TOKENIZER))
+    centroids = 3 + np.random.default_rng(1).standard_normal((1024, WIDTH)).astype(np.float32)
+    release.save_network(path, "tokenizer", params | {"codebook": centroids}, TOKENIZER, {})
     return str(path)
 
 
@@ -62,7 +70,7 @@ def test_dpd_tokens_start_from_the_centred_codebook(folder):
     assert table.shape == plain["token_table"].shape
     assert np.mean(table**2) == pytest.approx(1.0, rel=1e-4)
     np.testing.assert_allclose(table.mean(axis=0), 0, atol=1e-4)
-    assert np.linalg.matrix_rank(table, tol=1e-2) == 10  # the codebook's width, whatever the table's
+    assert np.linalg.matrix_rank(table, tol=1e-2) == WIDTH  # the codebook's width, whatever the table's
     np.testing.assert_array_equal(plain["prefix_table"], seeded["prefix_table"])
     with pytest.raises(UserError, match="1024 codes, the config 48"):
         semantic_embeddings(folder, (48, 8), key)

@@ -28,6 +28,7 @@ GROUND = (
     "runtime",
     "sharding",
     "spectral",
+    "tensor_file",
     "text",
 )
 """Modules that may be imported from anywhere."""
@@ -35,7 +36,7 @@ FLOORS = (
     GROUND,
     ("config",),
     ("models",),
-    ("release",),
+    ("release", "release_check"),
     ("composer",),
     ("data",),
     ("convert",),

@@ -1,15 +1,19 @@
 """Released networks: how they are stored, how they come back, and how damage is told."""
 
+import hashlib
 import json
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
 import pytest
 import safetensors.numpy
+from ml_dtypes import bfloat16
 
-from melody_jax import release
+from melody_jax import release, tensor_file
 from melody_jax.errors import UserError
+from melody_jax.models import denoiser, lm, vae
 from melody_jax.models.dpd import DPDConfig
 from melody_jax.models.vae import VAEConfig
 from melody_jax.roles import BIAS, CODEBOOK, EMBEDDING, STATISTIC, VECTOR, WEIGHT, Role
@@ -47,8 +51,15 @@ ROLES = {
 }
 
 
+def describe(monkeypatch: pytest.MonkeyPatch, module: Any, params: dict) -> None:
+    """Has a network's module describe these parameters, whatever its config."""
+    shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), params)
+    monkeypatch.setattr(module, "shapes", lambda config: shapes)
+
+
 @pytest.fixture
-def folder(tmp_path: Path) -> Path:
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    describe(monkeypatch, vae, parameters())
     release.save_network(
         tmp_path,
         "vae",
@@ -87,7 +98,8 @@ def test_storage_types(folder: Path) -> None:
     assert types["count"] == "int32"
 
 
-def test_a_role_says_what_is_stored_in_float32(tmp_path: Path) -> None:
+def test_a_role_says_what_is_stored_in_float32(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    describe(monkeypatch, vae, parameters())
     chosen = {"blocks": {"dense": {"kernel": STATISTIC}}}
     release.save_network(tmp_path, "vae", parameters(), VAEConfig(), {}, roles=chosen)
     params, _, _ = release.load_network(tmp_path, "vae")
@@ -103,9 +115,21 @@ def test_hash_is_that_of_the_file_and_repeats(folder: Path, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize(
-    "damage", ["cut", "foreign", "gone", "json_gone", "json_cut", "json_other", "version", "field"]
+    ("damage", "message"),
+    [
+        ("cut", "truncated, or not the file"),
+        ("foreign", "truncated, or not the file"),
+        ("gone", "No such file"),
+        ("json_gone", "No such file"),
+        ("json_cut", "not JSON"),
+        ("json_deep", "nested too deeply"),
+        ("json_list", "not the description"),
+        ("json_other", "describes network 'lm'"),
+        ("version", "format 99"),
+        ("field", "changed since it was written"),
+    ],
 )
-def test_damage_is_one_line(folder: Path, damage: str) -> None:
+def test_damage_is_one_line(folder: Path, damage: str, message: str) -> None:
     tensors, description = folder / "vae.safetensors", folder / "vae.json"
     content = json.loads(description.read_text())
     match damage:
@@ -119,6 +143,10 @@ def test_damage_is_one_line(folder: Path, damage: str) -> None:
             description.unlink()
         case "json_cut":
             description.write_text(description.read_text()[:40])
+        case "json_deep":
+            description.write_text("[" * 100_000)
+        case "json_list":
+            description.write_text("[1]")
         case "json_other":
             description.write_text(json.dumps(content | {"network": "lm"}))
         case "version":
@@ -126,18 +154,119 @@ def test_damage_is_one_line(folder: Path, damage: str) -> None:
         case "field":
             content["config"]["colour"] = 3
             description.write_text(json.dumps(content))
-    with pytest.raises(UserError) as caught:
+    with pytest.raises(UserError, match=message) as caught:
         release.load_network(folder, "vae")
     assert "\n" not in str(caught.value)
 
 
+@pytest.fixture(scope="module")
+def language_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A release of a tiny language model."""
+    folder = tmp_path_factory.mktemp("lm")
+    release.save_network(
+        folder,
+        "lm",
+        jax.tree.map(lambda leaf: np.full(leaf.shape, 0.5, leaf.dtype), lm.shapes(lm.TINY)),
+        lm.TINY,
+        {},
+    )
+    return folder
+
+
+def rewritten(source: Path, target: Path, config: dict[str, Any], tensors: dict[str, np.ndarray]) -> Path:
+    """A copy of a release with other values of the config and other tensors, and hashes that agree with them."""
+    description = json.loads((source / "lm.json").read_text())
+    stored = tensor_file.parse_tensors((source / "lm.safetensors").read_bytes(), "lm")
+    data = safetensors.numpy.save({name: value for name, value in (stored | tensors).items() if value.size})
+    description |= {
+        "config": description["config"] | config,
+        "sha256": hashlib.sha256(data).hexdigest(),
+    }
+    del description[release.DESCRIPTION_HASH]
+    target.mkdir(exist_ok=True)
+    (target / "lm.safetensors").write_bytes(data)
+    (target / "lm.json").write_text(json.dumps(description))
+    return target
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"width": 10**9}, "width is 1000000000; it must be at most"),
+        ({"width": -8}, "no network has this config"),
+        ({"width": 0}, "no network has this config"),
+        ({"width": "abc"}, "width is 'abc'; it must be a whole number"),
+        ({"width": 64.5}, "width is 64.5; it must be a whole number"),
+        ({"width": True}, "width is True; it must be a whole number"),
+        ({"width": None}, "width is None; it must be a whole number"),
+        ({"width": 128}, r"by its config it is float32 \("),
+        ({"heads": 5}, "no network has this config"),
+        ({"layers": 10**6}, "layers is 1000000; it must be at most 1000"),
+        ({"layers": 3}, r"by its config it is float32 \(3"),
+        ({"rope_base": float("nan")}, "rope_base is nan"),
+        ({"dropout": "0"}, "dropout is '0'; it must be a number"),
+        ({"recall": 1}, "recall is 1; it must be true or false"),
+        ({"recall": False}, "holds the foreign tensor"),
+        ({"remat": "all"}, "remat is 'all'; it must be one of 'none'"),
+        ({"dtype": "float31"}, "'float31' not understood"),
+        ({"colour": 3}, "has no field 'colour'"),
+    ],
+)
+def test_configs_of_other_networks_are_refused(
+    language_model: Path, tmp_path: Path, config: dict[str, Any], message: str
+) -> None:
+    folder = rewritten(language_model, tmp_path, config, {})
+    with pytest.raises(UserError, match=message) as caught:
+        release.load_network(folder, "lm")
+    assert "\n" not in str(caught.value)
+    assert "lm.json" in str(caught.value) or "lm.safetensors" in str(caught.value)
+
+
+def test_tensors_of_other_networks_are_refused(language_model: Path, tmp_path: Path) -> None:
+    stored = tensor_file.parse_tensors((language_model / "lm.safetensors").read_bytes(), "lm")
+    packed = next(name.removesuffix(":scale") for name in stored if name.endswith(":scale"))
+    plain = next(name for name, value in stored.items() if value.dtype == np.float16)
+    scale = stored[packed + ":scale"]
+    cases = {
+        "lacks the tensor": {plain: np.zeros(0, np.float16)},
+        "holds the foreign tensor": {"foreign": np.zeros(3, np.float32)},
+        "by its config it is": {plain: np.ascontiguousarray(stored[plain][None])},
+        "not finite": {plain: np.full_like(stored[plain], np.nan)},
+        "which do not fit": {packed + ":scale": np.zeros((*scale.shape, 2), np.float32)},
+        "is int8": {packed + ":scale": np.zeros(0, np.float32)},
+    }
+    for message, tensors in cases.items():
+        folder = rewritten(language_model, tmp_path, {}, tensors)
+        with pytest.raises(UserError, match=message):
+            release.load_network(folder, "lm")
+
+
+def test_bfloat16_is_read(language_model: Path, tmp_path: Path) -> None:
+    stored = tensor_file.parse_tensors((language_model / "lm.safetensors").read_bytes(), "lm")
+    plain = next(name for name, value in stored.items() if value.dtype == np.float16)
+    values = np.linspace(-1, 1, stored[plain].size).reshape(stored[plain].shape).astype(bfloat16)
+    folder = rewritten(language_model, tmp_path, {}, {plain: values})
+    loaded = release.flatten(release.load_network(folder, "lm")[0])[plain]
+    assert loaded.dtype == np.float32
+    np.testing.assert_array_equal(loaded, values.astype(np.float32))
+
+
+def test_the_descriptions_that_ship_have_their_hash() -> None:
+    for name in release.NETWORKS:
+        description = json.loads((release.WEIGHTS / "mini" / f"{name}.json").read_text())
+        assert release.DESCRIPTION_HASH in description
+        release.read_description(release.WEIGHTS / "mini", name)
+
+
 def test_unknown_network_and_unwritable_folder(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="the folder cannot be made"):
+    with pytest.raises(UserError, match="must be a folder"):
         release.save_network(tmp_path / "file", "vae", {"a": np.zeros(2, np.float32)}, VAEConfig(), {})
 
 
-def test_a_difference_is_stored_in_four_bits_and_added_on_loading(tmp_path: Path) -> None:
+def test_a_difference_is_stored_in_four_bits_and_added_on_loading(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     rng, config = np.random.default_rng(1), DPDConfig()
     base = {
         "table": rng.normal(size=(64, 64)),
@@ -145,6 +274,7 @@ def test_a_difference_is_stored_in_four_bits_and_added_on_loading(tmp_path: Path
     }
     base = jax.tree.map(lambda leaf: leaf.astype(np.float32), base)
     release.save_network(tmp_path, "dpd", base, config, {})
+    describe(monkeypatch, denoiser, base)
     base = release.load_network(tmp_path, "dpd")[0]
     base_hashes = {"dpd": release.network_hash(tmp_path, "dpd")}
     codes = rng.integers(-7, 8, (2, 64, 96))
@@ -157,6 +287,8 @@ def test_a_difference_is_stored_in_four_bits_and_added_on_loading(tmp_path: Path
     file = release.save_network(tmp_path, "dpd_distilled", difference, config, base_hashes)
     stored = safetensors.numpy.load(file.read_bytes())
     assert stored["dense/kernel"].nbytes == codes.size // 2
+    monkeypatch.setattr(release, "_read_base", lambda *_: release.flatten(base))
+    describe(monkeypatch, denoiser, base | {"guidance": difference["guidance"]})
     params, loaded_config, hashes = release.load_network(tmp_path, "dpd_distilled")
     assert (loaded_config, hashes) == (config, base_hashes)
     np.testing.assert_array_equal(params["table"], base["table"])
@@ -164,6 +296,7 @@ def test_a_difference_is_stored_in_four_bits_and_added_on_loading(tmp_path: Path
     added = jax.tree.map(lambda a, b: a - b, params["dense"], base["dense"])
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), added, difference["dense"])
 
+    monkeypatch.undo()
     release.save_network(tmp_path, "dpd", {**base, "table": base["table"] + 1}, config, {})
     with pytest.raises(UserError, match="dpd_distilled was made from another dpd than the one here"):
         release.load_network(tmp_path, "dpd_distilled")

@@ -11,11 +11,10 @@ from typing import Any
 
 import jax
 import numpy as np
-from safetensors import SafetensorError
-from safetensors.numpy import load
 
 from melody_jax.errors import UserError
 from melody_jax.models.functional import Params
+from melody_jax.tensor_file import parse_tensors
 
 WEIGHTS = "model.safetensors"
 
@@ -30,10 +29,7 @@ class Tensors:
         self.path = Path(path)
         self.network = network
         self.prefix = prefix
-        try:
-            self._unused = load(self.read(WEIGHTS))
-        except SafetensorError as error:
-            raise UserError(f"{self.path}: {WEIGHTS} is not readable ({error})") from None
+        self._unused = parse_tensors(self.read(WEIGHTS), f"{self.path}: {WEIGHTS}")
 
     def read(self, name: str) -> bytes:
         """A file of the folder, the archive's only member with this base name, or the safetensors file itself."""

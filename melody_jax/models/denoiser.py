@@ -42,6 +42,11 @@ def roles(config: DenoiserConfig) -> Roles:
     return functional.roles(BACKBONES[type(config)], config)
 
 
+def shapes(config: DenoiserConfig) -> Params:
+    """The shape and type of every parameter."""
+    return functional.shapes(BACKBONES[type(config)], config)
+
+
 def velocity(
     params: Params,
     config: DenoiserConfig,

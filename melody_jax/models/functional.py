@@ -74,7 +74,8 @@ def stack(cls: Callable[..., M], *args: Any, depth: int, key: jax.Array) -> M:
 
 @lru_cache(maxsize=256)
 def _abstract(cls: Callable[..., nnx.Module], args: tuple[Any, ...]) -> tuple[Any, Any]:
-    return nnx.split(nnx.eval_shape(lambda: cls(*args, rngs=nnx.Rngs(0))))
+    with jax.enable_x64(False):  # parameters are float32
+        return nnx.split(nnx.eval_shape(lambda: cls(*args, rngs=nnx.Rngs(0))))
 
 
 def bind(cls: Callable[..., M], *args: Any, params: Params) -> M:
@@ -106,6 +107,11 @@ def roles(cls: Callable[..., nnx.Module], *args: Any) -> Roles:
             node = node.setdefault(parent, {})
         node[leaf] = role
     return collected
+
+
+def shapes(cls: Callable[..., nnx.Module], *args: Any) -> Params:
+    """The shape and type of every parameter of `cls(*args)`, with the structure of what `init` returns."""
+    return _string_keys(nnx.to_pure_dict(nnx.filter_state(_abstract(cls, args)[1], nnx.Param)))
 
 
 def unstack(stacked: T, depth: int) -> list[T]:

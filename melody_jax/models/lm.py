@@ -343,6 +343,11 @@ def roles(config: LMConfig) -> Roles:
     return functional.roles(LM, config)
 
 
+def shapes(config: LMConfig) -> Params:
+    """The shape and type of every parameter."""
+    return functional.shapes(LM, config)
+
+
 def init(config: LMConfig, key: Key[Array, ""]) -> Params:
     """Fresh float32 parameters. Raises `UserError` if the heads do not divide the width evenly."""
     return functional.init(LM, config, key=key)

@@ -130,6 +130,14 @@ def roles(config: MuLanConfig) -> Roles:
     return functional.roles(MuLan, config) | fitted
 
 
+def shapes(config: MuLanConfig) -> Params:
+    """The shape and type of every parameter, including those that are fitted after training."""
+    mean = jax.ShapeDtypeStruct((config.embedding,), jnp.float32)
+    codebooks = jax.ShapeDtypeStruct((config.levels, config.codes, config.embedding), jnp.float32)
+    fitted = {"music_mean": mean, "text_mean": mean, "codebooks": codebooks}
+    return functional.shapes(MuLan, config) | fitted
+
+
 def init(config: MuLanConfig, key: Key[Array, ""]) -> Params:
     """Fresh float32 parameters of both towers, without the means and codebooks that are fitted after training."""
     return functional.init(MuLan, config, key=key)

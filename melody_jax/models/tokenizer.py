@@ -123,6 +123,11 @@ def roles(config: TokenizerConfig) -> Roles:
     return functional.roles(_network(config), config)
 
 
+def shapes(config: TokenizerConfig) -> Params:
+    """The shape and type of every parameter."""
+    return functional.shapes(_network(config), config)
+
+
 def init(config: TokenizerConfig, key: Key[Array, ""]) -> Params:
     """Fresh float32 parameters; standardisation and codebook are fitted after training."""
     return functional.init(_network(config), config, key=key)

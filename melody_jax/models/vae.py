@@ -132,6 +132,11 @@ def roles(config: VAEConfig) -> Roles:
     return functional.roles(VAE, config)
 
 
+def shapes(config: VAEConfig) -> Params:
+    """The shape and type of every parameter."""
+    return functional.shapes(VAE, config)
+
+
 def _bind(params: Params, config: VAEConfig) -> VAE:
     return functional.bind(VAE, config, params=params)
 
