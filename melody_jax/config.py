@@ -6,13 +6,14 @@ A config file is Python with `config() -> TrainConfig`; the command line overrid
 
 import dataclasses
 import re
+import sys
 import typing
 from pathlib import Path
 from typing import Any
 
 from melody_jax.errors import UserError
-from melody_jax.options import parse_options
-from melody_jax.python_file import function_of
+from melody_jax.options import option, parse_options
+from melody_jax.python_file import docstring, function_of
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -159,7 +160,7 @@ class TrainConfig:
     """How parameters are updated."""
     lora: LoRAConfig = dataclasses.field(default_factory=LoRAConfig)
     """Adapters, which are trained in place of the weights."""
-    steps: int = 1000
+    steps: int = option(1000, group="optimisation")
     """Optimiser steps in all."""
     accumulate: int = 1
     """Number of equal parts into which a batch is divided; they are computed one after the other before the update,
@@ -168,7 +169,7 @@ class TrainConfig:
     """Seed of the initialisation and of the noise of each step."""
     ema_decay: float = 0.999
     """Upper limit of the EMA's decay; the decay at step t is min(ema_decay, (1 + t) / (10 + t))."""
-    log_every: int = 10
+    log_every: int = option(10, group="when to evaluate and save")
     """Steps between lines of metrics."""
     eval_every: int = 200
     """Steps between evaluations on held-out batches; 0: only after the last step."""
@@ -187,20 +188,22 @@ class TrainConfig:
     """Number of latest checkpoints to keep."""
     keep_every: int = 0
     """Checkpoints at multiples of this many steps are never deleted; 0: no such checkpoints."""
-    on_nonfinite: typing.Literal["stop", "skip", "rollback"] = "stop"
+    on_nonfinite: typing.Literal["stop", "skip", "rollback"] = option(
+        "stop", group="numbers that are not finite"
+    )
     """Reaction to a step whose loss or gradient is not finite, after its replay bundle is written: "stop" saves and
     ends the run, "skip" drops the batch, "rollback" restores the last checkpoint and continues with later data."""
     nonfinite_limit: int = 5
     """Number of skips or rollbacks after which a process stops."""
-    mesh: tuple[int, int, int] = (-1, 1, 1)
+    mesh: tuple[int, int, int] = option((-1, 1, 1), group="devices")
     """Devices on the axes (data, fsdp, tensor); one may be -1: all remaining devices."""
     hosts: HostsConfig = dataclasses.field(default_factory=HostsConfig)
     """Training by several processes."""
     watch: WatchConfig = dataclasses.field(default_factory=WatchConfig)
     """Previews, profile, digests, utilisation."""
-    workdir: str = "runs/default"
+    workdir: str = option("runs/default", group="where to write")
     """Folder of checkpoints, metrics.jsonl and config.json; training resumes if it holds a checkpoint."""
-    init_from: str = ""
+    init_from: str = option("", group="initial weights")
     """Initial weights of a new run: a run folder (its EMA), a folder of released networks, or the name of a packaged
     release ("mini"); empty: random initialisation."""
 
@@ -238,5 +241,5 @@ def load_config(path: str | Path, overrides: list[str] | None = None) -> TrainCo
     config = function()
     if not isinstance(config, TrainConfig):
         raise UserError(f"{path}: config() returned {type(config).__name__}; it must return a TrainConfig")
-    summary = function.__globals__.get("__doc__") or ""
+    summary = docstring(sys.modules[function.__module__])
     return parse_options(config, overrides or [], f"melody train {path}", summary=summary)

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from melody_jax.errors import UserError
+from melody_jax.python_file import docstring
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -41,6 +42,8 @@ SYNONYMS = {
 """Field -> its names in other programs. If an unknown option has one of them, the error suggests the field."""
 PLACEHOLDERS = {int: "INT", float: "FLOAT", str: "TEXT", Path: "PATH"}
 """Type of a value -> its placeholder in the help."""
+FIRST = ("what to make", "what to measure", "what to read")
+"""Groups that the help shows before those of inherited fields."""
 _INDENT = 28
 """Column of the help at which descriptions begin."""
 
@@ -321,13 +324,14 @@ def help_text(config: "DataclassInstance", command: str, positional: str = "", s
     for entry in sorted(options_of(config), key=lambda entry: "." in entry.name):
         heading = _heading(config, entry, heading)
         groups.setdefault(heading, []).append(_entry_text(entry, width))
-    summary = summary or inspect.getdoc(type(config)) or ""
+    summary = summary or docstring(type(config))
     words = [command, *([f"[{positional.upper()}]"] if positional else []), "[options]"]
     parts = [
         f"usage: {' '.join(words)}",
         "\n".join(textwrap.wrap(" ".join(summary.split("\n\n")[0].split()), width)),
     ]
-    parts += [f"{title}:\n" + "\n".join(entries) for title, entries in groups.items()]
+    in_order = sorted(groups.items(), key=lambda group: not group[0].startswith(FIRST))
+    parts += [f"{title}:\n" + "\n".join(entries) for title, entries in in_order]
     return "\n\n".join(part for part in parts if part)
 
 

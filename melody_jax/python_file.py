@@ -1,7 +1,10 @@
-"""Python files that a user names: configs, studies, embeddings."""
+"""Python files that a user names: configs, studies, embeddings; and the docstrings of source files."""
 
+import ast
 import importlib.util
+import inspect
 import sys
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -77,3 +80,13 @@ def _alternatives(path: Path, name: str) -> str:
     if siblings:
         return f"; in {path.parent} there are {', '.join(siblings)}"
     return f"; the package has {', '.join(shipped_names(name))}" if name in FOLDERS else ""
+
+
+def docstring(owner: Any) -> str:
+    """The docstring of a class or module as its source has it, so that `python -OO` shows it too."""
+    try:
+        node = ast.parse(textwrap.dedent(inspect.getsource(owner)))
+    except (OSError, TypeError):
+        return ""
+    definition = node.body[0] if isinstance(owner, type) else node
+    return ast.get_docstring(definition) or "" if isinstance(definition, ast.ClassDef | ast.Module) else ""

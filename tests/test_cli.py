@@ -23,6 +23,8 @@ for arguments in [[name, "--help"] for name in cli.COMMANDS] + [["train", "lm_ti
     with contextlib.suppress(SystemExit), contextlib.redirect_stdout(output):
         cli.run(arguments)
     assert output.getvalue().startswith(f"usage: melody {{arguments[0]}} "), arguments
+    headings = [line for line in output.getvalue().splitlines() if line.endswith(":") and line[0] != " "]
+    assert "options:" not in headings and len(headings) > 1 or arguments == ["train", "--help"], headings
 try:
     cli.run(["train", "lm_tiny", "--data.folder", "nowhere"])
 except ValueError as error:

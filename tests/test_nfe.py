@@ -1,5 +1,7 @@
 """The counts of the paper's table 3, and those of this package."""
 
+import math
+
 import pytest
 
 from melody_jax.cli import run
@@ -64,7 +66,15 @@ def test_heun_takes_two_passes_a_step_but_the_last():
 
 @pytest.mark.parametrize(
     "setting",
-    [{"seconds": 0.0}, {"seconds": 601.0}, {"steps": 0}, {"distilled_steps": 1001}, {"solver": "euler"}],
+    [
+        {"seconds": 0.0},
+        {"seconds": 601.0},
+        {"seconds": math.inf},
+        {"seconds": math.nan},
+        {"steps": 0},
+        {"distilled_steps": 1001},
+        {"solver": "euler"},
+    ],
 )
 def test_out_of_range(setting):
     with pytest.raises(UserError, match=next(iter(setting))):

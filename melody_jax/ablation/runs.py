@@ -8,25 +8,26 @@ from typing import Any, NamedTuple
 
 from melody_jax.ablation.study import Sampling, Study, resolve, run_name
 from melody_jax.errors import UserError
+from melody_jax.options import option
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class AblateConfig:
     """Runs a study and reports on it."""
 
-    study: str = ""
+    study: str = option("", group="what to run")
     """Name of a study that comes with the project, or a Python file; `melody ablate STUDY` sets it too."""
-    folder: tuple[str, ...] = ()
+    folder: tuple[str, ...] = option((), group="what to train on")
     """Folders of feature shards to train on."""
     validation_folder: tuple[str, ...] = ()
     """Folders of feature shards whose records are the held-out clips."""
     networks: str = ""
     """Folder of the released networks that made the features; empty: the packaged mini."""
-    runs: str = "runs/ablations"
+    runs: str = option("runs/ablations", group="where to write")
     """Folder of the run folders of all studies."""
     out: str = "studies"
     """Folder of the report, <study>.md, .png and .json, and of the results file, runs/<study>.json."""
-    arm: tuple[str, ...] = ()
+    arm: tuple[str, ...] = option((), group="how to run")
     """Arms to run; empty: all. A part of a study gives no report."""
     seed: tuple[int, ...] = ()
     """Seeds to run; empty: all. A part of a study gives no report."""

@@ -25,6 +25,7 @@ from melody_jax.composer.piece import Piece
 from melody_jax.composer.splits import SPLITS, split_index
 from melody_jax.data import compose_workers, records
 from melody_jax.errors import UserError
+from melody_jax.options import option
 
 CAPTIONS = 8
 """Captions per piece."""
@@ -40,12 +41,12 @@ _PIECES_PER_SEED = 1_000_000_000
 class ComposeConfig:
     """Composes a captioned corpus."""
 
-    out: str = ""
+    out: str = option("", group="where to write")
     """Folder for the corpus; it is created if it is missing. A stopped run resumes when the same command runs again."""
     format: str = "shards"
     """shards: ArrayRecord shards, for training. wav, flac: one sound file per piece and captions.jsonl, for
     listening; `melody prepare --source OUT --captions OUT/captions.jsonl` reads them."""
-    hours: float = 1.0
+    hours: float = option(1.0, group="what to compose")
     """Hours of audio, rounded to a number of pieces."""
     split: str = "train"
     """train, validation or test: seeds, progressions and motifs of the splits are disjoint."""
@@ -53,7 +54,7 @@ class ComposeConfig:
     """Seed of the corpus, 0 to 999,999."""
     seconds: float = 30.0
     """Length of each piece, seconds."""
-    workers: int = 0
+    workers: int = option(0, group="how to compose")
     """Processes; 0: one per CPU. The output does not depend on it."""
     soundfonts: tuple[str, ...] = ("auto",)
     """Names of SoundFonts; auto: every installed one that the split may use; none: only the built-in synthesiser."""

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from melody_jax.errors import UserError
+from melody_jax.options import option
 
 FEATURE_NETWORKS = ("mulan", "tokenizer", "vae")
 """The released networks that features are computed with."""
@@ -12,7 +13,7 @@ FEATURE_NETWORKS = ("mulan", "tokenizer", "vae")
 class PieceConfig:
     """How recordings become pieces, and which are rejected."""
 
-    piece_seconds: float = 30.0
+    piece_seconds: float = option(30.0, group="how recordings are cut")
     """Length of the pieces that a recording is cut into, seconds; a remainder under half of it joins the last piece."""
     min_seconds: float = 5.0
     """Recordings shorter than this are rejected, seconds."""
@@ -39,7 +40,7 @@ class PieceConfig:
 class FeatureConfig:
     """How the networks are applied to pieces."""
 
-    window_tokens: int = 256
+    window_tokens: int = option(256, group="how features are computed")
     """Window of the networks, semantic tokens (256 = 10.24 s); shorter pieces are rejected."""
     hop_tokens: int = 64
     """Hop between windows that have prefix tokens, semantic tokens (64 = 2.56 s)."""
@@ -60,10 +61,8 @@ class FeatureConfig:
 class PrepareConfig(FeatureConfig, PieceConfig):
     """Turns recordings into audio shards, and audio shards into features for the LM and the diffusion model."""
 
-    source: str = ""
+    source: str = option("", group="what to read")
     """Folder of recordings, of audio shards, or of a TFDS dataset."""
-    out: str = ""
-    """Folder for the shards. An interrupted run resumes when the same command runs again."""
     layout: str = "files"
     """Layout of `source`: files, audiofolder, musiccaps, mtg-jamendo, fma or song-describer."""
     captions: str = ""
@@ -72,11 +71,13 @@ class PrepareConfig(FeatureConfig, PieceConfig):
     """Accepts tables that name files outside of `source`."""
     networks: str = ""
     """Folder of the released mulan, tokenizer and vae, to make feature shards. Empty: only audio shards are made."""
+    out: str = option("", group="where to write")
+    """Folder for the shards. An interrupted run resumes when the same command runs again."""
     shard_recordings: int = 64
     """Maximum number of recordings per audio shard."""
     shard_megabytes: int = 1024
     """Maximum size of the recordings of one audio shard, megabytes; a larger file gets a shard of its own."""
-    batch_size: int = 8
+    batch_size: int = option(8, group="how to run")
     """Windows per network call."""
     beam: tuple[str, ...] = ()
     """Apache Beam options without their dashes, such as runner=FlinkRunner flink_master=host:8081. Empty: run on this

@@ -28,7 +28,7 @@ from melody_jax.options import option
 from melody_jax.runtime import enable_compile_cache
 from melody_jax.sampling.cascade import Melody, load
 from melody_jax.sampling.plan import NETWORKS
-from melody_jax.sampling.settings import SamplingSettings, shared_settings
+from melody_jax.sampling.settings import SamplingSettings, shared_settings, with_drawn_seed
 
 BATCH = 16
 COLUMNS = ("statistics", "tempo", "points", "fidelity")
@@ -51,11 +51,11 @@ class DiagnoseConfig(SamplingSettings):
     """Folder of releases; empty: the packaged ones."""
     prompts: str = str(composed_prompts.PROMPTS)
     """List of composed test prompts (evaluation/composed_prompts.py); composed if there is no such file."""
-    out: str = "."
+    out: str = option(".", group="where to write")
     """Folder of the result; it must exist."""
     cache: str = "runs/diagnose"
     """Folder of the judge's training clips and of measured stages."""
-    judge_pieces: int = option(160, least=10)
+    judge_pieces: int = option(160, least=10, group="how to measure")
     """Composed clips of each group that the judge is trained on."""
     draws: int = option(500, least=20)
     """Bootstrap resamples per interval."""
@@ -72,6 +72,7 @@ def diagnose(config: DiagnoseConfig) -> dict[str, Any]:
         UserError: the model or the prompts cannot be read, or the result cannot be written.
     """
     enable_compile_cache()
+    config = with_drawn_seed(config)
     out = Path(config.out)
     if not out.is_dir():
         raise UserError(f"{out}: no such folder for the result")

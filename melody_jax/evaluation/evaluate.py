@@ -24,6 +24,7 @@ from melody_jax.evaluation.embed_clips import Rows, Share, measure
 from melody_jax.evaluation.embedding import Embedding, MuLan, open_embedding
 from melody_jax.evaluation.fact_judges import LEAST_CLIPS, FactJudges, check_size, train_fact_judges
 from melody_jax.evaluation.frechet import Moments
+from melody_jax.options import option
 from melody_jax.runtime import enable_compile_cache
 
 
@@ -31,7 +32,7 @@ from melody_jax.runtime import enable_compile_cache
 class EvaluateConfig:
     """What is measured, and against what."""
 
-    clips: str = ""
+    clips: str = option("", group="what to measure")
     """Folder of sound files or of audio shards; empty: clips are made from `model` and `prompts` into
     `out`/clips."""
     model: str = ""
@@ -41,7 +42,7 @@ class EvaluateConfig:
     manifest."""
     folder: str = ""
     """Folder of releases; empty: the packaged ones."""
-    reference: str = ""
+    reference: str = option("", group="what to compare with")
     """Real music that was not trained on: a folder like `clips`, or a .npz with the mean "mu" (E,) and the
     covariance "sigma" (E, E) of its embeddings; empty: no distances."""
     training: str = ""
@@ -51,7 +52,7 @@ class EvaluateConfig:
     mode and metre; empty: no adherence."""
     embedding: str = "mini"
     """Release whose MuLan music tower embeds the clips, or a Python file (see evaluation/embedding.py)."""
-    seconds: float = 10.24
+    seconds: float = option(10.24, group="how to measure")
     """Length of the pieces that all clips are cut into, at least 2; a shorter clip is one piece."""
     draws: int = 200
     """Bootstrap resamples per interval, at least 20."""
@@ -59,7 +60,7 @@ class EvaluateConfig:
     """Seed of the made clips, the resamples and the judges."""
     listen: int = 40
     """Pieces on the page, evenly spaced."""
-    out: str = "evaluation"
+    out: str = option("evaluation", group="where to write")
     """Folder of the result; created if it does not exist."""
     cache: str = "runs/evaluation"
     """Folder of measurements, for later runs and for other processes."""

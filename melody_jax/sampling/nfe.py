@@ -50,7 +50,7 @@ class Evaluations(NamedTuple):
 class NFEConfig:
     """Counts network evaluations per clip, compared with the paper's table 3."""
 
-    seconds: float = option(10.0, above=0, most=MAX_SECONDS)
+    seconds: float = option(10.0, above=0, most=MAX_SECONDS, group="what to count")
     """Length of the clip in seconds."""
     steps: int = option(SamplingSettings.steps, least=1, most=1000)
     """Diffusion steps per window."""
@@ -132,9 +132,10 @@ def table(settings: NFEConfig) -> list[tuple[str, Evaluations | int]]:
 def nfe(settings: NFEConfig) -> None:
     """Prints the table. Raises `UserError` as `table` does."""
     reference = musiclm_count(settings.seconds)
+    rows = table(settings)
     print(f"Network evaluations for {settings.seconds:g} s of music\n")
     print(f"{'':<44}{'LM':>7}{'diffusion':>11}{'total':>8}{'of MusicLM':>12}")
-    for name, count in table(settings):
+    for name, count in rows:
         if isinstance(count, int):
             lm, steps, total = "", "", count
         else:

@@ -23,6 +23,7 @@ from melody_jax.errors import UserError
 from melody_jax.extras import install_hint
 from melody_jax.flops import collectives, matmul_cost
 from melody_jax.models.functional import Remat
+from melody_jax.options import option
 from melody_jax.sharding import make_mesh
 
 SAMPLER = "sampler"
@@ -32,21 +33,21 @@ SAMPLER = "sampler"
 class CompileConfig:
     """Compiles a training step, or the sampler, for TPUs ahead of time."""
 
-    config: str = ""
+    config: str = option("", group="what to compile")
     """Config of the stage, or "sampler": text to waveform with networks of the paper's size."""
-    topology: str = "v5e:4x4"
+    topology: str = option("v5e:4x4", group="chips")
     """Chips of a slice: v5e:2x2 to v5e:16x16, v5p:2x2x1 to v5p:4x4x4, v6e:2x2 to v6e:16x16."""
     slices: int = 1
     """Number of slices, connected by the data centre's network; it must divide the mesh's data axis."""
     mesh: tuple[int, int, int] = (1, -1, 1)
     """Sizes of the mesh axes data, fsdp and tensor; one may be -1."""
-    batch_size: int = 0
+    batch_size: int = option(0, group="how to train")
     """Items per step on all chips; 0: the config's, or one per chip for the sampler."""
     dtype: str = "bfloat16"
     """Compute dtype of the network; weights and optimiser state are float32."""
     remat: Remat = "none"
     """Rematerialisation in the backward pass, for networks that support it: "none", "dots" or "blocks"."""
-    quick: bool = False
+    quick: bool = option(False, group="how to compile")
     """Compile with less effort, several times faster; memory and collectives then differ from a real run."""
 
 

@@ -6,6 +6,7 @@ CONFIG is the name of a config that comes with the package or the path of a file
 every field. `melody train CONFIG --print-parameters` prints a table of all parameters and trains nothing.
 """
 
+import sys
 from pathlib import Path
 
 import jax
@@ -13,8 +14,8 @@ import jax
 from melody_jax.config import TrainConfig, load_config
 from melody_jax.data import pipeline
 from melody_jax.errors import UserError
-from melody_jax.python_file import shipped_names
-from melody_jax.runtime import enable_compile_cache
+from melody_jax.python_file import docstring, shipped_names
+from melody_jax.runtime import check_devices, enable_compile_cache
 from melody_jax.sharding import check_batch, make_mesh, reader
 from melody_jax.text import read_tokenizer
 from melody_jax.training.hosts import join_hosts
@@ -24,8 +25,9 @@ from melody_jax.training.run_folder import check_path
 def main(arguments: list[str]) -> None:
     """Reads the config and trains. Raises `UserError` on bad options or data."""
     if not arguments or arguments[0] in ("-h", "--help"):
+        text = docstring(sys.modules[__name__])
         print(
-            f"usage: melody train CONFIG [options]\n\n{__doc__}\nConfigs: {', '.join(shipped_names('config'))}"
+            f"usage: melody train CONFIG [options]\n\n{text}\n\nConfigs: {', '.join(shipped_names('config'))}"
         )
         return
     if arguments[0].startswith("-"):
@@ -44,6 +46,7 @@ def run(config: TrainConfig) -> None:
     from melody_jax.training.loop import train
 
     join_hosts(config.hosts)
+    check_devices()
     check_path(Path(config.workdir))
     if config.stage.name == "mulan":
         read_tokenizer(config.data.text_tokenizer, config.stage.model.text.vocab_size)

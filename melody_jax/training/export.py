@@ -17,6 +17,7 @@ from melody_jax.config_json import from_dict
 from melody_jax.data import pipeline
 from melody_jax.errors import UserError
 from melody_jax.models.functional import Params
+from melody_jax.options import option
 from melody_jax.roles import Roles
 from melody_jax.sharding import make_mesh, state_sharding
 from melody_jax.training import checkpoint
@@ -39,14 +40,14 @@ STAGES = {
 class ExportConfig:
     """Fits the parameters that a network gets after training, and releases its averaged weights."""
 
-    run: str = ""
+    run: str = option("", group="what to release")
     """Run folder of `melody train`."""
-    out: str = ""
+    out: str = option("", group="where to write")
     """Folder of the release; it may hold the networks that this one depends on."""
-    batches: int = 512
-    """Training batches to fit on, at most; a stage may use fewer."""
     licence: str = "not stated"
     """Licence of the released weights, for the model card; the training data may require one."""
+    batches: int = option(512, group="how to fit")
+    """Training batches to fit on, at most; a stage may use fewer."""
     seed: int = 0
     """Seed of the fit (k-means, quantiser, latent statistics)."""
 

@@ -21,6 +21,7 @@ from melody_jax.errors import UserError
 from melody_jax.models import mulan, tokenizer
 from melody_jax.models.tokenizer import TokenizerConfig
 from melody_jax.models.wav2vec2 import ROPE_LARGE
+from melody_jax.options import option
 from melody_jax.text import read_tokenizer
 from melody_jax.training.export import publish
 from melody_jax.training.stages.mulan import MuLanStage
@@ -57,16 +58,14 @@ KINDS = {
 class ImportConfig:
     """Imports a published network as the MuLan or the tokenizer of a cascade."""
 
-    kind: str = ""
+    kind: str = option("", group="what to import")
     """The network: clap-music, clap, mert or wav2vec2-conformer."""
     weights: str = ""
     """Folder with its model.safetensors, or a safetensors file."""
     text_tokenizer: str = ""
     """The tokenizer.json published with CLAP."""
-    data: tuple[str, ...] = ()
+    data: tuple[str, ...] = option((), group="how to fit")
     """Folders of audio shards to which the quantiser or the clusters are fitted."""
-    out: str = ""
-    """Folder of the release."""
     codes: int = 1024
     """Codes per level of MuLan's quantiser, or ids of the tokenizer; the language model's config must agree."""
     batches: int = 512
@@ -75,6 +74,8 @@ class ImportConfig:
     """Clips of 10.24 s per batch."""
     seed: int = 0
     """Seed of the fit and of the choice of clips."""
+    out: str = option("", group="where to write")
+    """Folder of the release."""
 
 
 def import_network(config: ImportConfig) -> Path:

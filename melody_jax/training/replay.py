@@ -22,6 +22,7 @@ from melody_jax.config import LoRAConfig
 from melody_jax.config_json import from_dict
 from melody_jax.errors import UserError
 from melody_jax.models.functional import Params
+from melody_jax.options import option
 from melody_jax.release import unflatten
 from melody_jax.sharding import make_mesh, mesh_context, place_batch, state_sharding
 from melody_jax.training.checkpoint import abstract_like
@@ -37,9 +38,9 @@ from melody_jax.training.stage import Batch
 class ReplayConfig:
     """Repeats a step whose loss or gradients were not finite."""
 
-    bundle: str = ""
+    bundle: str = option("", group="what to replay")
     """The step's folder, <workdir>/nonfinite/<step>."""
-    mesh: tuple[int, int, int] = (1, 1, 1)
+    mesh: tuple[int, int, int] = option((1, 1, 1), group="how to run")
     """Devices on the axes (data, fsdp, tensor); the mesh of the run reproduces its numbers exactly."""
     locate: bool = True
     """Also runs the step operation by operation and names the first that returns NaN: slow, and only on one device."""
