@@ -109,25 +109,28 @@ def resample(audio: AnyMono, source_rate: int, sample_rate: int = SAMPLE_RATE) -
     )
 
 
-def write(path: str | os.PathLike, audio: np.ndarray, sample_rate: int = SAMPLE_RATE) -> None:
+def write(
+    path: str | os.PathLike, audio: np.ndarray, sample_rate: int = SAMPLE_RATE, sync: bool = False
+) -> None:
     """Writes float32 (T,) as a 16-bit .wav or .flac, or as .ogg (Vorbis) or .mp3; samples beyond [-1, 1] are clipped.
 
-    The write is atomic: a temporary file in the same folder is written and then renamed.
+    The write is atomic: a temporary file in the same folder is written and then renamed. `sync` waits until it is on
+    the disk.
     Raises `UserError` for audio that is empty, not one-dimensional or not finite, for an unknown suffix, and for a
     folder that is missing or not writable.
     """
     path = Path(path)
     file_format = check_writable(path)
     audio = _checked(audio, str(path))
+    buffer = io.BytesIO()  # libsndfile ignores some errors of a disk
     try:
-        with (
-            files.replace_file(path) as file,
-            soundfile.SoundFile(file, "w", sample_rate, 1, format=file_format) as sound,
-        ):
+        with soundfile.SoundFile(buffer, "w", sample_rate, 1, format=file_format) as sound:
             for first in range(0, len(audio), BLOCK):  # bounds the memory for conversion
                 sound.write(to_int16(audio[first : first + BLOCK], str(path)))
     except (soundfile.SoundFileError, RuntimeError) as error:
         raise UserError(f"{path}: cannot be written ({error})") from error
+    with files.replace_file(path, sync) as file:
+        file.write(buffer.getbuffer())
 
 
 def check_writable(path: str | os.PathLike) -> str:
@@ -139,12 +142,7 @@ def check_writable(path: str | os.PathLike) -> str:
     file_format = FORMATS.get(path.suffix.lower())
     if file_format is None:
         raise UserError(f"{path}: the name must end in one of {', '.join(FORMATS)}")
-    if path.is_dir() or not path.parent.is_dir():
-        raise UserError(
-            f"{path}: {'is a folder' if path.is_dir() else f'the folder {path.parent} does not exist'}"
-        )
-    if not os.access(path.parent, os.W_OK):
-        raise UserError(f"{path}: the folder {path.parent} cannot be written")
+    files.check_replaceable(path)
     return file_format
 
 

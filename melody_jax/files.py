@@ -11,6 +11,7 @@ import json
 import os
 import re
 import secrets
+import shutil
 import stat
 from collections.abc import Iterator
 from io import BufferedReader, BufferedWriter
@@ -21,6 +22,8 @@ from melody_jax.errors import UserError
 
 MAX_NAME = 200
 """Bytes of a file's name that its temporary file repeats: most file systems take 255 in all."""
+LONGEST_NAME = 255
+"""Bytes of the longest file name that common file systems take."""
 MAX_BYTES = 1 << 30
 """Size of the largest file that is read as a whole."""
 URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
@@ -43,10 +46,8 @@ def replace_file(path: str | os.PathLike, sync: bool = False) -> Iterator[Buffer
     path = Path(path)
     temporary = None
     try:
-        target = Path(os.path.realpath(path)) if path.is_symlink() else path
-        _check_replaceable(path, target)
-        name = os.fsdecode(os.fsencode(target.name)[:MAX_NAME])
-        temporary = target.with_name(f".{name}.{secrets.token_hex(4)}.part")
+        target = check_replaceable(path)
+        temporary = _temporary(target)
         with open(temporary, "xb") as file:
             yield file
             if sync:
@@ -59,6 +60,27 @@ def replace_file(path: str | os.PathLike, sync: bool = False) -> Iterator[Buffer
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
+
+
+def check_replaceable(path: str | os.PathLike) -> Path:
+    """The file that `replace_file` would write: `path`, or what it links to. Call it before long work, to fail early.
+
+    Raises:
+        UserError: the folder is missing or cannot be written, the name is too long, or the file is read-only or not a
+            regular file.
+    """
+    path = Path(path)
+    check_name(path)
+    target = Path(os.path.realpath(path)) if path.is_symlink() else path
+    try:
+        if not target.parent.is_dir():
+            raise UserError(f"{path}: the folder {target.parent} does not exist")
+        _check_replaceable(path, target)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror or error})") from error
+    if not os.access(target.parent, os.W_OK | os.X_OK):
+        raise UserError(f"{path}: the folder {target.parent} cannot be written")
+    return target
 
 
 def _check_replaceable(path: Path, target: Path) -> None:
@@ -108,6 +130,66 @@ def make_folder(path: str | os.PathLike) -> Path:
         reason = getattr(error, "strerror", None) or error
         raise UserError(f"{path}: the folder cannot be made ({reason})") from error
     return path
+
+
+def check_new(path: str | os.PathLike) -> None:
+    """Raises `UserError` unless `path` can become a new file or folder. Call it before long work, to fail early."""
+    if os.path.lexists(path):
+        raise UserError(f"{path} exists; give a new name")
+    check_folder(path)
+
+
+def check_folder(path: str | os.PathLike) -> None:
+    """Raises `UserError` unless `path` is a folder that can be written, or can be made. Call it before long work."""
+    path = Path(path)
+    check_name(path)
+    above = path
+    while not os.path.lexists(above) and above != above.parent:
+        above = above.parent
+    if not os.path.isdir(above):
+        raise UserError(f"{path}: {above} is not a folder")
+    if not os.access(above, os.W_OK | os.X_OK):
+        raise UserError(f"{path}: the folder {above} cannot be written")
+
+
+def check_name(path: str | os.PathLike) -> None:
+    """Raises `UserError` for a name that is longer than file systems take, or has characters that they do not."""
+    path = Path(path)
+    try:
+        size = len(os.fsencode(path.name))
+    except UnicodeEncodeError as error:
+        raise UserError(f"{path!r}: not a valid file name ({error.reason})") from None
+    if size > LONGEST_NAME:
+        raise UserError(f"{path}: a name of {size} bytes; at most {LONGEST_NAME} are possible")
+    if "\0" in str(path):
+        raise UserError(f"{path!r}: not a valid file name (it holds a zero byte)")
+
+
+@contextlib.contextmanager
+def new_folder(path: str | os.PathLike) -> Iterator[Path]:
+    """Yields an empty folder that becomes `path` when the context ends without an error, and is removed otherwise.
+
+    Raises:
+        UserError: `path` exists, cannot be made, or the disk is full.
+    """
+    path = Path(path)
+    check_new(path)
+    make_folder(path.parent)
+    partial = _temporary(path)
+    try:
+        partial.mkdir()
+        yield partial
+        partial.rename(path)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror or error})") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _temporary(path: Path) -> Path:
+    """A new name beside `path`, for what is not finished."""
+    name = os.fsdecode(os.fsencode(path.name)[:MAX_NAME])
+    return path.with_name(f".{name}.{secrets.token_hex(4)}.part")
 
 
 @contextlib.contextmanager

@@ -69,6 +69,18 @@ def _load_tokenizer(path: str) -> Tokenizer:
     return loaded
 
 
+def unknown_words(text: str, tokenizer: Tokenizer) -> tuple[list[str], bool]:
+    """The words of a text that the vocabulary cannot spell, each once, and whether no other word is left.
+
+    The network sees such a word as the piece for unknown words, whatever it says.
+    """
+    encoding = tokenizer.encode(text, add_special_tokens=False)
+    unknown = tokenizer.token_to_id(getattr(tokenizer.model, "unk_token", None) or "")
+    spans = [span for piece, span in zip(encoding.ids, encoding.offsets, strict=True) if piece == unknown]
+    words = dict.fromkeys(text[begin:end] for begin, end in spans)
+    return list(words), len(spans) == len(encoding.ids)
+
+
 def token_count(text: str, tokenizer: Tokenizer) -> int:
     """Number of word pieces of a text, including [CLS] and [SEP]; it must not exceed the encoder's `max_length`."""
     return len(tokenizer.encode(text).ids)

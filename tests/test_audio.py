@@ -1,3 +1,5 @@
+import os
+
 import numpy as np
 import pytest
 import soundfile
@@ -85,7 +87,7 @@ def test_failed_write_keeps_the_old_file(tmp_path, monkeypatch):
     def fail(*_, **__):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(audio.soundfile.SoundFile, "write", fail)
+    monkeypatch.setattr(os, "replace", fail)
     with pytest.raises(UserError, match="No space left"):
         audio.write(path, tone(amplitude=0.1))
     assert path.read_bytes() == before

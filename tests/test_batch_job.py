@@ -1,9 +1,11 @@
 """Batch jobs: prompt files, which clips are made and made again, and the same clips on many devices."""
 
+import hashlib
 import json
 import os
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +13,8 @@ import pytest
 import soundfile
 
 from melody_jax import audio
-from melody_jax.errors import UserError
-from melody_jax.sampling import batch_job, manifest, prompt_file
+from melody_jax.errors import InputWarning, UserError
+from melody_jax.sampling import batch_job, manifest, plan, prompt_file
 from melody_jax.sampling.batch_job import BatchJobConfig, run_batch_job
 from melody_jax.sampling.cascade import Melody
 
@@ -122,15 +124,88 @@ def test_processes_share_a_job(melody: Melody, tmp_path: Path) -> None:
     assert [run(melody, config) for config in (first, second)] == [3, 2]
     assert len(entries(first)) == 5
     assert sorted(path.name for path in first.out.glob("manifest*")) == [
-        "manifest-000.jsonl",
-        "manifest-001.jsonl",
+        "manifest-000-of-002.jsonl",
+        "manifest-001-of-002.jsonl",
     ]
     assert run(melody, job(tmp_path)) == 0  # all manifests are read
-    with (
-        manifest.open_manifest(first.out, 0, 2),
-        pytest.raises(UserError, match="another process is writing it"),
+    with manifest.open_manifest(first.out, 0, 2):
+        with pytest.raises(UserError, match="another process is writing it"):
+            run(melody, first)
+        with pytest.raises(UserError, match="in use by a process with another --processes than 1"):
+            run(melody, job(tmp_path))
+        with pytest.raises(UserError, match="in use by a process with another --processes than 3"):
+            run(melody, job(tmp_path, process=2, processes=3))
+
+
+def test_clips_that_changed_on_the_disk_are_made_again(melody: Melody, tmp_path: Path) -> None:
+    config = job(tmp_path, LINES[:3])
+    run(melody, config)
+    before = {path.name: path.read_bytes() for path in config.out.glob("*.wav")}
+    for entry in entries(config).values():
+        content = before[entry["file"]]
+        assert (entry["bytes"], entry["sha256"]) == (len(content), hashlib.sha256(content).hexdigest())
+    (config.out / "cello.wav").write_bytes(b"")
+    (config.out / "000001.wav").write_bytes(before["000001.wav"][:-2] + b"xx")
+    with pytest.warns(InputWarning, match="not the clip that was written, so it is made again") as caught:
+        assert run(melody, config) == 2
+    assert len(caught) == 2
+    assert {path.name: len(path.read_bytes()) for path in config.out.glob("*.wav")} == {
+        name: len(content) for name, content in before.items()
+    }
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert job(tmp_path, LINES[:3]) == config
+        assert run(melody, config) == 0
+
+
+def test_unknown_words_are_in_the_manifest(melody: Melody, tmp_path: Path) -> None:
+    lines = [
+        {"prompt": "悲しいチェロ", "id": "none"},
+        {"prompt": "slow cello", "id": "all"},
+        {"prompt": [{"text": "slow 悲"}, {"text": "🎻 cello"}], "negative_prompt": "drums", "id": "some"},
+    ]
+    lines = [line | {"lm_guidance_scale": 2.0} for line in lines]
+    expected = (
+        r"prompts.jsonl, line 1: prompt '悲しいチェロ' has no word .*'悲', 'しいチェロ' \(and 2 more prompts"
+    )
+    with pytest.warns(InputWarning, match=expected) as caught:
+        run(melody, config := job(tmp_path, lines))
+    assert len(caught) == 1
+    words = {name: entry["unknown_words"] for name, entry in entries(config).items()}
+    assert words == {"none": ["悲", "しいチェロ"], "all": [], "some": ["悲", "🎻"]}
+
+
+def test_only_line_feeds_end_lines(tmp_path: Path) -> None:
+    prompt = "a\u2028b\u0085c\x1cd"
+    path = tmp_path / "prompts.jsonl"
+    path.write_bytes(f'{{"prompt": "{prompt[:5]}"}}\r\n\r\n{{"prompt": "z"}}'.encode())
+    lines = prompt_file.read_prompt_file(path, {})
+    assert [(line.number, line.request.prompt) for line in lines] == [(1, prompt[:5]), (3, "z")]
+
+
+def test_drawn_seeds(melody: Melody, tmp_path: Path) -> None:
+    lines = [{"prompt": "a waltz", "seed": -1}, {"prompt": "a waltz", "seed": None}, {"prompt": "a waltz"}]
+    config = job(tmp_path, lines)
+    assert run(melody, config) == 3
+    seeds = {name: entry["seed"] for name, entry in entries(config).items()}
+    assert seeds["000002"] == 2
+    assert len(set(seeds.values())) == 3
+    assert run(melody, config) == 0  # another draw is no changed setting
+    drawn = prompt_file.read_prompt_file(config.prompts, DEFAULTS | {"seed": -1})
+    assert all(line.draws_seed for line in drawn)
+    assert run_batch_job(melody, config, drawn) == 0
+
+
+def test_a_batch_that_memory_cannot_hold_is_refused(
+    melody: Melody, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(plan, "available_memory", lambda: 90_000)
+    config = job(tmp_path)
+    with pytest.raises(
+        UserError, match="2 clips at a time need 96,000 bytes for their samples, 90,000 are free"
     ):
-        run(melody, first)
+        run(melody, config)
+    assert not list(config.out.glob("*.wav"))
 
 
 def test_batches_have_one_size(melody: Melody, tmp_path: Path) -> None:
@@ -172,7 +247,34 @@ def test_batches_have_one_size(melody: Melody, tmp_path: Path) -> None:
         ([{"prompt": [{"text": "a", "wight": 2}]}], "part has 'wight'"),
         ([{"prompt": [{"audio": "absent.wav"}]}], r"absent\.wav: cannot be read"),
         ([{"prompt": "a", "story": [{"at": 1}]}], "story is .* that have at and prompt"),
-        ([{"prompt": "a", "seed": "7"}], "seed is 7"),
+        (["[" * 100_000], "line 1: not JSON .nested too deeply"),
+        (['{"prompt": "a", "seed": ' + "9" * 5000 + "}"], "line 1: not JSON"),
+        ([{"prompt": "a", "seed": 2**64}], "seed is 18446744073709551616; it must be from -1 to"),
+        ([{"prompt": "a", "seed": True}], "seed is True"),
+        ([{"prompt": "a", "seed": 1.5}], "seed is 1.5"),
+        ([{"prompt": "a", "seconds": 1e-5}], "seconds is 1e-05; it must be at least one sample"),
+        ([{"prompt": "a", "seconds": 1e400}], "seconds is inf"),
+        ([{"prompt": "a", "keep_tokens": "no"}], "keep_tokens is 'no'; it must be true or false"),
+        ([{"prompt": "a", "negative_prompt": 5}], "negative_prompt is 5; it must be a text"),
+        ([{"prompt": "a", "negative_prompt": None}], "negative_prompt is None; it must be a text"),
+        ([{"prompt": "a", "steps": None}], "steps is None; it must be a whole number"),
+        ([{"prompt": "a", "solver": 5}], "solver is 5; it must be a text"),
+        ([{"prompt": None}], "prompt is None"),
+        ([{"prompt": [{"text": 5}]}], "text is 5; it must be a text"),
+        ([{"prompt": [{"text": None, "audio": None}]}], "text is None"),
+        ([{"prompt": [{"audio": None}]}], "has text or audio, one of the two"),
+        ([{"prompt": [{"audio": 5}]}], "audio is 5; it must be the name of a sound file"),
+        ([{"prompt": "a", "source": 5}], "source is 5; it must be the name of a sound file"),
+        ([{"prompt": "a", "source": ""}], "source is ''"),
+        ([{"prompt": "a", "source": "/dev/zero"}], "/dev/zero: not a regular file"),
+        ([{"prompt": "a", "source": "a\0b"}], "cannot be read"),
+        ([{"prompt": "", "source": None}], "prompt '' is empty"),
+        (['{"prompt": "a \\ud83d"}'], "not valid Unicode: character 3 is half of a surrogate pair"),
+        (['{"prompt": "a", "negative_prompt": "\\udc00"}'], "negative_prompt .* is not valid Unicode"),
+        ([{"prompt": "a", "id": None}], "id None is not a valid file name"),
+        ([{"prompt": "a", "id": ["b"]}], "is not a valid file name"),
+        ([{"prompt": "a", "story": [{"at": "x", "prompt": "b"}]}], "start is 'x'; it must be a number"),
+        ([{"prompt": "a", "seed": "7"}], "seed is '7'"),
         ([], "no prompts"),
     ],
 )

@@ -16,7 +16,7 @@ from melody_jax.sampling.windows import Controls, SamplerConfig, Window
 CONTROLS = Controls(
     prefix_tokens=jax.random.randint(jax.random.key(2), (2, 12), 0, 8),
     negative_prefix_tokens=jnp.full((2, 12), -1),
-    seeds=jnp.array([3, 4]),
+    seeds=windows.split_seeds([3, 4]),
     candidate=jnp.zeros(2, jnp.int32),
     temperature=jnp.ones(2),
     top_k=jnp.full(2, 250),

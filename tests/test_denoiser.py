@@ -213,8 +213,10 @@ def test_it_is_released_and_samples_guided_beside_its_context(config: DenoiserCo
     params, loaded, _ = release.load_network(tmp_path, "dpd")
     assert loaded == config
     given = inputs(config)
-    prefix, tokens, seeds = given["prefix_tokens"], given["semantic_tokens"], jnp.arange(3)
-    controls = windows.Controls(prefix, prefix, seeds, seeds, *[jnp.ones(3)] * 4, jnp.array([1.0, 2.0, 4.0]))
+    prefix, tokens, seeds = given["prefix_tokens"], given["semantic_tokens"], windows.split_seeds(range(3))
+    controls = windows.Controls(
+        prefix, prefix, seeds, jnp.arange(3), *[jnp.ones(3)] * 4, jnp.array([1.0, 2.0, 4.0])
+    )
     keys, is_new = windows.item_keys(controls), jnp.arange(24) >= 18
     sampler = windows.SamplerConfig(lm=lm.TINY, dpd=config, steps=1)
     draw = quickly(windows.tokens_to_latents, static_argnums=1)

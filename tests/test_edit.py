@@ -137,7 +137,7 @@ def test_silence_can_be_a_source(melody: Melody) -> None:
     ("arguments", "named"),
     [
         ({"source": np.zeros(100, np.float32)}, "at least a second"),
-        ({"source": "no/such.wav"}, "no such audio file"),
+        ({"source": "no/such.wav"}, "no/such.wav: cannot be read .No such file"),
         ({"source": sine(3), "seconds": 2}, "must exceed the 3.00 s of the source"),
         ({"source": sine(3), "regions": ((2.0, 4.0),)}, "ends at 4.0 s; the source ends at 3.00 s"),
         ({"source": sine(3), "regions": ((2.0, 1.0),)}, "0 <= begin < end"),

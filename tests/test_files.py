@@ -56,7 +56,7 @@ def test_what_may_not_be_replaced_is_named(tmp_path):
         read_only: "the file is read-only",
         tmp_path: "is a folder",
         tmp_path / "pipe": "not a regular file",
-        tmp_path / "missing" / "a": "No such file",
+        tmp_path / "missing" / "a": "does not exist",
     }
     for path, message in cases.items():
         with pytest.raises(UserError, match=message):

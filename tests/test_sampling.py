@@ -7,16 +7,17 @@ import sys
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import soundfile
 from helpers.tiny import PROMPTS, tiny_networks
 
 from melody_jax import load, release
-from melody_jax.errors import UserError
+from melody_jax.errors import InputWarning, UserError
 from melody_jax.models import conditioning, functional
-from melody_jax.sampling import windows
-from melody_jax.sampling.prompts import PromptEncoder
+from melody_jax.sampling import plan, windows
+from melody_jax.sampling.prompts import PromptEncoder, read_audio
 from melody_jax.sampling.request import Part, Request, Scene, make_requests
 
 
@@ -180,7 +181,18 @@ def test_a_distilled_diffusion_takes_the_guidance_scale(releases: Path, tmp_path
         ({"steps": 0}, "steps is 0"),
         ({"steps": 10**9}, "steps is 1000000000"),
         ({"steps": 2.5}, "steps is 2.5"),
-        ({"seed": -1}, "seed is -1"),
+        ({"seed": -2}, "seed is -2"),
+        ({"seed": 2**64}, "seed is 18446744073709551616"),
+        ({"prompts": None}, "prompts is None; it must be a text, or a list of them"),
+        ({"prompts": 5}, "prompts is 5"),
+        ({"prompts": [None]}, "prompt None; it must be a text"),
+        ({"prompts": "a \ud83d"}, "not valid Unicode"),
+        ({"seconds": 1e-5}, "seconds is 1e-05; it must be at least one sample"),
+        ({"seconds": (1, 2)}, "2 values of seconds for 1 prompts"),
+        ({"regions": ((1, 1.00001),), "source": np.zeros(48_000, np.float32)}, "at least one sample long"),
+        ({"regions": 5, "source": np.zeros(48_000, np.float32)}, "regions is 5"),
+        ({"story": ("drums",)}, "must be a sequence of Scene"),
+        ({"source": 5}, "source is 5; it must be a sound file, or samples"),
         ({"seed": [1, 2]}, "2 values of seed for 1 prompts"),
         ({"secnds": 3}, "'secnds'; is 'seconds' meant"),
         ({"solver": "euler"}, "solver is euler; it must be one of ddim"),
@@ -200,7 +212,88 @@ def test_bad_arguments_are_named(melody, arguments: dict, named: str) -> None:
         melody.generate(**{"prompts": PROMPTS[0], "seconds": 1, **arguments})
 
 
+def test_seeds_of_64_bits(melody) -> None:
+    """Those below 2**32 are folded as they are; the upper half of others changes the key."""
+    seeds = (0, 1, 2**31, 2**32 - 1, 2**32, 2**32 + 1, 2**33, 2**64 - 1)
+    requests = [Request(prompt="a", seed=seed) for seed in seeds]
+    controls = windows.make_controls(np.zeros((len(seeds), 4), np.int32), requests)
+    keys = dict(zip(seeds, jax.random.key_data(windows.item_keys(controls)), strict=True))
+    assert len({tuple(np.asarray(data).ravel()) for data in keys.values()}) == len(keys)
+    root = jax.random.key(0, impl="threefry2x32")
+    for seed in (0, 1, 2**31, 2**32 - 1):
+        expected = jax.random.fold_in(jax.random.fold_in(root, np.uint32(seed)), 0)
+        np.testing.assert_array_equal(jax.random.key_data(expected), keys[seed])
+
+
+def test_a_drawn_seed_is_printed_and_makes_the_clip_again(melody, capsys: pytest.CaptureFixture[str]) -> None:
+    drawn = melody.generate(PROMPTS[0], seconds=1, steps=1, seed=None)[0]
+    word, seed = capsys.readouterr().err.split()
+    assert word == "seed"
+    assert np.array_equal(drawn, melody.generate(PROMPTS[0], seconds=1, steps=1, seed=int(seed))[0])
+    first, second = make_requests(PROMPTS[:2], {"seed": -1})
+    assert second.seed == first.seed + 1
+    assert capsys.readouterr().err == f"seed {first.seed}\n"
+    assert [request.seed for request in make_requests(PROMPTS[:2], {"seed": (3, 2**40)})] == [3, 2**40]
+
+
+def test_arrays_and_tuples_give_one_value_per_prompt() -> None:
+    settings = {"seconds": (1, 2), "seed": jnp.array([5, 6]), "temperature": np.float32(0.5)}
+    first, second = make_requests(PROMPTS[:2], settings | {"steps": jnp.array(3)})
+    assert (first.seconds, second.seconds, first.seed, second.seed) == (1, 2, 5, 6)
+    assert first.steps == second.steps == 3
+    assert first.temperature == 0.5
+    assert make_requests(["a"], {"source": np.zeros(48_000), "regions": ((0, 1),)})[0].regions == ((0, 1),)
+
+
+def test_sounds_may_be_arrays_of_jax(melody) -> None:
+    sound = np.sin(np.arange(48_000) / 20).astype(np.float32)
+    points = [melody.prompt_encoder.target((Part(audio=array),)) for array in (sound, jnp.asarray(sound))]
+    np.testing.assert_array_equal(*points)
+
+
+def test_a_request_given_twice_gives_two_arrays(melody) -> None:
+    request = Request(prompt="piano", seconds=1, steps=1)
+    first, second = melody.run([request, request])
+    np.testing.assert_array_equal(first, second)
+    assert not np.shares_memory(first, second)
+
+
+def test_64_bits_change_nothing(melody, releases: Path) -> None:
+    settings = {"seconds": 1, "steps": 1, "seed": 3}
+    expected = melody.generate("piano", **settings)[0]
+    with jax.enable_x64(True):
+        loaded = load("tiny", folder=releases)
+        clip = loaded.generate("piano", **settings)[0]
+        streamed = np.concatenate(list(loaded.stream("piano", **settings)))
+    np.testing.assert_array_equal(clip, expected)
+    np.testing.assert_allclose(streamed, expected, atol=1e-4)
+
+
+def test_unknown_words_are_named(melody) -> None:
+    settings = {"seconds": 0.5, "steps": 1}
+    with pytest.warns(
+        InputWarning, match="'悲しいチェロ' has no word of the model's vocabulary .*'悲', 'しいチェロ'"
+    ):
+        melody.generate("悲しいチェロ", **settings)
+    with pytest.warns(InputWarning, match="'slow 悲 cello' has words that are not .* vocabulary: '悲'"):
+        next(melody.stream("slow 悲 cello", **settings))
+    with pytest.warns(InputWarning, match="has no word"):
+        melody.generate("A" * 300, **settings)
+    with pytest.warns(
+        InputWarning, match="prompt .* has no word of the model's vocabulary and says nothing to it$"
+    ):
+        melody.generate("\u200b", **settings)
+
+
+def test_more_samples_than_memory_are_refused(melody, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plan, "available_memory", lambda: 10**9)
+    with pytest.raises(UserError, match=r"1024 clips .* 58,982,400,000 bytes .* 1,000,000,000 are free"):
+        melody.generate(["piano"] * 1024, seconds=600)
+
+
 def test_bad_stories_and_parts_are_named() -> None:
+    with pytest.raises(UserError, match="a source of int16; samples must be floats"):
+        read_audio(np.zeros(48_000, np.int16), "a source")
     with pytest.raises(UserError, match="must rise"):
         Request(prompt="piano", story=(Scene(start=5, prompt="drums"), Scene(start=2, prompt="flute")))
     with pytest.raises(UserError, match="one of the two"):

@@ -1,12 +1,14 @@
 """Batch jobs: thousands of clips from a prompt file, `melody sample --prompts prompts.jsonl --out clips`.
 
 Clips that share a compiled program form batches of one size, split over the devices of the process. Several
-processes divide the lines of a prompt file. A clip's file is written completely before its line of the
-manifest. Clips that have both are not made again, so a killed job resumes with the same command.
+processes divide the lines of a prompt file. A clip's file is complete and on the disk before its line of the
+manifest, which has its size and sha256. Clips that still agree with their line are not made again, so a killed
+job resumes with the same command.
 """
 
 import math
 import time
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,9 +17,9 @@ from typing import Any
 import jax
 from tqdm import tqdm
 
-from melody_jax import audio
+from melody_jax import audio, files
 from melody_jax.config_json import difference
-from melody_jax.errors import UserError
+from melody_jax.errors import InputWarning, UserError
 from melody_jax.sampling import plan
 from melody_jax.sampling.cascade import Melody
 from melody_jax.sampling.manifest import ClipManifest, open_manifest
@@ -26,7 +28,7 @@ from melody_jax.sharding import make_mesh
 
 BAR = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_noinv_fmt}]"
 """Format of a progress bar that shows items per second, never seconds per item."""
-ENTRY_ONLY = ("id", "file", "model_hash", "seconds_taken", "made_at")
+ENTRY_ONLY = ("id", "file", "bytes", "sha256", "unknown_words", "model_hash", "seconds_taken", "made_at")
 """Fields of a manifest line that are not settings of the clip."""
 
 
@@ -68,16 +70,22 @@ def share(lines: list[PromptLine], config: BatchJobConfig) -> list[PromptLine]:
 def run_batch_job(melody: Melody, config: BatchJobConfig, lines: list[PromptLine]) -> int:
     """Makes the missing clips of this process's share, and returns how many it made.
 
+    Warns of prompts with words that the model does not know, and of clips that are not as they were written.
+
     Raises:
-        UserError: before any work, if lines are bad, the folder cannot be written or is in use by another job, or
-            clips exist with other settings (unless `config.replace`); later, if the disk is full.
+        UserError: before any work, if lines are bad, the folder cannot be written or is in use by another job, clips
+            exist with other settings (unless `config.replace`), or a batch does not fit into memory; later, if the
+            disk is full.
     """
     _check_lines(melody, config, lines)
     lines = share(lines, config)
+    _warn_of_unknown_words(melody, config, lines)
     with open_manifest(config.out, config.process, config.processes) as manifest:
         missing = _missing_lines(lines, manifest, config, melody.hash)
         _remove_partial_files(config, missing)
         devices = jax.local_devices()
+        for batch, size in group_lines(melody, missing, config.batch, len(devices)):
+            plan.check_memory([batch[0].request] * size)
         replicated = melody
         if len(devices) > 1:
             replicated = melody.replicate_over(make_mesh((-1, 1, 1), devices))
@@ -114,10 +122,21 @@ def _check_lines(melody: Melody, config: BatchJobConfig, lines: list[PromptLine]
     raise_line_errors(errors, config.prompts)
 
 
+def _warn_of_unknown_words(melody: Melody, config: BatchJobConfig, lines: list[PromptLine]) -> None:
+    """Warns of the first prompt with words that the model does not know, and counts the others."""
+    encoder = melody.prompt_encoder
+    unknown = [(line, entry) for line in lines for entry in encoder.unknown_words(line.request.texts)]
+    if unknown:
+        line, entry = unknown[0]
+        others = f" (and {len(unknown) - 1} more prompts; see unknown_words in the manifest)"
+        others = others if len(unknown) > 1 else ""
+        warnings.warn(f"{config.prompts}, line {line.number}: {entry}{others}", InputWarning, stacklevel=3)
+
+
 def _missing_lines(
     lines: list[PromptLine], manifest: ClipManifest, config: BatchJobConfig, model_hash: str
 ) -> list[PromptLine]:
-    """The lines whose clip is missing, or was made with other settings.
+    """The lines whose clip is missing or not as it was written, or was made with other settings.
 
     Raises `UserError` for a clip with other settings unless `config.replace`.
     """
@@ -128,8 +147,10 @@ def _missing_lines(
             missing.append(line)
             continue
         previous = {name: value for name, value in entry.items() if name not in ENTRY_ONLY}
-        previous |= {"file": entry["file"], "model": entry["model_hash"]}
+        previous |= {"file": entry["file"], "model": entry.get("model_hash")}
         wanted = line.settings | {"file": f"{line.clip_id}{config.suffix}", "model": model_hash}
+        if line.draws_seed:
+            wanted["seed"] = previous.get("seed")
         changed = difference(previous, wanted)
         if changed and not config.replace:
             name, (old, new) = next(iter(changed.items()))
@@ -137,9 +158,17 @@ def _missing_lines(
                 f"{line.clip_id} was made with {name} {old} and now {new} is requested; use another id or folder, or "
                 "--replace"
             )
-        if changed:
+        if changed or not _is_as_written(config.out / entry["file"], entry):
             missing.append(line)
     return missing
+
+
+def _is_as_written(path: Path, entry: dict[str, Any]) -> bool:
+    """Whether a clip has the size and the hash of its line; warns if not."""
+    if path.stat().st_size == entry.get("bytes") and files.file_hash(path) == entry.get("sha256"):
+        return True
+    warnings.warn(f"{path}: not the clip that was written, so it is made again", InputWarning, stacklevel=4)
+    return False
 
 
 def _remove_partial_files(config: BatchJobConfig, lines: list[PromptLine]) -> None:
@@ -186,10 +215,14 @@ def _make_clips(
     seconds_per_clip = (time.perf_counter() - started) / len(lines)
     for line, clip in zip(lines, clips, strict=True):
         path = config.out / f"{line.clip_id}{config.suffix}"
-        audio.write(path, clip, melody.sample_rate)
+        audio.write(path, clip, melody.sample_rate, sync=True)
+        unknown = melody.prompt_encoder.unknown_words(line.request.texts)
         entry = {
             "id": line.clip_id,
             "file": path.name,
+            "bytes": path.stat().st_size,
+            "sha256": files.file_hash(path),
+            "unknown_words": [word for prompt in unknown for word in prompt.words],
             "model_hash": melody.hash,
             "seconds_taken": round(seconds_per_clip, 3),
             "made_at": round(time.time(), 3),

@@ -7,6 +7,7 @@ is run here: windows of latents (`windows.py`), new windows of a source (`edit.p
 
 import hashlib
 import math
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
@@ -26,6 +27,7 @@ from melody_jax.sampling import edit, plan, sources, windows
 from melody_jax.sampling.decode import context, decode
 from melody_jax.sampling.edit import EditedClip
 from melody_jax.sampling.plan import NETWORKS, ProgramBatch
+from melody_jax.sampling.precision import each_in_32_bits, in_32_bits
 from melody_jax.sampling.prompts import EncodedRequest, PromptEncoder
 from melody_jax.sampling.request import PromptLike, Request, make_requests
 from melody_jax.sampling.windows import Controls
@@ -98,14 +100,23 @@ class Melody:
         for all prompts, or a list with one value per prompt. A single seed gives item i the seed + i. An item's
         clip depends on its own settings only.
         progress: whether to show a progress bar of the windows on a terminal.
-        Raises `UserError`, one line, for a value out of its range.
+        Raises `UserError`, one line, for a value out of its range. Warns (`InputWarning`) of a prompt with words that
+        the model does not know.
         """
-        return self.run(make_requests(prompts, settings), progress=progress)
+        requests = make_requests(prompts, settings)
+        self.prompt_encoder.warn_of_unknown_words(requests)
+        return self.run(requests, progress=progress)
 
+    @in_32_bits
     def run(self, requests: Sequence[Request], *, progress: bool = False) -> list[np.ndarray]:
-        """The clips (samples,) of the requests, in order. Requests that share a program are one batch."""
+        """The clips (samples,) of the requests, in order. Requests that share a program are one batch.
+
+        Raises `UserError` for a request that does not fit the networks or its source, and for more samples than the
+        memory holds.
+        """
         source_audio = sources.read_sources(requests, self.configs)
         batches = self.plan(requests, source_audio)
+        plan.check_memory(requests, {request: len(samples) for request, samples in source_audio.items()})
         encoded = self.prompt_encoder.encode_requests(requests)
         clips: dict[Request, np.ndarray] = {}
         for batch in batches:
@@ -115,7 +126,11 @@ class Melody:
             else:
                 waves = self._sample_batch(batch, encoded, progress)
             clips |= self._best_candidates(batch, waves, encoded)
-        return [clips[request] for request in requests]
+        last = {request: i for i, request in enumerate(requests)}
+        return [
+            clips[request] if last[request] == i else clips[request].copy()
+            for i, request in enumerate(requests)
+        ]
 
     def plan(
         self, requests: Sequence[Request], source_audio: Mapping[Request, np.ndarray] | None = None
@@ -130,6 +145,7 @@ class Melody:
         lengths = {request: len(samples) for request, samples in source_audio.items()}
         return plan.plan_batches(requests, self.configs, lengths)
 
+    @in_32_bits
     def stream(
         self, prompt: PromptLike, *, seconds: float | None = None, **settings: Any
     ) -> Iterator[np.ndarray]:
@@ -139,7 +155,7 @@ class Melody:
         clip of `generate` to within 1e-4. Memory does not grow with the length.
         seconds: the length, at most 600; None: endless. settings: other fields of `Request`; there is no
         `source`, and `best_of` must be 1.
-        Raises `UserError`, one line, for a value out of its range.
+        Raises `UserError`, one line, for a value out of its range. Warns as `generate` does.
         """
         (request,) = make_requests([prompt], settings if seconds is None else settings | {"seconds": seconds})
         if request.best_of > 1:
@@ -147,13 +163,14 @@ class Melody:
         if request.source is not None:
             raise UserError("a source cannot be streamed; use generate")
         (batch,) = self.plan([request])
+        self.prompt_encoder.warn_of_unknown_words([request])
         latents = self.latents(batch, self.prompt_encoder.encode_requests([request]))
         samples = None
         if seconds is not None:
             latents = islice(latents, batch.windows)
             samples = round(seconds * self.sample_rate)
         decoded = self._decode_stream(latents, batch.config.chunk_frames)
-        return (part[0] for part in _truncate(decoded, samples))
+        return each_in_32_bits(part[0] for part in _truncate(decoded, samples))
 
     def latents(self, batch: ProgramBatch, encoded: Encoded | None = None) -> Iterator[jax.Array]:
         """Yields new latents (rows, n, D) of the batch endlessly: of the first window, then of each chunk."""
@@ -274,6 +291,7 @@ class Melody:
             yield request, candidates[best]
 
 
+@in_32_bits
 def load(
     name: str = "mini",
     *,
@@ -291,9 +309,8 @@ def load(
     """
     root = Path(folder) if folder is not None else release.WEIGHTS
     path = root / name
-    if not path.is_dir():
-        names = sorted(p.name for p in root.iterdir() if p.is_dir()) if root.is_dir() else []
-        raise UserError(f"no released model {name!r} in {root}; available: {', '.join(names) or 'none'}")
+    if not os.path.isdir(path):
+        raise UserError(f"no released model {name!r} in {root}; available: {_releases(root)}")
     if distilled:
         networks = ["dpd_distilled" if network == "dpd" else network for network in networks]
     loaded = {network: release.load_network(path, network) for network in networks}
@@ -309,6 +326,15 @@ def load(
     configs = {network: config for network, (_, config, _) in loaded.items()}
     tokenizer = release.load_tokenizer(path, configs["mulan"].text.vocab_size) if "mulan" in configs else None
     return Melody({network: params for network, (params, _, _) in loaded.items()}, configs, tokenizer, hashes)
+
+
+def _releases(root: Path) -> str:
+    """The names of the folders in `root`, or why they cannot be listed."""
+    try:
+        names = sorted(entry.name for entry in os.scandir(root) if entry.is_dir())
+    except OSError as error:
+        return f"none ({error.strerror})"
+    return ", ".join(names) or "none"
 
 
 def _progress(windows: Iterable[Any], total: int, shown: bool) -> Iterator[Any]:

@@ -128,32 +128,43 @@ def _write_clips(config: SampleConfig) -> None:
     for path in paths:
         audio.check_writable(path)
     melody = _load(config, config.source is not None)
+    melody.prompt_encoder.warn_of_unknown_words(requests)
     started = time.perf_counter()
     waves = melody.run(requests, progress=True)
     seconds = time.perf_counter() - started
     for path, wave in zip(paths, waves, strict=True):
         audio.write(path, wave, melody.sample_rate)
     length = sum(map(len, waves)) / melody.sample_rate
-    print(f"{', '.join(map(str, paths))}: {length:g} s of music in {seconds:.1f} s (compiling included)")
+    print(
+        f"{', '.join(map(_described, paths))}: {length:g} s of music in {seconds:.1f} s (compiling included)"
+    )
+
+
+def _described(path: Path) -> str:
+    """The path, and the file that was written if it is a symbolic link."""
+    return f"{path} (a link to {os.path.realpath(path)})" if path.is_symlink() else str(path)
 
 
 def _stream(config: SampleConfig) -> None:
     """Writes samples to standard output until they end or the reader closes it, then prints their duration."""
     if config.batch not in (None, 1):
         raise UserError(f"batch is {config.batch}; a stream is one clip: omit --batch")
-    if sys.stdout.isatty():
-        raise UserError("--stream writes samples, not text; pipe it into a player or a file")
+    if sys.stdout.isatty() or sys.stdout.name == os.devnull:  # closed: `runtime.open_standard_streams`
+        raise UserError("--stream writes samples to standard output; pipe it into a player or a file")
     settings = _settings(config)
     prompt = _prompt(config)
     samples = 0
-    try:
-        for part in _load(config, needs_tokenizer=False).stream(prompt, **settings):
+    for part in _load(config, needs_tokenizer=False).stream(prompt, **settings):
+        try:
             sys.stdout.buffer.write(audio.to_int16(part, "stream").tobytes())
             sys.stdout.buffer.flush()
-            samples += len(part)
-    except BrokenPipeError:
-        # Python would report the closed pipe again when it flushes at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        except OSError as error:
+            # Python would report the error again when it flushes at exit.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            if isinstance(error, BrokenPipeError):
+                break
+            raise UserError(f"standard output cannot be written ({error.strerror})") from error
+        samples += len(part)
     print(f"{samples / audio.SAMPLE_RATE:g} s of music streamed", file=sys.stderr)
 
 
@@ -177,6 +188,7 @@ def _run_prompt_file(config: SampleConfig, prompts: Path) -> None:
         replace=config.replace,
     )
     lines = read_prompt_file(prompts, _settings(config))
+    files.check_folder(config.out)
     melody = _load(config, any(line.request.source is not None for line in lines))
     written = run_batch_job(melody, job, lines)
     existing = len(share(lines, job)) - written

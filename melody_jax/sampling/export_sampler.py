@@ -13,9 +13,6 @@ A program takes a dict of weights by name and a dict of inputs (the decoder: lat
 describes them. The language model's loop is unrolled for CPUs and scanned for TPUs and GPUs.
 """
 
-import hashlib
-import json
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,15 +27,14 @@ from jaxtyping import Array, Float
 from tokenizers import Tokenizer
 from tqdm import tqdm
 
-from melody_jax import __version__, audio, release
-from melody_jax.errors import UserError
+from melody_jax import __version__, audio, files, release
 from melody_jax.models import mulan
 from melody_jax.options import option
 from melody_jax.sampling import plan, windows
 from melody_jax.sampling.cascade import Melody, load
 from melody_jax.sampling.prompts import targets_to_prefix, text_targets
 from melody_jax.sampling.request import Request
-from melody_jax.sampling.settings import MODEL, WHERE, SamplingSettings, shared_settings
+from melody_jax.sampling.settings import MODEL, WHERE, SamplingSettings, shared_settings, with_drawn_seed
 from melody_jax.sampling.windows import SamplerConfig
 
 FORMAT_VERSION = 1
@@ -75,20 +71,12 @@ def export_sampler(settings: SamplerExportConfig) -> None:
     Raises:
         UserError: the model is unknown, or the folder exists or cannot be written.
     """
-    if settings.out.exists():
-        raise UserError(f"{settings.out} exists; give a new folder")
+    settings = with_drawn_seed(settings)
+    files.check_new(settings.out)
     melody = load(settings.model, folder=settings.folder, distilled=settings.distilled)
     config = plan.sampler_config(Request(prompt="any", **shared_settings(settings)), melody.configs)
-    partial = settings.out.with_name(settings.out.name + ".part")
-    try:
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        _write_folder(partial, melody, config, settings)
-        partial.rename(settings.out)
-    except OSError as error:
-        raise UserError(f"{settings.out}: cannot be written ({error.strerror})") from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+    with files.new_folder(settings.out) as folder:
+        _write_folder(folder, melody, config, settings)
     print(
         f"{settings.out}: a sampler of {settings.batch} x {melody.window_seconds:g} s; run it with "
         f"python {settings.out / 'play.py'} PROMPT"
@@ -103,12 +91,13 @@ def _write_folder(folder: Path, melody: Melody, config: SamplerConfig, settings:
         for name, value in release.flatten(melody.params).items()
         if not name.startswith("mulan/music/")  # prompts are texts
     }
-    (folder / "weights.safetensors").write_bytes(safetensors.numpy.save(weights))
-    _fixed_length(melody.prompt_encoder.tokenizer, length).save(str(folder / "tokenizer.json"))
-    shutil.copyfile(Path(__file__).with_name("play.py"), folder / "play.py")
+    files.write_bytes(folder / "weights.safetensors", safetensors.numpy.save(weights))
+    tokenizer = _fixed_length(melody.prompt_encoder.tokenizer, length)
+    files.write_bytes(folder / "tokenizer.json", tokenizer.to_str(pretty=True).encode())
+    files.write_bytes(folder / "play.py", files.read_bytes(Path(__file__).with_name("play.py")))
     inputs = _input_table(settings, length)
     _write_programs(folder, melody, config, weights, inputs)
-    hashes = {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in sorted(folder.iterdir())}
+    hashes = {file.name: files.file_hash(file) for file in sorted(folder.iterdir())}
     latents = (settings.batch, config.dpd.frames, config.dpd.latent_dim)
     compiled_in = ("steps", "schedule", "solver", "guided", "lm_guided")
     description = {
@@ -119,6 +108,7 @@ def _write_folder(folder: Path, melody: Melody, config: SamplerConfig, settings:
         "sample_rate": melody.sample_rate,
         "seconds": melody.window_seconds,
         "batch": settings.batch,
+        "seed": settings.seed,
         "settings": {name: getattr(config, name) for name in compiled_in},
         "programs": {name: {target: _file_name(name, target) for target in PLATFORMS} for name in WEIGHTS},
         "platforms": PLATFORMS,
@@ -127,7 +117,7 @@ def _write_folder(folder: Path, melody: Melody, config: SamplerConfig, settings:
         "outputs": {"semantic_tokens": (settings.batch, config.tokens), "latents": latents},
         "sha256": hashes,
     }
-    (folder / "sampler.json").write_text(json.dumps(description, indent=2) + "\n")
+    files.write_json(folder / "sampler.json", description, indent=2)
 
 
 def _write_programs(
@@ -149,7 +139,7 @@ def _write_programs(
         function, arguments = programs[name]
         used = {key: value for key, value in weights.items() if key.split("/")[0] in WEIGHTS[name]}
         exported = jax.export.export(jax.jit(function), platforms=PLATFORMS[target])(used, arguments)
-        (folder / _file_name(name, target)).write_bytes(exported.serialize())
+        files.write_bytes(folder / _file_name(name, target), bytes(exported.serialize()))
 
 
 def _file_name(program: str, target: str) -> str:
@@ -170,7 +160,7 @@ def _input_table(settings: SamplerExportConfig, length: int) -> dict[str, dict[s
     table: dict[str, dict[str, Any]] = {
         "ids": {"shape": (batch, length), "dtype": np.int32, "default": 0},
         "mask": {"shape": (batch, length), "dtype": np.float32, "default": 0},
-        "seeds": {"shape": (batch,), "dtype": np.int32, "default": settings.seed},
+        "seeds": {"shape": (batch, 2), "dtype": np.uint32, "default": divmod(settings.seed, 2**32)},
         "top_k": {"shape": (batch,), "dtype": np.int32, "default": settings.top_k},
     }
     for name in ("temperature", "top_p", "lm_guidance_scale", "guidance_scale"):

@@ -1,7 +1,7 @@
 """Manifests: records of what a batch job has written, one JSON object per line and one file per process.
 
-A line has all settings of the clip's request, its id and file, the hash of the networks, the seconds that it
-took, and the time of creation.
+A line has all settings of the clip's request, its id and file with size and sha256, the words of its prompts that the
+model does not know, the hash of the networks, the seconds that it took, and the time of creation.
 """
 
 import contextlib
@@ -22,7 +22,8 @@ class ClipManifest:
     """The clips that a job's processes have written into one folder: `entries` by id, and this process's
     file.
 
-    A line is added after its clip's file is complete. An incomplete last line, left by a killed process, is removed.
+    A line is added after its clip's file is complete and on the disk. An incomplete last line, left by a killed
+    process, is removed.
     """
 
     def __init__(self, file: IO[bytes], entries: dict[str, dict[str, Any]]) -> None:
@@ -46,11 +47,11 @@ def open_manifest(folder: Path, process: int, processes: int) -> Iterator[ClipMa
 
     Raises:
         UserError: the folder cannot be written, a line in the middle is damaged, or another process has this
-            manifest open.
+            manifest open, or one of a job with another number of processes.
     """
-    path = folder / ("manifest.jsonl" if processes == 1 else f"manifest-{process:03d}.jsonl")
+    path = folder / file_name(process, processes)
+    files.make_folder(folder)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
         file = open(path, "a+b")  # noqa: SIM115
     except OSError as error:
         raise UserError(f"{path}: cannot be written ({error.strerror})") from error
@@ -59,8 +60,35 @@ def open_manifest(folder: Path, process: int, processes: int) -> Iterator[ClipMa
             raise UserError(
                 f"{path}: another process is writing it; give each its own --process and the same --processes"
             )
+        _refuse_other_jobs(folder, processes)
         _remove_torn_line(file)
         yield ClipManifest(file, read_entries(folder))
+
+
+def file_name(process: int, processes: int) -> str:
+    """The name of a process's manifest, which says how many processes share the job."""
+    return "manifest.jsonl" if processes == 1 else f"manifest-{process:03d}-of-{processes:03d}.jsonl"
+
+
+def _refuse_other_jobs(folder: Path, processes: int) -> None:
+    """Raises `UserError` if a process that divides the lines in another way has its manifest open.
+
+    This process holds the lock of its own manifest, so that of two that start at once at least one sees the other.
+    """
+    same = {file_name(process, processes) for process in range(processes)}
+    for path in folder.glob(FILES):
+        if path.name in same:
+            continue
+        try:
+            file = open(path, "r+b")  # noqa: SIM115  # network file systems lock only what may be written
+        except OSError as error:
+            raise UserError(f"{path}: cannot be opened ({error.strerror})") from error
+        with file:
+            if not files.lock(file):
+                raise UserError(
+                    f"{path}: in use by a process with another --processes than {processes}; it would make the same "
+                    "clips"
+                )
 
 
 def _remove_torn_line(file: IO[bytes]) -> None:
@@ -80,14 +108,22 @@ def read_entries(folder: Path) -> dict[str, dict[str, Any]]:
     """
     entries: dict[str, dict[str, Any]] = {}
     for path in sorted(folder.glob(FILES)):
-        for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], start=1):
+        for number, line in enumerate(files.read_bytes(path).split(b"\n")[:-1], start=1):
             try:
                 entry = json.loads(line)
+                _check_entry(entry)
                 earlier = entries.get(entry["id"])
                 if earlier is None or entry["made_at"] >= earlier["made_at"]:
                     entries[entry["id"]] = entry
-            except (ValueError, KeyError, TypeError):
+            except (ValueError, KeyError, TypeError, RecursionError):
                 raise UserError(
                     f"{path}, line {number}: damaged; delete the line, and its clip is made again"
                 ) from None
     return entries
+
+
+def _check_entry(entry: Any) -> None:
+    """Raises `TypeError` or `KeyError` unless the value of a line has what is read of it."""
+    types = {"id": str, "file": str, "made_at": int | float}
+    if not all(isinstance(entry[name], kind) for name, kind in types.items()) or "/" in entry["file"]:
+        raise TypeError

@@ -7,35 +7,38 @@
 A prompt file may use either form.
 """
 
+import contextlib
 import dataclasses
 import functools
-import hashlib
 from pathlib import Path
 from typing import Any
 
+from melody_jax import files
 from melody_jax.errors import UserError
-from melody_jax.sampling.request import Part, PromptLike, Request, Scene
+from melody_jax.sampling.request import Part, PromptLike, Request, Scene, check_region
+from melody_jax.sampling.settings import shorten
 
 
 def parse_region(value: Any) -> tuple[float, float]:
     """(begin, end) in seconds from "3-5" or [3, 5]. Raises `UserError` for anything else."""
-    if isinstance(value, list) and len(value) == 2 and all(isinstance(end, int | float) for end in value):
-        return value[0], value[1]
-    if isinstance(value, str):
+    region: tuple[Any, ...] = ()
+    if isinstance(value, list):
+        region = tuple(value)
+    elif isinstance(value, str):
         begin, _, end = value.partition("-")
-        try:
-            return float(begin), float(end)
-        except ValueError:
-            pass
-    raise UserError(f"region {value!r}: it must be BEGIN-END in seconds, such as 3-5")
+        with contextlib.suppress(ValueError):
+            region = float(begin), float(end)
+    if len(region) != 2:
+        raise UserError(f"region {shorten(value)}: it must be BEGIN-END in seconds, such as 3-5")
+    check_region(region)
+    return region[0], region[1]
 
 
 def parse_regions(value: Any) -> tuple[tuple[float, float], ...]:
     """The regions of a prompt file's line. Raises `UserError` unless they are a list of regions."""
-    try:
-        return tuple(parse_region(region) for region in (value if isinstance(value, list) else [value]))
-    except UserError:
-        raise UserError(f"regions are {value}; they must be a list of [begin, end] in seconds") from None
+    if not isinstance(value, list) or not all(isinstance(region, list | str) for region in value):
+        raise UserError(f"regions are {shorten(value)}; they must be a list of [begin, end] in seconds")
+    return tuple(parse_region(region) for region in value)
 
 
 def parse_scene(value: Any, folder: Path = Path()) -> Scene:
@@ -44,14 +47,15 @@ def parse_scene(value: Any, folder: Path = Path()) -> Scene:
         return Scene(start=value["at"], prompt=parse_prompt(value["prompt"], folder))
     if isinstance(value, str):
         seconds, _, prompt = value.partition("=")
-        return Scene(start=_number(seconds, f"story {value!r}: it must be SECONDS=PROMPT"), prompt=prompt)
-    raise UserError(f"story is {value}; it must be a list of objects that have at and prompt")
+        message = f"story {shorten(value)}: it must be SECONDS=PROMPT"
+        return Scene(start=_number(seconds, message), prompt=prompt)
+    raise UserError(f"story is {shorten(value)}; it must be a list of objects that have at and prompt")
 
 
 def parse_story(value: Any, folder: Path) -> tuple[Scene, ...]:
     """The story of a prompt file; sound files are relative to `folder`. Raises as `parse_scene`."""
     if not isinstance(value, list):
-        raise UserError(f"story is {value}; it must be a list of objects that have at and prompt")
+        raise UserError(f"story is {shorten(value)}; it must be a list of objects that have at and prompt")
     return tuple(parse_scene(scene, folder) for scene in value)
 
 
@@ -60,16 +64,24 @@ def parse_part(value: Any, folder: Path = Path()) -> Part:
     else."""
     if isinstance(value, str):
         text, _, weight = value.rpartition("=")
-        return Part(text=text, weight=_number(weight, f"blend {value!r}: it must be PROMPT=WEIGHT"))
+        return Part(text=text, weight=_number(weight, f"blend {shorten(value)}: it must be PROMPT=WEIGHT"))
     if not isinstance(value, dict):
-        raise UserError(f"prompt has the part {value}; it must be a list of objects")
+        raise UserError(f"prompt has the part {shorten(value)}; it must be a list of objects")
     names = {field.name for field in dataclasses.fields(Part)}
     if unknown := value.keys() - names:
-        raise UserError(f"a prompt's part has {unknown.pop()!r}; it has {', '.join(sorted(names))}")
+        raise UserError(f"a prompt's part has {shorten(unknown.pop())}; it has {', '.join(sorted(names))}")
     fields: dict[str, Any] = dict(value)
-    if "audio" in fields:
-        fields["audio"] = folder / str(fields["audio"])
+    fields["audio"] = parse_sound(fields.get("audio"), folder, "audio")
     return Part(**fields)
+
+
+def parse_sound(value: Any, folder: Path, name: str) -> Path | None:
+    """A sound file from its path relative to `folder`; null is none. Raises `UserError` for anything else."""
+    if value is None:
+        return None
+    if not isinstance(value, str) or not value:
+        raise UserError(f"{name} is {shorten(value)}; it must be the name of a sound file")
+    return folder / value
 
 
 def parse_prompt(value: Any, folder: Path) -> PromptLike:
@@ -80,7 +92,7 @@ def parse_prompt(value: Any, folder: Path) -> PromptLike:
     if isinstance(value, str):
         return value
     if not isinstance(value, list):
-        raise UserError(f"prompt is {value}; it must be a text or a list of objects")
+        raise UserError(f"prompt is {shorten(value)}; it must be a text or a list of objects")
     return tuple(parse_part(part, folder) for part in value)
 
 
@@ -115,10 +127,7 @@ def _to_json(value: Any) -> Any:
 
 @functools.lru_cache(maxsize=1024)
 def _file_hash(path: Path) -> str:
-    try:
-        return hashlib.sha256(path.read_bytes()).hexdigest()
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+    return files.file_hash(path)
 
 
 def _number(text: str, message: str) -> float:

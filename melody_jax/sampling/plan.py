@@ -10,9 +10,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from melody_jax import diffusion
 from melody_jax.audio import SAMPLE_RATE, TOKEN_SAMPLES
 from melody_jax.errors import UserError
+from melody_jax.runtime import available_memory
 from melody_jax.sampling.request import Request
 from melody_jax.sampling.settings import MAX_SECONDS
 from melody_jax.sampling.windows import SamplerConfig
@@ -100,6 +103,25 @@ def plan_batches(
     ]
 
 
+def check_memory(requests: Sequence[Request], source_samples: Mapping[Request, int] | None = None) -> None:
+    """Raises `UserError` if the samples of the clips, and of their candidates, exceed the memory that is free.
+
+    source_samples: length of the source of each request that has one.
+    """
+    lengths = {} if source_samples is None else source_samples
+    samples = sum(
+        request.best_of * max(round(request.seconds * SAMPLE_RATE), lengths.get(request, 0))
+        for request in requests
+    )
+    needed = samples * np.dtype(np.float32).itemsize
+    available = available_memory()
+    if available is not None and needed > available:
+        raise UserError(
+            f"{len(requests)} clips at a time need {needed:,} bytes for their samples, {available:,} are free; make "
+            "fewer at a time, or shorter ones"
+        )
+
+
 def sampler_config(request: Request, configs: Configs) -> SamplerConfig:
     """What has to be compiled for the request.
 
@@ -150,7 +172,7 @@ def plan_edit(request: Request, source_samples: int, config: SamplerConfig) -> E
     seconds = source_samples / SAMPLE_RATE
     if seconds > MAX_SECONDS:
         raise UserError(f"the source lasts {seconds:.0f} s; it must be at most {MAX_SECONDS:g} s long")
-    if request.continues_source and request.seconds <= seconds:
+    if request.continues_source and round(request.seconds * SAMPLE_RATE) <= source_samples:
         raise UserError(f"seconds is {request.seconds}; it must exceed the {seconds:.2f} s of the source")
     if late := [end for _, end in request.regions if end > seconds + 1e-6]:
         raise UserError(f"a region ends at {late[0]} s; the source ends at {seconds:.2f} s")

@@ -5,6 +5,7 @@ python play.py "a calm solo piano piece" --seed 0 --out song.wav
 
 import argparse
 import json
+import secrets
 import wave
 from pathlib import Path
 
@@ -16,9 +17,12 @@ from tokenizers import Tokenizer
 
 parser = argparse.ArgumentParser(description=__doc__)
 parser.add_argument("prompt")
-parser.add_argument("--seed", type=int, default=0)
+parser.add_argument("--seed", type=int, default=0, help="added to the exported seed; -1 draws one")
 parser.add_argument("--out", default="song.wav")
 arguments = parser.parse_args()
+if arguments.seed == -1:
+    arguments.seed = secrets.randbelow(2**32)
+    print(f"seed {arguments.seed}")
 
 folder = Path(__file__).parent
 jax.config.update("jax_compilation_cache_dir", str(folder / "compiled"))  # the second start is fast
@@ -43,7 +47,8 @@ inputs = {
 encoding = Tokenizer.from_file(str(folder / "tokenizer.json")).encode(arguments.prompt)
 inputs["ids"][:] = encoding.ids
 inputs["mask"][:] = encoding.attention_mask
-inputs["seeds"] += arguments.seed + np.arange(description["batch"], dtype=np.int32)
+seeds = [description["seed"] + arguments.seed + number for number in range(description["batch"])]
+inputs["seeds"][:] = [divmod(seed % 2**64, 2**32) for seed in seeds]  # upper and lower half
 window = program("sampler")(inputs)
 clips = np.asarray(program("decoder")(window["latents"]))
 

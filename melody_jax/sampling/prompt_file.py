@@ -5,15 +5,16 @@ A line has a "prompt". It may have an "id", which becomes the name of the clip's
 prompt file.
 """
 
-import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from melody_jax import files
 from melody_jax.errors import UserError
 from melody_jax.sampling import notation
 from melody_jax.sampling.request import Request, make_requests
+from melody_jax.sampling.settings import DRAWN_SEED, draw_seed, shorten
 
 CLIP_ID = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]{0,99}")
 """A valid id: as a file name it can neither leave the folder nor be hidden."""
@@ -31,33 +32,34 @@ class PromptLine:
     """The clip."""
     settings: dict[str, Any]
     """The request as JSON values. A clip that was made with equal settings need not be made again."""
+    draws_seed: bool = False
+    """Whether the seed was drawn now, so that a clip with another one is as good."""
 
 
 def read_prompt_file(path: Path, defaults: dict[str, Any]) -> list[PromptLine]:
     """The lines of a prompt file in order; empty lines do not count.
 
     Settings that a line lacks are taken from `defaults`. Without a seed, it has the default seed plus its position
-    (from 0); without an id, its id is the position.
+    (from 0); without an id, its id is the position. The seed null or -1 is drawn.
 
     Raises:
         UserError: the file cannot be read or has no prompts, or lines are bad: the error describes the first one and
             counts the others.
     """
-    try:
-        lines = path.read_text("utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise UserError(f"{path}: cannot be read as UTF-8 text ({reason})") from None
+    lines = files.split_lines(files.read_text(path))
     parsed: dict[str, PromptLine] = {}
     errors: list[str] = []
     numbers = [number for number, line in enumerate(lines, start=1) if line.strip()]
     for place, number in enumerate(numbers):
         try:
-            line = _parse_line(json.loads(lines[number - 1]), number, place, defaults, path.parent)
+            value = files.parse_json(lines[number - 1], f"line {number}")
+        except UserError as error:
+            errors.append(str(error))
+            continue
+        try:
+            line = _parse_line(value, number, place, defaults, path.parent)
             if parsed.setdefault(line.clip_id.casefold(), line) is not line:
                 raise UserError(f"id {line.clip_id!r} is already used by an earlier line")
-        except json.JSONDecodeError as error:
-            errors.append(f"line {number}: not JSON ({error.msg})")
         except UserError as error:
             errors.append(f"line {number}: {error}")
     raise_line_errors(errors, path)
@@ -79,20 +81,33 @@ def _parse_line(line: Any, number: int, place: int, defaults: dict[str, Any], fo
     settings = {name: value for name, value in line.items() if name not in ("id", "prompt")}
     for name, value in settings.items():
         if isinstance(value, list | dict) and name not in ("story", "regions"):
-            raise UserError(f"{name} is {value}; it must be a single value")
+            raise UserError(f"{name} is {shorten(value)}; it must be a single value")
     if "story" in settings:
         settings["story"] = notation.parse_story(settings["story"], folder)
     if "regions" in settings:
         settings["regions"] = notation.parse_regions(settings["regions"])
-    if settings.get("source") is not None:
-        settings["source"] = folder / str(settings["source"])
-    clip_id = str(line.get("id", f"{place:06d}"))
-    if not CLIP_ID.fullmatch(clip_id):
+    if "source" in settings:
+        settings["source"] = notation.parse_sound(settings["source"], folder, "source")
+    clip_id = line.get("id", f"{place:06d}")
+    if isinstance(clip_id, int) and not isinstance(clip_id, bool):
+        clip_id = str(clip_id)
+    if not isinstance(clip_id, str) or not CLIP_ID.fullmatch(clip_id):
         raise UserError(
-            f"id {clip_id!r} is not a valid file name; it must be 1 to 100 of A-Z a-z 0-9 . _ - and not begin with a ."
+            f"id {shorten(clip_id)} is not a valid file name; it must be 1 to 100 of A-Z a-z 0-9 . _ - and not begin "
+            "with a ."
         )
     prompt = notation.parse_prompt(line.get("prompt", ""), folder)
-    (request,) = make_requests([prompt], defaults | {"seed": defaults.get("seed", 0) + place} | settings)
+    seed = settings.get("seed", defaults.get("seed", 0))
+    draws_seed = seed is None or (seed == DRAWN_SEED and not isinstance(seed, bool))
+    if seed is None or draws_seed:
+        settings["seed"] = draw_seed()
+    elif "seed" not in settings:
+        settings["seed"] = seed + place
+    (request,) = make_requests([prompt], defaults | settings)
     return PromptLine(
-        number=number, clip_id=clip_id, request=request, settings=notation.request_to_json(request)
+        number=number,
+        clip_id=clip_id,
+        request=request,
+        settings=notation.request_to_json(request),
+        draws_seed=draws_seed,
     )

@@ -7,10 +7,11 @@ other, so that an item's tokens do not depend on its batch.
 N prompts, W word pieces, T samples, E embedding, P prefix levels.
 """
 
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,11 +20,15 @@ from jaxtyping import Array, Float, Float32, Int, Int32
 from tokenizers import Tokenizer
 
 from melody_jax import audio, text
-from melody_jax.errors import UserError
+from melody_jax.errors import InputWarning, UserError
 from melody_jax.models import mulan, rvq
 from melody_jax.models.functional import Params
 from melody_jax.models.mulan import MuLanConfig
-from melody_jax.sampling.request import PromptLike, Request, prompt_parts
+from melody_jax.sampling.request import PromptLike, Request, is_array, prompt_parts
+from melody_jax.sampling.settings import shorten
+
+SHOWN_WORDS = 8
+"""Unknown words that a warning lists."""
 
 
 @partial(jax.jit, static_argnames="config")
@@ -82,6 +87,24 @@ class EncodedRequest:
         return [prompt.prefix_tokens for start, prompt in self.scenes if start <= seconds + 1e-9][-1]
 
 
+class UnknownWords(NamedTuple):
+    """Words of a prompt that the vocabulary cannot spell."""
+
+    prompt: str
+    words: list[str]
+    is_all: bool
+    """Whether the prompt has no other words."""
+
+    def __str__(self) -> str:
+        words = ", ".join(map(shorten, self.words[:SHOWN_WORDS]))
+        more = f" and {len(self.words) - SHOWN_WORDS} more" if len(self.words) > SHOWN_WORDS else ""
+        words = words + more
+        if self.is_all:
+            listed = f": {words}" if words else ""
+            return f"prompt {shorten(self.prompt)} has no word of the model's vocabulary and says nothing to it{listed}"
+        return f"prompt {shorten(self.prompt)} has words that are not in the model's vocabulary: {words}"
+
+
 class PromptEncoder:
     """MuLan with its tokenizer. Audio is embedded in windows of `window_samples`; their points are
     averaged."""
@@ -117,6 +140,21 @@ class PromptEncoder:
                 _tokenize(part.text, self.config.text.max_length, self.tokenizer)
             else:
                 read_audio(part.audio, "an audio prompt")
+
+    def unknown_words(self, prompts: Iterable[PromptLike]) -> list[UnknownWords]:
+        """The texts of the prompts, each once, that have words which the vocabulary cannot spell."""
+        parts = [part for prompt in prompts for part in prompt_parts(prompt) if part.audio is None]
+        entries = [
+            UnknownWords(prompt, *text.unknown_words(prompt, self.tokenizer))
+            for prompt in dict.fromkeys(part.text for part in parts)
+        ]
+        return [entry for entry in entries if entry.words or entry.is_all]
+
+    def warn_of_unknown_words(self, requests: Sequence[Request]) -> None:
+        """Warns once of each text of the requests that has words which the vocabulary cannot spell."""
+        prompts = [prompt for request in requests for prompt in request.texts]
+        for entry in self.unknown_words(prompts):
+            warnings.warn(str(entry), InputWarning, stacklevel=3)
 
     def encode(self, prompt: PromptLike) -> EncodedPrompt:
         """The point and the prefix tokens of a prompt. Raises as `target`."""
@@ -180,9 +218,11 @@ def read_audio(sound: Any, role: str) -> Float32[np.ndarray, " T"]:
     Raises:
         UserError: it cannot be read, is not mono or not finite, or is shorter than one second.
     """
-    wave = sound if isinstance(sound, np.ndarray) else audio.read(sound)
+    wave = np.asarray(sound) if is_array(sound) else audio.read(sound)
+    if not np.issubdtype(wave.dtype, np.floating):
+        raise UserError(f"{role} of {wave.dtype}; samples must be floats in [-1, 1]")
     if wave.ndim != 1 or not np.isfinite(wave).all() or len(wave) < audio.SAMPLE_RATE:
-        label = f"shape {wave.shape}" if isinstance(sound, np.ndarray) else f"{sound}, {len(wave)} samples"
+        label = f"shape {wave.shape}" if is_array(sound) else f"{sound}, {len(wave)} samples"
         raise UserError(f"{role} of {label}; it must be mono, finite and at least a second at 24 kHz")
     return wave.astype(np.float32)
 

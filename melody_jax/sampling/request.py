@@ -2,17 +2,28 @@
 
 import dataclasses
 import difflib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
+from melody_jax.audio import SAMPLE_RATE
 from melody_jax.errors import UserError
 from melody_jax.options import option
-from melody_jax.sampling.settings import MAX_SECONDS, ClipSettings, check_settings
+from melody_jax.sampling.settings import (
+    DRAWN_SEED,
+    MAX_SECONDS,
+    ClipSettings,
+    check_settings,
+    check_unicode,
+    draw_seed,
+    print_seed,
+    shorten,
+)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -21,19 +32,23 @@ class Part:
 
     text: str = ""
     """A text. Exactly one of `text` and `audio` is set."""
-    audio: str | Path | np.ndarray | None = None
+    audio: str | Path | ArrayLike | None = None
     """A sound file, or float32 (T,) at 24 kHz, at least one second long."""
     weight: float = option(1.0, least=-10, most=10)
     """Weight relative to the other parts. A negative weight steers away from the part."""
 
     def __post_init__(self) -> None:
-        if bool(self.text.strip()) == (self.audio is not None):
-            raise UserError(
-                f"a part of a prompt has text or audio, one of the two; got {self.text!r} and {self.audio}"
-            )
         check_settings(self)
+        _check_sound(self.audio, "audio")
+        if bool(self.text.strip()) == (self.audio is not None):
+            sound = None if self.audio is None else shorten(self.audio)
+            raise UserError(
+                f"a part of a prompt has text or audio, one of the two; got {shorten(self.text)} and {sound}"
+            )
 
 
+SEQUENCES = ("story", "regions")
+"""Settings whose value is a sequence."""
 PromptLike = str | Sequence[Part]
 """A text, or several parts that are blended by weight."""
 
@@ -67,7 +82,7 @@ class Request(ClipSettings):
     seconds: float = option(10.0, above=0, most=MAX_SECONDS)
     """Length in seconds. A clip longer than one window is continued chunk by chunk (MeLoDy,
     arXiv 2305.15719, section 4.3)."""
-    source: str | Path | np.ndarray | None = None
+    source: str | Path | ArrayLike | None = None
     """Music to edit: a sound file or float32 (T,) at 24 kHz, one second to ten minutes long. It is continued
     up to `seconds`. With `regions`, `strength` or `keep_tokens` it is changed instead, and the clip is as
     long as the source."""
@@ -77,16 +92,28 @@ class Request(ClipSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.seed == DRAWN_SEED:
+            object.__setattr__(self, "seed", print_seed(draw_seed()))
+        if round(self.seconds * SAMPLE_RATE) < 1:
+            raise UserError(f"seconds is {self.seconds}; it must be at least one sample, 1/{SAMPLE_RATE} s")
+        _check_sound(self.source, "source")
+        self._check_edit()
         for _, prompt in self.scenes:
             prompt_parts(prompt)
+
+    def _check_edit(self) -> None:
+        """Raises `UserError` for a story or regions that are no sequences, or do not fit together."""
+        if not isinstance(self.story, Sequence) or not all(isinstance(scene, Scene) for scene in self.story):
+            raise UserError(f"story is {shorten(self.story)}; it must be a sequence of Scene")
         times = [scene.start for scene in self.story]
         if times != sorted(times):
             raise UserError(f"the times of the story are {times}; they must rise")
         if self.source is None and (self.regions or self.strength < 1 or self.keep_tokens):
             raise UserError("regions, strength and keep_tokens need a source; there is none")
+        if not isinstance(self.regions, Sequence):
+            raise UserError(f"regions is {shorten(self.regions)}; it must be a sequence of (begin, end)")
         for region in self.regions:
-            if not isinstance(region, Sequence) or len(region) != 2 or not 0 <= region[0] < region[1]:
-                raise UserError(f"region {region}; it must be (begin, end) in seconds, 0 <= begin < end")
+            check_region(region)
 
     @property
     def continues_source(self) -> bool:
@@ -99,27 +126,61 @@ class Request(ClipSettings):
         first = self.prompt if self.prompt or self.source is None else (Part(audio=self.source),)
         return (0.0, first), *((scene.start, scene.prompt) for scene in self.story)
 
+    @property
+    def texts(self) -> tuple[PromptLike, ...]:
+        """All prompts of the request, the negative one included."""
+        negative = (self.negative_prompt,) if self.negative_prompt.strip() else ()
+        return *(prompt for _, prompt in self.scenes), *negative
+
+
+def check_region(region: Any) -> None:
+    """Raises `UserError` unless `region` is (begin, end) in seconds, at least one sample long."""
+    is_pair = isinstance(region, Sequence) and len(region) == 2
+    if not is_pair or not all(isinstance(end, int | float | np.number) for end in region):
+        raise UserError(f"region {shorten(region)}; it must be (begin, end) in seconds, 0 <= begin < end")
+    begin, end = region
+    if not 0 <= begin < end <= MAX_SECONDS:
+        raise UserError(f"region {region}; it must be (begin, end), 0 <= begin < end <= {MAX_SECONDS} s")
+    if round(begin * SAMPLE_RATE) == round(end * SAMPLE_RATE):
+        raise UserError(f"region {region}; it must be at least one sample long, 1/{SAMPLE_RATE} s")
+
+
+def _check_sound(sound: Any, name: str) -> None:
+    """Raises `UserError` unless `sound` is a path, an array or None."""
+    if sound is not None and not isinstance(sound, str | Path) and not is_array(sound):
+        raise UserError(f"{name} is {shorten(sound)}; it must be a sound file, or samples as a float32 array")
+
+
+def is_array(value: Any) -> bool:
+    """Whether a value is an array of NumPy or of a library that converts to it, as JAX."""
+    return hasattr(value, "__array__") and hasattr(value, "ndim") and not isinstance(value, np.generic)
+
 
 def prompt_parts(prompt: PromptLike) -> tuple[Part, ...]:
-    """The parts of a prompt. Raises `UserError` if it is empty."""
+    """The parts of a prompt. Raises `UserError` if it is empty, or not a prompt."""
     if isinstance(prompt, str):
+        check_unicode(prompt, "prompt")
         if not prompt.strip():
             raise UserError(f"prompt {prompt!r} is empty; describe the music in a few words")
         return (Part(text=prompt),)
-    if not prompt or not all(isinstance(part, Part) for part in prompt):
-        raise UserError(f"prompt {prompt!r}; it must be a text or a sequence of Part")
+    if not isinstance(prompt, Sequence) or not prompt or not all(isinstance(part, Part) for part in prompt):
+        raise UserError(f"prompt {shorten(prompt)}; it must be a text or a sequence of Part")
     return tuple(prompt)
 
 
 def make_requests(prompts: PromptLike | Sequence[PromptLike], settings: dict[str, Any]) -> list[Request]:
-    """One request per prompt. Each setting is one value for all of them, or a list of one value per prompt.
+    """One request per prompt. Each setting is one value for all of them, or a list, tuple or array of one per prompt.
 
-    With a single `seed` (default 0), item i has seed + i.
+    The values of `story` and `regions` are tuples themselves, so that only a list gives one per prompt; a `source` is
+    always one for all unless it is a list. With a single `seed` (default 0), item i has seed + i; None and -1 draw a
+    seed, which is printed.
 
     Raises:
         UserError: there are no prompts, a setting is unknown, a list has another length than the prompts, or a value is
             out of range.
     """
+    if not isinstance(prompts, str | Iterable):
+        raise UserError(f"prompts is {shorten(prompts)}; it must be a text, or a list of them")
     items: list[Any] = [prompts] if isinstance(prompts, str) else list(prompts)
     if not items:
         raise UserError("no prompts; give at least one")
@@ -128,7 +189,7 @@ def make_requests(prompts: PromptLike | Sequence[PromptLike], settings: dict[str
         if name not in names:
             closest = difflib.get_close_matches(name, names, 1)
             hint = f"is {closest[0]!r} meant?" if closest else f"the settings are {', '.join(sorted(names))}"
-            raise UserError(f"unknown setting {name!r}; {hint}")
+            raise UserError(f"unknown setting {shorten(name)}; {hint}")
     columns = {name: _column(name, value, len(items)) for name, value in ({"seed": 0} | settings).items()}
     return [
         Request(prompt=prompt, **{name: values[i] for name, values in columns.items()})
@@ -138,12 +199,17 @@ def make_requests(prompts: PromptLike | Sequence[PromptLike], settings: dict[str
 
 def _column(name: str, value: Any, count: int) -> list[Any]:
     """The value of a setting for each of `count` items."""
-    if isinstance(value, list) or (isinstance(value, np.ndarray) and name != "source"):
+    if is_array(value) and name != "source":
+        value = np.asarray(value).tolist()  # numbers of Python
+    if isinstance(value, list) or (isinstance(value, tuple) and name not in SEQUENCES):
         if len(value) != count:
             raise UserError(f"{len(value)} values of {name} for {count} prompts; give one, or one per prompt")
-        return list(value)
+        items = [item.item() if is_array(item) and item.ndim == 0 else item for item in value]
+        return [DRAWN_SEED if name == "seed" and item is None else item for item in items]
     if name != "seed":
         return [value] * count
+    if value is None or (value == DRAWN_SEED and not isinstance(value, bool)):
+        value = print_seed(draw_seed())
     if isinstance(value, bool) or not isinstance(value, int | np.integer):
-        raise UserError(f"seed is {value}; it must be a whole number")
-    return [value + i for i in range(count)]
+        raise UserError(f"seed is {shorten(value)}; it must be a whole number")
+    return [int(value) + i for i in range(count)]

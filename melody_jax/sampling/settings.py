@@ -1,9 +1,11 @@
 """The settings that all samplers share, each with one name, default, range and description."""
 
 import dataclasses
+import secrets
+import sys
 import typing
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -13,10 +15,17 @@ from melody_jax.options import check_fields, option
 
 MAX_SECONDS = 600
 """Longest clip and longest source, seconds."""
+MAX_SEED = 2**64 - 1
+DRAWN_SEED = -1
+"""Stands for a seed that is drawn."""
 WHAT = "what to make"
 HOW = "how to sample"
 WHERE = "where to write"
 MODEL = "model"
+
+
+TYPES = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
+"""Type of a field -> what its values are called in an error."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -26,8 +35,8 @@ class SamplingSettings:
     Raises `UserError` for a value out of its range.
     """
 
-    seed: int = option(0, group=HOW, least=0, most=2**31 - 1)
-    """Random seed. Item i of a batch uses seed + i."""
+    seed: int = option(0, group=HOW, least=DRAWN_SEED, most=MAX_SEED)
+    """Random seed. Item i of a batch uses seed + i. -1 draws a seed and prints it."""
     steps: int = option(5, group=HOW, least=1, most=1000)
     """Diffusion steps per window. The paper reports 5, 10 and 20."""
     schedule: str = option("paper", group=HOW, choices=tuple(diffusion.SCHEDULES))
@@ -47,6 +56,9 @@ class SamplingSettings:
 
     def __post_init__(self) -> None:
         check_settings(self)
+
+
+S = TypeVar("S", bound=SamplingSettings)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -72,6 +84,22 @@ class ClipSettings(SamplingSettings):
             raise UserError("negative_prompt needs guidance; lm_guidance_scale is 1, set e.g. 2")
 
 
+def draw_seed() -> int:
+    """A seed from the system's source of randomness, short enough to be typed again."""
+    return secrets.randbelow(2**32)
+
+
+def print_seed(seed: int) -> int:
+    """Prints a drawn seed on stderr, so that its clip can be made again; returns it."""
+    print(f"seed {seed}", file=sys.stderr)
+    return seed
+
+
+def with_drawn_seed(config: S) -> S:
+    """The settings with a seed that is drawn and printed if theirs is -1."""
+    return dataclasses.replace(config, seed=print_seed(draw_seed())) if config.seed == DRAWN_SEED else config
+
+
 def shared_settings(
     config: SamplingSettings, kind: type[SamplingSettings] = SamplingSettings
 ) -> dict[str, Any]:
@@ -80,18 +108,47 @@ def shared_settings(
 
 
 def check_settings(config: Any) -> None:
-    """Checks the numbers of a dataclass instance, and the ranges and choices of its fields
-    (`options.option`).
+    """Checks the types, ranges and choices of the fields of a dataclass instance (`options.option`).
 
     Raises:
-        UserError: a field annotated `int` or `float` holds something else, or a value is out of its range.
+        UserError: a field annotated `int`, `float`, `bool` or `str` holds something else, a text is not valid Unicode,
+            or a value is out of its range.
     """
     hints = typing.get_type_hints(type(config))
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
-        if hints[field.name] is int and (isinstance(value, bool) or not isinstance(value, int | np.integer)):
-            raise UserError(f"{field.name} is {value}; it must be a whole number")
-        is_number = isinstance(value, int | float | np.number) and not isinstance(value, bool)
-        if hints[field.name] is float and not is_number:
-            raise UserError(f"{field.name} is {value}; it must be a number")
+        kind = hints[field.name]
+        if kind in TYPES and not _is_instance(value, kind):
+            raise UserError(f"{field.name} is {shorten(value)}; it must be {TYPES[kind]}")
+        if kind is str:
+            check_unicode(value, field.name)
     check_fields(config)
+
+
+def _is_instance(value: Any, kind: type) -> bool:
+    """Whether a value may stand in a field of this type; numbers of NumPy count, and True is no number."""
+    if kind in (bool, str):
+        return isinstance(value, bool | np.bool if kind is bool else str)
+    if isinstance(value, bool):
+        return False
+    return isinstance(value, int | np.integer if kind is int else int | float | np.number)
+
+
+def check_unicode(text: str, name: str) -> None:
+    """Raises `UserError` for a text with half of a surrogate pair, which no encoding has; `name` says whose it is."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise UserError(
+            f"{name} {shorten(text)} is not valid Unicode: character {error.start + 1} is half of a surrogate pair, or "
+            "a byte that is not UTF-8"
+        ) from None
+
+
+def shorten(value: Any, length: int = 60) -> str:
+    """A value as an error shows it: a text in quotes; of a long one the beginning."""
+    try:
+        text = repr(value) if isinstance(value, str) else str(value)
+    except ValueError:  # an integer of thousands of digits
+        return "a number of thousands of digits"
+    return text if len(text) <= length else f"{text[:length]}..."

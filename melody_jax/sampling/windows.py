@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, PartitionSpec
-from jaxtyping import Array, Bool, Float, Int, Int32, Key
+from jaxtyping import Array, Bool, Float, Int, Int32, Key, UInt32
 
 from melody_jax import diffusion
 from melody_jax.errors import UserError
@@ -93,8 +93,8 @@ class Controls(NamedTuple):
     """Prefix tokens of the prompt."""
     negative_prefix_tokens: Int[Array, "B P"]
     """Prefix tokens from which guidance steers the language model away; -1 is the learned null prefix."""
-    seeds: Int[Array, " B"]
-    """Random seed of the item."""
+    seeds: UInt32[Array, "B 2"]
+    """Random seed of the item, its upper and lower 32 bits."""
     candidate: Int[Array, " B"]
     """Number of the candidate among several clips with one seed."""
     temperature: Float[Array, " B"]
@@ -133,7 +133,7 @@ def make_controls(
     return Controls(
         prefix_tokens=prefix_tokens,
         negative_prefix_tokens=jnp.asarray(negative_prefix_tokens),
-        seeds=column("seed", np.int32),
+        seeds=split_seeds([item.seed for item in items]),
         candidate=jnp.asarray([0] * batch if candidate is None else candidate, jnp.int32),
         temperature=column("temperature", np.float32),
         top_k=jnp.asarray([min(item.top_k, candidates) for item in items], jnp.int32),
@@ -150,11 +150,22 @@ class Window(NamedTuple):
     latents: Float[Array, "B L D"]
 
 
+def split_seeds(seeds: Sequence[int]) -> UInt32[Array, "B 2"]:
+    """The upper and lower 32 bits of each seed, 0 to 2**64 - 1."""
+    return jnp.asarray([divmod(int(seed), 2**32) for seed in seeds], jnp.uint32)
+
+
 def item_keys(controls: Controls) -> Key[Array, " B"]:
-    """One Threefry key per item, derived from its seed and candidate."""
-    root = jax.random.key(0, impl="threefry2x32")
-    seed_keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(root, controls.seeds)
-    return jax.vmap(jax.random.fold_in)(seed_keys, controls.candidate)
+    """One Threefry key per item, derived from its seed and candidate.
+
+    The lower 32 bits of the seed are folded into a key that holds the upper ones.
+    """
+
+    def key(seed: jax.Array, candidate: jax.Array) -> jax.Array:
+        root = jax.random.wrap_key_data(seed * jnp.array([1, 0], jnp.uint32), impl="threefry2x32")
+        return jax.random.fold_in(jax.random.fold_in(root, seed[1]), candidate)
+
+    return jax.vmap(key)(controls.seeds, controls.candidate)
 
 
 def _fold_in(keys: jax.Array, use: int | jax.Array) -> jax.Array:

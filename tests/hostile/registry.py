@@ -1,10 +1,12 @@
 """All kinds of hostile input, by name. A module of kinds defines `KINDS` and has one line here."""
 
-from hostile import audio_bytes, corpora, tables
+from hostile import audio_bytes, corpora, prompts, releases, tables
 from hostile.kind import Kind
 
 KINDS: dict[str, Kind] = {
     **audio_bytes.KINDS,
     **corpora.KINDS,
     **tables.KINDS,
+    **prompts.KINDS,
+    **releases.KINDS,
 }
