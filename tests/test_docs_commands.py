@@ -59,13 +59,12 @@ def script(page: str, port: int) -> str:
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An empty folder in which `melody` and `python sample.py` are this checkout's."""
     folder = tmp_path_factory.mktemp("reader")
-    command = folder / "bin" / "melody"
-    command.parent.mkdir()
-    command.write_text(
-        f'#!/bin/sh\nexec "{sys.executable}" -c "from melody_jax.cli import main; main()" "$@"\n'
-    )
-    command.chmod(command.stat().st_mode | stat.S_IXUSR)
-    (folder / "bin" / "python").symlink_to(sys.executable)
+    arguments = {"melody": ' -c "from melody_jax.cli import main; main()"', "python": ""}
+    (folder / "bin").mkdir()
+    for name, code in arguments.items():  # a link to the interpreter would lose its virtual environment
+        command = folder / "bin" / name
+        command.write_text(f'#!/bin/sh\nexec "{sys.executable}"{code} "$@"\n')
+        command.chmod(command.stat().st_mode | stat.S_IXUSR)
     for name in ("sample.py", "train.py"):
         (folder / name).symlink_to(ROOT / name)
     (folder / "tiny_study.py").write_text(TINY_STUDY)
