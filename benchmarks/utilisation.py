@@ -24,7 +24,7 @@ import numpy as np
 import tyro
 
 from melody_jax.composer import facts
-from melody_jax.config import load_config
+from melody_jax.config import load_config, with_fields
 from melody_jax.flops import matmul_cost
 from melody_jax.scale.programs import example
 from melody_jax.sharding import make_mesh, sharded_init
@@ -66,6 +66,8 @@ def fill(shapes: Any) -> Any:
 def measure(name: str, steps: int, trace: str) -> list[str]:
     """Cells of the table for one config."""
     config = load_config(ROOT / "configs" / f"{name}.py")
+    model = with_fields(config.stage.model, dtype="float32", remat="none")
+    config = replace(config, stage=replace(config.stage, model=model))
     config = replace(config, data=replace(config.data, batch_size=BATCHES[name]))
     state = sharded_init(
         lambda key: create_state(config, key), state_roles(config), jax.random.key(0), make_mesh((1, 1, 1))

@@ -6,7 +6,7 @@ melody train dpd_modern --data.folder features/train --workdir runs/dpd_modern
 from dataclasses import replace
 from pathlib import Path
 
-from melody_jax.config import TrainConfig, load_config
+from melody_jax.config import TrainConfig, load_config, with_fields
 from melody_jax.models import dpd
 from melody_jax.training.stages.dpd import DPDStage
 
@@ -15,7 +15,11 @@ def config() -> TrainConfig:
     """297.7 M parameters, 0.33 TFLOP per pass (the paper's: 1.54). This size is untrained so far."""
     paper = load_config(Path(__file__).with_name("dpd_paper.py"))
     stage, data = (
-        DPDStage(model=dpd.MODERN, shared_angle=0.5, clean_prefix=0.2),
+        DPDStage(
+            model=with_fields(dpd.MODERN, dtype="bfloat16", remat="blocks"),
+            shared_angle=0.5,
+            clean_prefix=0.2,
+        ),
         replace(paper.data, window_tokens=256),
     )
     return replace(paper, stage=stage, data=data, workdir="runs/dpd_modern")

@@ -6,7 +6,7 @@ melody train dpd_paper_aligned --data.folder features/train --workdir runs/dpd_p
 from dataclasses import replace
 from pathlib import Path
 
-from melody_jax.config import TrainConfig, load_config
+from melody_jax.config import TrainConfig, load_config, with_fields
 from melody_jax.models import dpd
 
 
@@ -15,7 +15,12 @@ def config() -> TrainConfig:
     paper = load_config(Path(__file__).with_name("dpd_paper.py"))
     return replace(
         paper,
-        stage=replace(paper.stage, model=dpd.PAPER_ALIGNED, shared_angle=0.3, clean_prefix=0.2),
+        stage=replace(
+            paper.stage,
+            model=with_fields(dpd.PAPER_ALIGNED, dtype="bfloat16", remat="blocks"),
+            shared_angle=0.3,
+            clean_prefix=0.2,
+        ),
         data=replace(paper.data, window_tokens=256),
         workdir="runs/dpd_paper_aligned",
     )

@@ -5,7 +5,7 @@ melody train dpd_small --data.folder features/train --workdir runs/dpd_small
 
 import dataclasses
 
-from melody_jax.config import DataConfig, OptimizerConfig, TrainConfig
+from melody_jax.config import DataConfig, OptimizerConfig, TrainConfig, with_fields
 from melody_jax.models import dpd
 from melody_jax.training.stages.dpd import DPDStage
 
@@ -13,6 +13,7 @@ from melody_jax.training.stages.dpd import DPDStage
 def config() -> TrainConfig:
     """4 blocks of width 256 on the paper's 64 x 81 segments. This size is untrained so far."""
     model = dataclasses.replace(dpd.PAPER_ALIGNED, width=256, blocks=4, heads=4, sru_hidden=128)
+    model = with_fields(model, dtype="bfloat16", remat="blocks")
     return TrainConfig(
         stage=DPDStage(model=model, shared_angle=0.3, clean_prefix=0.2),
         data=DataConfig(batch_size=32, window_tokens=256),

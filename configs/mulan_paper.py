@@ -9,7 +9,7 @@ AST is the folder of MIT/ast-finetuned-audioset-10-10-0.4593 (BSD-3-Clause), BER
 (Apache-2.0). Without them the weights start at random; the tokenizer is needed in any case.
 """
 
-from melody_jax.config import DataConfig, OptimizerConfig, TrainConfig
+from melody_jax.config import DataConfig, OptimizerConfig, TrainConfig, with_fields
 from melody_jax.models import mulan
 from melody_jax.training.stages.mulan import MuLanStage
 
@@ -20,7 +20,7 @@ MASK = 103
 def config() -> TrainConfig:
     """195.3 M parameters. Batch, rate and steps are our choice."""
     return TrainConfig(
-        stage=MuLanStage(model=mulan.PAPER, mask_piece=MASK),
+        stage=MuLanStage(model=with_fields(mulan.PAPER, dtype="bfloat16"), mask_piece=MASK),
         data=DataConfig(batch_size=1024, crop_samples=245_760),
         optimizer=OptimizerConfig(learning_rate=4e-5, warmup_steps=2_000),
         steps=100_000,

@@ -3,7 +3,7 @@
 melody train vae_modern --data.folder corpus/train --workdir runs/vae_modern
 """
 
-from melody_jax.config import DataConfig, OptimizerConfig, TrainConfig
+from melody_jax.config import DataConfig, OptimizerConfig, TrainConfig, with_fields
 from melody_jax.models import discriminators, vae
 from melody_jax.training.stages.vae import VAEStage
 
@@ -11,7 +11,10 @@ from melody_jax.training.stages.vae import VAEStage
 def config() -> TrainConfig:
     """8.2 M encoder, 49.7 M decoder; the discriminators are the paper's. This size is untrained so far."""
     stage = VAEStage(
-        model=vae.MODERN, discriminator=discriminators.PAPER, kl_weight=0.01, adversarial_share=1.0
+        model=with_fields(vae.MODERN, dtype="bfloat16"),
+        discriminator=discriminators.PAPER,
+        kl_weight=0.01,
+        adversarial_share=1.0,
     )
     return TrainConfig(
         stage=stage,

@@ -5,7 +5,7 @@ MeLoDy (arXiv 2305.15719) section 4.2.
     melody train vae_paper --data.folder corpus/train --workdir runs/vae_paper
 """
 
-from melody_jax.config import DataConfig, OptimizerConfig, TrainConfig
+from melody_jax.config import DataConfig, OptimizerConfig, TrainConfig, with_fields
 from melody_jax.models import discriminators, vae
 from melody_jax.training.stages.vae import VAEStage
 
@@ -15,7 +15,7 @@ def config() -> TrainConfig:
     resolutions = ((8192, 2048), (4096, 1024), (2048, 512), (512, 128), (128, 32), (64, 16), (32, 8))
     return TrainConfig(
         stage=VAEStage(
-            model=vae.PAPER,
+            model=with_fields(vae.PAPER, dtype="bfloat16"),
             discriminator=discriminators.PAPER,
             resolutions=resolutions,
             window_share=0.5,

@@ -231,6 +231,17 @@ class TrainConfig:
             raise UserError(f"ema_decay is {self.ema_decay}; it must be at least 0 and below 1")
 
 
+def with_fields(model: Any, **changes: Any) -> Any:
+    """A model's config with the fields replaced in it and in every nested config that has them."""
+    inner = {
+        field.name: with_fields(getattr(model, field.name), **changes)
+        for field in dataclasses.fields(model)
+        if dataclasses.is_dataclass(getattr(model, field.name))
+    }
+    direct = {name: value for name, value in changes.items() if hasattr(model, name)}
+    return dataclasses.replace(model, **inner, **direct)
+
+
 def load_config(path: str | Path, overrides: list[str] | None = None) -> TrainConfig:
     """The `TrainConfig` that the file's `config()` returns, with `["--dotted.name", "value", ...]` applied.
 

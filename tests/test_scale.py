@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import pytest
 
 from melody_jax.chips import CHIPS, roofline
-from melody_jax.config import DataConfig, TrainConfig
+from melody_jax.config import DataConfig, TrainConfig, with_fields
 from melody_jax.errors import UserError
 from melody_jax.flops import collectives, matmul_cost
 from melody_jax.models import ast, dpd, functional, htsat, lm, mulan, tokenizer, vae
@@ -121,7 +121,7 @@ def test_what_takes_longest_binds() -> None:
 
 ROOT = Path(__file__).parents[1]
 LARGE = """
-from melody_jax.config import DataConfig, TrainConfig
+from melody_jax.config import DataConfig, TrainConfig, with_fields
 from melody_jax.models.lm import LMConfig
 from melody_jax.training.stages.lm import LMStage
 
@@ -164,7 +164,7 @@ STAGES = {
 def test_example_batches_fit_every_stage(name: str, dtype: str) -> None:
     """The shapes that are compiled are those that training sees: gradients can be traced on them."""
     stage = STAGES[name]
-    stage = replace(stage, model=programs.with_fields(stage.model, dtype=dtype))
+    stage = replace(stage, model=with_fields(stage.model, dtype=dtype))
     data = DataConfig(batch_size=4, crop_samples=9600, window_tokens=80, text_length=12)
     batch = programs.example(TrainConfig(stage=stage, data=data, init_from="mini"))
     key = jax.random.key(0)

@@ -90,3 +90,30 @@ def test_directions_see_one_side_each():
     assert moved[3:, :5].any(axis=1).all()
     assert not moved[4:, 5:].any()
     assert moved[:4, 5:].any(axis=1).all()
+
+
+def test_cells_of_long_memory_are_exact_to_half_a_percent_in_bfloat16():
+    """64 steps at a forget bias of 4, where a bfloat16 cell would keep little of what each step adds."""
+    jnp = jax.numpy
+    rng = np.random.default_rng(0)
+    candidate = jnp.asarray(rng.normal(size=(64, 4, 32)), jnp.bfloat16)
+    forget = jnp.full((64, 4, 32), 4.0)
+    reference = sru._cells(candidate.astype(jnp.float32), forget, jnp.zeros(32))
+    cells = sru._cells(candidate, forget, jnp.zeros(32))
+    assert cells.dtype == jnp.bfloat16
+    error = np.linalg.norm(cells.astype(jnp.float32) - reference) / np.linalg.norm(reference)
+    assert error < 0.005
+
+
+def test_gradients_in_bfloat16_are_those_of_float32():
+    config, params, x = setup()
+    jnp = jax.numpy
+
+    def loss(params, x):
+        return (sru.apply(params, config, x).astype(jnp.float32) ** 2).sum()
+
+    exact = jax.grad(loss)(params, x.astype(jnp.bfloat16).astype(jnp.float32))
+    rounded = jax.grad(loss)(params, x.astype(jnp.bfloat16))
+    for a, b in zip(jax.tree.leaves(exact), jax.tree.leaves(rounded), strict=True):
+        assert b.dtype == jnp.float32
+        assert np.linalg.norm(a - b) < 0.03 * np.linalg.norm(a)

@@ -285,7 +285,8 @@ class LM(nnx.Module):
     ) -> Float[Array, "B N V"]:
         """Logits from the residual stream and, with recall, from its weights over the tokens at all places."""
         hidden = self.norm(x)
-        scores = (hidden @ self.head[...].astype(hidden.dtype)).astype(jnp.float32)
+        head = self.head[...].astype(hidden.dtype)
+        scores = jnp.matmul(hidden, head, preferred_element_type=jnp.float32)
         if self.recall is None or weights is None:
             return scores
         copy_probs = self.recall.copy_probs(hidden, weights)

@@ -39,9 +39,11 @@ def attend(
 ) -> Float[Array, "*B T E"]:
     """Scaled dot-product attention; `bias` is added to the scores (*B, T, S): 0, or a large negative number.
 
+    Scores and their softmax are float32 for every compute dtype.
+
     Batched products in this layout are several times faster than `jax.nn.dot_product_attention`.
     """
-    scores = (q @ k.swapaxes(-1, -2)).astype(jnp.float32) * q.shape[-1] ** -0.5
+    scores = jnp.matmul(q, k.swapaxes(-1, -2), preferred_element_type=jnp.float32) * q.shape[-1] ** -0.5
     if bias is not None:
         scores = scores + bias
     return jax.nn.softmax(scores, axis=-1).astype(v.dtype) @ v
@@ -70,7 +72,8 @@ def attend_cached(
     merged = (-1, *q.shape[2:])
     keys = jax.lax.dynamic_update_slice_in_dim(keys, k.reshape(merged).swapaxes(1, 2), start, axis=2)
     values = jax.lax.dynamic_update_slice_in_dim(values, v.reshape(merged), start, axis=1)
-    scores = (q.reshape(merged) @ keys).astype(jnp.float32) * q.shape[-1] ** -0.5 + bias
+    scores = jnp.matmul(q.reshape(merged), keys, preferred_element_type=jnp.float32)
+    scores = scores * q.shape[-1] ** -0.5 + bias
     attended = jax.nn.softmax(scores).astype(v.dtype) @ values
     return attended.reshape(q.shape), (keys, values)
 

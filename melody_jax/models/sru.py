@@ -7,7 +7,8 @@ One layer, one direction, with input x_t and cell c_t:
     c_t = f_t c_{t-1} + (1 - f_t) W x_t             h_t = r_t c_t + (1 - r_t) Ws x_t
 
 Only f_t and c_t depend on the step before: all matrix products, the output gate and the projected skip are computed for
-every step at once, outside the loop.
+every step at once, outside the loop. Cells are carried, and gates computed, in float32 for every compute dtype: with a
+forget gate near 1, a cell that is rounded at every step loses what it gains.
 
 Legend: T steps, N sequences, D input width, H hidden width of one direction. Time is the first axis throughout.
 """
@@ -58,16 +59,18 @@ class SRULayer(nnx.Module):
         candidate, forget, gate, skip = (
             x @ kernel[:, i : i + 2 * hidden] for i in range(0, 8 * hidden, 2 * hidden)
         )
-        bias = self.bias[...].astype(x.dtype)
-        v = self.recurrent[...].astype(x.dtype)
-        cells = _cells(candidate, forget + bias[0], v[0])
-        gate = gate + bias[1] + v[1] * _previous(cells)
-        return skip + jax.nn.sigmoid(gate) * (cells - skip)
+        bias = self.bias[...]
+        v = self.recurrent[...]
+        cells = _cells(candidate, forget.astype(jnp.float32) + bias[0], v[0])
+        gate = gate.astype(jnp.float32) + bias[1] + v[1] * _previous(cells)
+        return (skip + jax.nn.sigmoid(gate) * (cells - skip)).astype(x.dtype)
 
 
 @jax.custom_vjp
 def _cells(candidate: Array, forget: Array, v: Array) -> Array:
     """Cells (T, N, 2 H) from the candidates, the forget gate before its v term and sigmoid, and v (2 H,) of that gate.
+
+    Cells are stored in the dtype of the candidates; the gate and v are float32.
 
     The derivative is written out: backward, the recurrence is linear in the cotangent, so everything but one product
     and one sum runs for every step at once, and v's gradient is summed once instead of at every step (one collective
@@ -104,7 +107,8 @@ def _cells_backward(
 
     d_cells = _bidirectional_loop(step, (d_cells, d_previous), None, backward=True)
     d_forget = d_cells * d_preactivation
-    return (1 - gate) * d_cells, d_forget, (d_forget * previous).sum(axis=(0, 1))
+    d_candidate = ((1 - gate) * d_cells).astype(candidate.dtype)
+    return d_candidate, d_forget, (d_forget * previous).sum(axis=(0, 1))
 
 
 _cells.defvjp(_cells_forward, _cells_backward)
@@ -126,8 +130,9 @@ def _bidirectional_loop(
 ) -> Array:
     """One loop for both directions: (carry, output) = step(carry, *arrays at a time, v); returns outputs (T, N, 2 H).
 
-    The first H channels run forward in time and the last H backward; with `backward` the other way round. Reading and
-    writing in place avoids the copy that flipping half of the channels would cost.
+    The first H channels run forward in time and the last H backward; with `backward` the other way round. The carry is
+    float32, outputs have the dtype of the first array. Reading and writing in place avoids the copy that flipping half
+    of the channels would cost.
     """
     steps, count, width = arrays[0].shape
     half = width // 2
@@ -141,10 +146,11 @@ def _bidirectional_loop(
             inputs = [jax.lax.dynamic_slice(x, (time, 0, channel), (1, count, half))[0] for x in arrays]
             carry, output = step(carry, *inputs, weight)
             next_carries.append(carry)
-            outputs = jax.lax.dynamic_update_slice(outputs, output[None], (time, 0, channel))
+            output = output[None].astype(outputs.dtype)
+            outputs = jax.lax.dynamic_update_slice(outputs, output, (time, 0, channel))
         return (next_carries[0], next_carries[1]), outputs
 
-    zeros = jnp.zeros((count, half), arrays[0].dtype)
+    zeros = jnp.zeros((count, half), jnp.float32)
     return jax.lax.fori_loop(0, steps, body, ((zeros, zeros), jnp.zeros_like(arrays[0])))[1]
 
 

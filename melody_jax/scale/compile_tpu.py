@@ -18,7 +18,7 @@ import jax
 from jax.sharding import Mesh
 
 from melody_jax.chips import CHIPS, Chip, Roofline, roofline
-from melody_jax.config import TrainConfig, load_config
+from melody_jax.config import TrainConfig, load_config, with_fields
 from melody_jax.errors import UserError
 from melody_jax.extras import install_hint
 from melody_jax.flops import collectives, matmul_cost
@@ -45,8 +45,9 @@ class CompileConfig:
     """Items per step on all chips; 0: the config's, or one per chip for the sampler."""
     dtype: str = "bfloat16"
     """Compute dtype of the network; weights and optimiser state are float32."""
-    remat: Remat = "none"
-    """Rematerialisation in the backward pass, for networks that support it: "none", "dots" or "blocks"."""
+    remat: Remat | None = None
+    """Rematerialisation in the backward pass, for networks that support it: "none", "dots" or "blocks"; None: the
+    config's."""
     quick: bool = option(False, group="how to compile")
     """Compile with less effort, several times faster; memory and collectives then differ from a real run."""
 
@@ -116,10 +117,10 @@ def model_flops(config: CompileConfig) -> float:
 def _traced(config: CompileConfig, mesh: Mesh) -> tuple[Any, int]:
     """The traced program and its items per step."""
     from melody_jax.models import mulan, vae
-    from melody_jax.scale.programs import PAPER_SAMPLER, trace_sampler, trace_step, with_fields
+    from melody_jax.scale.programs import PAPER_SAMPLER, trace_sampler, trace_step
 
     if config.config == SAMPLER:
-        if config.remat != "none":
+        if config.remat not in (None, "none"):
             raise UserError(
                 f"--remat is {config.remat}; it must be none, for the sampler has no backward pass"
             )
@@ -168,9 +169,7 @@ def examine(traced: Any, batch_size: int, mesh: Mesh, config: CompileConfig) -> 
 
 def _adapted(config: TrainConfig, options: CompileConfig) -> TrainConfig:
     """The stage's config with the dtype, remat, batch size and mesh of the command."""
-    from melody_jax.scale.programs import with_fields
-
-    changes = {"dtype": options.dtype} | ({"remat": options.remat} if options.remat != "none" else {})
+    changes = {"dtype": options.dtype} | ({} if options.remat is None else {"remat": options.remat})
     model = with_fields(config.stage.model, **changes)
     size = options.batch_size or config.data.batch_size
     return dataclasses.replace(

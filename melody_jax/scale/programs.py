@@ -3,7 +3,6 @@
 Both are traced from shapes alone, for a mesh of devices that need not be attached.
 """
 
-import dataclasses
 from functools import partial
 from typing import Any
 
@@ -130,14 +129,3 @@ def _latents(stage: Any, data: DataConfig) -> tuple[int, int]:
         if stage.name.startswith("dpd")
         else (data.window_tokens, 1)
     )
-
-
-def with_fields(model: Any, **changes: Any) -> Any:
-    """A model's config with the fields replaced in it and in every nested config that has them."""
-    inner = {
-        field.name: with_fields(getattr(model, field.name), **changes)
-        for field in dataclasses.fields(model)
-        if dataclasses.is_dataclass(getattr(model, field.name))
-    }
-    direct = {name: value for name, value in changes.items() if hasattr(model, name)}
-    return dataclasses.replace(model, **inner, **direct)
