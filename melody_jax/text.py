@@ -3,6 +3,7 @@
 B texts, N word pieces.
 """
 
+import unicodedata
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -72,13 +73,14 @@ def _load_tokenizer(path: str) -> Tokenizer:
 def unknown_words(text: str, tokenizer: Tokenizer) -> tuple[list[str], bool]:
     """The words of a text that the vocabulary cannot spell, each once, and whether no other word is left.
 
-    The network sees such a word as the piece for unknown words, whatever it says.
+    The network sees such a word as the piece for unknown words, whatever it says. Punctuation is no word.
     """
     encoding = tokenizer.encode(text, add_special_tokens=False)
     unknown = tokenizer.token_to_id(getattr(tokenizer.model, "unk_token", None) or "")
     spans = [span for piece, span in zip(encoding.ids, encoding.offsets, strict=True) if piece == unknown]
     words = dict.fromkeys(text[begin:end] for begin, end in spans)
-    return list(words), len(spans) == len(encoding.ids)
+    words = [word for word in words if any(unicodedata.category(letter)[0] != "P" for letter in word)]
+    return words, len(spans) == len(encoding.ids)
 
 
 def token_count(text: str, tokenizer: Tokenizer) -> int:

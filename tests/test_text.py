@@ -100,3 +100,19 @@ def test_other_tokenizers_are_read_from_their_file(tmp_path):
     (tmp_path / "bad.json").write_text("{}")
     with pytest.raises(UserError, match=r"bad.json: not a tokenizer.json"):
         prompts.read_tokenizer(str(tmp_path / "bad.json"))
+
+
+@pytest.mark.parametrize(
+    ("prompt", "words", "is_all"),
+    [
+        ("a slow waltz, 90 bpm", [], False),
+        ("悲しいチェロ", ["悲", "しいチェロ"], True),
+        ("Slow 悲 CELLO 悲", ["悲"], False),
+        ("rock ’n’ roll — live", [], False),
+        ("🎻🎻", ["🎻🎻"], True),
+        ("A" * 300, ["A" * 300], True),
+        ("\u200b", [], True),
+    ],
+)
+def test_unknown_words(prompt: str, words: list[str], is_all: bool) -> None:
+    assert prompts.unknown_words(prompt, prompts.tokenizer()) == (words, is_all)

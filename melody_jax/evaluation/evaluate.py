@@ -72,6 +72,8 @@ class EvaluateConfig:
     def __post_init__(self) -> None:
         if self.seconds < 2:
             raise UserError(f"seconds is {self.seconds}; it must be at least 2")
+        if self.seed < 0:
+            raise UserError(f"seed is {self.seed}; it must be at least 0")
         if self.draws < 20:
             raise UserError(f"draws is {self.draws}; it must be at least 20")
         if not 0 <= self.process < self.processes:
