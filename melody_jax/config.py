@@ -105,6 +105,19 @@ class DataConfig:
     prefetch: int = 4
     """Batches prepared in advance."""
 
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "crop_samples", "window_tokens", "text_length", "hard_negative_group"):
+            if getattr(self, name) < 1:
+                raise UserError(f"data.{name} is {getattr(self, name)}; it must be at least 1")
+        for name, least, largest in (("seed", 0, 2**63 - 1), ("threads", 0, 1024), ("prefetch", 1, 10_000)):
+            if not least <= getattr(self, name) <= largest:
+                raise UserError(f"data.{name} is {getattr(self, name)}; it must be from {least} to {largest}")
+        for name in ("text_prefix_probability", "jitter_probability"):
+            if not 0 <= getattr(self, name) <= 1:  # NaN too
+                raise UserError(f"data.{name} is {getattr(self, name)}; it must be from 0 to 1")
+        if not 0 <= self.holdout < 1:
+            raise UserError(f"data.holdout is {self.holdout}; it must be at least 0 and below 1")
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class HostsConfig:
@@ -211,8 +224,6 @@ class TrainConfig:
         for name in ("steps", "accumulate", "log_every", "eval_batches", "keep_last"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} is {getattr(self, name)}; it must be at least 1")
-        if self.data.batch_size < 1:
-            raise UserError(f"data.batch_size is {self.data.batch_size}; it must be at least 1")
         if self.data.batch_size % self.accumulate:
             raise UserError(
                 f"data.batch_size {self.data.batch_size} does not divide into accumulate {self.accumulate}"

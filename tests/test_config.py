@@ -86,6 +86,12 @@ def test_overrides_reach_every_level(path: Path) -> None:
         (["--mesh", "1", "2"], "--mesh takes INT INT INT, not '1 2'"),
         (["--steps", "0"], "steps is 0; it must be at least 1"),
         (["--data.batch_size", "0"], "data.batch_size is 0"),
+        (["--data.crop_samples", "-1"], "data.crop_samples is -1; it must be at least 1"),
+        (["--data.threads", "-1"], "data.threads is -1; it must be from 0 to 1024"),
+        (["--data.prefetch", "0"], "data.prefetch is 0; it must be from 1"),
+        (["--data.seed", "-1"], "data.seed is -1; it must be from 0"),
+        (["--data.holdout", "nan"], "data.holdout is nan; it must be at least 0 and below 1"),
+        (["--data.jitter_probability", "nan"], "data.jitter_probability is nan; it must be from 0 to 1"),
         (["--ema_decay", "1.5"], "ema_decay is 1.5"),
         (["7"], "unexpected argument '7'"),
         (

@@ -42,7 +42,7 @@ def test_export_releases_the_average(tmp_path: Path) -> None:
     checkpoints.close()
     write_run(tmp_path / "run", config, {})
     (tmp_path / "run" / "metrics.jsonl").write_text(
-        '{"step": 2, "eval/loss": 1.5}\n{"step": 3, "loss": 1.0}\n'
+        '{"step": 2, "eval/loss": 1.5}\n{"step": 3, "loss": 1.0}\n[1]\n{"step": 4, "eval/lo'
     )
     export(ExportConfig(run=config.workdir, out=str(tmp_path / "release"), batches=3, licence="CC0"))
     card = (tmp_path / "release" / "vae.md").read_text()

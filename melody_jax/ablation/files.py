@@ -6,13 +6,13 @@ import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import safetensors.numpy
 
 from melody_jax import files
 from melody_jax.training.digests import DIGEST
+from melody_jax.training.metric_log import read_rows
 
 DIVERGED = "diverged.json"
 """File of a run that diverged: {"steps": number of finished steps}."""
@@ -37,24 +37,17 @@ def read_steps(folder: Path) -> dict[str, np.ndarray]:
         "step" int32 (steps,), "loss" float32 (steps,), nan where a row has none, and every digest uint32
         (steps,).
     """
-    rows = {row["step"]: row for row in read_rows(folder) if any(name.startswith(DIGEST) for name in row)}
+    rows = {
+        row["step"]: row
+        for row in read_rows(folder / "metrics.jsonl")
+        if any(name.startswith(DIGEST) for name in row)
+    }
     names = sorted({name for row in rows.values() for name in row if name.startswith(DIGEST)})
     steps = sorted(rows)
     loss = [math.nan if rows[step].get("loss") is None else rows[step]["loss"] for step in steps]
     columns = {"step": np.array(steps, np.int32), "loss": np.array(loss, np.float32)}
     digests = {name: np.array([rows[step][name] for step in steps]).astype(np.uint32) for name in names}
     return columns | digests
-
-
-def read_rows(folder: Path) -> list[dict[str, Any]]:
-    """The rows of a run's metrics.jsonl, without a last row that is cut off; empty if there is no such
-    file."""
-    path = folder / "metrics.jsonl"
-    rows = []
-    for line in files.split_lines(files.read_text(path)) if path.is_file() else ():
-        with contextlib.suppress(ValueError):
-            rows.append(json.loads(line))
-    return rows
 
 
 def last_step(folder: Path) -> int:

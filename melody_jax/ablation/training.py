@@ -17,7 +17,7 @@ import jax
 import numpy as np
 
 from melody_jax import files, release
-from melody_jax.ablation.files import read_rows, save_arrays
+from melody_jax.ablation.files import save_arrays
 from melody_jax.ablation.measures import MEASURES, Probe
 from melody_jax.config import DataConfig, TrainConfig, WatchConfig
 from melody_jax.data import pipeline
@@ -30,6 +30,7 @@ from melody_jax.sharding import make_mesh, mesh_context, place_batch, state_shar
 from melody_jax.training.checkpoint import abstract_like
 from melody_jax.training.export import run_network
 from melody_jax.training.loop import make_step, train
+from melody_jax.training.metric_log import read_rows
 from melody_jax.training.state import create_state, state_roles
 
 WINDOWS = 4
@@ -117,7 +118,7 @@ def cost(config: TrainConfig, folder: Path, batch: dict[str, Any]) -> dict[str, 
         compiled = traced.lower().compile()
     memory: Any = compiled.memory_analysis()
     analysis: Any = compiled.cost_analysis()
-    seconds = [row["time/useful"] for row in read_rows(folder) if "time/useful" in row]
+    seconds = [row["time/useful"] for row in read_rows(folder / "metrics.jsonl") if "time/useful" in row]
     return {
         "parameters": count(state.params["model"]),
         "flops_step": matmul_cost(traced.jaxpr)[0],

@@ -2,7 +2,6 @@
 
 import dataclasses
 import importlib
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from melody_jax import files, release
+from melody_jax import release
 from melody_jax.config import DataConfig, LoRAConfig
 from melody_jax.config_json import from_dict
 from melody_jax.data import pipeline
@@ -23,6 +22,7 @@ from melody_jax.sharding import make_mesh, state_sharding
 from melody_jax.training import checkpoint
 from melody_jax.training.card import model_card
 from melody_jax.training.lora import adapter_roles, init_adapters, merge
+from melody_jax.training.metric_log import read_rows
 from melody_jax.training.run_folder import read_run
 from melody_jax.training.stage import Metrics
 
@@ -181,12 +181,7 @@ def stage_from_dict(values: dict[str, Any]) -> Any:
 def _last_evaluation(run: Path) -> dict[str, float]:
     """The metrics of the run's last evaluation, with its step."""
     last: dict[str, float] = {}
-    file = run / "metrics.jsonl"
-    for line in files.split_lines(files.read_text(file)) if file.is_file() else ():
-        try:
-            row = json.loads(line)
-        except ValueError:  # a killed process may leave a truncated last line
-            continue
-        if isinstance(row, dict) and any(name.startswith("eval/") for name in row):
+    for row in read_rows(run / "metrics.jsonl"):
+        if any(name.startswith("eval/") for name in row):
             last = {name: value for name, value in row.items() if name == "step" or name.startswith("eval/")}
     return last

@@ -237,9 +237,19 @@ def _no_seconds() -> dict[str, float]:
     return {"data": 0.0, "other": 0.0}
 
 
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """The rows of a metrics.jsonl, without lines that are cut short; empty if there is no such file."""
+    if not path.is_file():
+        return []
+    rows = (_row(line) for line in files.split_lines(files.read_text(path)))
+    return [row for row in rows if math.isfinite(row["step"])]
+
+
 def _row(line: str) -> dict[str, Any]:
+    """The row of a line; its step is infinite if the line is no row."""
     try:
         row = json.loads(line)
-        return row if "step" in row else {"step": math.inf}
-    except (ValueError, TypeError):  # a killed process may leave a truncated last line
+    except (ValueError, RecursionError):
         return {"step": math.inf}
+    is_row = isinstance(row, dict) and type(row.get("step")) is int
+    return row if is_row else {"step": math.inf}
