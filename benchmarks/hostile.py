@@ -90,10 +90,10 @@ def _report(rows: list[str], arguments: Arguments) -> str:
     total = sum(int(re.split(r" *\| *", row)[2]) for row in rows)
     return (
         f"# Mutated input\n\n"
-        f"`python benchmarks/hostile.py --cases {arguments.cases} --seed {arguments.seed}` draws files and values of "
-        f"{len(rows)} kinds from the strategies in `tests/hostile/` and hands them to the package. Each of the {total} "
-        f"cases was accepted or refused with one line; none ended in another exception, took longer than {LIMIT:g} s, "
-        f"left an unfinished file or ended the process.\n\n{HEAD}\n" + "\n".join(rows) + "\n"
+        f"`python benchmarks/hostile.py --cases {arguments.cases} --seed {arguments.seed}` draws files and values of\n"
+        f"{len(rows)} kinds from the strategies in `tests/hostile/` and hands them to the package. Each of the\n"
+        f"{total} cases was accepted or refused with one line; none ended in another exception, took longer than\n"
+        f"{LIMIT:g} s, left an unfinished file or ended the process.\n\n{HEAD}\n" + "\n".join(rows) + "\n"
     )
 
 

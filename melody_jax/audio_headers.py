@@ -205,7 +205,7 @@ def _flac_length(file: BinaryIO, size: int, block_size: int) -> int | None:
         start = len(tail)
         while (start := max(tail.rfind(b"\xff\xf8", 0, start), tail.rfind(b"\xff\xf9", 0, start))) >= 0:
             count = _flac_frame_end(tail[start : start + 16], block_size)
-            if count is not None and _crc(tail[start:], 16, 0x8005) == 0:
+            if count is not None and crc(tail[start:], 16, 0x8005) == 0:
                 return count
         if begin == 42:
             break
@@ -236,12 +236,12 @@ def _flac_frame_end(header: bytes, block_size: int) -> int | None:
     else:
         samples = 256 << code - 8
     offset += extra + {12: 1, 13: 2, 14: 2}.get(rate_code, 0)
-    if offset >= len(header) or _crc(header[: offset + 1], 8, 0x07):
+    if offset >= len(header) or crc(header[: offset + 1], 8, 0x07):
         return None
     return (number if header[1] & 1 else number * block_size) + samples
 
 
-def _crc(data: bytes, bits: int, polynomial: int) -> int:
+def crc(data: bytes, bits: int, polynomial: int) -> int:
     """Cyclic redundancy check, most significant bit first; 0 over data with its own check at the end."""
     table = _crc_table(bits, polynomial)
     value = 0

@@ -47,10 +47,17 @@ def _edited(draw: st.DrawFn, layout: str) -> tuple[str, bytes]:
     names = st.sampled_from(
         (*NAMES, "../a.wav", "/etc/passwd", "A.WAV", "sub\\b.wav", "x" * 300, "a\0.wav", "")
     )
+    valid_names = st.sampled_from(NAMES)
+    captions = st.sampled_from(("slow", "slow, sad", '"', "\u60b2\u3057\u3044", "a\u2028b"))
     values = st.one_of(
         st.text(max_size=20), st.none(), st.integers(), st.lists(st.text(max_size=5), max_size=3), st.floats()
     )
-    rows = draw(st.lists(st.tuples(st.one_of(names, values), values), max_size=5))
+    rows = draw(
+        st.lists(
+            st.tuples(st.one_of(*[valid_names] * 4, names, values), st.one_of(*[captions] * 6, values)),
+            max_size=4,
+        )
+    )
     if name.endswith(".jsonl"):
         lines = [json.dumps(dict(zip(columns, row, strict=True))) for row in rows]
         lines.extend(
