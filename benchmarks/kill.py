@@ -1,12 +1,12 @@
-"""Does a run that is killed many times end with the same bits? Two processes with four virtual devices,
-SIGKILL.
+"""Does a run that is killed many times end with the same bits? One process with eight virtual devices, and two with
+four, SIGKILL.
 
     python benchmarks/kill.py
 
-Trains the language model of the tests twice: undisturbed, and with one or both processes killed at random
-moments (at the start, between saves, during a save) and started again. Compares the last checkpoint (state,
-average, data position) bit by bit and every number in metrics.jsonl; writes docs/evaluation/kills.md. Takes
-about ten minutes on two cores.
+For each number of processes it trains the language model of the tests twice: undisturbed, and with one or all
+processes killed at random moments (at the start, between saves, during a save) and started again. Compares the last
+checkpoint (state, average, data position) bit by bit and every number in metrics.jsonl; writes
+docs/evaluation/kills.md. Takes about half an hour on two idle cores.
 """
 
 import sys
@@ -32,9 +32,11 @@ PATIENCE = 60.0
 class Arguments:
     """Kills a run and compares it with an undisturbed one."""
 
-    kills: int = 20
-    """Number of kills."""
-    steps: int = 400
+    processes: tuple[int, ...] = (1, 2)
+    """Numbers of processes; each has runs of its own."""
+    kills: int = 50
+    """Number of kills of each run."""
+    steps: int = 800
     """Steps of the run; enough for all kills."""
     save_every: int = 4
     """Steps between checkpoints."""
@@ -58,9 +60,20 @@ def wait(run: Run, moment: str, rng: np.random.Generator) -> None:
     time.sleep(rng.uniform(0, 0.02 if moment == "saving" else 0.2))
 
 
-def main() -> None:
-    """Trains, kills, compares and writes the report."""
-    arguments = tyro.cli(Arguments, description=__doc__)
+ROW = (
+    "processes",
+    "kill",
+    "moment",
+    "killed",
+    "last step",
+    "checkpoint",
+    "lost steps",
+    "the others ended after",
+)
+
+
+def kill_many(arguments: Arguments, count: int) -> tuple[str, list[list[str]]]:
+    """Kills a run of `count` processes, compares it with an undisturbed one; a sentence, and the table's rows."""
     options = [
         "--steps",
         str(arguments.steps),
@@ -70,40 +83,56 @@ def main() -> None:
         "50",
     ]
     rng = np.random.default_rng(arguments.seed)
-    rows = [
-        ["kill", "moment", "killed", "last step", "checkpoint", "lost steps", "the other process ended after"]
-    ]
-    rows.append(["---"] * len(rows[0]))
+    everyone = tuple(range(count))
+    table = []
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "features").mkdir()
         features = write_features(Path(folder) / "features")
         undisturbed, killed = (
-            Run(features, Path(folder) / name, options) for name in ("undisturbed", "killed")
+            Run(features, Path(folder) / name, options, count) for name in ("undisturbed", "killed")
         )
         undisturbed.train()
-        for number in tqdm(range(1, arguments.kills + 1), desc="kills"):
+        for number in tqdm(range(1, arguments.kills + 1), desc=f"kills, {count} processes"):
             moment = str(rng.choice(["starting", "saving", "training"], p=[0.2, 0.45, 0.35]))
-            victims = ((0,), (1,), (0, 1))[rng.integers(3)]
+            victims = (*((index,) for index in everyone), everyone)[rng.integers(count + 1)]
             killed.start()
             wait(killed, moment, rng)
             writing = killed.saving()
             passed = killed.kill(victims, PATIENCE)
             reached = killed.reached()
             saved = killed.saved()
-            words = {1: f"process {victims[0]}", 2: "both"}[len(victims)]
+            names = "all" if len(victims) == count else f"process {victims[0]}"
             ended = f"{passed:.1f} s" if passed < PATIENCE else "killed too"
-            rows.append([str(number), moment + ", during a save" * writing, words, str(reached), str(saved)])
-            rows[-1] += [str(max(reached - saved, 0)), "-" if len(victims) == 2 else ended]
-            print(" | ".join(rows[-1]), flush=True)
+            row = [
+                str(count),
+                str(number),
+                moment + ", during a save" * writing,
+                names,
+                str(reached),
+                str(saved),
+            ]
+            table.append([*row, str(max(reached - saved, 0)), "-" if len(victims) == count else ended])
+            print(" | ".join(table[-1]), flush=True)
         killed.train()
         assert_same_run(killed, undisturbed)
         steps = len([row for row in killed.rows() if "loss" in row])
     summary = (
-        f"After {arguments.kills} kills the run of {steps} steps ended with the same bits as the undisturbed one: "
-        "parameters, optimiser, average, data position, and every number in metrics.jsonl.\n\n"
+        f"After {arguments.kills} kills the run of {steps} steps by {count} process{'es' * (count > 1)} ended with the "
+        "same bits as the undisturbed one: parameters, optimiser, average, data position, and every number in "
+        "metrics.jsonl."
     )
-    arguments.out.write_text(summary + "".join(f"| {' | '.join(row)} |\n" for row in rows))
-    print(summary)
+    return summary, table
+
+
+def main() -> None:
+    """Trains, kills, compares, prints and writes the report."""
+    arguments = tyro.cli(Arguments, description=__doc__)
+    results = [kill_many(arguments, count) for count in arguments.processes]
+    rows = [ROW, ["---"] * len(ROW), *(row for _, table in results for row in table)]
+    report = "\n\n".join(summary for summary, _ in results) + "\n\n"
+    report += "".join(f"| {' | '.join(row)} |\n" for row in rows)
+    arguments.out.write_text(report)
+    print(report)
 
 
 if __name__ == "__main__":
