@@ -191,6 +191,14 @@ def test_drawn_seeds(melody: Melody, tmp_path: Path) -> None:
     assert seeds["000002"] == 2
     assert len(set(seeds.values())) == 3
     assert run(melody, config) == 0  # another draw is no changed setting
+    (config.out / "000000.wav").unlink()
+    (config.out / "000001.wav").write_bytes(b"")
+    with pytest.warns(InputWarning, match="is made again"):
+        assert run(melody, config) == 2
+    again = [json.loads(line) for line in (config.out / "manifest.jsonl").read_text().splitlines()[3:]]
+    assert {entry["id"]: entry["seed"] for entry in again} == {
+        name: seeds[name] for name in ("000000", "000001")
+    }
     drawn = prompt_file.read_prompt_file(config.prompts, DEFAULTS | {"seed": -1})
     assert all(line.draws_seed for line in drawn)
     assert run_batch_job(melody, config, drawn) == 0

@@ -6,6 +6,7 @@ manifest, which has its size and sha256. Clips that still agree with their line 
 job resumes with the same command.
 """
 
+import dataclasses
 import math
 import time
 import warnings
@@ -143,14 +144,14 @@ def _missing_lines(
     missing = []
     for line in lines:
         entry = manifest.entries.get(line.clip_id)
+        if entry is not None and line.draws_seed and isinstance(entry.get("seed"), int):
+            line = _with_seed(line, entry["seed"])
         if entry is None or not (config.out / entry["file"]).is_file():
             missing.append(line)
             continue
         previous = {name: value for name, value in entry.items() if name not in ENTRY_ONLY}
         previous |= {"file": entry["file"], "model": entry.get("model_hash")}
         wanted = line.settings | {"file": f"{line.clip_id}{config.suffix}", "model": model_hash}
-        if line.draws_seed:
-            wanted["seed"] = previous.get("seed")
         changed = difference(previous, wanted)
         if changed and not config.replace:
             name, (old, new) = next(iter(changed.items()))
@@ -161,6 +162,12 @@ def _missing_lines(
         if changed or not _is_as_written(config.out / entry["file"], entry):
             missing.append(line)
     return missing
+
+
+def _with_seed(line: PromptLine, seed: int) -> PromptLine:
+    """The line with the seed that was drawn for its clip before."""
+    request = dataclasses.replace(line.request, seed=seed)
+    return dataclasses.replace(line, request=request, settings=line.settings | {"seed": seed})
 
 
 def _is_as_written(path: Path, entry: dict[str, Any]) -> bool:
