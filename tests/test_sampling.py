@@ -333,7 +333,7 @@ def test_sample_script_writes_a_batch(releases: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "arguments",
-    [["", "--out", "x.wav"], ["piano", "--seconds", "0"], ["piano", "--out", "song.mp3"],
+    [["", "--out", "x.wav"], ["piano", "--seconds", "0"], ["piano", "--out", "song.aiff"],
      ["piano", "--stepz", "3"], ["piano", "--model", "absent"]],
 )  # fmt: skip
 def test_sample_script_reports_errors_in_one_line(
