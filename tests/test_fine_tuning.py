@@ -17,7 +17,7 @@ from melody_jax.config import DataConfig, LoRAConfig, OptimizerConfig, TrainConf
 from melody_jax.data import pipeline
 from melody_jax.data.records import ShardManifest, encode_json, shard_name, write_manifest, write_shard
 from melody_jax.errors import UserError
-from melody_jax.models import mulan, vae
+from melody_jax.models import mulan, tokenizer, vae
 from melody_jax.models.functional import count
 from melody_jax.release import add_difference
 from melody_jax.sharding import make_mesh
@@ -26,10 +26,14 @@ from melody_jax.training.loop import train
 from melody_jax.training.lora import adapted
 from melody_jax.training.stages.consistency import ConsistencyStage
 
-MADE_WITH = {"mulan": mulan.TINY, "tokenizer": STAGES["tokenizer"].model, "vae": vae.TINY}
+MADE_WITH = {
+    "mulan": (mulan, mulan.TINY),
+    "tokenizer": (tokenizer, STAGES["tokenizer"].model),
+    "vae": (vae, vae.TINY),
+}
 
 
-def network(stage: Any) -> Any:
+def network(shapes: Any) -> Any:
     """Numbers of the size that a fresh network has, without compiling its `init`."""
     rng = np.random.default_rng(0)
 
@@ -38,18 +42,18 @@ def network(stage: Any) -> Any:
             return rng.normal(size=leaf.shape).astype(np.float32) * leaf.shape[-2] ** -0.5
         return np.full(leaf.shape, float(path.endswith("scale")), np.float32)
 
-    shapes = jax.eval_shape(stage.init, jax.random.key(0))["model"]
     return release.unflatten({path: fill(path, leaf) for path, leaf in release.flatten(shapes).items()})
 
 
 @pytest.fixture(scope="module")
 def released(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A release `base`: an LM and a DPD, and what stands for the networks that made their features."""
+    """A release `base`: an LM and a DPD, and the networks that made their features, with random weights."""
     folder = tmp_path_factory.mktemp("releases") / "base"
-    for name, model in MADE_WITH.items():
-        release.save_network(folder, name, {"weights": np.ones(4, np.float32)}, model, {})
+    for name, (module, model) in MADE_WITH.items():
+        release.save_network(folder, name, network(module.shapes(model)), model, {})
     for name in ("lm", "dpd"):
-        release.save_network(folder, name, network(STAGES[name]), STAGES[name].model, hashes(folder))
+        shapes = jax.eval_shape(STAGES[name].init, jax.random.key(0))["model"]
+        release.save_network(folder, name, network(shapes), STAGES[name].model, hashes(folder))
     return folder
 
 
