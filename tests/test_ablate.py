@@ -215,7 +215,7 @@ def test_a_claimed_run_is_left_to_its_process(
     monkeypatch.setattr("melody_jax.ablation.ablate._refuse_changed_defaults", lambda *_: None)
     monkeypatch.setattr(results.RunResult, "is_complete", lambda *_: False)
     claimed = _runs(options)["base"].folder
-    with files.claim_folder(claimed) as is_mine, files.claim(claimed) as is_mine_again:
+    with claim_folder(claimed) as is_mine, claim_folder(claimed) as is_mine_again:
         assert (is_mine, is_mine_again) == (True, False)
         work(config)
     assert started == [_runs(options)["one angle"].folder]

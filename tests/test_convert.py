@@ -121,5 +121,5 @@ def test_bad_weights_are_named(tmp_path):
     with pytest.raises(UserError, match=r"no model.safetensors"):
         load_bert(tmp_path / "nowhere", TINY, prompts.vocabulary())
     (tmp_path / "model.safetensors").write_bytes(struct.pack("<Q", 10) + b"x" * 10)
-    with pytest.raises(UserError, match="not readable"):
+    with pytest.raises(UserError, match="not a safetensors file"):
         load_bert(tmp_path, TINY, prompts.vocabulary())

@@ -62,7 +62,7 @@ def test_what_may_not_be_replaced_is_named(tmp_path):
         with pytest.raises(UserError, match=message):
             files.write_bytes(path, b"new")
     assert read_only.read_bytes() == b"old"
-    with pytest.raises(UserError, match="the folder cannot be made"):
+    with pytest.raises(UserError, match="is a file, it must be a folder"):
         files.make_folder(read_only / "under")
 
 

@@ -1,5 +1,6 @@
 """Run folders: any path works or is refused before the first step, one training at a time, damage is one line."""
 
+import gc
 import logging
 import os
 import shutil
@@ -24,6 +25,8 @@ from melody_jax.training.run_folder import check_path, read_run
 from melody_jax.training.state import create_state, state_roles
 
 TESTS = Path(__file__).parent
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+"""Reads that a failed one abandons end at any time later."""
 
 
 @pytest.fixture(scope="module")
@@ -37,6 +40,7 @@ def hooks() -> Iterator[None]:
     """A failed read leaves its filters in place, for the process ends then."""
     before = sys.unraisablehook, sys.excepthook
     yield
+    gc.collect()
     sys.unraisablehook, sys.excepthook = before
     notes._ONE_LINE.is_reading = False
 
@@ -169,6 +173,15 @@ class Interrupting(ToyBatches):
         return super().__next__()
 
 
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """Ctrl-C as in a terminal: a shell that runs the tests in the background ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_ctrl_c_saves_and_resumes_identically(finished: Any, tmp_path: Path, capsys: Any) -> None:
     config = toy_config(tmp_path, steps=10, save_every=5)
     batches = Interrupting(interrupt=6)
@@ -185,6 +198,7 @@ def test_ctrl_c_saves_and_resumes_identically(finished: Any, tmp_path: Path, cap
 def test_a_second_ctrl_c_leaves_at_once(tmp_path: Path) -> None:
     code = f"""
 import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)
 sys.path[:0] = [{str(TESTS)!r}]
 from helpers.toy import ToyBatches, run, toy_config
 class Twice(ToyBatches):

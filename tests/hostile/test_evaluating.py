@@ -87,7 +87,7 @@ def test_the_report_names_what_is_not_measured() -> None:
         "embedding": "levels",
         "sets": {"clips": described},
         "diversity": {"all": None},
-        "signal": dict.fromkeys(SIGNAL_TITLES, 0.0),
+        "signal": dict.fromkeys([*SIGNAL_TITLES, "clips_fallen_silent"], 0.0),
     }
     assert "b.wav is not measured: the file is empty" in markdown(result)
 
