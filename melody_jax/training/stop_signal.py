@@ -27,7 +27,8 @@ class StopSignal:
 
     def __init__(self, config: TrainConfig) -> None:
         self._config = config
-        self._began = self._saved = time.monotonic()
+        self._began: float | None = None
+        self._saved = 0.0
         self._received = ""
         self._timer: threading.Timer | None = None
         self._multiprocess = jax.process_count() > 1
@@ -63,6 +64,8 @@ class StopSignal:
         """After `step` steps: whether to save, and whether to stop (after saving)."""
         config = self._config
         now = time.monotonic()
+        if self._began is None:  # restoring does not count: a slice makes at least one step
+            self._began = self._saved = now
         stop = 0 < 60 * config.stop_minutes < now - self._began
         save = 0 < 60 * config.save_minutes < now - self._saved
         received = bool(self._received)
