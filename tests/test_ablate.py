@@ -85,7 +85,7 @@ def write_features(folder: Path, count: int, seed: int) -> str:
             "meta": encode_json({"id": f"piece {i}"}),
             "semantic_tokens": rng.integers(0, 64, 40).astype(np.int16),
             "latents": rng.normal(size=(40, vae.TINY.latent_width)).astype(np.float16),
-            "prefix_tokens": rng.integers(0, 1024, (1, 1, 12)).astype(np.int16),
+            "prefix_tokens": rng.integers(0, 8, (1, 1, 12)).astype(np.int16),
             "window_starts": np.zeros(1, np.int32),
             "text_prefix_tokens": np.zeros((0, 12), np.int16),
         }

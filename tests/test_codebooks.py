@@ -65,7 +65,8 @@ def test_lm_and_dpd_start_from_them_and_keep_the_rest(folder):
 
 def test_dpd_tokens_start_from_the_centred_codebook(folder):
     key = jax.random.key(3)
-    plain, seeded = (DPDStage(model=dpd.TINY, tokenizer=t).init(key)["model"] for t in ("", folder))
+    size = dataclasses.replace(dpd.TINY, semantic_tokens=1024)
+    plain, seeded = (DPDStage(model=size, tokenizer=t).init(key)["model"] for t in ("", folder))
     table = np.asarray(seeded["token_table"])
     assert table.shape == plain["token_table"].shape
     assert np.mean(table**2) == pytest.approx(1.0, rel=1e-4)

@@ -23,6 +23,7 @@ from melody_jax import audio, release
 from melody_jax.config import DataConfig
 from melody_jax.data import audio_units, pipeline
 from melody_jax.data.cutting import cut_recording
+from melody_jax.data.feature_shape import FeatureShape
 from melody_jax.data.prepare import PrepareConfig, prepare
 from melody_jax.data.records import (
     decode_json,
@@ -150,7 +151,15 @@ def test_recordings_become_features(features: Path, networks: str) -> None:
     assert not (features / ".work").exists()
     data = DataConfig(folder=(str(features),), window_tokens=16, batch_size=2, networks=networks)
     assert set(pipeline.check_provenance(data, "features")) == {"mulan", "tokenizer", "vae"}
-    assert next(pipeline.TrainingBatches(data, "features"))["latents"].shape == (2, 16, 8)
+    sizes = FeatureShape(
+        semantic_ids=64,
+        prefix_levels=12,
+        prefix_ids=8,
+        latent_channels=8,
+        latents_per_token=1,
+        window_tokens=16,
+    )
+    assert next(pipeline.TrainingBatches(data, "features", shape=sizes))["latents"].shape == (2, 16, 8)
 
 
 def test_features_are_those_of_the_networks(features: Path, networks: str) -> None:

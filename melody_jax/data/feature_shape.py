@@ -37,6 +37,10 @@ class FeatureShape:
     window_tokens: int = 0
     """Semantic tokens of a window."""
 
+    def as_settings(self) -> dict[str, int]:
+        """Name -> size, of the sizes that are known."""
+        return {name: size for name, size in dataclasses.asdict(self).items() if size}
+
 
 def shape_of_networks(folder: str) -> FeatureShape:
     """The sizes of features that the released networks in a folder make.
@@ -80,8 +84,8 @@ def check_source(source: RecordSource, needed: FeatureShape, window_tokens: int)
 
 
 def _compare(place: str, sizes: dict[str, Any], needed: FeatureShape) -> None:
-    for name, value in dataclasses.asdict(needed).items():
-        if not value or name not in sizes:
+    for name, value in needed.as_settings().items():
+        if name not in sizes:
             continue
         most = "at most " if name in ID_COUNTS else ""
         if sizes[name] > value or (sizes[name] < value and not most):

@@ -106,7 +106,7 @@ def _prepare_features(
         field.name: getattr(config, field.name) for field in dataclasses.fields(FeatureConfig)
     }
     settings |= {"hashes": hashes or _network_hashes(config), "source": [shard.sha256 for shard in shards]}
-    settings[SETTING] = dataclasses.asdict(shape_of_networks(config.networks))
+    settings[SETTING] = shape_of_networks(config.networks).as_settings()
     manifest = _begin(Path(out), "features", settings, len(shards))
     if manifest.finished:
         _report(out, manifest)

@@ -167,7 +167,7 @@ TINY = DPDConfig(
     latent_dim=8,
     frames=80,
     frames_per_token=1,
-    semantic_tokens=1024,
+    semantic_tokens=64,
     width=32,
     blocks=2,
     segment=8,
@@ -176,6 +176,7 @@ TINY = DPDConfig(
     roformer_layers=1,
     sru_hidden=16,
     prefix_conditioning=True,
+    prefix_codes=8,
     prefix_width=8,
 )
 

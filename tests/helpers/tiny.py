@@ -1,6 +1,5 @@
 """A complete cascade at `tiny` size with random weights, for tests of code that uses networks."""
 
-import dataclasses
 import math
 from functools import partial
 from typing import Any
@@ -23,13 +22,8 @@ def tiny_networks() -> dict:
         "mulan": mulan.TINY,
         "tokenizer": tokenizer.TINY,
         "vae": vae.TINY,
-        "lm": dataclasses.replace(lm.TINY, prefix_levels=mulan.TINY.levels, prefix_codes=mulan.TINY.codes),
-        "dpd": dataclasses.replace(
-            dpd.TINY,
-            latent_dim=vae.TINY.latent_width,
-            semantic_tokens=lm.TINY.semantic_vocab,
-            prefix_codes=mulan.TINY.codes,
-        ),
+        "lm": lm.TINY,
+        "dpd": dpd.TINY,
     }
     started = {  # jitted: one compilation each instead of one for every little operation
         name: jax.jit(module.init, static_argnums=0)(configs[name], keys[i])
