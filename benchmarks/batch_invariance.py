@@ -111,7 +111,8 @@ def compare(args: Arguments) -> dict[str, float]:
 
     melody, requests = load_requests(args)
     (batch,) = melody.plan(requests)
-    controls = jax.tree.map(np.asarray, melody.controls_at(batch)([0.0] * len(requests)))
+    encoded = melody.prompt_encoder.encode_requests(requests)
+    controls = jax.tree.map(np.asarray, melody.controls_at(batch, encoded)([0.0] * len(requests)))
     mesh = make_mesh((-1, 1, 1), jax.devices())
     replicated = jax.device_put(melody.params, jax.NamedSharding(mesh, jax.P()))
     names = (f"batch {args.batch}", f"batch {args.batch} on {len(jax.devices())} devices")

@@ -116,7 +116,7 @@ def test_continuing_and_regenerating(melody: Melody) -> None:
 def test_a_small_strength_stays_close(melody: Melody) -> None:
     source = sine(3.2)
     request = Request(source=source, strength=0.01, steps=1, guidance_scale=1, lm_guidance_scale=1)
-    (batch,) = melody.plan([request])
+    (batch,) = melody.plan([request], {request: len(source)})
     (before,) = melody.analyse(batch, {request: source})
     encoded = melody.prompt_encoder.encode_requests([request])
     (after,) = melody.fill_windows(batch, [before], encoded)
@@ -127,7 +127,7 @@ def test_a_small_strength_stays_close(melody: Melody) -> None:
 def test_silence_can_be_a_source(melody: Melody) -> None:
     source = np.zeros(30_000, np.float32)
     request = Request(source=source, seconds=3)
-    (batch,) = melody.plan([request])
+    (batch,) = melody.plan([request], {request: len(source)})
     (clip,) = melody.analyse(batch, {request: source})
     assert np.isfinite(clip.latents).all()
     assert clip.gain == 1

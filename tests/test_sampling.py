@@ -61,7 +61,8 @@ def test_batch_of_four_equals_four_of_one(melody) -> None:
     settings = {"seed": 7, "steps": 3, "guidance_scale": [2.5, 2.0, 0.5, 4.0]}
     (batch,) = melody.plan(make_requests(PROMPTS, settings))
     config = batch.config
-    controls = melody.controls_at(batch)([0.0] * 4)
+    encoded = melody.prompt_encoder.encode_requests(batch.requests)
+    controls = melody.controls_at(batch, encoded)([0.0] * 4)
     tokens = jax.random.randint(jax.random.key(1), (4, config.tokens), 0, config.dpd.semantic_tokens)
 
     def sample_items(items: slice) -> tuple[np.ndarray, np.ndarray]:
@@ -97,7 +98,7 @@ def test_best_of_returns_the_closest_candidate(melody) -> None:
     (best,) = melody.generate(PROMPTS[0], seconds=1, steps=2, seed=3, best_of=3)
     request = Request(prompt=PROMPTS[0], seconds=1, steps=2, seed=3, best_of=3)
     (batch,) = melody.plan([request])
-    latents = next(melody.latents(batch))
+    latents = next(melody.latents(batch, melody.prompt_encoder.encode_requests([request])))
     waves = np.asarray(windows.latents_to_wave(melody.params["vae"], melody.configs["vae"], latents))[
         :, :24_000
     ]
@@ -133,7 +134,7 @@ def test_blends_and_sounds_as_prompts(melody) -> None:
 def test_a_story_changes_the_prompt_at_its_times(melody) -> None:
     story = (Scene(start=3.9, prompt=PROMPTS[1]),)
     (batch,) = melody.plan([Request(prompt=PROMPTS[0], story=story, seconds=6)])
-    controls_at = melody.controls_at(batch)
+    controls_at = melody.controls_at(batch, melody.prompt_encoder.encode_requests(batch.requests))
     begin, later = (melody.prompt_encoder.encode(prompt).prefix_tokens for prompt in PROMPTS[:2])
     assert np.any(begin != later)
     for seconds, expected in ((0.0, begin), (3.2, begin), (4.0, later), (9.6, later)):

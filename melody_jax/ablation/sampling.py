@@ -172,7 +172,8 @@ def _token_batches(
         part = texts[start : start + BATCH]
         seeds = [seed * len(texts) + start + i for i in range(len(part))]
         (batch,) = melody.plan(make_requests(part, dict(lm_settings) | {"seed": seeds}))
-        controls = melody.controls_at(batch)([0.0] * len(part))
+        encoded = melody.prompt_encoder.encode_requests(batch.requests)
+        controls = melody.controls_at(batch, encoded)([0.0] * len(part))
         keys = windows.item_keys(controls)
         tokens = write_tokens(melody.params["lm"], batch.config, controls, keys)
         batches.append(TokenBatch(batch.config, controls, keys, tokens))

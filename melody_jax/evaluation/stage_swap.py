@@ -45,7 +45,8 @@ def swap_stages(
     request_settings = shared_settings(settings) | {"seconds": melody.window_seconds}
     (batch,) = melody.plan(make_requests(texts, request_settings))
     prefix, tokens, latents = _features(params, tuple(configs.items()), jnp.asarray(waves))
-    controls = melody.controls_at(batch)([0.0] * len(texts))._replace(prefix_tokens=prefix)
+    encoded = melody.prompt_encoder.encode_requests(batch.requests)
+    controls = melody.controls_at(batch, encoded)([0.0] * len(texts))._replace(prefix_tokens=prefix)
     keys = windows.item_keys(controls)
     decode = partial(windows.latents_to_wave, params["vae"], configs["vae"])
     diffuse = partial(_tokens_to_latents, params["dpd"], batch.config, controls)

@@ -1,8 +1,7 @@
 """The cascade: `load("mini").generate(prompts, seconds=10, seed=0)` makes music from prompts.
 
-A call is planned (`plan.py`), its prompts and sources are encoded (`prompts.py`, `sources.py`), and the plan
-is run here: windows of latents (`windows.py`), new windows of a source (`edit.py`), the waveform
-(`decode.py`).
+A call is planned (`plan.py`), its prompts are encoded (`prompts.py`), and the plan is run here: windows of latents
+(`windows.py`), new windows of a source (`edit.py`), the waveform (`decode.py`).
 """
 
 import hashlib
@@ -23,7 +22,7 @@ from tqdm import tqdm
 from melody_jax import audio, release
 from melody_jax.errors import UserError
 from melody_jax.models.functional import Params
-from melody_jax.sampling import edit, plan, sources, windows
+from melody_jax.sampling import edit, plan, windows
 from melody_jax.sampling.decode import context, decode
 from melody_jax.sampling.edit import EditedClip
 from melody_jax.sampling.plan import NETWORKS, ProgramBatch
@@ -114,9 +113,10 @@ class Melody:
         Raises `UserError` for a request that does not fit the networks or its source, and for more samples than the
         memory holds.
         """
-        source_audio = sources.read_sources(requests, self.configs)
-        batches = self.plan(requests, source_audio)
-        plan.check_memory(requests, {request: len(samples) for request, samples in source_audio.items()})
+        source_audio = edit.read_sources(requests, self.configs)
+        source_samples = {request: len(samples) for request, samples in source_audio.items()}
+        batches = self.plan(requests, source_samples)
+        plan.check_memory(requests, source_samples)
         encoded = self.prompt_encoder.encode_requests(requests)
         clips: dict[Request, np.ndarray] = {}
         for batch in batches:
@@ -133,17 +133,14 @@ class Melody:
         ]
 
     def plan(
-        self, requests: Sequence[Request], source_audio: Mapping[Request, np.ndarray] | None = None
+        self, requests: Sequence[Request], source_samples: Mapping[Request, int] | None = None
     ) -> list[ProgramBatch]:
         """The requests grouped by program, in the order of the first request of each.
 
-        source_audio: the sources of the requests, if they are read already.
+        source_samples: length of the source of each request that has one.
         Raises `UserError` if a network is missing, or a request does not fit the networks or its source.
         """
-        if source_audio is None:
-            source_audio = sources.read_sources(requests, self.configs)
-        lengths = {request: len(samples) for request, samples in source_audio.items()}
-        return plan.plan_batches(requests, self.configs, lengths)
+        return plan.plan_batches(requests, self.configs, source_samples or {})
 
     @in_32_bits
     def stream(
@@ -172,7 +169,7 @@ class Melody:
         decoded = self._decode_stream(latents, batch.config.chunk_frames)
         return each_in_32_bits(part[0] for part in _truncate(decoded, samples))
 
-    def latents(self, batch: ProgramBatch, encoded: Encoded | None = None) -> Iterator[jax.Array]:
+    def latents(self, batch: ProgramBatch, encoded: Encoded) -> Iterator[jax.Array]:
         """Yields new latents (rows, n, D) of the batch endlessly: of the first window, then of each chunk."""
         params = {name: self.params[name] for name in ("lm", "dpd")}
         if self.mesh is not None and len(batch.rows) % self.mesh.size:
@@ -185,15 +182,8 @@ class Melody:
 
         return windows.stream_latents(params, batch.config, chunk_controls, self.mesh)
 
-    def controls_at(
-        self, batch: ProgramBatch, encoded: Encoded | None = None
-    ) -> Callable[[Sequence[float]], Controls]:
-        """A function of seconds from the beginning, one number per row, to the controls at that time.
-
-        encoded: the prompts of the requests, if they are encoded already.
-        """
-        if encoded is None:
-            encoded = self.prompt_encoder.encode_requests(batch.requests)
+    def controls_at(self, batch: ProgramBatch, encoded: Encoded) -> Callable[[Sequence[float]], Controls]:
+        """A function of seconds from the beginning, one number per row, to the controls at that time."""
         requests = [request for request, _ in batch.rows]
         prompts = [encoded[request] for request in requests]
 
@@ -213,7 +203,7 @@ class Melody:
         """The source of each row of the batch in tokens and latents, before its first window is filled."""
         clips: list[EditedClip] = []
         for request, edit_plan in zip(batch.requests, batch.edits, strict=True):
-            clip = sources.analyse_source(source_audio[request], edit_plan, self.params, self.configs)
+            clip = edit.analyse_source(source_audio[request], edit_plan, self.params, self.configs)
             clips += [clip] * request.best_of
         return clips
 
@@ -221,30 +211,8 @@ class Melody:
         self, batch: ProgramBatch, clips: list[EditedClip], encoded: Encoded, progress: bool = False
     ) -> list[EditedClip]:
         """The edited clips with every window of their plans filled."""
-        keep_tokens = [request.keep_tokens for request, _ in batch.rows]
-        controls_at = self.controls_at(batch, encoded)
-        for number in _progress(range(batch.windows), batch.windows, progress):
-            inputs = edit.window_inputs(clips, keep_tokens, number)
-            controls = controls_at(inputs.seconds)
-            window = inputs.window
-            index = jnp.int32(number)
-            if inputs.new_tokens.any():
-                tokens = windows.fill_tokens(
-                    self.params["lm"],
-                    batch.config,
-                    controls,
-                    window.semantic_tokens,
-                    inputs.new_tokens,
-                    index,
-                    inputs.context_tokens,
-                    inputs.fillings,
-                )
-                window = window._replace(semantic_tokens=tokens)
-            latents = windows.fill_latents(
-                self.params["dpd"], batch.config, controls, window, inputs.new_frames, index
-            )
-            clips = edit.insert_windows(clips, number, window._replace(latents=latents))
-        return clips
+        numbers = _progress(range(batch.windows), batch.windows, progress)
+        return edit.fill_windows(self.params, batch, clips, self.controls_at(batch, encoded), numbers)
 
     def _decode_edits(self, clips: list[EditedClip], batch: ProgramBatch) -> list[np.ndarray]:
         """The waveform of each edited clip, spliced into its source."""
