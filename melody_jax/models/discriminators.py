@@ -11,6 +11,7 @@ from itertools import pairwise
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, PRNGKeyArray
 
@@ -83,12 +84,12 @@ def _patches(x: Array, width: int, stride: int) -> Array:
     return jnp.concatenate(shifted, axis=-1)[..., : width * channels]
 
 
-def _conv1d(x: Array, kernel: Array, stride: int) -> Array:
+def _conv1d(x: Array, kernel: Array | np.ndarray, stride: int) -> Array:
     """'Same' convolution: x (N, T, C), kernel (W, C, C') -> (N, ceil(T / stride), C')."""
     return _patches(x, kernel.shape[0], stride) @ kernel.reshape(-1, kernel.shape[-1])
 
 
-def _conv2d(x: Array, kernel: Array, stride: int) -> Array:
+def _conv2d(x: Array, kernel: Array | np.ndarray, stride: int) -> Array:
     """'Same' convolution over axes 1 and 2, strided along 2: x (N, F, M, C), kernel (3, W, C, C')."""
     batch, frames, bands, channels = x.shape
     rows = _patches(x.reshape(batch * frames, bands, channels), kernel.shape[1], stride)

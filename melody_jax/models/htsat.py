@@ -254,7 +254,7 @@ def _bicubic(inputs: int, outputs: int) -> np.ndarray:
     return weights
 
 
-def _attend_windows(block: Block, bias: jax.Array, x: jax.Array, shift: int) -> jax.Array:
+def _attend_windows(block: Block, bias: jax.Array | np.ndarray, x: jax.Array, shift: int) -> jax.Array:
     """One block on (B, G, G, D), within windows shifted by `shift`, with their `bias` (W, H, N, N)."""
     window = round(bias.shape[-1] ** 0.5)
     windows = _partition(jnp.roll(x, (-shift, -shift), axis=(1, 2)), window)
