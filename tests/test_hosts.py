@@ -3,6 +3,7 @@
 Killed at any moment and started again, they end with the same bits; `benchmarks/kill.py` does the same twenty times.
 """
 
+import re
 import signal
 import time
 from collections.abc import Callable
@@ -66,6 +67,32 @@ def test_killed_three_times_and_terminated_ends_with_the_same_bits(
     assert run.saved() == run.reached() < 24
     run.train()
     assert_same_run(run, two)
+
+
+@pytest.mark.parametrize(
+    ("loss", "reason"),
+    [
+        (signal.SIGKILL, r"a computation shared with the others failed \(.*\)"),
+        (signal.SIGSTOP, "process 1 has given no sign of life for 30 s"),
+    ],
+)
+def test_a_lost_process_ends_the_others_with_one_line(
+    loss: signal.Signals, reason: str, features: str, tmp_path: Path
+) -> None:
+    run = Run(features, tmp_path, [*OPTIONS, "--steps", "100000"])
+    run.start()
+    run.until(lambda: run.reached() >= 6)
+    survivor, victim = run.processes
+    victim.send_signal(loss)
+    _, errors = survivor.communicate(timeout=90)
+    victim.kill()
+    victim.communicate()
+    (line,) = [line for line in errors.splitlines() if line.startswith("error")]
+    advice = "if another process has ended, start all of them again with the same command, and they resume"
+    assert re.fullmatch(f"error: process 0 of 2: {reason}; {advice} from the last checkpoint", line)
+    assert survivor.returncode == 1
+    assert "Traceback" not in errors
+    assert "Check failure" not in errors
 
 
 def test_hosts_must_be_said_in_full() -> None:

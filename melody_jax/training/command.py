@@ -15,10 +15,10 @@ from melody_jax.config import TrainConfig, load_config
 from melody_jax.data import pipeline
 from melody_jax.errors import UserError
 from melody_jax.python_file import docstring, shipped_names
-from melody_jax.runtime import check_devices, enable_compile_cache
+from melody_jax.runtime import enable_compile_cache
 from melody_jax.sharding import check_batch, make_mesh, reader
 from melody_jax.text import read_tokenizer
-from melody_jax.training.hosts import join_hosts
+from melody_jax.training.hosts import joined
 from melody_jax.training.run_folder import check_path
 
 
@@ -38,15 +38,15 @@ def main(arguments: list[str]) -> None:
         print_parameters(load_config(arguments[0], [x for x in arguments[1:] if x != "--print-parameters"]))
         return
     enable_compile_cache()
-    run(load_config(arguments[0], arguments[1:]))
+    config = load_config(arguments[0], arguments[1:])
+    with joined(config.hosts):
+        run(config)
 
 
 def run(config: TrainConfig) -> None:
     """Opens the data, trains, and prints what was written."""
     from melody_jax.training.loop import train
 
-    join_hosts(config.hosts)
-    check_devices()
     check_path(Path(config.workdir))
     if config.stage.name == "mulan":
         read_tokenizer(config.data.text_tokenizer, config.stage.model.text.vocab_size)
