@@ -39,7 +39,7 @@ def study():
     return Study(
         title="Tiny", question="?", base=base(), seeds=(5,),
         arms={"base": {}, "one angle": {"stage.model.chunks": 1}},
-        metrics=("velocity_mse", "continuation_si_snri", "log_mel_l1", "frechet"),
+        metrics=("velocity_mse", "continuation_si_snri", "log_mel_l1", "kernel_distance"),
         differs=("angle",),
         claims=(Claim(arm="one angle", metric="velocity_mse", says="worse", source="Table 0"),),
     )
@@ -264,7 +264,7 @@ def _add_runs(file: Path, name: str) -> None:
 
 
 def test_an_arm_that_diverges(options: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    file = FILE.replace('"continuation_si_snri", "log_mel_l1", "frechet"', "")
+    file = FILE.replace('"continuation_si_snri", "log_mel_l1", "kernel_distance"', "")
     others = ', "after wild": {}, "one angle": {"stage.model.chunks": 1}'
     wild = file.replace(
         '"one angle": {"stage.model.chunks": 1}', '"wild": {"optimizer.learning_rate": 1e38}' + others

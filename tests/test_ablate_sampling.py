@@ -23,7 +23,7 @@ def study():
     return Study(
         title="Tiny", question="?", base=Sampling(model="tiny", steps=2, prompts=1), seeds=(1,),
         arms={"paper": {}, "uniform": {"schedule": "uniform"}},
-        metrics=("text_similarity", "group_right", "tempo_right", "prompt_frechet"),
+        metrics=("text_similarity", "group_right", "tempo_right", "prompt_kernel_distance"),
     )
 """
 

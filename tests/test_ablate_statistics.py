@@ -1,10 +1,12 @@
 """Paired comparisons against SciPy's tests and hand-made cases."""
 
+import itertools
 import math
 
 import numpy as np
 import pytest
 from scipy import stats
+from scipy.spatial.distance import cdist, pdist
 
 from melody_jax.ablation.statistics import compare
 from melody_jax.evaluation.intervals import paired_t
@@ -58,8 +60,32 @@ def test_distances_of_whole_sets() -> None:
         moved = [true + shift + 0.1 * RNG.normal(size=true.shape) for _ in range(3)]
         return [{"embeddings": generated, "true_embeddings": true} for generated in moved]
 
-    comparison = compare("arm", "frechet", sets(1.0), sets(0.0))
-    assert comparison.value == pytest.approx(3.0, abs=0.3)
-    assert comparison.base_value == pytest.approx(0.0, abs=0.1)
+    arm = sets(1.0)
+    comparison = compare("arm", "kernel_distance", arm, sets(0.0))
+    expected = [discrepancy(run["embeddings"], true) for run in arm]
+    assert comparison.value == pytest.approx(np.mean(expected), rel=1e-4)
+    assert abs(comparison.base_value) < 0.5
     assert comparison.outcome("lower") == "worse"
     assert comparison.clips.low < comparison.clips.mean < comparison.clips.high
+
+
+def test_a_copy_of_its_original_is_not_closer_in_distribution() -> None:
+    """Sets of one distribution have the distance zero, whether clip i copies its original or is another piece."""
+    true = RNG.normal(size=(200, 1, 3))
+    copies, others = ([{"embeddings": x, "true_embeddings": true}] for x in (true, true[::-1]))
+    comparison = compare("arm", "kernel_distance", copies, others)
+    assert comparison.value == pytest.approx(0, abs=1e-4)
+    assert comparison.base_value == pytest.approx(0, abs=0.5)
+
+
+def discrepancy(generated: np.ndarray, reference: np.ndarray) -> float:
+    """100 times the squared maximum mean discrepancy of a Gaussian kernel, over pairs of different clips."""
+    width = np.median(pdist(reference.reshape(-1, reference.shape[-1])))
+    total = 0.0
+    for i, j in itertools.permutations(range(len(reference)), 2):
+        kernels = [
+            np.exp(-(cdist(x[i], y[j]) ** 2) / (2 * width**2)).mean()
+            for x, y in itertools.product((generated, reference), repeat=2)
+        ]
+        total += kernels[0] - kernels[1] - kernels[2] + kernels[3]
+    return 100 * total / (len(reference) * (len(reference) - 1))

@@ -25,7 +25,7 @@ def study() -> Study:
         },
         metrics=(
             "velocity_mse", "si_snri", "velocity_mse_chunks", "continuation_mse", "log_mel_l1", "mulan_similarity",
-            "frechet",
+            "kernel_distance",
         ),
         claims=(
             Claim(arm="UNet-1D", metric="velocity_mse", says="worse", source="Table 5, velocity MSE 0.13 against 0.12"),

@@ -26,7 +26,7 @@ def study() -> Study:
         },
         metrics=(
             "continuation_mse", "continuation_si_snri", "velocity_mse", "si_snri", "velocity_mse_chunks",
-            "log_mel_l1", "mulan_similarity", "frechet",
+            "log_mel_l1", "mulan_similarity", "kernel_distance",
         ),
         differs=("angle",),
         limits="The paper trains M = 4 without the mixture and reports no other M.",

@@ -23,7 +23,14 @@ def study() -> Study:
             "no cross-attention": {"stage.model.cross_attention": False},
             "no FiLM": {"stage.model.film": "none"},
         },
-        metrics=("velocity_mse", "si_snri", "continuation_mse", "log_mel_l1", "mulan_similarity", "frechet"),
+        metrics=(
+            "velocity_mse",
+            "si_snri",
+            "continuation_mse",
+            "log_mel_l1",
+            "mulan_similarity",
+            "kernel_distance",
+        ),
         differs=("tokens",),
         limits="The arm without semantic tokens trains on random tokens and keeps the MuLan prefix. The arms without "
         "cross-attention and FiLM have fewer parameters (see Cost). The paper reports no such ablation.",

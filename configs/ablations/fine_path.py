@@ -21,7 +21,14 @@ def study() -> Study:
             "linear recurrence": {"stage.model.fine": "linear_recurrence"},
             "local attention": {"stage.model.fine": "local_attention"},
         },
-        metrics=("velocity_mse", "si_snri", "continuation_mse", "log_mel_l1", "mulan_similarity", "frechet"),
+        metrics=(
+            "velocity_mse",
+            "si_snri",
+            "continuation_mse",
+            "log_mel_l1",
+            "mulan_similarity",
+            "kernel_distance",
+        ),
         limits="Times are for one CPU thread, where a parallel scan has no advantage. The paper reports no such "
         "ablation.",
     )

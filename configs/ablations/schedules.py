@@ -22,11 +22,11 @@ def study() -> Study:
             "uniform, 20": {"steps": 20, "schedule": "uniform"},
         },
         against={"uniform, 5": "paper, 5", "uniform, 20": "paper, 20"},
-        metrics=("prompt_frechet", "text_similarity", "group_right", "tempo_right"),
+        metrics=("prompt_kernel_distance", "text_similarity", "group_right", "tempo_right"),
         claims=(
             Claim(
                 arm="uniform, 10",
-                metric="prompt_frechet",
+                metric="prompt_kernel_distance",
                 says="worse",
                 source="Table 4, FAD 8.52 against 5.93",
             ),
@@ -38,7 +38,7 @@ def study() -> Study:
             ),
             Claim(
                 arm="uniform, 20",
-                metric="prompt_frechet",
+                metric="prompt_kernel_distance",
                 says="worse",
                 source="Table 4, FAD 6.31 against 5.41",
             ),

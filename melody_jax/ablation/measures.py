@@ -83,13 +83,13 @@ METRICS = {
     "continuation_si_snri": Metric("continuation", "SI-SNRi of a continuation, dB", "higher"),
     "log_mel_l1": Metric("resynthesis", "log-mel L1 of sampled clips, nepers", "lower"),
     "mulan_similarity": Metric("resynthesis", "MuLan cosine between sampled and true clips", "higher"),
-    "frechet": Metric("resynthesis", "Fréchet distance to the true clips, MuLan", "lower"),
+    "kernel_distance": Metric("resynthesis", "kernel distance to the true clips, MuLan", "lower"),
     "group_right": Metric("sampled", "correct group, share of clips", "higher"),
     "tempo_right": Metric("sampled", "correct tempo, share of clips with a beat", "higher"),
     "text_similarity": Metric("sampled", "MuLan cosine between clip and prompt", "higher"),
-    "prompt_frechet": Metric("sampled", "Fréchet distance to the described pieces, MuLan", "lower"),
+    "prompt_kernel_distance": Metric("sampled", "kernel distance to the described pieces, MuLan", "lower"),
 }
-"""All metrics. The Fréchet distances have one value per set of clips, the others one per clip."""
+"""All metrics. The kernel distances have one value per set of clips, the others one per clip."""
 
 
 def velocity(probe: Probe) -> dict[str, np.ndarray]:
@@ -189,7 +189,7 @@ def resynthesis(probe: Probe) -> dict[str, np.ndarray]:
 
     Returns:
         Log-mel L1 and MuLan cosine, (N,) each, and the embeddings (N, W, E) of the sampled and the original
-        windows for the Fréchet distance, W = `RESYNTHESIS_WINDOWS`.
+        windows for the kernel distance, W = `RESYNTHESIS_WINDOWS`.
     """
     decoder, decoder_config, _ = release.load_network(probe.networks, "vae")
     encoder, encoder_config, _ = release.load_network(probe.networks, "mulan")

@@ -7,9 +7,10 @@ Held-out clips and seeds are both samples, so every difference has two 95 % inte
   seeds   Student's t over seeds, of differences averaged over clips: how the difference varies with other seeds.
 
 An arm is "better" or "worse" if both intervals exclude zero; otherwise the comparison is "not significant".
-The p values are those of the paired t tests, without a correction for multiple comparisons. A Fréchet
+The p values are those of the paired t tests, without a correction for multiple comparisons. A kernel
 distance belongs to a whole set of clips: its interval over clips is a bootstrap that draws the same clips for
-both arms.
+both arms, and no clip is compared with its own original. (A Fréchet distance would need many more clips than an
+embedding has dimensions; studies have fewer.)
 """
 
 from collections.abc import Sequence
@@ -18,18 +19,15 @@ from typing import NamedTuple
 import numpy as np
 
 from melody_jax.ablation.results import Arrays
-from melody_jax.evaluation.frechet import frechet_distance
 from melody_jax.evaluation.intervals import Difference, paired_bootstrap, paired_t
+from melody_jax.evaluation.kernel import paired_distance, paired_terms
 from melody_jax.evaluation.threads import single_blas_thread
 
 DRAWS = 200
 """Bootstrap resamples."""
 NOT_SIGNIFICANT = "not significant"
-SET_METRICS = {
-    "frechet": ("embeddings", "true_embeddings"),
-    "prompt_frechet": ("embeddings", "true_embeddings"),
-}
-"""Metrics of a whole set -> the two arrays they compare, (N, E) or (N, W, E)."""
+SET_METRICS = ("kernel_distance", "prompt_kernel_distance")
+"""Metrics of a whole set of clips, from the arrays "embeddings" and "true_embeddings", (N, E) or (N, W, E)."""
 
 
 class Comparison(NamedTuple):
@@ -80,21 +78,21 @@ def compare(arm: str, metric: str, runs: Sequence[Arrays], base_runs: Sequence[A
 
 
 def _compare_sets(arm: str, metric: str, runs: Sequence[Arrays], base_runs: Sequence[Arrays]) -> Comparison:
-    generated, true = SET_METRICS[metric]
-    clips = len(runs[0][generated])
-    draws = np.random.default_rng(0).integers(0, clips, (DRAWS, clips))
-
-    def distances(runs: Sequence[Arrays], rows: np.ndarray) -> np.ndarray:
-        """(seeds,) distances of the clips in `rows`."""
-        return np.array(
-            [frechet_distance(_flatten(run[generated][rows]), _flatten(run[true][rows])) for run in runs]
-        )
-
-    all_clips = np.arange(clips)
+    count = len(runs[0]["embeddings"])
+    once = np.ones(count)
+    resampled_counts = np.random.default_rng(0).multinomial(count, once / count, DRAWS)
     with single_blas_thread():
-        values = distances(runs, all_clips)
-        base_values = distances(base_runs, all_clips)
-        resampled = np.stack([distances(runs, rows) - distances(base_runs, rows) for rows in draws])
+        terms = [_terms(run) for run in runs]
+        base_terms = [_terms(run) for run in base_runs]
+    values = np.array([paired_distance(rows, once) for rows in terms])
+    base_values = np.array([paired_distance(rows, once) for rows in base_terms])
+    resampled = np.stack(
+        [
+            paired_distance(rows, resampled_counts) - paired_distance(base_rows, resampled_counts)
+            for rows, base_rows in zip(terms, base_terms, strict=True)
+        ],
+        axis=1,
+    )
     differences = values - base_values
     return Comparison(
         arm=arm,
@@ -107,6 +105,8 @@ def _compare_sets(arm: str, metric: str, runs: Sequence[Arrays], base_runs: Sequ
     )
 
 
-def _flatten(embeddings: np.ndarray) -> np.ndarray:
-    """(N, E) or (N, W, E) -> a set of embeddings (N * W, E)."""
-    return embeddings.reshape(-1, embeddings.shape[-1])
+def _terms(run: Arrays) -> np.ndarray:
+    """The terms (N, N) of a run's kernel distance, from embeddings (N, E) or (N, W, E)."""
+    count, width = run["embeddings"].shape[0], run["embeddings"].shape[-1]
+    generated, true = (run[name].reshape(count, -1, width) for name in ("embeddings", "true_embeddings"))
+    return paired_terms(generated, true)

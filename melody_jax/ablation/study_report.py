@@ -105,7 +105,7 @@ def _lines(findings: Findings, name: str, command: str) -> Iterator[str]:
         "Intervals are 95 %, by Student's t: over clips, of differences averaged over seeds; over seeds, of "
         'differences averaged over clips. An arm is "better" or "worse" if both intervals exclude zero, otherwise '
         'the difference is "not significant". The p values are those of the paired t tests, without a correction for '
-        "multiple comparisons. A Fréchet distance has bootstrap intervals over clips. "
+        "multiple comparisons. A kernel distance (KAD) has bootstrap intervals over clips. "
         f"melody_jax {__version__}."
     )
 

@@ -4,7 +4,7 @@ It is 100 times the squared maximum mean discrepancy of a Gaussian kernel. The e
 number of clips and makes no Gaussian assumption; it can be negative. The bandwidth is the median distance
 between clips of the reference.
 
-Legend: N and M clips, E embedding width.
+Legend: N and M clips, W windows of a clip, E embedding width.
 """
 
 from collections.abc import Iterator
@@ -58,6 +58,33 @@ def kernel_interval(a: np.ndarray, b: np.ndarray, draws: int = 200, seed: int = 
         return float(SCALE * (mean_aa + mean_bb - 2 * (m @ kernels[2] @ n) / (len(a) * len(b))))
 
     return centred_interval(value, [resampled() for _ in range(draws)])
+
+
+def paired_terms(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """The terms (N, N) of the kernel distance between embeddings (N, W, E) of W windows of each clip, and the reference
+    (N, W, E), where clip i was made after clip i of the reference.
+
+    Their mean off the diagonal is the distance: the U-statistic over pairs of clips, in which no clip meets its own
+    original ("A Kernel Two-Sample Test", Gretton et al. 2012, lemma 6). The diagonal is zero.
+    """
+    count, windows, _ = a.shape
+    rows = [x.reshape(count * windows, -1) for x in (a, b)]
+    width = bandwidth(rows[1])
+
+    def clips(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+        kernel = np.exp(-_squares(x, y) / (2 * width**2)).astype(np.float64)
+        return kernel.reshape(count, windows, count, windows).mean(axis=(1, 3))
+
+    between = clips(*rows)
+    terms = SCALE * (clips(rows[0], rows[0]) + clips(rows[1], rows[1]) - between - between.T)
+    np.fill_diagonal(terms, 0)
+    return terms
+
+
+def paired_distance(terms: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """The kernel distance (...) from `paired_terms` (N, N), with clip i taken counts[..., i] times."""
+    pairs = counts.sum(axis=-1) ** 2 - (counts**2).sum(axis=-1)
+    return np.einsum("...i,ij,...j->...", counts, terms, counts) / pairs
 
 
 def _check(a: np.ndarray, b: np.ndarray) -> None:
