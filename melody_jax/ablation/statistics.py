@@ -81,6 +81,7 @@ def _compare_sets(arm: str, metric: str, runs: Sequence[Arrays], base_runs: Sequ
     count = len(runs[0]["embeddings"])
     once = np.ones(count)
     resampled_counts = np.random.default_rng(0).multinomial(count, once / count, DRAWS)
+    resampled_counts = resampled_counts[(resampled_counts > 0).sum(axis=1) > 1]  # a distance needs two clips
     with single_blas_thread():
         terms = [_terms(run) for run in runs]
         base_terms = [_terms(run) for run in base_runs]

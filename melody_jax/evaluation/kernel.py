@@ -66,8 +66,13 @@ def paired_terms(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
     Their mean off the diagonal is the distance: the U-statistic over pairs of clips, in which no clip meets its own
     original ("A Kernel Two-Sample Test", Gretton et al. 2012, lemma 6). The diagonal is zero.
+
+    Raises:
+        UserError: there are fewer than 2 clips.
     """
     count, windows, _ = a.shape
+    if count < 2:
+        raise UserError(f"kernel distance of {count} clips; it needs at least 2")
     rows = [x.reshape(count * windows, -1) for x in (a, b)]
     width = bandwidth(rows[1])
 
