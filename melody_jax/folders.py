@@ -6,6 +6,7 @@ import unicodedata
 from collections.abc import Iterable
 from pathlib import Path
 
+from melody_jax import files
 from melody_jax.errors import UserError
 
 
@@ -21,6 +22,13 @@ def size_of(path: str | os.PathLike) -> int:
     except (OSError, ValueError):
         return -1
     return status.st_size if stat.S_ISREG(status.st_mode) else -1
+
+
+def check_folder(path: str | os.PathLike, content: str) -> None:
+    """Raises `UserError` unless there is such a folder. `content` says what it should hold, as in "shards"."""
+    files.refuse_url(path)
+    if not is_folder(path):
+        raise UserError(f"{path}: no such folder of {content}")
 
 
 def is_folder(path: str | os.PathLike) -> bool:

@@ -86,6 +86,10 @@ def test_sound_files_and_shards_are_kept_apart(corpus, tmp_path):
         compose(tmp_path)
     with pytest.raises(UserError, match="holds a corpus with format None, not wav"):
         compose(tmp_path, "--format", "wav")
+    for damaged in ("[]", '{"settings": 3, "versions": {}}'):
+        (tmp_path / compose_corpus.SETTINGS_FILE).write_text(damaged)
+        with pytest.raises(UserError, match="not the settings of a corpus"):
+            compose(tmp_path, "--format", "wav")
 
 
 def test_other_settings_are_refused(corpus):

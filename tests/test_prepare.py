@@ -182,6 +182,15 @@ def test_a_missing_feature_shard_is_made_again(features: Path, networks: str, tm
     assert (tmp_path / "out" / "manifest.json").read_bytes() == (features / "manifest.json").read_bytes()
 
 
+@pytest.mark.parametrize("name", ["source", "networks", "out"])
+def test_urls_are_refused(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    folders = {"source": "a", "networks": "b", "out": "c"} | {name: "gs://bucket/x"}
+    with pytest.raises(UserError, match="gs://bucket/x: a URL, buckets are not supported yet"):
+        prepare(PrepareConfig(**folders))
+    assert not list(tmp_path.iterdir())
+
+
 def test_another_preparation_is_refused(
     features: Path, recordings: Path, networks: str, tmp_path: Path
 ) -> None:

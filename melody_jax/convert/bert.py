@@ -41,7 +41,7 @@ def load_bert(
     if pieces is None:
         words = tensors.take("embeddings.word_embeddings.weight", config.vocab_size, width)
     else:
-        rows = {piece: i for i, piece in enumerate(tensors.read("vocab.txt").decode("utf-8").splitlines())}
+        rows = {piece: i for i, piece in enumerate(tensors.read_lines("vocab.txt"))}
         if missing := [piece for piece in pieces if piece not in rows]:
             raise UserError(f"{path}: its vocabulary lacks {missing[0]!r}; {network} is needed")
         words = tensors.take("embeddings.word_embeddings.weight", len(rows), width)[

@@ -12,11 +12,14 @@ from typing import Any
 import jax
 import numpy as np
 
+from melody_jax import files, folders
 from melody_jax.errors import UserError
 from melody_jax.models.functional import Params
 from melody_jax.tensor_file import parse_tensors
 
 WEIGHTS = "model.safetensors"
+MAX_BYTES = 8 << 30
+"""Size of the largest file that is read; the largest network that is imported has 2.4 GB."""
 
 
 class Tensors:
@@ -33,20 +36,42 @@ class Tensors:
 
     def read(self, name: str) -> bytes:
         """A file of the folder, the archive's only member with this base name, or the safetensors file itself."""
-        try:
-            if self.path.is_dir():
-                return (self.path / name).read_bytes()
-            if self.path.suffix == ".safetensors" and name == WEIGHTS:
-                return self.path.read_bytes()
-            with zipfile.ZipFile(self.path) as archive:
-                members = [member for member in archive.namelist() if Path(member).name == name]
-                if len(members) != 1:
-                    raise UserError(f"{self.path} holds {len(members)} files named {name}: it must hold one")
-                return archive.read(members[0])
-        except (OSError, zipfile.BadZipFile):
+        is_folder = folders.is_folder(self.path)
+        file = self.path / name if is_folder else self.path
+        if folders.size_of(file) < 0:
+            raise self._no_file(name, "no such file")
+        if is_folder or (self.path.suffix == ".safetensors" and name == WEIGHTS):
+            return files.read_bytes(file, MAX_BYTES)
+        with files.open_regular(self.path) as opened:
+            try:
+                with zipfile.ZipFile(opened) as archive:
+                    return archive.read(self._member(archive, name))
+            except UserError:
+                raise
+            except Exception as error:  # zipfile raises errors of many kinds for a damaged archive
+                raise self._no_file(name, str(error)) from None
+
+    def _no_file(self, name: str, reason: str) -> UserError:
+        return UserError(
+            f"{self.path} has no {name} ({reason}): it must be a folder or a wheel of {self.network}"
+        )
+
+    def _member(self, archive: zipfile.ZipFile, name: str) -> zipfile.ZipInfo:
+        members = [member for member in archive.infolist() if Path(member.filename).name == name]
+        if len(members) != 1:
+            raise UserError(f"{self.path} holds {len(members)} files named {name}: it must hold one")
+        if members[0].file_size > MAX_BYTES:
             raise UserError(
-                f"{self.path} has no {name}: it must be a folder or a wheel of {self.network}"
-            ) from None
+                f"{self.path}: {name} has {members[0].file_size} bytes, at most {MAX_BYTES} are read"
+            )
+        return members[0]
+
+    def read_lines(self, name: str) -> list[str]:
+        """The lines of a UTF-8 file, read as by `read`."""
+        try:
+            return files.split_lines(self.read(name).decode("utf-8"))
+        except UnicodeDecodeError as error:
+            raise UserError(f"{self.path}: {name} is not UTF-8 at byte {error.start}") from None
 
     def __contains__(self, name: str) -> bool:
         return self.prefix + name in self._unused

@@ -296,7 +296,11 @@ def _begin_files(folder: Path, sources: Sources) -> None:
         raise UserError(f"{folder}: holds shards; choose another folder for sound files")
     path = folder / SETTINGS_FILE
     if path.exists():
-        previous = json.loads(path.read_text(encoding="utf-8"))
+        previous = files.read_json(path)
+        if not isinstance(previous, dict) or not all(
+            isinstance(previous.get(name), dict) for name in ("settings", "versions")
+        ):
+            raise UserError(f"{path}: not the settings of a corpus; choose another folder")
         _check_same(folder, sources, previous["settings"], previous["versions"])
     else:
         content = {"settings": sources.settings, "versions": sources.versions}

@@ -64,8 +64,10 @@ def _with_absolute_paths(config: PrepareConfig) -> PrepareConfig:
     for name in ("source", "out"):
         if not getattr(config, name):
             raise UserError(f"--{name} is missing; see melody prepare --help")
-    folders = {name: getattr(config, name) for name in ("source", "out", "networks")}
-    absolute = {name: str(Path(folder).absolute()) for name, folder in folders.items() if folder}
+    given = {name: getattr(config, name) for name in ("source", "out", "networks") if getattr(config, name)}
+    for folder in given.values():
+        files.refuse_url(folder)
+    absolute = {name: str(Path(folder).absolute()) for name, folder in given.items()}
     return dataclasses.replace(config, **absolute)
 
 

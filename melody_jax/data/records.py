@@ -345,9 +345,8 @@ def open_shards(folder: str | os.PathLike, kind: str | None = None, verify: bool
     Raises:
         UserError: the folder is missing, unfinished, empty or of another kind, or a shard does not match the manifest.
     """
+    folders.check_folder(folder, "shards")
     folder = Path(folder)
-    if not folders.is_folder(folder):
-        raise UserError(f"{folder}: no such folder of shards")
     manifest = read_manifest(folder)
     if kind is not None and manifest.kind != kind:
         raise UserError(f"{folder}: holds {manifest.kind} records, {kind} records are needed")

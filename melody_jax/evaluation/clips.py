@@ -65,8 +65,7 @@ def open_set(folder: Path, prompts: Path | None = None) -> ClipSet:
     Raises:
         UserError: the folder holds neither, the prompts cannot be read or fit several files, or shards are damaged.
     """
-    if not folders.is_folder(folder):
-        raise UserError(f"{folder}: no such folder of clips")
+    folders.check_folder(folder, "clips")
     if folders.size_of(folder / records.MANIFEST) >= 0:
         return _shards(folder)
     rejects: dict[str, str] = {}

@@ -5,7 +5,6 @@ numbers are the same; on another mesh sums are rounded in another order, which s
 """
 
 import dataclasses
-import json
 import math
 import traceback
 from pathlib import Path
@@ -15,9 +14,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
-import safetensors
-import safetensors.numpy
 
+from melody_jax import files
 from melody_jax.config import LoRAConfig
 from melody_jax.config_json import from_dict
 from melody_jax.errors import UserError
@@ -25,6 +23,7 @@ from melody_jax.models.functional import Params
 from melody_jax.options import option
 from melody_jax.release import unflatten
 from melody_jax.sharding import make_mesh, mesh_context, place_batch, state_sharding
+from melody_jax.tensor_file import parse_tensors
 from melody_jax.training.checkpoint import abstract_like
 from melody_jax.training.digests import DIGEST
 from melody_jax.training.export import stage_from_dict
@@ -81,12 +80,11 @@ def replay(config: ReplayConfig) -> dict[str, float]:
 
 def _read(folder: Path) -> tuple[dict[str, Any], Batch]:
     try:
-        bundle = json.loads((folder / "bundle.json").read_text())
-        batch = unflatten(safetensors.numpy.load((folder / "batch.safetensors").read_bytes()))
+        bundle = files.read_json(folder / "bundle.json")
+        batch = unflatten(parse_tensors(files.read_bytes(folder / "batch.safetensors"), "batch.safetensors"))
         missing = {"step", "config", "metrics", "records"} - bundle.keys()
-    except (OSError, ValueError, safetensors.SafetensorError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserError(f"{folder} is not the bundle of a step ({reason})") from None
+    except (UserError, AttributeError) as error:
+        raise UserError(f"{folder} is not the bundle of a step ({error})") from None
     if missing:
         raise UserError(f"{folder / 'bundle.json'} lacks {', '.join(sorted(missing))}")
     return bundle, batch
