@@ -1,17 +1,27 @@
-"""JSON that a training keeps: config.json of a run folder, and metrics.jsonl, with changed bytes or of other shapes."""
+"""What a training keeps: config.json, metrics.jsonl and checkpoints, with changed bytes or of other shapes."""
 
 import functools
 import json
+import shutil
+import tempfile
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 from hypothesis import strategies as st
 
 from hostile.audio_bytes import mutated
+from hostile.corpora import corpus
 from hostile.kind import Kind
-from melody_jax.config import load_config
+from melody_jax.config import DataConfig, load_config
 from melody_jax.config_json import to_dict
+from melody_jax.data.pipeline import TrainingBatches
+from melody_jax.sharding import make_mesh
+from melody_jax.training.checkpoint import Checkpoints
 from melody_jax.training.metric_log import read_rows
 from melody_jax.training.run_folder import check_resume, read_run
+from melody_jax.training.state import TrainState
 
 CONFIG = "lm_tiny"
 JSON = st.recursive(
@@ -55,7 +65,66 @@ def rows_of(data: bytes, folder: Path) -> None:
     assert all(isinstance(row["step"], int) for row in read_rows(path))
 
 
+@functools.cache
+def valid_state() -> TrainState:
+    """A small training state."""
+    params = {"model": {"kernel": jnp.arange(6.0).reshape(2, 3)}}
+    return TrainState(jnp.int32(3), params, (), params["model"], jnp.zeros((), bool))
+
+
+@functools.cache
+def valid_run() -> Path:
+    """A run folder with one checkpoint, for the process."""
+    folder = Path(tempfile.mkdtemp()) / "run"
+    checkpoints = Checkpoints(folder, keep_last=1)
+    checkpoints.save(valid_state(), {"next_index": 5})
+    checkpoints.close()
+    return folder
+
+
+@st.composite
+def _checkpoints(draw: st.DrawFn) -> tuple[str, bytes]:
+    """The name of one of the checkpoint's files, and its content with changed bytes."""
+    files = sorted(path for path in valid_run().rglob("*") if path.is_file())
+    path = draw(st.sampled_from(files))
+    return str(path.relative_to(valid_run())), draw(mutated(path.read_bytes()))
+
+
+def restore(case: tuple[str, bytes], folder: Path) -> None:
+    """Restores a run with that file; a state that is accepted is the one that was saved, to the bit."""
+    name, content = case
+    run = folder / "run"
+    shutil.copytree(valid_run(), run)
+    (run / name).write_bytes(content)
+    device = jax.NamedSharding(make_mesh((1, 1, 1), jax.devices()[:1]), jax.P())
+    saved = valid_state()
+    abstract = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device), saved)
+    checkpoints = Checkpoints(run)
+    try:
+        state, position = checkpoints.restore(abstract)
+    finally:
+        checkpoints.close()
+    assert position == {"next_index": 5}
+    jax.tree.map(np.testing.assert_array_equal, state, saved)
+
+
+@functools.cache
+def batches() -> TrainingBatches:
+    """Batches of a corpus of two records, for the process."""
+    return TrainingBatches(DataConfig(folder=(str(corpus()),), crop_samples=960, batch_size=2), "audio")
+
+
+def move(position: object, folder: Path) -> None:
+    """Moves the batches to a position from a checkpoint; where they are then is a position too."""
+    batches().set_state(position)
+    assert batches().get_state() == position
+
+
 KINDS = {
     "run folders, config.json": Kind(strategy=_records, run=resume),
     "run folders, metrics.jsonl": Kind(strategy=_rows, run=rows_of),
+    "run folders, checkpoints": Kind(strategy=_checkpoints, run=restore, cases=100),
+    "run folders, positions in the data": Kind(
+        strategy=lambda: JSON | st.fixed_dictionaries({"next_index": JSON}), run=move
+    ),
 }
