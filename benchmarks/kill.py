@@ -89,7 +89,8 @@ def kill_many(arguments: Arguments, count: int) -> tuple[str, list[list[str]]]:
         (Path(folder) / "features").mkdir()
         features = write_features(Path(folder) / "features")
         undisturbed, killed = (
-            Run(features, Path(folder) / name, options, count) for name in ("undisturbed", "killed")
+            Run(features, Path(folder) / name, options, count, timeout=3600)
+            for name in ("undisturbed", "killed")
         )
         undisturbed.train()
         for number in tqdm(range(1, arguments.kills + 1), desc=f"kills, {count} processes"):

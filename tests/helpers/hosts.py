@@ -54,9 +54,15 @@ def write_features(folder: Path) -> str:
 
 
 class Run:
-    """A run folder, and the processes that train in it on eight virtual devices, all of one or shared by several."""
+    """A run folder, and the processes that train in it on eight virtual devices, all of one or shared by several.
 
-    def __init__(self, features: str, workdir: Path, options: list[str], processes: int = 2) -> None:
+    `timeout` is the number of seconds in which a run must end.
+    """
+
+    def __init__(
+        self, features: str, workdir: Path, options: list[str], processes: int = 2, timeout: float = 300
+    ) -> None:
+        self.timeout = timeout
         self.workdir = workdir
         self.count = processes
         self.options = [*SIZE, "--data.folder", features, "--workdir", str(workdir), *options]
@@ -92,7 +98,7 @@ class Run:
     def finish(self) -> None:
         """Waits for all of them; none may fail."""
         for process in self.processes:
-            _, errors = process.communicate(timeout=300)
+            _, errors = process.communicate(timeout=self.timeout)
             assert process.returncode == 0, errors[-2000:]
 
     def train(self) -> None:
