@@ -51,15 +51,8 @@ def open_manifest(folder: Path, process: int, processes: int) -> Iterator[ClipMa
     """
     path = folder / file_name(process, processes)
     files.make_folder(folder)
-    try:
-        file = open(path, "a+b")  # noqa: SIM115
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror})") from error
-    with file:
-        if not files.lock(file):
-            raise UserError(
-                f"{path}: another process is writing it; give each its own --process and the same --processes"
-            )
+    busy = "another process is writing it; give each its own --process and the same --processes"
+    with _locked(path, "a+b", busy) as file:
         _refuse_other_jobs(folder, processes)
         _remove_torn_line(file)
         yield ClipManifest(file, read_entries(folder))
@@ -79,16 +72,22 @@ def _refuse_other_jobs(folder: Path, processes: int) -> None:
     for path in folder.glob(FILES):
         if path.name in same:
             continue
-        try:
-            file = open(path, "r+b")  # noqa: SIM115  # network file systems lock only what may be written
-        except OSError as error:
-            raise UserError(f"{path}: cannot be opened ({error.strerror})") from error
-        with file:
-            if not files.lock(file):
-                raise UserError(
-                    f"{path}: in use by a process with another --processes than {processes}; it would make the same "
-                    "clips"
-                )
+        busy = f"in use by a process with another --processes than {processes}; it would make the same clips"
+        with _locked(path, "r+b", busy):  # network file systems lock only what may be written
+            pass
+
+
+@contextlib.contextmanager
+def _locked(path: Path, mode: str, busy: str) -> Iterator[IO[bytes]]:
+    """A file that no other process holds. Raises `UserError` if it cannot be opened, or with `busy` if one does."""
+    try:
+        file = open(path, mode)  # noqa: SIM115
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror})") from error
+    with file:
+        if not files.lock(file):
+            raise UserError(f"{path}: {busy}")
+        yield file
 
 
 def _remove_torn_line(file: IO[bytes]) -> None:
