@@ -78,7 +78,7 @@ def check_replaceable(path: str | os.PathLike) -> Path:
         _check_replaceable(path, target)
     except OSError as error:
         raise UserError(f"{path}: cannot be written ({error.strerror or error})") from error
-    if not os.access(target.parent, os.W_OK | os.X_OK):
+    if not _is_writable(target.parent):
         raise UserError(f"{path}: the folder {target.parent} cannot be written")
     return target
 
@@ -148,8 +148,13 @@ def check_folder(path: str | os.PathLike) -> None:
         above = above.parent
     if not os.path.isdir(above):
         raise UserError(f"{path}: {above} is not a folder")
-    if not os.access(above, os.W_OK | os.X_OK):
+    if not _is_writable(above):
         raise UserError(f"{path}: the folder {above} cannot be written")
+
+
+def _is_writable(folder: Path) -> bool:
+    """Whether this process may make files in a folder."""
+    return os.access(folder, os.W_OK | os.X_OK, effective_ids=os.access in os.supports_effective_ids)
 
 
 def check_name(path: str | os.PathLike) -> None:

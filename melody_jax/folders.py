@@ -24,7 +24,7 @@ def size_of(path: str | os.PathLike) -> int:
     return status.st_size if stat.S_ISREG(status.st_mode) else -1
 
 
-def check_folder(path: str | os.PathLike, content: str) -> None:
+def check_present(path: str | os.PathLike, content: str) -> None:
     """Raises `UserError` unless there is such a folder. `content` says what it should hold, as in "shards"."""
     files.refuse_url(path)
     if not is_folder(path):

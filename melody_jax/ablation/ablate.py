@@ -43,6 +43,8 @@ def ablate(config: AblateConfig) -> Path | None:
     if not config.study:
         names = ", ".join(shipped_names("study"))
         raise UserError(f"no study given; run melody ablate with one of {names}, or with a Python file")
+    for folder in (config.out, config.runs):
+        files.check_folder(folder)
     study = load_study(config.study)
     runs = list(runs_of(study, config))
     measures = measures_of(study)

@@ -72,7 +72,7 @@ def recordings(
     folder = Path(folder)
     if layout not in LAYOUTS:
         raise UserError(f"--layout {layout!r} is unknown; there are {', '.join(LAYOUTS)}")
-    folders.check_folder(folder, "audio")
+    folders.check_present(folder, "audio")
     if layout not in ("files", "audiofolder") and not table:
         raise UserError(
             f"--layout {layout} needs its table: --captions FILE (see melody_jax/data/layouts.py)"

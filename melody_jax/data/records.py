@@ -345,7 +345,7 @@ def open_shards(folder: str | os.PathLike, kind: str | None = None, verify: bool
     Raises:
         UserError: the folder is missing, unfinished, empty or of another kind, or a shard does not match the manifest.
     """
-    folders.check_folder(folder, "shards")
+    folders.check_present(folder, "shards")
     folder = Path(folder)
     manifest = read_manifest(folder)
     if kind is not None and manifest.kind != kind:

@@ -65,7 +65,7 @@ def open_set(folder: Path, prompts: Path | None = None) -> ClipSet:
     Raises:
         UserError: the folder holds neither, the prompts cannot be read or fit several files, or shards are damaged.
     """
-    folders.check_folder(folder, "clips")
+    folders.check_present(folder, "clips")
     if folders.size_of(folder / records.MANIFEST) >= 0:
         return _shards(folder)
     rejects: dict[str, str] = {}

@@ -17,7 +17,6 @@ import numpy as np
 from tqdm import tqdm
 
 from melody_jax import __version__, files
-from melody_jax.errors import UserError
 from melody_jax.evaluation import clip_features, composed_prompts, fidelity, group_judge, stage_swap
 from melody_jax.evaluation.adherence import Judge
 from melody_jax.evaluation.composed_prompts import ComposedPrompt
@@ -71,11 +70,11 @@ def diagnose(config: DiagnoseConfig) -> dict[str, Any]:
     Raises:
         UserError: the model or the prompts cannot be read, or the result cannot be written.
     """
+    out = Path(config.out)
+    for path in (out, config.cache):
+        files.check_folder(path)
     enable_compile_cache()
     config = with_drawn_seed(config)
-    out = Path(config.out)
-    if not out.is_dir():
-        raise UserError(f"{out}: no such folder for the result")
     file = Path(config.prompts)
     if not file.exists():
         composed_prompts.write_prompts(file)
@@ -92,7 +91,7 @@ def diagnose(config: DiagnoseConfig) -> dict[str, Any]:
         "version": __version__,
         "settings": {f.name: getattr(config, f.name) for f in fields(config) if f.name not in PLACES},
         "model_hash": melody.hash,
-        "prompts": {"sha256": hashlib.sha256(file.read_bytes()).hexdigest(), "count": len(prompts)},
+        "prompts": {"sha256": files.file_hash(file), "count": len(prompts)},
         "embedding": mulan.name,
         **summarise(scores, embeddings, [prompt.group for prompt in prompts], config.draws),
         "fidelity": {
@@ -101,6 +100,7 @@ def diagnose(config: DiagnoseConfig) -> dict[str, Any]:
         },
     }
     text = f"{markdown(result)}\n{FIDELITY_NOTE}\n\n{fidelity.markdown(result['fidelity'])}"
+    files.make_folder(out)
     report = out / f"diagnosis-{config.model}.json"
     files.write_json(report, result)
     files.write_bytes(report.with_suffix(".md"), text.encode())

@@ -95,11 +95,13 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any] | None:
     work.
 
     Raises:
-        UserError: an input is missing, unreadable or too small to be measured.
+        UserError: an input is missing, unreadable or too small to be measured, or a folder cannot be written.
     """
-    enable_compile_cache()
     if not config.clips and not (config.model and config.prompts):
         raise UserError("--clips is empty; give a folder, or --model and --prompts to make the clips from")
+    for folder in (config.out, config.cache):
+        files.check_folder(folder)
+    enable_compile_cache()
     embedding = open_embedding(config.embedding, Path(config.folder) if config.folder else None)
     if not config.clips and not _make_clips(config):
         print(

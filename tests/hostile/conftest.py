@@ -1,5 +1,6 @@
 """A user without privileges, for tests of permissions that also run as root."""
 
+import codecs
 import os
 import tempfile
 from collections.abc import Iterator
@@ -18,6 +19,8 @@ def unprivileged() -> Iterator[Path]:
         if os.geteuid() != 0:
             yield folder
             return
+        for encoding in ("ascii", "utf-8-sig"):  # root's interpreter may lie where nobody else may import from
+            codecs.lookup(encoding)
         os.chown(folder, NOBODY, NOBODY)
         os.seteuid(NOBODY)
         try:

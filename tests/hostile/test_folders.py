@@ -1,13 +1,18 @@
 """Folders with links, loops, foreign names and no permissions: everything is listed once, or named with a reason."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from hostile.tables import touch
+from melody_jax.ablation.ablate import ablate
+from melody_jax.ablation.runs import AblateConfig
 from melody_jax.data.layouts import recordings
 from melody_jax.errors import UserError
+from melody_jax.evaluation.diagnose import DiagnoseConfig, diagnose
+from melody_jax.evaluation.evaluate import EvaluateConfig, evaluate
 from melody_jax.folders import walk
 
 
@@ -57,3 +62,21 @@ def test_folders_without_permission_are_named(unprivileged: Path) -> None:
     finally:
         for name in ("locked", "blind"):
             (unprivileged / name).chmod(0o700)
+
+
+@pytest.mark.parametrize(
+    "measure",
+    [
+        lambda out: evaluate(EvaluateConfig(clips="clips", reference="reference", out=out, cache=out)),
+        lambda out: diagnose(DiagnoseConfig(out=out, cache=out)),
+        lambda out: ablate(AblateConfig(study="steps", out=out, runs=out)),
+    ],
+    ids=["evaluate", "diagnose", "ablate"],
+)
+def test_a_folder_that_cannot_be_written_is_refused_before_anything_is_measured(
+    measure: Callable[[str], object], unprivileged: Path
+) -> None:
+    locked = unprivileged / "locked"
+    locked.mkdir(mode=0o500)
+    with pytest.raises(UserError, match=r"locked/out: the folder .*locked cannot be written"):
+        measure(str(locked / "out"))
