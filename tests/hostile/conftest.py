@@ -19,7 +19,10 @@ def unprivileged() -> Iterator[Path]:
         if os.geteuid() != 0:
             yield folder
             return
-        for encoding in ("ascii", "utf-8-sig"):  # root's interpreter may lie where nobody else may import from
+        for encoding in (
+            "ascii",
+            "utf-8-sig",
+        ):  # root's interpreter may lie where nobody else may import from
             codecs.lookup(encoding)
         os.chown(folder, NOBODY, NOBODY)
         os.seteuid(NOBODY)
