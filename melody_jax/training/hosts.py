@@ -5,7 +5,7 @@ import itertools
 import os
 import sys
 import threading
-import time
+from collections import Counter
 from collections.abc import Iterator
 from typing import NoReturn
 
@@ -77,8 +77,12 @@ class Heartbeat(threading.Thread):
         self._store = multihost.get_jax_distributed_client()
 
     def run(self) -> None:
-        """Writes and reads signs of life until `stop`."""
-        seen: dict[str, tuple[str, float]] = {}
+        """Writes and reads signs of life until `stop`.
+
+        Silence is counted in this thread's own rounds, not by the clock: all processes may have been suspended.
+        """
+        last: dict[str, str] = {}
+        silent_rounds: Counter[str] = Counter()
         for count in itertools.count():
             if self._stopping.wait(INTERVAL * (count > 0)):
                 return
@@ -87,11 +91,11 @@ class Heartbeat(threading.Thread):
                 signs = dict(self._store.key_value_dir_get(FOLDER))
             except jax.errors.JaxRuntimeError:
                 continue  # process 0 holds the store; without it JAX ends this process
-            now = time.monotonic()
             for key, sign in signs.items():
-                if key not in seen or seen[key][0] != sign:
-                    seen[key] = (sign, now)
-                elif sign != FINISHED and now - seen[key][1] > SILENCE and not self._stopping.is_set():
+                is_silent = sign != FINISHED and last.get(key) == sign
+                silent_rounds[key] = silent_rounds[key] + 1 if is_silent else 0
+                last[key] = sign
+                if silent_rounds[key] * INTERVAL >= SILENCE and not self._stopping.is_set():
                     _end(f"process {key.rpartition('/')[2]} has given no sign of life for {SILENCE:.0f} s")
 
     def finish(self) -> None:
