@@ -101,5 +101,5 @@ def test_prompts_are_checked(tmp_path: Path) -> None:
             composed_prompts.read_prompts(file)
     with pytest.raises(UserError, match="at least 10"):
         DiagnoseConfig(judge_pieces=5)
-    with pytest.raises(UserError, match="no such folder"):
-        diagnose.diagnose(DiagnoseConfig(out=str(tmp_path / "nowhere")))
+    with pytest.raises(UserError, match=r"prompts\.jsonl is not a folder"):
+        diagnose.diagnose(DiagnoseConfig(out=str(file / "nowhere")))
