@@ -89,6 +89,15 @@ def test_sigterm_saves_and_resumes_identically(finished: Any, tmp_path: Any) -> 
     assert_same(run(config), finished[1])
 
 
+def test_resuming_is_announced(tmp_path: Any, capsys: Any) -> None:
+    config = toy_config(tmp_path)
+    run(config, ToyBatches(interrupt=12))
+    assert "resuming" not in capsys.readouterr().err
+    for lines in (1, 0):  # a finished run is not resumed
+        train(config, ToyBatches(), [next(ToyBatches())], quiet=False)
+        assert capsys.readouterr().err.count("resuming after step 13 of 50\n") == lines
+
+
 def test_save_that_outlasts_the_time_after_sigterm_is_told(
     tmp_path: Any, monkeypatch: Any, capsys: Any
 ) -> None:

@@ -74,7 +74,7 @@ class ComposeConfig:
         if self.workers < 0:
             raise UserError(f"workers is {self.workers}; it must be 0 (one per CPU) or more")
         if not (math.isfinite(self.hours) and 1 <= self.pieces <= _PIECES_PER_SEED):
-            raise UserError(f"hours is {self.hours}; it must be at least one piece of {self.seconds} seconds")
+            raise UserError(f"hours is {self.hours:g}; it must hold at least one piece of {self.seconds:g} s")
 
     @property
     def pieces(self) -> int:

@@ -104,8 +104,8 @@ def check_size(total: int, held_out: int) -> None:
     """Raises `UserError` unless `LEAST_CLIPS` pieces are held out, and as many are not."""
     if min(held_out, total - held_out) < LEAST_CLIPS:
         raise UserError(
-            f"{total} clips to train judges with, of which {held_out} are held out; "
-            f"it must be {LEAST_CLIPS} of either kind"
+            f"{total} clips to train judges with, of which {held_out} are held out; it must be {LEAST_CLIPS} of either "
+            f"kind: compose about {5 * LEAST_CLIPS}"
         )
 
 

@@ -78,6 +78,8 @@ def train(
         state = _begin(config, checkpoints, batches, hashes or {}, mesh)
         log = MetricLog(workdir, int(state.step), config.steps, config.stage.name, rate, quiet)
         closing.callback(log.close)
+        if 0 < int(state.step) < config.steps:
+            log.note(f"resuming after step {int(state.step)} of {config.steps}")
         return _train(config, state, batches, held_out, mesh, checkpoints, stop_signal, log)
 
 
