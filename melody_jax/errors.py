@@ -19,6 +19,11 @@ class UserError(ValueError):
     """Bad input. The message is one line that names the offending value and says what would be right."""
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, at most 200 characters; its type if it has no message."""
+    return (str(error).splitlines() or [type(error).__name__])[0][:200]
+
+
 class Diverged(UserError):
     """Training ended after `steps` steps because of numbers that were not finite."""
 

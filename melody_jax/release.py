@@ -30,7 +30,7 @@ from tokenizers import Tokenizer
 
 from melody_jax import files, release_check
 from melody_jax.config_json import from_dict, to_dict
-from melody_jax.errors import UserError
+from melody_jax.errors import UserError, first_line
 from melody_jax.models.functional import Params
 from melody_jax.roles import Kind, Role, Roles, find_role
 from melody_jax.runtime import check_devices
@@ -160,7 +160,7 @@ def _network_shapes(file: Path, name: str, config: Any) -> dict[str, Any]:
     try:
         return flatten(_network_module(name).shapes(config))
     except Exception as error:  # Flax and JAX raise errors of all kinds
-        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+        reason = first_line(error)
         raise UserError(f"{file}: no network has this config ({reason})") from error
 
 

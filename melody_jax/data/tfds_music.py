@@ -21,7 +21,7 @@ import tensorflow_datasets as tfds
 from melody_jax import audio
 from melody_jax.data.layouts import Recording
 from melody_jax.data.records import Concatenation, decode_json, open_shards
-from melody_jax.errors import UserError
+from melody_jax.errors import UserError, first_line
 
 INFO = "dataset_info.json"
 
@@ -93,7 +93,7 @@ def _examples(folder: str) -> Concatenation[Any]:
         splits = builder.as_data_source()
         sources = [splits[name] for name in sorted(splits)]
     except (ImportError, NotImplementedError, ValueError, KeyError, RuntimeError, OSError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+        reason = first_line(error)
         raise UserError(
             f"{folder}: not a TFDS dataset that can be read without TensorFlow ({reason})"
         ) from error

@@ -19,7 +19,7 @@ from jax.sharding import Mesh
 
 from melody_jax.chips import CHIPS, Chip, Roofline, roofline
 from melody_jax.config import TrainConfig, load_config, with_fields
-from melody_jax.errors import UserError
+from melody_jax.errors import UserError, first_line
 from melody_jax.extras import install_hint
 from melody_jax.flops import collectives, matmul_cost
 from melody_jax.models.functional import Remat
@@ -198,7 +198,7 @@ def _devices(topology: str, slices: int) -> list[Any]:
         description = topologies.get_topology_desc(platform="tpu", topology_name=topology, **options)
         return list(description.devices)
     except Exception as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+        reason = first_line(error)
         hint = "" if find_spec("libtpu") else f"; {install_hint('libtpu')}"
         raise UserError(f"topology {topology!r} is not available ({reason}){hint}") from None
 

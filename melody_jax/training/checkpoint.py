@@ -19,7 +19,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from melody_jax.config import TrainConfig
-from melody_jax.errors import UserError
+from melody_jax.errors import UserError, first_line
 from melody_jax.models.functional import Params
 from melody_jax.training.notes import ReportedOnce, shorten_library_messages
 from melody_jax.training.run_folder import check_path
@@ -49,7 +49,7 @@ class Checkpoints:
         try:
             self._manager = ocp.CheckpointManager(self._folder, item_names=ITEMS, options=options)
         except (OSError, ValueError) as error:
-            raise UserError(f"{self._folder}: cannot be opened ({_first_line(error)})") from error
+            raise UserError(f"{self._folder}: cannot be opened ({first_line(error)})") from error
 
     @property
     def latest(self) -> int | None:
@@ -127,7 +127,7 @@ class Checkpoints:
             with ReportedOnce():
                 read = self._manager.restore(step, args=ocp.args.Composite(**items))
         except Exception as error:  # Orbax and TensorStore raise many types for a truncated or missing file
-            raise self._damaged(_first_line(error)) from error
+            raise self._damaged(first_line(error)) from error
         missing = [name for name in items if read.get(name) is None]
         if missing:
             raise self._damaged(f"it lacks item {missing[0]!r}")
@@ -150,10 +150,6 @@ class Checkpoints:
             self._manager.wait_until_finished()
         finally:
             self._manager.close()
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:200]
 
 
 def _digest(value: Any) -> str:

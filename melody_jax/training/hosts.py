@@ -13,7 +13,7 @@ import jax
 from orbax.checkpoint import multihost
 
 from melody_jax.config import HostsConfig
-from melody_jax.errors import UserError
+from melody_jax.errors import UserError, first_line
 from melody_jax.runtime import check_devices
 
 SILENCE = 30.0
@@ -46,7 +46,7 @@ def joined(hosts: HostsConfig) -> Iterator[None]:
     try:
         yield
     except jax.errors.JaxRuntimeError as error:
-        _end(f"a computation shared with the others failed ({_first_line(error)})")
+        _end(f"a computation shared with the others failed ({first_line(error)})")
     else:
         heartbeat.finish()
     finally:
@@ -61,7 +61,7 @@ def _join(hosts: HostsConfig) -> None:
             hosts.index if hosts.coordinator else None,
         )
     except (RuntimeError, ValueError) as error:
-        raise UserError(f"--hosts.join: the other processes do not answer ({_first_line(error)})") from None
+        raise UserError(f"--hosts.join: the other processes do not answer ({first_line(error)})") from None
 
 
 class Heartbeat(threading.Thread):
@@ -121,7 +121,3 @@ def _end(reason: str) -> NoReturn:
         flush=True,
     )
     os._exit(1)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or ["no reason given"])[0][:200]

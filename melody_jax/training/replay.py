@@ -18,7 +18,7 @@ import orbax.checkpoint as ocp
 from melody_jax import files
 from melody_jax.config import LoRAConfig
 from melody_jax.config_json import from_dict
-from melody_jax.errors import UserError
+from melody_jax.errors import UserError, first_line
 from melody_jax.models.functional import Params
 from melody_jax.options import option
 from melody_jax.release import unflatten
@@ -95,7 +95,7 @@ def _restore(folder: Path, abstract: Any) -> Params:
         with ocp.StandardCheckpointer() as reader:
             return reader.restore(folder / "params", abstract)
     except Exception as error:  # Orbax and TensorStore raise many types for a truncated or missing file
-        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+        reason = first_line(error)
         raise UserError(f"{folder / 'params'} cannot be read ({reason})") from error
 
 
