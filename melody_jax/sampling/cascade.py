@@ -22,7 +22,7 @@ from tqdm import tqdm
 from melody_jax import audio, release
 from melody_jax.errors import UserError
 from melody_jax.models.functional import Params
-from melody_jax.sampling import edit, plan, windows
+from melody_jax.sampling import edges, edit, plan, windows
 from melody_jax.sampling.decode import context, decode
 from melody_jax.sampling.edit import EditedClip
 from melody_jax.sampling.plan import NETWORKS, ProgramBatch
@@ -167,7 +167,7 @@ class Melody:
             latents = islice(latents, batch.windows)
             samples = round(seconds * self.sample_rate)
         decoded = self._decode_stream(latents, batch.config.chunk_frames)
-        return each_in_32_bits(part[0] for part in _truncate(decoded, samples))
+        return each_in_32_bits(part[0] for part in _faded(_truncate(decoded, samples), samples))
 
     def latents(self, batch: ProgramBatch, encoded: Encoded) -> Iterator[jax.Array]:
         """Yields new latents (rows, n, D) of the batch endlessly: of the first window, then of each chunk."""
@@ -233,7 +233,11 @@ class Melody:
         for part in _truncate(decoded, max(lengths)):
             waves[:, written : written + part.shape[1]] = part
             written += part.shape[1]
-        return [wave[:length] for wave, length in zip(waves, lengths, strict=True)]
+        clips = [wave[:length] for wave, length in zip(waves, lengths, strict=True)]
+        for clip in clips:
+            edges.fade_in(clip)
+            edges.fade_out(clip)
+        return clips
 
     def _decode_stream(self, latents: Iterable[jax.Array], window: int) -> Iterator[np.ndarray]:
         """Parts (rows, n) of the waveform of latents, of which at least `window` are decoded at a time."""
@@ -323,3 +327,14 @@ def _truncate(parts: Iterable[np.ndarray], samples: int | None) -> Iterator[np.n
         remaining -= part.shape[1]
         if remaining <= 0:
             return
+
+
+def _faded(parts: Iterable[np.ndarray], samples: int | None) -> Iterator[np.ndarray]:
+    """The parts (rows, n) of a clip with its ends faded; `samples` is its length, None if it is endless."""
+    begin = 0
+    for part in parts:
+        edges.fade_in(part, begin)
+        if samples is not None:
+            edges.fade_out(part, samples - begin)
+        begin += part.shape[1]
+        yield part

@@ -24,7 +24,7 @@ from melody_jax.data.features import stitch_windows, window_starts
 from melody_jax.errors import UserError
 from melody_jax.models import tokenizer, vae
 from melody_jax.models.functional import Params
-from melody_jax.sampling import windows
+from melody_jax.sampling import edges, windows
 from melody_jax.sampling.plan import Configs, EditPlan, ProgramBatch
 from melody_jax.sampling.prompts import read_audio
 from melody_jax.sampling.request import Request
@@ -249,7 +249,7 @@ def splice(clip: EditedClip, wave: Float[np.ndarray, " decoded"]) -> Float[np.nd
     """The source with the decoded clip `wave` in its new regions; all other samples are bit-identical.
 
     wave: at least as long as the clip. The crossfades have constant power, because the two sounds are not in
-    phase.
+    phase. Where a region begins or ends the clip, it is faded (`edges.py`).
     """
     samples = clip.samples
     regions = clip.plan.regions
@@ -265,6 +265,10 @@ def splice(clip: EditedClip, wave: Float[np.ndarray, " decoded"]) -> Float[np.nd
         source = _mirrored(samples, begin, end, fade)
         new = wave[begin:end] / np.float32(clip.gain)
         spliced[begin:end] = audio.peak_limit(weight * new + np.sqrt(1 - weight**2) * source)
+        if begin == 0:
+            edges.fade_in(spliced[:end])
+        if end == len(spliced):
+            edges.fade_out(spliced[begin:])
     return spliced
 
 

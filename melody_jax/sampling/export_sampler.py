@@ -5,7 +5,7 @@
 
 A folder holds, for one batch size and one window of music:
   sampler.cpu.jax, sampler.accelerator.jax   word pieces and settings -> semantic tokens and latents
-  decoder.cpu.jax, decoder.accelerator.jax   latents -> waveform, its peaks limited
+  decoder.cpu.jax, decoder.accelerator.jax   latents -> waveform, its peaks limited, its ends faded
   weights.safetensors, tokenizer.json        float32; the tokenizer pads and truncates to the programs' length
   sampler.json                               shapes and defaults of the inputs, settings, hashes of all files
   play.py                                    runs the programs, in about sixty lines
@@ -30,7 +30,7 @@ from tqdm import tqdm
 from melody_jax import __version__, audio, files, release
 from melody_jax.models import mulan
 from melody_jax.options import option
-from melody_jax.sampling import plan, windows
+from melody_jax.sampling import edges, plan, windows
 from melody_jax.sampling.cascade import Melody, load
 from melody_jax.sampling.prompts import targets_to_prefix, text_targets
 from melody_jax.sampling.request import Request
@@ -184,11 +184,14 @@ def _sampler(melody: Melody, config: SamplerConfig) -> Callable[[Tensors, Tensor
 
 
 def _decoder(melody: Melody) -> Callable[[Tensors, jax.Array], jax.Array]:
-    """A function of weights and latents to the waveform, its peaks limited."""
+    """A function of weights and latents to the waveform, its peaks limited and its ends faded."""
     config = melody.configs["vae"]
+    gain = np.ones(melody.window_samples, np.float32)
+    edges.fade_in(gain)
+    edges.fade_out(gain)
 
     def decode(weights: Tensors, latents: jax.Array) -> jax.Array:
-        return limit_peaks(windows.latents_to_wave(release.unflatten(weights)["vae"], config, latents))
+        return gain * limit_peaks(windows.latents_to_wave(release.unflatten(weights)["vae"], config, latents))
 
     return decode
 

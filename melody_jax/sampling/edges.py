@@ -1,0 +1,33 @@
+"""Fades at the ends of a clip: nothing precedes its first sample and nothing follows its last, so both are zero.
+
+The networks make a stretch of music that begins and ends in mid-wave, which sounds like a click.
+"""
+
+import numpy as np
+from jaxtyping import Float32
+
+from melody_jax.audio import SAMPLE_RATE
+
+FADE = 0.005
+"""Length of a fade, seconds."""
+_SAMPLES = round(FADE * SAMPLE_RATE)
+_RISE = (np.sin(np.linspace(0, np.pi / 2, _SAMPLES, endpoint=False)) ** 2).astype(np.float32)
+
+
+def fade_in(wave: Float32[np.ndarray, "*rows T"], begin: int = 0) -> None:
+    """Fades in the clip's first samples, in place. The wave begins at sample `begin` of the clip."""
+    rise = _RISE[begin : begin + wave.shape[-1]]
+    wave[..., : len(rise)] *= rise
+
+
+def fade_out(wave: Float32[np.ndarray, "*rows T"], remaining: int | None = None) -> None:
+    """Fades out the clip's last samples, in place.
+
+    remaining: samples from the wave's beginning to the clip's end; None: the wave ends with the clip.
+    """
+    length = wave.shape[-1]
+    remaining = length if remaining is None else remaining
+    first = max(remaining - _SAMPLES, 0)
+    last = min(remaining, length)
+    if first < last:
+        wave[..., first:last] *= _RISE[::-1][_SAMPLES - remaining + first :][: last - first]
