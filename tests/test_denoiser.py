@@ -70,6 +70,9 @@ VARIANTS = {
         BACKBONES["dpd"], fine="linear_recurrence", film="none", sru_hidden=8
     ),
     "local_attention": dataclasses.replace(BACKBONES["dpd"], fine="local_attention", merge=False),
+    "post_norm": dataclasses.replace(BACKBONES["dpd"], residual="post_norm"),
+    "pre_norm": dataclasses.replace(BACKBONES["dpd"], residual="pre_norm"),
+    "adaln": dataclasses.replace(BACKBONES["dpd"], residual="pre_norm", film="adaln"),
     "rectified_flow": OneLayerConfig(**SHARED | {"objective": "rectified_flow"}),
 }
 

@@ -12,8 +12,8 @@ from helpers.tiny import quickly
 
 from melody_jax import diffusion
 from melody_jax.errors import UserError
-from melody_jax.models import denoiser, segments
-from melody_jax.models.dpd import MINI, PAPER, PAPER_ALIGNED, TINY
+from melody_jax.models import denoiser, functional, segments
+from melody_jax.models.dpd import DPD, MINI, PAPER, PAPER_ALIGNED, TINY, DPDConfig
 from melody_jax.models.functional import count
 from melody_jax.models.layers import rotary
 from melody_jax.models.roformer import rotate
@@ -208,8 +208,62 @@ def test_lower_precision_computes_nearly_the_same(params):
     )  # bfloat16 keeps 8 bits through 20 layers
 
 
+def stream_without_branches(config: DPDConfig) -> tuple[np.ndarray, np.ndarray]:
+    """White noise (K, B, S, W), and what four blocks make of it when their layers add nothing."""
+    config = dataclasses.replace(config, blocks=4)
+
+    def silenced(path, leaf):
+        names = [part.key for part in path]
+        adds = names[-2:] == ["out", "kernel"] or names[-4:-2] == ["film", "out"]
+        return jnp.zeros_like(leaf) if "blocks" in names and adds else leaf
+
+    params = jax.tree_util.tree_map_with_path(silenced, denoiser.init(config, jax.random.key(5)))
+    network = functional.bind(DPD, config, params=params)
+    given = inputs(config)
+    cond = network.embed(given["angle"], given["semantic_tokens"], 3, given["prefix_tokens"], None)
+    count = segments.segment_count(config.frames, config.segment, config.overlap)
+    sheet = jax.random.normal(jax.random.key(0), (config.segment, 3, count, config.width))
+    result = sheet
+    for block in network.blocks:
+        result = block(result, network._modulation(cond), cond)
+    return np.asarray(sheet), np.asarray(result)
+
+
+def test_blocks_that_add_nothing_keep_the_stream():
+    """Only the printed layout adds a blurred copy of the stream to itself."""
+    for fields in ({"residual": "pre_norm"}, {"residual": "pre_norm", "film": "adaln"}):
+        sheet, result = stream_without_branches(dataclasses.replace(TINY, **fields))
+        np.testing.assert_array_equal(result, sheet)
+    similarity = {}
+    for residual in ("printed", "post_norm"):
+        sheet, result = stream_without_branches(dataclasses.replace(TINY, residual=residual))
+        norms = np.linalg.norm(sheet, axis=-1) * np.linalg.norm(result, axis=-1)
+        similarity[residual] = ((sheet * result).sum(-1) / norms).mean()
+    assert similarity["post_norm"] == pytest.approx(1, abs=1e-5)
+    assert similarity["printed"] < 0.8
+
+
+def test_a_fresh_adaln_block_is_the_identity():
+    """Its gates are zero, so the angle acts through the input alone, and on its own frame alone."""
+    config = dataclasses.replace(SMALL, residual="pre_norm", film="adaln")
+    params = denoiser.init(config, jax.random.key(5))
+    angle = inputs(config)["angle"]
+    changed = run(config, params, angle=angle.at[:, 7].add(0.1)) - run(config, params)
+    np.testing.assert_array_equal(np.flatnonzero((changed != 0).any(axis=(0, 2))), [7])
+
+
 @pytest.mark.parametrize(
-    "field", [{"segment": 5}, {"overlap": 3}, {"overlap": 0}, {"heads": 3}, {"film": "loud"}, {"fine": "gru"}]
+    "field",
+    [
+        {"segment": 5},
+        {"overlap": 3},
+        {"overlap": 0},
+        {"heads": 3},
+        {"film": "loud"},
+        {"fine": "gru"},
+        {"residual": "none"},
+        {"film": "adaln"},
+    ],
 )
 def test_impossible_configs_are_refused(field):
     with pytest.raises(UserError):

@@ -55,7 +55,9 @@ def sine(seconds: float, frequency: float = 220.0, level: float = 0.3) -> np.nda
     ).astype("f4")
 
 
-@pytest.mark.parametrize(("first", "last"), [(24_000, 40_000), (100, 9_100), (0, 9_000), (50_000, 60_000), (60_000, 90_000)])
+@pytest.mark.parametrize(
+    ("first", "last"), [(24_000, 40_000), (100, 9_100), (0, 9_000), (50_000, 60_000), (60_000, 90_000)]
+)
 def test_splicing_is_bit_identical_elsewhere_and_does_not_click(first: int, last: int) -> None:
     source = sine(2.5)
     new = -sine(4.0, 330.0, 0.3)[500:]  # in mid-wave at both ends of the clip

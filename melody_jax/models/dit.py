@@ -15,8 +15,6 @@ Legend: B batch, L latent frames, D latent width, W width, U semantic tokens.
 import dataclasses
 from functools import partial
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
@@ -26,6 +24,7 @@ from melody_jax.errors import UserError
 from melody_jax.models import dpd, functional
 from melody_jax.models.conditioning import SMALL_INIT, Backbone, Conditioning, DenoiserConfig, shared_fields
 from melody_jax.models.layers import Linear, RMSNorm
+from melody_jax.models.modulation import AdaLN
 from melody_jax.models.roformer import Attention, FeedForward
 
 
@@ -61,19 +60,6 @@ class DiTConfig(DenoiserConfig):
 ABLATION = DiTConfig(**shared_fields(dpd.ABLATION), blocks=7, heads=4)
 """Parameters within 2 % of `dpd.ABLATION`."""
 TINY = DiTConfig(**shared_fields(dpd.TINY), blocks=1, heads=2, feed_forward=2)
-
-
-class AdaLN(nnx.Module):
-    """`parts` modulation vectors (B, L, W) from the condition (B, L, W), initialised to zero."""
-
-    def __init__(self, width: int, parts: int, dtype: str, *, rngs: nnx.Rngs) -> None:
-        zeros = nnx.initializers.zeros
-        self.parts = parts
-        self.out = Linear(width, parts * width, role="row", kernel_init=zeros, dtype=dtype, rngs=rngs)
-
-    def __call__(self, condition: Float[Array, "B L W"]) -> list[Float[Array, "B L W"]]:
-        """(B, L, W) to `parts` arrays (B, L, W)."""
-        return jnp.split(self.out(jax.nn.silu(condition)), self.parts, axis=-1)
 
 
 class DiTBlock(nnx.Module):

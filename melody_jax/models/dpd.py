@@ -12,6 +12,10 @@ angle and the pooled condition:
     G = FiLM(SRU(F)) ;                H = RMSNorm(F + G)
     v = RMSNorm(overlap_add(H)) W_out
 
+RoFormer's layers are residual, so its output contains its input: read literally, as `residual` "printed" does, each
+block adds a blurred copy of the stream to itself. "post_norm" and "pre_norm" add only what RoFormer's layers found; in
+"pre_norm" the norms come before the paths, so the stream itself is never normalised.
+
 Without a condition (the null branch of classifier-free guidance) cross-attention attends to the sequence itself with
 the same weights, and the pooled condition is zero: the output does not depend on the tokens or the prefix.
 
@@ -30,10 +34,11 @@ from jaxtyping import Array, Float
 from melody_jax import sharding
 from melody_jax.errors import UserError
 from melody_jax.models import functional
-from melody_jax.models.conditioning import MLP, SMALL_INIT, Backbone, Conditioning, DenoiserConfig
-from melody_jax.models.fine_path import LinearRecurrence, LocalAttention
+from melody_jax.models.conditioning import SMALL_INIT, Backbone, Conditioning, DenoiserConfig
+from melody_jax.models.fine_path import FinePath, make_fine_path
 from melody_jax.models.layers import Linear, RMSNorm
-from melody_jax.models.roformer import BRANCH_GAIN, RoFormer
+from melody_jax.models.modulation import AdaLN, FiLM
+from melody_jax.models.roformer import RoFormer
 from melody_jax.models.segments import (
     column_positions,
     merge,
@@ -44,10 +49,9 @@ from melody_jax.models.segments import (
     segment_count,
     segment_positions,
 )
-from melody_jax.models.sru import SRU, SRUConfig
 
-FinePath = Literal["sru", "linear_recurrence", "local_attention"]
-FiLMForm = Literal["mlp", "none"]
+FiLMForm = Literal["mlp", "adaln", "none"]
+Residual = Literal["printed", "post_norm", "pre_norm"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -74,8 +78,12 @@ class DPDConfig(DenoiserConfig):
     sru_layers: int = 2
     """Layers of the fine path in a block."""
     film: FiLMForm = "mlp"
-    """Modulation of the fine path: "mlp", MLP(x MLP(m) + MLP(m)) as in the paper; "none": the pooled condition is added
-    to the input instead."""
+    """Modulation. "mlp": of the fine path by one vector per segment, MLP(x MLP(m) + MLP(m)), as in the paper. "adaln":
+    scale, shift and gate of both paths for each frame by its own angle, as in a DiT; needs `residual` "pre_norm".
+    "none": the pooled condition is added to the input instead."""
+    residual: Residual = "printed"
+    """What a block adds to its stream H, and where it normalises. "printed": RMSNorm(H + RoFormer(H)), RoFormer's
+    output with its input in it. "post_norm": RMSNorm(H + C), C without the input. "pre_norm": H + C(RMSNorm(H))."""
     merge: bool = True
     """Coarse paths take columns merged by 1, 2, 4, ..., 4, 2, 1; False: every column in every block."""
     frame_clock: bool = False
@@ -91,11 +99,14 @@ class DPDConfig(DenoiserConfig):
             raise UserError(
                 f"width {self.width} in {self.heads} heads: rotary positions need an even width per head"
             )
-        for name, options in (("fine", get_args(FinePath)), ("film", get_args(FiLMForm))):
+        for name, options in (("fine", FinePath), ("film", FiLMForm), ("residual", Residual)):
+            options = get_args(options)
             if getattr(self, name) not in options:
                 raise UserError(
                     f"unknown {name} {getattr(self, name)!r}: expected one of {', '.join(options)}"
                 )
+        if self.film == "adaln" and self.residual != "pre_norm":
+            raise UserError(f'film "adaln" needs residual "pre_norm"; residual is {self.residual!r}')
 
     @property
     def merge_widths(self) -> list[int]:
@@ -109,8 +120,11 @@ class DPDConfig(DenoiserConfig):
         tokens = self.tokens(frames)
         dense = w * w
         sheet = self.segment * count
-        film = 2 * dense * (sheet + 2 * count) if self.film == "mlp" else 0
-        total = frames * 2 * self.latent_dim * w + self.blocks * (film + self._fine_macs(count))
+        modulation = {"mlp": 2 * dense * (sheet + 2 * count), "adaln": 6 * dense * frames, "none": 0}[
+            self.film
+        ]
+        total = frames * 2 * self.latent_dim * w + self.blocks * (modulation + self._fine_macs(count))
+        total += 2 * dense * frames if self.film == "adaln" else 0
         for n in self.merge_widths:
             positions = count * -(-self.segment // n)
             layer = positions * ((4 + 2 * self.feed_forward) * dense + 2 * w * count)
@@ -181,77 +195,81 @@ TINY = DPDConfig(
 )
 
 
-class FiLM(nnx.Module):
-    """Modulation of a sheet (K, B, S, W) by one vector per segment, m (B, S, W); with `film` "none", only a norm."""
-
-    def __init__(self, config: DPDConfig, *, rngs: nnx.Rngs) -> None:
-        width = config.width
-        self.modulates = config.film == "mlp"
-        if self.modulates:
-            self.scale = MLP(width, width, config.dtype, rngs=rngs)
-            self.shift = MLP(width, width, config.dtype, rngs=rngs)
-            self.out = MLP(width, width, config.dtype, BRANCH_GAIN, rngs=rngs)
-        else:
-            self.out = RMSNorm(width, BRANCH_GAIN, rngs=rngs)
-
-    def __call__(self, x: Float[Array, "K B S W"], m: Float[Array, "B S W"]) -> Float[Array, "K B S W"]:
-        """(K, B, S, W) modulated by (B, S, W)."""
-        return self.out(x * self.scale(m) + self.shift(m) if self.modulates else x)
-
-
-def _fine_path(config: DPDConfig, rngs: nnx.Rngs) -> LocalAttention | LinearRecurrence | SRU:
-    """The fine path of a block: (K, N, W) to (K, N, 2 H); attention to (K, N, W)."""
-    if config.fine == "local_attention":
-        return LocalAttention(config.width, config.heads, config.sru_layers, config.dtype, rngs=rngs)
-    if config.fine == "linear_recurrence":
-        return LinearRecurrence(config.width, config.sru_hidden, config.sru_layers, rngs=rngs)
-    sru = SRUConfig(inputs=config.width, hidden=config.sru_hidden, layers=config.sru_layers)
-    return SRU(sru, rngs=rngs)
-
-
 class DualPathBlock(nnx.Module):
     """One dual-path block; `n` is its merge width."""
 
     def __init__(self, config: DPDConfig, n: int, *, rngs: nnx.Rngs) -> None:
         self.config = config
         self.n = n
+        width = config.width
+        dtype = config.dtype
         self.coarse = RoFormer(
-            config.width,
+            width,
             config.heads,
             config.feed_forward,
             config.roformer_layers,
-            config.dtype,
+            dtype,
             config.cross_attention,
             rngs=rngs,
         )
-        self.coarse_norm = RMSNorm(config.width, rngs=rngs)
-        self.fine = _fine_path(config, rngs)
-        self.projects = config.fine != "local_attention" and 2 * config.sru_hidden != config.width
+        self.coarse_norm = RMSNorm(width, rngs=rngs)
+        self.fine = make_fine_path(
+            config.fine, width, config.heads, config.sru_hidden, config.sru_layers, dtype, rngs
+        )
+        self.projects = config.fine != "local_attention" and 2 * config.sru_hidden != width
         if self.projects:
-            self.fine_out = Linear(2 * config.sru_hidden, config.width, dtype=config.dtype, rngs=rngs)
-        self.film = FiLM(config, rngs=rngs)
-        self.fine_norm = RMSNorm(config.width, rngs=rngs)
+            self.fine_out = Linear(2 * config.sru_hidden, width, dtype=dtype, rngs=rngs)
+        if config.film == "adaln":
+            self.modulation = AdaLN(width, 6, dtype, rngs=rngs)
+        else:
+            self.film = FiLM(width, config.film == "mlp", dtype, rngs=rngs)
+        self.fine_norm = RMSNorm(width, rngs=rngs)
 
     def __call__(
-        self, sheet: Float[Array, "K B S W"], modulation: Float[Array, "B S W"], cond: Conditioning
+        self, sheet: Float[Array, "K B S W"], modulation: Float[Array, "B _ W"], cond: Conditioning
     ) -> Float[Array, "K B S W"]:
-        """(K, B, S, W) to the same; `modulation` (B, S, W)."""
-        config = self.config
-        columns, batch, count, width = sheet.shape
+        """(K, B, S, W) to the same; `modulation` (B, S, W) of the segments, or (B, L, W) of the frames for AdaLN."""
         sheet = sharding.constrain_batch(sheet, axis=1)
+        if self.config.film == "adaln":
+            return self._modulated(sheet, modulation, cond)
+        if self.config.residual == "pre_norm":
+            sheet = sheet + self._coarse_path(self.coarse_norm(sheet), cond)
+            return sheet + self.film(self._fine_path(self.fine_norm(sheet)), modulation)
+        sheet = self.coarse_norm(sheet + self._coarse_path(sheet, cond))
+        return self.fine_norm(sheet + self.film(self._fine_path(sheet), modulation))
+
+    def _modulated(self, sheet: Array, condition: Array, cond: Conditioning) -> Array:
+        """The block with scale, shift and gate of both paths from the condition (B, L, W) of the frames."""
+        config = self.config
+        parts = [segment(part, config.segment, config.overlap) for part in self.modulation(condition)]
+        scale, shift, gate, fine_scale, fine_shift, fine_gate = parts
+        h = self.coarse_norm(sheet) * (1 + scale) + shift
+        sheet = sheet + gate * self._coarse_path(h, cond)
+        h = self.fine_norm(sheet) * (1 + fine_scale) + fine_shift
+        return sheet + fine_gate * self._fine_path(h)
+
+    def _coarse_path(self, sheet: Array, cond: Conditioning) -> Array:
+        """RoFormer along the segments of the merged sheet, (K, B, S, W) to the same."""
+        config = self.config
+        columns, _, count, _ = sheet.shape
         positions = segment_positions(count, config.segment, config.frames_per_token, config.overlap)
         query_positions = positions[None]
         if config.frame_clock:
             query_positions = column_positions(
                 count, columns, self.n, config.frames_per_token, config.overlap
             )
-        coarse = self.coarse(merge(sheet, self.n), cond, query_positions, positions)
-        sheet = self.coarse_norm(sheet + repeat(coarse, self.n, columns))
+        merged = merge(sheet, self.n)
+        coarse = self.coarse(merged, cond, query_positions, positions)
+        if config.residual != "printed":
+            coarse = coarse - merged
+        return repeat(coarse, self.n, columns)
+
+    def _fine_path(self, sheet: Array) -> Array:
+        """The network inside the segments, (K, B, S, W) to the same."""
+        columns, batch, count, width = sheet.shape
         fine = self.fine(sharding.constrain_batch(sheet.reshape(columns, batch * count, width), axis=1))
         fine = sharding.constrain_batch(fine.reshape(columns, batch, count, -1), axis=1)
-        if self.projects:
-            fine = self.fine_out(fine)
-        return self.fine_norm(sheet + self.film(fine, modulation))
+        return self.fine_out(fine) if self.projects else fine
 
 
 class DPD(Backbone):
@@ -264,28 +282,42 @@ class DPD(Backbone):
         width = config.width
         dtype = config.dtype
         self.inputs = Linear(config.latent_dim, width, dtype=dtype, rngs=rngs)
-        self.input_norm = RMSNorm(width, rngs=rngs)
+        if config.residual != "pre_norm":
+            self.input_norm = RMSNorm(width, rngs=rngs)
         self.blocks = nnx.List([DualPathBlock(config, n, rngs=rngs) for n in config.merge_widths])
         self.output_norm = RMSNorm(width, rngs=rngs)
+        if config.film == "adaln":
+            self.output_modulation = AdaLN(width, 2, dtype, rngs=rngs)
         self.outputs = Linear(width, config.latent_dim, kernel_init=SMALL_INIT, dtype=dtype, rngs=rngs)
 
     def __call__(self, noisy: Float[Array, "B L D"], cond: Conditioning) -> Float[Array, "B L D"]:
         """(B, L, D) to (B, L, D)."""
         config = self.config
         frames = noisy.shape[1]
-        count = segment_count(frames, config.segment, config.overlap)
         x = sharding.constrain_batch(self.inputs(noisy) + cond.angles) + cond.aligned
         if config.film == "none":
             x = x + cond.pooled[:, None]
-        modulation = self._segment_angles(cond.angles, count) + cond.pooled[:, None]
-        modulation = sharding.constrain_batch(modulation)
-        sheet = segment(self.input_norm(x), config.segment, config.overlap)
+        if config.residual != "pre_norm":
+            x = self.input_norm(x)
+        modulation = self._modulation(cond)
+        sheet = segment(x, config.segment, config.overlap)
         for block in self.blocks:
             apply = partial(block, modulation=modulation, cond=cond)
             sheet = functional.rematerialised(apply, config.remat)(sheet)
-        return self.outputs(self.output_norm(overlap_add(sheet, frames, config.overlap)))
+        h = self.output_norm(overlap_add(sheet, frames, config.overlap))
+        if config.film == "adaln":
+            scale, shift = self.output_modulation(modulation)
+            h = h * (1 + scale) + shift
+        return self.outputs(h)
 
-    def _segment_angles(self, angles: Array, count: int) -> Array:
-        """(B, S, W): segment s has the angle embedding of frame floor(s L / S), as in the paper."""
-        frames = angles.shape[1]
-        return angles[:, np.arange(count) * frames // count]
+    def _modulation(self, cond: Conditioning) -> Array:
+        """What modulates the blocks: (B, L, W), each frame's angle embedding and the pooled condition, for AdaLN.
+
+        Otherwise (B, S, W): segment s has the angle embedding of frame floor(s L / S), as in the paper.
+        """
+        angles = cond.angles
+        if self.config.film != "adaln":
+            frames = angles.shape[1]
+            count = segment_count(frames, self.config.segment, self.config.overlap)
+            angles = angles[:, np.arange(count) * frames // count]
+        return sharding.constrain_batch(angles + cond.pooled[:, None])

@@ -1,4 +1,4 @@
-"""Alternatives to the SRU for the fine path of DPD: a linear recurrence, and attention within a segment.
+"""The fine path of DPD: the SRU, or an alternative of equal size, a linear recurrence or attention within a segment.
 
 The linear recurrence is the gated one of Griffin (RG-LRU, arXiv 2402.19427), in both directions. With input x_t and
 state h:
@@ -15,6 +15,8 @@ so information crosses into the next segment with every block.
 Legend: T steps, N sequences, D input width, H width of one direction. Time is the first axis throughout.
 """
 
+from typing import Literal
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -23,7 +25,9 @@ from jaxtyping import Array, Float
 
 from melody_jax import roles
 from melody_jax.models.roformer import Attention
+from melody_jax.models.sru import SRU, SRUConfig
 
+FinePath = Literal["sru", "linear_recurrence", "local_attention"]
 SHARPNESS = 8.0
 """The constant c of Griffin: how much the recurrence gate can shorten the memory."""
 MEMORY = (2.0, 100.0)
@@ -103,3 +107,14 @@ class LocalAttention(nnx.Module):
         for layer in self.layers:
             rows = layer.self_attend(rows, np.arange(len(x)))
         return rows[0].swapaxes(0, 1)
+
+
+def make_fine_path(
+    kind: FinePath, width: int, heads: int, hidden: int, layers: int, dtype: str, rngs: nnx.Rngs
+) -> LocalAttention | LinearRecurrence | SRU:
+    """The fine path of a block: (T, N, `width`) to (T, N, 2 `hidden`); attention to (T, N, `width`)."""
+    if kind == "local_attention":
+        return LocalAttention(width, heads, layers, dtype, rngs=rngs)
+    if kind == "linear_recurrence":
+        return LinearRecurrence(width, hidden, layers, rngs=rngs)
+    return SRU(SRUConfig(inputs=width, hidden=hidden, layers=layers), rngs=rngs)
