@@ -3,13 +3,13 @@
 import numpy as np
 import pytest
 
+from melody_jax.composer.prompt_facts import PromptFacts
 from melody_jax.composer.theory import KEYS
 from melody_jax.errors import UserError
 from melody_jax.evaluation import adherence, clip_features
 from melody_jax.evaluation.clip_features import ClipFeatures
 from melody_jax.evaluation.fact_judges import FACTS, train_fact_judges
 from melody_jax.evaluation.group_judge import GroupJudge
-from melody_jax.evaluation.prompt_facts import PromptFacts
 
 TIMES = np.arange(5 * 24_000) / 24_000
 

@@ -2,7 +2,7 @@
 
 from melody_jax.composer.captions import captions
 from melody_jax.composer.compose import compose
-from melody_jax.evaluation.prompt_facts import of_facts, of_text
+from melody_jax.composer.prompt_facts import of_facts, of_text
 
 
 def test_by_hand() -> None:
@@ -11,7 +11,8 @@ def test_by_hand() -> None:
     )
     assert facts.genre == "bossa nova"
     assert facts.instruments == (frozenset({"acoustic guitar"}), frozenset({"flute"}))
-    assert (facts.tempo_bpm, facts.key, facts.mode, facts.metre) == (96.0, "C#", "minor", "3/4")
+    assert (facts.tempo_bpm, facts.key, facts.mode, facts.metre) == (96.0, "C#", "dorian", "3/4")
+    assert facts.mode_family == "minor"
     assert of_text("something in a minor key").mode == "minor"
     assert of_text("something in a minor key").key is None
     assert of_text("F sharp major").key == "F#"
@@ -31,7 +32,7 @@ def test_captions_agree_with_the_piece() -> None:
         truth = of_facts(vars(piece.facts))
         for caption in captions(piece.facts, seed, 6):
             facts = of_text(caption)
-            for name in ("genre", "key", "mode", "metre"):
+            for name in ("genre", "key", "mode_family", "metre"):
                 if getattr(facts, name) is not None and getattr(truth, name) is not None:
                     mentioned += 1
                     wrong += getattr(facts, name) != getattr(truth, name)

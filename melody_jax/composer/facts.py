@@ -7,10 +7,12 @@ from typing import Any
 
 import numpy as np
 
+from melody_jax.composer.form import METRES
 from melody_jax.composer.genres import GENRES
 from melody_jax.composer.instruments import INSTRUMENTS
 from melody_jax.composer.moods import MOODS
 from melody_jax.composer.theory import KEYS, MODES
+from melody_jax.control_tokens import ControlVocabulary
 
 TABLES: dict[str, tuple[str, ...]] = {
     "genre": tuple(GENRES),
@@ -18,6 +20,8 @@ TABLES: dict[str, tuple[str, ...]] = {
     "mode": tuple(MODES),
     "key": tuple(KEYS),
 }
+VOCABULARY = ControlVocabulary(modes=tuple(MODES), metres=tuple(METRES), genres=tuple(GENRES))
+"""Control tokens for networks that train on composed music."""
 INSTRUMENT_NAMES: tuple[str, ...] = tuple(INSTRUMENTS)
 
 

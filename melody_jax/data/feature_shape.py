@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from melody_jax import release
+from melody_jax.control_tokens import ControlVocabulary
 from melody_jax.data.records import RecordSource, decode_json
 from melody_jax.errors import UserError
 
@@ -36,10 +37,12 @@ class FeatureShape:
     """Latents in the time of one semantic token."""
     window_tokens: int = 0
     """Semantic tokens of a window."""
+    controls: ControlVocabulary | None = None
+    """The control tokens that the network needs; None: none."""
 
     def as_settings(self) -> dict[str, int]:
         """Name -> size, of the sizes that are known."""
-        return {name: size for name, size in dataclasses.asdict(self).items() if size}
+        return {name: size for name, size in vars(self).items() if size and name != "controls"}
 
 
 def shape_of_networks(folder: str) -> FeatureShape:

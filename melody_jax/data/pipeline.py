@@ -7,7 +7,8 @@ step.
 Kinds of batches (B items, T samples, N word pieces, U tokens, L latents, D channels):
   audio       {"audio" (B, T) float32}
   audio_text  audio, "text_ids" (B, N) int32, "text_mask" (B, N) float32, "facts" {name: (B, ...)} (composer/facts.py)
-  features    {"semantic_tokens" (B, U) int32, "prefix_tokens" (B, 12) int32, "latents" (B, L, D) float32}
+  features    {"semantic_tokens" (B, U) int32, "prefix_tokens" (B, 12) int32, "latents" (B, L, D) float32}; for a
+              network with control tokens, "prefix_tokens" (B, 12 + C) with these behind the prefix tokens
 """
 
 import contextlib
@@ -23,6 +24,7 @@ from tokenizers import Tokenizer
 from melody_jax import audio, files, release, text
 from melody_jax.composer import facts
 from melody_jax.config import DataConfig
+from melody_jax.control_tokens import ControlVocabulary
 from melody_jax.data.feature_shape import FeatureShape, check_item, check_source
 from melody_jax.data.records import Concatenation, RecordSource, decode_json, open_shards
 from melody_jax.errors import UserError
@@ -322,7 +324,17 @@ def _feature_item(
     }
     if shape is not None:
         check_item(item, record, shape)
+        if shape.controls is not None:
+            controls = _control_tokens(record, shape.controls)
+            item["prefix_tokens"] = np.concatenate([item["prefix_tokens"], controls])
     return item
+
+
+def _control_tokens(record: Record, vocabulary: ControlVocabulary) -> np.ndarray:
+    """The control tokens (C,) of a piece's facts. Music without a pulse has neither tempo nor metre."""
+    facts = decode_json(record["meta"]).get("facts") or {}
+    hidden = () if facts.get("rhythmic", True) else ("tempo_bpm", "metre")
+    return vocabulary.tokens({name: value for name, value in facts.items() if name not in hidden})
 
 
 def _stack(items: Sequence[Any]) -> Any:

@@ -13,9 +13,9 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from melody_jax.composer.prompt_facts import PromptFacts
 from melody_jax.evaluation.clip_features import ClipFeatures
 from melody_jax.evaluation.intervals import mean_interval
-from melody_jax.evaluation.prompt_facts import PromptFacts
 
 
 class Judge(Protocol):

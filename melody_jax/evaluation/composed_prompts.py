@@ -16,9 +16,9 @@ from melody_jax.composer.compose import compose
 from melody_jax.composer.phrases.genre_words import GENRES
 from melody_jax.composer.phrases.instrument_words import NAMES
 from melody_jax.composer.piece import Piece
+from melody_jax.composer.prompt_facts import PromptFacts
 from melody_jax.composer.render import render
 from melody_jax.errors import UserError
-from melody_jax.evaluation.prompt_facts import PromptFacts
 from melody_jax.files import write_bytes
 
 PROMPTS = Path(__file__).parents[1] / "assets" / "prompts.jsonl"

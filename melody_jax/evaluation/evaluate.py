@@ -17,8 +17,9 @@ from typing import Any
 import numpy as np
 
 from melody_jax import __version__, files
+from melody_jax.composer import prompt_facts
 from melody_jax.errors import UserError
-from melody_jax.evaluation import adherence, metrics, page, prompt_facts, report
+from melody_jax.evaluation import adherence, metrics, page, report
 from melody_jax.evaluation.clips import Clip, ClipSet, count_pieces, open_set
 from melody_jax.evaluation.embed_clips import Rows, Share, measure
 from melody_jax.evaluation.embedding import Embedding, MuLan, open_embedding

@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from melody_jax.composer.facts import INSTRUMENT_NAMES
+from melody_jax.composer.prompt_facts import PromptFacts
 from melody_jax.composer.theory import KEYS
 from melody_jax.errors import UserError
 from melody_jax.evaluation.clip_features import ClipFeatures, is_same_tempo
 from melody_jax.evaluation.group_judge import train_classifier
-from melody_jax.evaluation.prompt_facts import PromptFacts
 from melody_jax.evaluation.threads import single_blas_thread
 
 if TYPE_CHECKING:  # scikit-learn comes with an extra
@@ -67,8 +67,8 @@ class FactJudges:
         scores = {name: np.full(len(facts), np.nan) for name in FACTS}
         for i, fact in enumerate(facts):
             for name, values in predicted.items():
-                if getattr(fact, name):
-                    scores[name][i] = values[i] == getattr(fact, name)
+                if answer := _answer(fact, name):
+                    scores[name][i] = values[i] == answer
             if fact.instruments:
                 present = {name for name, is_on in zip(INSTRUMENT_NAMES, is_present[i], strict=True) if is_on}
                 scores["instruments"][i] = _instrument_score(fact, present)
@@ -120,7 +120,7 @@ def _fit(features: ClipFeatures, facts: Sequence[PromptFacts], seed: int) -> Fac
     tonic = LogisticRegression(class_weight="balanced", max_iter=1000)
     tonic.fit(_all_rotations(features["chroma"]), (np.arange(12) == keys[:, None]).ravel())
     mode = LogisticRegression(class_weight="balanced", max_iter=1000)
-    mode.fit(_rotate(features["chroma"], keys), [str(fact.mode) for fact in facts])
+    mode.fit(_rotate(features["chroma"], keys), [str(fact.mode_family) for fact in facts])
     has_metre = np.asarray([fact.metre is not None for fact in facts])
     metre = make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000))
     metre.fit(_metre_features(features)[has_metre], [fact.metre for fact in facts if fact.metre])
@@ -131,6 +131,11 @@ def _fit(features: ClipFeatures, facts: Sequence[PromptFacts], seed: int) -> Fac
     instruments.fit(statistics, _instrument_mask(facts))
     genre = train_classifier(statistics, np.asarray([str(fact.genre) for fact in facts]), seed)
     return FactJudges(genre, instruments, tonic, mode, metre)
+
+
+def _answer(fact: PromptFacts, name: str) -> str | None:
+    """What a judge should say; of a mode the family."""
+    return fact.mode_family if name == "mode" else getattr(fact, name)
 
 
 def _instrument_mask(facts: Sequence[PromptFacts]) -> np.ndarray:
@@ -173,9 +178,9 @@ def _chance(name: str, train: Sequence[PromptFacts], test: Sequence[PromptFacts]
         hits = [_tempo_share(float(guess), train_tempi) for guess in TEMPO_GUESSES]
         best = float(TEMPO_GUESSES[int(np.argmax(hits))])
         return _tempo_share(best, [fact.tempo_bpm for fact in test if fact.tempo_bpm])
-    answers = [getattr(fact, name) for fact in train if getattr(fact, name)]
+    answers = [answer for fact in train if (answer := _answer(fact, name))]
     best_answer = max(sorted(set(answers)), key=answers.count)
-    return float(np.mean([getattr(fact, name) == best_answer for fact in test if getattr(fact, name)]))
+    return float(np.mean([answer == best_answer for fact in test if (answer := _answer(fact, name))]))
 
 
 def _tempo_share(guess: float, tempi: Sequence[float]) -> float:

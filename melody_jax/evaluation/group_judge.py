@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 from tqdm import tqdm
 
+from melody_jax.composer.prompt_facts import PromptFacts
 from melody_jax.evaluation.clip_features import ClipFeatures, is_same_tempo, log_mel_statistics
 from melody_jax.evaluation.composed_prompts import GROUPS, SECONDS, pieces, render_with
 from melody_jax.evaluation.npz import write_npz
-from melody_jax.evaluation.prompt_facts import PromptFacts
 
 if TYPE_CHECKING:  # scikit-learn comes with an extra
     from sklearn.pipeline import Pipeline

@@ -1,8 +1,8 @@
 """Shared by all backbones of the diffusion: the fields of their configs, and the embedding of their conditioning.
 
-A backbone is conditioned on the angle of each frame, the semantic tokens, the prefix tokens and, once distilled, the
-guidance scale. Without a condition (the null branch of classifier-free guidance) its output does not depend on the
-semantic and prefix tokens.
+A backbone is conditioned on the angle of each frame, the semantic tokens, the prefix and control tokens and, once
+distilled, the guidance scale. Without a condition (the null branch of classifier-free guidance) its output does not
+depend on the semantic, prefix and control tokens.
 
 Legend: B batch, L latent frames, W width, U semantic tokens, P prefix levels, N items with a condition.
 """
@@ -17,7 +17,9 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from melody_jax import roles, sharding
+from melody_jax.control_tokens import ControlVocabulary
 from melody_jax.errors import UserError
+from melody_jax.models.controls import pad_controls
 from melody_jax.models.functional import Remat
 from melody_jax.models.layers import Linear, RMSNorm
 from melody_jax.parameterisation import OBJECTIVES, Objective
@@ -56,6 +58,8 @@ class DenoiserConfig:
     """Codes of one prefix level."""
     prefix_width: int = 64
     """Channels of a prefix token's embedding."""
+    controls: ControlVocabulary | None = None
+    """Adds an embedding of control tokens (control_tokens.py) to the pooled condition; None: no control tokens."""
     guidance_range: tuple[float, float] | None = None
     """Smallest and largest guidance scale of a distilled network (training/stages/consistency.py), which has the
     scale as an input, so that one evaluation gives the guided velocity. None: guidance needs a second, unconditional
@@ -164,6 +168,12 @@ class Backbone(nnx.Module):
                 jax.random.normal(rngs.params(), (rows, config.prefix_width)), role=roles.EMBEDDING
             )
             self.prefix = MLP(config.prefix_width, width, dtype, rngs=rngs)
+        if config.controls:
+            rows = sum(config.controls.sizes)
+            self.control_table = nnx.Param(
+                jax.random.normal(rngs.params(), (rows, config.prefix_width)), role=roles.EMBEDDING
+            )
+            self.control = MLP(config.prefix_width, width, dtype, rngs=rngs)
         if config.guidance_range:
             self.guidance = GuidanceEmbedding(width, dtype, rngs=rngs)
 
@@ -189,6 +199,8 @@ class Backbone(nnx.Module):
         pooled = tokens.mean(axis=1)
         if config.prefix_conditioning:
             pooled = pooled + self._embed_prefix(rows, prefix_tokens)
+        if config.controls:
+            pooled = pooled + self._embed_controls(rows, config.controls.sizes, prefix_tokens)
         aligned = 0.0
         if config.aligned_tokens:
             token_of_frame = np.minimum(np.arange(frames) // config.frames_per_token, tokens.shape[1] - 1)
@@ -212,6 +224,16 @@ class Backbone(nnx.Module):
         total = jnp.where(present, sharding.embed_lookup(self.prefix_table[...], entries), 0.0).sum(axis=1)
         return self.prefix(total / jnp.maximum(present.sum(axis=1), 1))
 
+    def _embed_controls(self, rows: int, sizes: tuple[int, ...], prefix_tokens: Array | None) -> Array:
+        levels = self.config.prefix_levels
+        if prefix_tokens is None:
+            prefix_tokens = jnp.full((rows, levels), -1)
+        tokens = pad_controls(prefix_tokens[:rows], levels + len(sizes))[:, levels:]
+        present = (tokens >= 0)[..., None]
+        entries = jnp.maximum(tokens, 0) + np.cumsum((0, *sizes[:-1]))
+        embedded = sharding.embed_lookup(self.control_table[...], entries)
+        return self.control(jnp.where(present, embedded, 0.0).sum(axis=1))
+
 
 def _without_condition_zero(x: Array, has_condition: Array | int, batch: int) -> Array:
     """(N, ...) or (B, ...) to (B, ...): zeros for the items without a condition."""
@@ -226,5 +248,5 @@ def embedding_macs(config: DenoiserConfig, frames: int) -> int:
     tokens = config.tokens(frames)
     total = frames * width * (config.angle_width + width) + tokens * 2 * width * width
     total += tokens * width * width if config.aligned_tokens else 0
-    total += width * (config.prefix_width + width) if config.prefix_conditioning else 0
+    total += width * (config.prefix_width + width) * (config.prefix_conditioning + bool(config.controls))
     return total + (GuidanceEmbedding.WIDTH * (1 + width) if config.guidance_range else 0)

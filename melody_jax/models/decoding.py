@@ -152,7 +152,7 @@ class _Decoder:
         config = self.config
         primer = self.inputs.primer
         tokens = jnp.zeros((len(primer), length), jnp.int32).at[:, : primer.shape[1]].set(primer)
-        positions = config.prefix_levels + length // config.tokens_per_pass
+        positions = config.prefix_length + length // config.tokens_per_pass
         head_width = config.width // config.heads
         cache = platform.init_cache(
             len(self.inputs.prefix), config.heads, positions, head_width, config.dtype
@@ -190,7 +190,7 @@ class _Decoder:
             x, caches = run_cached(self.prefill_blocks, jnp.concatenate([prefix, x], axis=1), 0, caches)
             caches = functional.unstack(caches, config.layers) if self.unrolled else caches
         else:
-            cache_start = config.prefix_levels + start // config.tokens_per_pass
+            cache_start = config.prefix_length + start // config.tokens_per_pass
             x, caches = run_cached(self.step_blocks, x, cache_start, caches)
         weights = None if weights is None else lm.pad_prefix(weights)[:, :, -1:]
         for j in range(config.tokens_per_pass):
@@ -232,7 +232,7 @@ def _decode_on_platform(
 def generate(
     params: Params,
     config: LMConfig,
-    prefix_tokens: Int[Array, "B P"],
+    prefix_tokens: Int[Array, "B _"],
     keys: Key[Array, " B"],
     length: int,
     temperature: Number = 1.0,
@@ -240,7 +240,7 @@ def generate(
     top_p: Number = 1.0,
     guidance_scale: Number = 1.0,
     primer: Int[Array, "B G"] | None = None,
-    negative_prefix_tokens: Int[Array, "B P"] | None = None,
+    negative_prefix_tokens: Int[Array, "B _"] | None = None,
     candidates: int = CANDIDATES,
     fixed: Int[Array, "B U"] | None = None,
 ) -> Int[Array, "B U"]:
@@ -249,7 +249,7 @@ def generate(
     Args:
         params: The network's parameters.
         config: Its shape.
-        prefix_tokens: Tokens of each prefix level.
+        prefix_tokens: Tokens of each prefix level, and the control tokens of a model that has them, or not.
         keys: PRNG keys, one per item. Token u is drawn with `fold_in(key, u)`, so the batch changes no item's draws.
         length: Tokens to return, the primer's included.
         temperature: 0 or more, one number or one per item, like the next three; all may be traced.
@@ -269,9 +269,9 @@ def generate(
     primer_length = primer.shape[1]
     if not primer_length < length:
         raise UserError(f"length {length} must exceed the {primer_length} tokens of the primer")
-    if prefix_tokens.shape[1] != config.prefix_levels:
+    if prefix_tokens.shape[1] not in (config.prefix_levels, config.prefix_length):
         raise UserError(
-            f"the prefix has {prefix_tokens.shape[1]} tokens: this model needs {config.prefix_levels}"
+            f"the prefix has {prefix_tokens.shape[1]} tokens: this model needs {config.prefix_length}"
         )
     prefix = lm.embed_prefix(params, config, prefix_tokens)
     if isinstance(guidance_scale, jax.Array) or guidance_scale != 1.0:

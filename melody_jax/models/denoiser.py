@@ -54,7 +54,7 @@ def velocity(
     angle: Float[Array, "B L"],
     semantic_tokens: Int[Array, "_ U"],
     has_condition: Bool[Array, " B"] | int,
-    prefix_tokens: Int[Array, "_ P"] | None = None,
+    prefix_tokens: Int[Array, "_ _"] | None = None,
     guidance_scale: Float[Array, "..."] | None = None,
 ) -> Float[Array, "B L D"]:
     """The velocity (B, L, D) of noisy latents, float32.
@@ -63,7 +63,8 @@ def velocity(
     has_condition: either (B,) bool, for training: any items may have a condition, and cross-attention computes both of
         its forms. Or a Python int N, for guidance: the first N items have a condition and the rest have none, nothing
         is computed twice, and N rows of `semantic_tokens` and `prefix_tokens` suffice.
-    prefix_tokens: (B, P) int, -1 for an absent level; None: all absent. Unused without `prefix_conditioning`.
+    prefix_tokens: (B, P) int, or (B, P + C) with control tokens behind them, -1 for an absent one; None: all absent.
+        The former are unused without `prefix_conditioning`, the latter without `controls`.
     guidance_scale: (B,) or a scalar within `guidance_range`; unused by a network without one.
     """
     backbone = functional.bind(BACKBONES[type(config)], config, params=params)

@@ -15,8 +15,8 @@ exact factorisation by the chain rule: samples follow the model's distribution, 
 
 `models/decoding.py` samples tokens one after the other.
 
-B batch, P prefix levels, U semantic tokens, N tokens of one call, G = N / n groups, T positions or places, H heads,
-D channels, C = D / H channels per head, V vocabulary.
+B batch, P prefix levels, C control tokens, U semantic tokens, N tokens of one call, G = N / n groups, T positions or
+places, H heads, D channels, E = D / H channels per head, V vocabulary.
 """
 
 from dataclasses import dataclass
@@ -24,12 +24,15 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int, Key
 
 from melody_jax import sharding
+from melody_jax.control_tokens import ControlVocabulary
 from melody_jax.errors import UserError
 from melody_jax.models import functional
+from melody_jax.models.controls import pad_controls
 from melody_jax.models.functional import Params, Remat
 from melody_jax.models.layers import MASKED, Linear, RMSNorm, merge_heads, rotary, split_heads
 from melody_jax.models.platform import DotGeneral, attend
@@ -56,6 +59,8 @@ class LMConfig:
     prefix_everywhere: bool = True
     """Also adds the prefix to the embedding of every semantic token (not in `paper`). A small network needs most of its
     training to learn to attend to the prefix; this sum gives the prefix an effect from the start."""
+    controls: ControlVocabulary | None = None
+    """Control tokens that follow the prefix tokens (control_tokens.py; not in `paper`); None: none."""
     recall: bool = True
     """Finds similar earlier passages and may copy their continuation (models/recall.py; not in `paper`)."""
     semantic_vocab: int = 1024
@@ -76,6 +81,17 @@ class LMConfig:
             raise UserError(
                 f"tokens_per_pass is {self.tokens_per_pass}: it must be 1, or more with recall False"
             )
+
+    @property
+    def prefix_sizes(self) -> tuple[int, ...]:
+        """Number of values of every prefix and control token."""
+        controls = () if self.controls is None else self.controls.sizes
+        return (self.prefix_codes,) * self.prefix_levels + controls
+
+    @property
+    def prefix_length(self) -> int:
+        """Prefix and control tokens, P + C."""
+        return len(self.prefix_sizes)
 
 
 TINY = LMConfig(layers=2, width=64, heads=2, ffn=128, prefix_codes=8, semantic_vocab=64)
@@ -156,15 +172,15 @@ class Block(nnx.Module):
 
     def project(
         self, x: Float[Array, "B T D"], positions: Int[Array, " T"]
-    ) -> tuple[Float[Array, "B H T C"], Float[Array, "B H T C"], Float[Array, "B H T C"]]:
-        """Rotated queries, rotated keys, and values, with C = D / H channels per head."""
+    ) -> tuple[Float[Array, "B H T E"], Float[Array, "B H T E"], Float[Array, "B H T E"]]:
+        """Rotated queries, rotated keys, and values, with E = D / H channels per head."""
         heads = self.config.heads
         base = self.config.rope_base
         q, k, v = (split_heads(h, heads) for h in jnp.split(self.qkv(self.norm(x)), 3, axis=-1))
         return rotary(q, positions, base), rotary(k, positions, base), v
 
     def update(
-        self, x: Float[Array, "B T D"], attended: Float[Array, "B H T C"], key: Key[Array, ""] | None = None
+        self, x: Float[Array, "B T D"], attended: Float[Array, "B H T E"], key: Key[Array, ""] | None = None
     ) -> Float[Array, "B T D"]:
         """The residual stream plus the outputs of attention and of the feed-forward layer; `key` turns dropout on."""
         attention_key, ffn_key = (None, None) if key is None else jax.random.split(key)
@@ -225,7 +241,7 @@ class LM(nnx.Module):
         if width % (2 * config.heads):
             raise UserError(f"width {width} must be a multiple of twice the {config.heads} heads")
         prefix_key, semantic_key, block_key, head_key, extra_key = functional.split_key(rngs, 5)
-        rows = config.prefix_levels * (config.prefix_codes + 1)
+        rows = sum(config.prefix_sizes) + config.prefix_length
         self.config = config
         self.prefix = nnx.Param(jax.random.normal(prefix_key, (rows, width)), role=EMBEDDING)
         semantic = jax.random.normal(semantic_key, (config.semantic_vocab, width))
@@ -239,16 +255,22 @@ class LM(nnx.Module):
         self.recall = Recall(width, config.dtype, rngs=nnx.Rngs(extra_key)) if config.recall else None
 
     def embed_prefix(
-        self, prefix_tokens: Int[Array, "B P"], prefix_levels: Int[Array, " B"] | None = None
-    ) -> Float[Array, "B P D"]:
-        """Embeddings of prefix tokens; levels >= `prefix_levels` become null (0: no prefix), as do tokens below 0."""
-        codes = self.config.prefix_codes
-        levels = jnp.arange(self.config.prefix_levels)
+        self, prefix_tokens: Int[Array, "B _"], prefix_levels: Int[Array, " B"] | None = None
+    ) -> Float[Array, "B _ D"]:
+        """Embeddings (B, P + C, D) of prefix tokens and control tokens; the latter may be absent.
+
+        Levels >= `prefix_levels` become null, as do tokens below 0. With 0 levels the control tokens are null as well.
+        """
+        config = self.config
+        tokens = pad_controls(prefix_tokens, config.prefix_length)
         if prefix_levels is not None:
-            prefix_tokens = jnp.where(levels < prefix_levels[:, None], prefix_tokens, -1)
-        prefix_tokens = jnp.where(prefix_tokens < 0, codes, prefix_tokens)
-        table = self.prefix[...].astype(self.config.dtype)
-        return sharding.embed_lookup(table, prefix_tokens + levels * (codes + 1))
+            needed = np.arange(config.prefix_length)
+            needed[config.prefix_levels :] = 0
+            tokens = jnp.where(needed < prefix_levels[:, None], tokens, -1)
+        nulls = np.asarray(config.prefix_sizes)
+        offsets = np.cumsum(nulls + 1) - nulls - 1
+        table = self.prefix[...].astype(config.dtype)
+        return sharding.embed_lookup(table, jnp.where(tokens < 0, nulls, tokens) + offsets)
 
     def embed(self, tokens: Int[Array, "B N"]) -> Float[Array, "B N D"]:
         """Embeddings of single semantic tokens, not merged into groups."""
@@ -296,7 +318,7 @@ class LM(nnx.Module):
 
     def __call__(
         self,
-        prefix_tokens: Int[Array, "B P"],
+        prefix_tokens: Int[Array, "B _"],
         semantic_tokens: Int[Array, "B U"],
         prefix_levels: Int[Array, " B"] | None = None,
         key: Key[Array, ""] | None = None,
@@ -319,7 +341,7 @@ class LM(nnx.Module):
         positions = jnp.arange(x.shape[1])
         inputs = (positions, causal_bias(positions, positions))
         x = functional.scan_blocks(self.blocks, x, inputs, block_keys, config.remat)
-        x = x[:, config.prefix_levels - 1 :]
+        x = x[:, config.prefix_length - 1 :]
         if self.group is None:
             return self.predict(x, None if weights is None else pad_prefix(weights), history)
         scores = [self.predict(x, None, history)]
@@ -357,9 +379,9 @@ def init(config: LMConfig, key: Key[Array, ""]) -> Params:
 def embed_prefix(
     params: Params,
     config: LMConfig,
-    prefix_tokens: Int[Array, "B P"],
+    prefix_tokens: Int[Array, "B _"],
     prefix_levels: Int[Array, " B"] | None = None,
-) -> Float[Array, "B P D"]:
+) -> Float[Array, "B _ D"]:
     """`LM.embed_prefix` of the network with these parameters."""
     return functional.bind(LM, config, params=params).embed_prefix(prefix_tokens, prefix_levels)
 
@@ -367,7 +389,7 @@ def embed_prefix(
 def logits(
     params: Params,
     config: LMConfig,
-    prefix_tokens: Int[Array, "B P"],
+    prefix_tokens: Int[Array, "B _"],
     semantic_tokens: Int[Array, "B U"],
     prefix_levels: Int[Array, " B"] | None = None,
     key: Key[Array, ""] | None = None,

@@ -86,7 +86,13 @@ class Melody:
         """MuLan with its tokenizer. Raises `UserError` if it was not loaded."""
         if self.tokenizer is None:
             raise UserError("mulan was not loaded; prompts need it")
-        return PromptEncoder(self.params["mulan"], self.configs["mulan"], self.tokenizer, self.window_samples)
+        return PromptEncoder(
+            self.params["mulan"],
+            self.configs["mulan"],
+            self.tokenizer,
+            self.window_samples,
+            plan.control_vocabulary(self.configs),
+        )
 
     def generate(
         self, prompts: PromptLike | Sequence[PromptLike], *, progress: bool = False, **settings: Any

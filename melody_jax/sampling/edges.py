@@ -26,8 +26,8 @@ def fade_out(wave: Float32[np.ndarray, "*rows T"], remaining: int | None = None)
     remaining: samples from the wave's beginning to the clip's end; None: the wave ends with the clip.
     """
     length = wave.shape[-1]
-    remaining = length if remaining is None else remaining
-    first = max(remaining - _SAMPLES, 0)
-    last = min(remaining, length)
+    end = length if remaining is None else remaining
+    first = max(end - _SAMPLES, 0)
+    last = min(end, length)
     if first < last:
-        wave[..., first:last] *= _RISE[::-1][_SAMPLES - remaining + first :][: last - first]
+        wave[..., first:last] *= _RISE[::-1][_SAMPLES - end + first :][: last - first]

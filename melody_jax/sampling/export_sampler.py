@@ -9,8 +9,9 @@ A folder holds, for one batch size and one window of music:
   weights.safetensors, tokenizer.json        float32; the tokenizer pads and truncates to the programs' length
   sampler.json                               shapes and defaults of the inputs, settings, hashes of all files
   play.py                                    runs the programs, in about sixty lines
-A program takes a dict of weights by name and a dict of inputs (the decoder: latents) as sampler.json
-describes them. The language model's loop is unrolled for CPUs and scanned for TPUs and GPUs.
+A program takes a dict of weights by name and a dict of inputs (the decoder: latents) as sampler.json describes them;
+"controls" are control tokens (control_tokens.py), of width 0 for a model without them. The language model's loop is
+unrolled for CPUs and scanned for TPUs and GPUs.
 """
 
 from collections.abc import Callable
@@ -28,6 +29,7 @@ from tokenizers import Tokenizer
 from tqdm import tqdm
 
 from melody_jax import __version__, audio, files, release
+from melody_jax.config_json import to_dict
 from melody_jax.models import mulan
 from melody_jax.options import option
 from melody_jax.sampling import edges, plan, windows
@@ -95,7 +97,8 @@ def _write_folder(folder: Path, melody: Melody, config: SamplerConfig, settings:
     tokenizer = _fixed_length(melody.prompt_encoder.tokenizer, length)
     files.write_bytes(folder / "tokenizer.json", tokenizer.to_str(pretty=True).encode())
     files.write_bytes(folder / "play.py", files.read_bytes(Path(__file__).with_name("play.py")))
-    inputs = _input_table(settings, length)
+    vocabulary = plan.control_vocabulary(melody.configs)
+    inputs = _input_table(settings, length, len(vocabulary.sizes) if vocabulary else 0)
     _write_programs(folder, melody, config, weights, inputs)
     hashes = {file.name: files.file_hash(file) for file in sorted(folder.iterdir())}
     latents = (settings.batch, config.dpd.frames, config.dpd.latent_dim)
@@ -113,6 +116,7 @@ def _write_folder(folder: Path, melody: Melody, config: SamplerConfig, settings:
         "programs": {name: {target: _file_name(name, target) for target in PLATFORMS} for name in WEIGHTS},
         "platforms": PLATFORMS,
         "weights": WEIGHTS,
+        "controls": None if vocabulary is None else to_dict(vocabulary),
         "inputs": {name: entry | {"dtype": np.dtype(entry["dtype"]).name} for name, entry in inputs.items()},
         "outputs": {"semantic_tokens": (settings.batch, config.tokens), "latents": latents},
         "sha256": hashes,
@@ -154,7 +158,7 @@ def _fixed_length(tokenizer: Tokenizer, length: int) -> Tokenizer:
     return copy
 
 
-def _input_table(settings: SamplerExportConfig, length: int) -> dict[str, dict[str, Any]]:
+def _input_table(settings: SamplerExportConfig, length: int, controls: int) -> dict[str, dict[str, Any]]:
     """Name of an input of the sampler -> its shape, dtype and default."""
     batch = settings.batch
     table: dict[str, dict[str, Any]] = {
@@ -162,6 +166,7 @@ def _input_table(settings: SamplerExportConfig, length: int) -> dict[str, dict[s
         "mask": {"shape": (batch, length), "dtype": np.float32, "default": 0},
         "seeds": {"shape": (batch, 2), "dtype": np.uint32, "default": divmod(settings.seed, 2**32)},
         "top_k": {"shape": (batch,), "dtype": np.int32, "default": settings.top_k},
+        "controls": {"shape": (batch, controls), "dtype": np.int32, "default": -1},
     }
     for name in ("temperature", "top_p", "lm_guidance_scale", "guidance_scale"):
         table[name] = {"shape": (batch,), "dtype": np.float32, "default": getattr(settings, name)}
@@ -174,9 +179,10 @@ def _sampler(melody: Melody, config: SamplerConfig) -> Callable[[Tensors, Tensor
 
     def sample(weights: Tensors, inputs: Tensors) -> Tensors:
         params = release.unflatten(weights)
-        numbers = {name: value for name, value in inputs.items() if name not in ("ids", "mask")}
+        numbers = {name: value for name, value in inputs.items() if name not in ("ids", "mask", "controls")}
         targets = text_targets(params["mulan"], encoder, inputs["ids"], inputs["mask"])
         prefix = targets_to_prefix(params["mulan"], encoder, mulan.unit(targets))
+        prefix = jnp.concatenate([prefix, inputs["controls"]], axis=1)
         controls = windows.make_controls(prefix, [SamplingSettings()])._replace(**numbers)
         return windows.first_window(params, config, controls)._asdict()
 
@@ -191,7 +197,8 @@ def _decoder(melody: Melody) -> Callable[[Tensors, jax.Array], jax.Array]:
     edges.fade_out(gain)
 
     def decode(weights: Tensors, latents: jax.Array) -> jax.Array:
-        return gain * limit_peaks(windows.latents_to_wave(release.unflatten(weights)["vae"], config, latents))
+        wave = windows.latents_to_wave(release.unflatten(weights)["vae"], config, latents)
+        return limit_peaks(wave) * jnp.asarray(gain)
 
     return decode
 

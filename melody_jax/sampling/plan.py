@@ -14,6 +14,7 @@ import numpy as np
 
 from melody_jax import diffusion
 from melody_jax.audio import SAMPLE_RATE, TOKEN_SAMPLES
+from melody_jax.control_tokens import ControlVocabulary
 from melody_jax.errors import UserError
 from melody_jax.runtime import available_memory
 from melody_jax.sampling.request import Request
@@ -126,10 +127,12 @@ def sampler_config(request: Request, configs: Configs) -> SamplerConfig:
     """What has to be compiled for the request.
 
     Raises:
-        UserError: a network was not loaded, or a distilled diffusion does not support the guidance scale.
+        UserError: a network was not loaded, a distilled diffusion does not support the guidance scale, or a control is
+            not one of the networks'.
     """
     if missing := [network for network in NETWORKS if network not in configs]:
         raise UserError(f"{missing[0]} was not loaded; generating needs {', '.join(NETWORKS)}")
+    _check_controls(request, control_vocabulary(configs))
     scale = request.guidance_scale
     distilled_range = configs["dpd"].guidance_range
     if distilled_range and not distilled_range[0] <= scale <= distilled_range[1]:
@@ -148,6 +151,29 @@ def sampler_config(request: Request, configs: Configs) -> SamplerConfig:
     if request.top_k > config.candidates:
         config = dataclasses.replace(config, candidates=config.lm.semantic_vocab)
     return config
+
+
+def control_vocabulary(configs: Configs) -> ControlVocabulary | None:
+    """The vocabulary of the control tokens that the networks take; None: they take none.
+
+    Raises:
+        UserError: the language model and the diffusion have different ones.
+    """
+    vocabularies = {configs[name].controls for name in ("lm", "dpd") if name in configs} - {None}
+    if len(vocabularies) > 1:
+        raise UserError("lm and dpd were trained with different control tokens; take both from one release")
+    return next(iter(vocabularies), None)
+
+
+def _check_controls(request: Request, vocabulary: ControlVocabulary | None) -> None:
+    """Raises `UserError` for a tempo, key or metre that the networks do not know."""
+    if request.controls and vocabulary is None:
+        name = next(name for name in ("bpm", "key", "metre") if getattr(request, name))
+        raise UserError(
+            f"{name} is {getattr(request, name)}; this model has no control tokens: say it in the prompt"
+        )
+    if vocabulary is not None:
+        vocabulary.check(request.controls)
 
 
 def window_samples(configs: Configs) -> int:

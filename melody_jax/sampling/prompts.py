@@ -9,7 +9,7 @@ N prompts, W word pieces, T samples, E embedding, P prefix levels.
 
 import warnings
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -20,6 +20,8 @@ from jaxtyping import Array, Float, Float32, Int, Int32
 from tokenizers import Tokenizer
 
 from melody_jax import audio, text
+from melody_jax.composer import prompt_facts
+from melody_jax.control_tokens import NAMES, ControlVocabulary
 from melody_jax.errors import InputWarning, UserError
 from melody_jax.models import mulan, rvq
 from melody_jax.models.functional import Params
@@ -70,7 +72,7 @@ class EncodedPrompt:
     point: Float[np.ndarray, " E"]
     """Its point in MuLan's space."""
     prefix_tokens: Int32[np.ndarray, " P"]
-    """Its prefix tokens."""
+    """Its prefix tokens, and in a request the control tokens behind them, for a model with control tokens."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -106,16 +108,24 @@ class UnknownWords(NamedTuple):
 
 
 class PromptEncoder:
-    """MuLan with its tokenizer. Audio is embedded in windows of `window_samples`; their points are
-    averaged."""
+    """MuLan with its tokenizer. Audio is embedded in windows of `window_samples`; their points are averaged.
+
+    `controls` is the vocabulary of the control tokens, if the networks take them.
+    """
 
     def __init__(
-        self, params: Params, config: MuLanConfig, tokenizer: Tokenizer, window_samples: int
+        self,
+        params: Params,
+        config: MuLanConfig,
+        tokenizer: Tokenizer,
+        window_samples: int,
+        controls: ControlVocabulary | None = None,
     ) -> None:
         self.params = params
         self.config = config
         self.tokenizer = tokenizer
         self.window_samples = window_samples
+        self.controls = controls
 
     def target(self, prompt: PromptLike) -> Float[np.ndarray, " E"]:
         """The point of a prompt, on the unit sphere.
@@ -173,15 +183,26 @@ class PromptEncoder:
                 cache[key] = self.encode(prompt)
             return cache[key]
 
-        return {
-            request: EncodedRequest(
-                scenes=tuple((start, encode(prompt)) for start, prompt in request.scenes),
-                negative_prefix_tokens=(
-                    encode(request.negative_prompt).prefix_tokens if request.negative_prompt else null
-                ),
-            )
-            for request in dict.fromkeys(requests)
-        }
+        def with_controls(prompt: EncodedPrompt, tokens: np.ndarray) -> EncodedPrompt:
+            return replace(prompt, prefix_tokens=np.concatenate([prompt.prefix_tokens, tokens]))
+
+        def encode_request(request: Request) -> EncodedRequest:
+            scenes = [
+                (start, with_controls(encode(prompt), self._control_tokens(request, prompt)))
+                for start, prompt in request.scenes
+            ]
+            negative = encode(request.negative_prompt).prefix_tokens if request.negative_prompt else null
+            missing = len(scenes[0][1].prefix_tokens) - len(negative)
+            negative = np.pad(negative, (0, missing), constant_values=-1)
+            return EncodedRequest(scenes=tuple(scenes), negative_prefix_tokens=negative)
+
+        return {request: encode_request(request) for request in dict.fromkeys(requests)}
+
+    def _control_tokens(self, request: Request, prompt: PromptLike) -> Int32[np.ndarray, " C"]:
+        """The control tokens of a scene: what the request says, and else the words of its prompt."""
+        if self.controls is None:
+            return np.zeros(0, np.int32)
+        return self.controls.tokens(facts_of_words(prompt) | request.controls)
 
     def embed_audio(self, wave: Float[np.ndarray, " T"]) -> Float[np.ndarray, " E"]:
         """The point of a sound: the mean of the points of its windows, scaled to the unit sphere.
@@ -210,6 +231,16 @@ class PromptEncoder:
             if len(scene) >= audio.SAMPLE_RATE or start == 0:
                 cosines.append(prompt.point @ self.embed_audio(scene))
         return float(np.mean(cosines))
+
+
+def facts_of_words(prompt: PromptLike) -> dict[str, Any]:
+    """Facts (control_tokens.py) that the texts of a prompt mention; of several parts the first that does."""
+    facts: dict[str, Any] = {}
+    for part in prompt_parts(prompt):
+        if part.text and part.weight > 0:
+            mentioned = prompt_facts.of_text(part.text)
+            facts = {name: getattr(mentioned, name) for name in NAMES if getattr(mentioned, name)} | facts
+    return facts
 
 
 def read_audio(sound: Any, role: str) -> Float32[np.ndarray, " T"]:

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from melody_jax.audio import SAMPLE_RATE
+from melody_jax.control_tokens import parse_key
 from melody_jax.errors import UserError
 from melody_jax.options import option
 from melody_jax.sampling.settings import (
@@ -125,6 +126,12 @@ class Request(ClipSettings):
         """(start in seconds, prompt) in the order of time; the first starts at 0."""
         first = self.prompt if self.prompt or self.source is None else (Part(audio=self.source),)
         return (0.0, first), *((scene.start, scene.prompt) for scene in self.story)
+
+    @property
+    def controls(self) -> dict[str, Any]:
+        """The facts (control_tokens.py) that the settings say."""
+        given = {"tempo_bpm": self.bpm, "metre": self.metre} | (parse_key(self.key) if self.key else {})
+        return {name: value for name, value in given.items() if value}
 
     @property
     def texts(self) -> tuple[PromptLike, ...]:

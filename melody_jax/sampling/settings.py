@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from melody_jax import diffusion
+from melody_jax.control_tokens import parse_key
 from melody_jax.errors import UserError
 from melody_jax.options import check_fields, option
 
@@ -68,6 +69,12 @@ class ClipSettings(SamplingSettings):
     Raises `UserError` for a value out of its range.
     """
 
+    bpm: float = option(0.0, group=WHAT, least=0, most=1000)
+    """Tempo in beats per minute, for models with control tokens. 0: what the prompt says."""
+    key: str = option("", group=WHAT)
+    """Key, such as "A minor" or "Bb major", for models with control tokens. Empty: what the prompt says."""
+    metre: str = option("", group=WHAT)
+    """Metre, such as "3/4", for models with control tokens. Empty: what the prompt says."""
     negative_prompt: str = option("", group=WHAT)
     """A text from which guidance steers the language model away. Empty: the null prefix takes its place."""
     strength: float = option(1.0, group=WHAT, above=0, most=1)
@@ -80,6 +87,8 @@ class ClipSettings(SamplingSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.key:
+            parse_key(self.key)
         if self.negative_prompt and self.lm_guidance_scale == 1:
             raise UserError("negative_prompt needs guidance; lm_guidance_scale is 1, set e.g. 2")
 

@@ -19,6 +19,7 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 from melody_jax import diffusion, parameterisation
 from melody_jax.data.feature_shape import FeatureShape
 from melody_jax.models import denoiser
+from melody_jax.models.controls import drop_controls
 from melody_jax.models.denoiser import DenoiserConfig
 from melody_jax.models.dpd import DPDConfig
 from melody_jax.models.functional import Params
@@ -37,7 +38,7 @@ class Draws(NamedTuple):
     tokens: Int[Array, "B U"]
     """(B, U) semantic tokens, some replaced."""
     prefix: Int[Array, "B P"]
-    """(B, P) prefix tokens, some absent (-1)."""
+    """(B, P) prefix and control tokens, some absent (-1)."""
     noise: Float[Array, "B L D"]
     """(B, L, D)."""
 
@@ -87,11 +88,12 @@ class DPDStage(Stage):
         prefix = model.prefix_conditioning
         return FeatureShape(
             semantic_ids=model.semantic_tokens,
-            prefix_levels=model.prefix_levels if prefix else 0,
+            prefix_levels=model.prefix_levels if prefix or model.controls else 0,
             prefix_ids=model.prefix_codes if prefix else 0,
             latent_channels=model.latent_dim,
             latents_per_token=model.frames_per_token,
             window_tokens=model.frames // model.frames_per_token,
+            controls=model.controls,
         )
 
     def init(self, key: PRNGKeyArray) -> Params:
@@ -134,15 +136,20 @@ class DPDStage(Stage):
         return (error * is_noisy).sum() / jnp.maximum(is_noisy.sum(), 1), {"weight": is_noisy.sum()}
 
     def _perturb(self, batch: Batch, key: PRNGKeyArray) -> tuple[Array, Array]:
-        """Semantic tokens with some replaced, and prefix tokens with some absent (-1)."""
+        """Semantic tokens with some replaced, and prefix and control tokens with some absent (-1)."""
         replaced_key, token_key, prefix_key, level_key = jax.random.split(key, 4)
         tokens = batch["semantic_tokens"]
-        prefix = batch["prefix_tokens"]
+        controls = batch["prefix_tokens"][:, self.model.prefix_levels :]
+        prefix = batch["prefix_tokens"][:, : self.model.prefix_levels]
         replaced = jax.random.bernoulli(replaced_key, self.token_corruption, tokens.shape)
         random = jax.random.randint(token_key, tokens.shape, 0, self.model.semantic_tokens, tokens.dtype)
         absent = jax.random.bernoulli(prefix_key, self.prefix_dropout, (prefix.shape[0], 1))
         absent |= jax.random.bernoulli(level_key, self.prefix_level_dropout, prefix.shape)
-        return jnp.where(replaced, random, tokens), jnp.where(absent, -1, prefix)
+        prefix = jnp.where(absent, -1, prefix)
+        if self.model.controls is not None:
+            dropped = drop_controls(controls, jax.random.fold_in(level_key, self.model.prefix_levels))
+            prefix = jnp.concatenate([prefix, dropped], axis=1)
+        return jnp.where(replaced, random, tokens), prefix
 
     def _errors(self, model: Params, latents: Array, draws: Draws, has_condition: int | None = None) -> Array:
         """Squared velocity errors (B, L, D); `has_condition` overrides that of `draws`, see `denoiser.velocity`."""

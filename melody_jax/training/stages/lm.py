@@ -16,6 +16,7 @@ import jax.numpy as jnp
 
 from melody_jax.data.feature_shape import FeatureShape
 from melody_jax.models import lm
+from melody_jax.models.controls import drop_controls
 from melody_jax.models.functional import Params
 from melody_jax.models.lm import LMConfig
 from melody_jax.release import network_roles
@@ -63,6 +64,7 @@ class LMStage(Stage):
             semantic_ids=model.semantic_vocab,
             prefix_levels=model.prefix_levels,
             prefix_ids=model.prefix_codes,
+            controls=model.controls,
         )
 
     def init(self, key: jax.Array) -> Params:
@@ -73,8 +75,10 @@ class LMStage(Stage):
             codes = prefix_embeddings(
                 self.mulan, (config.prefix_levels, config.prefix_codes, config.width), key
             )
-            null = model["prefix"].reshape(config.prefix_levels, -1, config.width)[:, -1:]
-            model["prefix"] = jnp.concatenate([codes, null], axis=1).reshape(-1, config.width)
+            rows = config.prefix_levels * (config.prefix_codes + 1)
+            null = model["prefix"][:rows].reshape(config.prefix_levels, -1, config.width)[:, -1:]
+            codes = jnp.concatenate([codes, null], axis=1).reshape(-1, config.width)
+            model["prefix"] = model["prefix"].at[:rows].set(codes)
         if self.tokenizer:
             model["semantic"] = semantic_embeddings(self.tokenizer, model["semantic"].shape, key)
         return {"model": model}
@@ -97,6 +101,8 @@ class LMStage(Stage):
             token_key, targets.shape, 0, self.model.semantic_vocab, targets.dtype
         )
         history = jnp.where(is_corrupted, random_tokens, targets)
+        if self.model.controls is not None:
+            batch = batch | {"prefix_tokens": self._drop_controls(batch["prefix_tokens"], level_key)}
         log_probs = self._log_probs(params, batch, history, levels, dropout_key)
         target_log_probs = _of_targets(log_probs, targets)
         cross_entropy = -target_log_probs.mean()
@@ -104,6 +110,12 @@ class LMStage(Stage):
         accuracy = (target_log_probs >= log_probs.max(axis=-1)).mean()
         loss = (1 - self.label_smoothing) * cross_entropy + self.label_smoothing * uniform
         return loss, {"cross_entropy": cross_entropy, "accuracy": accuracy}
+
+    def _drop_controls(self, prefix_tokens: jax.Array, key: jax.Array) -> jax.Array:
+        """Prefix and control tokens (B, P + C) with some of the latter replaced by -1."""
+        prefix, controls = jnp.split(prefix_tokens, [self.model.prefix_levels], axis=1)
+        dropped = drop_controls(controls, jax.random.fold_in(key, self.model.prefix_levels))
+        return jnp.concatenate([prefix, dropped], axis=1)
 
     def gradients(
         self, params: Params, batch: Batch, key: jax.Array, step: jax.Array

@@ -36,21 +36,25 @@ class PromptFacts:
     key: str | None = None
     """Pitch class of the tonic, with sharps."""
     mode: str | None = None
-    """Family of the mode: "major" or "minor"."""
+    """Mode: a name of `MODES`."""
     metre: str | None = None
     """Metre, such as "3/4"."""
+
+    @property
+    def mode_family(self) -> str | None:
+        """ "major" or "minor", whichever the mode belongs to."""
+        return mode_family(self.mode) if self.mode else None
 
 
 def of_facts(facts: dict[str, Any]) -> PromptFacts:
     """The facts in the record of a composed piece. Music without a pulse has neither tempo nor metre."""
     rhythmic = facts.get("rhythmic", True)
-    mode = facts.get("mode")
     return PromptFacts(
         genre=facts.get("genre"),
         instruments=tuple(frozenset((name,)) for name in facts.get("instruments", ())),
         tempo_bpm=facts.get("tempo_bpm") if rhythmic else None,
         key=facts.get("key"),
-        mode=mode_family(mode) if mode else None,
+        mode=facts.get("mode"),
         metre=facts.get("metre") if rhythmic else None,
     )
 
@@ -71,7 +75,7 @@ def of_text(text: str) -> PromptFacts:
         instruments=tuple(meanings for _, meanings in instruments),
         tempo_bpm=float(tempo.group(1)) if tempo else None,
         key=_SHARPS.get(tonic, tonic) if tonic else None,
-        mode=mode_family(key.group(2)) if key else mode.group(1).lower() if mode else None,
+        mode=key.group(2) if key else mode.group(1).lower() if mode else None,
         metre=metre,
     )
 

@@ -1,0 +1,178 @@
+"""Control tokens: from facts, keys and words to indices, through the batches, and into both networks."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from melody_jax.composer.facts import VOCABULARY
+from melody_jax.composer.form import METRES
+from melody_jax.composer.genres import GENRES
+from melody_jax.composer.theory import MODES
+from melody_jax.config_json import from_dict, to_dict
+from melody_jax.control_tokens import ControlVocabulary, parse_key
+from melody_jax.data.pipeline import _control_tokens
+from melody_jax.data.records import encode_json
+from melody_jax.errors import UserError
+from melody_jax.models import denoiser, dpd, lm
+from melody_jax.models.controls import drop_controls, pad_controls
+from melody_jax.sampling.prompts import facts_of_words
+from melody_jax.sampling.request import Part
+from melody_jax.training.stages.dpd import DPDStage
+from melody_jax.training.stages.lm import LMStage
+
+SMALL = ControlVocabulary(slowest=60, fastest=240, tempos=5, genres=("house", "jazz"))
+LM = dataclasses.replace(lm.TINY, controls=SMALL)
+DPD = dataclasses.replace(dpd.TINY, controls=SMALL, frames=24, blocks=1)
+
+
+def test_tokens_are_indices_and_the_nearest_tempo() -> None:
+    facts = {"tempo_bpm": 121.0, "key": "A", "mode": "minor", "metre": "6/8", "genre": "jazz", "mood": "sad"}
+    assert SMALL.tokens(facts).tolist() == [2, 9, 1, 2, 1]
+    assert SMALL.tokens({}).tolist() == [-1] * 5
+    tempi = [SMALL.tokens({"tempo_bpm": bpm})[0] for bpm in (30, 51, 60, 71, 72, 84, 170, 240, 280, 300)]
+    assert tempi == [-1, 0, 0, 0, 1, 1, 3, 4, 4, -1]
+    for odd in ("120", True, float("nan"), None, [1]):
+        assert SMALL.tokens({"tempo_bpm": odd})[0] == -1
+
+
+def test_the_composer_has_a_token_for_each_of_its_facts() -> None:
+    assert VOCABULARY.sizes == (60, 12, len(MODES), len(METRES), len(GENRES))
+    for bpm in range(40, 241):
+        token = VOCABULARY.tokens({"tempo_bpm": bpm})[0]
+        assert abs(40 * 6 ** (token / 59) / bpm - 1) < 0.016
+    assert from_dict(ControlVocabulary, to_dict(VOCABULARY)) == VOCABULARY
+
+
+@pytest.mark.parametrize(
+    ("text", "key", "mode"),
+    [
+        ("A minor", "A", "minor"),
+        ("a minor", "A", "minor"),
+        ("Bb", "A#", None),
+        ("Bbm", "A#", "minor"),
+        ("B", "B", None),
+        ("b flat Major", "A#", "major"),
+        ("F# dorian", "F#", "dorian"),
+        ("C sharp minor", "C#", "minor"),
+        ("Cb major", "B", "major"),
+        ("Am", "A", "minor"),
+        ("D♭ maj", "C#", "major"),
+    ],
+)
+def test_keys(text: str, key: str, mode: str | None) -> None:
+    assert parse_key(text) == {"key": key} | ({"mode": mode} if mode else {})
+
+
+@pytest.mark.parametrize("text", ["H", "A minor minor", "", "5", "minor"])
+def test_what_is_no_key_is_refused(text: str) -> None:
+    with pytest.raises(UserError, match="key is"):
+        parse_key(text)
+
+
+@pytest.mark.parametrize(
+    ("facts", "says"),
+    [
+        ({"tempo_bpm": 400}, "bpm is 400; it must be from 60 to 240"),
+        ({"mode": "locrian"}, "mode is 'locrian'; it must be one of major, minor"),
+        ({"metre": "13/8"}, "metre is '13/8'"),
+    ],
+)
+def test_values_outside_the_vocabulary_are_refused(facts: dict, says: str) -> None:
+    with pytest.raises(UserError, match=says):
+        SMALL.check(facts)
+    SMALL.check({"tempo_bpm": 120, "mode": "minor", "metre": "4/4"})
+
+
+def test_words_of_a_prompt() -> None:
+    text = "Fast house in A minor at 128 bpm, in 3/4"
+    expected = {"tempo_bpm": 128.0, "key": "A", "mode": "minor", "metre": "3/4", "genre": "house"}
+    assert facts_of_words(text) == expected
+    blend = (
+        Part(text="calm music at 70 bpm"),
+        Part(text=text, weight=0.3),
+        Part(text="in C major", weight=-1),
+    )
+    assert facts_of_words(blend) == expected | {"tempo_bpm": 70.0}
+
+
+def test_music_without_a_pulse_has_neither_tempo_nor_metre() -> None:
+    facts = {"tempo_bpm": 120.0, "key": "A", "metre": "4/4", "rhythmic": False}
+    for rhythmic, tempo, metre in ((False, -1, -1), (True, 2, 0)):
+        record = {"meta": encode_json({"facts": facts | {"rhythmic": rhythmic}})}
+        assert _control_tokens(record, SMALL).tolist() == [tempo, 9, -1, metre, -1]
+    assert _control_tokens({"meta": encode_json({"facts": None})}, SMALL).tolist() == [-1] * 5
+
+
+def test_each_number_of_controls_is_as_likely() -> None:
+    tokens = jnp.full((20_000, 5), 3)
+    dropped = drop_controls(tokens, jax.random.key(0))
+    assert set(np.unique(dropped)) == {-1, 3}
+    counts = np.bincount((np.asarray(dropped) == 3).sum(axis=1), minlength=6) / len(tokens)
+    np.testing.assert_allclose(counts, 1 / 6, atol=0.01)
+
+
+def lm_logits(params: dict, prefix: jax.Array, levels: int | None = None) -> np.ndarray:
+    tokens = jnp.arange(10)[None].repeat(len(prefix), 0)
+    levels_of = None if levels is None else jnp.full(len(prefix), levels)
+    return np.asarray(lm.logits(params, LM, prefix, tokens, levels_of))
+
+
+def test_the_language_model_reads_every_control() -> None:
+    params = lm.init(LM, jax.random.key(0))
+    prefix = jnp.arange(12)[None] % 8
+    silent = jnp.concatenate([prefix, jnp.full((1, 5), -1)], axis=1)
+    base = lm_logits(params, prefix)
+    np.testing.assert_array_equal(lm_logits(params, silent), base)
+    for place, size in enumerate(SMALL.sizes):
+        said = silent.at[0, 12 + place].set(size - 1)
+        assert np.abs(lm_logits(params, said) - base).max() > 1e-3
+        np.testing.assert_allclose(lm_logits(params, said, 0), lm_logits(params, prefix, 0), atol=1e-6)
+
+
+def test_a_model_without_controls_ignores_them() -> None:
+    params = lm.init(lm.TINY, jax.random.key(0))
+    prefix = jnp.arange(17)[None] % 8
+    tokens = jnp.arange(10)[None]
+    expected = lm.logits(params, lm.TINY, prefix[:, :12], tokens)
+    np.testing.assert_array_equal(lm.logits(params, lm.TINY, prefix, tokens), expected)
+
+
+def test_the_diffusion_reads_every_control_but_not_in_the_null_branch() -> None:
+    params = denoiser.init(DPD, jax.random.key(0))
+    rng = np.random.default_rng(0)
+    given = {
+        "noisy": jnp.asarray(rng.normal(size=(1, 24, DPD.latent_dim)), jnp.float32),
+        "angle": jnp.full((1, 24), 0.7),
+        "semantic_tokens": jnp.asarray(rng.integers(0, 64, (1, 24))),
+    }
+    prefix = jnp.arange(12)[None] % 8
+
+    def run(prefix_tokens: jax.Array, has_condition: int = 1) -> np.ndarray:
+        return np.asarray(
+            denoiser.velocity(params, DPD, has_condition=has_condition, prefix_tokens=prefix_tokens, **given)
+        )
+
+    silent = pad_controls(prefix, 17)
+    np.testing.assert_array_equal(run(silent), run(prefix))
+    for place, size in enumerate(SMALL.sizes):
+        said = silent.at[0, 12 + place].set(size - 1)
+        assert np.abs(run(said) - run(silent)).max() > 1e-6
+        np.testing.assert_array_equal(run(said, 0), run(silent, 0))
+
+
+@pytest.mark.parametrize("stage", [LMStage(model=LM), DPDStage(model=DPD)], ids=lambda stage: stage.name)
+def test_training_sees_them_some_of_the_time(stage: LMStage | DPDStage) -> None:
+    """The loss of one item depends on its control tokens under some keys, and not under others."""
+    params = stage.init(jax.random.key(0))
+    batch = {
+        "semantic_tokens": jnp.zeros((1, 24), jnp.int32),
+        "latents": jnp.ones((1, 24, DPD.latent_dim)),
+        "prefix_tokens": jnp.zeros((1, 17), jnp.int32),
+    }
+    said = batch | {"prefix_tokens": batch["prefix_tokens"].at[0, 12].set(3)}
+    loss = jax.jit(lambda batch, key: stage.gradients(params, batch, key, jnp.int32(0))[1]["loss"])
+    differs = [bool(loss(batch, key) != loss(said, key)) for key in jax.random.split(jax.random.key(1), 16)]
+    assert 2 <= sum(differs) <= 14
