@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers.tiny import tiny_networks
 
 from melody_jax.composer.facts import VOCABULARY
 from melody_jax.composer.form import METRES
@@ -18,8 +19,11 @@ from melody_jax.data.records import encode_json
 from melody_jax.errors import UserError
 from melody_jax.models import denoiser, dpd, lm
 from melody_jax.models.controls import drop_controls, pad_controls
+from melody_jax.release import load_tokenizer
+from melody_jax.sampling import plan
+from melody_jax.sampling.cascade import Melody
 from melody_jax.sampling.prompts import facts_of_words
-from melody_jax.sampling.request import Part
+from melody_jax.sampling.request import Part, Request, Scene, make_requests
 from melody_jax.training.stages.dpd import DPDStage
 from melody_jax.training.stages.lm import LMStage
 
@@ -176,3 +180,71 @@ def test_training_sees_them_some_of_the_time(stage: LMStage | DPDStage) -> None:
     loss = jax.jit(lambda batch, key: stage.gradients(params, batch, key, jnp.int32(0))[1]["loss"])
     differs = [bool(loss(batch, key) != loss(said, key)) for key in jax.random.split(jax.random.key(1), 16)]
     assert 2 <= sum(differs) <= 14
+
+
+@pytest.fixture(scope="module")
+def controlled() -> Melody:
+    """A tiny cascade whose language model and diffusion take control tokens."""
+    networks = tiny_networks()
+    networks["lm"] = (lm.init(LM, jax.random.key(0)), LM)
+    config = dataclasses.replace(dpd.TINY, controls=SMALL)
+    networks["dpd"] = (denoiser.init(config, jax.random.key(0)), config)
+    params, configs = ({name: part[i] for name, part in networks.items()} for i in (0, 1))
+    return Melody(params, configs, load_tokenizer(".", configs["mulan"].text.vocab_size), {})
+
+
+def encoded_controls(melody: Melody, prompt: str, **settings: object) -> list[list[int]]:
+    requests = make_requests([prompt], settings)
+    encoded = melody.prompt_encoder.encode_requests(requests)[requests[0]]
+    assert encoded.negative_prefix_tokens[12:].tolist() == [-1] * 5
+    return [scene.prefix_tokens[12:].tolist() for _, scene in encoded.scenes]
+
+
+def test_settings_outrank_the_words_of_each_scene(controlled: Melody) -> None:
+    scene = Scene(start=3, prompt="jazz in C major")
+    assert encoded_controls(controlled, "house at 120 bpm") == [[2, -1, -1, -1, 0]]
+    assert encoded_controls(controlled, "house at 120 bpm", bpm=60, key="Am", negative_prompt="jazz") == [
+        [0, 9, 1, -1, 0]
+    ]
+    assert encoded_controls(controlled, "house at 120 bpm", metre="3/4", story=(scene,)) == [
+        [2, -1, -1, 1, 0],
+        [-1, 0, 0, 1, 1],
+    ]
+
+
+def test_clips_follow_their_controls_in_any_batch(controlled: Melody) -> None:
+    settings = {"seconds": 1.0, "steps": 1, "seed": 3}
+    plain, slow = (controlled.generate("a song", **settings, bpm=bpm)[0] for bpm in (0, 60))
+    assert not np.array_equal(plain, slow)
+    both = controlled.generate(["a song"] * 2, **settings | {"seed": [3, 3]}, bpm=[0, 60])
+    np.testing.assert_allclose(both[0], plain, atol=1e-4)
+    np.testing.assert_allclose(both[1], slow, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"bpm": 400}, "bpm is 400; it must be from 60 to 240"),
+        ({"key": "A lydian"}, "mode is 'lydian'"),
+        ({"metre": "9/8"}, "metre is '9/8'; it must be one of 4/4"),
+    ],
+)
+def test_unknown_controls_are_refused_before_sampling(controlled: Melody, settings: dict, says: str) -> None:
+    with pytest.raises(UserError, match=says):
+        controlled.plan([Request(prompt="any", **settings)])
+
+
+def test_a_model_without_controls_says_so(melody: Melody) -> None:
+    for settings in ({"bpm": 120}, {"key": "A"}, {"metre": "3/4"}):
+        with pytest.raises(UserError, match=f"{next(iter(settings))} is .*no control tokens"):
+            melody.plan([Request(prompt="any", **settings)])
+    with pytest.raises(UserError, match="key is 'H'"):
+        Request(prompt="any", key="H")
+    with pytest.raises(UserError, match="bpm is .fast."):
+        Request(prompt="any", bpm="fast")
+
+
+def test_networks_with_different_controls_are_refused(controlled: Melody) -> None:
+    other = dataclasses.replace(LM, controls=dataclasses.replace(SMALL, tempos=9))
+    with pytest.raises(UserError, match="different control tokens"):
+        plan.control_vocabulary(controlled.configs | {"lm": other})
