@@ -1,4 +1,4 @@
-"""The committed free-form prompts: every group is asked for, by known instruments, in words that the text tower reads."""
+"""The committed free-form prompts: every group is asked for, by known instruments, in words that the tower reads."""
 
 import json
 from collections import Counter
