@@ -146,6 +146,8 @@ def test_bad_input_is_refused(params) -> None:
         replace(TINY_STAGE, window_share=2.0)
     with pytest.raises(UserError, match="loss_corner_hz -1: it must be at least 0"):
         replace(TINY_STAGE, loss_corner_hz=-1.0)
+    with pytest.raises(UserError, match="quantile 1: it must be above 0 and below 1"):
+        replace(TINY_STAGE, quantile=1.0)
     with pytest.raises(UserError, match="magnitude_weight 1: the decoder writes samples"):
         replace(TINY_STAGE, model=vae.PAPER, magnitude_weight=1.0)
 
@@ -248,6 +250,18 @@ def test_bins_weigh_by_frequency() -> None:
         assert float(log) == pytest.approx(np.log(2) * weights[index] / weights.sum(), rel=2e-3)
         flat, _ = TINY_STAGE._distances(changed, original, frequencies)
         assert float(flat) == pytest.approx(1 / len(frequencies), rel=1e-4)
+
+
+@pytest.mark.parametrize(("quantile", "level"), [(0.5, np.log(2) ** 0.5), (0.632, 1.0)])
+def test_the_quantile_sets_the_level_of_noise(quantile: float, level: float) -> None:
+    """The constant that fits the magnitudes of complex noise best is their median, or at 0.632 their RMS."""
+    stage = replace(TINY_STAGE, quantile=quantile, log_floor=1e-6)
+    noise = np.random.default_rng(0).normal(size=(2, 20_000)) / 2**0.5
+    magnitudes = jnp.asarray(np.hypot(*noise), jnp.float32)[None, :, None]
+    candidates = np.linspace(0.5, 1.5, 201)
+    losses = [stage._distances(jnp.full_like(magnitudes, c), magnitudes, np.ones(1)) for c in candidates]
+    for term in np.asarray(losses).T:
+        assert candidates[term.argmin()] == pytest.approx(level, abs=0.02)
 
 
 def test_magnitude_loss_reaches_what_the_decoder_writes() -> None:
