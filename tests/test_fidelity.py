@@ -101,7 +101,12 @@ def test_measures_of_a_clip_that_falls_silent() -> None:
     assert values["level_difference"] == pytest.approx(10 * np.log10(2.9 / 5), abs=0.01)
     assert fidelity.measures(np.where(TIME < 3.1, original, 0), original, True)["fallen_silent"] == 0
     apart_in_time = fidelity.measures(cut, original, aligned=False)
-    assert {name for name, value in apart_in_time.items() if np.isnan(value)} == {"bass_agreement", *BANDS}
+    assert {name for name, value in apart_in_time.items() if np.isnan(value)} == {
+        "bass_agreement",
+        "note_agreement",
+        "attack_agreement",
+        *BANDS,
+    }
 
 
 def test_summary_and_table() -> None:

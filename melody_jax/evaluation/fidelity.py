@@ -11,6 +11,7 @@ import numpy as np
 from melody_jax import spectral
 from melody_jax.audio import SAMPLE_RATE
 from melody_jax.errors import UserError
+from melody_jax.evaluation import events
 from melody_jax.evaluation.intervals import Interval, mean_interval
 from melody_jax.evaluation.signal import longest_silence
 
@@ -40,6 +41,8 @@ LONG_SILENCE = 2.0
 """Seconds of silence without a break from which on a clip has fallen silent."""
 TITLES = {
     "bass_agreement": "bass agreement",
+    "note_agreement": "note agreement",
+    "attack_agreement": "attack agreement",
     "steady_bass": "steady bass",
     "level_difference": "level, dB",
     "fallen_silent": "fallen silent",
@@ -130,10 +133,12 @@ def level_difference(clip: np.ndarray, original: np.ndarray) -> float:
 def measures(clip: np.ndarray, original: np.ndarray, aligned: bool) -> dict[str, float]:
     """The measures in `TITLES` of a clip; "fallen_silent" is 0 or 1.
 
-    aligned: whether the clip follows the original in time. If not, "bass_agreement" and the bands are nan.
+    aligned: whether the clip follows the original in time. If not, the agreements and the bands are nan.
     """
     values = {
         "bass_agreement": bass_agreement(clip, original) if aligned else np.nan,
+        "note_agreement": events.note_agreement(levels(clip), levels(original)) if aligned else np.nan,
+        "attack_agreement": events.attack_agreement(clip, original) if aligned else np.nan,
         "steady_bass": steady_bass(clip),
         "level_difference": level_difference(clip, original),
         "fallen_silent": float(longest_silence(clip) >= LONG_SILENCE),
