@@ -19,6 +19,7 @@ from melody_jax import spectral
 from melody_jax.errors import UserError
 from melody_jax.models import functional
 from melody_jax.models.functional import Params
+from melody_jax.models.products import product
 from melody_jax.roles import BIAS, CONV, ROW, Role, Roles
 
 PERIOD_KERNEL = 5  # taps of the multi-period convolutions
@@ -86,7 +87,7 @@ def _patches(x: Array, width: int, stride: int) -> Array:
 
 def _conv1d(x: Array, kernel: Array | np.ndarray, stride: int) -> Array:
     """'Same' convolution: x (N, T, C), kernel (W, C, C') -> (N, ceil(T / stride), C')."""
-    return _patches(x, kernel.shape[0], stride) @ kernel.reshape(-1, kernel.shape[-1])
+    return product(_patches(x, kernel.shape[0], stride), kernel.reshape(-1, kernel.shape[-1]))
 
 
 def _conv2d(x: Array, kernel: Array | np.ndarray, stride: int) -> Array:
@@ -95,7 +96,7 @@ def _conv2d(x: Array, kernel: Array | np.ndarray, stride: int) -> Array:
     rows = _patches(x.reshape(batch * frames, bands, channels), kernel.shape[1], stride)
     rows = jnp.pad(rows.reshape(batch, frames, *rows.shape[1:]), ((0, 0), (1, 1), (0, 0), (0, 0)))
     stacked = jnp.concatenate([rows[:, i : i + frames] for i in range(3)], axis=-1)
-    return stacked @ kernel.reshape(-1, kernel.shape[-1])
+    return product(stacked, kernel.reshape(-1, kernel.shape[-1]))
 
 
 class ConvWeights(nnx.Module):

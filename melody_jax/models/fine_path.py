@@ -24,6 +24,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from melody_jax import roles
+from melody_jax.models.products import product
 from melody_jax.models.roformer import Attention
 from melody_jax.models.sru import SRU, SRUConfig
 
@@ -52,7 +53,7 @@ class LinearRecurrenceLayer(nnx.Module):
     def __call__(self, x: Float[Array, "T N D"]) -> Float[Array, "T N _"]:
         """(T, N, D) to (T, N, 2 H)."""
         bias = self.bias[...]
-        candidate, forget, enter, gate = jnp.split(x @ self.kernel[...].astype(x.dtype), 4, axis=-1)
+        candidate, forget, enter, gate = jnp.split(product(x, self.kernel[...].astype(x.dtype)), 4, axis=-1)
         forget = jax.nn.sigmoid(forget.astype(jnp.float32) + bias[0])
         enter = jax.nn.sigmoid(enter.astype(jnp.float32) + bias[1])
         log_decay = -SHARPNESS * jax.nn.softplus(self.decay[...]) * forget

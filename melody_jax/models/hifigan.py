@@ -24,6 +24,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from melody_jax.errors import UserError
 from melody_jax.models import functional
 from melody_jax.models.functional import Remat
+from melody_jax.models.products import product
 from melody_jax.models.stft_synthesis import MagnitudePair
 from melody_jax.roles import BIAS, CONV
 
@@ -134,7 +135,7 @@ class TimeConv(nnx.Module):
         taps, inputs, outputs = self.kernel.shape
         batch, time, _ = x.shape
         kernel = self.kernel[...][::-1].swapaxes(0, 1).reshape(inputs, taps * outputs).astype(x.dtype)
-        expanded = (x @ kernel).reshape(batch, time, taps, outputs)
+        expanded = product(x, kernel).reshape(batch, time, taps, outputs)
         strides = -(-taps // rate)
         expanded = jnp.pad(expanded, ((0, 0), (0, 0), (0, strides * rate - taps), (0, 0)))
         expanded = expanded.reshape(batch, time, strides, rate, outputs)

@@ -12,6 +12,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Num
 
 from melody_jax import roles
+from melody_jax.models.products import product
 from melody_jax.roles import Kind, Role
 
 MASKED = -1e9
@@ -19,7 +20,10 @@ MASKED = -1e9
 
 
 class Linear(nnx.Linear):
-    """`nnx.Linear` whose parameters have roles: the kernel's is `role`, with `lora` as in `roles.Role`."""
+    """`nnx.Linear` whose parameters have roles: the kernel's is `role`, with `lora` as in `roles.Role`.
+
+    It multiplies with `products.product`, unless the option `dot_general` says otherwise.
+    """
 
     def __init__(
         self,
@@ -31,6 +35,7 @@ class Linear(nnx.Linear):
         rngs: nnx.Rngs,
         **options: Any,
     ) -> None:
+        options.setdefault("dot_general", product)
         super().__init__(
             inputs,
             outputs,

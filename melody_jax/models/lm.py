@@ -31,7 +31,7 @@ from jaxtyping import Array, Float, Int, Key
 from melody_jax import sharding
 from melody_jax.control_tokens import ControlVocabulary
 from melody_jax.errors import UserError
-from melody_jax.models import functional
+from melody_jax.models import functional, products
 from melody_jax.models.controls import pad_controls
 from melody_jax.models.functional import Params, Remat
 from melody_jax.models.layers import MASKED, Linear, RMSNorm, merge_heads, rotary, split_heads
@@ -154,12 +154,10 @@ def _linear(
 class Block(nnx.Module):
     """Pre-norm attention and SwiGLU, in two halves around the attention: cached decoding calls them separately.
 
-    `product` multiplies with the weights, in place of `jax.lax.dot_general`.
+    `product` multiplies with the weights, in place of `products.product`.
     """
 
-    def __init__(
-        self, config: LMConfig, product: DotGeneral = jax.lax.dot_general, *, rngs: nnx.Rngs
-    ) -> None:
+    def __init__(self, config: LMConfig, product: DotGeneral = products.product, *, rngs: nnx.Rngs) -> None:
         self.config = config
         linear = partial(_linear, config, product, rngs, lora=True)
         residual_gain = (2 * config.layers) ** -0.5
@@ -206,9 +204,7 @@ class Group(nnx.Module):
     `product` as in `Block`.
     """
 
-    def __init__(
-        self, config: LMConfig, product: DotGeneral = jax.lax.dot_general, *, rngs: nnx.Rngs
-    ) -> None:
+    def __init__(self, config: LMConfig, product: DotGeneral = products.product, *, rngs: nnx.Rngs) -> None:
         width = config.width
         linear = partial(_linear, config, product, rngs)
         self.merge_in = linear(config.tokens_per_pass * width, width)
@@ -234,9 +230,7 @@ class LM(nnx.Module):
     Raises `UserError` if the heads do not divide the width evenly.
     """
 
-    def __init__(
-        self, config: LMConfig, product: DotGeneral = jax.lax.dot_general, *, rngs: nnx.Rngs
-    ) -> None:
+    def __init__(self, config: LMConfig, product: DotGeneral = products.product, *, rngs: nnx.Rngs) -> None:
         width = config.width
         if width % (2 * config.heads):
             raise UserError(f"width {width} must be a multiple of twice the {config.heads} heads")
@@ -308,7 +302,7 @@ class LM(nnx.Module):
         """Logits from the residual stream and, with recall, from its weights over the tokens at all places."""
         hidden = self.norm(x)
         head = self.head[...].astype(hidden.dtype)
-        scores = jnp.matmul(hidden, head, preferred_element_type=jnp.float32)
+        scores = products.product(hidden, head, preferred_element_type=jnp.float32)
         if self.recall is None or weights is None:
             return scores
         copy_probs = self.recall.copy_probs(hidden, weights)

@@ -24,6 +24,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from melody_jax import roles
 from melody_jax.models import functional
 from melody_jax.models.functional import Params
+from melody_jax.models.products import product
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -57,7 +58,7 @@ class SRULayer(nnx.Module):
         hidden = self.config.hidden
         kernel = self.kernel[...].astype(x.dtype)
         candidate, forget, gate, skip = (
-            x @ kernel[:, i : i + 2 * hidden] for i in range(0, 8 * hidden, 2 * hidden)
+            product(x, kernel[:, i : i + 2 * hidden]) for i in range(0, 8 * hidden, 2 * hidden)
         )
         bias = self.bias[...]
         v = self.recurrent[...]

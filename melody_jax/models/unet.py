@@ -33,6 +33,7 @@ from melody_jax.errors import UserError
 from melody_jax.models import functional
 from melody_jax.models.conditioning import SMALL_INIT, Backbone, Conditioning, DenoiserConfig
 from melody_jax.models.layers import Linear
+from melody_jax.models.products import product
 from melody_jax.models.roformer import Attention, FeedForward
 
 TAPS = 3
@@ -122,7 +123,7 @@ class PatchConv(nnx.Module):
             window = tuple(slice(first, first + size, stride) for first, size in pairs)
             patches.append(padded[:, *window])
         bias = self.bias[...].astype(self.dtype)
-        return jnp.concatenate(patches, axis=-1) @ kernel.reshape(-1, outputs) + bias
+        return product(jnp.concatenate(patches, axis=-1), kernel.reshape(-1, outputs)) + bias
 
 
 class ResidualBlock(nnx.Module):

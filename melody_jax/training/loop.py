@@ -71,6 +71,8 @@ def train(
     rate = learning_rate(config.optimizer, config.optimizer.learning_rate, config.steps)
     with contextlib.ExitStack() as closing:
         closing.enter_context(run_folder.claim_workdir(workdir))
+        if config.matmul_precision != "default":
+            closing.enter_context(jax.default_matmul_precision(config.matmul_precision))
         stop_signal = StopSignal(config)
         closing.callback(stop_signal.close)
         checkpoints = checkpoint.Checkpoints(workdir, config.keep_last, config.keep_every)
