@@ -1,9 +1,10 @@
 """Audio files, FLAC bytes, loudness and peaks. NumPy only (plus soundfile and soxr).
 
-All audio in the package is mono float32 in [-1, 1], shape (T,), at `SAMPLE_RATE` = 24 kHz as in MeLoDy (arXiv
-2305.15719, section 5.1). Files and FLAC bytes hold 16-bit samples, scaled by 32768, so decoding and encoding them
-again is lossless. Loudness is the integrated loudness of ITU-R BS.1770-4 for one channel: K-weighting, 400 ms blocks
-every 100 ms, an absolute gate at -70 LUFS and a relative gate 10 LU below the mean of the remaining blocks.
+Audio is float32 in [-1, 1]: (T,) if it is mono, (T, C) if it has C channels. By default it is mono at `SAMPLE_RATE` =
+24 kHz as in MeLoDy (arXiv 2305.15719, section 5.1). Files and FLAC bytes hold 16-bit samples, scaled by 32768, so
+decoding and encoding them again is lossless. Loudness is the integrated loudness of ITU-R BS.1770-4: K-weighting, the
+energies of all channels added, 400 ms blocks every 100 ms, an absolute gate at -70 LUFS and a relative gate 10 LU below
+the mean of the remaining blocks.
 """
 
 import functools
@@ -33,6 +34,8 @@ FULL_SCALE = 0.999
 """Magnitude from which samples count as clipped, in runs of three or more."""
 BLOCK = 1 << 20
 """Samples that `write` converts at once."""
+CHANNELS = (1, 2)
+"""Numbers of channels that audio may have here."""
 CANCELLED = 0.01
 """Share of the channels' mean energy below which their mean counts as cancelled."""
 FORMATS = {".wav": "WAV", ".flac": "FLAC", ".ogg": "OGG", ".mp3": "MP3"}
@@ -41,13 +44,15 @@ SUFFIXES = audio_decoding.SUFFIXES
 """Suffixes of the files that commands take for audio in a folder."""
 
 Mono = Float32[np.ndarray, " T"]
-AnyMono = Float[np.ndarray, " T"]
+Audio = Float32[np.ndarray, " T *C"]
+AnyAudio = Float[np.ndarray, " T *C"]
 
 
-def read(path: str | os.PathLike, sample_rate: int = SAMPLE_RATE) -> Mono:
-    """Reads any format that libsndfile supports, and AAC with PyAV, mixes to mono and resamples. Returns float32 (T,).
+def read(path: str | os.PathLike, sample_rate: int = SAMPLE_RATE, channels: int = 1) -> Audio:
+    """Reads any format that libsndfile supports, and AAC with PyAV. Returns float32 (T,), or (T, 2) for 2 channels.
 
-    Channels that cancel each other give an `InputWarning`, and one of them (`mix`).
+    The file is resampled, and its channels are converted (`to_channels`). Channels that cancel each other when they
+    are mixed give an `InputWarning`, and one of them.
 
     Raises:
         UserError: the file is missing, not regular, not audio, truncated, empty or too long, or holds samples that are
@@ -56,12 +61,12 @@ def read(path: str | os.PathLike, sample_rate: int = SAMPLE_RATE) -> Mono:
     (samples, source_rate), *_ = stream(path)
     if not np.isfinite(samples).all():
         raise UserError(f"{path}: contains samples that are not finite (NaN or infinity)")
-    mono, cancels = mix(samples)
+    converted, cancels = to_channels(samples, channels)
     if cancels:
         warnings.warn(
             f"{path}: its channels cancel each other; one of them is used", InputWarning, stacklevel=2
         )
-    return resample(mono, source_rate, sample_rate)
+    return resample(converted, source_rate, sample_rate)
 
 
 def stream(
@@ -98,8 +103,23 @@ def mix(block: Float32[np.ndarray, "T channels"]) -> tuple[Mono, bool]:
     return np.ascontiguousarray(block[:, energies.argmax()]), True
 
 
-def resample(audio: AnyMono, source_rate: int, sample_rate: int = SAMPLE_RATE) -> Float32[np.ndarray, " _"]:
-    """Resamples (T,) from `source_rate` to `sample_rate` Hz with soxr in high quality. Returns float32."""
+def to_channels(block: Float32[np.ndarray, "T channels"], channels: int) -> tuple[Audio, bool]:
+    """Converts (T, channels) to `channels` channels, 1 or 2; returns (T,) or (T, 2), and whether they cancel (`mix`).
+
+    Stereo stays stereo; anything else is mixed to mono, which stereo has in both channels.
+    """
+    if channels not in CHANNELS:
+        raise UserError(f"channels is {channels}; it must be 1 or 2")
+    if channels == block.shape[1] == 2:
+        return np.ascontiguousarray(block), False
+    mono, cancels = mix(block)
+    return (mono if channels == 1 else np.repeat(mono[:, None], 2, axis=1)), cancels
+
+
+def resample(
+    audio: AnyAudio, source_rate: int, sample_rate: int = SAMPLE_RATE
+) -> Float32[np.ndarray, " _ *C"]:
+    """Resamples (T,) or (T, C) from `source_rate` to `sample_rate` Hz with soxr in high quality. Returns float32."""
     if source_rate <= 0 or sample_rate <= 0:
         raise UserError(f"sample rates must be positive, got {source_rate} and {sample_rate} Hz")
     if source_rate == sample_rate:
@@ -112,19 +132,21 @@ def resample(audio: AnyMono, source_rate: int, sample_rate: int = SAMPLE_RATE) -
 def write(
     path: str | os.PathLike, audio: np.ndarray, sample_rate: int = SAMPLE_RATE, sync: bool = False
 ) -> None:
-    """Writes float32 (T,) as a 16-bit .wav or .flac, or as .ogg (Vorbis) or .mp3; samples beyond [-1, 1] are clipped.
+    """Writes float32 (T,) or (T, C) as a 16-bit .wav or .flac, or as .ogg (Vorbis) or .mp3.
+
+    Samples beyond [-1, 1] are clipped.
 
     The write is atomic: a temporary file in the same folder is written and then renamed. `sync` waits until it is on
     the disk.
-    Raises `UserError` for audio that is empty, not one-dimensional or not finite, for an unknown suffix, and for a
-    folder that is missing or not writable.
+    Raises `UserError` for audio that is empty, not finite, or of another shape, for an unknown suffix, and for a folder
+    that is missing or not writable.
     """
     path = Path(path)
     file_format = check_writable(path)
     audio = _checked(audio, str(path))
     buffer = io.BytesIO()  # libsndfile ignores some errors of a disk
     try:
-        with soundfile.SoundFile(buffer, "w", sample_rate, 1, format=file_format) as sound:
+        with soundfile.SoundFile(buffer, "w", sample_rate, channel_count(audio), format=file_format) as sound:
             for first in range(0, len(audio), BLOCK):  # bounds the memory for conversion
                 sound.write(to_int16(audio[first : first + BLOCK], str(path)))
     except (soundfile.SoundFileError, RuntimeError) as error:
@@ -147,14 +169,14 @@ def check_writable(path: str | os.PathLike) -> str:
 
 
 def encode_flac(audio: np.ndarray, sample_rate: int = SAMPLE_RATE) -> bytes:
-    """Encodes float32 (T,) as 16-bit FLAC; the same audio always gives the same bytes."""
+    """Encodes float32 (T,) or (T, C) as 16-bit FLAC; the same audio always gives the same bytes."""
     buffer = io.BytesIO()
     soundfile.write(buffer, to_int16(audio, "FLAC encoder"), sample_rate, format="FLAC", subtype="PCM_16")
     return buffer.getvalue()
 
 
-def decode_flac(data: bytes, start: int = 0, frames: int = -1) -> Mono:
-    """Decodes samples `start` to `start + frames` (to the end for -1) of FLAC bytes. Returns float32 (T,).
+def decode_flac(data: bytes, start: int = 0, frames: int = -1) -> Audio:
+    """Decodes samples `start` to `start + frames` (to the end for -1) of FLAC bytes. Returns float32 (T,) or (T, 2).
 
     Only that part is decoded. Raises `UserError` for damaged bytes and for a part beyond the end.
     """
@@ -165,10 +187,11 @@ def decode_flac(data: bytes, start: int = 0, frames: int = -1) -> Mono:
                 raise UserError(
                     f"FLAC bytes hold {file.frames} samples: {start} to {start + count} is out of range"
                 )
-            if file.channels != 1:
-                raise UserError(f"FLAC bytes hold {file.channels} channels; it must be one")
+            if file.channels not in CHANNELS:
+                raise UserError(f"FLAC bytes hold {file.channels} channels; it must be 1 or 2")
             file.seek(start)
-            samples = audio_decoding.read_samples(file, count)[:, 0]
+            samples = audio_decoding.read_samples(file, count)
+            samples = samples[:, 0] if file.channels == 1 else samples
     except (soundfile.SoundFileError, OSError, RuntimeError) as error:
         raise UserError(f"FLAC bytes cannot be decoded ({error})") from error
     if len(samples) != count:
@@ -184,9 +207,15 @@ def flac_length(data: bytes) -> int:
         raise UserError(f"FLAC bytes cannot be decoded ({error})") from error
 
 
-def loudness(audio: AnyMono, sample_rate: int = SAMPLE_RATE) -> float:
-    """Integrated loudness of (T,) in LUFS; -inf for silence. Audio shorter than 400 ms counts as one block."""
-    step_means, overall = _step_energies(np.asarray(audio, np.float32), sample_rate)
+def loudness(audio: AnyAudio, sample_rate: int = SAMPLE_RATE) -> float:
+    """Integrated loudness of (T,) or (T, C) in LUFS; -inf for silence.
+
+    Audio shorter than 400 ms counts as one block. A sound in both of two channels is 3 LU louder than in one.
+    """
+    channels = np.asarray(audio, np.float32).reshape(len(audio), channel_count(audio)).T
+    energies = [_step_energies(np.ascontiguousarray(channel), sample_rate) for channel in channels]
+    step_means = np.sum([steps for steps, _ in energies], axis=0)
+    overall = sum(total for _, total in energies)
     if len(step_means) < 4:
         blocks = np.array([overall])
     else:
@@ -199,11 +228,11 @@ def loudness(audio: AnyMono, sample_rate: int = SAMPLE_RATE) -> float:
 
 
 def loudness_normalise(
-    audio: AnyMono, target_lufs: float = -16.0, max_gain_db: float = 40.0, sample_rate: int = SAMPLE_RATE
-) -> Mono:
-    """Scales (T,) to an integrated loudness of `target_lufs`, by at most `max_gain_db`; silence stays silence.
+    audio: AnyAudio, target_lufs: float = -16.0, max_gain_db: float = 40.0, sample_rate: int = SAMPLE_RATE
+) -> Audio:
+    """Scales (T,) or (T, C) to an integrated loudness of `target_lufs`, by at most `max_gain_db`.
 
-    The result may exceed [-1, 1]; apply `peak_limit` afterwards.
+    Silence stays silence. The result may exceed [-1, 1]; apply `peak_limit` afterwards.
     """
     measured = loudness(audio, sample_rate)
     if not np.isfinite(measured):
@@ -213,16 +242,17 @@ def loudness_normalise(
 
 
 def peak_limit(
-    audio: AnyMono, ceiling: float = CEILING, lookahead: float = LOOKAHEAD, sample_rate: int = SAMPLE_RATE
-) -> Mono:
-    """Lowers the gain around peaks of (T,) so that no sample exceeds `ceiling`; otherwise returns the audio unchanged.
+    audio: AnyAudio, ceiling: float = CEILING, lookahead: float = LOOKAHEAD, sample_rate: int = SAMPLE_RATE
+) -> Audio:
+    """Lowers the gain around peaks of (T,) or (T, C) so that no sample exceeds `ceiling`.
 
-    The gain that each sample needs is reduced to its running minimum over `lookahead` seconds to both sides, then
-    averaged over the same span. Every averaged value is low enough for the sample in the middle, so the ceiling is
-    never exceeded and the gain changes gradually.
+    Without such samples it returns the audio unchanged. All channels have the same gain. The gain that each sample
+    needs is reduced to its running minimum over `lookahead` seconds to both sides, then averaged over the same span.
+    Every averaged value is low enough for the sample in the middle, so the ceiling is never exceeded and the gain
+    changes gradually.
     """
     audio = np.asarray(audio, np.float32)
-    magnitude = np.abs(audio)
+    magnitude = np.abs(audio).reshape(len(audio), channel_count(audio)).max(axis=1)
     if len(audio) == 0 or magnitude.max() <= ceiling:
         return audio
     span = max(1, round(lookahead * sample_rate))
@@ -230,6 +260,7 @@ def peak_limit(
     lowest = _running_minimum(np.pad(required, 2 * span, constant_values=1.0), 2 * span + 1)
     total = np.cumsum(np.concatenate(([0.0], lowest)), dtype=np.float64)
     gain = (total[2 * span + 1 :] - total[: -2 * span - 1]) / (2 * span + 1)
+    gain = gain.reshape(-1, *[1] * (audio.ndim - 1))
     return np.clip(audio * gain, -ceiling, ceiling).astype(np.float32)
 
 
@@ -253,16 +284,23 @@ def _running_minimum(values: np.ndarray, width: int) -> np.ndarray:
     return np.minimum(values[: len(values) - remaining], values[remaining:])
 
 
-def to_int16(audio: np.ndarray, name: str) -> Int16[np.ndarray, " T"]:
-    """Float (T,) as int16, clipped at full scale. Raises `UserError` with `name`: empty, not 1-D or not finite."""
+def channel_count(audio: np.ndarray) -> int:
+    """The number of channels of (T,) or (T, C)."""
+    return 1 if audio.ndim == 1 else audio.shape[1]
+
+
+def to_int16(audio: np.ndarray, name: str) -> Int16[np.ndarray, " T *C"]:
+    """Float (T,) or (T, C) as int16, clipped at full scale. Raises `UserError` with `name` for other audio."""
     samples = _checked(audio, name).astype(np.float32)
     return np.clip(np.rint(samples * 32768.0), -32768, 32767).astype(np.int16)
 
 
 def _checked(audio: np.ndarray, name: str) -> np.ndarray:
     audio = np.asarray(audio)
-    if audio.ndim != 1 or len(audio) == 0:
-        raise UserError(f"{name}: audio must be mono with at least one sample, got shape {audio.shape}")
+    if audio.ndim not in (1, 2) or len(audio) == 0 or channel_count(audio) not in CHANNELS:
+        raise UserError(
+            f"{name}: audio must be (T,) or (T, 2) with at least one sample, got shape {audio.shape}"
+        )
     if not np.isfinite(audio).all():
         raise UserError(f"{name}: audio holds samples that are not finite (NaN or infinity)")
     return audio

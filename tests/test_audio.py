@@ -1,4 +1,5 @@
 import os
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -161,3 +162,70 @@ def test_normalise_and_limit():
 def test_resample_refuses_bad_rates():
     with pytest.raises(UserError, match="positive"):
         audio.resample(tone(), 0)
+
+
+def stereo_noise(samples: int = 24_000) -> np.ndarray:
+    return np.random.default_rng(3).normal(0, 0.2, (samples, 2)).astype(np.float32)
+
+
+@pytest.mark.parametrize("suffix", [".wav", ".flac"])
+def test_stereo_files_keep_their_channels_apart(tmp_path: Path, suffix: str) -> None:
+    sound = stereo_noise().clip(-1, 1)
+    sound[:, 1] = 0
+    audio.write(tmp_path / f"left{suffix}", sound, 44_100)
+    read = audio.read(tmp_path / f"left{suffix}", 44_100, channels=2)
+    np.testing.assert_allclose(read[:, 0], sound[:, 0], atol=1 / 32768)
+    assert not read[:, 1].any()
+    np.testing.assert_allclose(
+        audio.read(tmp_path / f"left{suffix}", 44_100), sound[:, 0] / 2, atol=1 / 32768
+    )
+
+
+def test_mono_files_fill_both_channels(tmp_path: Path) -> None:
+    mono = stereo_noise()[:, 0].clip(-1, 1)
+    audio.write(tmp_path / "mono.wav", mono)
+    read = audio.read(tmp_path / "mono.wav", channels=2)
+    assert read.shape == (24_000, 2)
+    np.testing.assert_array_equal(read[:, 0], read[:, 1])
+    with pytest.raises(UserError, match="channels is 3; it must be 1 or 2"):
+        audio.read(tmp_path / "mono.wav", channels=3)
+
+
+def test_channels_are_resampled_alike() -> None:
+    sound = stereo_noise()
+    both = audio.resample(sound, 24_000, 44_100)
+    assert both.shape == (44_100, 2)
+    for channel in (0, 1):
+        np.testing.assert_allclose(
+            both[:, channel], audio.resample(sound[:, channel], 24_000, 44_100), atol=1e-6
+        )
+
+
+def test_flac_bytes_of_two_channels() -> None:
+    sound = stereo_noise().clip(-1, 1)
+    flac = audio.encode_flac(sound, 48_000)
+    np.testing.assert_allclose(audio.decode_flac(flac, 100, 50), sound[100:150], atol=1 / 32768)
+    with pytest.raises(UserError, match=r"must be \(T,\) or \(T, 2\)"):
+        audio.encode_flac(np.zeros((9, 3), np.float32))
+
+
+def test_loudness_adds_the_channels() -> None:
+    """BS.1770-4: -23 LUFS for a 1 kHz sine of -23 dBFS in both channels, 3.01 LU less in one (EBU Tech 3341)."""
+    for rate in (24_000, 48_000):
+        time = np.arange(5 * rate) / rate
+        tone = (10 ** (-23 / 20) * np.sin(2 * np.pi * 1_000 * time)).astype(np.float32)
+        assert audio.loudness(np.stack([tone, tone], axis=1), rate) == pytest.approx(-23, abs=0.1)
+        assert audio.loudness(np.stack([tone, 0 * tone], axis=1), rate) == pytest.approx(-26.01, abs=0.1)
+        assert audio.loudness(tone, rate) == pytest.approx(-26.01, abs=0.1)
+
+
+def test_the_limiter_keeps_the_image() -> None:
+    """A peak in one channel lowers both by the same factor."""
+    sound = 0.3 * np.ones((4_000, 2), np.float32)
+    sound[2_000, 0] = 2.0
+    limited = audio.peak_limit(sound)
+    assert np.abs(limited).max() <= audio.CEILING
+    gain = limited / sound
+    np.testing.assert_allclose(gain[:, 0], gain[:, 1], rtol=1e-5)
+    assert gain[2_000, 1] < 0.5
+    assert gain[0, 0] == 1

@@ -11,11 +11,14 @@ LENGTH = round(FADE * SAMPLE_RATE)
 
 def faded(samples: int, cuts: list[int]) -> np.ndarray:
     """A constant of `samples` samples, faded in the parts between the cuts."""
-    wave = np.ones((2, samples), np.float32)
-    for begin, end in zip([0, *cuts], [*cuts, samples], strict=True):
-        fade_in(wave[:, begin:end], begin)
-        fade_out(wave[:, begin:end], samples - begin)
-    return wave[0]
+    mono = np.ones(samples, np.float32)
+    stereo = np.ones((samples, 2), np.float32)
+    for wave in (mono, stereo):
+        for begin, end in zip([0, *cuts], [*cuts, samples], strict=True):
+            fade_in(wave[begin:end], begin)
+            fade_out(wave[begin:end], samples - begin)
+    np.testing.assert_array_equal(stereo, np.stack([mono, mono], axis=1))
+    return mono
 
 
 @pytest.mark.parametrize("samples", [1, 7, LENGTH, LENGTH + 3, 2 * LENGTH, 1_000])

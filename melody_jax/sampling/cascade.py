@@ -339,8 +339,9 @@ def _faded(parts: Iterable[np.ndarray], samples: int | None) -> Iterator[np.ndar
     """The parts (rows, n) of a clip with its ends faded; `samples` is its length, None if it is endless."""
     begin = 0
     for part in parts:
-        edges.fade_in(part, begin)
-        if samples is not None:
-            edges.fade_out(part, samples - begin)
+        for row in part:
+            edges.fade_in(row, begin)
+            if samples is not None:
+                edges.fade_out(row, samples - begin)
         begin += part.shape[1]
         yield part

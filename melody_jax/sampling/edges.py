@@ -14,20 +14,25 @@ _SAMPLES = round(FADE * SAMPLE_RATE)
 _RISE = (np.sin(np.linspace(0, np.pi / 2, _SAMPLES, endpoint=False)) ** 2).astype(np.float32)
 
 
-def fade_in(wave: Float32[np.ndarray, "*rows T"], begin: int = 0) -> None:
+def fade_in(wave: Float32[np.ndarray, " T *C"], begin: int = 0) -> None:
     """Fades in the clip's first samples, in place. The wave begins at sample `begin` of the clip."""
-    rise = _RISE[begin : begin + wave.shape[-1]]
-    wave[..., : len(rise)] *= rise
+    rise = _RISE[begin : begin + len(wave)]
+    wave[: len(rise)] *= _per_sample(rise, wave)
 
 
-def fade_out(wave: Float32[np.ndarray, "*rows T"], remaining: int | None = None) -> None:
+def fade_out(wave: Float32[np.ndarray, " T *C"], remaining: int | None = None) -> None:
     """Fades out the clip's last samples, in place.
 
     remaining: samples from the wave's beginning to the clip's end; None: the wave ends with the clip.
     """
-    length = wave.shape[-1]
-    end = length if remaining is None else remaining
+    end = len(wave) if remaining is None else remaining
     first = max(end - _SAMPLES, 0)
-    last = min(end, length)
+    last = min(end, len(wave))
     if first < last:
-        wave[..., first:last] *= _RISE[::-1][_SAMPLES - end + first :][: last - first]
+        fall = _RISE[::-1][_SAMPLES - end + first :][: last - first]
+        wave[first:last] *= _per_sample(fall, wave)
+
+
+def _per_sample(gain: np.ndarray, wave: np.ndarray) -> np.ndarray:
+    """A gain (N,) for all channels of a wave."""
+    return gain.reshape(-1, *[1] * (wave.ndim - 1))
