@@ -231,10 +231,14 @@ def magnitude(spectrum: Complex[Array, "*shape"]) -> Float[Array, "*shape"]:
 
 
 def log_mel(
-    audio: Float[Array | np.ndarray, "B T"], n_fft: int = 1024, hop: int = 240, n_mels: int = 80
+    audio: Float[Array | np.ndarray, "B T"],
+    n_fft: int = 1024,
+    hop: int = 240,
+    n_mels: int = 80,
+    sample_rate: int = 24_000,
 ) -> Float[Array, "B F {n_mels}"]:
-    """Natural logarithm of the mel magnitudes, floored at 1e-5: (B, T) at 24 kHz -> float32 (B, T // hop, n_mels)."""
-    filters = mel_filterbank(n_mels, n_fft)
+    """Natural logarithm of the mel magnitudes, floored at 1e-5: (B, T) -> float32 (B, T // hop, n_mels)."""
+    filters = mel_filterbank(n_mels, n_fft, sample_rate)
     return jnp.log(jnp.maximum(magnitude(stft(audio, n_fft, hop)) @ filters, 1e-5))
 
 

@@ -86,7 +86,7 @@ def test_the_search_runs_at_the_lowest_rate_that_fits() -> None:
 
 
 def test_shares_fall_from_one_to_zero_around_the_crossover() -> None:
-    weights = share(1_000.0, 1024)
+    weights = share(1_000.0, 1024, 24_000)
     hertz = np.arange(513) * 24_000 / 1024
     assert (weights[hertz <= 850] == 1).all()
     assert (weights[hertz >= 1150] == 0).all()

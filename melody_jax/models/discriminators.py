@@ -1,9 +1,9 @@
 """Discriminators of real against decoded audio, for the VAE's adversarial losses (MeLoDy, arXiv 2305.15719,
 section 4.2): multi-period (HiFi-GAN, arXiv 2010.05646) and multi-resolution spectrogram (UnivNet, arXiv 2106.07889).
 
-Every discriminator maps audio (B, T) to its logits and the features of its hidden layers. Convolutions are patches
-times a matrix: XLA:CPU has fast convolutions only in a program's entry computation, and `lax.conv` is ten times slower
-in the branch of a `lax.cond`, which is where training runs the discriminators.
+Every discriminator maps audio (B, T) or (B, T, C) to its logits and the features of its hidden layers. Convolutions are
+patches times a matrix: XLA:CPU has fast convolutions only in a program's entry computation, and `lax.conv` is ten times
+slower in the branch of a `lax.cond`, which is where training runs the discriminators.
 """
 
 from dataclasses import dataclass
@@ -18,6 +18,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from melody_jax import spectral
 from melody_jax.errors import UserError
 from melody_jax.models import functional
+from melody_jax.models.channels import to_rows
 from melody_jax.models.functional import Params
 from melody_jax.models.products import product
 from melody_jax.roles import BIAS, CONV, ROW, Role, Roles
@@ -34,6 +35,8 @@ Discrimination = tuple[Float[Array, "_ ..."], list[Float[Array, "_ ..."]]]
 class DiscriminatorConfig:
     """Shapes of the discriminators. Defaults are `mini`, an eighth of HiFi-GAN's widths."""
 
+    channels: int = 1
+    """Channels of the audio; every discriminator sees all of them."""
     periods: tuple[int, ...] = (2, 3, 5, 7, 11)
     """Periods of the multi-period discriminators, samples."""
     period_widths: tuple[int, ...] = (8, 32, 64, 128, 128)
@@ -108,20 +111,21 @@ class ConvWeights(nnx.Module):
 
 
 class PeriodDiscriminator(nnx.Module):
-    """Convolutions over every `period`-th sample: (B, T) -> logits (B * period, T') and features."""
+    """Convolutions over every `period`-th sample: (B, T) or (B, T, C) -> logits (B * period, T') and features."""
 
-    def __init__(self, period: int, widths: tuple[int, ...], *, rngs: nnx.Rngs) -> None:
+    def __init__(self, period: int, channels: int, widths: tuple[int, ...], *, rngs: nnx.Rngs) -> None:
         self.period = period
-        pairs = zip((1, *widths[:-1]), widths, strict=True)
+        pairs = zip((channels, *widths[:-1]), widths, strict=True)
         self.layers = nnx.List([ConvWeights((PERIOD_KERNEL, *pair), rngs=rngs) for pair in pairs])
         self.out = ConvWeights((3, widths[-1], 1), ROW, rngs=rngs)
 
-    def __call__(self, audio: Float[Array, "B T"]) -> Discrimination:
-        """Logits and features of audio (B, T)."""
-        audio = jnp.pad(audio, ((0, 0), (0, -audio.shape[1] % self.period)), mode="reflect")
-        columns = audio.reshape(audio.shape[0], -1, self.period).swapaxes(1, 2)
-        columns = columns.reshape(-1, columns.shape[-1])
-        x = columns[..., None]
+    def __call__(self, audio: Float[Array, " B T *C"]) -> Discrimination:
+        """Logits and features of audio (B, T) or (B, T, C)."""
+        batch, length = audio.shape[:2]
+        x = audio.reshape(batch, length, -1)
+        x = jnp.pad(x, ((0, 0), (0, -length % self.period), (0, 0)), mode="reflect")
+        columns = x.reshape(batch, -1, self.period, x.shape[-1]).swapaxes(1, 2)
+        x = columns.reshape(batch * self.period, -1, x.shape[-1])
         features = []
         for i, layer in enumerate(self.layers):
             stride = PERIOD_STRIDE if i + 1 < len(self.layers) else 1
@@ -131,14 +135,15 @@ class PeriodDiscriminator(nnx.Module):
 
 
 class SpectrogramDiscriminator(nnx.Module):
-    """Convolutions over a spectrogram: (B, T) -> logits (B, frames, bins') and features, band by band."""
+    """Convolutions over a spectrogram: (B, T) or (B, T, C) -> logits (B, frames, bins') and features, band by band."""
 
     def __init__(
         self, config: DiscriminatorConfig, resolution: tuple[int, int, int], *, rngs: nnx.Rngs
     ) -> None:
         self.config = config
         self.resolution = resolution
-        channels = [2 if config.complex_spectra else 1, *(layer[0] for layer in config.resolution_layers)]
+        inputs = config.channels * (2 if config.complex_spectra else 1)
+        channels = [inputs, *(layer[0] for layer in config.resolution_layers)]
         taps = [layer[1] for layer in config.resolution_layers]
         self.bands = nnx.List(
             [
@@ -153,17 +158,18 @@ class SpectrogramDiscriminator(nnx.Module):
         )
         self.out = ConvWeights((3, 3, channels[-1], 1), ROW, rngs=rngs)
 
-    def spectrogram(self, audio: Float[Array, "B T"]) -> Float[Array, "B frames bins channels"]:
-        """The network's input (B, frames, bins, 1 or 2) from audio (B, T)."""
+    def spectrogram(self, audio: Float[Array, " B T *C"]) -> Float[Array, "B frames bins channels"]:
+        """The network's input (B, frames, bins, C or 2 C) from audio (B, T) or (B, T, C)."""
         n_fft, hop, window = self.resolution
-        spectrum = spectral.stft(audio, n_fft, hop, window)
+        rows = spectral.stft(to_rows(audio), n_fft, hop, window)
+        spectrum = jnp.moveaxis(rows.reshape(len(audio), -1, *rows.shape[1:]), 1, -1)
         if self.config.complex_spectra:
-            return jnp.stack([spectrum.real, spectrum.imag], axis=-1)
-        size = spectral.magnitude(spectrum)[..., None]
+            return jnp.concatenate([spectrum.real, spectrum.imag], axis=-1)
+        size = spectral.magnitude(spectrum)
         return jnp.log(size * n_fft**-0.5 + 1e-3) / 3 + 1 if self.config.log_magnitudes else size
 
-    def __call__(self, audio: Float[Array, "B T"]) -> Discrimination:
-        """Logits and features of audio (B, T)."""
+    def __call__(self, audio: Float[Array, " B T *C"]) -> Discrimination:
+        """Logits and features of audio (B, T) or (B, T, C)."""
         return self.discriminate(self.spectrogram(audio))
 
     def discriminate(self, image: Float[Array, "B frames bins channels"]) -> Discrimination:
@@ -191,14 +197,16 @@ class Discriminators(nnx.Module):
             *(f"resolution_{resolution[0]}" for resolution in config.resolutions),
         )
         for period in config.periods:
-            network = PeriodDiscriminator(period, config.period_widths, rngs=nnx.Rngs(next(keys)))
+            network = PeriodDiscriminator(
+                period, config.channels, config.period_widths, rngs=nnx.Rngs(next(keys))
+            )
             setattr(self, f"period_{period}", network)
         for resolution in config.resolutions:
             network = SpectrogramDiscriminator(config, resolution, rngs=nnx.Rngs(next(keys)))
             setattr(self, f"resolution_{resolution[0]}", network)
 
-    def __call__(self, audio: Float[Array, "B T"]) -> list[Discrimination]:
-        """Logits and features of each discriminator on audio (B, T)."""
+    def __call__(self, audio: Float[Array, " B T *C"]) -> list[Discrimination]:
+        """Logits and features of each discriminator on audio (B, T) or (B, T, C)."""
         return [getattr(self, name)(audio) for name in self.names]
 
 
@@ -213,7 +221,7 @@ def roles(config: DiscriminatorConfig) -> Roles:
 
 
 def discriminate(
-    params: Params, config: DiscriminatorConfig, audio: Float[Array, "B T"]
+    params: Params, config: DiscriminatorConfig, audio: Float[Array, " B T *C"]
 ) -> list[Discrimination]:
-    """Logits and features of each discriminator on audio (B, T)."""
+    """Logits and features of each discriminator on audio (B, T) or (B, T, C)."""
     return functional.bind(Discriminators, config, params=params)(audio)

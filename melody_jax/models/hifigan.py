@@ -21,10 +21,12 @@ from flax import nnx
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from melody_jax.audio import SAMPLE_RATE
 from melody_jax.errors import UserError
 from melody_jax.models import functional
 from melody_jax.models.functional import Remat
 from melody_jax.models.products import product
+from melody_jax.models.stft_config import check_channels
 from melody_jax.models.stft_synthesis import MagnitudePair
 from melody_jax.roles import BIAS, CONV
 
@@ -39,6 +41,10 @@ ENDS = 7
 class HiFiGANConfig:
     """Shape of both halves. Defaults are the paper's."""
 
+    sample_rate: int = SAMPLE_RATE
+    """Samples per second."""
+    channels: int = 1
+    """Channels of the audio, 1 or 2."""
     encoder_rates: tuple[int, ...] = (2, 3, 4, 4)
     """Downsampling factors of the encoder's stages."""
     encoder_channels: tuple[int, ...] = (32, 64, 128, 256)
@@ -61,6 +67,7 @@ class HiFiGANConfig:
     """What the backward pass recomputes: "none", "dots" or "blocks" (models/functional.py)."""
 
     def __post_init__(self) -> None:
+        check_channels(self.sample_rate, self.channels)
         for half in ("encoder", "decoder"):
             rates, channels, kernels = (
                 getattr(self, f"{half}_{name}") for name in ("rates", "channels", "kernels")
@@ -214,15 +221,15 @@ class HiFiGANEncoder(ResamplingStages):
 
     def __init__(self, config: HiFiGANConfig, latent_width: int, *, rngs: nnx.Rngs) -> None:
         widths = (config.encoder_channels[0], *config.encoder_channels)
-        super().__init__(config, config.encoder_kernels, widths, 1, 2 * latent_width, rngs=rngs)
+        super().__init__(config, config.encoder_kernels, widths, config.channels, 2 * latent_width, rngs=rngs)
 
     def resample(self, index: int, x: Array) -> Array:
         """The strided convolution of a stage."""
         return self.resamplers[index].down(x, self.config.encoder_rates[index])
 
-    def __call__(self, audio: Float[Array, "B T"]) -> Float[Array, "B L _"]:
-        """Audio (B, T), T a multiple of `config.hop`, to float32 (B, L, 2 D)."""
-        return self.run(audio[..., None].astype(self.config.dtype))
+    def __call__(self, audio: Float[Array, " B T *C"]) -> Float[Array, "B L _"]:
+        """Audio (B, T) or (B, T, C), T a multiple of `config.hop`, to float32 (B, L, 2 D)."""
+        return self.run(audio.reshape(*audio.shape[:2], -1).astype(self.config.dtype))
 
 
 class HiFiGANDecoder(ResamplingStages):
@@ -230,19 +237,20 @@ class HiFiGANDecoder(ResamplingStages):
 
     def __init__(self, config: HiFiGANConfig, latent_width: int, *, rngs: nnx.Rngs) -> None:
         widths = (2 * config.decoder_channels[0], *config.decoder_channels)
-        super().__init__(config, config.decoder_kernels, widths, latent_width, 1, rngs=rngs)
+        super().__init__(config, config.decoder_kernels, widths, latent_width, config.channels, rngs=rngs)
 
     def resample(self, index: int, x: Array) -> Array:
         """The transposed convolution of a stage."""
         return self.resamplers[index].up(x, self.config.decoder_rates[index])
 
-    def __call__(self, latents: Float[Array, "B L D"], first: ArrayLike = 0) -> Float[Array, "B T"]:
-        """Latents (B, L, D) to audio (B, L * hop), float32; the position `first` has no effect."""
-        return jnp.tanh(self.run(latents.astype(self.config.dtype)))[..., 0]
+    def __call__(self, latents: Float[Array, "B L D"], first: ArrayLike = 0) -> Float[Array, " B T *C"]:
+        """Latents (B, L, D) to audio (B, L * hop), or (B, L * hop, C), float32; the position `first` has no effect."""
+        audio = jnp.tanh(self.run(latents.astype(self.config.dtype)))
+        return audio[..., 0] if self.config.channels == 1 else audio
 
     def reconstruct(
-        self, latents: Float[Array, "B L D"], audio: Float[Array, "B T"]
-    ) -> tuple[Float[Array, "B T"], list[MagnitudePair]]:
+        self, latents: Float[Array, "B L D"], audio: Float[Array, " B T *C"]
+    ) -> tuple[Float[Array, " B T *C"], list[MagnitudePair]]:
         """See `vae.reconstruct`; this codec needs nothing of the original, and writes no magnitudes."""
         return self(latents), []
 

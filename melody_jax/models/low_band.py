@@ -20,7 +20,6 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Complex, Float
 
 from melody_jax import spectral
-from melody_jax.audio import SAMPLE_RATE
 
 CROSSOVER = 0.15
 """Half the width of the crossover as a fraction of its centre."""
@@ -29,9 +28,9 @@ ROOM = 1.1
 
 
 @lru_cache(maxsize=8)
-def share(hz: float, n_fft: int) -> Float[np.ndarray, " {n_fft}//2+1"]:
+def share(hz: float, n_fft: int, sample_rate: int) -> Float[np.ndarray, " {n_fft}//2+1"]:
     """Weight of the low band in each bin of an STFT: 1 below the crossover around `hz`, 0 above, a cosine between."""
-    frequencies = np.arange(n_fft // 2 + 1) * SAMPLE_RATE / n_fft
+    frequencies = np.arange(n_fft // 2 + 1) * sample_rate / n_fft
     position = np.clip((frequencies / hz - 1) / (2 * CROSSOVER) + 0.5, 0, 1)
     return (0.5 + 0.5 * np.cos(np.pi * position)).astype(np.float32)
 
@@ -48,18 +47,20 @@ class LowBand:
     """Samples between frames."""
     steps: int
     """Griffin-Lim steps."""
+    sample_rate: int
+    """Samples per second."""
 
     @property
     def bins(self) -> int:
         """Bins below the upper end of the crossover, N."""
-        return int(np.ceil(self.hz * (1 + CROSSOVER) * self.window / SAMPLE_RATE))
+        return int(np.ceil(self.hz * (1 + CROSSOVER) * self.window / self.sample_rate))
 
     @property
     def decimation(self) -> int:
         """Divisor of the sample rate in the phase search: the largest power of two that leaves frames in place."""
         factor = 1
         while (
-            SAMPLE_RATE / (4 * factor) >= ROOM * self.hz * (1 + CROSSOVER)
+            self.sample_rate / (4 * factor) >= ROOM * self.hz * (1 + CROSSOVER)
             and self.hop % (2 * factor) == self.window % (2 * factor) == 0
             and (self.window - self.hop) % (4 * factor) == 0
         ):

@@ -13,7 +13,11 @@ With `low_hz` the codec has two resolutions: the decoder writes the bins below i
 the short window are searched above the band. The encoder sees the band's bins of the long window, and all bins of the
 short one, which places attacks in the band.
 
-B batch, T samples (a multiple of `config.hop`), F = T / frame_hop frames, L = T / hop latents, D latent channels.
+Audio with two channels is (B, T, 2). Each has magnitudes of its own, side by side in a frame. Phases are searched for
+each alone, but from the same beginning, so that equal magnitudes give equal channels: mono stays mono.
+
+B batch, T samples (a multiple of `config.hop`), F = T / frame_hop frames, L = T / hop latents, D latent channels, C
+channels of the audio, R = B * C rows.
 Norms act on channels only and there is no attention: every magnitude depends on a finite range of latents, the same
 everywhere (`decoder_reach`, `encoder_reach`).
 """
@@ -25,7 +29,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from melody_jax import spectral
-from melody_jax.models import functional
+from melody_jax.models import channels, functional
 from melody_jax.models.layers import Linear, RMSNorm
 from melody_jax.models.platform import depthwise_conv
 from melody_jax.models.stft_config import KERNEL, StftCodecConfig
@@ -87,13 +91,13 @@ def _apply_blocks(blocks: ConvNeXtBlock, depth: int, x: Array) -> Array:
     return x
 
 
-def spectral_features(config: StftCodecConfig, audio: Float[Array, "B T"]) -> Float[Array, "B F _"]:
-    """The encoder's input: (B, T) -> (B, F, bins + N), log magnitudes scaled to about unit size."""
-    size = magnitudes(spectra(config, audio))
+def spectral_features(config: StftCodecConfig, audio: Float[Array, " B T *C"]) -> Float[Array, "B F _"]:
+    """The encoder's input: (B, T) -> (B, F, C * (bins + N)), log magnitudes scaled to about unit size."""
+    size = magnitudes(spectra(config, channels.to_rows(audio)))
     scaled = size.short / spectral.window_gain(config.n_fft)
     if size.low is not None:
         scaled = jnp.concatenate([scaled, size.low / spectral.window_gain(config.low_window)], axis=-1)
-    return 0.4 * jnp.log(scaled + LOG_FLOOR) + 1.6
+    return channels.rows_to_features(0.4 * jnp.log(scaled + LOG_FLOOR) + 1.6, config.channels)
 
 
 class StftEncoder(nnx.Module):
@@ -103,7 +107,7 @@ class StftEncoder(nnx.Module):
         c = config
         self.config = c
         self.ends = Projections(
-            (c.bins + c.low_bins, c.encoder_frame_width),
+            (c.channels * (c.bins + c.low_bins), c.encoder_frame_width),
             (c.encoder_frame_width * c.downsample, c.encoder_latent_width),
             (c.encoder_latent_width, 2 * latent_width),
             c.dtype,
@@ -126,8 +130,8 @@ class StftEncoder(nnx.Module):
             key=keys[2],
         )
 
-    def __call__(self, audio: Float[Array, "B T"]) -> Float[Array, "B L _"]:
-        """Audio (B, T), T a multiple of `config.hop`, to float32 (B, L, 2 D)."""
+    def __call__(self, audio: Float[Array, " B T *C"]) -> Float[Array, "B L _"]:
+        """Audio (B, T) or (B, T, C), T a multiple of `config.hop`, to float32 (B, L, 2 D)."""
         config = self.config
         x = self.ends.entry(spectral_features(config, audio).astype(config.dtype))
         x = _apply_blocks(self.frame_blocks, config.encoder_frame_blocks, x)
@@ -142,10 +146,11 @@ class StftDecoder(nnx.Module):
     def __init__(self, config: StftCodecConfig, latent_width: int, keys: PRNGKeyArray) -> None:
         c = config
         self.config = c
+        outputs = (c.bins - c.first_bin) * (2 if c.phase else 1) + c.low_bins
         self.ends = Projections(
             (latent_width, c.decoder_latent_width),
             (c.decoder_latent_width, c.decoder_frame_width * c.downsample),
-            (c.decoder_frame_width, (c.bins - c.first_bin) * (2 if c.phase else 1) + c.low_bins),
+            (c.decoder_frame_width, c.channels * outputs),
             c.dtype,
             rngs=nnx.Rngs(keys[0]),
         )
@@ -166,14 +171,14 @@ class StftDecoder(nnx.Module):
             key=keys[2],
         )
 
-    def spectrum(self, latents: Float[Array, "B L D"]) -> tuple[Magnitudes, Float[Array, "B F bins"] | None]:
-        """Magnitudes of latents (B, L, D), float32, and phases (B, F, bins) in radians; None without `config.phase`."""
+    def spectrum(self, latents: Float[Array, "B L D"]) -> tuple[Magnitudes, Float[Array, "R F bins"] | None]:
+        """Magnitudes of latents (B, L, D), float32, and phases (R, F, bins) in radians; None without `config.phase`."""
         config = self.config
         x = self.ends.entry(latents.astype(config.dtype))
         x = _apply_blocks(self.latent_blocks, config.decoder_latent_blocks, x)
         x = self.ends.middle(x).reshape(x.shape[0], -1, config.decoder_frame_width)
         x = _apply_blocks(self.frame_blocks, config.decoder_frame_blocks, x)
-        out = self.ends.out(self.ends.norm(x)).astype(jnp.float32)
+        out = channels.features_to_rows(self.ends.out(self.ends.norm(x)).astype(jnp.float32), config.channels)
         if config.phase:
             return Magnitudes(_size(out[..., : config.bins], config.n_fft), None), out[..., config.bins :]
         low = None
@@ -183,29 +188,32 @@ class StftDecoder(nnx.Module):
             low = _size(low, config.low_window)
         return Magnitudes(_size(out, config.n_fft), low), None
 
-    def __call__(self, latents: Float[Array, "B L D"], first: ArrayLike = 0) -> Float[Array, "B T"]:
-        """Latents (B, L, D) to audio (B, L * hop), float32.
+    def __call__(self, latents: Float[Array, "B L D"], first: ArrayLike = 0) -> Float[Array, " B T *C"]:
+        """Latents (B, L, D) to audio (B, L * hop), or (B, L * hop, C), float32.
 
         first: the index of the first latent; Griffin-Lim's initial phases depend on it.
         """
         config = self.config
         size, phase = self.spectrum(latents)
-        if phase is not None:
-            return spectral.istft(size.short * jnp.exp(1j * phase), config.n_fft, config.frame_hop)
-        return synthesise(config, size, first * config.downsample)
+        if phase is None:
+            rows = synthesise(config, size, first * config.downsample)
+        else:
+            rows = spectral.istft(size.short * jnp.exp(1j * phase), config.n_fft, config.frame_hop)
+        return channels.from_rows(rows, config.channels)
 
     def reconstruct(
-        self, latents: Float[Array, "B L D"], audio: Float[Array, "B T"]
-    ) -> tuple[Float[Array, "B T"], list[MagnitudePair]]:
-        """See `vae.reconstruct`; without `config.phase`, the phase is that of the original audio (B, L * hop)."""
+        self, latents: Float[Array, "B L D"], audio: Float[Array, " B T *C"]
+    ) -> tuple[Float[Array, " B T *C"], list[MagnitudePair]]:
+        """See `vae.reconstruct`; without `config.phase`, the phase is that of the original audio."""
         config = self.config
-        original = spectra(config, audio)
+        original = spectra(config, channels.to_rows(audio))
         size, phase = self.spectrum(latents)
         if phase is None:
-            wave = synthesise_with_phase(config, size, original)
+            rows = synthesise_with_phase(config, size, original)
         else:
-            wave = spectral.istft(size.short * jnp.exp(1j * phase), config.n_fft, config.frame_hop)
-        return wave, magnitude_pairs(config, size, magnitudes(original))
+            rows = spectral.istft(size.short * jnp.exp(1j * phase), config.n_fft, config.frame_hop)
+        pairs = magnitude_pairs(config, size, magnitudes(original))
+        return channels.from_rows(rows, config.channels), pairs
 
 
 def _size(log_size: Array, n_fft: int) -> Array:

@@ -4,7 +4,7 @@ import dataclasses
 from dataclasses import dataclass
 
 from melody_jax import spectral
-from melody_jax.audio import SAMPLE_RATE
+from melody_jax.audio import CHANNELS, SAMPLE_RATE
 from melody_jax.errors import UserError
 from melody_jax.models import low_band
 from melody_jax.models.low_band import CROSSOVER, LowBand
@@ -13,10 +13,22 @@ KERNEL = 7
 """Taps of every depthwise convolution."""
 
 
+def check_channels(sample_rate: int, channels: int) -> None:
+    """Raises `UserError` unless a codec can work at this rate with so many channels."""
+    if sample_rate < 8_000 or channels not in CHANNELS:
+        raise UserError(
+            f"sample_rate {sample_rate} and channels {channels}: the first must be at least 8000, the second 1 or 2"
+        )
+
+
 @dataclass(frozen=True, kw_only=True)
 class StftCodecConfig:
     """Shape of both halves. Defaults are `mini`."""
 
+    sample_rate: int = SAMPLE_RATE
+    """Samples per second."""
+    channels: int = 1
+    """Channels of the audio, 1 or 2."""
     n_fft: int = 1024
     """Samples in an STFT frame, of the encoder's input and of the decoder's output."""
     frame_hop: int = 240
@@ -57,6 +69,7 @@ class StftCodecConfig:
     """Compute type of the blocks; spectra are float32 always."""
 
     def __post_init__(self) -> None:
+        check_channels(self.sample_rate, self.channels)
         if self.n_fft < self.frame_hop * 2:
             raise UserError(
                 f"n_fft {self.n_fft}: frames must overlap at least twice (frame_hop is {self.frame_hop})"
@@ -65,8 +78,8 @@ class StftCodecConfig:
             self._check_low_band()
 
     def _check_low_band(self) -> None:
-        least = SAMPLE_RATE / self.n_fft / CROSSOVER  # the crossover spans two bins of the short window
-        most = SAMPLE_RATE / 2 / (1 + CROSSOVER)
+        least = self.sample_rate / self.n_fft / CROSSOVER  # the crossover spans two bins of the short window
+        most = self.sample_rate / 2 / (1 + CROSSOVER)
         if not least <= self.low_hz <= most:
             raise UserError(
                 f"low_hz {self.low_hz:g}: with n_fft {self.n_fft} it must be from {least:.0f} to {most:.0f}, "
@@ -94,7 +107,13 @@ class StftCodecConfig:
         """The second STFT; None: the codec has one."""
         if not self.low_hz:
             return None
-        return LowBand(hz=self.low_hz, window=self.low_window, hop=self.frame_hop, steps=self.low_steps)
+        return LowBand(
+            hz=self.low_hz,
+            window=self.low_window,
+            hop=self.frame_hop,
+            steps=self.low_steps,
+            sample_rate=self.sample_rate,
+        )
 
     @property
     def low_bins(self) -> int:
@@ -104,7 +123,9 @@ class StftCodecConfig:
     @property
     def first_bin(self) -> int:
         """First bin of the short window that the decoder writes: those below belong to the low band alone."""
-        return int((low_band.share(self.low_hz, self.n_fft) == 1).sum()) if self.low_hz else 0
+        return (
+            int((low_band.share(self.low_hz, self.n_fft, self.sample_rate) == 1).sum()) if self.low_hz else 0
+        )
 
     @property
     def decoder_reach(self) -> int:

@@ -17,7 +17,6 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Complex, Float
 
 from melody_jax import spectral
-from melody_jax.audio import SAMPLE_RATE
 from melody_jax.models import low_band
 from melody_jax.models.stft_config import StftCodecConfig
 
@@ -99,7 +98,7 @@ def synthesise_with_phase(
 def _anchor(config: StftCodecConfig, wave: Array) -> spectral.Anchor:
     """The low band's waveform as the fixed part of the short window's spectrum."""
     spectrum = spectral.stft(wave, config.n_fft, config.frame_hop)
-    return spectral.Anchor(spectrum, low_band.share(config.low_hz, config.n_fft))
+    return spectral.Anchor(spectrum, low_band.share(config.low_hz, config.n_fft, config.sample_rate))
 
 
 def magnitude_pairs(
@@ -111,6 +110,6 @@ def magnitude_pairs(
     for (n_fft, start), size, target in zip(windows, decoded, original, strict=True):
         if size is not None and target is not None:
             gain = spectral.window_gain(n_fft)
-            frequencies = np.arange(start, size.shape[-1]) * SAMPLE_RATE / n_fft
+            frequencies = np.arange(start, size.shape[-1]) * config.sample_rate / n_fft
             pairs.append(MagnitudePair(size[..., start:] / gain, target[..., start:] / gain, frequencies))
     return pairs

@@ -5,7 +5,7 @@
 The config's `codec` chooses the networks of the two halves: `models/stft_codec.py` (`mini`, `modern`) or
 `models/hifigan.py` (the paper). This file holds what lies between them.
 
-B batch, T samples (a multiple of `config.hop`), L = T / hop latents, D latent channels.
+B batch, T samples (a multiple of `config.hop`), C channels of the audio, L = T / hop latents, D latent channels.
 """
 
 from collections.abc import Callable
@@ -32,6 +32,7 @@ CODECS: dict[type, Callable[..., tuple[Any, Any]]] = {
 }
 """Config of a codec -> function that makes its encoder and decoder, `halves`(config, latent_width, key).
 
+Audio with two channels is (B, T, 2) in all of them.
 encoder(audio (B, T)) gives mean and log variance concatenated, float32 (B, L, 2 D).
 decoder(latents (B, L, D), first) gives audio (B, L * hop), float32; `first` is the index of the first latent in a
     longer sequence. decoder.reconstruct(latents, audio): see `reconstruct`.
@@ -59,6 +60,16 @@ class VAEConfig:
         """Samples per latent."""
         return self.codec.hop
 
+    @property
+    def sample_rate(self) -> int:
+        """Samples per second."""
+        return self.codec.sample_rate
+
+    @property
+    def channels(self) -> int:
+        """Channels of the audio: (B, T) if it is 1, otherwise (B, T, C)."""
+        return self.codec.channels
+
 
 TINY = VAEConfig(latent_width=8, codec=stft_config.TINY)
 """For tests."""
@@ -80,9 +91,15 @@ class VAE(nnx.Module):
         self.latent_mean = nnx.Param(jnp.zeros(config.latent_width), role=STATISTIC)
         self.latent_scale = nnx.Param(jnp.full(config.latent_width, config.latent_scale), role=STATISTIC)
 
-    def posterior(self, audio: Float[Array, "B T"]) -> tuple[Float[Array, "B L D"], Float[Array, "B L D"]]:
+    def posterior(
+        self, audio: Float[Array, " B T *C"]
+    ) -> tuple[Float[Array, "B L D"], Float[Array, "B L D"]]:
         """See the function `posterior`."""
-        samples = audio.shape[-1]
+        samples = audio.shape[1]
+        if audio.shape[2:] != (() if self.config.channels == 1 else (self.config.channels,)):
+            raise UserError(
+                f"audio of shape {audio.shape}: this autoencoder takes {self.config.channels} channels"
+            )
         if samples == 0 or samples % self.config.hop:
             raise UserError(f"{samples} samples: the encoder needs a positive multiple of {self.config.hop}")
         mean, log_variance = jnp.split(self.encoder(audio), 2, axis=-1)
@@ -93,13 +110,13 @@ class VAE(nnx.Module):
         mean, scale = self._statistics()
         return self._clip((raw - mean) / scale)
 
-    def decode(self, latents: Float[Array, "B L D"], first: ArrayLike = 0) -> Float[Array, "B T"]:
+    def decode(self, latents: Float[Array, "B L D"], first: ArrayLike = 0) -> Float[Array, " B T *C"]:
         """See the function `decode`."""
         return self.decoder(self._decoder_input(latents), first)
 
     def reconstruct(
-        self, latents: Float[Array, "B L D"], audio: Float[Array, "B T"]
-    ) -> tuple[Float[Array, "B T"], list[MagnitudePair]]:
+        self, latents: Float[Array, "B L D"], audio: Float[Array, " B T *C"]
+    ) -> tuple[Float[Array, " B T *C"], list[MagnitudePair]]:
         """See the function `reconstruct`."""
         return self.decoder.reconstruct(self._decoder_input(latents), audio)
 
@@ -142,7 +159,7 @@ def _bind(params: Params, config: VAEConfig) -> VAE:
 
 
 def posterior(
-    params: Params, config: VAEConfig, audio: Float[Array, "B T"]
+    params: Params, config: VAEConfig, audio: Float[Array, " B T *C"]
 ) -> tuple[Float[Array, "B L D"], Float[Array, "B L D"]]:
     """Mean and log variance of the latents before normalisation: audio (B, T) to two float32 (B, L, D).
 
@@ -164,9 +181,9 @@ def normalise(params: Params, config: VAEConfig, raw: Float[Array, "B L D"]) -> 
 
 
 def encode(
-    params: Params, config: VAEConfig, audio: Float[Array, "B T"], key: PRNGKeyArray | None = None
+    params: Params, config: VAEConfig, audio: Float[Array, " B T *C"], key: PRNGKeyArray | None = None
 ) -> Float[Array, "B L D"]:
-    """Audio (B, T) at 24 kHz to normalised latents (B, L, D): the posterior's mean, or a draw from it given a key.
+    """Audio (B, T) or (B, T, C) to normalised latents (B, L, D): the posterior's mean, or a draw from it given a key.
 
     Raises `UserError` where T is not a positive multiple of `config.hop`.
     """
@@ -177,8 +194,8 @@ def encode(
 
 def decode(
     params: Params, config: VAEConfig, latents: Float[Array, "B L D"], first: ArrayLike = 0
-) -> Float[Array, "B T"]:
-    """Normalised latents (B, L, D) to audio (B, L * hop), float32.
+) -> Float[Array, " B T *C"]:
+    """Normalised latents (B, L, D) to audio (B, L * hop), or (B, L * hop, C), float32.
 
     first: the index of the first latent, if these are part of a longer sequence. Samples more than `decoder_reach`
     latents away from the part's ends are then the same as when the whole sequence is decoded.
@@ -187,8 +204,8 @@ def decode(
 
 
 def reconstruct(
-    params: Params, config: VAEConfig, latents: Float[Array, "B L D"], audio: Float[Array, "B T"]
-) -> tuple[Float[Array, "B T"], list[MagnitudePair]]:
+    params: Params, config: VAEConfig, latents: Float[Array, "B L D"], audio: Float[Array, " B T *C"]
+) -> tuple[Float[Array, " B T *C"], list[MagnitudePair]]:
     """For the losses in training: audio (B, L * hop), and the magnitudes that the decoder writes, with the original's.
 
     The audio is that of `decode`, but a codec without phase borrows the phase of the original audio (B, L * hop). A

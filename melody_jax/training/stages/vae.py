@@ -10,11 +10,14 @@ deviation s then has magnitudes near s at every resolution, and weights mean the
 A decoder of magnitudes borrows the original's phase in training, so that losses at other resolutions than its own and
 the discriminators get a waveform; the phase is estimated at decoding time only.
 
-Legend: B batch, T samples, D latent channels.
+With two channels, the spectral losses also compare their sum and their difference, in which errors of the stereo image
+show.
+
+Legend: B batch, T samples, C channels, D latent channels.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import ClassVar
 
@@ -42,7 +45,7 @@ Spectra = dict[int, Float[Array, "B frames bins"]]
 
 @dataclass(frozen=True, kw_only=True)
 class VAEStage(Stage):
-    """Trains `models/vae.py` on batches {"audio": (B, T)}, T a multiple of `model.hop`."""
+    """Trains `models/vae.py` on batches {"audio": (B, T), or (B, T, C)}, T a multiple of `model.hop`."""
 
     name: ClassVar[str] = "vae"
     batch: ClassVar[str] = "audio"
@@ -50,7 +53,7 @@ class VAEStage(Stage):
     model: VAEConfig = field(default_factory=VAEConfig)
     """Shape of the autoencoder."""
     discriminator: DiscriminatorConfig = field(default_factory=DiscriminatorConfig)
-    """Shapes of the discriminators."""
+    """Shapes of the discriminators, which see the channels of the model."""
     resolutions: tuple[tuple[int, int], ...] = ((2048, 480), (1024, 240), (512, 120), (256, 60))
     """(n_fft, hop) in samples of the spectral losses."""
     window_share: float = 1.0
@@ -106,11 +109,15 @@ class VAEStage(Stage):
             )
 
     @property
+    def _discriminator(self) -> DiscriminatorConfig:
+        return replace(self.discriminator, channels=self.model.channels)
+
+    @property
     def roles(self) -> Roles:
         """The role of every parameter, with the structure of what `init` returns."""
         return {
             "model": network_roles(self.name, self.model),
-            "discriminator": discriminators.roles(self.discriminator),
+            "discriminator": discriminators.roles(self._discriminator),
         }
 
     def init(self, key: PRNGKeyArray) -> Params:
@@ -118,7 +125,7 @@ class VAEStage(Stage):
         model_key, discriminator_key = jax.random.split(key)
         return {
             "model": vae.init(self.model, model_key),
-            "discriminator": discriminators.init(self.discriminator, discriminator_key),
+            "discriminator": discriminators.init(self._discriminator, discriminator_key),
         }
 
     def gradients(
@@ -223,27 +230,30 @@ class VAEStage(Stage):
         linear = _l1(size, original, weights, self.quantile)
         return linear, _l1(log_size, log_original, weights, self.quantile)
 
-    def _spectra(self, audio: Array) -> Spectra:
-        """Magnitudes per resolution, over the root of the window's energy unless plain."""
+    def _spectra(self, rows: Array) -> Spectra:
+        """Magnitudes of rows (`_views`) per resolution, over the root of the window's energy unless plain."""
         spectra = {}
         for n_fft, hop in self.resolutions:
             window = round(n_fft * self.window_share)
             gain = 1.0 if self.plain_magnitudes else spectral.window_gain(window)
-            spectra[n_fft] = spectral.magnitude(spectral.stft(audio, n_fft, hop, window)) / gain
+            spectra[n_fft] = spectral.magnitude(spectral.stft(rows, n_fft, hop, window)) / gain
         return spectra
 
     def _spectral_loss(self, audio: Array, target: Array) -> tuple[Array, Metrics]:
         """The weighted sum of the spectral losses, and its terms."""
         linear = []
         log = []
-        targets = self._spectra(target)
-        for n_fft, size in self._spectra(audio).items():
+        rate = self.model.sample_rate
+        decoded = _views(audio)
+        originals = _views(target)
+        targets = self._spectra(originals)
+        for n_fft, size in self._spectra(decoded).items():
             original = targets[n_fft]
-            frequencies = np.arange(n_fft // 2 + 1) * SAMPLE_RATE / n_fft
+            frequencies = np.arange(n_fft // 2 + 1) * rate / n_fft
             distances = self._distances(size, original, frequencies)
             linear.append(distances[0])
             log.append(distances[1])
-        mel = _l1(spectral.log_mel(audio), spectral.log_mel(target))
+        mel = _l1(_log_mel(decoded, rate), _log_mel(originals, rate))
         terms = {"linear": _average(linear), "log": _average(log), "mel": mel}
         loss = self.linear_weight * terms["linear"] + self.log_weight * terms["log"] + self.mel_weight * mel
         return loss, terms
@@ -261,11 +271,11 @@ class VAEStage(Stage):
         starts = jax.random.randint(key, (items,), 0, audio.shape[1] - length + 1)
 
         def crop(x: Array) -> Array:
-            crop_item = lambda item, start: jax.lax.dynamic_slice(item, (start,), (length,))  # noqa: E731
+            crop_item = lambda item, start: jax.lax.dynamic_slice_in_dim(item, start, length)  # noqa: E731
             return jax.vmap(crop_item)(x[:items], starts)
 
         def discriminate(discriminator: Params, x: Array) -> list[Discrimination]:
-            return discriminators.discriminate(discriminator, self.discriminator, x)
+            return discriminators.discriminate(discriminator, self._discriminator, x)
 
         fake_crop, crop_vjp = jax.vjp(crop, audio)
         fake, fake_vjp = jax.vjp(discriminate, discriminator, fake_crop)
@@ -303,6 +313,26 @@ def discriminator_loss(real: list[Discrimination], fake: list[Discrimination]) -
     for (real_logits, _), (fake_logits, _) in zip(real, fake, strict=True):
         loss += jnp.mean((real_logits - 1) ** 2) + jnp.mean(fake_logits**2)
     return loss
+
+
+def _views(audio: Array) -> Array:
+    """What the spectral losses look at: audio (B, T), or of two channels both, their sum and their difference (4 B, T).
+
+    Sum and difference are divided by the root of 2, which keeps the energy.
+    """
+    if audio.ndim == 2:
+        return audio
+    left = audio[..., 0]
+    right = audio[..., 1]
+    scale = 0.5**0.5
+    return jnp.concatenate([left, right, scale * (left + right), scale * (left - right)])
+
+
+def _log_mel(rows: Array, sample_rate: int) -> Array:
+    """Log mel magnitudes of windows of 43 ms every 10 ms, whatever the sample rate."""
+    scale = sample_rate / SAMPLE_RATE
+    n_fft = 2 * round(512 * scale)
+    return spectral.log_mel(rows, n_fft, round(240 * scale), sample_rate=sample_rate)
 
 
 def _zeros_like(shapes: PyTree) -> PyTree:
