@@ -13,6 +13,7 @@ import math
 import os
 import warnings
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -42,6 +43,44 @@ FORMATS = {".wav": "WAV", ".flac": "FLAC", ".ogg": "OGG", ".mp3": "MP3"}
 """Suffix of a file that is written -> soundfile format."""
 SUFFIXES = audio_decoding.SUFFIXES
 """Suffixes of the files that commands take for audio in a folder."""
+
+TOKEN_RATE = 25
+"""Semantic tokens per second."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AudioFormat:
+    """Sample rate and channels of audio. The default is the paper's, which MuLan and the tokenizer hear."""
+
+    sample_rate: int = SAMPLE_RATE
+    """Samples per second."""
+    channels: int = 1
+    """1: (T,); 2: (T, 2)."""
+
+    def __str__(self) -> str:
+        return f"{self.sample_rate / 1000:g} kHz {'mono' if self.channels == 1 else 'stereo'}"
+
+    @property
+    def token_samples(self) -> int:
+        """Samples per semantic token. Raises `UserError` for a rate of which that is no whole number."""
+        if self.sample_rate % TOKEN_RATE:
+            raise UserError(
+                f"sample_rate {self.sample_rate}: it must be a multiple of {TOKEN_RATE}, such as 44100"
+            )
+        return self.sample_rate // TOKEN_RATE
+
+
+DEFAULT_FORMAT = AudioFormat()
+
+
+def check_source(place: object, stored: AudioFormat, needed: AudioFormat) -> None:
+    """Raises `UserError` if audio stored in `place` has a lower rate or fewer channels than a network needs."""
+    if stored.sample_rate < needed.sample_rate or stored.channels < needed.channels:
+        raise UserError(
+            f"{place}: holds audio in {stored}, and the network takes {needed}; prepare the recordings with "
+            f"--sample-rate {needed.sample_rate} --channels {needed.channels}"
+        )
+
 
 Mono = Float32[np.ndarray, " T"]
 Audio = Float32[np.ndarray, " T *C"]
@@ -148,7 +187,10 @@ def write(
     try:
         with soundfile.SoundFile(buffer, "w", sample_rate, channel_count(audio), format=file_format) as sound:
             for first in range(0, len(audio), BLOCK):  # bounds the memory for conversion
-                sound.write(to_int16(audio[first : first + BLOCK], str(path)))
+                samples = to_int16(audio[first : first + BLOCK], str(path))
+                if file_format == "MP3":  # libsndfile 1.2.2 mixes the channels of 16-bit samples
+                    samples = samples / np.float32(32768)
+                sound.write(samples)
     except (soundfile.SoundFileError, RuntimeError) as error:
         raise UserError(f"{path}: cannot be written ({error})") from error
     with files.replace_file(path, sync) as file:
@@ -199,12 +241,22 @@ def decode_flac(data: bytes, start: int = 0, frames: int = -1) -> Audio:
     return samples
 
 
-def flac_length(data: bytes) -> int:
-    """The number of samples in FLAC bytes, from the header alone."""
+def flac_info(data: bytes) -> tuple[int, AudioFormat]:
+    """The number of samples in FLAC bytes (of each channel) and their format, from the header alone."""
     try:
-        return soundfile.info(io.BytesIO(data)).frames
+        info = soundfile.info(io.BytesIO(data))
     except (soundfile.SoundFileError, OSError, RuntimeError) as error:
         raise UserError(f"FLAC bytes cannot be decoded ({error})") from error
+    return info.frames, AudioFormat(sample_rate=info.samplerate, channels=info.channels)
+
+
+def convert(audio: AnyAudio, source: AudioFormat, target: AudioFormat) -> Float32[np.ndarray, " _ ..."]:
+    """Audio of one format in another; the same audio if they are equal."""
+    if source.channels != target.channels:
+        audio = to_channels(
+            np.asarray(audio, np.float32).reshape(len(audio), source.channels), target.channels
+        )[0]
+    return resample(audio, source.sample_rate, target.sample_rate)
 
 
 def loudness(audio: AnyAudio, sample_rate: int = SAMPLE_RATE) -> float:

@@ -101,7 +101,8 @@ def test_flac_bytes():
     assert data == audio.encode_flac(signal)
     decoded = audio.decode_flac(data)
     assert audio.encode_flac(decoded) == data
-    assert audio.flac_length(data) == 48000
+    assert audio.flac_info(data) == (48000, audio.AudioFormat())
+    assert str(audio.flac_info(audio.encode_flac(signal, 44_100))[1]) == "44.1 kHz mono"
     assert np.abs(decoded - signal).max() < 2e-5
     np.testing.assert_array_equal(audio.decode_flac(data, 12345, 5000), decoded[12345:17345])
     np.testing.assert_array_equal(audio.decode_flac(data, 40000), decoded[40000:])
@@ -179,6 +180,15 @@ def test_stereo_files_keep_their_channels_apart(tmp_path: Path, suffix: str) -> 
     np.testing.assert_allclose(
         audio.read(tmp_path / f"left{suffix}", 44_100), sound[:, 0] / 2, atol=1 / 32768
     )
+
+
+@pytest.mark.parametrize("suffix", list(audio.FORMATS))
+def test_a_tone_on_the_left_stays_there(tmp_path: Path, suffix: str) -> None:
+    left = tone(2.0)
+    audio.write(tmp_path / f"left{suffix}", np.stack([left, 0 * left], axis=1))
+    read = audio.read(tmp_path / f"left{suffix}", channels=2).astype(float)
+    energies = np.mean(read**2, axis=0)
+    assert 10 * np.log10(energies[0] / max(energies[1], 1e-12)) > 60
 
 
 def test_mono_files_fill_both_channels(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from helpers.arrays import random_like
 from helpers.recordings import music, odd_files
 
 from melody_jax import audio, release
+from melody_jax.audio import AudioFormat
 from melody_jax.config import DataConfig
 from melody_jax.data import audio_units, pipeline
 from melody_jax.data.cutting import cut_recording
@@ -321,3 +322,56 @@ def test_a_full_disk_is_one_line(odd: Odd, tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr("melody_jax.data.audio_units.write_shard", full)
     with pytest.raises(UserError, match=r"^shard: cannot be written \(No space left on device\)$"):
         prepare(audio_config(odd[0], tmp_path))
+
+
+@pytest.fixture(scope="module")
+def stereo_features(networks: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Features and shards of a stereo recording at 44.1 kHz with a tone on the left only, as an MP3."""
+    source = tmp_path_factory.mktemp("stereo")
+    time = np.arange(3 * 44_100) / 44_100
+    tone = 0.3 * np.sin(2 * np.pi * 440 * time)
+    audio.write(source / "left.mp3", np.stack([tone, 0 * tone], axis=1).astype(np.float32), 44_100)
+    captions(source / "c.jsonl", [("left.mp3", "a tone")])
+    stereo = tmp_path_factory.mktemp("stereo_networks")
+    for name in ("mulan", "tokenizer"):
+        for suffix in (".json", ".safetensors"):
+            shutil.copy(Path(networks) / f"{name}{suffix}", stereo)
+    codec = dataclasses.replace(TINY_VAE.codec, sample_rate=44_100, channels=2, frame_hop=441, n_fft=2048)
+    model = dataclasses.replace(TINY_VAE, codec=codec)
+    params = random_like(lambda k: vae.init(model, k))
+    params |= {"latent_mean": jnp.zeros(8), "latent_scale": jnp.ones(8)}
+    release.save_network(stereo, "vae", params, model, {})
+    out = tmp_path_factory.mktemp("stereo_features")
+    prepare(prepared(source, str(stereo), out))
+    return out
+
+
+def test_stereo_keeps_its_channels_apart_through_prepare(stereo_features: Path) -> None:
+    source = open_shards(stereo_features / "audio")
+    wave = audio.decode_flac(source[0]["audio"].tobytes())
+    assert audio.flac_info(source[0]["audio"].tobytes())[1] == AudioFormat(sample_rate=44_100, channels=2)
+    left, right = np.sqrt(np.mean(wave.astype(float) ** 2, axis=0))
+    assert 20 * np.log10(left / max(right, 1e-9)) > 60
+    assert audio.loudness(wave, 44_100) == pytest.approx(-16, abs=0.1)
+    record = open_shards(stereo_features, "features")[0]
+    assert record["semantic_tokens"].shape[0] == record["latents"].shape[0] == len(wave) // 1764
+
+
+def test_training_reads_any_format_that_is_no_less(stereo_features: Path) -> None:
+    folder = str(stereo_features / "audio")
+    data = DataConfig(folder=(folder,), validation_folder=(folder,), batch_size=2, crop_samples=8_820)
+    stereo = AudioFormat(sample_rate=44_100, channels=2)
+    batch = next(pipeline.TrainingBatches(data, "audio", audio_format=stereo))["audio"]
+    assert batch.shape == (2, 8_820, 2)
+    assert np.abs(batch[..., 1]).max() < 1e-3 * np.abs(batch[..., 0]).max()
+    mono = next(pipeline.TrainingBatches(data, "audio"))["audio"]
+    assert mono.shape == (2, 8_820)
+    peak = np.abs(np.fft.rfft(mono[0] * np.hanning(8_820))).argmax() * 24_000 / 8_820
+    assert peak == pytest.approx(440, abs=3)
+
+
+def test_a_network_with_more_channels_than_the_shards_is_refused(features: Path) -> None:
+    folder = str(features / "audio")
+    data = DataConfig(folder=(folder,), validation_folder=(folder,), crop_samples=960)
+    with pytest.raises(UserError, match="24 kHz mono, and the network takes 48 kHz stereo; prepare"):
+        pipeline.TrainingBatches(data, "audio", audio_format=AudioFormat(sample_rate=48_000, channels=2))

@@ -1,4 +1,4 @@
-"""One recording becomes pieces: decoded, cut, checked, resampled to 24 kHz mono, normalised, encoded as audio records.
+"""One recording becomes pieces: decoded, cut, checked, converted, normalised, encoded as audio records.
 
 Every reject has a reason. `missing`, `ambiguous`, `suffix`, `hidden`, `uncaptioned`, `unreadable`, `not finite` and
 `short` reject a whole recording, `silence` and `clipped` one piece of it. Damage near the end rejects the whole
@@ -81,15 +81,15 @@ def _cut(recording: Recording, config: PieceConfig) -> CutResult:
         if number == 0 and len(block) < config.min_seconds * rate:
             raise _Rejected("short", f"{len(block) / rate:.2f} s")
         seconds = [round(start, 3), round(start + len(block) / rate, 3)]
-        mono, cancels = audio.mix(block)
+        converted, cancels = audio.to_channels(block, config.channels)
         if cancels and not result.notes:
             detail = f"the channels cancel each other after {start:.2f} s; the loudest is used"
             result.notes.append({"recording": recording.id, "note": CANCEL, "detail": detail})
-        wave = audio.resample(mono, rate)
+        wave = audio.resample(converted, rate, config.sample_rate)
         if start < config.fingerprint_seconds:
-            beginning.append(wave)
+            beginning.append(audio.convert(wave, config.audio_format, audio.DEFAULT_FORMAT))
         start += len(block) / rate
-        loudness = audio.loudness(wave)
+        loudness = audio.loudness(wave, config.sample_rate)
         clipped = audio.clipped_share(block)
         if loudness < config.silence_lufs:
             result.rejects.append(_reject(recording, "silence", f"{loudness:.1f} LUFS", seconds=seconds))
@@ -99,9 +99,9 @@ def _cut(recording: Recording, config: PieceConfig) -> CutResult:
             raise _Rejected(recording.problem, recording.detail)
         else:
             gain = 10 ** (min(config.loudness_lufs - loudness, config.max_gain_db) / 20)
-            levelled = audio.peak_limit(wave * np.float32(gain))
-            result.records.append(_record(recording, number, seconds, levelled))
-            result.seconds += len(wave) / audio.SAMPLE_RATE
+            levelled = audio.peak_limit(wave * np.float32(gain), sample_rate=config.sample_rate)
+            result.records.append(_record(recording, number, seconds, levelled, config.sample_rate))
+            result.seconds += len(wave) / config.sample_rate
     if result.records and config.duplicate_share <= 1:
         compared = np.concatenate(beginning)[: round(config.fingerprint_seconds * audio.SAMPLE_RATE)]
         result.hashes, result.times = fingerprint.landmarks(compared)
@@ -141,7 +141,7 @@ def _captioned_part(recording: Recording) -> tuple[float, float]:
 
 
 def _record(
-    recording: Recording, number: int, seconds: list[float], wave: np.ndarray
+    recording: Recording, number: int, seconds: list[float], wave: np.ndarray, sample_rate: int
 ) -> dict[str, np.ndarray]:
     meta = {
         "id": f"{recording.id}#{number}",
@@ -151,4 +151,5 @@ def _record(
         "recording": recording.id,
         "seconds": seconds,
     }
-    return {"audio": np.frombuffer(audio.encode_flac(wave), np.uint8), "meta": encode_json(meta)}
+    flac = audio.encode_flac(wave, sample_rate)
+    return {"audio": np.frombuffer(flac, np.uint8), "meta": encode_json(meta)}

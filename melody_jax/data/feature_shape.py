@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from melody_jax import release
+from melody_jax.audio import AudioFormat
 from melody_jax.control_tokens import ControlVocabulary
 from melody_jax.data.records import RecordSource, decode_json
 from melody_jax.errors import UserError
@@ -64,6 +65,12 @@ def shape_of_networks(folder: str) -> FeatureShape:
     if largest > MAX_IDS:
         raise UserError(f"{folder}: a network has {largest} ids, feature records store at most {MAX_IDS}")
     return shape
+
+
+def vae_format(folder: str) -> AudioFormat:
+    """Sample rate and channels of the released autoencoder in a folder. Raises `UserError` if there is none."""
+    codec = release.read_description(folder, "vae")["config"]["codec"]
+    return AudioFormat(**{name: codec[name] for name in ("sample_rate", "channels") if name in codec})
 
 
 def check_source(source: RecordSource, needed: FeatureShape, window_tokens: int) -> None:

@@ -59,17 +59,21 @@ def _features(
         waves: list[np.ndarray] = []
         metas: list[dict[str, Any]] = []
         for record in group:
-            wave = audio.decode_flac(record["audio"].tobytes())
+            data = record["audio"].tobytes()
+            stored = audio.flac_info(data)[1]
+            wave = audio.convert(audio.decode_flac(data), stored, extractor.audio_format)
             meta = records.decode_json(record["meta"])
             if len(wave) < extractor.samples:
-                detail = f"{len(wave)} samples at 24 kHz, a window needs {extractor.samples}"
+                detail = (
+                    f"{len(wave)} samples in {extractor.audio_format}, a window needs {extractor.samples}"
+                )
                 rejects.append({"recording": meta["id"], "reason": "short", "detail": detail})
                 continue
             waves.append(wave)
             metas.append(meta)
         if waves:
             counts["used"] += len(waves)
-            counts["seconds"] += sum(len(wave) for wave in waves) / audio.SAMPLE_RATE
+            counts["seconds"] += sum(len(wave) for wave in waves) / extractor.audio_format.sample_rate
             captions = [meta.get("captions") or [] for meta in metas]
             features = extractor.features(waves, captions, first + begin)
             for meta, fields in zip(metas, features, strict=True):

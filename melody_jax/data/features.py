@@ -4,7 +4,9 @@ Each piece becomes 25 Hz semantic tokens, VAE latents, and the prefix tokens of 
 and latents of a long piece are stitched from half-overlapping windows: each position is taken from the window with the
 nearest centre, so that positions at window edges are avoided where possible.
 
-T samples, U tokens, L latents, N windows, V variants, C captions, Q codebooks, D channels.
+The VAE hears pieces in its own format, MuLan and the tokenizer in the one that they were trained on (24 kHz mono).
+
+T samples, U tokens, L latents, N windows, V variants, C captions or channels, Q codebooks, D latent channels.
 """
 
 import itertools
@@ -16,9 +18,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from melody_jax import release, text
-from melody_jax.audio import TOKEN_SAMPLES
+from melody_jax.audio import AudioFormat
 from melody_jax.data.prepare_config import FEATURE_NETWORKS, FeatureConfig
 from melody_jax.models import mulan, tokenizer, vae
+from melody_jax.models.channels import default_format
 
 
 class Extractor:
@@ -27,11 +30,12 @@ class Extractor:
     def __init__(self, networks: str, config: FeatureConfig, batch_size: int) -> None:
         self._config = config
         self._batch_size = batch_size
-        self.samples = config.window_tokens * TOKEN_SAMPLES
         self._params: dict[str, Any] = {}
         self._configs: dict[str, Any] = {}
         for name in FEATURE_NETWORKS:
             self._params[name], self._configs[name], _ = release.load_network(networks, name)
+        self.audio_format: AudioFormat = self._configs["vae"].audio_format
+        self.samples = config.window_tokens * self.audio_format.token_samples
         self._tokenizer = release.load_tokenizer(networks, self._configs["mulan"].text.vocab_size)
         self._content = jax.jit(self._compute_content)
         self._music_prefixes = jax.jit(self._compute_music_prefixes)
@@ -40,9 +44,9 @@ class Extractor:
     def features(
         self, pieces: list[np.ndarray], captions: list[list[str]], first: int
     ) -> list[dict[str, np.ndarray]]:
-        """A feature record (without meta) for each piece (T,); the jitter of piece i has the key `first` + i."""
+        """A feature record (without meta) for each piece, in `audio_format`; piece i has the jitter of `first` + i."""
         window = self._config.window_tokens
-        lengths = [len(piece) // TOKEN_SAMPLES for piece in pieces]
+        lengths = [len(piece) // self.audio_format.token_samples for piece in pieces]
         starts = [window_starts(length, window, window // 2) for length in lengths]
         codes, latents = self._batched(self._content, self._cut(pieces, starts))
         codes_by_piece = _split(codes.astype(np.int16), starts)
@@ -65,14 +69,15 @@ class Extractor:
         ]
 
     def _compute_content(self, params: Any, windows: jax.Array) -> tuple[jax.Array, jax.Array]:
-        tokens = tokenizer.tokenize(params["tokenizer"], self._configs["tokenizer"], windows)
+        heard = default_format(windows, self.audio_format)
+        tokens = tokenizer.tokenize(params["tokenizer"], self._configs["tokenizer"], heard)
         return tokens, vae.encode(params["vae"], self._configs["vae"], windows)
 
     def _compute_music_prefixes(self, params: Any, windows: jax.Array, keys: jax.Array) -> tuple[jax.Array]:
         """(N, V, Q): the clean prefix tokens of each window, then those of jittered embeddings."""
         config = self._configs["mulan"]
         weights = params["mulan"]
-        clean = mulan.embed_music(weights, config, windows)[:, None]
+        clean = mulan.embed_music(weights, config, default_format(windows, self.audio_format))[:, None]
         shape = (self._config.variants - 1, clean.shape[-1])
         noise = jax.vmap(lambda key: jax.random.normal(key, shape))(keys) * clean.shape[-1] ** -0.5
         distance = jnp.linalg.norm(clean - weights["music_mean"], axis=-1, keepdims=True)
@@ -88,10 +93,11 @@ class Extractor:
         return jax.random.split(jax.random.fold_in(jax.random.key(self._config.seed), piece), count)
 
     def _cut(self, pieces: list[np.ndarray], starts: list[list[int]]) -> np.ndarray:
-        """(N, T) windows of all pieces, which begin at `starts` tokens."""
+        """(N, T) or (N, T, C) windows of all pieces, which begin at `starts` tokens."""
+        hop = self.audio_format.token_samples
         return np.stack(
             [
-                piece[start * TOKEN_SAMPLES : start * TOKEN_SAMPLES + self.samples]
+                piece[start * hop : start * hop + self.samples]
                 for piece, piece_starts in zip(pieces, starts, strict=True)
                 for start in piece_starts
             ]

@@ -5,7 +5,7 @@ of item i. The order therefore does not depend on threads or processes, and the 
 step.
 
 Kinds of batches (B items, T samples, N word pieces, U tokens, L latents, D channels):
-  audio       {"audio" (B, T) float32}
+  audio       {"audio" (B, T) float32}, or (B, T, C) for a network that takes C channels
   audio_text  audio, "text_ids" (B, N) int32, "text_mask" (B, N) float32, "facts" {name: (B, ...)} (composer/facts.py)
   features    {"semantic_tokens" (B, U) int32, "prefix_tokens" (B, 12) int32, "latents" (B, L, D) float32}; for a
               network with control tokens, "prefix_tokens" (B, 12 + C) with these behind the prefix tokens
@@ -22,6 +22,7 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from melody_jax import audio, files, release, text
+from melody_jax.audio import DEFAULT_FORMAT, AudioFormat
 from melody_jax.composer import facts
 from melody_jax.config import DataConfig
 from melody_jax.control_tokens import ControlVocabulary
@@ -65,8 +66,8 @@ class BatchIterator(Protocol):
 class TrainingBatches:
     """Endless shuffled batches of `kind`, a `BatchIterator`; each reader gets its rows of every batch.
 
-    Processes whose devices hold the same rows are one reader (`sharding.reader`). `shape` are the sizes of features
-    that the network needs.
+    Processes whose devices hold the same rows are one reader (`sharding.reader`). `shape` are the sizes of features,
+    `audio_format` is the format of audio, that the network needs.
 
     Raises:
         UserError: no folder, unreadable shards, records shorter than the window, features of other sizes, or a batch
@@ -80,14 +81,15 @@ class TrainingBatches:
         reader: int = 0,
         readers: int = 1,
         shape: FeatureShape | None = None,
+        audio_format: AudioFormat = DEFAULT_FORMAT,
     ) -> None:
         if config.batch_size % readers:
             raise UserError(f"data.batch_size {config.batch_size} does not divide over {readers} processes")
-        records = ConcatenatedRecords(config.folder, kind, config, shape)
+        records = ConcatenatedRecords(config.folder, kind, config, shape, audio_format)
         count = len(records) - _validation_count(config, len(records))
         genres = records.genres()[:count] if config.hard_negative_group > 1 else None
         order = EpochOrder(count, config.seed, config.hard_negative_group, genres)
-        make_item = _item_maker(config, kind, random=True, shape=shape)
+        make_item = _item_maker(config, kind, random=True, shape=shape, audio_format=audio_format)
 
         import grain  # an extra: the options of commands are shown without it
 
@@ -132,12 +134,14 @@ def validation_batches(
     reader: int = 0,
     readers: int = 1,
     shape: FeatureShape | None = None,
+    audio_format: AudioFormat = DEFAULT_FORMAT,
 ) -> Sequence[Batch]:
     """The first `count` batches of the held-out records in their order, with the same crops every time."""
-    records = ConcatenatedRecords(config.validation_folder or config.folder, kind, config, shape)
+    folders = config.validation_folder or config.folder
+    records = ConcatenatedRecords(folders, kind, config, shape, audio_format)
     first = 0 if config.validation_folder else len(records) - _validation_count(config, len(records))
     held_out = len(records) - first
-    make_item = _item_maker(config, kind, random=False, shape=shape)
+    make_item = _item_maker(config, kind, random=False, shape=shape, audio_format=audio_format)
     rows = config.batch_size // readers
 
     def batch(step: int) -> Batch:
@@ -152,9 +156,11 @@ def validation_batches(
     return [batch(step) for step in range(count)]
 
 
-def finishing_batches(config: DataConfig, kind: str, count: int) -> Iterator[Batch]:
+def finishing_batches(
+    config: DataConfig, kind: str, count: int, audio_format: AudioFormat = DEFAULT_FORMAT
+) -> Iterator[Batch]:
     """The first `count` training batches, for `Stage.finish`; they do not depend on how far training went."""
-    return itertools.islice(TrainingBatches(config, kind), count)
+    return itertools.islice(TrainingBatches(config, kind, audio_format=audio_format), count)
 
 
 def check_provenance(config: DataConfig, kind: str) -> dict[str, str]:
@@ -192,6 +198,7 @@ class ConcatenatedRecords(Concatenation[RecordSource]):
         kind: str,
         config: DataConfig | None = None,
         shape: FeatureShape | None = None,
+        audio_format: AudioFormat = DEFAULT_FORMAT,
     ) -> None:
         if not folders:
             raise UserError("no data: give a folder of shards with --data.folder")
@@ -199,6 +206,9 @@ class ConcatenatedRecords(Concatenation[RecordSource]):
         if config is not None and shape is not None:
             for source in self.sources:
                 check_source(source, shape, config.window_tokens)
+        if RECORD_KINDS[kind] == "audio":
+            for source in self.sources:
+                _check_format(source, audio_format)
 
     def name(self, i: int) -> str:
         """Returns "folder: id" of record i."""
@@ -250,7 +260,14 @@ def _validation_count(config: DataConfig, length: int) -> int:
     return 0 if config.validation_folder else max(1, round(length * config.holdout))
 
 
-def _item_maker(config: DataConfig, kind: str, random: bool, shape: FeatureShape | None = None) -> ItemMaker:
+def _check_format(source: RecordSource, needed: AudioFormat) -> None:
+    """Raises `UserError` if the audio of a folder has a lower rate or fewer channels than a network needs."""
+    audio.check_source(source.folder, audio.flac_info(source[0]["audio"].tobytes())[1], needed)
+
+
+def _item_maker(
+    config: DataConfig, kind: str, random: bool, shape: FeatureShape | None, audio_format: AudioFormat
+) -> ItemMaker:
     if kind == "features":
         return functools.partial(
             _feature_item,
@@ -259,20 +276,24 @@ def _item_maker(config: DataConfig, kind: str, random: bool, shape: FeatureShape
             text_probability=config.text_prefix_probability if random else 0.0,
             shape=shape,
         )
-    crop = functools.partial(_audio_item, samples=config.crop_samples)
+    crop = functools.partial(_audio_item, samples=config.crop_samples, audio_format=audio_format)
     if kind == "audio":
         return crop
     tokenizer = text.read_tokenizer(config.text_tokenizer)
     return functools.partial(_audio_text_item, crop=crop, length=config.text_length, tokenizer=tokenizer)
 
 
-def _audio_item(record: Record, rng: np.random.Generator, samples: int) -> Batch:
+def _audio_item(
+    record: Record, rng: np.random.Generator, samples: int, audio_format: AudioFormat = DEFAULT_FORMAT
+) -> Batch:
     """A random crop; only that part of the FLAC is decoded. Shorter records are padded with silence."""
     flac = record["audio"].tobytes()
-    length = audio.flac_length(flac)
-    start = int(rng.integers(0, max(length - samples, 0) + 1))
-    crop = audio.decode_flac(flac, start, min(samples, length))
-    return {"audio": np.pad(crop, (0, samples - len(crop)))}
+    length, stored = audio.flac_info(flac)
+    stored_samples = -(-samples * stored.sample_rate // audio_format.sample_rate)
+    start = int(rng.integers(0, max(length - stored_samples, 0) + 1))
+    crop = audio.decode_flac(flac, start, min(stored_samples, length))
+    crop = audio.convert(crop, stored, audio_format)[:samples]
+    return {"audio": np.pad(crop, ((0, samples - len(crop)), *[(0, 0)] * (crop.ndim - 1)))}
 
 
 def _audio_text_item(

@@ -18,9 +18,10 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from melody_jax import __version__, files, folders, release
+from melody_jax import __version__, audio, files, folders, release
+from melody_jax.audio import DEFAULT_FORMAT
 from melody_jax.data import audio_units, layouts, records
-from melody_jax.data.feature_shape import SETTING, shape_of_networks
+from melody_jax.data.feature_shape import SETTING, shape_of_networks, vae_format
 from melody_jax.data.layouts import Recording
 from melody_jax.data.prepare_config import FEATURE_NETWORKS, FeatureConfig, PieceConfig, PrepareConfig
 from melody_jax.data.records import MANIFEST, Shard, ShardManifest, read_manifest, write_manifest
@@ -40,7 +41,7 @@ def prepare(config: PrepareConfig) -> ShardManifest:
     Raises:
         UserError: the source or the networks do not exist, nothing is usable, or `out` was made with other settings.
     """
-    config = _with_absolute_paths(config)
+    config = _with_format(_with_absolute_paths(config))
     if folders.size_of(Path(config.source) / MANIFEST) >= 0:
         if config.captions:
             raise UserError(
@@ -71,6 +72,14 @@ def _with_absolute_paths(config: PrepareConfig) -> PrepareConfig:
     return dataclasses.replace(config, **absolute)
 
 
+def _with_format(config: PrepareConfig) -> PrepareConfig:
+    """The settings with the autoencoder's sample rate and channels, unless others are given."""
+    if not config.networks or config.audio_format != DEFAULT_FORMAT:
+        return config
+    wanted = vae_format(config.networks)
+    return dataclasses.replace(config, sample_rate=wanted.sample_rate, channels=wanted.channels)
+
+
 def _prepare_audio(config: PrepareConfig, out: str) -> ShardManifest:
     from melody_jax.data import beam_pipelines
 
@@ -91,6 +100,8 @@ def _audio_settings(config: PrepareConfig, recordings: list[Recording]) -> dict[
     """All that the audio shards depend on."""
     names = [field.name for field in dataclasses.fields(PieceConfig)]
     settings = {name: getattr(config, name) for name in (*names, "shard_recordings", "shard_megabytes")}
+    if config.audio_format == DEFAULT_FORMAT:  # as in folders that were made when there was no other
+        del settings["sample_rate"], settings["channels"]
     rows = [{**dataclasses.asdict(recording), "path": ""} for recording in recordings]
     for row in rows:
         del row["detail"]  # the wording of a message
@@ -103,7 +114,10 @@ def _prepare_features(
 ) -> ShardManifest:
     from melody_jax.data import beam_pipelines
 
-    shards = records.open_shards(source, "audio").manifest.shards
+    shards_source = records.open_shards(source, "audio")
+    stored = audio.flac_info(shards_source[0]["audio"].tobytes())[1]
+    audio.check_source(source, stored, vae_format(config.networks))
+    shards = shards_source.manifest.shards
     settings: dict[str, Any] = {
         field.name: getattr(config, field.name) for field in dataclasses.fields(FeatureConfig)
     }

@@ -2,8 +2,9 @@
 
 from dataclasses import dataclass
 
+from melody_jax import audio
 from melody_jax.errors import UserError
-from melody_jax.options import option
+from melody_jax.options import check_fields, option
 
 FEATURE_NETWORKS = ("mulan", "tokenizer", "vae")
 """The released networks that features are computed with."""
@@ -13,7 +14,11 @@ FEATURE_NETWORKS = ("mulan", "tokenizer", "vae")
 class PieceConfig:
     """How recordings become pieces, and which are rejected."""
 
-    piece_seconds: float = option(30.0, group="how recordings are cut")
+    sample_rate: int = option(audio.SAMPLE_RATE, group="how recordings are cut", least=8_000, most=192_000)
+    """Sample rate of the pieces, Hz. The default becomes that of the autoencoder, with --networks."""
+    channels: int = option(1, least=1, most=2)
+    """Channels of the pieces: 1 mixes to mono, 2 keeps stereo (a mono recording fills both channels)."""
+    piece_seconds: float = 30.0
     """Length of the pieces that a recording is cut into, seconds; a remainder under half of it joins the last piece."""
     min_seconds: float = 5.0
     """Recordings shorter than this are rejected, seconds."""
@@ -30,7 +35,13 @@ class PieceConfig:
     fingerprint_seconds: float = 120.0
     """Length of the beginning of each recording that is compared, seconds."""
 
+    @property
+    def audio_format(self) -> audio.AudioFormat:
+        """Sample rate and channels of the pieces."""
+        return audio.AudioFormat(sample_rate=self.sample_rate, channels=self.channels)
+
     def __post_init__(self) -> None:
+        check_fields(self)
         for name in ("piece_seconds", "min_seconds", "duplicate_share", "fingerprint_seconds"):
             if not getattr(self, name) > 0:
                 raise UserError(f"--{name} is {getattr(self, name)}; it must be above 0")

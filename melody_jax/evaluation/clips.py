@@ -163,11 +163,13 @@ def _shards(folder: Path) -> ClipSet:
 
 
 def _decode(source: records.RecordSource, index: int) -> np.ndarray:
-    return audio.decode_flac(source[index]["audio"].tobytes())
+    data = source[index]["audio"].tobytes()
+    return audio.convert(audio.decode_flac(data), audio.flac_info(data)[1], audio.DEFAULT_FORMAT)
 
 
 def _length(source: records.RecordSource, index: int) -> int:
-    return audio.flac_length(source[index]["audio"].tobytes())
+    samples, stored = audio.flac_info(source[index]["audio"].tobytes())
+    return samples * audio.SAMPLE_RATE // stored.sample_rate
 
 
 def _prompts(file: Path) -> dict[str, str]:

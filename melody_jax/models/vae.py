@@ -18,6 +18,7 @@ from flax import nnx
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from melody_jax.audio import AudioFormat
 from melody_jax.errors import UserError
 from melody_jax.models import functional, hifigan, stft_codec, stft_config
 from melody_jax.models.functional import Params
@@ -61,14 +62,9 @@ class VAEConfig:
         return self.codec.hop
 
     @property
-    def sample_rate(self) -> int:
-        """Samples per second."""
-        return self.codec.sample_rate
-
-    @property
-    def channels(self) -> int:
-        """Channels of the audio: (B, T) if it is 1, otherwise (B, T, C)."""
-        return self.codec.channels
+    def audio_format(self) -> AudioFormat:
+        """Sample rate and channels of the audio, which is (B, T) with one channel, otherwise (B, T, C)."""
+        return AudioFormat(sample_rate=self.codec.sample_rate, channels=self.codec.channels)
 
 
 TINY = VAEConfig(latent_width=8, codec=stft_config.TINY)
@@ -96,10 +92,9 @@ class VAE(nnx.Module):
     ) -> tuple[Float[Array, "B L D"], Float[Array, "B L D"]]:
         """See the function `posterior`."""
         samples = audio.shape[1]
-        if audio.shape[2:] != (() if self.config.channels == 1 else (self.config.channels,)):
-            raise UserError(
-                f"audio of shape {audio.shape}: this autoencoder takes {self.config.channels} channels"
-            )
+        channels = self.config.codec.channels
+        if audio.shape[2:] != (() if channels == 1 else (channels,)):
+            raise UserError(f"audio of shape {audio.shape}: this autoencoder takes {channels} channels")
         if samples == 0 or samples % self.config.hop:
             raise UserError(f"{samples} samples: the encoder needs a positive multiple of {self.config.hop}")
         mean, log_variance = jnp.split(self.encoder(audio), 2, axis=-1)

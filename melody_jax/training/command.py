@@ -57,8 +57,10 @@ def run(config: TrainConfig) -> None:
     kind = config.stage.batch
     index, count = reader(mesh, jax.process_index())
     shape = config.stage.features
-    batches = pipeline.TrainingBatches(data, kind, index, count, shape)
-    held_out = pipeline.validation_batches(data, kind, config.eval_batches, index, count, shape)
+    batches = pipeline.TrainingBatches(data, kind, index, count, shape, config.stage.audio_format)
+    held_out = pipeline.validation_batches(
+        data, kind, config.eval_batches, index, count, shape, config.stage.audio_format
+    )
     state = train(config, batches, held_out, hashes)
     if jax.process_index() == 0:
         print(_summary(config, int(state.step)))

@@ -76,7 +76,7 @@ def export(config: ExportConfig) -> Path:
             run, shapes["base"], stage.roles["base"], mesh, config.out, release.DIFFERENCES[stage.name]
         )
     model = run_network(run, shapes["model"], stage.roles["model"], mesh)
-    batches = pipeline.finishing_batches(data, stage.batch, config.batches)
+    batches = pipeline.finishing_batches(data, stage.batch, config.batches, stage.audio_format)
     model, fitted = stage.finish(model, batches, jax.random.key(config.seed))
     recipe = {name: value for name, value in described.items() if name not in ("workdir", "mesh")}
     return publish(

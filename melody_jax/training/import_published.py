@@ -103,9 +103,8 @@ def import_network(config: ImportConfig) -> Path:
     )
     print(f"weights of {licence}")
     params = stage.init(jax.random.key(config.seed))["model"]
-    batches = tqdm(
-        pipeline.finishing_batches(data, stage.batch, config.batches), total=config.batches, desc="fit"
-    )
+    batches = pipeline.finishing_batches(data, stage.batch, config.batches, stage.audio_format)
+    batches = tqdm(batches, total=config.batches, desc="fit")
     params, fitted = stage.finish(params, batches, jax.random.key(config.seed))
     recipe = {"import": dataclasses.asdict(config)}
     return publish(config.out, stage, params, fitted, data, recipe, f"weights of {licence}")

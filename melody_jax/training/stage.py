@@ -5,6 +5,7 @@ from typing import Any, Protocol
 
 import jax
 
+from melody_jax.audio import DEFAULT_FORMAT, AudioFormat
 from melody_jax.data.feature_shape import FeatureShape
 from melody_jax.models.functional import Params
 from melody_jax.roles import Roles
@@ -49,6 +50,11 @@ class Stage(Protocol):
     def features(self) -> FeatureShape | None:
         """The sizes of features that the network needs; None for stages that train on audio."""
         return None
+
+    @property
+    def audio_format(self) -> AudioFormat:
+        """Sample rate and channels of the audio in the batches of stages that train on audio."""
+        return DEFAULT_FORMAT
 
     @property
     def teacher(self) -> "Stage | None":

@@ -27,7 +27,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
 from melody_jax import spectral
-from melody_jax.audio import SAMPLE_RATE
+from melody_jax.audio import SAMPLE_RATE, AudioFormat
 from melody_jax.errors import UserError
 from melody_jax.models import discriminators, vae
 from melody_jax.models.discriminators import Discrimination, DiscriminatorConfig
@@ -110,7 +110,12 @@ class VAEStage(Stage):
 
     @property
     def _discriminator(self) -> DiscriminatorConfig:
-        return replace(self.discriminator, channels=self.model.channels)
+        return replace(self.discriminator, channels=self.model.audio_format.channels)
+
+    @property
+    def audio_format(self) -> AudioFormat:
+        """Sample rate and channels of the batches."""
+        return self.model.audio_format
 
     @property
     def roles(self) -> Roles:
@@ -243,7 +248,7 @@ class VAEStage(Stage):
         """The weighted sum of the spectral losses, and its terms."""
         linear = []
         log = []
-        rate = self.model.sample_rate
+        rate = self.model.audio_format.sample_rate
         decoded = _views(audio)
         originals = _views(target)
         targets = self._spectra(originals)
