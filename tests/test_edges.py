@@ -15,8 +15,8 @@ def faded(samples: int, cuts: list[int]) -> np.ndarray:
     stereo = np.ones((samples, 2), np.float32)
     for wave in (mono, stereo):
         for begin, end in zip([0, *cuts], [*cuts, samples], strict=True):
-            fade_in(wave[begin:end], begin)
-            fade_out(wave[begin:end], samples - begin)
+            fade_in(wave[begin:end], SAMPLE_RATE, begin)
+            fade_out(wave[begin:end], SAMPLE_RATE, samples - begin)
     np.testing.assert_array_equal(stereo, np.stack([mono, mono], axis=1))
     return mono
 

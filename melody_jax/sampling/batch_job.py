@@ -86,7 +86,7 @@ def run_batch_job(melody: Melody, config: BatchJobConfig, lines: list[PromptLine
         _remove_partial_files(config, missing)
         devices = jax.local_devices()
         for batch, size in group_lines(melody, missing, config.batch, len(devices)):
-            plan.check_memory([batch[0].request] * size)
+            plan.check_memory([batch[0].request] * size, melody.configs)
         replicated = melody
         if len(devices) > 1:
             replicated = melody.replicate_over(make_mesh((-1, 1, 1), devices))

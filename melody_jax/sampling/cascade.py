@@ -19,7 +19,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from tokenizers import Tokenizer
 from tqdm import tqdm
 
-from melody_jax import audio, release
+from melody_jax import release
+from melody_jax.audio import AudioFormat
 from melody_jax.errors import UserError
 from melody_jax.models.functional import Params
 from melody_jax.sampling import edges, edit, plan, windows
@@ -36,9 +37,7 @@ Encoded = Mapping[Request, EncodedRequest]
 
 
 class Melody:
-    """A loaded cascade: `sample_rate` in Hz, `window_seconds`, `params`, `configs`, the text `tokenizer`."""
-
-    sample_rate = audio.SAMPLE_RATE
+    """A loaded cascade: `sample_rate` in Hz, `channels`, `window_seconds`, `params`, `configs`, `tokenizer`."""
 
     def __init__(
         self,
@@ -67,6 +66,21 @@ class Melody:
         return Melody(self.params | placed, self.configs, self.tokenizer, self.hashes, mesh)
 
     @property
+    def audio_format(self) -> AudioFormat:
+        """Sample rate and channels of the clips: those of the autoencoder."""
+        return plan.audio_format(self.configs)
+
+    @property
+    def sample_rate(self) -> int:
+        """Samples per second of the clips."""
+        return self.audio_format.sample_rate
+
+    @property
+    def channels(self) -> int:
+        """Channels of the clips: (samples,) if there is one, otherwise (samples, channels)."""
+        return self.audio_format.channels
+
+    @property
     def window_samples(self) -> int:
         """Samples of one window, the longest stretch that the networks process at a time."""
         return plan.window_samples(self.configs)
@@ -92,12 +106,13 @@ class Melody:
             self.tokenizer,
             self.window_samples,
             plan.control_vocabulary(self.configs),
+            self.audio_format,
         )
 
     def generate(
         self, prompts: PromptLike | Sequence[PromptLike], *, progress: bool = False, **settings: Any
     ) -> list[np.ndarray]:
-        """Generates music for each prompt: float32 (samples,) in [-1, 1] at `sample_rate`.
+        """Generates music for each prompt: float32 (samples,), or (samples, channels), in [-1, 1] at `sample_rate`.
 
         prompts: one text, or a list. In a list, several `Part`s (texts and sounds with weights) make one
         prompt.
@@ -122,7 +137,7 @@ class Melody:
         source_audio = edit.read_sources(requests, self.configs)
         source_samples = {request: len(samples) for request, samples in source_audio.items()}
         batches = self.plan(requests, source_samples)
-        plan.check_memory(requests, source_samples)
+        plan.check_memory(requests, self.configs, source_samples)
         encoded = self.prompt_encoder.encode_requests(requests)
         clips: dict[Request, np.ndarray] = {}
         for batch in batches:
@@ -152,7 +167,7 @@ class Melody:
     def stream(
         self, prompt: PromptLike, *, seconds: float | None = None, **settings: Any
     ) -> Iterator[np.ndarray]:
-        """Yields music for one prompt while it is made: parts, float32 (n,) in [-1, 1] at `sample_rate`.
+        """Yields music for one prompt while it is made: parts, float32 (n,) or (n, channels), at `sample_rate`.
 
         The first part comes with the first window, and one more with every chunk. Concatenated, they equal the
         clip of `generate` to within 1e-4. Memory does not grow with the length.
@@ -173,7 +188,7 @@ class Melody:
             latents = islice(latents, batch.windows)
             samples = round(seconds * self.sample_rate)
         decoded = self._decode_stream(latents, batch.config.chunk_frames)
-        return each_in_32_bits(part[0] for part in _faded(_truncate(decoded, samples), samples))
+        return each_in_32_bits(part[0] for part in self._faded(_truncate(decoded, samples), samples))
 
     def latents(self, batch: ProgramBatch, encoded: Encoded) -> Iterator[jax.Array]:
         """Yields new latents (rows, n, D) of the batch endlessly: of the first window, then of each chunk."""
@@ -234,21 +249,33 @@ class Melody:
         lengths = [round(request.seconds * self.sample_rate) for request, _ in batch.rows]
         latents = islice(self.latents(batch, encoded), batch.windows)
         decoded = self._decode_stream(_progress(latents, batch.windows, progress), batch.config.dpd.frames)
-        waves = np.empty((len(lengths), max(lengths)), np.float32)
+        waves = np.empty((len(lengths), max(lengths), self.channels), np.float32)
+        waves = waves[..., 0] if self.channels == 1 else waves
         written = 0
         for part in _truncate(decoded, max(lengths)):
             waves[:, written : written + part.shape[1]] = part
             written += part.shape[1]
         clips = [wave[:length] for wave, length in zip(waves, lengths, strict=True)]
         for clip in clips:
-            edges.fade_in(clip)
-            edges.fade_out(clip)
+            edges.fade_in(clip, self.sample_rate)
+            edges.fade_out(clip, self.sample_rate)
         return clips
 
     def _decode_stream(self, latents: Iterable[jax.Array], window: int) -> Iterator[np.ndarray]:
         """Parts (rows, n) of the waveform of latents, of which at least `window` are decoded at a time."""
         window = self._decoder_window(window)
         return decode(self.params["vae"], self.configs["vae"], latents, window, self.mesh)
+
+    def _faded(self, parts: Iterable[np.ndarray], samples: int | None) -> Iterator[np.ndarray]:
+        """The parts (rows, n, ...) of a clip with its ends faded; `samples` is its length, None if it is endless."""
+        begin = 0
+        for part in parts:
+            for row in part:
+                edges.fade_in(row, self.sample_rate, begin)
+                if samples is not None:
+                    edges.fade_out(row, self.sample_rate, samples - begin)
+            begin += part.shape[1]
+            yield part
 
     def _decoder_window(self, least: int) -> int:
         """Latents that are decoded at a time: at least `least`, and a chunk more than the context on either side."""
@@ -326,22 +353,10 @@ def _progress(windows: Iterable[Any], total: int, shown: bool) -> Iterator[Any]:
 
 
 def _truncate(parts: Iterable[np.ndarray], samples: int | None) -> Iterator[np.ndarray]:
-    """The first `samples` samples of the parts (rows, n); None: all."""
+    """The first `samples` samples of the parts (rows, n, ...); None: all."""
     remaining = math.inf if samples is None else samples
     for part in parts:
         yield part[:, : int(min(remaining, part.shape[1]))]
         remaining -= part.shape[1]
         if remaining <= 0:
             return
-
-
-def _faded(parts: Iterable[np.ndarray], samples: int | None) -> Iterator[np.ndarray]:
-    """The parts (rows, n) of a clip with its ends faded; `samples` is its length, None if it is endless."""
-    begin = 0
-    for part in parts:
-        for row in part:
-            edges.fade_in(row, begin)
-            if samples is not None:
-                edges.fade_out(row, samples - begin)
-        begin += part.shape[1]
-        yield part

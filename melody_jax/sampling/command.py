@@ -55,7 +55,8 @@ class SampleConfig(ClipSettings, PromptOptions):
     """File to write: .wav, .flac, .ogg or .mp3. With --batch above 1: song-0.wav, song-1.wav, ...; with
     --prompts: a folder. Missing folders are created."""
     stream: bool = False
-    """Writes 16-bit samples at 24 kHz to standard output while the music is made, to pipe into a player."""
+    """Writes 16-bit samples to standard output while the music is made, to pipe into a player; the model's sample rate
+    (24 kHz) and channels, which alternate."""
     batch: int | None = option(None, least=1, most=1024)
     """Clips to make from the prompt (default 1); with --prompts, clips made at a time (default 16)."""
     prompts: Path | None = None
@@ -154,7 +155,8 @@ def _stream(config: SampleConfig) -> None:
     settings = _settings(config)
     prompt = _prompt(config)
     samples = 0
-    for part in _load(config, needs_tokenizer=False).stream(prompt, **settings):
+    melody = _load(config, needs_tokenizer=False)
+    for part in melody.stream(prompt, **settings):
         try:
             sys.stdout.buffer.write(audio.to_int16(part, "stream").tobytes())
             sys.stdout.buffer.flush()
@@ -165,7 +167,7 @@ def _stream(config: SampleConfig) -> None:
                 break
             raise UserError(f"standard output cannot be written ({error.strerror})") from error
         samples += len(part)
-    print(f"{samples / audio.SAMPLE_RATE:g} s of music streamed", file=sys.stderr)
+    print(f"{samples / melody.sample_rate:g} s of music streamed", file=sys.stderr)
 
 
 def _run_prompt_file(config: SampleConfig, prompts: Path) -> None:

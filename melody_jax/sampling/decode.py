@@ -28,13 +28,15 @@ from melody_jax.models.functional import Params
 from melody_jax.models.vae import VAEConfig
 from melody_jax.sampling.windows import Arrays, latents_to_wave
 
-LIMITER_REACH = 2 * round(audio.LOOKAHEAD * audio.SAMPLE_RATE)
-"""Samples on either side that affect a sample of `audio.peak_limit`."""
+
+def limiter_reach(sample_rate: int) -> int:
+    """Samples on either side that affect a sample of `audio.peak_limit`."""
+    return 2 * round(audio.LOOKAHEAD * sample_rate)
 
 
 def context(config: VAEConfig) -> int:
     """Latents on either side of a part that affect its samples after the limiter."""
-    return vae.decoder_reach(config) + -(-LIMITER_REACH // config.hop)
+    return vae.decoder_reach(config) - (-limiter_reach(config.audio_format.sample_rate) // config.hop)
 
 
 def decode(
@@ -43,8 +45,8 @@ def decode(
     blocks: Iterable[Float[Arrays, "B _ D"]],  # L may differ from block to block
     window: int,
     mesh: Mesh | None = None,
-) -> Iterator[Float32[np.ndarray, "B T"]]:
-    """Parts (B, T) of a clip's waveform in [-1, 1] from consecutive blocks of its latents (B, L, D).
+) -> Iterator[Float32[np.ndarray, " B T *C"]]:
+    """Parts (B, T), or (B, T, C), of a clip's waveform in [-1, 1] from consecutive blocks of its latents (B, L, D).
 
     Concatenated, they equal `vae.decode` of all latents with `audio.peak_limit` applied to each item, to
     within about 1e-5. L may differ from block to block. A part is yielded once `window` + 1 latents have
@@ -55,6 +57,8 @@ def decode(
     mesh: splits the items over devices.
     """
     margin = context(config)
+    rate = config.audio_format.sample_rate
+    limiter = limiter_reach(rate)
     if window <= 2 * margin:
         raise UserError(f"a window of {window} latents is all context; it must be above {2 * margin}")
 
@@ -63,9 +67,10 @@ def decode(
         wave = np.asarray(latents_to_wave(params, config, latents, np.int32(number), mesh))
         begin = first * config.hop
         end = last * config.hop
-        reach = min(begin, LIMITER_REACH)
-        around = wave[:, begin - reach : end + LIMITER_REACH]
-        return np.stack([audio.peak_limit(item)[reach : reach + end - begin] for item in around])
+        reach = min(begin, limiter)
+        around = wave[:, begin - reach : end + limiter]
+        limited = [audio.peak_limit(item, sample_rate=rate) for item in around]
+        return np.stack([item[reach : reach + end - begin] for item in limited])
 
     buffer: np.ndarray | None = None  # the latest latents, at most a window and a block
     arrived = 0  # number of latents so far

@@ -6,31 +6,33 @@ The networks make a stretch of music that begins and ends in mid-wave, which sou
 import numpy as np
 from jaxtyping import Float32
 
-from melody_jax.audio import SAMPLE_RATE
-
 FADE = 0.005
 """Length of a fade, seconds."""
-_SAMPLES = round(FADE * SAMPLE_RATE)
-_RISE = (np.sin(np.linspace(0, np.pi / 2, _SAMPLES, endpoint=False)) ** 2).astype(np.float32)
 
 
-def fade_in(wave: Float32[np.ndarray, " T *C"], begin: int = 0) -> None:
+def fade_in(wave: Float32[np.ndarray, " T *C"], sample_rate: int, begin: int = 0) -> None:
     """Fades in the clip's first samples, in place. The wave begins at sample `begin` of the clip."""
-    rise = _RISE[begin : begin + len(wave)]
+    rise = _rise(sample_rate)[begin : begin + len(wave)]
     wave[: len(rise)] *= _per_sample(rise, wave)
 
 
-def fade_out(wave: Float32[np.ndarray, " T *C"], remaining: int | None = None) -> None:
+def fade_out(wave: Float32[np.ndarray, " T *C"], sample_rate: int, remaining: int | None = None) -> None:
     """Fades out the clip's last samples, in place.
 
     remaining: samples from the wave's beginning to the clip's end; None: the wave ends with the clip.
     """
     end = len(wave) if remaining is None else remaining
-    first = max(end - _SAMPLES, 0)
+    fall = _rise(sample_rate)[::-1]
+    first = max(end - len(fall), 0)
     last = min(end, len(wave))
     if first < last:
-        fall = _RISE[::-1][_SAMPLES - end + first :][: last - first]
-        wave[first:last] *= _per_sample(fall, wave)
+        wave[first:last] *= _per_sample(fall[len(fall) - end + first :][: last - first], wave)
+
+
+def _rise(sample_rate: int) -> np.ndarray:
+    """The gain of a fade's samples, from 0 towards 1."""
+    count = round(FADE * sample_rate)
+    return (np.sin(np.linspace(0, np.pi / 2, count, endpoint=False)) ** 2).astype(np.float32)
 
 
 def _per_sample(gain: np.ndarray, wave: np.ndarray) -> np.ndarray:

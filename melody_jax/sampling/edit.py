@@ -19,13 +19,14 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Float32, Int
 
 from melody_jax import audio
-from melody_jax.audio import SAMPLE_RATE, TOKEN_SAMPLES
+from melody_jax.audio import DEFAULT_FORMAT, TOKEN_RATE
 from melody_jax.data.features import stitch_windows, window_starts
 from melody_jax.errors import UserError
 from melody_jax.models import tokenizer, vae
+from melody_jax.models.channels import default_format
 from melody_jax.models.functional import Params
 from melody_jax.sampling import edges, windows
-from melody_jax.sampling.plan import Configs, EditPlan, ProgramBatch
+from melody_jax.sampling.plan import Configs, EditPlan, ProgramBatch, audio_format
 from melody_jax.sampling.prompts import read_audio
 from melody_jax.sampling.request import Request
 from melody_jax.sampling.windows import Controls, Window
@@ -45,7 +46,7 @@ class EditedClip:
 
     plan: EditPlan
     """What is regenerated, in which windows."""
-    samples: Float[np.ndarray, " T"]
+    samples: Float[np.ndarray, " T *C"]
     """The source at its own level."""
     gain: float
     """The factor that brings the source to the level of the training music."""
@@ -88,7 +89,7 @@ class EditedClip:
 
 
 def read_sources(requests: Sequence[Request], configs: Configs) -> dict[Request, np.ndarray]:
-    """The source (T,) of each request that has one.
+    """The source of each request that has one, in the autoencoder's format.
 
     Raises:
         UserError: a source cannot be read, or no tokenizer was loaded.
@@ -98,28 +99,31 @@ def read_sources(requests: Sequence[Request], configs: Configs) -> dict[Request,
         raise UserError(
             "the tokenizer was not loaded; a source needs it: load(..., networks=(..., 'tokenizer'))"
         )
-    return {request: read_audio(request.source, "a source") for request in with_source}
+    wanted = audio_format(configs) if with_source else DEFAULT_FORMAT
+    return {request: read_audio(request.source, "a source", wanted) for request in with_source}
 
 
 def analyse_source(
-    samples: Float32[np.ndarray, " T"], plan: EditPlan, params: dict[str, Params], configs: Configs
+    samples: Float32[np.ndarray, " T *C"], plan: EditPlan, params: dict[str, Params], configs: Configs
 ) -> EditedClip:
     """The clip before its first window is filled: the source's tokens and latents, zero beyond the source.
 
     The networks process the source at the level of their training music. It is mirrored to the end of its
     last window, because the networks look ahead and would encode silence there as part of the music.
     """
-    gain = level_gain(samples)
+    gain = level_gain(samples, plan.audio_format.sample_rate)
     sound = samples * gain
-    encoded_tokens = min(plan.tokens, max(plan.window, -(-len(sound) // TOKEN_SAMPLES)))
-    padded = np.pad(sound, (0, encoded_tokens * TOKEN_SAMPLES - len(sound)), mode="symmetric")
+    hop = plan.audio_format.token_samples
+    encoded_tokens = min(plan.tokens, max(plan.window, -(-len(sound) // hop)))
+    missing_samples = (0, encoded_tokens * hop - len(sound))
+    padded = np.pad(sound, (missing_samples, *[(0, 0)] * (sound.ndim - 1)), mode="symmetric")
     starts = window_starts(encoded_tokens, plan.window, plan.window // 2)
     network_params = {name: params[name] for name in ("tokenizer", "vae")}
     network_configs = (configs["tokenizer"], configs["vae"])
     tokens = []
     latents = []
     for start in starts:
-        window = padded[None, start * TOKEN_SAMPLES : (start + plan.window) * TOKEN_SAMPLES]
+        window = padded[None, start * hop : (start + plan.window) * hop]
         window_tokens, window_latents = encode_windows(network_params, network_configs, window)
         tokens.append(np.asarray(window_tokens[0]))
         latents.append(np.asarray(window_latents[0]))
@@ -136,20 +140,23 @@ def analyse_source(
     )
 
 
-def level_gain(samples: Float32[np.ndarray, " T"]) -> float:
+def level_gain(samples: Float32[np.ndarray, " T *C"], sample_rate: int) -> float:
     """The factor that brings audio to the level of the training music; 1 for silence."""
     peak = np.abs(samples).max()
-    return float(np.abs(audio.loudness_normalise(samples)).max() / peak) if peak > 0 else 1.0
+    if peak == 0:
+        return 1.0
+    return float(np.abs(audio.loudness_normalise(samples, sample_rate=sample_rate)).max() / peak)
 
 
 @partial(jax.jit, static_argnames="configs")
 def encode_windows(
-    params: dict[str, Params], configs: tuple[Any, Any], windows: Float[Array | np.ndarray, "N T"]
+    params: dict[str, Params], configs: tuple[Any, Any], windows: Float[Array | np.ndarray, " N T *C"]
 ) -> tuple[Int[Array, "N U"], Float[Array, "N L D"]]:
     """Semantic tokens and latents of windows of audio, by the `configs` of tokenizer and VAE."""
 
     def encode(window: jax.Array) -> tuple[jax.Array, jax.Array]:
-        tokens = tokenizer.tokenize(params["tokenizer"], configs[0], window[None])
+        heard = default_format(window[None], configs[1].audio_format)
+        tokens = tokenizer.tokenize(params["tokenizer"], configs[0], heard)
         return tokens[0], vae.encode(params["vae"], configs[1], window[None])[0]
 
     return jax.lax.map(encode, windows)
@@ -192,7 +199,7 @@ def window_inputs(clips: Sequence[EditedClip], keep_tokens: Sequence[bool], numb
         ),
         new_tokens=new_tokens,
         new_frames=np.repeat(unfilled, clips[0].rate, axis=1),
-        seconds=[fill.first * TOKEN_SAMPLES / SAMPLE_RATE for fill in fills],
+        seconds=[fill.first / TOKEN_RATE for fill in fills],
         context_tokens=int(context) // step * step,
         fillings=FILLINGS if chooses else 1,
     )
@@ -245,7 +252,7 @@ def _latent_span(tokens: slice, rate: int) -> slice:
     return slice(tokens.start * rate, tokens.stop * rate)
 
 
-def splice(clip: EditedClip, wave: Float[np.ndarray, " decoded"]) -> Float[np.ndarray, " T"]:
+def splice(clip: EditedClip, wave: Float[np.ndarray, " decoded *C"]) -> Float[np.ndarray, " T *C"]:
     """The source with the decoded clip `wave` in its new regions; all other samples are bit-identical.
 
     wave: at least as long as the clip. The crossfades have constant power, because the two sounds are not in
@@ -253,10 +260,11 @@ def splice(clip: EditedClip, wave: Float[np.ndarray, " decoded"]) -> Float[np.nd
     """
     samples = clip.samples
     regions = clip.plan.regions
-    spliced = np.zeros(max(len(samples), regions[-1][1]), np.float32)
+    rate = clip.plan.audio_format.sample_rate
+    spliced = np.zeros((max(len(samples), regions[-1][1]), *samples.shape[1:]), np.float32)
     spliced[: len(samples)] = samples
     for begin, end in regions:
-        fade = min(round(FADE * SAMPLE_RATE), (end - begin) // 2)
+        fade = min(round(FADE * rate), (end - begin) // 2)
         rise = np.sin(np.linspace(0, np.pi / 2, fade, dtype=np.float32))
         weight = np.ones(end - begin, np.float32)
         weight[:fade] = rise if begin > 0 else 1
@@ -264,15 +272,18 @@ def splice(clip: EditedClip, wave: Float[np.ndarray, " decoded"]) -> Float[np.nd
             weight[len(weight) - fade :] = rise[::-1]
         source = _mirrored(samples, begin, end, fade)
         new = wave[begin:end] / np.float32(clip.gain)
-        spliced[begin:end] = audio.peak_limit(weight * new + np.sqrt(1 - weight**2) * source)
+        weight = weight.reshape(-1, *[1] * (samples.ndim - 1))
+        mixed = weight * new + np.sqrt(1 - weight**2) * source
+        spliced[begin:end] = audio.peak_limit(mixed, sample_rate=rate)
         if begin == 0:
-            edges.fade_in(spliced[:end])
+            edges.fade_in(spliced[:end], rate)
         if end == len(spliced):
-            edges.fade_out(spliced[begin:])
+            edges.fade_out(spliced[begin:], rate)
     return spliced
 
 
 def _mirrored(samples: np.ndarray, begin: int, end: int, fade: int) -> np.ndarray:
     """The source from `begin` to `end`, mirrored for `fade` samples beyond its end and zero after them."""
     mirrored = np.concatenate([samples, samples[: -fade - 1 : -1]])[begin:end]
-    return np.pad(mirrored, (0, end - begin - len(mirrored)))
+    missing = (0, end - begin - len(mirrored))
+    return np.pad(mirrored, (missing, *[(0, 0)] * (samples.ndim - 1)))

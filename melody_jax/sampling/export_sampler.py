@@ -109,6 +109,7 @@ def _write_folder(folder: Path, melody: Melody, config: SamplerConfig, settings:
         "model": settings.model,
         "hash": melody.hash,
         "sample_rate": melody.sample_rate,
+        "channels": melody.channels,
         "seconds": melody.window_seconds,
         "batch": settings.batch,
         "seed": settings.seed,
@@ -193,22 +194,25 @@ def _decoder(melody: Melody) -> Callable[[Tensors, jax.Array], jax.Array]:
     """A function of weights and latents to the waveform, its peaks limited and its ends faded."""
     config = melody.configs["vae"]
     gain = np.ones(melody.window_samples, np.float32)
-    edges.fade_in(gain)
-    edges.fade_out(gain)
+    edges.fade_in(gain, melody.sample_rate)
+    edges.fade_out(gain, melody.sample_rate)
+    gain = gain.reshape(-1, *[1] * (melody.channels > 1))
 
     def decode(weights: Tensors, latents: jax.Array) -> jax.Array:
         wave = windows.latents_to_wave(release.unflatten(weights)["vae"], config, latents)
-        return limit_peaks(wave) * jnp.asarray(gain)
+        return limit_peaks(wave, melody.sample_rate) * jnp.asarray(gain)
 
     return decode
 
 
-def limit_peaks(wave: Float[Array, "B T"]) -> Float[Array, "B T"]:
+def limit_peaks(wave: Float[Array, " B T *C"], sample_rate: int) -> Float[Array, " B T *C"]:
     """`audio.peak_limit` of each item, to rounding, as a traceable function."""
-    span = round(audio.LOOKAHEAD * audio.SAMPLE_RATE)
+    span = round(audio.LOOKAHEAD * sample_rate)
     window = ((1, 2 * span + 1), (1, 1), "VALID")
-    needed = jnp.minimum(1.0, audio.CEILING / jnp.maximum(jnp.abs(wave), audio.CEILING))
+    magnitude = jnp.abs(wave).reshape(*wave.shape[:2], -1).max(axis=2)
+    needed = jnp.minimum(1.0, audio.CEILING / jnp.maximum(magnitude, audio.CEILING))
     needed = jnp.pad(needed, ((0, 0), (2 * span, 2 * span)), constant_values=1.0)
     lowest = jax.lax.reduce_window(needed, jnp.inf, jax.lax.min, *window)
     gain = jax.lax.reduce_window(lowest, 0.0, jax.lax.add, *window) / (2 * span + 1)
+    gain = gain.reshape(*gain.shape, *[1] * (wave.ndim - 2))
     return jnp.clip(wave * gain, -audio.CEILING, audio.CEILING)

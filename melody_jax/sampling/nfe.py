@@ -21,7 +21,7 @@ from melody_jax import diffusion
 from melody_jax.models import dpd, vae
 from melody_jax.models.denoiser import DenoiserConfig
 from melody_jax.options import option
-from melody_jax.sampling.cascade import Melody, load
+from melody_jax.sampling.cascade import load
 from melody_jax.sampling.settings import MAX_SECONDS, MODEL, SamplingSettings, check_settings
 
 MUSICLM_RATE = 25 + 200 + 400
@@ -107,7 +107,9 @@ def table(settings: NFEConfig) -> list[tuple[str, Evaluations | int]]:
     Raises `UserError` if the model is unknown.
     """
     seconds = settings.seconds
-    paper = partial(cascade_count, dpd.PAPER, vae.PAPER.hop / Melody.sample_rate, seconds, PAPER_STEPS)
+    paper = partial(
+        cascade_count, dpd.PAPER, vae.PAPER.hop / vae.PAPER.audio_format.sample_rate, seconds, PAPER_STEPS
+    )
     melody = load(settings.model, folder=settings.folder, networks=("lm", "dpd", "vae"))
     frame_seconds = melody.configs["vae"].hop / melody.sample_rate
     per_pass = melody.configs["lm"].tokens_per_pass

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from melody_jax import diffusion
-from melody_jax.audio import SAMPLE_RATE, TOKEN_SAMPLES
+from melody_jax.audio import DEFAULT_FORMAT, AudioFormat
 from melody_jax.control_tokens import ControlVocabulary
 from melody_jax.errors import UserError
 from melody_jax.runtime import available_memory
@@ -53,6 +53,8 @@ class EditPlan:
     """Tokens per window, U."""
     fills: tuple[Fill, ...]
     """The windows in the order in which they are filled."""
+    audio_format: AudioFormat = DEFAULT_FORMAT
+    """Sample rate and channels of the source and the clip."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,7 +92,7 @@ def plan_batches(
         edit = None
         windows = 1 + chunk_count(request.seconds, configs)
         if request.source is not None:
-            edit = plan_edit(request, source_samples[request], config)
+            edit = plan_edit(request, source_samples[request], config, audio_format(configs))
             windows = len(edit.fills)
         groups.setdefault((config, windows, edit is not None), []).append((request, edit))
     return [
@@ -104,17 +106,20 @@ def plan_batches(
     ]
 
 
-def check_memory(requests: Sequence[Request], source_samples: Mapping[Request, int] | None = None) -> None:
+def check_memory(
+    requests: Sequence[Request], configs: Configs, source_samples: Mapping[Request, int] | None = None
+) -> None:
     """Raises `UserError` if the samples of the clips, and of their candidates, exceed the memory that is free.
 
     source_samples: length of the source of each request that has one.
     """
+    wanted = audio_format(configs)
     lengths = {} if source_samples is None else source_samples
     samples = sum(
-        request.best_of * max(round(request.seconds * SAMPLE_RATE), lengths.get(request, 0))
+        request.best_of * max(round(request.seconds * wanted.sample_rate), lengths.get(request, 0))
         for request in requests
     )
-    needed = samples * np.dtype(np.float32).itemsize
+    needed = samples * wanted.channels * np.dtype(np.float32).itemsize
     available = available_memory()
     if available is not None and needed > available:
         raise UserError(
@@ -176,6 +181,11 @@ def _check_controls(request: Request, vocabulary: ControlVocabulary | None) -> N
         vocabulary.check(request.controls)
 
 
+def audio_format(configs: Configs) -> AudioFormat:
+    """Sample rate and channels of the autoencoder, and so of the clips."""
+    return configs["vae"].audio_format
+
+
 def window_samples(configs: Configs) -> int:
     """Samples of one window, the longest stretch that the networks process at a time."""
     return configs["dpd"].frames * configs["vae"].hop
@@ -183,40 +193,46 @@ def window_samples(configs: Configs) -> int:
 
 def chunk_count(seconds: float, configs: Configs) -> int:
     """Chunks after the first window that a clip of this length needs."""
-    window_seconds = window_samples(configs) / SAMPLE_RATE
+    window_seconds = window_samples(configs) / audio_format(configs).sample_rate
     missing = seconds - window_seconds
     chunk_seconds = window_seconds / configs["dpd"].chunks
     return math.ceil(missing / chunk_seconds - 1e-9) if missing > 0 else 0
 
 
-def plan_edit(request: Request, source_samples: int, config: SamplerConfig) -> EditPlan:
-    """The regions and windows of an edit of a source of `source_samples` samples at 24 kHz.
+def plan_edit(
+    request: Request, source_samples: int, config: SamplerConfig, audio_format: AudioFormat = DEFAULT_FORMAT
+) -> EditPlan:
+    """The regions and windows of an edit of a source of `source_samples` samples in this format.
 
     Raises:
         UserError: the source is too long, a region ends after it, or a continuation would not be longer than it.
     """
-    seconds = source_samples / SAMPLE_RATE
+    rate = audio_format.sample_rate
+    hop = audio_format.token_samples
+    seconds = source_samples / rate
     if seconds > MAX_SECONDS:
         raise UserError(f"the source lasts {seconds:.0f} s; it must be at most {MAX_SECONDS:g} s long")
-    if request.continues_source and round(request.seconds * SAMPLE_RATE) <= source_samples:
+    if request.continues_source and round(request.seconds * rate) <= source_samples:
         raise UserError(f"seconds is {request.seconds}; it must exceed the {seconds:.2f} s of the source")
     if late := [end for _, end in request.regions if end > seconds + 1e-6]:
         raise UserError(f"a region ends at {late[0]} s; the source ends at {seconds:.2f} s")
     if request.continues_source:
-        regions = [(source_samples, round(request.seconds * SAMPLE_RATE))]
+        regions = [(source_samples, round(request.seconds * rate))]
     else:
-        samples = [(round(begin * SAMPLE_RATE), round(end * SAMPLE_RATE)) for begin, end in request.regions]
+        samples = [(round(begin * rate), round(end * rate)) for begin, end in request.regions]
         regions = merge_regions(samples) or [(0, source_samples)]
     window = config.tokens
     step = window // config.dpd.chunks
-    snapped = merge_regions([(begin // TOKEN_SAMPLES, -(-end // TOKEN_SAMPLES)) for begin, end in regions])
-    length = max(window, *(end for _, end in snapped), -(-source_samples // TOKEN_SAMPLES))
+    snapped = merge_regions([(begin // hop, -(-end // hop)) for begin, end in regions])
+    length = max(window, *(end for _, end in snapped), -(-source_samples // hop))
     if request.continues_source:  # in steps of one chunk; the samples beyond the request are cut
         first = snapped[0][0]
         length = max(window, first + -(-(length - first) // step) * step)
         snapped = [(first, length)]
     fills = plan_fills(snapped, length, window, step)
-    return EditPlan(regions=tuple(regions), tokens=length, window=window, fills=tuple(fills))
+    return EditPlan(
+        regions=tuple(regions), tokens=length, window=window, fills=tuple(fills), audio_format=audio_format
+    )
 
 
 def plan_fills(regions: list[tuple[int, int]], length: int, window: int, step: int) -> list[Fill]:

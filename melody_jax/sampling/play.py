@@ -57,7 +57,7 @@ for number, clip in enumerate(clips):
     if len(clips) > 1:
         path = path.with_stem(f"{path.stem}-{number}")
     with wave.open(str(path), "wb") as file:
-        file.setnchannels(1)
+        file.setnchannels(description["channels"])
         file.setsampwidth(2)
         file.setframerate(description["sample_rate"])
         file.writeframes((np.clip(clip, -1, 1) * 32767).astype("<i2").tobytes())

@@ -20,6 +20,7 @@ from jaxtyping import Array, Float, Float32, Int, Int32
 from tokenizers import Tokenizer
 
 from melody_jax import audio, text
+from melody_jax.audio import DEFAULT_FORMAT, AudioFormat
 from melody_jax.composer import prompt_facts
 from melody_jax.control_tokens import NAMES, ControlVocabulary
 from melody_jax.errors import InputWarning, UserError
@@ -110,7 +111,8 @@ class UnknownWords(NamedTuple):
 class PromptEncoder:
     """MuLan with its tokenizer. Audio is embedded in windows of `window_samples`; their points are averaged.
 
-    `controls` is the vocabulary of the control tokens, if the networks take them.
+    `controls` is the vocabulary of the control tokens, if the networks take them. `audio_format` is that of waveforms
+    and of the windows; MuLan hears them in its own (24 kHz mono).
     """
 
     def __init__(
@@ -120,11 +122,13 @@ class PromptEncoder:
         tokenizer: Tokenizer,
         window_samples: int,
         controls: ControlVocabulary | None = None,
+        audio_format: AudioFormat = DEFAULT_FORMAT,
     ) -> None:
         self.params = params
         self.config = config
         self.tokenizer = tokenizer
-        self.window_samples = window_samples
+        self.audio_format = audio_format
+        self.window_samples = window_samples * DEFAULT_FORMAT.sample_rate // audio_format.sample_rate
         self.controls = controls
 
     def target(self, prompt: PromptLike) -> Float[np.ndarray, " E"]:
@@ -139,7 +143,7 @@ class PromptEncoder:
                 ids, mask = _tokenize(part.text, self.config.text.max_length, self.tokenizer)
                 point = text_targets(self.params, self.config, ids, mask)[0]
             else:
-                point = self.embed_audio(read_audio(part.audio, "an audio prompt"))
+                point = self.embed_audio(read_audio(part.audio, "an audio prompt", self.audio_format))
             total += part.weight * np.asarray(point)
         return np.asarray(mulan.unit(jnp.asarray(total)))
 
@@ -149,7 +153,7 @@ class PromptEncoder:
             if part.audio is None:
                 _tokenize(part.text, self.config.text.max_length, self.tokenizer)
             else:
-                read_audio(part.audio, "an audio prompt")
+                read_audio(part.audio, "an audio prompt", self.audio_format)
 
     def unknown_words(self, prompts: Iterable[PromptLike]) -> list[UnknownWords]:
         """The texts of the prompts, each once, that have words which the vocabulary cannot spell."""
@@ -204,11 +208,12 @@ class PromptEncoder:
             return np.zeros(0, np.int32)
         return self.controls.tokens(facts_of_words(prompt) | request.controls)
 
-    def embed_audio(self, wave: Float[np.ndarray, " T"]) -> Float[np.ndarray, " E"]:
-        """The point of a sound: the mean of the points of its windows, scaled to the unit sphere.
+    def embed_audio(self, wave: Float[np.ndarray, " T *C"]) -> Float[np.ndarray, " E"]:
+        """The point of a sound in `audio_format`: the mean of the points of its windows, scaled to the unit sphere.
 
         The last window ends with the sound. A sound shorter than a window is repeated until it fills one.
         """
+        wave = audio.convert(wave, self.audio_format, DEFAULT_FORMAT)
         size = self.window_samples
         wave = wave if len(wave) >= size else np.resize(wave, size)
         ends = dict.fromkeys([*range(size, len(wave), size), len(wave)])
@@ -218,17 +223,18 @@ class PromptEncoder:
         ]
         return np.asarray(mulan.unit(jnp.asarray(np.mean(points, axis=0))))
 
-    def similarity(self, encoded: EncodedRequest, wave: Float[np.ndarray, " T"]) -> float:
+    def similarity(self, encoded: EncodedRequest, wave: Float[np.ndarray, " T *C"]) -> float:
         """How close a clip is to its prompts in MuLan's space: the cosine, averaged over scenes.
 
         A scene lasts until the next one starts. Scenes shorter than one second are ignored, except the first.
         """
-        starts = [round(start * audio.SAMPLE_RATE) for start, _ in encoded.scenes]
+        rate = self.audio_format.sample_rate
+        starts = [round(start * rate) for start, _ in encoded.scenes]
         ends = [*starts[1:], len(wave)]
         cosines = []
         for start, end, (_, prompt) in zip(starts, ends, encoded.scenes, strict=True):
             scene = wave[start : min(end, len(wave))]
-            if len(scene) >= audio.SAMPLE_RATE or start == 0:
+            if len(scene) >= rate or start == 0:
                 cosines.append(prompt.point @ self.embed_audio(scene))
         return float(np.mean(cosines))
 
@@ -243,19 +249,27 @@ def facts_of_words(prompt: PromptLike) -> dict[str, Any]:
     return facts
 
 
-def read_audio(sound: Any, role: str) -> Float32[np.ndarray, " T"]:
-    """Float32 (T,) at 24 kHz from a sound file or an array. `role` names it in the error.
+def read_audio(sound: Any, role: str, wanted: AudioFormat) -> Float32[np.ndarray, " T *C"]:
+    """Float32 (T,) or (T, C) in the wanted format, from a sound file, or from an array that is in it already.
+
+    `role` names the sound in the error. A mono array fills both channels.
 
     Raises:
-        UserError: it cannot be read, is not mono or not finite, or is shorter than one second.
+        UserError: it cannot be read, has other channels or is not finite, or is shorter than one second.
     """
-    wave = np.asarray(sound) if is_array(sound) else audio.read(sound)
+    rate = wanted.sample_rate
+    wave = np.asarray(sound) if is_array(sound) else audio.read(sound, rate, wanted.channels)
     if not np.issubdtype(wave.dtype, np.floating):
         raise UserError(f"{role} of {wave.dtype}; samples must be floats in [-1, 1]")
-    if wave.ndim != 1 or not np.isfinite(wave).all() or len(wave) < audio.SAMPLE_RATE:
+    channels = "mono" if wanted.channels == 1 else "(T,) or (T, 2)"
+    fits = wave.ndim == 1 or wave.shape[1:] == (wanted.channels,) != (1,)
+    if not fits or not np.isfinite(wave).all() or len(wave) < rate:
         label = f"shape {wave.shape}" if is_array(sound) else f"{sound}, {len(wave)} samples"
-        raise UserError(f"{role} of {label}; it must be mono, finite and at least a second at 24 kHz")
-    return wave.astype(np.float32)
+        raise UserError(
+            f"{role} of {label}; it must be {channels}, finite and at least a second at {rate / 1000:g} kHz"
+        )
+    wave = wave.astype(np.float32)
+    return wave if wave.ndim == 2 or wanted.channels == 1 else np.repeat(wave[:, None], 2, axis=1)
 
 
 def _tokenize(prompt: str, length: int, tokenizer: Tokenizer) -> tuple[np.ndarray, np.ndarray]:

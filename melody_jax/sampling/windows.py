@@ -388,7 +388,7 @@ def latents_to_wave(
     latents: Float[Array, "B L D"],
     first: jax.typing.ArrayLike = 0,
     mesh: Mesh | None = None,
-) -> Float[Array, "B T"]:
+) -> Float[Array, " B T *C"]:
     """Decodes latents. The first of them is latent `first` of its clip."""
 
     def decode(params: Params, first: jax.typing.ArrayLike, latents: jax.Array) -> jax.Array:
