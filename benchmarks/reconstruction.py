@@ -21,7 +21,7 @@ import tyro
 from tqdm import tqdm
 from visqol import VisqolApi
 
-from melody_jax import audio
+from melody_jax.audio_format import SAMPLE_RATE
 from melody_jax.evaluation import composed_prompts, fidelity, reconstruction
 from melody_jax.models import vae
 from melody_jax.sampling.cascade import load
@@ -49,11 +49,11 @@ def opus(clip: np.ndarray, rate: int) -> tuple[np.ndarray, float]:
     """Encodes and decodes a clip (T,) at about `rate` kbit/s: the decoded clip and the rate of the file."""
     buffer = io.BytesIO()
     level = (256 - rate) / 250  # libsndfile maps level 0 to 256 and level 1 to 6 kbit/s per channel
-    soundfile.write(buffer, clip, audio.SAMPLE_RATE, format="OGG", subtype="OPUS", compression_level=level)
+    soundfile.write(buffer, clip, SAMPLE_RATE, format="OGG", subtype="OPUS", compression_level=level)
     size = len(buffer.getvalue())
     buffer.seek(0)
     decoded = soundfile.read(buffer, dtype="float32")[0]
-    return decoded[: len(clip)], 8 * size * audio.SAMPLE_RATE / len(clip) / 1000
+    return decoded[: len(clip)], 8 * size * SAMPLE_RATE / len(clip) / 1000
 
 
 def main() -> None:
@@ -62,7 +62,7 @@ def main() -> None:
     melody = load(arguments.model, folder=arguments.folder, networks=("vae",))
     params = melody.params["vae"]
     config = melody.configs["vae"]
-    samples = round(composed_prompts.SECONDS * audio.SAMPLE_RATE)
+    samples = round(composed_prompts.SECONDS * SAMPLE_RATE)
     prompts = composed_prompts.read_prompts(composed_prompts.PROMPTS)[:: arguments.stride]
     truth = np.stack(
         [composed_prompts.ground_truth(p, i, samples) for i, p in enumerate(tqdm(prompts, desc="truth"))]
@@ -103,7 +103,7 @@ def mean_fidelity(clips: np.ndarray, truth: np.ndarray) -> dict[str, float]:
 
 def visqol(api: VisqolApi, original: np.ndarray, clip: np.ndarray) -> float:
     """MOS-LQO of a clip (T,), 1 to about 4.7."""
-    resampled = [soxr.resample(x.astype(np.float64), audio.SAMPLE_RATE, 48000) for x in (original, clip)]
+    resampled = [soxr.resample(x.astype(np.float64), SAMPLE_RATE, 48000) for x in (original, clip)]
     return float(api.measure_from_arrays(*resampled, 48000).moslqo)
 
 

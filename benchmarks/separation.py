@@ -22,6 +22,7 @@ import tyro
 from scipy import signal
 
 from melody_jax import audio
+from melody_jax.audio_format import SAMPLE_RATE
 from melody_jax.evaluation.clips import Clip, ClipSet, open_set
 from melody_jax.evaluation.embed_clips import Share, measure
 from melody_jax.evaluation.embedding import open_embedding
@@ -68,13 +69,13 @@ def noise(wave: np.ndarray) -> np.ndarray:
 
 def low_passed(hertz: float, wave: np.ndarray) -> np.ndarray:
     """The clip low-passed at `hertz` (Butterworth, 8th order, forward and backward)."""
-    sections = signal.butter(8, hertz, fs=audio.SAMPLE_RATE, output="sos")
+    sections = signal.butter(8, hertz, fs=SAMPLE_RATE, output="sos")
     return signal.sosfiltfilt(sections, wave).astype(np.float32)
 
 
 def shifted(semitones: int, wave: np.ndarray) -> np.ndarray:
     """The clip raised by semitones and faster by the same factor, like a tape that runs too fast."""
-    return audio.resample(wave, round(audio.SAMPLE_RATE * 2 ** (semitones / 12)), audio.SAMPLE_RATE)
+    return audio.resample(wave, round(SAMPLE_RATE * 2 ** (semitones / 12)), SAMPLE_RATE)
 
 
 def changed(
@@ -83,8 +84,8 @@ def changed(
     """10.24 s of each clip after the change; the set's hash includes both."""
 
     def read(clip: Clip) -> np.ndarray:
-        wave = clip.read()[: round(16 * audio.SAMPLE_RATE)]
-        return (wave if change is None else change(wave))[: round(10.24 * audio.SAMPLE_RATE)]
+        wave = clip.read()[: round(16 * SAMPLE_RATE)]
+        return (wave if change is None else change(wave))[: round(10.24 * SAMPLE_RATE)]
 
     digest = hashlib.sha256("\n".join([name, *(clip.name for clip in clips)]).encode()).hexdigest()
     return ClipSet(where=name, sha256=digest, clips=[replace(c, read=partial(read, c)) for c in clips])

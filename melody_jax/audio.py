@@ -13,7 +13,6 @@ import math
 import os
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -22,11 +21,9 @@ import soxr
 from jaxtyping import Float, Float32, Int16
 
 from melody_jax import audio_decoding, files
+from melody_jax.audio_format import CHANNELS, SAMPLE_RATE, AudioFormat
 from melody_jax.errors import InputWarning, UserError
 
-SAMPLE_RATE = 24_000
-TOKEN_SAMPLES = 960
-"""Samples per semantic token: 25 Hz."""
 CEILING = 0.98
 """Largest sample magnitude after the peak limiter."""
 LOOKAHEAD = 0.004
@@ -35,52 +32,12 @@ FULL_SCALE = 0.999
 """Magnitude from which samples count as clipped, in runs of three or more."""
 BLOCK = 1 << 20
 """Samples that `write` converts at once."""
-CHANNELS = (1, 2)
-"""Numbers of channels that audio may have here."""
 CANCELLED = 0.01
 """Share of the channels' mean energy below which their mean counts as cancelled."""
 FORMATS = {".wav": "WAV", ".flac": "FLAC", ".ogg": "OGG", ".mp3": "MP3"}
 """Suffix of a file that is written -> soundfile format."""
 SUFFIXES = audio_decoding.SUFFIXES
 """Suffixes of the files that commands take for audio in a folder."""
-
-TOKEN_RATE = 25
-"""Semantic tokens per second."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class AudioFormat:
-    """Sample rate and channels of audio. The default is the paper's, which MuLan and the tokenizer hear."""
-
-    sample_rate: int = SAMPLE_RATE
-    """Samples per second."""
-    channels: int = 1
-    """1: (T,); 2: (T, 2)."""
-
-    def __str__(self) -> str:
-        return f"{self.sample_rate / 1000:g} kHz {'mono' if self.channels == 1 else 'stereo'}"
-
-    @property
-    def token_samples(self) -> int:
-        """Samples per semantic token. Raises `UserError` for a rate of which that is no whole number."""
-        if self.sample_rate % TOKEN_RATE:
-            raise UserError(
-                f"sample_rate {self.sample_rate}: it must be a multiple of {TOKEN_RATE}, such as 44100"
-            )
-        return self.sample_rate // TOKEN_RATE
-
-
-DEFAULT_FORMAT = AudioFormat()
-
-
-def check_source(place: object, stored: AudioFormat, needed: AudioFormat) -> None:
-    """Raises `UserError` if audio stored in `place` has a lower rate or fewer channels than a network needs."""
-    if stored.sample_rate < needed.sample_rate or stored.channels < needed.channels:
-        raise UserError(
-            f"{place}: holds audio in {stored}, and the network takes {needed}; prepare the recordings with "
-            f"--sample-rate {needed.sample_rate} --channels {needed.channels}"
-        )
-
 
 Mono = Float32[np.ndarray, " T"]
 Audio = Float32[np.ndarray, " T *C"]

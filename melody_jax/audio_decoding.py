@@ -16,6 +16,7 @@ import numpy as np
 import soundfile
 
 from melody_jax import audio_headers, files
+from melody_jax.audio_format import SAMPLE_RATE
 from melody_jax.errors import UserError
 from melody_jax.extras import install_hint
 
@@ -125,7 +126,7 @@ def read_samples(sound: soundfile.SoundFile, count: int) -> np.ndarray:
 def _read_block(decoder: Decoder, count: float, path: str | os.PathLike) -> np.ndarray:
     """The next `count` samples, or those to the end; no more memory is taken than they need."""
     chunk = max(1, CHUNK // decoder.channels)
-    longest = MAX_SAMPLES * min(1.0, decoder.rate / 24_000)  # low rates are resampled to more samples
+    longest = MAX_SAMPLES * min(1.0, decoder.rate / SAMPLE_RATE)  # low rates are resampled to more samples
     parts: list[np.ndarray] = []
     size = 0
     while size < count:

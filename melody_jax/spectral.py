@@ -16,6 +16,7 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Complex, Float, Inexact
 
+from melody_jax.audio_format import KALDI_RATE, SAMPLE_RATE
 from melody_jax.errors import UserError
 
 DAMPING = 0.3
@@ -204,7 +205,7 @@ def _triangles(frequencies: np.ndarray, edges: np.ndarray) -> np.ndarray:
 def mel_filterbank(
     n_mels: int = 80,
     n_fft: int = 1024,
-    sample_rate: int = 24_000,
+    sample_rate: int = SAMPLE_RATE,
     fmin: float = 0.0,
     fmax: float | None = None,
 ) -> Float[np.ndarray, "{n_fft}//2+1 {n_mels}"]:
@@ -235,7 +236,7 @@ def log_mel(
     n_fft: int = 1024,
     hop: int = 240,
     n_mels: int = 80,
-    sample_rate: int = 24_000,
+    sample_rate: int = SAMPLE_RATE,
 ) -> Float[Array, "B F {n_mels}"]:
     """Natural logarithm of the mel magnitudes, floored at 1e-5: (B, T) -> float32 (B, T // hop, n_mels)."""
     filters = mel_filterbank(n_mels, n_fft, sample_rate)
@@ -307,5 +308,5 @@ def kaldi_log_mel(audio: Float[Array | np.ndarray, "B T"], n_mels: int = 128) ->
     frames = frames - frames.mean(axis=-1, keepdims=True)
     previous = jnp.concatenate([frames[..., :1], frames[..., :-1]], axis=-1)
     windowed = (frames - 0.97 * previous) * np.hanning(400).astype(np.float32)
-    bands = power(jnp.fft.rfft(windowed, 512, axis=-1)) @ _kaldi_filterbank(n_mels, 512, 16_000, 20.0)
+    bands = power(jnp.fft.rfft(windowed, 512, axis=-1)) @ _kaldi_filterbank(n_mels, 512, KALDI_RATE, 20.0)
     return jnp.log(jnp.maximum(bands, 1.1920929e-7))

@@ -6,6 +6,7 @@ import pytest
 import soundfile
 
 from melody_jax import audio
+from melody_jax.audio_format import AudioFormat
 from melody_jax.errors import UserError
 
 
@@ -101,7 +102,7 @@ def test_flac_bytes():
     assert data == audio.encode_flac(signal)
     decoded = audio.decode_flac(data)
     assert audio.encode_flac(decoded) == data
-    assert audio.flac_info(data) == (48000, audio.AudioFormat())
+    assert audio.flac_info(data) == (48000, AudioFormat())
     assert str(audio.flac_info(audio.encode_flac(signal, 44_100))[1]) == "44.1 kHz mono"
     assert np.abs(decoded - signal).max() < 2e-5
     np.testing.assert_array_equal(audio.decode_flac(data, 12345, 5000), decoded[12345:17345])

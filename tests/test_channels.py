@@ -1,6 +1,8 @@
 """Two channels and other sample rates in the autoencoder: shapes, mono that stays mono, losses of the stereo image."""
 
+import re
 from dataclasses import replace
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -108,5 +110,18 @@ def test_every_network_learns_from_both_channels(model: VAEConfig) -> None:
 
 @pytest.mark.parametrize("wrong", [{"channels": 3}, {"channels": 0}, {"sample_rate": 100}])
 def test_impossible_audio_is_refused(wrong: dict[str, int]) -> None:
-    with pytest.raises(UserError, match="the first must be at least 8000, the second 1 or 2"):
+    with pytest.raises(UserError, match="the first must be from 8000 to 192000, the second 1 or 2"):
         StftCodecConfig(**wrong)
+
+
+def test_one_file_names_sample_rates() -> None:
+    """Whoever adds a rate finds the one place for it. The tables of MPEG audio are its format's, not ours."""
+    rates = re.compile(r"\b(16_?000|22_?050|24_?000|32_?000|44_?100|48_?000|96_?000)\b")
+    package = Path(vae.__file__).parents[1]
+    named = {
+        str(path.relative_to(package))
+        for path in package.rglob("*.py")
+        for line in path.read_text().splitlines()
+        if rates.search(line) and "--" not in line
+    }
+    assert named <= {"audio_format.py", "mpeg_audio.py"}, named

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from melody_jax.audio import SAMPLE_RATE
+from melody_jax.audio_format import SAMPLE_RATE
 from melody_jax.sampling.edges import FADE, fade_in, fade_out
 
 LENGTH = round(FADE * SAMPLE_RATE)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from helpers.tiny import PROMPTS, tiny_networks
 
-from melody_jax.audio import SAMPLE_RATE
+from melody_jax.audio_format import SAMPLE_RATE
 from melody_jax.errors import UserError
 from melody_jax.sampling import edit, plan
 from melody_jax.sampling.cascade import Melody

@@ -20,7 +20,7 @@ from helpers.arrays import random_like
 from helpers.recordings import music, odd_files
 
 from melody_jax import audio, release
-from melody_jax.audio import AudioFormat
+from melody_jax.audio_format import AudioFormat
 from melody_jax.config import DataConfig
 from melody_jax.data import audio_units, pipeline
 from melody_jax.data.cutting import cut_recording

@@ -50,7 +50,8 @@ def listen(name: str, networks: str = "", **watch: Any) -> Any:
 def test_sound_and_image_of_every_item(name: str, sounds: tuple[str, ...], networks: str) -> None:
     previews = listen(name, networks, preview_items=3)
     assert sorted(previews) == sorted(f"preview/{sound}/{i}" for sound in sounds for i in range(3))
-    for wave, image in previews.values():
+    for wave, rate, image in previews.values():
+        assert rate == 24_000
         assert wave.ndim == 1
         assert np.isfinite(wave).all()
         assert np.abs(wave).max() <= 1
@@ -67,7 +68,7 @@ def test_what_cannot_be_heard_is_one_line(networks: str) -> None:
 
 def test_players_and_pictures_go_to_tensorboard(tmp_path: Path) -> None:
     log = MetricLog(tmp_path, 0, 2, "vae", lambda _: 0.1, quiet=True)
-    log.show(1, {"preview/original/0": (np.zeros(2400, np.float32), np.eye(80, 10))})
+    log.show(1, {"preview/original/0": (np.zeros(2400, np.float32), 24_000, np.eye(80, 10))})
     log.close()
     events = b"".join(file.read_bytes() for file in (tmp_path / "tensorboard").iterdir())
     for part in (b"preview/original/0", b"audio/wav", b"PNG"):

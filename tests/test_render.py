@@ -6,7 +6,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from melody_jax.audio import SAMPLE_RATE, loudness
+from melody_jax.audio import loudness
+from melody_jax.audio_format import SAMPLE_RATE
 from melody_jax.composer import drum_kits, dsp, effects, patches, soundfont, synth
 from melody_jax.composer.instruments import INSTRUMENTS
 from melody_jax.composer.piece import DRUM_KITS, EFFECTS, ROLES, ROOMS, Facts, Note, Piece, Production, Track

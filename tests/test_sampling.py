@@ -14,7 +14,7 @@ import soundfile
 from helpers.tiny import PROMPTS, tiny_networks
 
 from melody_jax import load, release
-from melody_jax.audio import DEFAULT_FORMAT
+from melody_jax.audio_format import DEFAULT_FORMAT
 from melody_jax.errors import InputWarning, UserError
 from melody_jax.models import conditioning, functional
 from melody_jax.sampling import plan, windows

@@ -11,6 +11,7 @@ import soundfile
 from helpers.tiny import tiny_networks
 
 from melody_jax import audio
+from melody_jax.audio_format import AudioFormat
 from melody_jax.errors import UserError
 from melody_jax.models import channels, vae
 from melody_jax.release import load_tokenizer
@@ -99,7 +100,7 @@ def test_other_networks_hear_24_khz_mono(rate: int, count: int) -> None:
     time = np.arange(2 * rate) / rate
     tone = np.sin(2 * np.pi * 440 * time).astype(np.float32)
     sound = tone if count == 1 else np.stack([tone, 0 * tone], axis=1)
-    stored = audio.AudioFormat(sample_rate=rate, channels=count)
+    stored = AudioFormat(sample_rate=rate, channels=count)
     heard = np.asarray(channels.default_format(jnp.asarray(sound[None]), stored))[0]
     assert heard.shape == (48_000,)
     expected = np.sin(2 * np.pi * 440 * np.arange(48_000) / 24_000) / count

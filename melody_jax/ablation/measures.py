@@ -28,7 +28,9 @@ from tqdm import tqdm
 from melody_jax import diffusion, release
 from melody_jax.evaluation import reconstruction
 from melody_jax.models import denoiser, mulan, vae
+from melody_jax.models.channels import default_format
 from melody_jax.models.functional import Params
+from melody_jax.models.vae import VAEConfig
 from melody_jax.training.stage import Batch
 
 ANGLES = tuple((i + 0.5) / 8 * diffusion.HALF_PI for i in range(8))
@@ -213,7 +215,12 @@ def resynthesis(probe: Probe) -> dict[str, np.ndarray]:
     return {name: values if values.ndim == 3 else values.mean(axis=1) for name, values in stacked.items()}
 
 
-_decode = partial(jax.jit, static_argnums=1)(vae.decode)
+@partial(jax.jit, static_argnums=1)
+def _decode(params: Params, config: VAEConfig, latents: jax.Array) -> jax.Array:
+    """The waveforms (B, T) of latents, as MuLan hears them."""
+    return default_format(vae.decode(params, config, latents), config.audio_format)
+
+
 _embed = partial(jax.jit, static_argnums=1)(mulan.embed_music)
 
 

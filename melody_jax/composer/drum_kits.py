@@ -12,7 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
-from melody_jax.audio import SAMPLE_RATE, read
+from melody_jax.audio import read
+from melody_jax.audio_format import SAMPLE_RATE
 from melody_jax.composer import dsp
 from melody_jax.composer.drum_sounds import SOUNDS, Strike
 from melody_jax.errors import UserError

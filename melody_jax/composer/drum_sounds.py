@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from melody_jax.audio import SAMPLE_RATE
+from melody_jax.audio_format import SAMPLE_RATE
 from melody_jax.composer import dsp
 
 

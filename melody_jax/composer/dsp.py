@@ -10,7 +10,7 @@ import functools
 import numpy as np
 from scipy import signal
 
-from melody_jax.audio import SAMPLE_RATE
+from melody_jax.audio_format import SAMPLE_RATE
 
 NYQUIST = SAMPLE_RATE / 2
 ENSEMBLE_LENGTH = 65_536

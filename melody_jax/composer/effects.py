@@ -10,7 +10,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from melody_jax.audio import SAMPLE_RATE
+from melody_jax.audio_format import SAMPLE_RATE
 from melody_jax.composer import dsp
 from melody_jax.errors import UserError
 

@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 
-from melody_jax.audio import SAMPLE_RATE
+from melody_jax.audio_format import SAMPLE_RATE
 from melody_jax.composer import dsp
 from melody_jax.composer.voice import Voice
 

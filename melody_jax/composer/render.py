@@ -12,7 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
-from melody_jax.audio import SAMPLE_RATE, loudness_normalise, peak_limit, resample
+from melody_jax.audio import loudness_normalise, peak_limit, resample
+from melody_jax.audio_format import SAMPLE_RATE
 from melody_jax.composer import drum_kits, dsp, effects, soundfont, synth
 from melody_jax.composer.instruments import INSTRUMENTS
 from melody_jax.composer.piece import Piece, Track

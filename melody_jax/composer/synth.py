@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from melody_jax.audio import SAMPLE_RATE
+from melody_jax.audio_format import SAMPLE_RATE
 from melody_jax.composer import dsp
 from melody_jax.composer.patches import Patch, patch_for
 from melody_jax.composer.voice import BODIES, Tone, Voice

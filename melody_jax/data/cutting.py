@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from melody_jax import audio
+from melody_jax.audio_format import DEFAULT_FORMAT, SAMPLE_RATE
 from melody_jax.data import fingerprint
 from melody_jax.data.layouts import UNCAPTIONED, Recording
 from melody_jax.data.prepare_config import PieceConfig
@@ -87,7 +88,7 @@ def _cut(recording: Recording, config: PieceConfig) -> CutResult:
             result.notes.append({"recording": recording.id, "note": CANCEL, "detail": detail})
         wave = audio.resample(converted, rate, config.sample_rate)
         if start < config.fingerprint_seconds:
-            beginning.append(audio.convert(wave, config.audio_format, audio.DEFAULT_FORMAT))
+            beginning.append(audio.convert(wave, config.audio_format, DEFAULT_FORMAT))
         start += len(block) / rate
         loudness = audio.loudness(wave, config.sample_rate)
         clipped = audio.clipped_share(block)
@@ -103,7 +104,7 @@ def _cut(recording: Recording, config: PieceConfig) -> CutResult:
             result.records.append(_record(recording, number, seconds, levelled, config.sample_rate))
             result.seconds += len(wave) / config.sample_rate
     if result.records and config.duplicate_share <= 1:
-        compared = np.concatenate(beginning)[: round(config.fingerprint_seconds * audio.SAMPLE_RATE)]
+        compared = np.concatenate(beginning)[: round(config.fingerprint_seconds * SAMPLE_RATE)]
         result.hashes, result.times = fingerprint.landmarks(compared)
         result.audio_key = fingerprint.audio_key(compared)
     return result
@@ -117,9 +118,9 @@ def _blocks(recording: Recording, config: PieceConfig) -> Iterator[tuple[np.ndar
         from melody_jax.data import tfds_music  # TFDS takes seconds to import and is an extra
 
         wave = tfds_music.read(recording.path, recording.record)
-        size = round(config.piece_seconds * audio.SAMPLE_RATE)
+        size = round(config.piece_seconds * SAMPLE_RATE)
         cuts = [end for end in range(size, len(wave), size) if len(wave) - end >= size / 2]
-        yield from ((block[:, None], audio.SAMPLE_RATE) for block in np.split(wave, cuts))
+        yield from ((block[:, None], SAMPLE_RATE) for block in np.split(wave, cuts))
         return
     start, end = _captioned_part(recording)
     yield from audio.stream(recording.path, config.piece_seconds, start, end)

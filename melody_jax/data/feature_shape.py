@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from melody_jax import release
-from melody_jax.audio import AudioFormat
+from melody_jax.audio_format import AudioFormat
 from melody_jax.control_tokens import ControlVocabulary
 from melody_jax.data.records import RecordSource, decode_json
 from melody_jax.errors import UserError

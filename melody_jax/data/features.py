@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from melody_jax import release, text
-from melody_jax.audio import AudioFormat
+from melody_jax.audio_format import AudioFormat
 from melody_jax.data.prepare_config import FEATURE_NETWORKS, FeatureConfig
 from melody_jax.models import mulan, tokenizer, vae
 from melody_jax.models.channels import default_format

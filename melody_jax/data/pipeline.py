@@ -22,7 +22,7 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from melody_jax import audio, files, release, text
-from melody_jax.audio import DEFAULT_FORMAT, AudioFormat
+from melody_jax.audio_format import DEFAULT_FORMAT, AudioFormat, check_covers
 from melody_jax.composer import facts
 from melody_jax.config import DataConfig
 from melody_jax.control_tokens import ControlVocabulary
@@ -262,7 +262,7 @@ def _validation_count(config: DataConfig, length: int) -> int:
 
 def _check_format(source: RecordSource, needed: AudioFormat) -> None:
     """Raises `UserError` if the audio of a folder has a lower rate or fewer channels than a network needs."""
-    audio.check_source(source.folder, audio.flac_info(source[0]["audio"].tobytes())[1], needed)
+    check_covers(source.folder, audio.flac_info(source[0]["audio"].tobytes())[1], needed)
 
 
 def _item_maker(

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from melody_jax import __version__, audio, files, folders, release
-from melody_jax.audio import DEFAULT_FORMAT
+from melody_jax.audio_format import DEFAULT_FORMAT, check_covers
 from melody_jax.data import audio_units, layouts, records
 from melody_jax.data.feature_shape import SETTING, shape_of_networks, vae_format
 from melody_jax.data.layouts import Recording
@@ -116,7 +116,7 @@ def _prepare_features(
 
     shards_source = records.open_shards(source, "audio")
     stored = audio.flac_info(shards_source[0]["audio"].tobytes())[1]
-    audio.check_source(source, stored, vae_format(config.networks))
+    check_covers(source, stored, vae_format(config.networks))
     shards = shards_source.manifest.shards
     settings: dict[str, Any] = {
         field.name: getattr(config, field.name) for field in dataclasses.fields(FeatureConfig)

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from melody_jax import audio
+from melody_jax.audio_format import HIGHEST_RATE, LOWEST_RATE, SAMPLE_RATE, AudioFormat
 from melody_jax.errors import UserError
 from melody_jax.options import check_fields, option
 
@@ -14,7 +14,9 @@ FEATURE_NETWORKS = ("mulan", "tokenizer", "vae")
 class PieceConfig:
     """How recordings become pieces, and which are rejected."""
 
-    sample_rate: int = option(audio.SAMPLE_RATE, group="how recordings are cut", least=8_000, most=192_000)
+    sample_rate: int = option(
+        SAMPLE_RATE, group="how recordings are cut", least=LOWEST_RATE, most=HIGHEST_RATE
+    )
     """Sample rate of the pieces, Hz. The default becomes that of the autoencoder, with --networks."""
     channels: int = option(1, least=1, most=2)
     """Channels of the pieces: 1 mixes to mono, 2 keeps stereo (a mono recording fills both channels)."""
@@ -36,9 +38,9 @@ class PieceConfig:
     """Length of the beginning of each recording that is compared, seconds."""
 
     @property
-    def audio_format(self) -> audio.AudioFormat:
+    def audio_format(self) -> AudioFormat:
         """Sample rate and channels of the pieces."""
-        return audio.AudioFormat(sample_rate=self.sample_rate, channels=self.channels)
+        return AudioFormat(sample_rate=self.sample_rate, channels=self.channels)
 
     def __post_init__(self) -> None:
         check_fields(self)

@@ -7,7 +7,8 @@ tokenizer.
 import jax.numpy as jnp
 import numpy as np
 
-from melody_jax import audio, spectral
+from melody_jax import spectral
+from melody_jax.audio_format import SAMPLE_RATE
 
 BANDS = 64
 """Mel bands."""
@@ -68,7 +69,7 @@ def chroma(wave: np.ndarray) -> np.ndarray:
     220 Hz."""
     frames = np.lib.stride_tricks.sliding_window_view(np.pad(wave, (0, _FFT)), _FFT)[:: _FFT // 2]
     loudness = np.abs(np.fft.rfft(frames * np.hanning(_FFT).astype(np.float32), axis=1)) ** 0.5
-    hertz = np.fft.rfftfreq(_FFT, 1 / audio.SAMPLE_RATE)
+    hertz = np.fft.rfftfreq(_FFT, 1 / SAMPLE_RATE)
     pitch = np.rint(12 * np.log2(np.maximum(hertz, 1) / 440)).astype(int) + 9
     rows = []
     for highest in (2000, 220):
@@ -96,7 +97,7 @@ def estimate_tempo(wave: np.ndarray) -> float:
     """Tempo in bpm by librosa's beat tracker, for a clip float32 (T,) at 24 kHz; 0 if it finds no beat."""
     import librosa
 
-    return float(np.atleast_1d(librosa.beat.beat_track(y=wave, sr=audio.SAMPLE_RATE)[0])[0])
+    return float(np.atleast_1d(librosa.beat.beat_track(y=wave, sr=SAMPLE_RATE)[0])[0])
 
 
 def is_same_tempo(estimate_bpm: float, tempo_bpm: float, tolerance: float = TEMPO_TOLERANCE) -> bool:

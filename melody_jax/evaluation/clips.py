@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from melody_jax import audio, files, folders
+from melody_jax.audio_format import DEFAULT_FORMAT, SAMPLE_RATE
 from melody_jax.data import records
 from melody_jax.errors import UserError
 from melody_jax.sampling import manifest
@@ -130,15 +131,15 @@ def _match(prompts: dict[str, str], names: list[str], source: Path) -> dict[str,
 
 def count_pieces(clip: Clip, seconds: float) -> int:
     """Number of pieces that `pieces` cuts a clip into; 1 if its length is unknown before it is decoded."""
-    return max(1, clip.length() // round(seconds * audio.SAMPLE_RATE)) if clip.length else 1
+    return max(1, clip.length() // round(seconds * SAMPLE_RATE)) if clip.length else 1
 
 
 def pieces(clip: Clip, seconds: float) -> Iterator[tuple[float, np.ndarray]]:
     """(start in seconds, sound) of every full piece of `seconds`; a shorter clip is one piece."""
     wave = clip.read()
-    size = round(seconds * audio.SAMPLE_RATE)
+    size = round(seconds * SAMPLE_RATE)
     for start in range(0, max(len(wave) - size, 0) + 1, size):
-        yield start / audio.SAMPLE_RATE, wave[start : start + size]
+        yield start / SAMPLE_RATE, wave[start : start + size]
 
 
 def _shards(folder: Path) -> ClipSet:
@@ -164,12 +165,12 @@ def _shards(folder: Path) -> ClipSet:
 
 def _decode(source: records.RecordSource, index: int) -> np.ndarray:
     data = source[index]["audio"].tobytes()
-    return audio.convert(audio.decode_flac(data), audio.flac_info(data)[1], audio.DEFAULT_FORMAT)
+    return audio.convert(audio.decode_flac(data), audio.flac_info(data)[1], DEFAULT_FORMAT)
 
 
 def _length(source: records.RecordSource, index: int) -> int:
     samples, stored = audio.flac_info(source[index]["audio"].tobytes())
-    return samples * audio.SAMPLE_RATE // stored.sample_rate
+    return samples * SAMPLE_RATE // stored.sample_rate
 
 
 def _prompts(file: Path) -> dict[str, str]:

@@ -17,6 +17,7 @@ import numpy as np
 from tqdm import tqdm
 
 from melody_jax import __version__, files
+from melody_jax.audio_format import SAMPLE_RATE
 from melody_jax.evaluation import clip_features, composed_prompts, fidelity, group_judge, stage_swap
 from melody_jax.evaluation.adherence import Judge
 from melody_jax.evaluation.composed_prompts import ComposedPrompt
@@ -135,7 +136,7 @@ def _measure_batch(
     """ "<stage>/<column>" -> measurements of the prompts from number `start` on."""
     truth = np.stack(
         [
-            composed_prompts.ground_truth(prompt, number, melody.window_samples)
+            composed_prompts.ground_truth(prompt, number, round(melody.window_seconds * SAMPLE_RATE))
             for number, prompt in enumerate(prompts, start=start)
         ]
     )

@@ -16,7 +16,7 @@ import numpy as np
 from tqdm import tqdm
 
 from melody_jax import files
-from melody_jax.audio import SAMPLE_RATE
+from melody_jax.audio_format import SAMPLE_RATE
 from melody_jax.data import records
 from melody_jax.errors import UserError
 from melody_jax.evaluation import fidelity, signal

@@ -20,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from melody_jax import audio
+from melody_jax.audio_format import SAMPLE_RATE
 from melody_jax.errors import UserError
 from melody_jax.files import file_hash
 from melody_jax.models import mulan
@@ -102,7 +103,7 @@ class _UserEmbedding:
 
     def __call__(self, waves: np.ndarray) -> np.ndarray:
         rate = self._inner.sample_rate
-        resampled = np.stack([audio.resample(wave, audio.SAMPLE_RATE, rate) for wave in waves])
+        resampled = np.stack([audio.resample(wave, SAMPLE_RATE, rate) for wave in waves])
         embeddings = np.asarray(self._inner(resampled), np.float32)
         if embeddings.ndim != 2 or len(embeddings) != len(waves) or not np.isfinite(embeddings).all():
             raise UserError(

@@ -7,7 +7,7 @@ T samples, F frames, N notes.
 
 import numpy as np
 
-from melody_jax.audio import SAMPLE_RATE
+from melody_jax.audio_format import SAMPLE_RATE
 from melody_jax.evaluation.reconstruction import log_mel
 
 ATTACK_HOP = 240

@@ -9,7 +9,7 @@ T samples, F frames, N clips.
 import numpy as np
 
 from melody_jax import spectral
-from melody_jax.audio import SAMPLE_RATE
+from melody_jax.audio_format import SAMPLE_RATE
 from melody_jax.errors import UserError
 from melody_jax.evaluation import events
 from melody_jax.evaluation.intervals import Interval, mean_interval

@@ -13,6 +13,7 @@ from urllib.parse import quote
 import numpy as np
 
 from melody_jax import audio, files
+from melody_jax.audio_format import SAMPLE_RATE
 from melody_jax.evaluation.clips import ClipSet
 from melody_jax.evaluation.reconstruction import log_mel
 from melody_jax.files import write_bytes
@@ -39,8 +40,8 @@ def write(out: Path, result: dict[str, Any], clips: ClipSet, chosen: list[int], 
     for number in chosen:
         piece = result["pieces"][number]
         clip = by_name[piece["clip"]]
-        first = round(piece["start"] * audio.SAMPLE_RATE)
-        wave = clip.read()[first : first + round(seconds * audio.SAMPLE_RATE)]
+        first = round(piece["start"] * SAMPLE_RATE)
+        wave = clip.read()[first : first + round(seconds * SAMPLE_RATE)]
         audio.write(folder / f"{number:06d}.flac", wave)
         write_bytes(folder / f"{number:06d}.png", spectrogram(wave))
         sections.append(_section(f"pieces/{number:06d}", piece, clip.prompt))

@@ -3,6 +3,7 @@
 import numpy as np
 
 from melody_jax import audio
+from melody_jax.audio_format import SAMPLE_RATE
 
 SILENCE_DBFS = -60.0
 """A block of 100 ms with a lower RMS is silent, dB of full scale."""
@@ -10,7 +11,7 @@ QUIET_DBFS = -50.0
 """A block of 100 ms with a lower RMS counts towards the longest silence, dB of full scale."""
 QUIETEST_LUFS = -120.0
 """Loudness of silence in place of -inf LUFS, so that means stay finite."""
-BLOCK = audio.SAMPLE_RATE // 10
+BLOCK = SAMPLE_RATE // 10
 """Samples of a block."""
 _FFT = 2048
 
@@ -40,7 +41,7 @@ def longest_silence(wave: np.ndarray) -> float:
     """Seconds of the longest stretch of a clip (T,) whose blocks of 100 ms are all below -50 dBFS (RMS)."""
     is_loud = _block_power(wave) >= 10 ** (QUIET_DBFS / 10)
     ends = np.flatnonzero(np.concatenate([[True], is_loud, [True]]))
-    return float((np.diff(ends) - 1).max() * BLOCK / audio.SAMPLE_RATE)
+    return float((np.diff(ends) - 1).max() * BLOCK / SAMPLE_RATE)
 
 
 def _block_power(wave: np.ndarray) -> np.ndarray:

@@ -10,7 +10,7 @@
 `melody diagnose` is the command for it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import Any
 
@@ -18,6 +18,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from melody_jax import audio
+from melody_jax.audio_format import DEFAULT_FORMAT
 from melody_jax.models import mulan, tokenizer, vae
 from melody_jax.models.functional import Params
 from melody_jax.sampling import windows
@@ -36,7 +38,7 @@ def swap_stages(
 
     Args:
         melody: cascade that also holds the "tokenizer"; see `sampling.cascade.load(..., networks=...)`.
-        waves: true clips (B, T) of one window each.
+        waves: true clips (B, T) of one window each, at 24 kHz. All clips are returned in that format.
         texts: their prompts.
         settings: how the networks sample; clip i has its seed plus i.
     """
@@ -44,18 +46,28 @@ def swap_stages(
     configs = melody.configs
     request_settings = shared_settings(settings) | {"seconds": melody.window_seconds}
     (batch,) = melody.plan(make_requests(texts, request_settings))
-    prefix, tokens, latents = _features(params, tuple(configs.items()), jnp.asarray(waves))
+    stored = melody.audio_format
+    sources = np.stack([audio.convert(wave, DEFAULT_FORMAT, stored) for wave in waves])
+    prefix, tokens, latents = _features(
+        params, tuple(configs.items()), jnp.asarray(waves), jnp.asarray(sources)
+    )
     encoded = melody.prompt_encoder.encode_requests(batch.requests)
     controls = melody.controls_at(batch, encoded)([0.0] * len(texts))._replace(prefix_tokens=prefix)
     keys = windows.item_keys(controls)
-    decode = partial(windows.latents_to_wave, params["vae"], configs["vae"])
+
+    def decode(latents: jax.Array) -> np.ndarray:
+        return heard(np.asarray(windows.latents_to_wave(params["vae"], configs["vae"], latents)))
+
+    def heard(clips: Iterable[np.ndarray]) -> np.ndarray:
+        return np.stack([audio.convert(clip, stored, DEFAULT_FORMAT) for clip in clips])
+
     diffuse = partial(_tokens_to_latents, params["dpd"], batch.config, controls)
     lm_tokens = _prefix_to_tokens(params["lm"], batch.config, controls, keys)
     return {
-        "vae": np.asarray(decode(latents)),
-        "dpd": np.asarray(decode(diffuse(tokens, keys))),
-        "lm": np.asarray(decode(diffuse(lm_tokens, keys))),
-        "text": np.stack(melody.run(batch.requests)),
+        "vae": decode(latents),
+        "dpd": decode(diffuse(tokens, keys)),
+        "lm": decode(diffuse(lm_tokens, keys)),
+        "text": heard(melody.run(batch.requests)),
     }
 
 
@@ -65,11 +77,11 @@ _prefix_to_tokens = partial(jax.jit, static_argnums=1)(windows.prefix_to_tokens)
 
 @partial(jax.jit, static_argnums=1)
 def _features(
-    params: dict[str, Params], configs: tuple[tuple[str, Any], ...], audio: jax.Array
+    params: dict[str, Params], configs: tuple[tuple[str, Any], ...], waves: jax.Array, sources: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Prefix tokens, semantic tokens and latents of true clips (B, T)."""
+    """Prefix tokens, semantic tokens and latents of true clips (B, T); `sources` are these in the VAE's format."""
     config = dict(configs)
-    embedding = mulan.embed_music(params["mulan"], config["mulan"], audio)
+    embedding = mulan.embed_music(params["mulan"], config["mulan"], waves)
     prefix = mulan.quantise(params["mulan"], config["mulan"], embedding)
-    semantic_tokens = tokenizer.tokenize(params["tokenizer"], config["tokenizer"], audio)
-    return prefix, semantic_tokens, vae.encode(params["vae"], config["vae"], audio)
+    semantic_tokens = tokenizer.tokenize(params["tokenizer"], config["tokenizer"], waves)
+    return prefix, semantic_tokens, vae.encode(params["vae"], config["vae"], sources)

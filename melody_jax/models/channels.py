@@ -8,20 +8,20 @@ B batch, T samples, C channels, F frames, N values of a frame.
 
 import math
 
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
 from melody_jax import spectral
-from melody_jax.audio import DEFAULT_FORMAT, AudioFormat
+from melody_jax.audio_format import DEFAULT_FORMAT, AudioFormat
 
 
-def default_format(
-    audio: Float[Array | np.ndarray, " B T *C"], source: AudioFormat
-) -> Float[Array | np.ndarray, "B _"]:
+def default_format(audio: Float[Array | np.ndarray, " B T *C"], source: AudioFormat) -> Float[Array, "B _"]:
     """Audio in the format that MuLan and the tokenizer hear, 24 kHz mono, inside a traced function.
 
     The channels are averaged; T is a multiple of `source.token_samples`.
     """
+    audio = jnp.asarray(audio)
     if source.channels > 1:
         audio = audio.mean(axis=2)
     if source.sample_rate == DEFAULT_FORMAT.sample_rate:

@@ -21,7 +21,7 @@ from flax import nnx
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from melody_jax.audio import SAMPLE_RATE
+from melody_jax.audio_format import SAMPLE_RATE
 from melody_jax.errors import UserError
 from melody_jax.models import functional
 from melody_jax.models.functional import Remat

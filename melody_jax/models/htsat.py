@@ -21,6 +21,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Key
 
 from melody_jax import spectral
+from melody_jax.audio_format import HTSAT_RATE
 from melody_jax.errors import UserError
 from melody_jax.models import functional
 from melody_jax.models.bert_block import Block, BlockConfig, PatchEmbedding, layer_norm
@@ -31,8 +32,6 @@ from melody_jax.roles import BIAS, NORM, WEIGHT
 
 SECONDS = 10
 """Length of the input."""
-RATE = 48_000
-"""Sample rate of the input."""
 N_FFT = 1024
 """Samples per spectrogram frame."""
 HOP = 480
@@ -208,7 +207,7 @@ def fill(audio: Float[ArrayLike, "B T"]) -> Float[Array, "B T10"]:
     Longer clips are cut to their first 10 s (the published extractor takes a random 10 s).
     """
     audio = jnp.asarray(audio)
-    samples = SECONDS * RATE
+    samples = SECONDS * HTSAT_RATE
     repeats = max(1, samples // audio.shape[1])
     audio = jnp.tile(audio, (1, repeats))[:, :samples]
     return jnp.pad(audio, ((0, 0), (0, samples - audio.shape[1])))
@@ -220,7 +219,7 @@ def log_mel(audio: Float[ArrayLike, "B T"], n_mels: int) -> Float[Array, "B F {n
     Frames are centred on multiples of the hop; the ends are mirrored.
     """
     audio = jnp.pad(jnp.asarray(audio), ((0, 0), (N_FFT // 2, N_FFT // 2)), mode="reflect")
-    filters = spectral.mel_filterbank(n_mels, N_FFT, RATE, fmax=HIGHEST)
+    filters = spectral.mel_filterbank(n_mels, N_FFT, HTSAT_RATE, fmax=HIGHEST)
     bands = spectral.power(spectral.stft(audio, N_FFT, HOP, center=False)) @ filters
     return 10 * jnp.log10(jnp.maximum(bands, 1e-10))
 

@@ -4,7 +4,7 @@ import dataclasses
 from dataclasses import dataclass
 
 from melody_jax import spectral
-from melody_jax.audio import CHANNELS, SAMPLE_RATE
+from melody_jax.audio_format import CHANNELS, HIGHEST_RATE, LOWEST_RATE, SAMPLE_RATE
 from melody_jax.errors import UserError
 from melody_jax.models import low_band
 from melody_jax.models.low_band import CROSSOVER, LowBand
@@ -15,9 +15,10 @@ KERNEL = 7
 
 def check_channels(sample_rate: int, channels: int) -> None:
     """Raises `UserError` unless a codec can work at this rate with so many channels."""
-    if sample_rate < 8_000 or channels not in CHANNELS:
+    if not LOWEST_RATE <= sample_rate <= HIGHEST_RATE or channels not in CHANNELS:
         raise UserError(
-            f"sample_rate {sample_rate} and channels {channels}: the first must be at least 8000, the second 1 or 2"
+            f"sample_rate {sample_rate} and channels {channels}: the first must be from {LOWEST_RATE} to "
+            f"{HIGHEST_RATE}, the second 1 or 2"
         )
 
 

@@ -18,7 +18,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int, Key
 
 from melody_jax import spectral
-from melody_jax.audio import SAMPLE_RATE, TOKEN_SAMPLES
+from melody_jax.audio_format import SAMPLE_RATE, TOKEN_SAMPLES
 from melody_jax.errors import UserError
 from melody_jax.models import conformer, functional, nearest_code
 from melody_jax.models.conformer import Conformer, ConformerConfig

@@ -18,7 +18,7 @@ from flax import nnx
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from melody_jax.audio import AudioFormat
+from melody_jax.audio_format import AudioFormat
 from melody_jax.errors import UserError
 from melody_jax.models import functional, hifigan, stft_codec, stft_config
 from melody_jax.models.functional import Params

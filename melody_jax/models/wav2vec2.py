@@ -18,7 +18,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int, Key
 
 from melody_jax import spectral
-from melody_jax.audio import TOKEN_SAMPLES
+from melody_jax.audio_format import TOKEN_SAMPLES
 from melody_jax.errors import UserError
 from melody_jax.models import functional
 from melody_jax.models.bert_block import Block, BlockConfig, layer_norm, linear

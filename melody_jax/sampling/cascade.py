@@ -20,7 +20,7 @@ from tokenizers import Tokenizer
 from tqdm import tqdm
 
 from melody_jax import release
-from melody_jax.audio import AudioFormat
+from melody_jax.audio_format import AudioFormat
 from melody_jax.errors import UserError
 from melody_jax.models.functional import Params
 from melody_jax.sampling import edges, edit, plan, windows

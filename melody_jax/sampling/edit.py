@@ -19,7 +19,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Float32, Int
 
 from melody_jax import audio
-from melody_jax.audio import DEFAULT_FORMAT, TOKEN_RATE
+from melody_jax.audio_format import DEFAULT_FORMAT, TOKEN_RATE
 from melody_jax.data.features import stitch_windows, window_starts
 from melody_jax.errors import UserError
 from melody_jax.models import tokenizer, vae

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from melody_jax import diffusion
-from melody_jax.audio import DEFAULT_FORMAT, AudioFormat
+from melody_jax.audio_format import DEFAULT_FORMAT, AudioFormat
 from melody_jax.control_tokens import ControlVocabulary
 from melody_jax.errors import UserError
 from melody_jax.runtime import available_memory

@@ -20,7 +20,7 @@ from jaxtyping import Array, Float, Float32, Int, Int32
 from tokenizers import Tokenizer
 
 from melody_jax import audio, text
-from melody_jax.audio import DEFAULT_FORMAT, AudioFormat
+from melody_jax.audio_format import DEFAULT_FORMAT, AudioFormat
 from melody_jax.composer import prompt_facts
 from melody_jax.control_tokens import NAMES, ControlVocabulary
 from melody_jax.errors import InputWarning, UserError

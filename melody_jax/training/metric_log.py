@@ -13,7 +13,6 @@ import numpy as np
 from tqdm import tqdm
 
 from melody_jax import files
-from melody_jax.audio import SAMPLE_RATE
 from melody_jax.flops import matmul_cost
 from melody_jax.training.nonfinite import NORM, BadStep
 from melody_jax.training.notes import print_note
@@ -143,14 +142,14 @@ class MetricLog:
                 self._postfix[label] = f"{metrics[key]:.4g}"
         self._bar.set_postfix(self._postfix, refresh=False)
 
-    def show(self, step: int, previews: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> None:
+    def show(self, step: int, previews: Mapping[str, tuple[np.ndarray, int, np.ndarray]]) -> None:
         """Adds players and spectrograms to TensorBoard.
 
-        `previews` maps names to (audio (T,) at 24 kHz, image (height, width) in [0, 1]).
+        `previews` maps names to (audio (T,) or (T, C), its sample rate, image (height, width) in [0, 1]).
         """
         if self._curves is not None:
-            for name, (audio, image) in previews.items():
-                self._curves.add_audio(name, audio, step, SAMPLE_RATE)
+            for name, (audio, sample_rate, image) in previews.items():
+                self._curves.add_audio(name, audio, step, sample_rate)
                 self._curves.add_image(name, image, step, dataformats="HW")
 
     def close(self) -> None:

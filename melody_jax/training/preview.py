@@ -17,8 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from melody_jax import diffusion, release, spectral
-from melody_jax.audio import peak_limit
+from melody_jax import audio, diffusion, release, spectral
+from melody_jax.audio_format import DEFAULT_FORMAT, AudioFormat
 from melody_jax.config import TrainConfig
 from melody_jax.errors import UserError
 from melody_jax.models import decoding, denoiser, vae
@@ -32,13 +32,13 @@ STEPS = 10
 REQUIRED = {"vae": (), "dpd": ("vae",), "lm": ("dpd", "vae")}
 """Stage -> released networks that its preview uses."""
 Sounds = dict[str, jax.Array]
-Previews = dict[str, tuple[np.ndarray, np.ndarray]]
+Previews = dict[str, tuple[np.ndarray, int, np.ndarray]]
 
 
 def make_preview(
     config: TrainConfig, held_out: Sequence[Batch], mesh: Mesh
 ) -> Callable[[TrainState], Previews] | None:
-    """state -> {"preview/<name>/<item>": (audio (T,) at 24 kHz, log-mel image (80, T // 240) in [0, 1])}.
+    """state -> {"preview/<name>/<item>": (audio (T,) or (T, C), its sample rate, log-mel image (80, F) in [0, 1])}.
 
     None if `watch.preview_every` is 0.
 
@@ -63,6 +63,8 @@ def make_preview(
         batch = jax.tree.map(lambda rows: rows[:items], batch)
         return render(model, models, weights, batch, jax.random.key(config.seed))
 
+    stored = (stage.model if stage.name == "vae" else models["vae"]).audio_format
+    rate = stored.sample_rate
     compiled = jax.jit(
         render_items, out_shardings=NamedSharding(mesh, PartitionSpec())
     )  # one process shows it
@@ -73,7 +75,7 @@ def make_preview(
                 compiled(state.params, state.ema, weights, place_batch(held_out[0], mesh))
             )
         return {
-            f"preview/{name}/{i}": (peak_limit(wave), _image(wave))
+            f"preview/{name}/{i}": (audio.peak_limit(wave, sample_rate=rate), rate, _image(wave, stored))
             for name, waves in sounds.items()
             for i, wave in enumerate(waves)
         }
@@ -92,8 +94,11 @@ def _network(config: TrainConfig, name: str) -> tuple[Params, Any, dict[str, str
 
 
 def _reconstruct(config: Any, model: Params, _: Any, __: Any, batch: Batch, ___: jax.Array) -> Sounds:
-    audio = batch["audio"]
-    return {"original": audio, "reconstruction": vae.decode(model, config, vae.encode(model, config, audio))}
+    original = batch["audio"]
+    return {
+        "original": original,
+        "reconstruction": vae.decode(model, config, vae.encode(model, config, original)),
+    }
 
 
 def _diffuse(config: Any, model: Params, models: Any, weights: Any, batch: Batch, key: jax.Array) -> Sounds:
@@ -125,7 +130,8 @@ def _sample(config: Any, params: Params, batch: Batch, key: jax.Array) -> jax.Ar
     )
 
 
-def _image(wave: np.ndarray) -> np.ndarray:
+def _image(wave: np.ndarray, stored: AudioFormat) -> np.ndarray:
     """Log-mel magnitudes down to 80 dB below the maximum, low frequencies at the bottom."""
+    wave = audio.convert(wave, stored, DEFAULT_FORMAT)
     levels = np.asarray(spectral.log_mel(jnp.asarray(wave)[None]))[0].T[::-1]
     return np.clip(1 + (levels - levels.max()) / np.log(1e4), 0, 1)

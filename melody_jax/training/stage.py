@@ -5,7 +5,7 @@ from typing import Any, Protocol
 
 import jax
 
-from melody_jax.audio import DEFAULT_FORMAT, AudioFormat
+from melody_jax.audio_format import DEFAULT_FORMAT, AudioFormat
 from melody_jax.data.feature_shape import FeatureShape
 from melody_jax.models.functional import Params
 from melody_jax.roles import Roles

@@ -10,6 +10,7 @@ from helpers.recordings import music
 
 from hostile import audio_files
 from melody_jax import audio, audio_decoding
+from melody_jax.audio_format import SAMPLE_RATE
 from melody_jax.errors import InputWarning, UserError
 
 FRAME = 1152 / 44_100
@@ -25,7 +26,7 @@ def put(folder: Path, data: bytes, name: str = "a.wav") -> Path:
 def lengths(path: Path) -> tuple[float, float, float]:
     """Seconds of a file as read at once, as read in blocks, and as declared to other modules."""
     blocks = [len(block) / rate for block, rate in audio.stream(path, 2.0)]
-    return len(audio.read(path)) / audio.SAMPLE_RATE, sum(blocks), audio.seconds(path)
+    return len(audio.read(path)) / SAMPLE_RATE, sum(blocks), audio.seconds(path)
 
 
 def assert_noise_then_tone(wave: np.ndarray) -> None:

@@ -18,7 +18,7 @@ import numpy as np
 from flax import nnx
 
 from melody_jax import roles
-from melody_jax.audio import TOKEN_SAMPLES
+from melody_jax.audio_format import TOKEN_SAMPLES
 from melody_jax.convert.tensors import read_once
 from melody_jax.convert.wav2vec2 import load_wav2vec2
 from melody_jax.errors import UserError

@@ -27,7 +27,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
 from melody_jax import spectral
-from melody_jax.audio import SAMPLE_RATE, AudioFormat
+from melody_jax.audio_format import SAMPLE_RATE, AudioFormat
 from melody_jax.errors import UserError
 from melody_jax.models import discriminators, vae
 from melody_jax.models.discriminators import Discrimination, DiscriminatorConfig
