@@ -18,11 +18,12 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int32
 
-from melody_jax.composer.theory import KEYS
 from melody_jax.errors import UserError
 
 NAMES = ("tempo_bpm", "key", "mode", "metre", "genre")
 """The controls, in the order of their tokens; the names are those of a piece's facts."""
+KEYS = ("C", "C#", "D", "D#", "E", "F", "F#", "G", "G#", "A", "A#", "B")
+"""Names of the pitch classes."""
 _FLATS = {
     "Db": "C#",
     "Eb": "D#",

@@ -1,6 +1,7 @@
 """Python files that a user names: configs, studies, embeddings; and the docstrings of source files."""
 
 import ast
+import difflib
 import importlib.util
 import inspect
 import sys
@@ -79,7 +80,12 @@ def _alternatives(path: Path, name: str) -> str:
     siblings = sorted(file.name for file in path.parent.glob("*.py")) if path.parent != Path() else []
     if siblings:
         return f"; in {path.parent} there are {', '.join(siblings)}"
-    return f"; the package has {', '.join(shipped_names(name))}" if name in FOLDERS else ""
+    if name not in FOLDERS:
+        return ""
+    names = shipped_names(name)
+    closest = difflib.get_close_matches(path.stem, names, 1)
+    meant = f"; is {closest[0]} meant? T" if closest else "; t"
+    return f"{meant}he package has {', '.join(names)}"
 
 
 def docstring(owner: Any) -> str:

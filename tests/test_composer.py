@@ -15,7 +15,8 @@ from melody_jax.composer.melody import Motif, melody_hash
 from melody_jax.composer.moods import MOODS
 from melody_jax.composer.piece import DRUM_KITS, EFFECTS, RENDERERS, ROLES, ROOMS
 from melody_jax.composer.splits import SPLITS, split_of
-from melody_jax.composer.theory import KEYS, MODES, QUALITIES, Chord, chord_scale, voicing
+from melody_jax.composer.theory import MODES, QUALITIES, Chord, chord_scale, voicing
+from melody_jax.control_tokens import KEYS
 from melody_jax.errors import UserError
 
 LEADS = (

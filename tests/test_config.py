@@ -15,6 +15,7 @@ from melody_jax.config_json import difference, from_dict, to_dict
 from melody_jax.errors import UserError, cli_entry
 from melody_jax.models import mulan
 from melody_jax.models.mulan import MuLanConfig
+from melody_jax.python_file import function_of
 
 FILE = """
 import dataclasses
@@ -118,9 +119,9 @@ def test_bad_files_are_one_line(path: Path) -> None:
         load_config(path.with_name("broken.py"))
     with pytest.raises(UserError, match=r"no function config\(\)"):
         load_config(path.with_name("empty.py"))
-    with pytest.raises(UserError, match=r"the package has dpd_ablation, .*, vae_tiny"):
+    with pytest.raises(UserError, match=r"[Tt]he package has dpd_ablation, .*, vae_tiny"):
         load_config("dpd_minni")
-    with pytest.raises(UserError, match=r"the package has backbones, "):
+    with pytest.raises(UserError, match=r"[Tt]he package has backbones, "):
         load_study("chonks")
 
 
@@ -199,3 +200,13 @@ def test_a_missing_extra_is_one_line(capsys: pytest.CaptureFixture[str]) -> None
     assert re.fullmatch(f"error: {hint}", capsys.readouterr().err)
     with pytest.raises(ModuleNotFoundError):
         cli_entry(lambda: needs("melody_jax.gone"))()
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "meant"), [("config", "vae_min", "vae_mini"), ("study", "chunk", "chunks")]
+)
+def test_a_misspelt_name_is_answered_with_the_closest(name: str, given: str, meant: str) -> None:
+    with pytest.raises(UserError, match=f"is {meant} meant"):
+        function_of(given, name)
+    with pytest.raises(UserError, match="; the package has"):
+        function_of("zzzzz", name)

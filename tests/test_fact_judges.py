@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from melody_jax.composer.prompt_facts import PromptFacts
-from melody_jax.composer.theory import KEYS
+from melody_jax.control_tokens import KEYS
 from melody_jax.errors import UserError
 from melody_jax.evaluation import adherence, clip_features
 from melody_jax.evaluation.clip_features import ClipFeatures

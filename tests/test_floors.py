@@ -11,9 +11,11 @@ PACKAGE = "melody_jax"
 GROUND = (
     "audio",
     "audio_decoding",
+    "audio_format",
     "audio_headers",
     "chips",
     "config_json",
+    "control_tokens",
     "diffusion",
     "errors",
     "extras",

@@ -12,7 +12,7 @@ from melody_jax.composer.melody import melody_hash
 from melody_jax.composer.piece import Facts, Piece, Production, Section, Track
 from melody_jax.composer.plan import Plan, make_plan
 from melody_jax.composer.splits import split_index
-from melody_jax.composer.theory import KEYS
+from melody_jax.control_tokens import KEYS
 
 _STREAM_PRODUCTION = 20
 _LOW_ENERGY = 0.42

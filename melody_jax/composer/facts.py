@@ -11,8 +11,8 @@ from melody_jax.composer.form import METRES
 from melody_jax.composer.genres import GENRES
 from melody_jax.composer.instruments import INSTRUMENTS
 from melody_jax.composer.moods import MOODS
-from melody_jax.composer.theory import KEYS, MODES
-from melody_jax.control_tokens import ControlVocabulary
+from melody_jax.composer.theory import MODES
+from melody_jax.control_tokens import KEYS, ControlVocabulary
 
 TABLES: dict[str, tuple[str, ...]] = {
     "genre": tuple(GENRES),

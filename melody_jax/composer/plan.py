@@ -11,7 +11,8 @@ from melody_jax.composer.instruments import INSTRUMENTS
 from melody_jax.composer.melody import MelodyStyle, Motif, draw_motif, draw_scheme
 from melody_jax.composer.moods import MOODS, Mood
 from melody_jax.composer.splits import stable_hash
-from melody_jax.composer.theory import KEYS, MINOR_MODES, MODES, Chord
+from melody_jax.composer.theory import MINOR_MODES, MODES, Chord
+from melody_jax.control_tokens import KEYS
 from melody_jax.errors import UserError
 
 _STREAM_CAST = 1

@@ -69,8 +69,8 @@ class Extractor:
         ]
 
     def _compute_content(self, params: Any, windows: jax.Array) -> tuple[jax.Array, jax.Array]:
-        heard = default_format(windows, self.audio_format)
-        tokens = tokenizer.tokenize(params["tokenizer"], self._configs["tokenizer"], heard)
+        mono = default_format(windows, self.audio_format)
+        tokens = tokenizer.tokenize(params["tokenizer"], self._configs["tokenizer"], mono)
         return tokens, vae.encode(params["vae"], self._configs["vae"], windows)
 
     def _compute_music_prefixes(self, params: Any, windows: jax.Array, keys: jax.Array) -> tuple[jax.Array]:

@@ -43,19 +43,19 @@ def attacks(wave: np.ndarray) -> np.ndarray:
 
 def attack_agreement(clip: np.ndarray, original: np.ndarray) -> float:
     """F1 score of the clip's attacks, each of which may match one of the original's within 50 ms; nan without any."""
-    found = attacks(clip).tolist()
-    wanted = attacks(original).tolist()
-    if not found and not wanted:
+    clip_attacks = attacks(clip).tolist()
+    true_attacks = attacks(original).tolist()
+    if not clip_attacks and not true_attacks:
         return np.nan
     matches = 0
     position = 0
-    for frame in wanted:
-        while position < len(found) and found[position] < frame - ATTACK_TOLERANCE:
+    for frame in true_attacks:
+        while position < len(clip_attacks) and clip_attacks[position] < frame - ATTACK_TOLERANCE:
             position += 1
-        if position < len(found) and found[position] <= frame + ATTACK_TOLERANCE:
+        if position < len(clip_attacks) and clip_attacks[position] <= frame + ATTACK_TOLERANCE:
             matches += 1
             position += 1
-    return 2 * matches / (len(found) + len(wanted))
+    return 2 * matches / (len(clip_attacks) + len(true_attacks))
 
 
 def notes(levels: np.ndarray) -> np.ndarray:
@@ -77,10 +77,10 @@ def notes(levels: np.ndarray) -> np.ndarray:
 
 def note_agreement(clip_levels: np.ndarray, original_levels: np.ndarray) -> float:
     """F1 score of the notes of all frames, from levels (F, bins) of two clips; nan if neither has a note."""
-    found = notes(clip_levels)
-    wanted = notes(original_levels)
-    total = found.sum() + wanted.sum()
-    return float(2 * (found & wanted).sum() / total) if total else np.nan
+    clip_notes = notes(clip_levels)
+    true_notes = notes(original_levels)
+    total = clip_notes.sum() + true_notes.sum()
+    return float(2 * (clip_notes & true_notes).sum() / total) if total else np.nan
 
 
 def _nearest(pitch: np.ndarray, note: int) -> np.ndarray:

@@ -14,7 +14,7 @@ import numpy as np
 
 from melody_jax.composer.facts import INSTRUMENT_NAMES
 from melody_jax.composer.prompt_facts import PromptFacts
-from melody_jax.composer.theory import KEYS
+from melody_jax.control_tokens import KEYS
 from melody_jax.errors import UserError
 from melody_jax.evaluation.clip_features import ClipFeatures, is_same_tempo
 from melody_jax.evaluation.group_judge import train_classifier

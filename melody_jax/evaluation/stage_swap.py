@@ -56,9 +56,9 @@ def swap_stages(
     keys = windows.item_keys(controls)
 
     def decode(latents: jax.Array) -> np.ndarray:
-        return heard(np.asarray(windows.latents_to_wave(params["vae"], configs["vae"], latents)))
+        return to_default_format(np.asarray(windows.latents_to_wave(params["vae"], configs["vae"], latents)))
 
-    def heard(clips: Iterable[np.ndarray]) -> np.ndarray:
+    def to_default_format(clips: Iterable[np.ndarray]) -> np.ndarray:
         return np.stack([audio.convert(clip, stored, DEFAULT_FORMAT) for clip in clips])
 
     diffuse = partial(_tokens_to_latents, params["dpd"], batch.config, controls)
@@ -67,7 +67,7 @@ def swap_stages(
         "vae": decode(latents),
         "dpd": decode(diffuse(tokens, keys)),
         "lm": decode(diffuse(lm_tokens, keys)),
-        "text": heard(melody.run(batch.requests)),
+        "text": to_default_format(melody.run(batch.requests)),
     }
 
 

@@ -26,7 +26,7 @@ from melody_jax.errors import UserError
 from melody_jax.models import functional
 from melody_jax.models.functional import Remat
 from melody_jax.models.products import product
-from melody_jax.models.stft_config import check_channels
+from melody_jax.models.stft_config import check_format
 from melody_jax.models.stft_synthesis import MagnitudePair
 from melody_jax.roles import BIAS, CONV
 
@@ -67,7 +67,7 @@ class HiFiGANConfig:
     """What the backward pass recomputes: "none", "dots" or "blocks" (models/functional.py)."""
 
     def __post_init__(self) -> None:
-        check_channels(self.sample_rate, self.channels)
+        check_format(self.sample_rate, self.channels)
         for half in ("encoder", "decoder"):
             rates, channels, kernels = (
                 getattr(self, f"{half}_{name}") for name in ("rates", "channels", "kernels")

@@ -13,7 +13,7 @@ KERNEL = 7
 """Taps of every depthwise convolution."""
 
 
-def check_channels(sample_rate: int, channels: int) -> None:
+def check_format(sample_rate: int, channels: int) -> None:
     """Raises `UserError` unless a codec can work at this rate with so many channels."""
     if not LOWEST_RATE <= sample_rate <= HIGHEST_RATE or channels not in CHANNELS:
         raise UserError(
@@ -70,7 +70,7 @@ class StftCodecConfig:
     """Compute type of the blocks; spectra are float32 always."""
 
     def __post_init__(self) -> None:
-        check_channels(self.sample_rate, self.channels)
+        check_format(self.sample_rate, self.channels)
         if self.n_fft < self.frame_hop * 2:
             raise UserError(
                 f"n_fft {self.n_fft}: frames must overlap at least twice (frame_hop is {self.frame_hop})"

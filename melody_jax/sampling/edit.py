@@ -155,8 +155,8 @@ def encode_windows(
     """Semantic tokens and latents of windows of audio, by the `configs` of tokenizer and VAE."""
 
     def encode(window: jax.Array) -> tuple[jax.Array, jax.Array]:
-        heard = default_format(window[None], configs[1].audio_format)
-        tokens = tokenizer.tokenize(params["tokenizer"], configs[0], heard)
+        mono = default_format(window[None], configs[1].audio_format)
+        tokens = tokenizer.tokenize(params["tokenizer"], configs[0], mono)
         return tokens[0], vae.encode(params["vae"], configs[1], window[None])[0]
 
     return jax.lax.map(encode, windows)

@@ -130,7 +130,9 @@ class Request(ClipSettings):
     @property
     def controls(self) -> dict[str, Any]:
         """The facts (control_tokens.py) that the settings say."""
-        given = {"tempo_bpm": self.bpm, "metre": self.metre} | (parse_key(self.key) if self.key else {})
+        given = {"tempo_bpm": float(self.bpm), "metre": self.metre} | (
+            parse_key(self.key) if self.key else {}
+        )
         return {name: value for name, value in given.items() if value}
 
     @property

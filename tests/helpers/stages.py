@@ -18,6 +18,7 @@ from melody_jax.training.stages.tokenizer import TokenizerStage
 from melody_jax.training.stages.vae import VAEStage
 
 TOKENS = 16
+STEREO = dataclasses.replace(vae.TINY, codec=dataclasses.replace(vae.TINY.codec, channels=2))
 DPD = dataclasses.replace(dpd.TINY, semantic_tokens=16)
 STAGES: dict[str, Any] = {
     "vae": VAEStage(
@@ -41,6 +42,9 @@ STAGES: dict[str, Any] = {
         codes=16,
         mask_span=4,
         mask_start=0.2,
+    ),
+    "stereo vae": VAEStage(
+        model=STEREO, discriminator=discriminators.TINY, resolutions=((1024, 240),), adversarial_start=1_000
     ),
     "lm": LMStage(model=LMConfig(layers=1, width=32, heads=2, ffn=64, prefix_codes=8, semantic_vocab=16)),
     "dpd": DPDStage(model=DPD),
@@ -88,10 +92,13 @@ class Batches(ToyBatches):
         self.kind = stage.batch
         self.samples = 3840 if stage.name == "vae" else TOKENS * 960
         self.position = position
+        self.channels = stage.audio_format.channels
 
     def __next__(self) -> dict[str, Any]:
         rng = np.random.default_rng(self.position)
         self.position += 1
         if self.kind == "audio":
-            return {"audio": music(rng)[:, : self.samples]}
+            left = music(rng)[:, : self.samples]
+            both = np.stack([left, 0.5 * np.roll(left, 12, axis=1)], axis=2)
+            return {"audio": left if self.channels == 1 else both}
         return captioned(rng) if self.kind == "audio_text" else features(rng)
