@@ -74,7 +74,7 @@ def test_multi_period(period, theirs, compare) -> None:
         "out": ours(network.conv_post),
     }
     audio = np.random.default_rng(0).standard_normal((2, 4001)).astype(np.float32)  # no multiple of a period
-    logits, hidden = bind(PeriodDiscriminator, period, WIDTHS, params=params)(jnp.asarray(audio))
+    logits, hidden = bind(PeriodDiscriminator, period, 1, WIDTHS, params=params)(jnp.asarray(audio))
     *features, their_logits = network(torch.tensor(audio)[:, None])
     compare(logits.reshape(2, period, -1).swapaxes(1, 2), their_logits[:, 0])
     for mine, feature in zip(hidden, features, strict=True):  # (B * period, T', C) and (B, C, T', period)
