@@ -1,4 +1,5 @@
-"""`vae_mini` that codes bass: a second STFT window for the band below 1 kHz, and losses that give the bass a say.
+"""`vae_mini` that codes bass: a second STFT window for the band below 1 kHz, and losses that give the bass a say and
+noise its level.
 
 melody train vae_bass --data.folder corpus/train --workdir runs/vae_bass
 """
@@ -16,6 +17,7 @@ def config() -> TrainConfig:
         resolutions=((8192, 1920), (4096, 960), (2048, 480), (1024, 240), (512, 120)),
         loss_corner_hz=150.0,
         magnitude_weight=1.0,
+        quantile=0.632,
         kl_weight=0.003,
         adversarial_start=20_000,
     )
