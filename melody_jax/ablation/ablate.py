@@ -100,7 +100,8 @@ def work(config: AblateConfig, quiet: bool = False) -> None:
     study = load_study(config.study)
     measures = measures_of(study)
     start = time.monotonic()
-    for run in runs_of(study, config):
+    runs = list(runs_of(study, config))
+    for number, run in enumerate(runs, start=1):
         minutes_left = config.minutes - (time.monotonic() - start) / 60 if config.minutes else 0.0
         results = read_results(config.results_file)
         if run.name in results:
@@ -110,20 +111,25 @@ def work(config: AblateConfig, quiet: bool = False) -> None:
         with files.claim_folder(run.folder) as is_mine:
             if not is_mine or _is_finished(run, read_results(config.results_file), measures):
                 continue
-            if not _finish(run, config, measures, minutes_left, quiet):
+            if not _finish(run, f"run {number} of {len(runs)}", config, measures, minutes_left, quiet):
                 return
             add_results(config.results_file, {run.name: read_folder(run.folder, run.arm, run.seed)})
 
 
-def _finish(run: Run, config: AblateConfig, measures: Sequence[str], minutes: float, quiet: bool) -> bool:
-    """Runs and measures what the run folder lacks; False if the time limit or SIGTERM ended it early."""
+def _finish(
+    run: Run, position: str, config: AblateConfig, measures: Sequence[str], minutes: float, quiet: bool
+) -> bool:
+    """Runs and measures what the run folder lacks; False if the time limit or SIGTERM ended it early.
+
+    position: which run of the study this is, for the line that names it.
+    """
     if (run.folder / "config.json").is_file() and isinstance(run.config, TrainConfig):
         from melody_jax.training.run_folder import read_run
 
         _refuse_changed_defaults(run.config, {"config": read_run(run.folder)[0]}, str(run.folder))
     if read_folder(run.folder, run.arm, run.seed).is_complete(measures):
         return True
-    print(f"{config.name}: {run.arm}, seed {run.seed} ({run.folder})", file=sys.stderr)
+    print(f"{config.name}, {position}: {run.arm}, seed {run.seed} ({run.folder})", file=sys.stderr)
     try:
         return runner_of(run.config).run_arm(run.config, run.folder, measures, minutes, quiet)
     except Diverged as error:
@@ -185,7 +191,7 @@ def _show_progress(config: AblateConfig, runs: Sequence[Run], processes: Sequenc
             time.sleep(POLL_SECONDS)
             bar.n = sum(last_step(run.folder) for run in runs)
             measures = sum(len(list(run.folder.glob("*.safetensors"))) for run in runs)
-            bar.set_postfix_str(f"{measures} measures taken")
+            bar.set_postfix_str(f"{measures} measures taken" if bar.n or measures else "compiling")
 
 
 def _worker(config: AblateConfig) -> None:
