@@ -123,9 +123,16 @@ def load_network(path: str | os.PathLike, name: str) -> tuple[Params, Any, dict[
     return jax.tree.map(jnp.asarray, params), config, hashes
 
 
+def locate(path: str | os.PathLike) -> Path:
+    """A folder of released networks: the one at `path`, or the packaged release of this name ("mini")."""
+    packaged = WEIGHTS / Path(path).name
+    is_name = Path(path).name == str(path)
+    return packaged if is_name and not Path(path).exists() and packaged.is_dir() else Path(path)
+
+
 def read_network(path: str | os.PathLike, name: str) -> tuple[Params, Any, dict[str, str]]:
     """`load_network` with NumPy arrays, for callers that place them on devices themselves."""
-    folder = Path(path)
+    folder = locate(path)
     description = read_description(folder, name)
     place = f"{folder / name}.safetensors"
     data = files.read_bytes(place, MAX_BYTES)
@@ -248,7 +255,7 @@ def save_card(path: str | os.PathLike, name: str, text: str) -> None:
 
 def load_tokenizer(path: str | os.PathLike, size: int) -> Tokenizer:
     """The tokenizer of the MuLan in folder `path`. Raises `UserError` unless it has `size` word pieces."""
-    file = Path(path) / TOKENIZER
+    file = locate(path) / TOKENIZER
     return read_tokenizer(str(file) if file.exists() else "", size)
 
 
@@ -258,7 +265,7 @@ def read_description(path: str | os.PathLike, name: str) -> dict[str, Any]:
     Raises:
         UserError: the file is missing, does not describe this network, or was changed after it was written.
     """
-    file = Path(path) / f"{name}.json"
+    file = locate(path) / f"{name}.json"
     description = files.read_json(file, MAX_DESCRIPTION)
     types = {"config": dict, "hashes": dict, "metrics": dict, "sha256": str}
     if not isinstance(description, dict) or not description.keys() >= {"format_version", "network"}:
@@ -286,7 +293,7 @@ def _description_hash(description: dict[str, Any]) -> str:
 
 def network_hash(path: str | os.PathLike, name: str) -> str:
     """The sha256 of the network's tensor file, which identifies it in features and in networks trained on it."""
-    return files.file_hash(Path(path) / f"{name}.safetensors")
+    return files.file_hash(locate(path) / f"{name}.safetensors")
 
 
 def flatten(params: Params, prefix: str = "") -> dict[str, Any]:

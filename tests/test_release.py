@@ -300,3 +300,15 @@ def test_a_difference_is_stored_in_four_bits_and_added_on_loading(
     release.save_network(tmp_path, "dpd", {**base, "table": base["table"] + 1}, config, {})
     with pytest.raises(UserError, match="dpd_distilled was made from another dpd than the one here"):
         release.load_network(tmp_path, "dpd_distilled")
+
+
+def test_a_packaged_release_has_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where there is no such folder; a folder of that name comes first."""
+    monkeypatch.chdir(tmp_path)
+    assert release.locate("mini") == release.WEIGHTS / "mini"
+    assert release.network_hash("mini", "vae") == release.network_hash(release.WEIGHTS / "mini", "vae")
+    assert release.read_description("mini", "lm")["network"] == "lm"
+    assert release.locate("maxi") == Path("maxi")
+    assert release.locate(tmp_path / "mini") == tmp_path / "mini"
+    (tmp_path / "mini").mkdir()
+    assert release.locate("mini") == Path("mini")

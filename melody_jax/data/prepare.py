@@ -68,6 +68,8 @@ def _with_absolute_paths(config: PrepareConfig) -> PrepareConfig:
     given = {name: getattr(config, name) for name in ("source", "out", "networks") if getattr(config, name)}
     for folder in given.values():
         files.refuse_url(folder)
+    if config.networks:
+        given["networks"] = str(release.locate(config.networks))
     absolute = {name: str(Path(folder).absolute()) for name, folder in given.items()}
     return dataclasses.replace(config, **absolute)
 

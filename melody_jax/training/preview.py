@@ -9,7 +9,6 @@
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -85,7 +84,7 @@ def make_preview(
 
 def _network(config: TrainConfig, name: str) -> tuple[Params, Any, dict[str, str]]:
     folder = config.data.networks
-    if not folder or not (Path(folder) / f"{name}.safetensors").is_file():
+    if not folder or not (release.locate(folder) / f"{name}.safetensors").is_file():
         raise UserError(
             f"watch.preview_every: previews of {config.stage.name} need a released {name}; --data.networks "
             f"{folder or 'is empty'}{' has none' if folder else ''}"
