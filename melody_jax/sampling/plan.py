@@ -173,10 +173,9 @@ def control_vocabulary(configs: Configs) -> ControlVocabulary | None:
 def _check_controls(request: Request, vocabulary: ControlVocabulary | None) -> None:
     """Raises `UserError` for a tempo, key or metre that the networks do not know."""
     if request.controls and vocabulary is None:
-        name = next(name for name in ("bpm", "key", "metre") if getattr(request, name))
-        raise UserError(
-            f"{name} is {getattr(request, name)}; this model has no control tokens: say it in the prompt"
-        )
+        given = {"bpm": f"{request.bpm:g}" if request.bpm else "", "key": request.key, "metre": request.metre}
+        name, value = next((name, value) for name, value in given.items() if value)
+        raise UserError(f"{name} is {value}; this model has no control tokens: say it in the prompt")
     if vocabulary is not None:
         vocabulary.check(request.controls)
 
