@@ -37,7 +37,7 @@ _FLATS = {
 }
 _SIGNS = {"": "", "#": "#", "♯": "#", "sharp": "#", "b": "b", "♭": "b", "flat": "b"}
 _KEY = re.compile(r"([A-G])(#|♯| ?sharp|b|♭| ?flat)? *(\w+)?", re.IGNORECASE)
-_MODES = {"m": "minor", "min": "minor", "maj": "major", "M": "major"}
+_MODES = {"m": "minor", "min": "minor", "maj": "major"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,11 +58,16 @@ class ControlVocabulary:
     """Names of genres."""
 
     def __post_init__(self) -> None:
-        if not 0 < self.slowest < self.fastest or self.tempos < 2:
+        is_whole = isinstance(self.tempos, int) and not isinstance(self.tempos, bool)
+        if not (0 < self.slowest < self.fastest < math.inf and is_whole and self.tempos >= 2):
             raise UserError(
                 f"tempi from {self.slowest:g} to {self.fastest:g} in {self.tempos} steps; it must be at least two "
                 "steps between rising tempi above 0"
             )
+        for name in ("modes", "metres", "genres"):
+            names = getattr(self, name)
+            if not isinstance(names, tuple | list) or len(set(names)) < len(names):
+                raise UserError(f"{name} is {names!r}; it must be a list of different names")
 
     @property
     def sizes(self) -> tuple[int, ...]:
@@ -94,7 +99,7 @@ class ControlVocabulary:
             return -1
         step = math.log(self.fastest / self.slowest) / (self.tempos - 1)
         place = math.log(tempo / self.slowest) / step
-        return round(place) if -0.5 <= place <= self.tempos - 0.5 else -1
+        return round(place) if -0.5 <= place < self.tempos - 0.5 else -1
 
 
 def parse_key(text: str) -> dict[str, str]:
@@ -112,4 +117,6 @@ def parse_key(text: str) -> dict[str, str]:
     accidental = (accidental or "").strip().lower()
     name = note.upper() + _SIGNS[accidental]
     facts = {"key": _FLATS.get(name, name)}
-    return facts | ({"mode": _MODES.get(mode, mode.lower())} if mode else {})
+    if not mode:
+        return facts
+    return facts | {"mode": "major" if mode == "M" else _MODES.get(mode.lower(), mode.lower())}

@@ -160,7 +160,7 @@ def options_of(config: "DataclassInstance", prefix: str = "") -> Iterator[Option
         value = getattr(config, field.name)
         if dataclasses.is_dataclass(value) and not isinstance(value, type):
             yield from options_of(value, f"{prefix}{field.name}.")
-        else:
+        elif not dataclasses.is_dataclass(_without_none(hints[field.name])):  # an absent one has no text form
             yield Option(prefix + field.name, hints[field.name], value, type(config), field.metadata)
 
 

@@ -108,6 +108,20 @@ def test_every_network_learns_from_both_channels(model: VAEConfig) -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("codec", "says"),
+    [
+        ({"sample_rate": 44_100}, "960 samples per latent do not divide the 1764 of a semantic token"),
+        ({"sample_rate": 44_101}, "it must be a multiple of 25"),
+        ({"frame_hop": 0}, "frame_hop 0: it must be at least 1"),
+        ({"downsample": 0}, "downsample 0: it must be at least 1"),
+    ],
+)
+def test_latents_and_tokens_keep_step(codec: dict[str, int], says: str) -> None:
+    with pytest.raises(UserError, match=says):
+        VAEConfig(codec=replace(vae.TINY.codec, **codec))
+
+
 @pytest.mark.parametrize("wrong", [{"channels": 3}, {"channels": 0}, {"sample_rate": 100}])
 def test_impossible_audio_is_refused(wrong: dict[str, int]) -> None:
     with pytest.raises(UserError, match="the first must be from 8000 to 192000, the second 1 or 2"):

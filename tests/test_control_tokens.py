@@ -64,6 +64,9 @@ def test_the_composer_has_a_token_for_each_of_its_facts() -> None:
         ("Cb major", "B", "major"),
         ("Am", "A", "minor"),
         ("D♭ maj", "C#", "major"),
+        ("A MIN", "A", "minor"),
+        ("Eb Maj", "D#", "major"),
+        ("CM", "C", "major"),
     ],
 )
 def test_keys(text: str, key: str, mode: str | None) -> None:
@@ -100,6 +103,20 @@ def test_words_of_a_prompt() -> None:
         Part(text="in C major", weight=-1),
     )
     assert facts_of_words(blend) == expected | {"tempo_bpm": 70.0}
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{"tempos": 2.5}, {"fastest": float("inf")}, {"modes": "major"}, {"modes": ("a", "a")}, {"slowest": 0.0}],
+)
+def test_impossible_vocabularies_are_refused(fields: dict) -> None:
+    with pytest.raises(UserError, match="it must be"):
+        ControlVocabulary(**fields)
+
+
+def test_no_tempo_beyond_the_last_has_a_token() -> None:
+    two = ControlVocabulary(slowest=60, fastest=240, tempos=2)
+    assert [two.tokens({"tempo_bpm": bpm})[0] for bpm in (60, 240, 479, 480)] == [0, 1, 1, -1]
 
 
 def test_music_without_a_pulse_has_neither_tempo_nor_metre() -> None:
@@ -242,6 +259,15 @@ def test_a_model_without_controls_says_so(melody: Melody) -> None:
         Request(prompt="any", key="H")
     with pytest.raises(UserError, match="bpm is 'fast'"):
         Request(prompt="any", bpm="fast")
+
+
+def test_one_network_alone_may_take_them(controlled: Melody) -> None:
+    networks = tiny_networks()
+    for other in ("lm", "dpd"):
+        params = controlled.params | {other: networks[other][0]}
+        half = Melody(params, controlled.configs | {other: networks[other][1]}, controlled.tokenizer, {})
+        (clip,) = half.generate("house at 120 bpm", seconds=1.0, steps=1)
+        assert np.isfinite(clip).all()
 
 
 def test_networks_with_different_controls_are_refused(controlled: Melody) -> None:

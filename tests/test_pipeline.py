@@ -112,6 +112,10 @@ def test_audio_crops(music: str) -> None:
     assert slopes[:10] != slopes[10:20]
 
 
+def test_batches_of_one(music: str) -> None:
+    assert next(pipeline.TrainingBatches(config(music, batch_size=1), "audio"))["audio"].shape == (1, 1000)
+
+
 def test_order_does_not_depend_on_threads_or_processes(music: str) -> None:
     one = take(pipeline.TrainingBatches(config(music, threads=1, prefetch=1), "audio_text"), 3)
     four = take(pipeline.TrainingBatches(config(music, threads=4, prefetch=8), "audio_text"), 3)

@@ -1,5 +1,7 @@
 """Facts of prompts: hand-made ones, and the composer's captions, for which the facts are known."""
 
+import pytest
+
 from melody_jax.composer.captions import captions
 from melody_jax.composer.compose import compose
 from melody_jax.composer.prompt_facts import of_facts, of_text
@@ -17,6 +19,28 @@ def test_by_hand() -> None:
     assert of_text("something in a minor key").key is None
     assert of_text("F sharp major").key == "F#"
     assert len(of_text("guitar").instruments[0]) > 1  # a name of several instruments
+
+
+@pytest.mark.parametrize(
+    ("text", "tempo", "key", "mode", "metre"),
+    [
+        ("techno at 128.5 bpm in Bb major", 128.5, "A#", "major", None),
+        ("1200 bpm", None, None, None, None),
+        ("a waltz in B-flat Minor, 3/4", None, "A#", "minor", "3/4"),
+        ("march, 4/4, F-sharp minor", None, "F#", "minor", "4/4"),
+        ("A major hit song", None, None, None, None),
+        ("A minor, slow", None, "A", "minor", None),
+        ("piece in A major with flute", None, "A", "major", None),
+        ("not in A minor, 90 bpm", 90.0, None, None, None),
+        ("E♭ major, 7/8", None, "D#", "major", "7/8"),
+        ("13/8 or 1/4", None, None, None, None),
+    ],
+)
+def test_ways_of_writing(
+    text: str, tempo: float | None, key: str | None, mode: str | None, metre: str | None
+) -> None:
+    facts = of_text(text)
+    assert (facts.tempo_bpm, facts.key, facts.mode, facts.metre) == (tempo, key, mode, metre)
 
 
 def test_negated_words_are_ignored() -> None:

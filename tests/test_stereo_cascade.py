@@ -105,3 +105,11 @@ def test_other_networks_hear_24_khz_mono(rate: int, count: int) -> None:
     assert heard.shape == (48_000,)
     expected = np.sin(2 * np.pi * 440 * np.arange(48_000) / 24_000) / count
     np.testing.assert_allclose(heard[1_000:-1_000], expected[1_000:-1_000], atol=2e-3)
+
+
+def test_channels_that_cancel_are_not_silence() -> None:
+    """The loudest is used, item by item, as where files are mixed."""
+    noise = np.random.default_rng(0).normal(0, 0.1, 9_600).astype(np.float32)
+    sounds = np.stack([np.stack([noise, -noise], 1), np.stack([noise, noise], 1)])
+    heard = channels.default_format(jnp.asarray(sounds), AudioFormat(channels=2))
+    np.testing.assert_allclose(heard, [noise, noise], atol=1e-6)

@@ -9,16 +9,21 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-from melody_jax.composer.phrases.frames import FLATS, METRES
+from melody_jax.composer.form import METRES as METRE_NAMES
+from melody_jax.composer.phrases.frames import METRES
 from melody_jax.composer.phrases.genre_words import GENRES
 from melody_jax.composer.phrases.instrument_words import NAMES
 from melody_jax.composer.theory import MINOR_MODES, MODES
+from melody_jax.control_tokens import parse_key
 
-_TEMPO = re.compile(r"(\d{2,3}) ?(?:bpm|beats per minute)", re.IGNORECASE)
-_KEY = re.compile(rf"\b([A-G](?:#| sharp| flat)?) ({'|'.join(MODES)})\b(?!.key)")
+_TEMPO = re.compile(r"(?<![\d.])(\d{2,3}(?:\.\d+)?) ?(?:bpm|beats per minute)\b", re.IGNORECASE)
+_KEY = re.compile(rf"\b([A-G](?:#|♯|b|♭|[ -]sharp|[ -]flat)?)[ -]((?i:{'|'.join(MODES)}))\b(?!.key)")
+_ARTICLE = re.compile(r"A (?:major|minor) +[a-z]")
+"""Words in which "A" is no note, unless "in" or "of" precedes it: "A major hit"."""
+_METRE = re.compile(r"(?<![\d/])(\d{1,2}/\d{1,2})(?![\d/])")
 _MODE = re.compile(r"\b(major|minor)[- ]key\b", re.IGNORECASE)
-_NEGATED = re.compile(r"\b(?:no|without(?: any)?) [^,.;:]*", re.IGNORECASE)
-_SHARPS = {flat: sharp for sharp, flat in FLATS.items()}
+_NEGATED = re.compile(r"\b(?:no|not in|without(?: any)?) [^,.;:]*", re.IGNORECASE)
+_IN = re.compile(r"\b(?:in|of)\s+$", re.IGNORECASE)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,17 +71,20 @@ def of_text(text: str) -> PromptFacts:
     tempo = _TEMPO.search(affirmed)
     key = _KEY.search(affirmed)
     mode = _MODE.search(affirmed)
-    tonic = key.group(1).replace(" sharp", "#") if key else None
+    if key and _ARTICLE.match(affirmed, key.start()) and not _IN.search(affirmed[: key.start()]):
+        key = None
+    tonic = parse_key(key.group(1).replace("-", " "))["key"] if key else None
     genres = _longest_matches(lower, _genre_words())
     instruments = _longest_matches(_remove(lower, [word for word, _ in genres]), _instrument_words())
     metre = next((name for name, phrases in METRES.items() if any(one in lower for one in phrases)), None)
+    written = [name for name in _METRE.findall(affirmed) if name in METRE_NAMES]
     return PromptFacts(
         genre=next(iter(genres[0][1])) if genres and len(genres[0][1]) == 1 else None,
         instruments=tuple(meanings for _, meanings in instruments),
         tempo_bpm=float(tempo.group(1)) if tempo else None,
-        key=_SHARPS.get(tonic, tonic) if tonic else None,
-        mode=key.group(2) if key else mode.group(1).lower() if mode else None,
-        metre=metre,
+        key=tonic,
+        mode=key.group(2).lower() if key else mode.group(1).lower() if mode else None,
+        metre=metre or next(iter(written), None),
     )
 
 

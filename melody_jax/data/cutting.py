@@ -23,6 +23,8 @@ from melody_jax.errors import UserError
 
 CANCEL = "channels cancel"
 """Note on a recording of which one channel is used, because the mean of the channels is all but silent."""
+CONVERTED = "upsampled or other channels"
+"""Note on a recording with a lower sample rate, or another number of channels, than the pieces."""
 Reject = dict[str, Any]
 """{"recording", "reason", "detail"}, and "seconds" (start, end) if only one piece is rejected."""
 
@@ -83,6 +85,11 @@ def _cut(recording: Recording, config: PieceConfig) -> CutResult:
             raise _Rejected("short", f"{len(block) / rate:.2f} s")
         seconds = [round(start, 3), round(start + len(block) / rate, 3)]
         converted, cancels = audio.to_channels(block, config.channels)
+        if number == 0 and config.audio_format != DEFAULT_FORMAT:
+            channels = block.shape[1]
+            if rate < config.sample_rate or channels != config.channels:
+                detail = f"{rate} Hz with {channels} channels; the pieces are {config.audio_format}"
+                result.notes.append({"recording": recording.id, "note": CONVERTED, "detail": detail})
         if cancels and not result.notes:
             detail = f"the channels cancel each other after {start:.2f} s; the loudest is used"
             result.notes.append({"recording": recording.id, "note": CANCEL, "detail": detail})

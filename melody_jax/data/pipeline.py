@@ -100,7 +100,9 @@ class TrainingBatches:
         self._records = records
         self._order = order
         items = grain.MapDataset.range(count).repeat().map_with_index(item)
-        batches = items.batch(config.batch_size // readers)[reader::readers]
+        batches = items.batch(config.batch_size // readers)
+        if readers > 1:  # Grain cannot slice endless batches of one item
+            batches = batches[reader::readers]
         options = grain.ReadOptions(num_threads=config.threads, prefetch_buffer_size=config.prefetch)
         self._batches: Any = iter(batches.to_iter_dataset(options))
 

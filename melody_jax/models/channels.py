@@ -13,17 +13,23 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from melody_jax import spectral
+from melody_jax.audio import CANCELLED
 from melody_jax.audio_format import DEFAULT_FORMAT, AudioFormat
 
 
 def default_format(audio: Float[Array | np.ndarray, " B T *C"], source: AudioFormat) -> Float[Array, "B _"]:
     """Audio in the format that MuLan and the tokenizer hear, 24 kHz mono, inside a traced function.
 
-    The channels are averaged; T is a multiple of `source.token_samples`.
+    The channels are averaged, or where they cancel each other the loudest is used (as in `audio.mix`); T is a multiple
+    of `source.token_samples`.
     """
     audio = jnp.asarray(audio)
     if source.channels > 1:
-        audio = audio.mean(axis=2)
+        mono = audio.mean(axis=2)
+        energies = jnp.sum(audio**2, axis=1)
+        cancels = jnp.sum(mono**2, axis=1) < CANCELLED * energies.mean(axis=1)
+        loudest = jnp.take_along_axis(audio, energies.argmax(axis=1)[:, None, None], axis=2)[..., 0]
+        audio = jnp.where(cancels[:, None], loudest, mono)
     if source.sample_rate == DEFAULT_FORMAT.sample_rate:
         return audio
     divisor = math.gcd(source.sample_rate, DEFAULT_FORMAT.sample_rate)

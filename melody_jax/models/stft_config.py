@@ -71,6 +71,9 @@ class StftCodecConfig:
 
     def __post_init__(self) -> None:
         check_format(self.sample_rate, self.channels)
+        for name in ("frame_hop", "downsample"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name} {getattr(self, name)}: it must be at least 1")
         if self.n_fft < self.frame_hop * 2:
             raise UserError(
                 f"n_fft {self.n_fft}: frames must overlap at least twice (frame_hop is {self.frame_hop})"

@@ -56,6 +56,14 @@ class VAEConfig:
     codec: StftCodecConfig | HiFiGANConfig = field(default_factory=StftCodecConfig)
     """The networks of the two halves."""
 
+    def __post_init__(self) -> None:
+        samples = self.audio_format.token_samples
+        if samples % self.hop:
+            raise UserError(
+                f"{self.hop} samples per latent do not divide the {samples} of a semantic token (25 Hz at "
+                f"{self.codec.sample_rate} Hz); change the codec's frame_hop, downsample or rates"
+            )
+
     @property
     def hop(self) -> int:
         """Samples per latent."""
