@@ -35,6 +35,8 @@ Record = dict[str, np.ndarray]
 ItemMaker = Callable[[Record, np.random.Generator], Batch]
 """Makes an item (a batch without the dimension B) of a record."""
 
+ENDLESS = 2**62
+"""More items than any run reads."""
 RECORD_KINDS = {"audio": "audio", "audio_text": "audio", "features": "features"}
 """Kind of batch -> kind of shards."""
 
@@ -99,10 +101,9 @@ class TrainingBatches:
         self._batch_size = config.batch_size
         self._records = records
         self._order = order
-        items = grain.MapDataset.range(count).repeat().map_with_index(item)
-        batches = items.batch(config.batch_size // readers)
-        if readers > 1:  # Grain cannot slice endless batches of one item
-            batches = batches[reader::readers]
+        epochs = ENDLESS // count  # Grain's own endless repetition overflows with batches of one item
+        items = grain.MapDataset.range(count).repeat(epochs).map_with_index(item)
+        batches = items.batch(config.batch_size // readers)[reader::readers]
         options = grain.ReadOptions(num_threads=config.threads, prefetch_buffer_size=config.prefetch)
         self._batches: Any = iter(batches.to_iter_dataset(options))
 
