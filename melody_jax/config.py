@@ -85,7 +85,7 @@ class DataConfig:
     batch_size: int = 8
     """Items per step, over all devices."""
     crop_samples: int = 245_760
-    """Length of an audio crop, samples at 24 kHz."""
+    """Length of an audio crop, samples at the network's rate."""
     window_tokens: int = 256
     """Length of a feature window, semantic tokens at 25 Hz."""
     text_length: int = 48

@@ -19,6 +19,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from melody_jax import audio
+from melody_jax.audio_format import DEFAULT_FORMAT
 from melody_jax.data.layouts import Recording
 from melody_jax.data.records import Concatenation, decode_json, open_shards
 from melody_jax.errors import UserError, first_line
@@ -46,7 +47,7 @@ class MelodyMusic(tfds.core.GeneratorBasedBuilder):
         }
         return tfds.core.DatasetInfo(
             builder=self,
-            description="Music for melody_jax: mono, 24 kHz, 16 bits.",
+            description="Music for melody_jax: mono, 24 kHz, 16 bits, whatever the shards hold.",
             features=tfds.features.FeaturesDict(features),
         )
 
@@ -58,8 +59,10 @@ class MelodyMusic(tfds.core.GeneratorBasedBuilder):
         for i in range(len(source)):
             record = source[i]
             meta = decode_json(record["meta"])
+            data = record["audio"].tobytes()
+            wave = audio.convert(audio.decode_flac(data), audio.flac_info(data)[1], DEFAULT_FORMAT)
             example = {
-                "audio": audio.to_int16(audio.decode_flac(record["audio"].tobytes()), meta["id"]),
+                "audio": audio.to_int16(wave, meta["id"]),
                 "id": meta["id"],
                 "captions": list(meta.get("captions") or ()),
                 "meta": record["meta"].tobytes(),

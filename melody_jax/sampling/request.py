@@ -34,7 +34,7 @@ class Part:
     text: str = ""
     """A text. Exactly one of `text` and `audio` is set."""
     audio: str | Path | ArrayLike | None = None
-    """A sound file, or float32 (T,) at 24 kHz, at least one second long."""
+    """A sound file, or float32 (T,) or (T, 2) in the model's format, at least one second long."""
     weight: float = option(1.0, least=-10, most=10)
     """Weight relative to the other parts. A negative weight steers away from the part."""
 
@@ -84,7 +84,8 @@ class Request(ClipSettings):
     """Length in seconds. A clip longer than one window is continued chunk by chunk (MeLoDy,
     arXiv 2305.15719, section 4.3)."""
     source: str | Path | ArrayLike | None = None
-    """Music to edit: a sound file or float32 (T,) at 24 kHz, one second to ten minutes long. It is continued
+    """Music to edit: a sound file, or float32 (T,) or (T, 2) in the model's format (`mini`: 24 kHz mono), one
+    second to ten minutes long. It is continued
     up to `seconds`. With `regions`, `strength` or `keep_tokens` it is changed instead, and the clip is as
     long as the source."""
     regions: Sequence[tuple[float, float]] = ()
