@@ -85,9 +85,8 @@ class Request(ClipSettings):
     arXiv 2305.15719, section 4.3)."""
     source: str | Path | ArrayLike | None = None
     """Music to edit: a sound file, or float32 (T,) or (T, 2) in the model's format (`mini`: 24 kHz mono), one
-    second to ten minutes long. It is continued
-    up to `seconds`. With `regions`, `strength` or `keep_tokens` it is changed instead, and the clip is as
-    long as the source."""
+    second to ten minutes long. It is continued up to `seconds`. With `regions`, `strength` or `keep_tokens` it
+    is changed instead, and the clip is as long as the source."""
     regions: Sequence[tuple[float, float]] = ()
     """(begin, end) in seconds of the parts of the source to regenerate. All other samples stay
     bit-identical."""
