@@ -207,6 +207,16 @@ def flac_info(data: bytes) -> tuple[int, AudioFormat]:
     return info.frames, AudioFormat(sample_rate=info.samplerate, channels=info.channels)
 
 
+def decode_flac_as(data: bytes, target: AudioFormat) -> Audio:
+    """Decodes FLAC bytes and converts them to a format. Raises `UserError` for damaged bytes."""
+    return convert(decode_flac(data), flac_info(data)[1], target)
+
+
+def per_sample(gain: np.ndarray, audio: np.ndarray) -> np.ndarray:
+    """A gain (T,) in a shape that multiplies all channels of audio (T,) or (T, C)."""
+    return gain.reshape(-1, *[1] * (audio.ndim - 1))
+
+
 def convert(audio: AnyAudio, source: AudioFormat, target: AudioFormat) -> Float32[np.ndarray, " _ ..."]:
     """Audio of one format in another; the same audio if they are equal."""
     if source.channels != target.channels:
@@ -269,8 +279,7 @@ def peak_limit(
     lowest = _running_minimum(np.pad(required, 2 * span, constant_values=1.0), 2 * span + 1)
     total = np.cumsum(np.concatenate(([0.0], lowest)), dtype=np.float64)
     gain = (total[2 * span + 1 :] - total[: -2 * span - 1]) / (2 * span + 1)
-    gain = gain.reshape(-1, *[1] * (audio.ndim - 1))
-    return np.clip(audio * gain, -ceiling, ceiling).astype(np.float32)
+    return np.clip(audio * per_sample(gain, audio), -ceiling, ceiling).astype(np.float32)
 
 
 def clipped_share(block: Float[np.ndarray, "T channels"]) -> float:

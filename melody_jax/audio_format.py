@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from melody_jax.errors import UserError
 
 SAMPLE_RATE = 24_000
-"""Samples per second where nothing else is said, as in MeLoDy (arXiv 2305.15719, section 5.1)."""
+"""Samples per second by default, as in MeLoDy (arXiv 2305.15719, section 5.1)."""
 KALDI_RATE = 16_000
 """What Kaldi's filter bank and AST hear."""
 HTSAT_RATE = 48_000

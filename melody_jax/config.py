@@ -211,8 +211,8 @@ class TrainConfig:
     mesh: tuple[int, int, int] = option((-1, 1, 1), group="devices")
     """Devices on the axes (data, fsdp, tensor); one may be -1: all remaining devices."""
     matmul_precision: typing.Literal["default", "bfloat16"] = "default"
-    """"bfloat16": the factors of linear layers' products are rounded to bfloat16, their sums are float32. Steps take
-    0.75 to 0.85 times as long on CPUs with bfloat16 units; TPUs do so by default."""
+    """"bfloat16": the factors of linear layers' products are rounded to bfloat16, their sums are float32. The
+    gradients of a step take 0.75 to 0.85 times as long on a CPU with bfloat16 units; TPUs do so by default."""
     hosts: HostsConfig = dataclasses.field(default_factory=HostsConfig)
     """Training by several processes."""
     watch: WatchConfig = dataclasses.field(default_factory=WatchConfig)

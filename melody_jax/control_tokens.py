@@ -1,10 +1,10 @@
 """Control tokens: tempo, key, mode, metre and genre, told to the networks in numbers beside MuLan's prefix tokens.
 
 A prompt's point in MuLan's space holds little of a tempo and less of a key. A control token says it exactly: it is the
-index of a value in a `ControlVocabulary`, or -1 where nothing is said. In training the facts of a piece give the
+index of a value in a `ControlVocabulary`, or -1 for none. In training the facts of a piece give the
 values; in sampling the user does, or the words of the prompt.
 
-The prefix of a network with controls is [P prefix tokens][C control tokens]; without the latter nothing is said.
+The prefix of a network with controls is [P prefix tokens][C control tokens]; the latter may be left out.
 
 P prefix levels, C controls.
 """

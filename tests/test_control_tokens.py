@@ -148,9 +148,9 @@ def test_the_language_model_reads_every_control() -> None:
     base = lm_logits(params, prefix)
     np.testing.assert_array_equal(lm_logits(params, silent), base)
     for place, size in enumerate(SMALL.sizes):
-        said = silent.at[0, 12 + place].set(size - 1)
-        assert np.abs(lm_logits(params, said) - base).max() > 1e-3
-        np.testing.assert_allclose(lm_logits(params, said, 0), lm_logits(params, prefix, 0), atol=1e-6)
+        informed = silent.at[0, 12 + place].set(size - 1)
+        assert np.abs(lm_logits(params, informed) - base).max() > 1e-3
+        np.testing.assert_allclose(lm_logits(params, informed, 0), lm_logits(params, prefix, 0), atol=1e-6)
 
 
 def test_a_model_without_controls_ignores_them() -> None:
@@ -179,9 +179,9 @@ def test_the_diffusion_reads_every_control_but_not_in_the_null_branch() -> None:
     silent = pad_controls(prefix, 17)
     np.testing.assert_array_equal(run(silent), run(prefix))
     for place, size in enumerate(SMALL.sizes):
-        said = silent.at[0, 12 + place].set(size - 1)
-        assert np.abs(run(said) - run(silent)).max() > 1e-6
-        np.testing.assert_array_equal(run(said, 0), run(silent, 0))
+        informed = silent.at[0, 12 + place].set(size - 1)
+        assert np.abs(run(informed) - run(silent)).max() > 1e-6
+        np.testing.assert_array_equal(run(informed, 0), run(silent, 0))
 
 
 @pytest.mark.parametrize("stage", [LMStage(model=LM), DPDStage(model=DPD)], ids=lambda stage: stage.name)
@@ -193,9 +193,11 @@ def test_training_sees_them_some_of_the_time(stage: LMStage | DPDStage) -> None:
         "latents": jnp.ones((1, 24, DPD.latent_dim)),
         "prefix_tokens": jnp.zeros((1, 17), jnp.int32),
     }
-    said = batch | {"prefix_tokens": batch["prefix_tokens"].at[0, 12].set(3)}
+    informed = batch | {"prefix_tokens": batch["prefix_tokens"].at[0, 12].set(3)}
     loss = jax.jit(lambda batch, key: stage.gradients(params, batch, key, jnp.int32(0))[1]["loss"])
-    differs = [bool(loss(batch, key) != loss(said, key)) for key in jax.random.split(jax.random.key(1), 16)]
+    differs = [
+        bool(loss(batch, key) != loss(informed, key)) for key in jax.random.split(jax.random.key(1), 16)
+    ]
     assert 2 <= sum(differs) <= 14
 
 

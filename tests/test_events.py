@@ -60,9 +60,9 @@ def test_no_attacks_at_all() -> None:
 
 @pytest.mark.parametrize("pitches", [[45], [60, 64, 67], [48, 55, 72, 88]])
 def test_notes_are_found_by_pitch(pitches: list[int]) -> None:
-    found = events.notes(fidelity.levels(chord(pitches)))
+    sounding = events.notes(fidelity.levels(chord(pitches)))
     expected = np.isin(events.NOTES, pitches)
-    np.testing.assert_array_equal(found, np.broadcast_to(expected, found.shape))
+    np.testing.assert_array_equal(sounding, np.broadcast_to(expected, sounding.shape))
 
 
 def test_note_agreement_is_an_f1_score() -> None:

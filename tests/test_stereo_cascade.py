@@ -101,15 +101,15 @@ def test_other_networks_hear_24_khz_mono(rate: int, count: int) -> None:
     tone = np.sin(2 * np.pi * 440 * time).astype(np.float32)
     sound = tone if count == 1 else np.stack([tone, 0 * tone], axis=1)
     stored = AudioFormat(sample_rate=rate, channels=count)
-    heard = np.asarray(channels.default_format(jnp.asarray(sound[None]), stored))[0]
-    assert heard.shape == (48_000,)
+    mono = np.asarray(channels.default_format(jnp.asarray(sound[None]), stored))[0]
+    assert mono.shape == (48_000,)
     expected = np.sin(2 * np.pi * 440 * np.arange(48_000) / 24_000) / count
-    np.testing.assert_allclose(heard[1_000:-1_000], expected[1_000:-1_000], atol=2e-3)
+    np.testing.assert_allclose(mono[1_000:-1_000], expected[1_000:-1_000], atol=2e-3)
 
 
 def test_channels_that_cancel_are_not_silence() -> None:
     """The loudest is used, item by item, as where files are mixed."""
     noise = np.random.default_rng(0).normal(0, 0.1, 9_600).astype(np.float32)
     sounds = np.stack([np.stack([noise, -noise], 1), np.stack([noise, noise], 1)])
-    heard = channels.default_format(jnp.asarray(sounds), AudioFormat(channels=2))
-    np.testing.assert_allclose(heard, [noise, noise], atol=1e-6)
+    mono = channels.default_format(jnp.asarray(sounds), AudioFormat(channels=2))
+    np.testing.assert_allclose(mono, [noise, noise], atol=1e-6)

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from melody_jax import release
-from melody_jax.audio_format import AudioFormat
+from melody_jax import audio, release
+from melody_jax.audio_format import AudioFormat, check_covers
 from melody_jax.control_tokens import ControlVocabulary
 from melody_jax.data.records import RecordSource, decode_json
 from melody_jax.errors import UserError
@@ -71,6 +71,11 @@ def vae_format(folder: str) -> AudioFormat:
     """Sample rate and channels of the released autoencoder in a folder. Raises `UserError` if there is none."""
     codec = release.read_description(folder, "vae")["config"]["codec"]
     return AudioFormat(**{name: codec[name] for name in ("sample_rate", "channels") if name in codec})
+
+
+def check_audio_source(source: RecordSource, needed: AudioFormat) -> None:
+    """Raises `UserError` if the audio of a folder has a lower rate or fewer channels than a network needs."""
+    check_covers(source.folder, audio.flac_info(source[0]["audio"].tobytes())[1], needed)
 
 
 def check_source(source: RecordSource, needed: FeatureShape, window_tokens: int) -> None:

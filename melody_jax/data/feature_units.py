@@ -59,9 +59,7 @@ def _features(
         waves: list[np.ndarray] = []
         metas: list[dict[str, Any]] = []
         for record in group:
-            data = record["audio"].tobytes()
-            stored = audio.flac_info(data)[1]
-            wave = audio.convert(audio.decode_flac(data), stored, extractor.audio_format)
+            wave = audio.decode_flac_as(record["audio"].tobytes(), extractor.audio_format)
             meta = records.decode_json(record["meta"])
             if len(wave) < extractor.samples:
                 detail = (

@@ -22,11 +22,11 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from melody_jax import audio, files, release, text
-from melody_jax.audio_format import DEFAULT_FORMAT, AudioFormat, check_covers
+from melody_jax.audio_format import DEFAULT_FORMAT, AudioFormat
 from melody_jax.composer import facts
 from melody_jax.config import DataConfig
 from melody_jax.control_tokens import ControlVocabulary
-from melody_jax.data.feature_shape import FeatureShape, check_item, check_source
+from melody_jax.data.feature_shape import FeatureShape, check_audio_source, check_item, check_source
 from melody_jax.data.records import Concatenation, RecordSource, decode_json, open_shards
 from melody_jax.errors import UserError
 
@@ -211,7 +211,7 @@ class ConcatenatedRecords(Concatenation[RecordSource]):
                 check_source(source, shape, config.window_tokens)
         if RECORD_KINDS[kind] == "audio":
             for source in self.sources:
-                _check_format(source, audio_format)
+                check_audio_source(source, audio_format)
 
     def name(self, i: int) -> str:
         """Returns "folder: id" of record i."""
@@ -261,11 +261,6 @@ class EpochOrder:
 
 def _validation_count(config: DataConfig, length: int) -> int:
     return 0 if config.validation_folder else max(1, round(length * config.holdout))
-
-
-def _check_format(source: RecordSource, needed: AudioFormat) -> None:
-    """Raises `UserError` if the audio of a folder has a lower rate or fewer channels than a network needs."""
-    check_covers(source.folder, audio.flac_info(source[0]["audio"].tobytes())[1], needed)
 
 
 def _item_maker(

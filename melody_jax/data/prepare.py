@@ -18,10 +18,10 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from melody_jax import __version__, audio, files, folders, release
-from melody_jax.audio_format import DEFAULT_FORMAT, check_covers
+from melody_jax import __version__, files, folders, release
+from melody_jax.audio_format import DEFAULT_FORMAT
 from melody_jax.data import audio_units, layouts, records
-from melody_jax.data.feature_shape import SETTING, shape_of_networks, vae_format
+from melody_jax.data.feature_shape import SETTING, check_audio_source, shape_of_networks, vae_format
 from melody_jax.data.layouts import Recording
 from melody_jax.data.prepare_config import FEATURE_NETWORKS, FeatureConfig, PieceConfig, PrepareConfig
 from melody_jax.data.records import MANIFEST, Shard, ShardManifest, read_manifest, write_manifest
@@ -116,10 +116,9 @@ def _prepare_features(
 ) -> ShardManifest:
     from melody_jax.data import beam_pipelines
 
-    shards_source = records.open_shards(source, "audio")
-    stored = audio.flac_info(shards_source[0]["audio"].tobytes())[1]
-    check_covers(source, stored, vae_format(config.networks))
-    shards = shards_source.manifest.shards
+    audio_source = records.open_shards(source, "audio")
+    check_audio_source(audio_source, vae_format(config.networks))
+    shards = audio_source.manifest.shards
     settings: dict[str, Any] = {
         field.name: getattr(config, field.name) for field in dataclasses.fields(FeatureConfig)
     }

@@ -59,8 +59,7 @@ class MelodyMusic(tfds.core.GeneratorBasedBuilder):
         for i in range(len(source)):
             record = source[i]
             meta = decode_json(record["meta"])
-            data = record["audio"].tobytes()
-            wave = audio.convert(audio.decode_flac(data), audio.flac_info(data)[1], DEFAULT_FORMAT)
+            wave = audio.decode_flac_as(record["audio"].tobytes(), DEFAULT_FORMAT)
             example = {
                 "audio": audio.to_int16(wave, meta["id"]),
                 "id": meta["id"],

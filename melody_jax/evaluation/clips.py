@@ -164,8 +164,7 @@ def _shards(folder: Path) -> ClipSet:
 
 
 def _decode(source: records.RecordSource, index: int) -> np.ndarray:
-    data = source[index]["audio"].tobytes()
-    return audio.convert(audio.decode_flac(data), audio.flac_info(data)[1], DEFAULT_FORMAT)
+    return audio.decode_flac_as(source[index]["audio"].tobytes(), DEFAULT_FORMAT)
 
 
 def _length(source: records.RecordSource, index: int) -> int:

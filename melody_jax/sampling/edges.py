@@ -6,6 +6,8 @@ The networks make a stretch of music that begins and ends in mid-wave, which sou
 import numpy as np
 from jaxtyping import Float32
 
+from melody_jax.audio import per_sample
+
 FADE = 0.005
 """Length of a fade, seconds."""
 
@@ -13,7 +15,7 @@ FADE = 0.005
 def fade_in(wave: Float32[np.ndarray, " T *C"], sample_rate: int, begin: int = 0) -> None:
     """Fades in the clip's first samples, in place. The wave begins at sample `begin` of the clip."""
     rise = _rise(sample_rate)[begin : begin + len(wave)]
-    wave[: len(rise)] *= _per_sample(rise, wave)
+    wave[: len(rise)] *= per_sample(rise, wave)
 
 
 def fade_out(wave: Float32[np.ndarray, " T *C"], sample_rate: int, remaining: int | None = None) -> None:
@@ -26,15 +28,10 @@ def fade_out(wave: Float32[np.ndarray, " T *C"], sample_rate: int, remaining: in
     first = max(end - len(fall), 0)
     last = min(end, len(wave))
     if first < last:
-        wave[first:last] *= _per_sample(fall[len(fall) - end + first :][: last - first], wave)
+        wave[first:last] *= per_sample(fall[len(fall) - end + first :][: last - first], wave)
 
 
 def _rise(sample_rate: int) -> np.ndarray:
     """The gain of a fade's samples, from 0 towards 1."""
     count = round(FADE * sample_rate)
     return (np.sin(np.linspace(0, np.pi / 2, count, endpoint=False)) ** 2).astype(np.float32)
-
-
-def _per_sample(gain: np.ndarray, wave: np.ndarray) -> np.ndarray:
-    """A gain (N,) for all channels of a wave."""
-    return gain.reshape(-1, *[1] * (wave.ndim - 1))

@@ -272,7 +272,7 @@ def splice(clip: EditedClip, wave: Float[np.ndarray, " decoded *C"]) -> Float[np
             weight[len(weight) - fade :] = rise[::-1]
         source = _mirrored(samples, begin, end, fade)
         new = wave[begin:end] / np.float32(clip.gain)
-        weight = weight.reshape(-1, *[1] * (samples.ndim - 1))
+        weight = audio.per_sample(weight, samples)
         mixed = weight * new + np.sqrt(1 - weight**2) * source
         spliced[begin:end] = audio.peak_limit(mixed, sample_rate=rate)
         if begin == 0:
