@@ -39,6 +39,12 @@ def labels(facts: dict[str, Any]) -> dict[str, np.ndarray]:
     return values
 
 
+def without_absent_pulse(facts: dict[str, Any]) -> dict[str, Any]:
+    """The facts of a piece, without tempo and metre if it has no pulse."""
+    hidden = () if facts.get("rhythmic", True) else ("tempo_bpm", "metre")
+    return {name: value for name, value in facts.items() if name not in hidden}
+
+
 def index(table: str, name: str | None) -> int:
     """The position of a name in its table, -1 for None and unknown names."""
     return TABLES[table].index(name) if name in TABLES[table] else -1

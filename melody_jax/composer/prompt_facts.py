@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
+from melody_jax.composer.facts import without_absent_pulse
 from melody_jax.composer.form import METRES as METRE_NAMES
 from melody_jax.composer.phrases.frames import METRES
 from melody_jax.composer.phrases.genre_words import GENRES
@@ -53,14 +54,14 @@ class PromptFacts:
 
 def of_facts(facts: dict[str, Any]) -> PromptFacts:
     """The facts in the record of a composed piece. Music without a pulse has neither tempo nor metre."""
-    rhythmic = facts.get("rhythmic", True)
+    facts = without_absent_pulse(facts)
     return PromptFacts(
         genre=facts.get("genre"),
         instruments=tuple(frozenset((name,)) for name in facts.get("instruments", ())),
-        tempo_bpm=facts.get("tempo_bpm") if rhythmic else None,
+        tempo_bpm=facts.get("tempo_bpm"),
         key=facts.get("key"),
         mode=facts.get("mode"),
-        metre=facts.get("metre") if rhythmic else None,
+        metre=facts.get("metre"),
     )
 
 

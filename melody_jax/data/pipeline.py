@@ -351,9 +351,7 @@ def _feature_item(
 
 def _control_tokens(record: Record, vocabulary: ControlVocabulary) -> np.ndarray:
     """The control tokens (C,) of a piece's facts. Music without a pulse has neither tempo nor metre."""
-    facts = decode_json(record["meta"]).get("facts") or {}
-    hidden = () if facts.get("rhythmic", True) else ("tempo_bpm", "metre")
-    return vocabulary.tokens({name: value for name, value in facts.items() if name not in hidden})
+    return vocabulary.tokens(facts.without_absent_pulse(decode_json(record["meta"]).get("facts") or {}))
 
 
 def _stack(items: Sequence[Any]) -> Any:
