@@ -16,6 +16,8 @@ HTSAT_RATE = 48_000
 LOWEST_RATE = 8_000
 HIGHEST_RATE = 192_000
 """Sample rates that an autoencoder may have."""
+HIGHEST_COMPOSED_RATE = 96_000
+"""What FluidSynth, and so the composer, plays at most."""
 CHANNELS = (1, 2)
 """Numbers of channels that audio may have here."""
 TOKEN_RATE = 25

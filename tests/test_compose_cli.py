@@ -84,7 +84,7 @@ def test_sound_files_and_shards_are_kept_apart(corpus, tmp_path):
     (tmp_path / compose_corpus.SETTINGS_FILE).write_text('{"settings": {}, "versions": {}}')
     with pytest.raises(UserError, match="holds sound files; choose another folder"):
         compose(tmp_path)
-    with pytest.raises(UserError, match="holds a corpus with format None, not wav"):
+    with pytest.raises(UserError, match="holds a corpus with channels None, not 1"):
         compose(tmp_path, "--format", "wav")
     for damaged in ("[]", '{"settings": 3, "versions": {}}'):
         (tmp_path / compose_corpus.SETTINGS_FILE).write_text(damaged)

@@ -8,17 +8,18 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from melody_jax.audio_format import SAMPLE_RATE
 from melody_jax.composer import dsp
+from melody_jax.composer.clock import Clock
 
 
 @dataclass(frozen=True)
 class Strike:
-    """What a recipe needs: kit, loudness tier 0 (soft) .. 2 (hard), and the random generator of the variant."""
+    """What a recipe needs: kit, loudness tier 0 (soft) .. 2 (hard), the random generator of the variant, the clock."""
 
     kit: str
     tier: int
     rng: np.random.Generator
+    clock: Clock
 
     def near(self, value: float, octaves: float = 0.25) -> float:
         """`value` times a random factor of up to `octaves` up or down."""
@@ -37,27 +38,31 @@ class Strike:
         }[self.kit]
 
 
-def _sweep(start: float, end: float, fall: float, seconds: float) -> np.ndarray:
+def _sweep(strike: Strike, start: float, end: float, fall: float, seconds: float) -> np.ndarray:
     """Sine of length `seconds` that falls from `start` to `end` Hz with the time constant `fall`."""
-    time = dsp.times(round(seconds * SAMPLE_RATE)).astype(np.float64)
+    time = strike.clock.times(strike.clock.samples(seconds)).astype(np.float64)
     cycles = end * time + (start - end) * fall * (1 - np.exp(-time / fall))
     return np.sin(2 * np.pi * cycles).astype(np.float32)
 
 
 def _stepped_noise(strike: Strike, count: int, rate: float) -> np.ndarray:
-    steps = np.sign(dsp.noise(strike.rng, int(count * rate / SAMPLE_RATE) + 2))
-    return steps[(np.arange(count) * (rate / SAMPLE_RATE)).astype(np.int64)]
+    steps = np.sign(strike.clock.noise(strike.rng, int(count * rate / strike.clock.sample_rate) + 2))
+    return steps[(np.arange(count) * (rate / strike.clock.sample_rate)).astype(np.int64)]
 
 
 def _burst(strike: Strike, low: float, high: float, seconds: float) -> np.ndarray:
     """Noise between `low` and `high` Hz that falls by 60 dB in `seconds`."""
-    count = round(seconds * SAMPLE_RATE)
+    count = strike.clock.samples(seconds)
     if strike.kit == "chip":
-        return _stepped_noise(strike, count, min(11_900, 1.4 * high)) * dsp.decay(count, seconds)
+        return _stepped_noise(
+            strike, count, min(strike.clock.highest(11_900), 1.4 * high)
+        ) * strike.clock.decay(count, seconds)
     sound = dsp.filtered(
-        dsp.noise(strike.rng, count), dsp.biquad("highpass", low), dsp.biquad("lowpass", min(high, 11_500))
+        strike.clock.noise(strike.rng, count),
+        strike.clock.biquad("highpass", low),
+        strike.clock.biquad("lowpass", min(high, strike.clock.highest(11_500))),
     )
-    return sound * dsp.decay(count, seconds)
+    return sound * strike.clock.decay(count, seconds)
 
 
 def _mixed(*parts: tuple[np.ndarray, float]) -> np.ndarray:
@@ -71,8 +76,8 @@ def _kick(strike: Strike) -> np.ndarray:
     seconds = strike.near(strike.by_kit(0.45, 0.5, 1.1), 0.4)
     end = strike.near(strike.by_kit(58, 48, 45), 0.2)
     start = strike.near(strike.by_kit(170, 320, 150), 0.4)
-    tone = _sweep(start, end, strike.near(strike.by_kit(0.022, 0.032, 0.028), 0.3), seconds)
-    tone *= np.minimum(1, 1.6 * dsp.decay(len(tone), seconds))
+    tone = _sweep(strike, start, end, strike.near(strike.by_kit(0.022, 0.032, 0.028), 0.3), seconds)
+    tone *= np.minimum(1, 1.6 * strike.clock.decay(len(tone), seconds))
     if strike.kit == "chip":
         return np.round(tone * 6) / 6
     knock = _burst(strike, strike.near(1500), 6000, 0.025)
@@ -93,20 +98,24 @@ def _snare(strike: Strike) -> np.ndarray:
         slap = _burst(strike, 900, 7000, 0.16)
         swish = _burst(strike, 1500, 9000, strike.near(0.35))
         return _mixed(
-            (dsp.attack(swish, 0.02), 0.7),
+            (strike.clock.attack(swish, 0.02), 0.7),
             (slap, 0.8),
-            (_sweep(260, 190, 0.02, 0.1) * dsp.decay(2400, 0.1), 0.25),
+            (_sweep(strike, 260, 190, 0.02, 0.1) * strike.clock.decay(strike.clock.samples(0.1), 0.1), 0.25),
         )
     low = strike.near(strike.by_kit(185, 190, 175), 0.2)
-    shell = _sweep(1.5 * low, low, 0.012, 0.22) * dsp.decay(5280, strike.near(0.18))
-    ring = _sweep(2.4 * low, 1.78 * low, 0.01, 0.18) * dsp.decay(4320, strike.near(0.13))
+    shell = _sweep(strike, 1.5 * low, low, 0.012, 0.22) * strike.clock.decay(
+        strike.clock.samples(0.22), strike.near(0.18)
+    )
+    ring = _sweep(strike, 2.4 * low, 1.78 * low, 0.01, 0.18) * strike.clock.decay(
+        strike.clock.samples(0.18), strike.near(0.13)
+    )
     wires = _burst(
         strike,
         strike.near(strike.by_kit(1200, 900, 1800)),
         strike.near(9500, 0.15),
         strike.near(strike.by_kit(0.26, 0.24, 0.2), 0.4),
     )
-    crack = _burst(strike, 2500, 11_000, 0.03)
+    crack = _burst(strike, 2500, strike.clock.highest(11_000), 0.03)
     weights = strike.by_kit(0.75, 0.7, 0.9), strike.by_kit(0.45, 0.3, 0.4), strike.by_kit(0.8, 1.0, 0.55), 0.5
     return dsp.waveshape(
         _mixed(*zip((shell, ring, wires, crack), weights, strict=True)),
@@ -115,29 +124,31 @@ def _snare(strike: Strike) -> np.ndarray:
 
 
 def _rim(strike: Strike) -> np.ndarray:
-    tone = _sweep(strike.near(1900), strike.near(1650, 0.1), 0.004, 0.06) * dsp.decay(1440, 0.05)
+    tone = _sweep(strike, strike.near(1900), strike.near(1650, 0.1), 0.004, 0.06) * strike.clock.decay(
+        strike.clock.samples(0.06), 0.05
+    )
     return _mixed(
         (tone, 0.8),
-        (_sweep(520, 480, 0.01, 0.08) * dsp.decay(1920, 0.06), 0.5),
+        (_sweep(strike, 520, 480, 0.01, 0.08) * strike.clock.decay(strike.clock.samples(0.08), 0.06), 0.5),
         (_burst(strike, 2500, 9000, 0.02), 0.5),
     )
 
 
 def _clap(strike: Strike) -> np.ndarray:
     body = _burst(strike, strike.near(750), strike.near(5000), strike.near(0.28, 0.5))
-    output = np.zeros(len(body) + 1400, np.float32)
-    gap = strike.near(250, 0.25)
+    gap = strike.clock.ratio * strike.near(250, 0.25)
+    output = np.zeros(len(body) + round(1400 * strike.clock.ratio), np.float32)
     for index in range(3):
         dsp.add_at(output, round(index * gap), _burst(strike, 900, 7000, 0.02), 0.9)
     dsp.add_at(output, round(3 * gap), body, 1.0)
-    return dsp.filtered(output, dsp.biquad("peak", strike.near(1300), 1.2, 8))
+    return dsp.filtered(output, strike.clock.biquad("peak", strike.near(1300), 1.2, 8))
 
 
 def _metal(strike: Strike, low: float, seconds: float, modes: int = 48, wash: float = 0.5) -> np.ndarray:
     """Cymbal: inharmonic modes from `low` Hz on, with shorter decays at high frequencies, and noise."""
-    count = round(seconds * SAMPLE_RATE)
+    count = strike.clock.samples(seconds)
     if strike.kit == "chip":
-        return _burst(strike, low, 11_000, seconds)
+        return _burst(strike, low, strike.clock.highest(11_000), seconds)
     if strike.kit in ("electronic", "808"):
         roots = np.array([205.3, 304.4, 369.6, 522.7, 540.0, 800.0]) * strike.near(
             1.6 if strike.kit == "electronic" else 1.2
@@ -147,15 +158,19 @@ def _metal(strike: Strike, low: float, seconds: float, modes: int = 48, wash: fl
         strength = np.tile(1 / odd, 6) * (frequencies > 0.6 * low)
         rates = np.full(len(frequencies), 6.9 / seconds)
     else:
-        frequencies = low * 2 ** (strike.rng.random(modes) * np.log2(11_000 / low))
+        frequencies = low * 2 ** (strike.rng.random(modes) * np.log2(strike.clock.highest(11_000) / low))
         strength = strike.rng.exponential(1.0, modes)
         rates = 6.9 / seconds * (0.6 + (frequencies / 6000) * strike.rng.uniform(0.5, 1.5, modes))
-    tone = dsp.damped(frequencies, strength, rates, 2 * np.pi * strike.rng.random(len(frequencies)), count)
-    air = dsp.noise(strike.rng, count) * (
-        0.75 * dsp.decay(count, 0.6 * seconds) + 0.25 * dsp.decay(count, seconds)
+    tone = strike.clock.damped(
+        frequencies, strength, rates, 2 * np.pi * strike.rng.random(len(frequencies)), count
+    )
+    air = strike.clock.noise(strike.rng, count) * (
+        0.75 * strike.clock.decay(count, 0.6 * seconds) + 0.25 * strike.clock.decay(count, seconds)
     )
     sound = _mixed((tone, 1.0), (air, wash))
-    return dsp.filtered(sound, dsp.biquad("highpass", low, 0.9), dsp.biquad("highpass", 0.8 * low))
+    return dsp.filtered(
+        sound, strike.clock.biquad("highpass", low, 0.9), strike.clock.biquad("highpass", 0.8 * low)
+    )
 
 
 def _hat(strike: Strike) -> np.ndarray:
@@ -181,7 +196,9 @@ def _open_hat(strike: Strike) -> np.ndarray:
 
 
 def _ride(strike: Strike) -> np.ndarray:
-    ping = _sweep(strike.near(3300, 0.2), strike.near(3200, 0.1), 0.01, 0.3) * dsp.decay(7200, 0.25)
+    ping = _sweep(strike, strike.near(3300, 0.2), strike.near(3200, 0.1), 0.01, 0.3) * strike.clock.decay(
+        strike.clock.samples(0.3), 0.25
+    )
     return _mixed(
         (_metal(strike, strike.near(2600, 0.2), strike.near(1.8, 0.3), wash=0.25), 1.0), (ping, 0.35)
     )
@@ -190,8 +207,12 @@ def _ride(strike: Strike) -> np.ndarray:
 def _ride_bell(strike: Strike) -> np.ndarray:
     root = strike.near(820, 0.2)
     ratios = np.array([1.0, 1.52, 2.13, 2.9, 3.77, 4.9, 6.3])
-    return dsp.damped(
-        root * ratios, 1 / ratios**0.4, 6.9 / (1.4 / ratios**0.5), 6 * strike.rng.random(7), 33_600
+    return strike.clock.damped(
+        root * ratios,
+        1 / ratios**0.4,
+        6.9 / (1.4 / ratios**0.5),
+        6 * strike.rng.random(7),
+        strike.clock.samples(1.4),
     )
 
 
@@ -215,11 +236,11 @@ def _tom(root: float) -> Callable[[Strike], np.ndarray]:
     def make(strike: Strike) -> np.ndarray:
         low = strike.near(root * strike.by_kit(1.0, 1.0, 0.85), 0.08)
         seconds = strike.near(strike.by_kit(0.6, 0.4, 0.7), 0.3) * (100 / root) ** 0.3
-        tone = _sweep(low * strike.by_kit(1.35, 1.9, 1.5), low, 0.04, seconds) * dsp.decay(
-            round(seconds * SAMPLE_RATE), seconds
+        tone = _sweep(strike, low * strike.by_kit(1.35, 1.9, 1.5), low, 0.04, seconds) * strike.clock.decay(
+            strike.clock.samples(seconds), seconds
         )
-        second = _sweep(low * 1.8, low * 1.59, 0.03, 0.6 * seconds) * dsp.decay(
-            round(0.6 * seconds * SAMPLE_RATE), 0.5 * seconds
+        second = _sweep(strike, low * 1.8, low * 1.59, 0.03, 0.6 * seconds) * strike.clock.decay(
+            strike.clock.samples(0.6 * seconds), 0.5 * seconds
         )
         stick = _burst(strike, 300, 5000, 0.04)
         return _mixed(
@@ -236,10 +257,12 @@ def _hand_drum(root: float, seconds: float, slap: float) -> Callable[[Strike], n
         ratios = np.array([1.0, 1.59, 2.14, 2.3, 2.65, 2.92])
         strengths = np.array([1.0, 0.4, 0.25, 0.2, 0.12, 0.1]) * strike.rng.uniform(0.6, 1.4, 6)
         falls = length / np.array([1.0, 1.6, 2.2, 2.5, 3.0, 3.3])
-        skin = dsp.damped(
-            low * ratios, strengths, 6.9 / falls, 6 * strike.rng.random(6), round(length * SAMPLE_RATE)
+        skin = strike.clock.damped(
+            low * ratios, strengths, 6.9 / falls, 6 * strike.rng.random(6), strike.clock.samples(length)
         )
-        return _mixed((dsp.attack(skin, 0.0008), 1.0), (_burst(strike, 600, strike.near(5000), 0.03), slap))
+        return _mixed(
+            (strike.clock.attack(skin, 0.0008), 1.0), (_burst(strike, 600, strike.near(5000), 0.03), slap)
+        )
 
     return make
 
@@ -253,25 +276,30 @@ def _struck(
         factors = np.array(ratios)
         length = strike.near(seconds, 0.25)
         falls = length / factors**0.4
-        tone = dsp.damped(
+        tone = strike.clock.damped(
             strike.near(root, 0.12) * factors,
             1 / factors**0.6,
             6.9 / falls,
             6 * strike.rng.random(len(factors)),
-            round(length * SAMPLE_RATE),
+            strike.clock.samples(length),
         )
-        return _mixed((dsp.attack(tone, 0.0006), 1.0), (_burst(strike, 1500, 9000, 0.015), click))
+        return _mixed((strike.clock.attack(tone, 0.0006), 1.0), (_burst(strike, 1500, 9000, 0.015), click))
 
     return make
 
 
 def _shaken(low: float, seconds: float, rise: float, jingles: float = 0.0) -> Callable[[Strike], np.ndarray]:
     def make(strike: Strike) -> np.ndarray:
-        grains = dsp.attack(_burst(strike, strike.near(low, 0.2), 11_000, strike.near(seconds, 0.3)), rise)
+        grains = strike.clock.attack(
+            _burst(strike, strike.near(low, 0.2), strike.clock.highest(11_000), strike.near(seconds, 0.3)),
+            rise,
+        )
         if not jingles:
             return grains
         tones = strike.near(1.0, 0.1) * np.array([3900.0, 5200, 6800, 7900, 8800, 9800])
-        ring = dsp.damped(tones, np.ones(6), np.full(6, 6.9 / 0.35), 6 * strike.rng.random(6), 8400)
+        ring = strike.clock.damped(
+            tones, np.ones(6), np.full(6, 6.9 / 0.35), 6 * strike.rng.random(6), strike.clock.samples(0.35)
+        )
         return _mixed((grains, 1.0), (ring, jingles))
 
     return make
@@ -279,9 +307,9 @@ def _shaken(low: float, seconds: float, rise: float, jingles: float = 0.0) -> Ca
 
 def _scraped(seconds: float, teeth: int) -> Callable[[Strike], np.ndarray]:
     def make(strike: Strike) -> np.ndarray:
-        output = np.zeros(round((seconds + 0.05) * SAMPLE_RATE), np.float32)
+        output = np.zeros(strike.clock.samples(seconds + 0.05), np.float32)
         for tooth in range(teeth):
-            start = round(seconds * (tooth / teeth) ** 1.15 * SAMPLE_RATE)
+            start = strike.clock.samples(seconds * (tooth / teeth) ** 1.15)
             dsp.add_at(output, start, _burst(strike, 1800, 7000, 0.015), 0.5 + 0.5 * tooth / teeth)
         return output
 
@@ -293,10 +321,10 @@ def _glide(start: float, end: float, seconds: float) -> Callable[[Strike], np.nd
 
     def make(strike: Strike) -> np.ndarray:
         length = strike.near(seconds, 0.2)
-        tone = _sweep(strike.near(start, 0.1), strike.near(end, 0.1), length / 4, length) * dsp.decay(
-            round(length * SAMPLE_RATE), 2 * length
-        )
-        return _mixed((dsp.attack(tone, 0.003), 1.0), (_burst(strike, 2000, 8000, length), 0.08))
+        tone = _sweep(
+            strike, strike.near(start, 0.1), strike.near(end, 0.1), length / 4, length
+        ) * strike.clock.decay(strike.clock.samples(length), 2 * length)
+        return _mixed((strike.clock.attack(tone, 0.003), 1.0), (_burst(strike, 2000, 8000, length), 0.08))
 
     return make
 

@@ -26,7 +26,7 @@ def unison(
     """Detuned oscillators in unison through a moving low-pass, for saw leads and warm pads."""
     tone = voice.tone
     base = max(cutoff * tone.brightness, 1.5 * voice.frequency)
-    top = min(base * 2**sweep, 11_500.0)
+    top = min(base * 2**sweep, voice.clock.highest(11_500.0))
     ladder = np.geomspace(min(base, 0.98 * top), top, max(2, min(5, math.ceil(1.4 * sweep) + 1)))
 
     def make() -> np.ndarray:
@@ -35,11 +35,13 @@ def unison(
         detune = np.exp2(offsets * cents * tone.detune / 1200)[:, None] - 1
         frequencies = voice.frequency * np.arange(1, len(harmonics) + 1)
         spectra = harmonics * dsp.lowpass_response(frequencies, ladder, quality * tone.resonance)
-        return dsp.ensemble(voice.frequency, spectra, detune, voice.rng, coherent=True)
+        return voice.clock.ensemble(voice.frequency, spectra, detune, voice.rng, coherent=True)
 
     loops = BODIES.get(("loops", *voice.key), make)
     opening = (0.4 + 0.6 * voice.velocity) * envelope(voice, rise * tone.attack, fall * tone.decay, hold)
-    return dsp.attack(dsp.looped(loops, voice.count, (len(ladder) - 1) * opening), amp_rise * tone.attack)
+    return voice.clock.attack(
+        dsp.looped(loops, voice.count, (len(ladder) - 1) * opening), amp_rise * tone.attack
+    )
 
 
 def section(
@@ -70,12 +72,14 @@ def section(
             )
         dull, bright = (strengths * np.exp(-frequencies / (edge * tone.brightness)) for edge in (1200, 4200))
         detune = voice.rng.standard_normal((9, len(order))) * (cents * tone.detune * 0.00058)
-        return dsp.ensemble(voice.frequency, np.stack([dull, bright]), detune, voice.rng, coherent=False)
+        return voice.clock.ensemble(
+            voice.frequency, np.stack([dull, bright]), detune, voice.rng, coherent=False
+        )
 
-    time = dsp.times(voice.count)
+    time = voice.clock.times(voice.count)
     opening = (0.3 + 0.7 * voice.velocity) * (1 - np.exp(-time / bloom))
     sound = dsp.looped(BODIES.get(("loops", *voice.key), make), voice.count, opening)
     if tremolo:
         bow = np.float32(2 * np.pi * (9 + 4 * tone.blend))
         sound *= 0.55 + 0.45 * np.sin(bow * time + 0.8 * np.sin(time * 7))
-    return dsp.attack(sound, rise * tone.attack)
+    return voice.clock.attack(sound, rise * tone.attack)

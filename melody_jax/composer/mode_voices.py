@@ -16,7 +16,7 @@ def piano(voice: Voice, mistune: float = 0.35) -> np.ndarray:
     amplitudes *= 1 + 0.3 * voice.rng.standard_normal(len(order))
     rates = (0.45 * 2 ** ((voice.pitch - 48) / 15) + 0.25 * order) / voice.tone.decay
     phases = 2 * np.pi * voice.rng.random(len(order))
-    sound = dsp.damped(
+    sound = voice.clock.damped(
         np.concatenate([frequencies, frequencies + mistune * voice.tone.detune * np.sqrt(order)]),
         np.concatenate([amplitudes, 0.45 * amplitudes]),
         np.concatenate([rates * 2.2, rates * 0.7]),
@@ -24,11 +24,12 @@ def piano(voice: Voice, mistune: float = 0.35) -> np.ndarray:
         voice.count,
     )
     knock = dsp.filtered(
-        dsp.noise(voice.rng, min(2400, voice.count)), dsp.biquad("bandpass", 500 + hammer / 3, 0.8)
+        voice.clock.noise(voice.rng, min(voice.clock.samples(0.1), voice.count)),
+        voice.clock.biquad("bandpass", 500 + hammer / 3, 0.8),
     )
-    knock *= dsp.decay(len(knock), 0.05)
-    sound[: len(knock)] += knock * (0.08 * voice.velocity * np.abs(sound[:2400]).max())
-    return dsp.attack(sound, 0.0015)
+    knock *= voice.clock.decay(len(knock), 0.05)
+    sound[: len(knock)] += knock * (0.08 * voice.velocity * np.abs(sound[: len(knock)]).max())
+    return voice.clock.attack(sound, 0.0015)
 
 
 def string(
@@ -55,22 +56,26 @@ def string(
         amplitudes = np.concatenate([amplitudes, octave * amplitudes])
         rates = np.tile(rates, 2)
         phases = np.tile(phases, 2)
-    sound = dsp.damped(frequencies, amplitudes, rates, phases, voice.count)
+    sound = voice.clock.damped(frequencies, amplitudes, rates, phases, voice.count)
     if buzz:
-        sound = _buzzing(sound, buzz)
+        sound = _buzzing(voice, sound, buzz)
     if body:
         strength = 12 * body
         sound = dsp.filtered(
-            sound, dsp.biquad("peak", 110, 1.5, strength * 0.6), dsp.biquad("peak", 240, 1.2, strength * 0.5)
+            sound,
+            voice.clock.biquad("peak", 110, 1.5, strength * 0.6),
+            voice.clock.biquad("peak", 240, 1.2, strength * 0.5),
         )
-    return dsp.attack(sound, 0.0012)
+    return voice.clock.attack(sound, 0.0012)
 
 
-def _buzzing(sound: np.ndarray, amount: float) -> np.ndarray:
+def _buzzing(voice: Voice, sound: np.ndarray, amount: float) -> np.ndarray:
     """A curved bridge, which the string touches at large amplitudes and which excites high harmonics."""
     scaled = sound / max(1e-6, float(np.abs(sound).max()))
     rattle = dsp.waveshape(np.maximum(scaled, 0) ** 2, 6.0)
-    rattle = dsp.filtered(rattle, dsp.biquad("highpass", 1400), dsp.biquad("peak", 3000, 1.2, 8))
+    rattle = dsp.filtered(
+        rattle, voice.clock.biquad("highpass", 1400), voice.clock.biquad("peak", 3000, 1.2, 8)
+    )
     return scaled + np.float32(amount) * rattle
 
 
@@ -82,14 +87,17 @@ def bar(voice: Voice, seconds: float = 1.6, strike: float = 0.5, shimmer: float 
     )
     amplitudes[1:] *= voice.tone.brightness
     falls = seconds * voice.tone.decay * 2 ** ((60 - voice.pitch) / 24) / np.array([1.0, 3.5, 8, 14, 1.5, 5])
-    sound = dsp.damped(
+    sound = voice.clock.damped(
         voice.frequency * ratios, amplitudes, 6.908 / falls, 2 * np.pi * voice.rng.random(6), voice.count
     )
-    click = dsp.noise(voice.rng, min(700, voice.count)) * dsp.decay(min(700, voice.count), 0.02)
-    sound[: len(click)] += 0.12 * strike * voice.velocity * dsp.filtered(click, dsp.biquad("lowpass", 2500))
+    length = min(round(700 * voice.clock.ratio), voice.count)
+    click = voice.clock.noise(voice.rng, length) * voice.clock.decay(length, 0.02)
+    sound[: len(click)] += (
+        0.12 * strike * voice.velocity * dsp.filtered(click, voice.clock.biquad("lowpass", 2500))
+    )
     if shimmer:
-        sound *= 1 - shimmer * (0.5 + 0.5 * np.cos(2 * np.pi * 5.2 * dsp.times(voice.count)))
-    return dsp.attack(sound, 0.001)
+        sound *= 1 - shimmer * (0.5 + 0.5 * np.cos(2 * np.pi * 5.2 * voice.clock.times(voice.count)))
+    return voice.clock.attack(sound, 0.001)
 
 
 def bell(voice: Voice, seconds: float = 3.0, richness: float = 0.5, low: float = 0.0) -> np.ndarray:
@@ -105,8 +113,8 @@ def bell(voice: Voice, seconds: float = 3.0, richness: float = 0.5, low: float =
     )
     split = 1 + 0.0007 * voice.tone.detune
     phases = 2 * np.pi * voice.rng.random(9)
-    return dsp.attack(
-        dsp.damped(
+    return voice.clock.attack(
+        voice.clock.damped(
             voice.frequency * np.concatenate([ratios, ratios * split]),
             np.concatenate([amplitudes, 0.5 * amplitudes]),
             np.tile(6.908 / falls, 2),
@@ -119,19 +127,20 @@ def bell(voice: Voice, seconds: float = 3.0, richness: float = 0.5, low: float =
 
 def epiano(voice: Voice, bark: float = 1.0, tremolo: float = 0.0) -> np.ndarray:
     """Electric piano by frequency modulation: a body at ratio 1 with a falling index, and a short tine at ratio 14."""
-    time = dsp.times(voice.count)
+    time = voice.clock.times(voice.count)
     omega = np.float32(2 * np.pi * voice.frequency) * time
     brightness = voice.tone.brightness * voice.velocity
     fall = 4.5 * voice.tone.decay * 2 ** ((60 - voice.pitch) / 24)
     body = np.sin(
-        omega + np.float32(bark * 1.6 * brightness) * dsp.decay(voice.count, fall * 0.5) * np.sin(omega)
+        omega
+        + np.float32(bark * 1.6 * brightness) * voice.clock.decay(voice.count, fall * 0.5) * np.sin(omega)
     )
-    body *= dsp.decay(voice.count, fall)
-    if voice.frequency * 14 < 10_500:
-        tine = np.sin(omega + 1.2 * brightness * dsp.decay(voice.count, 0.35) * np.sin(14 * omega))
+    body *= voice.clock.decay(voice.count, fall)
+    if voice.frequency * 14 < voice.clock.highest(10_500):
+        tine = np.sin(omega + 1.2 * brightness * voice.clock.decay(voice.count, 0.35) * np.sin(14 * omega))
     else:
         tine = np.sin(4 * omega)
-    body += 0.35 * brightness * tine * dsp.decay(voice.count, 0.9)
+    body += 0.35 * brightness * tine * voice.clock.decay(voice.count, 0.9)
     if tremolo:
         body *= 1 - 0.35 * tremolo * (0.5 - 0.5 * np.cos(2 * np.pi * 4.6 * time))
-    return dsp.attack(body, 0.002)
+    return voice.clock.attack(body, 0.002)

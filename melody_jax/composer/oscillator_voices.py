@@ -4,7 +4,6 @@ import math
 
 import numpy as np
 
-from melody_jax.audio_format import SAMPLE_RATE
 from melody_jax.composer import dsp
 from melody_jax.composer.voice import Voice
 
@@ -22,17 +21,20 @@ def _phase(
     voice: Voice, vibrato: float = 0.0, rate: float = 5.3, onset: float = 0.35, slide: float = 0.0
 ) -> np.ndarray:
     """Phase in cycles (T,), with a delayed vibrato (semitones) and a slide of `slide` semitones into the note."""
-    time = dsp.times(voice.count)
+    time = voice.clock.times(voice.count)
     start = voice.rng.random()
     if not vibrato and not slide:
-        return voice.frequency * np.arange(voice.count) / SAMPLE_RATE + start
+        return voice.frequency * np.arange(voice.count) / voice.clock.sample_rate + start
     semitones = np.float32(vibrato * voice.tone.vibrato) * np.sin(
         np.float32(2 * np.pi * rate) * time + 4 * start
     )
     semitones *= np.clip((time - onset * 0.5) / onset, 0, 1)
     if slide:
         semitones -= slide * np.exp(-time / 0.03)
-    return np.cumsum(voice.frequency * np.exp2(semitones / 12).astype(np.float64)) / SAMPLE_RATE + start
+    return (
+        np.cumsum(voice.frequency * np.exp2(semitones / 12).astype(np.float64)) / voice.clock.sample_rate
+        + start
+    )
 
 
 def _filter_sweep(
@@ -50,7 +52,7 @@ def _filter_sweep(
 
 def envelope(voice: Voice, rise: float, fall: float, hold: float) -> np.ndarray:
     """Envelope (T,) from 0 to 1 in `rise` s, then towards `hold` with a decay of `fall` s to -60 dB."""
-    time = dsp.times(voice.count)
+    time = voice.clock.times(voice.count)
     return np.minimum(time / max(rise, 1e-3), 1) * (
         hold + (1 - hold) * np.exp(-6.908 / fall * np.maximum(time - rise, 0))
     )
@@ -79,7 +81,7 @@ def oscillator(
     contour = envelope(voice, rise, fall * tone.decay, hold)
     base = max(cutoff * tone.brightness, 1.2 * voice.frequency)
     swing = sweep * (0.4 + 0.6 * voice.velocity)
-    track = np.minimum(base * np.exp2(swing * contour), 11_000).astype(np.float32)
+    track = np.minimum(base * np.exp2(swing * contour), voice.clock.highest(11_000)).astype(np.float32)
     spectra, position = _filter_sweep(voice, track, harmonics, quality * tone.resonance)
     tables = dsp.wave_tables(spectra)
     phase = _phase(voice, vibrato, slide=slide)
@@ -90,16 +92,16 @@ def oscillator(
         octave_down = 1.0 if voice.frequency < 65 else 0.5
         sound += np.float32(sub) * np.sin(2 * np.pi * np.mod(phase * octave_down, 1.0)).astype(np.float32)
     if amp_fall:
-        sound *= 0.02 + dsp.decay(voice.count, amp_fall * tone.decay)
-    return dsp.attack(sound, rise)
+        sound *= 0.02 + voice.clock.decay(voice.count, amp_fall * tone.decay)
+    return voice.clock.attack(sound, rise)
 
 
 def sub(voice: Voice) -> np.ndarray:
     """Sine with slight saturation, and a short downward sweep that is audible on small speakers."""
     phase = _phase(voice, slide=-4.0 * voice.tone.blend)
     sound = np.sin(2 * np.pi * np.mod(phase, 1.0)).astype(np.float32)
-    fall = 0.45 + 0.55 * dsp.decay(voice.count, 3.0 * voice.tone.decay)
-    return dsp.attack(dsp.waveshape(sound * fall, 0.5 + 1.2 * voice.tone.brightness), 0.004)
+    fall = 0.45 + 0.55 * voice.clock.decay(voice.count, 3.0 * voice.tone.decay)
+    return voice.clock.attack(dsp.waveshape(sound * fall, 0.5 + 1.2 * voice.tone.brightness), 0.004)
 
 
 def organ(voice: Voice, pipes: float = 0.0) -> np.ndarray:
@@ -118,8 +120,8 @@ def organ(voice: Voice, pipes: float = 0.0) -> np.ndarray:
     sound = dsp.scan(dsp.wave_tables((audible * phases)[None]), phase)
     if not pipes:
         rate = np.float32(2 * np.pi * (1.0 + 5.5 * voice.tone.blend))
-        sound *= 1 - 0.12 * (1 + np.sin(rate * dsp.times(voice.count)))
-    return dsp.attack(sound, 0.05 if pipes else 0.006)
+        sound *= 1 - 0.12 * (1 + np.sin(rate * voice.clock.times(voice.count)))
+    return voice.clock.attack(sound, 0.05 if pipes else 0.006)
 
 
 def wind(
@@ -139,11 +141,12 @@ def wind(
     frequencies = voice.frequency * order
     strengths = order**-slope * (1 + 1.8 * np.exp(-(((np.log2(frequencies / formant)) / 0.6) ** 2)))
     strengths *= np.where(order % 2 == 0, 1 - odd, 1.0) * np.exp(0.2 * voice.rng.standard_normal(len(order)))
-    time = dsp.times(voice.count)
+    time = voice.clock.times(voice.count)
     swell = 1 - np.exp(-time / (rise * tone.attack))
     opening = bloom * (0.3 + 0.7 * voice.velocity) * (0.6 * swell + 0.4 * swell * np.exp(-time / 0.25))
     cutoff = np.minimum(
-        np.maximum(1.6 * voice.frequency, formant * 0.9 * tone.brightness) * np.exp2(opening), 10_000
+        np.maximum(1.6 * voice.frequency, formant * 0.9 * tone.brightness) * np.exp2(opening),
+        voice.clock.highest(10_000),
     )
     spectra, position = _filter_sweep(voice, cutoff.astype(np.float32), strengths + 0j, 0.75)
     rate = 4.7 + 1.2 * tone.blend
@@ -151,11 +154,12 @@ def wind(
     sound *= swell * (1 + 0.05 * vibrato / 0.18 * np.sin(np.float32(2 * np.pi * rate) * time))
     if breath:
         air = dsp.filtered(
-            dsp.noise(voice.rng, voice.count), dsp.biquad("bandpass", min(2.5 * voice.frequency, 7000), 0.8)
+            voice.clock.noise(voice.rng, voice.count),
+            voice.clock.biquad("bandpass", min(2.5 * voice.frequency, 7000), 0.8),
         )
         puff = 0.5 + np.exp(-time / 0.06)
         sound += np.float32(breath * 2.5 * np.abs(sound).max()) * air * puff * np.minimum(time / 0.02, 1)
-    return dsp.attack(sound, 0.008)
+    return voice.clock.attack(sound, 0.008)
 
 
 def chip(voice: Voice, shape: str = "pulse") -> np.ndarray:
@@ -170,13 +174,13 @@ def chip(voice: Voice, shape: str = "pulse") -> np.ndarray:
         spectrum = np.fft.rfft(levels)[1 : len(order) + 1] * 2j / 2048
     sound = dsp.scan(dsp.wave_tables(spectrum[None]), _phase(voice, 0.25, 6.0, onset=0.3))
     if shape == "pulse":
-        sound *= np.round(15 * (0.45 + 0.55 * dsp.decay(voice.count, 1.2 * voice.tone.decay))) / 15
-    return dsp.attack(sound, 0.001)
+        sound *= np.round(15 * (0.45 + 0.55 * voice.clock.decay(voice.count, 1.2 * voice.tone.decay))) / 15
+    return voice.clock.attack(sound, 0.001)
 
 
 def chip_noise(voice: Voice) -> np.ndarray:
     """Sample-and-hold noise at a rate that follows the pitch, with a fast decay."""
-    step = SAMPLE_RATE / min(16 * voice.frequency, 11_000)
-    levels = np.sign(dsp.noise(voice.rng, int(voice.count / step) + 2))
+    step = voice.clock.sample_rate / min(16 * voice.frequency, voice.clock.highest(11_000))
+    levels = np.sign(voice.clock.noise(voice.rng, int(voice.count / step) + 2))
     sound = levels[(np.arange(voice.count) / step).astype(np.int64)]
-    return dsp.attack(sound * dsp.decay(voice.count, 0.4 * voice.tone.decay), 0.0005)
+    return voice.clock.attack(sound * voice.clock.decay(voice.count, 0.4 * voice.tone.decay), 0.0005)

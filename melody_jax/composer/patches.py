@@ -18,6 +18,11 @@ class Patch:
     release: float
     options: dict[str, Any]
 
+    @property
+    def ensemble(self) -> bool:
+        """Whether many voices sound at once, with random phases."""
+        return self.generator in (ensemble_voices.unison, ensemble_voices.section)
+
 
 def _patch(generator: Callable[..., np.ndarray], release: float, **options: Any) -> Patch:
     return Patch(generator, release, options)

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from melody_jax.audio_format import SAMPLE_RATE
+from melody_jax.composer.clock import Clock
 from melody_jax.errors import UserError
 from melody_jax.extras import install_hint
 
@@ -122,7 +123,7 @@ class _Fonts:
         )
         for level in (1, 2):
             silence(level, None, None)
-        self._keeper = self._synthesiser()
+        self._keeper = self._synthesiser(SAMPLE_RATE)
         self._loaded: dict[Path, Any] = {}
         pointer = ctypes.c_void_p
         number = ctypes.c_int
@@ -141,14 +142,14 @@ class _Fonts:
     def _function(self, name: str, *parameters: tuple[str, Any, int]) -> Any:
         return self._library.cfunc(name, ctypes.c_int, ("synth", ctypes.c_void_p, 1), *parameters)
 
-    def _synthesiser(self) -> Any:
+    def _synthesiser(self, sample_rate: int) -> Any:
         settings = {
             "synth.reverb.active": 0,
             "synth.chorus.active": 0,
             "synth.polyphony": VOICES,
             "synth.cpu-cores": 1,
         }
-        return self._library.Synth(gain=0.4, samplerate=SAMPLE_RATE, channels=16, **settings)
+        return self._library.Synth(gain=0.4, samplerate=sample_rate, channels=16, **settings)
 
     def _font(self, path: Path) -> Any:
         """FluidSynth's font object for `path`, loaded on first use."""
@@ -165,6 +166,7 @@ class _Fonts:
 
     def play(
         self,
+        clock: Clock,
         path: Path,
         channel: int,
         bank: int,
@@ -172,9 +174,9 @@ class _Fonts:
         events: Sequence[tuple[int, int, int]],
         count: int,
     ) -> np.ndarray:
-        """Plays events with the first of `programs` that the font has; returns the mean of both channels, (count,)."""
+        """Plays events with the first of `programs` that the font has; returns left and right, (2, count)."""
         font = self._font(path)
-        player = self._synthesiser()
+        player = self._synthesiser(clock.sample_rate)
         try:
             number = self._lend(player.synth, font)
             if all(player.program_select(channel, number, bank, program) != 0 for program in (*programs, 0)):
@@ -216,7 +218,7 @@ class _Fonts:
                 player.noteon(channel, key, velocity)
             else:
                 player.noteoff(channel, key)
-        return sides.mean(axis=0)[:count]
+        return sides[:, :count]
 
 
 @functools.lru_cache(maxsize=1)
@@ -224,9 +226,9 @@ def _fonts() -> _Fonts:
     return _Fonts()
 
 
-def _events(notes: Sequence[tuple[float, float, int, int]]) -> list[tuple[int, int, int]]:
+def _events(clock: Clock, notes: Sequence[tuple[float, float, int, int]]) -> list[tuple[int, int, int]]:
     """Note-ons and note-offs by block; a note ends before its key starts again, and note-offs precede note-ons."""
-    rate = SAMPLE_RATE / BLOCK
+    rate = clock.sample_rate / BLOCK
     events = []
     following = {}
     for start, duration, pitch, velocity in sorted(notes, reverse=True):
@@ -237,21 +239,23 @@ def _events(notes: Sequence[tuple[float, float, int, int]]) -> list[tuple[int, i
     return [(block, pitch, velocity) for block, _, pitch, velocity in sorted(events)]
 
 
-def play(path: Path, program: int, notes: Sequence[tuple[float, float, int, int]], count: int) -> np.ndarray:
-    """Plays notes (start s, duration s, MIDI pitch, velocity 1..127) with a GM program; returns float32 (count,).
+def play(
+    clock: Clock, path: Path, program: int, notes: Sequence[tuple[float, float, int, int]], count: int
+) -> np.ndarray:
+    """Plays notes (start s, duration s, MIDI pitch, velocity 1..127) with a GM program; returns float32 (2, count).
 
     Raises:
         UserError: the library or the font is missing.
     """
-    return _fonts().play(path, 0, 0, (program,), _events(notes), count)
+    return _fonts().play(clock, path, 0, 0, (program,), _events(clock, notes), count)
 
 
 def play_drums(
-    path: Path, kit: str, hits: Sequence[tuple[float, float, int, int]], count: int, seed: int
+    clock: Clock, path: Path, kit: str, hits: Sequence[tuple[float, float, int, int]], count: int, seed: int
 ) -> np.ndarray:
-    """Plays hits (notes with GM percussion keys) with the font's nearest kit to `kit`; returns float32 (count,)."""
+    """Plays hits (notes with GM percussion keys) with the font's nearest kit to `kit`; returns float32 (2, count)."""
     programs = DRUM_PROGRAMS[kit]
     if kit == "acoustic":
         programs = (programs[int(np.random.default_rng([seed, 9]).integers(len(programs)))],)
     long = [(start, max(duration, 0.25), key, velocity) for start, duration, key, velocity in hits]
-    return _fonts().play(path, DRUM_CHANNEL, DRUM_BANK, programs, _events(long), count)
+    return _fonts().play(clock, path, DRUM_CHANNEL, DRUM_BANK, programs, _events(clock, long), count)

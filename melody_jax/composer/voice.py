@@ -12,6 +12,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from melody_jax.composer.clock import Clock
+
 
 @dataclass(frozen=True)
 class Tone:
@@ -30,7 +32,7 @@ class Tone:
 class Voice:
     """One note: fundamental in Hz, MIDI pitch, velocity 0..1, length in samples, tone and random generator.
 
-    `key` (instrument, variant, pitch) identifies parts that do not depend on velocity and length.
+    `key` (instrument, variant, pitch, take, sample rate) identifies parts that do not depend on velocity and length.
     """
 
     frequency: float
@@ -39,11 +41,12 @@ class Voice:
     count: int
     tone: Tone
     rng: np.random.Generator
-    key: tuple[str, int, int]
+    key: tuple[str, int, int, int, int]
+    clock: Clock
 
     def harmonics(self, limit: float = 11_000.0, most: int = 320) -> np.ndarray:
-        """The numbers 1..H of the harmonics below `limit` Hz, at most `most`, as floats."""
-        return np.arange(1.0, max(2, min(most, int(limit / self.frequency)) + 1))
+        """The numbers 1..H of the harmonics below `limit` Hz (`Clock.highest`), at most `most`, as floats."""
+        return np.arange(1.0, max(2, min(most, int(self.clock.highest(limit) / self.frequency)) + 1))
 
 
 class ArrayCache:

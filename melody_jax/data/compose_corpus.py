@@ -20,12 +20,13 @@ import numpy as np
 from tqdm import tqdm
 
 from melody_jax import __version__, audio, composer, files, folders
+from melody_jax.audio_format import HIGHEST_COMPOSED_RATE, LOWEST_RATE, SAMPLE_RATE, AudioFormat
 from melody_jax.composer import captions, compose, render, soundfont
 from melody_jax.composer.piece import Piece
 from melody_jax.composer.splits import SPLITS, split_index
 from melody_jax.data import compose_workers, records
 from melody_jax.errors import UserError
-from melody_jax.options import option
+from melody_jax.options import check_fields, option
 
 CAPTIONS = 8
 """Captions per piece."""
@@ -54,6 +55,10 @@ class ComposeConfig:
     """Seed of the corpus, 0 to 999,999."""
     seconds: float = 30.0
     """Length of each piece, seconds."""
+    sample_rate: int = option(SAMPLE_RATE, least=LOWEST_RATE, most=HIGHEST_COMPOSED_RATE)
+    """Sample rate, Hz. The notes are the same at any rate, and everything is synthesised at it, not resampled."""
+    channels: int = option(1, least=1, most=2)
+    """1: mono; 2: stereo, with parts and rooms between left and right."""
     workers: int = option(0, group="how to compose")
     """Processes; 0: one per CPU. The output does not depend on it."""
     soundfonts: tuple[str, ...] = ("auto",)
@@ -62,6 +67,7 @@ class ComposeConfig:
     """Pieces per shard. An interruption costs each worker at most one shard."""
 
     def __post_init__(self) -> None:
+        check_fields(self)
         split_index(self.split)
         if self.format not in FORMATS:
             raise UserError(f"format is {self.format!r}; it must be one of {', '.join(FORMATS)}")
@@ -75,6 +81,11 @@ class ComposeConfig:
             raise UserError(f"workers is {self.workers}; it must be 0 (one per CPU) or more")
         if not (math.isfinite(self.hours) and 1 <= self.pieces <= _PIECES_PER_SEED):
             raise UserError(f"hours is {self.hours:g}; it must hold at least one piece of {self.seconds:g} s")
+
+    @property
+    def audio_format(self) -> AudioFormat:
+        """Sample rate and channels of the pieces."""
+        return AudioFormat(sample_rate=self.sample_rate, channels=self.channels)
 
     @property
     def pieces(self) -> int:
@@ -171,7 +182,7 @@ def _progress_bar(config: ComposeConfig, finished: int) -> tqdm:
 def make_piece(
     config: ComposeConfig, fonts: dict[str, str], index: int, audible: bool = True
 ) -> tuple[np.ndarray | None, dict[str, Any]]:
-    """Composes and captions piece `index`: its audio float32 (T,), None unless `audible`, and its meta.
+    """Composes and captions piece `index`: its audio float32 (T,) or (T, 2), None unless `audible`, and its meta.
 
     `fonts` maps names to paths.
     """
@@ -182,7 +193,7 @@ def make_piece(
     meta = _meta(piece, f"{config.split}-{config.seed}-{index:07d}", config.split, font)
     if not audible:
         return None, meta
-    wave = render.render(piece, Path(fonts[font]) if font else None)
+    wave = render.render(piece, Path(fonts[font]) if font else None, config.audio_format)
     if not np.isfinite(wave).all() or np.abs(wave).max() < 1e-3:
         raise RuntimeError(f"piece {index} (seed {seed}, {piece.facts.genre}) rendered to silence or NaN")
     return wave, meta
@@ -208,7 +219,7 @@ def _make_shard(config: ComposeConfig, fonts: dict[str, str], group: int) -> rec
             compose_workers.check_running()
             wave, meta = make_piece(config, fonts, index)
             assert wave is not None
-            flac = audio.encode_flac(wave)
+            flac = audio.encode_flac(wave, config.sample_rate)
             yield {"audio": np.frombuffer(flac, np.uint8), "meta": records.encode_json(meta)}
             compose_workers.count_piece()
 
@@ -224,7 +235,7 @@ def _make_files(config: ComposeConfig, fonts: dict[str, str], group: int) -> str
         path = Path(config.out) / name
         wave, meta = make_piece(config, fonts, index, audible=not path.is_file())
         if wave is not None:
-            audio.write(path, wave)
+            audio.write(path, wave, config.sample_rate)
         lines += [
             json.dumps({"file": name, "caption": caption}, ensure_ascii=False) for caption in meta["captions"]
         ]
