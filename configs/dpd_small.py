@@ -1,9 +1,7 @@
-"""A dual-path diffusion for one GPU and a day: 256 semantic tokens to 2,560 latents of 16 channels, 10.24 s.
+"""A dual-path diffusion for one GPU and a day: 256 semantic tokens to 512 latents of 64 channels, 10.24 s.
 
 melody train dpd_small --data.folder features/train --workdir runs/dpd_small
 """
-
-import dataclasses
 
 from melody_jax.config import DataConfig, OptimizerConfig, TrainConfig, with_fields
 from melody_jax.models import dpd
@@ -11,9 +9,8 @@ from melody_jax.training.stages.dpd import DPDStage
 
 
 def config() -> TrainConfig:
-    """4 blocks of width 256 on the paper's 64 x 81 segments. This size is untrained so far."""
-    model = dataclasses.replace(dpd.PAPER_ALIGNED, width=256, blocks=4, heads=4, sru_hidden=128)
-    model = with_fields(model, dtype="bfloat16", remat="blocks")
+    """4 blocks of width 256, on the latents of `vae_small`. This size is untrained so far."""
+    model = with_fields(dpd.SMALL, dtype="bfloat16", remat="blocks")
     return TrainConfig(
         stage=DPDStage(model=model, shared_angle=0.3, clean_prefix=0.2),
         data=DataConfig(batch_size=32, window_tokens=256),

@@ -20,6 +20,8 @@ HIGHEST_COMPOSED_RATE = 96_000
 """What FluidSynth, and so the composer, plays at most."""
 CHANNELS = (1, 2)
 """Numbers of channels that audio may have here."""
+FULL_BAND_RATE = 48_000
+"""What the autoencoders `small` and `modern` hear, in stereo."""
 TOKEN_RATE = 25
 """Semantic tokens per second."""
 TOKEN_SAMPLES = SAMPLE_RATE // TOKEN_RATE

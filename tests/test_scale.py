@@ -145,6 +145,7 @@ print(refused)
 SMALL_EAR = Wav2Vec2Config(channels=32, layers=2, layer=1, width=32, heads=2, ffn=64, kernel=5)
 STAGES = {
     "vae": VAEStage(model=vae.TINY),
+    "vae, stereo": VAEStage(model=replace(vae.TINY, codec=replace(vae.TINY.codec, channels=2))),
     "vae, paper's kind": VAEStage(model=vae.PAPER),
     "mulan": MuLanStage(model=mulan.TINY),
     "mulan, paper's kind": MuLanStage(model=replace(mulan.TINY, music=ast.TINY)),

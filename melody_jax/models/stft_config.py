@@ -4,7 +4,7 @@ import dataclasses
 from dataclasses import dataclass
 
 from melody_jax import spectral
-from melody_jax.audio_format import CHANNELS, HIGHEST_RATE, LOWEST_RATE, SAMPLE_RATE
+from melody_jax.audio_format import CHANNELS, FULL_BAND_RATE, HIGHEST_RATE, LOWEST_RATE, SAMPLE_RATE
 from melody_jax.errors import UserError
 from melody_jax.models import low_band
 from melody_jax.models.low_band import CROSSOVER, LowBand
@@ -166,6 +166,10 @@ TINY = StftCodecConfig(
 TINY_TWO_WINDOWS = dataclasses.replace(TINY, low_hz=1_000.0, low_window=2048, low_steps=2)
 """`TINY` with a low band."""
 MODERN = StftCodecConfig(
+    sample_rate=FULL_BAND_RATE,
+    channels=2,
+    n_fft=2048,
+    frame_hop=480,
     downsample=2,
     encoder_frame_width=384,
     encoder_latent_width=512,
@@ -176,4 +180,14 @@ MODERN = StftCodecConfig(
     decoder_frame_blocks=6,
     phase=True,
 )
-"""50 Hz latents, and a decoder with as many parameters as the paper's, at a hundredth of its operations."""
+"""48 kHz stereo, 50 Hz latents, nearly the paper's parameters: docs/evaluation/costs.md."""
+SMALL = dataclasses.replace(
+    MODERN,
+    encoder_frame_width=192,
+    encoder_latent_width=384,
+    decoder_latent_width=512,
+    decoder_latent_blocks=4,
+    decoder_frame_width=384,
+    decoder_frame_blocks=4,
+)
+"""`MODERN` at about half its widths."""

@@ -82,7 +82,9 @@ TINY_TWO_WINDOWS = VAEConfig(latent_width=8, codec=stft_config.TINY_TWO_WINDOWS)
 PAPER = VAEConfig(latent_width=16, latent_scale=3.0, latent_clip=1.0, codec=HiFiGANConfig())
 """The published rates, channels and kernels: 250 latents of 16 channels per second."""
 MODERN = VAEConfig(codec=stft_config.MODERN)
-"""50 latents of 64 channels per second."""
+"""48 kHz stereo, 50 latents of 64 channels per second."""
+SMALL = VAEConfig(codec=stft_config.SMALL)
+"""The same in and out, for one GPU."""
 
 
 class VAE(nnx.Module):

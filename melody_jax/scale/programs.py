@@ -114,7 +114,8 @@ def example(config: TrainConfig) -> dict[str, Any]:
             "prefix_tokens": rows(12, dtype=jnp.int32),
             "latents": rows(frames, width),
         }
-    audio = {"audio": rows(data.crop_samples)}
+    channels = stage.audio_format.channels
+    audio = {"audio": rows(data.crop_samples, *[channels] * (channels > 1))}
     if stage.batch == "audio":
         return audio
     words = {"text_ids": rows(data.text_length, dtype=jnp.int32), "text_mask": rows(data.text_length)}
