@@ -24,6 +24,7 @@ from melody_jax.evaluation.embed_clips import Share, measure
 from melody_jax.evaluation.embedding import open_embedding
 from melody_jax.evaluation.frechet import Moments
 from melody_jax.evaluation.metrics import distances
+from melody_jax.evaluation.sound import Sound
 from melody_jax.runtime import enable_compile_cache
 
 STEPS = 10
@@ -58,11 +59,12 @@ def main() -> None:
     enable_compile_cache()
     embedding = open_embedding(arguments.embedding)
     sounds = [
-        clip.read()[: round(24_000 * arguments.seconds)] for clip in open_set(arguments.shards).clips[:40]
+        clip.read().to()[: round(24_000 * arguments.seconds)]
+        for clip in open_set(arguments.shards).clips[:40]
     ]
 
-    def read(number: int) -> np.ndarray:
-        return np.roll(sounds[number % len(sounds)], 97 * number)
+    def read(number: int) -> Sound:
+        return Sound(np.roll(sounds[number % len(sounds)], 97 * number))
 
     clips = [Clip(name=str(i), read=partial(read, i)) for i in range(arguments.clips)]
     folder = Path(tempfile.mkdtemp())

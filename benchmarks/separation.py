@@ -21,13 +21,14 @@ import numpy as np
 import tyro
 from scipy import signal
 
-from melody_jax import audio
+from melody_jax import audio, loudness
 from melody_jax.audio_format import SAMPLE_RATE
 from melody_jax.evaluation.clips import Clip, ClipSet, open_set
 from melody_jax.evaluation.embed_clips import Share, measure
 from melody_jax.evaluation.embedding import open_embedding
 from melody_jax.evaluation.frechet import Moments
 from melody_jax.evaluation.metrics import distances
+from melody_jax.evaluation.sound import Sound
 from melody_jax.runtime import enable_compile_cache
 
 EXPECTED = (
@@ -64,7 +65,7 @@ def noise(wave: np.ndarray) -> np.ndarray:
     """White noise of the clip's length, normalised in loudness and seeded by the clip."""
     seed = int.from_bytes(hashlib.sha256(wave.tobytes()).digest()[:4])
     drawn = np.random.default_rng(seed).normal(0, 0.1, len(wave)).astype(np.float32)
-    return audio.peak_limit(audio.loudness_normalise(drawn))
+    return loudness.peak_limit(loudness.normalise(drawn))
 
 
 def low_passed(hertz: float, wave: np.ndarray) -> np.ndarray:
@@ -83,9 +84,9 @@ def changed(
 ) -> ClipSet:
     """10.24 s of each clip after the change; the set's hash includes both."""
 
-    def read(clip: Clip) -> np.ndarray:
-        wave = clip.read()[: round(16 * SAMPLE_RATE)]
-        return (wave if change is None else change(wave))[: round(10.24 * SAMPLE_RATE)]
+    def read(clip: Clip) -> Sound:
+        wave = clip.read().to()[: round(16 * SAMPLE_RATE)]
+        return Sound((wave if change is None else change(wave))[: round(10.24 * SAMPLE_RATE)])
 
     digest = hashlib.sha256("\n".join([name, *(clip.name for clip in clips)]).encode()).hexdigest()
     return ClipSet(where=name, sha256=digest, clips=[replace(c, read=partial(read, c)) for c in clips])

@@ -1,13 +1,10 @@
-"""Audio files, FLAC bytes, loudness and peaks. NumPy only (plus soundfile and soxr).
+"""Audio files and FLAC bytes. NumPy only (plus soundfile and soxr).
 
 Audio is float32 in [-1, 1]: (T,) if it is mono, (T, C) if it has C channels. By default it is mono at `SAMPLE_RATE` =
 24 kHz as in MeLoDy (arXiv 2305.15719, section 5.1). Files and FLAC bytes hold 16-bit samples, scaled by 32768, so
-decoding and encoding them again is lossless. Loudness is the integrated loudness of ITU-R BS.1770-4: K-weighting, the
-energies of all channels added, 400 ms blocks every 100 ms, an absolute gate at -70 LUFS and a relative gate 10 LU below
-the mean of the remaining blocks.
+decoding and encoding them again is lossless.
 """
 
-import functools
 import io
 import math
 import os
@@ -24,12 +21,6 @@ from melody_jax import audio_decoding, files
 from melody_jax.audio_format import CHANNELS, SAMPLE_RATE, AudioFormat
 from melody_jax.errors import InputWarning, UserError
 
-CEILING = 0.98
-"""Largest sample magnitude after the peak limiter."""
-LOOKAHEAD = 0.004
-"""Seconds. The gain of `peak_limit` falls and recovers within twice this time on either side of a peak."""
-FULL_SCALE = 0.999
-"""Magnitude from which samples count as clipped, in runs of three or more."""
 BLOCK = 1 << 20
 """Samples that `write` converts at once."""
 CANCELLED = 0.01
@@ -54,15 +45,30 @@ def read(path: str | os.PathLike, sample_rate: int = SAMPLE_RATE, channels: int 
         UserError: the file is missing, not regular, not audio, truncated, empty or too long, or holds samples that are
             not finite.
     """
-    (samples, source_rate), *_ = stream(path)
-    if not np.isfinite(samples).all():
-        raise UserError(f"{path}: contains samples that are not finite (NaN or infinity)")
+    samples, source_rate = _read_all(path)
     converted, cancels = to_channels(samples, channels)
     if cancels:
         warnings.warn(
             f"{path}: its channels cancel each other; one of them is used", InputWarning, stacklevel=2
         )
     return resample(converted, source_rate, sample_rate)
+
+
+def read_as_stored(path: str | os.PathLike) -> tuple[Audio, AudioFormat]:
+    """Reads a file at its own sample rate: float32 (T,) or (T, 2), and the format.
+
+    Stereo stays stereo; other numbers of channels are mixed to mono. Raises `UserError` as `read` does.
+    """
+    samples, sample_rate = _read_all(path)
+    channels = 2 if samples.shape[1] == 2 else 1
+    return to_channels(samples, channels)[0], AudioFormat(sample_rate=sample_rate, channels=channels)
+
+
+def _read_all(path: str | os.PathLike) -> tuple[Float32[np.ndarray, "T channels"], int]:
+    (samples, sample_rate), *_ = stream(path)
+    if not np.isfinite(samples).all():
+        raise UserError(f"{path}: contains samples that are not finite (NaN or infinity)")
+    return samples, sample_rate
 
 
 def stream(
@@ -226,82 +232,6 @@ def convert(audio: AnyAudio, source: AudioFormat, target: AudioFormat) -> Float3
     return resample(audio, source.sample_rate, target.sample_rate)
 
 
-def loudness(audio: AnyAudio, sample_rate: int = SAMPLE_RATE) -> float:
-    """Integrated loudness of (T,) or (T, C) in LUFS; -inf for silence.
-
-    Audio shorter than 400 ms counts as one block. A sound in both of two channels is 3 LU louder than in one.
-    """
-    channels = np.asarray(audio, np.float32).reshape(len(audio), channel_count(audio)).T
-    energies = [_step_energies(np.ascontiguousarray(channel), sample_rate) for channel in channels]
-    step_means = np.sum([steps for steps, _ in energies], axis=0)
-    overall = sum(total for _, total in energies)
-    if len(step_means) < 4:
-        blocks = np.array([overall])
-    else:
-        blocks = np.lib.stride_tricks.sliding_window_view(step_means, 4).mean(axis=1)
-    gated = blocks[blocks > _energy_at(-70.0)]
-    if len(gated) == 0:
-        return -np.inf
-    gated = gated[gated > gated.mean() * 0.1]
-    return float(-0.691 + 10 * np.log10(gated.mean()))
-
-
-def loudness_normalise(
-    audio: AnyAudio, target_lufs: float = -16.0, max_gain_db: float = 40.0, sample_rate: int = SAMPLE_RATE
-) -> Audio:
-    """Scales (T,) or (T, C) to an integrated loudness of `target_lufs`, by at most `max_gain_db`.
-
-    Silence stays silence. The result may exceed [-1, 1]; apply `peak_limit` afterwards.
-    """
-    measured = loudness(audio, sample_rate)
-    if not np.isfinite(measured):
-        return np.asarray(audio, np.float32)
-    gain_db = min(target_lufs - measured, max_gain_db)
-    return np.asarray(audio, np.float32) * np.float32(10 ** (gain_db / 20))
-
-
-def peak_limit(
-    audio: AnyAudio, ceiling: float = CEILING, lookahead: float = LOOKAHEAD, sample_rate: int = SAMPLE_RATE
-) -> Audio:
-    """Lowers the gain around peaks of (T,) or (T, C) so that no sample exceeds `ceiling`.
-
-    Without such samples it returns the audio unchanged. All channels have the same gain. The gain that each sample
-    needs is reduced to its running minimum over `lookahead` seconds to both sides, then averaged over the same span.
-    Every averaged value is low enough for the sample in the middle, so the ceiling is never exceeded and the gain
-    changes gradually.
-    """
-    audio = np.asarray(audio, np.float32)
-    magnitude = np.abs(audio).reshape(len(audio), channel_count(audio)).max(axis=1)
-    if len(audio) == 0 or magnitude.max() <= ceiling:
-        return audio
-    span = max(1, round(lookahead * sample_rate))
-    required = np.minimum(1.0, ceiling / np.maximum(magnitude, ceiling))
-    lowest = _running_minimum(np.pad(required, 2 * span, constant_values=1.0), 2 * span + 1)
-    total = np.cumsum(np.concatenate(([0.0], lowest)), dtype=np.float64)
-    gain = (total[2 * span + 1 :] - total[: -2 * span - 1]) / (2 * span + 1)
-    return np.clip(audio * per_sample(gain, audio), -ceiling, ceiling).astype(np.float32)
-
-
-def clipped_share(block: Float[np.ndarray, "T channels"]) -> float:
-    """Fraction of clipped frames of (T, channels): those in runs of three or more with some channel at full scale."""
-    top = np.any(np.abs(block) >= FULL_SCALE, axis=1)
-    middle = top[1:-1] & top[:-2] & top[2:]
-    flat = np.zeros(len(block), bool)
-    for shift in range(3):
-        flat[shift : shift + len(middle)] |= middle
-    return float(flat.mean())
-
-
-def _running_minimum(values: np.ndarray, width: int) -> np.ndarray:
-    """Minimum over every `width` consecutive values, (N,) -> (N - width + 1,), by repeated doubling of the window."""
-    covered = 1
-    while covered * 2 <= width:
-        values = np.minimum(values[:-covered], values[covered:])
-        covered *= 2
-    remaining = width - covered
-    return np.minimum(values[: len(values) - remaining], values[remaining:])
-
-
 def channel_count(audio: np.ndarray) -> int:
     """The number of channels of (T,) or (T, C)."""
     return 1 if audio.ndim == 1 else audio.shape[1]
@@ -322,79 +252,3 @@ def _checked(audio: np.ndarray, name: str) -> np.ndarray:
     if not np.isfinite(audio).all():
         raise UserError(f"{name}: audio holds samples that are not finite (NaN or infinity)")
     return audio
-
-
-def _energy_at(lufs: float) -> float:
-    return 10 ** ((lufs + 0.691) / 10)
-
-
-def _step_energies(audio: np.ndarray, sample_rate: int) -> tuple[np.ndarray, float]:
-    """Mean square of K-weighted (T,) in every full 100 ms, and overall.
-
-    The filters' impulse response is applied by overlap-save, a few segments at once: more would exceed the cache.
-    """
-    response, taps = _k_response(sample_rate)
-    step = round(0.1 * sample_rate)
-    size = 2 * (len(response) - 1)
-    hop = size - taps
-    if len(audio) == 0:
-        return np.zeros(0), 0.0
-    padded = np.zeros(taps + -(-len(audio) // hop) * hop, np.float32)
-    padded[taps : taps + len(audio)] = audio
-    segments = np.lib.stride_tricks.sliding_window_view(padded, size)[::hop]
-    sums = []
-    for first in range(0, len(segments), 8):
-        spectrum = np.fft.rfft(segments[first : first + 8], axis=1)
-        spectrum *= response
-        filtered = np.ascontiguousarray(np.fft.irfft(spectrum, axis=1)[:, taps:]).reshape(-1, step)
-        sums.append(np.einsum("ij,ij->i", filtered, filtered))
-    energy = np.concatenate(sums).astype(np.float64)
-    return energy[: len(audio) // step] / step, float(energy.sum() / len(audio))
-
-
-@functools.lru_cache(maxsize=8)
-def _k_response(sample_rate: int) -> tuple[np.ndarray, int]:
-    """Spectrum (complex64) and length of the K-weighting's impulse response, which decays below 1e-8 within 0.1 s.
-
-    BS.1770 gives the shelf and the high-pass as coefficients at 48 kHz. Their analogue prototypes (centre frequency,
-    gain, quality) give the same coefficients at 48 kHz and correct ones at every other rate.
-    """
-    shelf = _shelf(1681.974450955533, 3.999843853973347, 0.7071752369554196, sample_rate)
-    high_pass = _high_pass(38.13547087602444, 0.5003270373238773, sample_rate)
-    taps = round(0.1 * sample_rate)
-    impulse = np.zeros(taps)
-    impulse[0] = 1.0
-    for numerator, denominator in (shelf, high_pass):
-        impulse = _biquad(impulse, numerator, denominator)
-    return np.fft.rfft(impulse, 4 * taps).astype(np.complex64), taps
-
-
-def _shelf(
-    frequency: float, gain_db: float, quality: float, sample_rate: int
-) -> tuple[np.ndarray, np.ndarray]:
-    warped = np.tan(np.pi * frequency / sample_rate)
-    high = 10 ** (gain_db / 20)
-    middle = high**0.4996667741545416
-    scale = 1 + warped / quality + warped**2
-    numerator = np.array([high + middle * warped / quality + warped**2, 2 * (warped**2 - high), 0.0])
-    numerator[2] = high - middle * warped / quality + warped**2
-    return numerator / scale, np.array(
-        [1.0, 2 * (warped**2 - 1) / scale, (1 - warped / quality + warped**2) / scale]
-    )
-
-
-def _high_pass(frequency: float, quality: float, sample_rate: int) -> tuple[np.ndarray, np.ndarray]:
-    warped = np.tan(np.pi * frequency / sample_rate)
-    scale = 1 + warped / quality + warped**2
-    denominator = np.array([1.0, 2 * (warped**2 - 1) / scale, (1 - warped / quality + warped**2) / scale])
-    return np.array([1.0, -2.0, 1.0]), denominator
-
-
-def _biquad(signal: np.ndarray, numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
-    output = np.zeros_like(signal)
-    first = second = 0.0
-    for index, value in enumerate(signal):
-        output[index] = numerator[0] * value + first
-        first = numerator[1] * value - denominator[1] * output[index] + second
-        second = numerator[2] * value - denominator[2] * output[index]
-    return output

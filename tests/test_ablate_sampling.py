@@ -38,9 +38,9 @@ class ConstantClassifier:
 def test_study(tmp_path: Path, melody: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     described = []
 
-    def piece(prompt: Any, number: int, samples: int) -> np.ndarray:
+    def piece(prompt: Any, number: int, seconds: float) -> np.ndarray:
         described.append(prompt)
-        return np.random.default_rng(number).normal(size=samples).astype(np.float32) / 10
+        return np.random.default_rng(number).normal(size=round(24_000 * seconds)).astype(np.float32) / 10
 
     monkeypatch.setattr(sampling, "_cascade", lambda *_: melody)
     monkeypatch.setattr(sampling, "_judge", lambda _: GroupJudge(ConstantClassifier()))

@@ -5,12 +5,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile
 from helpers.sounds import sounds
 
 from melody_jax import audio
 from melody_jax.data import records
 from melody_jax.errors import UserError
 from melody_jax.evaluation.clips import Clip, open_set, pieces
+from melody_jax.evaluation.sound import Sound
 
 
 def test_folder_with_prompts(tmp_path: Path) -> None:
@@ -20,11 +22,30 @@ def test_folder_with_prompts(tmp_path: Path) -> None:
     result = open_set(folder, file)
     assert [clip.name for clip in result.clips] == ["000000.wav", "000001.wav", "000002.wav"]
     assert [clip.prompt for clip in result.clips] == ["", "slow cello", ""]
-    assert result.clips[0].read().shape == (12_000,)
+    assert result.clips[0].read().samples.shape == (12_000,)
     assert result.sha256 == open_set(folder).sha256
     audio.write(folder / "000002.wav", np.zeros(12_000, np.float32))
     assert result.sha256 != open_set(folder).sha256
     assert result.name == f"a@{result.sha256[:12]}"
+
+
+@pytest.mark.parametrize(
+    ("rate", "shape", "form"),
+    [
+        (44_100, (4_410, 2), "44.1 kHz stereo"),
+        (48_000, (4_800,), "48 kHz mono"),
+        (96_000, (9_600, 3), "96 kHz mono"),
+        (1_000, (300, 2), "24 kHz stereo"),
+    ],
+)
+def test_files_keep_their_format(tmp_path: Path, rate: int, shape: tuple[int, ...], form: str) -> None:
+    """A rate far from those of music, as a damaged header may claim it, becomes 24 kHz."""
+    soundfile.write(tmp_path / "a.wav", np.full(shape, 0.25), rate, subtype="FLOAT")
+    (clip,) = open_set(tmp_path).clips
+    sound = clip.read()
+    assert str(sound.audio_format) == form
+    assert sound.samples.shape[1:] == ((2,) if form.endswith("stereo") else ())
+    assert sound.seconds == pytest.approx(shape[0] / rate)
 
 
 def test_prompts_of_a_batch_job(tmp_path: Path) -> None:
@@ -48,13 +69,15 @@ def test_shards_bring_facts(tmp_path: Path) -> None:
     )
     (clip,) = open_set(tmp_path).clips
     assert (clip.name, clip.prompt, clip.facts) == ("one", "some jazz", {"genre": "jazz"})
-    assert np.abs(clip.read() - wave).max() < 1e-4
+    assert np.abs(clip.read().samples - wave).max() < 1e-4
 
 
 def test_pieces_are_whole_or_all_there_is() -> None:
     def cut(seconds: float) -> list[tuple[float, int]]:
-        wave = np.zeros(round(seconds * 24_000), np.float32)
-        return [(start, len(piece)) for start, piece in pieces(Clip(name="a", read=lambda: wave), 2.0)]
+        sound = Sound(np.zeros(round(seconds * 24_000), np.float32))
+        return [
+            (start, len(piece.samples)) for start, piece in pieces(Clip(name="a", read=lambda: sound), 2.0)
+        ]
 
     assert cut(1.5) == [(0.0, 36_000)]
     assert cut(2.0) == [(0.0, 48_000)]

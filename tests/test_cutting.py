@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 import soundfile
 
-from melody_jax import audio
-from melody_jax.audio import clipped_share
+from melody_jax import audio, loudness
 from melody_jax.data.cutting import cut_recording
 from melody_jax.data.layouts import Recording
 from melody_jax.data.prepare_config import PieceConfig
 from melody_jax.data.records import decode_json
 from melody_jax.errors import UserError
+from melody_jax.loudness import clipped_share
 
 CONFIG = PieceConfig(piece_seconds=2.0, min_seconds=0.5, duplicate_share=2.0)
 
@@ -37,7 +37,7 @@ def test_nothing_is_dropped(tmp_path: Path, seconds: float, pieces: list[float])
     metas = [decode_json(record["meta"]) for record in cut_result.records]
     assert [meta["id"] for meta in metas] == [f"a.wav#{i}" for i in range(len(pieces))]
     assert [meta["seconds"][0] for meta in metas] == [2.0 * i for i in range(len(pieces))]
-    assert all(audio.loudness(wave) == pytest.approx(-16, abs=0.5) for wave in waves)
+    assert all(loudness.integrated(wave) == pytest.approx(-16, abs=0.5) for wave in waves)
 
 
 def test_silence_and_clipping_cost_a_piece_only(tmp_path: Path) -> None:
@@ -70,7 +70,7 @@ def test_quiet_music_is_turned_up_within_limits(tmp_path: Path) -> None:
         recording(tmp_path / "b.wav", 3e-2 * noise(2.0)), PieceConfig(max_gain_db=6.0, min_seconds=0.5)
     )
     gained = audio.decode_flac(quiet.records[0]["audio"].tobytes())
-    assert audio.loudness(gained) == pytest.approx(audio.loudness(3e-2 * noise(2.0)) + 6, abs=0.2)
+    assert loudness.integrated(gained) == pytest.approx(loudness.integrated(3e-2 * noise(2.0)) + 6, abs=0.2)
 
 
 def test_a_video_is_cut_to_its_clip(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from melody_jax import audio
+from melody_jax import loudness
 from melody_jax.errors import UserError
 from melody_jax.models import vae
 from melody_jax.models.hifigan import HiFiGANConfig
@@ -46,7 +46,7 @@ class Case:
 
     def decode_at_once(self, latents: np.ndarray) -> np.ndarray:
         wave = np.asarray(latents_to_wave(self.params, self.config, latents, np.int32(0)))
-        return np.stack([audio.peak_limit(item) for item in wave])
+        return np.stack([loudness.peak_limit(item) for item in wave])
 
     def parts(self, latents: np.ndarray, cuts: list[int]) -> list[np.ndarray]:
         blocks = np.split(latents, cuts, axis=1)

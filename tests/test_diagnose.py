@@ -53,7 +53,9 @@ def test_from_end_to_end(tmp_path: Path, releases: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(diagnose, "enable_compile_cache", lambda: None)
     sound = rng.normal(0, 0.1, 245_760).astype(np.float32)
     monkeypatch.setattr(
-        composed_prompts, "ground_truth", lambda prompt, number, samples: np.roll(sound, number)[:samples]
+        composed_prompts,
+        "ground_truth",
+        lambda prompt, number, seconds, _: np.roll(sound, number)[: round(24_000 * seconds)],
     )
     monkeypatch.setattr(stage_swap, "swap_stages", swapped)  # to compile the networks takes half a minute
     monkeypatch.setattr(clip_features, "estimate_tempo", lambda wave: 120.0)  # librosa is no test requirement

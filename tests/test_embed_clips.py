@@ -6,16 +6,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from melody_jax.audio_format import DEFAULT_FORMAT, AudioFormat
 from melody_jax.errors import UserError
 from melody_jax.evaluation import embed_clips as measuring
 from melody_jax.evaluation.clips import Clip, ClipSet
 from melody_jax.evaluation.embed_clips import Share, measure
+from melody_jax.evaluation.sound import Sound
 
 
 class Levels:
     """An embedding that counts its calls."""
 
     name = sha256 = "levels"
+    audio_format = DEFAULT_FORMAT
 
     def __init__(self) -> None:
         self.calls = 0
@@ -26,8 +29,9 @@ class Levels:
 
 
 def clips(count: int, seconds: float = 2.0) -> ClipSet:
-    def read(i: int) -> np.ndarray:
-        return np.random.default_rng(i).normal(0, 0.1, round((seconds + i % 2) * 24_000)).astype(np.float32)
+    def read(i: int) -> Sound:
+        count = round((seconds + i % 2) * 24_000)
+        return Sound(np.random.default_rng(i).normal(0, 0.1, count).astype(np.float32))
 
     return ClipSet(
         where="x", sha256="x", clips=[Clip(name=str(i), read=lambda i=i: read(i)) for i in range(count)]
@@ -42,7 +46,7 @@ def test_processes_share_a_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     names = {"loudness_lufs", "peak_dbfs", "clipped", "silent", "longest_silence", "flatness", "steady_bass"}
     assert set(alone.signal) == names
     for i in (0, 1):  # a short one whole, a long one cut
-        wave = clips(10).clips[i].read()[:60_000]
+        wave = clips(10).clips[i].read().samples[:60_000]
         np.testing.assert_allclose(alone.embeddings[i], [wave.mean(), wave.std()], rtol=1e-4, atol=1e-7)
     shares = [Share(cache=tmp_path / "b", seconds=2.5, process=i, processes=2) for i in range(2)]
     assert measure(clips(10), Levels(), shares[1]) is None  # the other's chunks are missing
@@ -50,6 +54,31 @@ def test_processes_share_a_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert together is not None
     np.testing.assert_array_equal(together.embeddings, alone.embeddings)
     np.testing.assert_array_equal(together.signal["flatness"], alone.signal["flatness"])
+
+
+def test_stereo_is_measured_and_embedded_as_it_is(tmp_path: Path) -> None:
+    """Two stereo clips at 48 kHz and a mono one at 24 kHz, through an embedding that takes 32 kHz stereo."""
+    shapes = []
+
+    class Image(Levels):
+        audio_format = AudioFormat(sample_rate=32_000, channels=2)
+
+        def __call__(self, waves: np.ndarray) -> np.ndarray:
+            shapes.append(waves.shape)
+            return np.abs(waves).mean(axis=1)
+
+    noise = np.random.default_rng(0).normal(0, 0.1, 96_000).astype(np.float32)
+    sides = [np.stack([noise, gain * noise], axis=1) for gain in (0.5, 1.0)]
+    sounds = [Sound(one, AudioFormat(sample_rate=48_000, channels=2)) for one in sides]
+    sounds.append(Sound(noise[:48_000]))
+    names = [Clip(name=str(i), read=lambda sound=sound: sound) for i, sound in enumerate(sounds)]
+    rows = measure(ClipSet(where="x", sha256="x", clips=names), Image(), Share(cache=tmp_path))
+    assert rows is not None
+    assert {shape[1:] for shape in shapes} == {(64_000, 2)}
+    left, right = rows.embeddings.T
+    np.testing.assert_allclose(right / left, [0.5, 1, 1], rtol=1e-4)
+    np.testing.assert_allclose(rows.signal["balance_db"], [20 * np.log10(2), 0, np.nan], atol=1e-4)
+    assert rows.signal["width_db"][1] == -100
 
 
 def test_chunks_are_measured_once(tmp_path: Path) -> None:

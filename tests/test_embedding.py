@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from melody_jax.audio_format import AudioFormat
 from melody_jax.errors import UserError
 from melody_jax.evaluation import embedding
 from melody_jax.evaluation.embedding import MuLan, open_embedding
@@ -38,12 +39,13 @@ def test_mulan_hears_windows_and_averages(releases: Path, monkeypatch: pytest.Mo
     np.testing.assert_allclose(cosines[1:], result.cycle(points[1:], ["jazz"]), atol=1e-5)
 
 
-def test_brought_embedding_is_resampled_and_hashed(tmp_path: Path) -> None:
+def test_brought_embedding_has_a_format_and_is_hashed(tmp_path: Path) -> None:
     (tmp_path / "weights.bin").write_bytes(b"1")
     file = tmp_path / "mine.py"
     file.write_text(BROUGHT)
     result = open_embedding(str(file))
-    points = result(np.full((3, 24_000), 0.5, np.float32))
+    assert result.audio_format == AudioFormat(sample_rate=8000)
+    points = result(np.full((3, 8_000), 0.5, np.float32))
     assert points.shape == (3, 2)
     np.testing.assert_allclose(points, [[8000, 0.5]] * 3, atol=0.01)
     assert result.name.startswith("levels (")
@@ -57,6 +59,7 @@ def test_brought_embedding_is_resampled_and_hashed(tmp_path: Path) -> None:
         ("x = 1", "no function embedding"),
         ("def embedding(:", "line 1"),
         ("def embedding(): return 1", "has no name"),
+        (BROUGHT.replace("    def __call__", "    channels = 3\n\n    def __call__"), "channels is 3"),
         (BROUGHT.replace("axis=1)\n\n", "axis=0)[0]\n\n"), "returned embeddings of shape"),
     ],
 )

@@ -3,9 +3,11 @@
 import numpy as np
 import pytest
 
+from melody_jax.audio_format import AudioFormat
 from melody_jax.errors import UserError
 from melody_jax.evaluation import fidelity
 from melody_jax.evaluation.fidelity import BANDS
+from melody_jax.evaluation.sound import Sound
 
 SAMPLES = 5 * 24_000
 TIME = np.arange(SAMPLES) / 24_000
@@ -65,25 +67,27 @@ def test_steady_bass_counts_frames_on_the_same_pitch() -> None:
 def test_a_gain_reads_as_itself(gain_db: float) -> None:
     louder = noise() * np.float32(10 ** (gain_db / 20))
     assert fidelity.level_difference(louder, noise()) == pytest.approx(gain_db, abs=1e-3)
-    for error in fidelity.band_errors(louder, noise()).values():
+    errors = fidelity.band_errors(louder, noise())
+    assert np.isnan(errors.pop("12-20k Hz"))
+    for error in errors.values():
         assert error == pytest.approx(abs(gain_db), abs=1e-2)
 
 
 @pytest.mark.parametrize("band", BANDS)
 def test_errors_are_those_of_their_band(band: str) -> None:
-    """6 dB less in one band alone."""
+    """6 dB less in one band alone, at 48 kHz."""
     low, high = BANDS[band]
     spectrum = np.fft.rfft(noise())
-    frequencies = np.fft.rfftfreq(SAMPLES, 1 / 24_000)
+    frequencies = np.fft.rfftfreq(SAMPLES, 1 / 48_000)
     spectrum[(frequencies >= low) & (frequencies < high)] /= 2
-    errors = fidelity.band_errors(np.fft.irfft(spectrum, SAMPLES), noise())
+    errors = fidelity.band_errors(np.fft.irfft(spectrum, SAMPLES), noise(), 48_000)
     assert errors.pop(band) == pytest.approx(6.02, abs=0.6)
     assert max(errors.values()) < 0.6
 
 
 def test_silence_has_no_error_and_the_floor_bounds_it() -> None:
     silence = np.zeros(SAMPLES, np.float32)
-    assert set(fidelity.band_errors(silence, silence).values()) == {0.0}
+    assert set(fidelity.band_errors(silence, silence, 48_000).values()) == {0.0}
     assert np.isnan(fidelity.level_difference(noise(), silence))
     assert fidelity.band_errors(silence, 1e-5 * noise())["1-4k Hz"] == 0.0  # below -80 dB
     window = np.hanning(8_192)
@@ -93,20 +97,43 @@ def test_silence_has_no_error_and_the_floor_bounds_it() -> None:
 
 
 def test_measures_of_a_clip_that_falls_silent() -> None:
-    original = tone(80)
-    cut = np.where(TIME < 2.9, original, 0).astype(np.float32)
+    original = Sound(tone(80))
+    cut = Sound(np.where(TIME < 2.9, original.samples, 0).astype(np.float32))
     values = fidelity.measures(cut, original, aligned=True)
     assert list(values) == list(fidelity.TITLES)
     assert values["fallen_silent"] == 1
     assert values["level_difference"] == pytest.approx(10 * np.log10(2.9 / 5), abs=0.01)
-    assert fidelity.measures(np.where(TIME < 3.1, original, 0), original, True)["fallen_silent"] == 0
+    later = Sound(np.where(TIME < 3.1, original.samples, 0).astype(np.float32))
+    assert fidelity.measures(later, original, True)["fallen_silent"] == 0
     apart_in_time = fidelity.measures(cut, original, aligned=False)
     assert {name for name, value in apart_in_time.items() if np.isnan(value)} == {
         "bass_agreement",
         "note_agreement",
         "attack_agreement",
         *BANDS,
+        "side_error",
+        "width_difference",
     }
+
+
+def test_measures_of_the_stereo_image() -> None:
+    """The clip has half the width; everything in the middle is right."""
+    form = AudioFormat(sample_rate=48_000, channels=2)
+    middle, side = noise(1), 0.5 * noise(2)
+    original, clip = (
+        Sound(np.stack([middle + width * side, middle - width * side], axis=1), form) for width in (1, 0.5)
+    )
+    values = fidelity.measures(clip, original, aligned=True)
+    assert values["side_error"] == pytest.approx(6.02, abs=0.2)  # some bins lie on the floor
+    assert values["width_difference"] == pytest.approx(-6.02, abs=0.01)
+    assert max(values[band] for band in BANDS) < 0.01
+    assert values["level_difference"] == pytest.approx(10 * np.log10(1.0625 / 1.25), abs=0.05)
+    assert values["note_agreement"] == 1 or np.isnan(values["note_agreement"])
+    apart_in_time = fidelity.measures(clip, original, aligned=False)
+    assert np.isnan(apart_in_time["side_error"])
+    assert apart_in_time["width_difference"] == values["width_difference"]
+    with pytest.raises(UserError, match="48 kHz stereo, its original 24 kHz mono"):
+        fidelity.measures(clip, Sound(middle), aligned=True)
 
 
 def test_summary_and_table() -> None:
@@ -114,7 +141,9 @@ def test_summary_and_table() -> None:
     summary = fidelity.summarise(columns)
     assert summary["bass_agreement"].value == 0.75
     assert "level_difference" not in summary
-    assert "| vae | 0.75 |  |" in fidelity.markdown({"vae": summary})
+    table = fidelity.markdown({"vae": summary, "truth": {"steady_bass": summary["bass_agreement"]}})
+    assert "| entry stage | bass agreement | steady bass |" in table
+    assert "| vae | 0.75 |  |" in table
 
 
 def test_bad_pairs_are_refused() -> None:

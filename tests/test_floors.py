@@ -10,6 +10,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = "melody_jax"
 GROUND = (
     "audio",
+    "loudness",
     "audio_decoding",
     "audio_format",
     "audio_headers",

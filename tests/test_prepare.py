@@ -19,7 +19,7 @@ import pytest
 from helpers.arrays import random_like
 from helpers.recordings import music, odd_files
 
-from melody_jax import audio, release
+from melody_jax import audio, loudness, release
 from melody_jax.audio_format import AudioFormat
 from melody_jax.config import DataConfig
 from melody_jax.data import audio_units, pipeline
@@ -252,7 +252,7 @@ def test_odd_files_are_all_accounted_for(odd: Odd, odd_shards: Path) -> None:
     assert details["0 cut.wav"].startswith("cut short")
     for i in range(len(source)):
         piece = audio.decode_flac(source[i]["audio"].tobytes())
-        assert audio.loudness(piece) == pytest.approx(-16, abs=1.0)
+        assert loudness.integrated(piece) == pytest.approx(-16, abs=1.0)
 
 
 def test_the_result_does_not_depend_on_workers(odd: Odd, odd_shards: Path, tmp_path: Path) -> None:
@@ -352,7 +352,7 @@ def test_stereo_keeps_its_channels_apart_through_prepare(stereo_features: Path) 
     assert audio.flac_info(source[0]["audio"].tobytes())[1] == AudioFormat(sample_rate=44_100, channels=2)
     left, right = np.sqrt(np.mean(wave.astype(float) ** 2, axis=0))
     assert 20 * np.log10(left / max(right, 1e-9)) > 60
-    assert audio.loudness(wave, 44_100) == pytest.approx(-16, abs=0.1)
+    assert loudness.integrated(wave, 44_100) == pytest.approx(-16, abs=0.1)
     record = open_shards(stereo_features, "features")[0]
     assert record["semantic_tokens"].shape[0] == record["latents"].shape[0] == len(wave) // 1764
 

@@ -7,7 +7,6 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from melody_jax.audio import loudness
 from melody_jax.audio_format import SAMPLE_RATE, AudioFormat
 from melody_jax.composer import drum_kits, dsp, effects, patches, rooms, soundfont, stems, stereo, synth
 from melody_jax.composer.clock import Clock
@@ -18,6 +17,7 @@ from melody_jax.composer.stems import Studio
 from melody_jax.composer.stereo import Place
 from melody_jax.composer.voice import BODIES
 from melody_jax.errors import UserError
+from melody_jax.loudness import integrated
 
 PRODUCTION = Production(
     room="room",
@@ -81,7 +81,7 @@ def test_a_piece_has_its_exact_length_and_loudness():
         assert np.isfinite(audio).all()
         assert np.abs(audio).max() <= 0.98
         assert abs(audio.mean()) < 1e-3
-        assert loudness(audio) == pytest.approx(-16.0, abs=1.0)
+        assert integrated(audio) == pytest.approx(-16.0, abs=1.0)
 
 
 @pytest.mark.parametrize(
@@ -97,7 +97,7 @@ def test_productions(production: dict):
     audio = render(make_piece(**production))
     assert np.isfinite(audio).all()
     assert np.abs(audio).max() <= 0.98
-    assert loudness(audio) == pytest.approx(-16.0, abs=2.0)
+    assert integrated(audio) == pytest.approx(-16.0, abs=2.0)
 
 
 @pytest.mark.parametrize("rate", [8_000, 16_000, 44_100, 96_000])
@@ -105,7 +105,7 @@ def test_every_sample_rate_keeps_length_loudness_and_tone(rate: int):
     piece = make_piece(seconds=2.0)
     audio = render(piece, audio_format=AudioFormat(sample_rate=rate))
     assert audio.shape == (2 * rate,)
-    assert loudness(audio, rate) == pytest.approx(-16.0, abs=1.0)
+    assert integrated(audio, rate) == pytest.approx(-16.0, abs=1.0)
     edges = (40, 200, 1000, 3000)
     difference = band_levels(audio, edges, rate) - band_levels(render(piece), edges, SAMPLE_RATE)
     assert np.abs(difference).max() < 3.0
@@ -125,7 +125,7 @@ def test_full_band_and_stereo():
     assert audio.shape == (4 * 48_000, 2)
     assert np.array_equal(audio, render(piece, audio_format=STEREO))
     assert np.abs(audio).max() <= 0.98
-    assert loudness(audio, 48_000) == pytest.approx(-16.0, abs=1.0)
+    assert integrated(audio, 48_000) == pytest.approx(-16.0, abs=1.0)
     middle = audio.mean(axis=1)
     side = (audio[:, 0] - audio[:, 1]) / 2
     treble = band_levels(middle, (12_000, 20_000), 48_000) - band_levels(middle, (30, 12_000), 48_000)
@@ -392,5 +392,5 @@ def test_pieces_through_a_font(renderer: str):
     assert np.array_equal(audio, render(piece, path))
     assert audio.shape == (4 * SAMPLE_RATE,)
     assert np.abs(audio).max() <= 0.98
-    assert loudness(audio) == pytest.approx(-16.0, abs=1.0)
+    assert integrated(audio) == pytest.approx(-16.0, abs=1.0)
     assert not np.array_equal(audio, render(piece))

@@ -24,10 +24,10 @@ import numpy as np
 import safetensors.numpy
 from tqdm import tqdm
 
-from melody_jax import audio, diffusion, files
+from melody_jax import audio, diffusion, files, loudness
 from melody_jax.ablation.files import save_arrays
 from melody_jax.ablation.study import Sampling
-from melody_jax.audio_format import DEFAULT_FORMAT, SAMPLE_RATE
+from melody_jax.audio_format import DEFAULT_FORMAT
 from melody_jax.evaluation import clip_features, composed_prompts, group_judge
 from melody_jax.evaluation.adherence import Judge
 from melody_jax.evaluation.composed_prompts import ComposedPrompt
@@ -110,7 +110,7 @@ def _sample(
         shared = {"prefix": controls.prefix_tokens, "tokens": batch.tokens, "noise": noise}
         row = {"step": number + 1} | {DIGEST + name: int(digest(value)) for name, value in shared.items()}
         decoded = windows.latents_to_wave(melody.params["vae"], melody.configs["vae"], latents)
-        limited = [audio.peak_limit(wave, sample_rate=melody.sample_rate) for wave in np.asarray(decoded)]
+        limited = [loudness.peak_limit(wave, sample_rate=melody.sample_rate) for wave in np.asarray(decoded)]
         waves.extend(audio.convert(wave, melody.audio_format, DEFAULT_FORMAT) for wave in limited)
         with metrics.open("a") as file:
             file.write(json.dumps(row) + "\n")
@@ -203,9 +203,8 @@ def _described_embeddings(melody: Melody, count: int, runs: Path) -> np.ndarray:
         file = runs / "described" / f"{melody.hashes['mulan'][:16]}-{count}.safetensors"
         if not file.is_file():
             pieces = tqdm(_prompts(count).items(), desc="described pieces", disable=None)
-            samples = round(melody.window_seconds * SAMPLE_RATE)
-            waves = [composed_prompts.ground_truth(prompt, i, samples) for i, prompt in pieces]
-            limited = np.stack([audio.peak_limit(wave) for wave in waves])
+            waves = [composed_prompts.ground_truth(prompt, i, melody.window_seconds) for i, prompt in pieces]
+            limited = np.stack([loudness.peak_limit(wave) for wave in waves])
             save_arrays(file, {"embeddings": _embed(melody, limited)})
         return safetensors.numpy.load_file(file)["embeddings"]
 

@@ -10,13 +10,13 @@ from pathlib import Path
 
 import numpy as np
 
-from melody_jax.audio import loudness_normalise, peak_limit
 from melody_jax.audio_format import DEFAULT_FORMAT, AudioFormat
 from melody_jax.composer import drum_kits, dsp, effects, rooms, stems, stereo
 from melody_jax.composer.clock import Clock
 from melody_jax.composer.piece import Piece, Track
 from melody_jax.composer.stems import Studio
 from melody_jax.errors import UserError
+from melody_jax.loudness import normalise, peak_limit
 
 TARGET_LUFS = -16.0
 CEILING = 0.98
@@ -115,7 +115,7 @@ def _master(studio: Studio, dry: np.ndarray, room_send: np.ndarray) -> np.ndarra
     mixed[:, -fade:] *= np.linspace(1, 0, fade, dtype=np.float32)
     audio = np.ascontiguousarray(mixed.T) if studio.stereo else mixed[0]
     rate = clock.sample_rate
-    return peak_limit(loudness_normalise(audio, TARGET_LUFS, sample_rate=rate), CEILING, sample_rate=rate)
+    return peak_limit(normalise(audio, TARGET_LUFS, sample_rate=rate), CEILING, sample_rate=rate)
 
 
 def _in_room(studio: Studio, sent: np.ndarray, variant: int) -> np.ndarray:

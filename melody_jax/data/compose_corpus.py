@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from melody_jax import __version__, audio, composer, files, folders
+from melody_jax import __version__, audio, composer, files, folders, loudness
 from melody_jax.audio_format import HIGHEST_COMPOSED_RATE, LOWEST_RATE, SAMPLE_RATE, AudioFormat
 from melody_jax.composer import captions, compose, render, soundfont
 from melody_jax.composer.piece import Piece
@@ -334,7 +334,7 @@ def _source_hash() -> str:
     digest = hashlib.sha256()
     package = Path(composer.__path__[0])
     modules = sorted(package / name for name in folders.walk(package) if name.endswith(".py"))
-    for path in (Path(audio.__file__), *modules):
+    for path in (Path(audio.__file__), Path(loudness.__file__), *modules):
         digest.update(path.read_bytes())
     return digest.hexdigest()[:16]
 

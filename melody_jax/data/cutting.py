@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from melody_jax import audio
+from melody_jax import audio, loudness
 from melody_jax.audio_format import DEFAULT_FORMAT, SAMPLE_RATE
 from melody_jax.data import fingerprint
 from melody_jax.data.layouts import UNCAPTIONED, Recording
@@ -97,17 +97,17 @@ def _cut(recording: Recording, config: PieceConfig) -> CutResult:
         if start < config.fingerprint_seconds:
             beginning.append(audio.convert(wave, config.audio_format, DEFAULT_FORMAT))
         start += len(block) / rate
-        loudness = audio.loudness(wave, config.sample_rate)
-        clipped = audio.clipped_share(block)
-        if loudness < config.silence_lufs:
-            result.rejects.append(_reject(recording, "silence", f"{loudness:.1f} LUFS", seconds=seconds))
+        measured = loudness.integrated(wave, config.sample_rate)
+        clipped = loudness.clipped_share(block)
+        if measured < config.silence_lufs:
+            result.rejects.append(_reject(recording, "silence", f"{measured:.1f} LUFS", seconds=seconds))
         elif clipped > config.max_clipped:
             result.rejects.append(_reject(recording, "clipped", f"{100 * clipped:.1f} %", seconds=seconds))
         elif recording.problem:
             raise _Rejected(recording.problem, recording.detail)
         else:
-            gain = 10 ** (min(config.loudness_lufs - loudness, config.max_gain_db) / 20)
-            levelled = audio.peak_limit(wave * np.float32(gain), sample_rate=config.sample_rate)
+            gain = 10 ** (min(config.loudness_lufs - measured, config.max_gain_db) / 20)
+            levelled = loudness.peak_limit(wave * np.float32(gain), sample_rate=config.sample_rate)
             result.records.append(_record(recording, number, seconds, levelled, config.sample_rate))
             result.seconds += len(wave) / config.sample_rate
     if result.records and config.duplicate_share <= 1:

@@ -14,12 +14,11 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-import numpy as np
-
 from melody_jax import audio, files, folders
-from melody_jax.audio_format import DEFAULT_FORMAT, SAMPLE_RATE
+from melody_jax.audio_format import HIGHEST_RATE, LOWEST_RATE, SAMPLE_RATE, AudioFormat
 from melody_jax.data import records
 from melody_jax.errors import UserError
+from melody_jax.evaluation.sound import Sound
 from melody_jax.sampling import manifest
 
 
@@ -29,8 +28,8 @@ class Clip:
 
     name: str
     """Path of its file in the set's folder, or the id of its record."""
-    read: Callable[[], np.ndarray]
-    """Returns the sound, float32 (T,) at 24 kHz."""
+    read: Callable[[], Sound]
+    """Returns the sound in its own format."""
     prompt: str = ""
     """Prompt of the clip; empty if unknown."""
     facts: dict[str, Any] | None = None
@@ -38,7 +37,7 @@ class Clip:
     file: Path | None = None
     """Sound file of the clip."""
     length: Callable[[], int] | None = None
-    """Returns the number of samples without decoding; None if that takes decoding."""
+    """Returns the number of samples at 24 kHz without decoding; None if that takes decoding."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -92,9 +91,7 @@ def open_set(folder: Path, prompts: Path | None = None) -> ClipSet:
         shown = folders.printable(name)
         digest.update(f"{shown} {sha256}\n".encode())
         path = folder / name
-        clips.append(
-            Clip(name=shown, read=partial(audio.read, path), prompt=by_name.get(name, ""), file=path)
-        )
+        clips.append(Clip(name=shown, read=partial(_read, path), prompt=by_name.get(name, ""), file=path))
     printable = {folders.printable(name): reason for name, reason in rejects.items()}
     return ClipSet(where=str(folder), sha256=digest.hexdigest(), clips=clips, rejects=printable)
 
@@ -134,12 +131,22 @@ def count_pieces(clip: Clip, seconds: float) -> int:
     return max(1, clip.length() // round(seconds * SAMPLE_RATE)) if clip.length else 1
 
 
-def pieces(clip: Clip, seconds: float) -> Iterator[tuple[float, np.ndarray]]:
+def pieces(clip: Clip, seconds: float) -> Iterator[tuple[float, Sound]]:
     """(start in seconds, sound) of every full piece of `seconds`; a shorter clip is one piece."""
-    wave = clip.read()
-    size = round(seconds * SAMPLE_RATE)
-    for start in range(0, max(len(wave) - size, 0) + 1, size):
-        yield start / SAMPLE_RATE, wave[start : start + size]
+    sound = clip.read()
+    rate = sound.audio_format.sample_rate
+    size = round(seconds * rate)
+    for start in range(0, max(len(sound.samples) - size, 0) + 1, size):
+        yield start / rate, sound.part(start / rate, seconds)
+
+
+def _read(path: Path) -> Sound:
+    """The sound of a file in its own format, or in 24 kHz if its rate is far from those of music."""
+    samples, stored = audio.read_as_stored(path)
+    if LOWEST_RATE <= stored.sample_rate <= HIGHEST_RATE:
+        return Sound(samples, stored)
+    usual = AudioFormat(channels=stored.channels)
+    return Sound(audio.convert(samples, stored, usual), usual)
 
 
 def _shards(folder: Path) -> ClipSet:
@@ -163,8 +170,9 @@ def _shards(folder: Path) -> ClipSet:
     return ClipSet(where=str(folder), sha256=digest.hexdigest(), clips=clips)
 
 
-def _decode(source: records.RecordSource, index: int) -> np.ndarray:
-    return audio.decode_flac_as(source[index]["audio"].tobytes(), DEFAULT_FORMAT)
+def _decode(source: records.RecordSource, index: int) -> Sound:
+    data = source[index]["audio"].tobytes()
+    return Sound(audio.decode_flac(data), audio.flac_info(data)[1])
 
 
 def _length(source: records.RecordSource, index: int) -> int:

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from melody_jax import files
+from melody_jax.audio_format import DEFAULT_FORMAT, AudioFormat
 from melody_jax.composer import soundfont
 from melody_jax.composer.captions import captions
 from melody_jax.composer.compose import compose
@@ -135,15 +136,19 @@ def write_prompts(file: Path, count: int = 10) -> None:
     write_bytes(file, ("\n".join(lines) + "\n").encode())
 
 
-def ground_truth(prompt: ComposedPrompt, number: int, samples: int) -> np.ndarray:
-    """The piece of a prompt, (samples,); `number` selects one of the test split's SoundFonts."""
+def ground_truth(
+    prompt: ComposedPrompt, number: int, seconds: float, audio_format: AudioFormat = DEFAULT_FORMAT
+) -> np.ndarray:
+    """The first `seconds` of the piece of a prompt, (T,) or (T, 2); `number` selects a SoundFont of the test split."""
     group = next(group for group in GROUPS if group.name == prompt.group)
     piece = compose(prompt.seed, SECONDS, genre=group.genre, lead=group.lead, split="test")
-    return render_with(piece, "test", number)[:samples]
+    return render_with(piece, "test", number, audio_format)[: round(seconds * audio_format.sample_rate)]
 
 
-def render_with(piece: Piece, split: str, number: int) -> np.ndarray:
-    """Renders a piece (samples,) with the split's SoundFont that `number` selects, or with the built-in
+def render_with(
+    piece: Piece, split: str, number: int, audio_format: AudioFormat = DEFAULT_FORMAT
+) -> np.ndarray:
+    """Renders a piece, (T,) or (T, 2), with the split's SoundFont that `number` selects, or with the built-in
     synthesiser."""
     fonts = sorted(soundfont.installed(split).items())
-    return render(piece, fonts[number % len(fonts)][1] if fonts else None)
+    return render(piece, fonts[number % len(fonts)][1] if fonts else None, audio_format)

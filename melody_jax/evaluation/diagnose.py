@@ -17,13 +17,13 @@ import numpy as np
 from tqdm import tqdm
 
 from melody_jax import __version__, files
-from melody_jax.audio_format import SAMPLE_RATE
 from melody_jax.evaluation import clip_features, composed_prompts, fidelity, group_judge, stage_swap
 from melody_jax.evaluation.adherence import Judge
 from melody_jax.evaluation.composed_prompts import ComposedPrompt
 from melody_jax.evaluation.embedding import MuLan
 from melody_jax.evaluation.losses import STAGES, markdown, summarise
 from melody_jax.evaluation.npz import write_npz
+from melody_jax.evaluation.sound import Sound
 from melody_jax.options import option
 from melody_jax.runtime import enable_compile_cache
 from melody_jax.sampling.cascade import Melody, load
@@ -136,7 +136,7 @@ def _measure_batch(
     """ "<stage>/<column>" -> measurements of the prompts from number `start` on."""
     truth = np.stack(
         [
-            composed_prompts.ground_truth(prompt, number, round(melody.window_seconds * SAMPLE_RATE))
+            composed_prompts.ground_truth(prompt, number, melody.window_seconds, melody.audio_format)
             for number, prompt in enumerate(prompts, start=start)
         ]
     )
@@ -144,12 +144,15 @@ def _measure_batch(
     settings = replace(config, seed=config.seed + start)
     swapped = stage_swap.swap_stages(melody, truth, texts, settings)
     columns = {}
+    originals = [Sound(wave, melody.audio_format) for wave in truth]
     for stage, waves in ({"truth": truth} | swapped).items():
-        statistics = [clip_features.log_mel_statistics(wave) for wave in waves]
+        sounds = [Sound(wave, melody.audio_format) for wave in waves]
+        mono = np.stack([sound.to() for sound in sounds])
+        statistics = [clip_features.log_mel_statistics(wave) for wave in mono]
         columns[f"{stage}/statistics"] = np.stack(statistics)
-        columns[f"{stage}/tempo"] = np.asarray([clip_features.estimate_tempo(wave) for wave in waves])
-        columns[f"{stage}/points"] = np.asarray(mulan(waves))
-        pairs = zip(waves, truth, strict=True)
+        columns[f"{stage}/tempo"] = np.asarray([clip_features.estimate_tempo(wave) for wave in mono])
+        columns[f"{stage}/points"] = np.asarray(mulan(mono))
+        pairs = zip(sounds, originals, strict=True)
         measured = [fidelity.measures(wave, original, stage in ALIGNED) for wave, original in pairs]
         columns[f"{stage}/fidelity"] = np.asarray(
             [[row[name] for name in fidelity.TITLES] for row in measured]

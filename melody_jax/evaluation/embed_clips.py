@@ -16,7 +16,6 @@ import numpy as np
 from tqdm import tqdm
 
 from melody_jax import files
-from melody_jax.audio_format import SAMPLE_RATE
 from melody_jax.data import records
 from melody_jax.errors import UserError
 from melody_jax.evaluation import fidelity, signal
@@ -24,12 +23,13 @@ from melody_jax.evaluation.clip_features import ClipFeatures, clip_features
 from melody_jax.evaluation.clips import ClipSet, pieces
 from melody_jax.evaluation.embedding import Embedding
 from melody_jax.evaluation.npz import write_npz
+from melody_jax.evaluation.sound import Sound
 
 CHUNK = 64
 """Clips per file."""
 BATCH = 8
 """Pieces of equal length that are embedded together."""
-VERSION = 4
+VERSION = 5
 """Version of the columns; rows of another version are measured again."""
 REJECTS = "rejects"
 """Column with JSON: index of a clip that cannot be measured -> why."""
@@ -52,7 +52,8 @@ class Rows:
     embeddings: np.ndarray
     """Embeddings (N, E)."""
     signal: dict[str, np.ndarray]
-    """Columns of `signal.signal_metrics`, and "steady_bass" (`fidelity.steady_bass`), (N,) each."""
+    """Columns of `signal.signal_metrics`, and "steady_bass" (`fidelity.steady_bass`), (N,) each; without those of the
+    stereo image if all clips are mono. They are nan where only some are."""
     features: ClipFeatures
     """Features for the judges; empty unless requested."""
     rejects: dict[int, str] = field(default_factory=dict)
@@ -113,11 +114,12 @@ def measure(clips: ClipSet, embedding: Embedding, share: Share, with_features: b
     return rows
 
 
-def _embed_chunk(measured: Iterator[tuple[np.ndarray, Row]], embedding: Embedding) -> Row:
+def _embed_chunk(measured: Iterator[tuple[Sound, Row]], embedding: Embedding) -> Row:
     """The columns of one chunk: "clip", "start", "embeddings", "signal/<name>", "features/<name>"."""
     rows: list[Row] = []
     embeddings: list[np.ndarray] = []
-    for waves, batch_rows in _batches(measured):
+    converted = ((sound.to(embedding.audio_format), row) for sound, row in measured)
+    for waves, batch_rows in _batches(converted):
         padding = np.repeat(waves[-1:], BATCH - len(waves), axis=0)  # one batch size, one compilation
         batch = np.concatenate([waves, padding])
         embeddings.extend(np.asarray(embedding(batch), np.float32)[: len(waves)])
@@ -130,7 +132,7 @@ def _embed_chunk(measured: Iterator[tuple[np.ndarray, Row]], embedding: Embeddin
 
 def _measure_pieces(
     clips: ClipSet, chunk: int, seconds: float, with_features: bool, rejects: dict[int, str], bar: tqdm
-) -> Iterator[tuple[np.ndarray, Row]]:
+) -> Iterator[tuple[Sound, Row]]:
     """The sound and the measurements of each piece of a chunk's clips; `rejects` receives those without any."""
     for index in range(chunk * CHUNK, min((chunk + 1) * CHUNK, len(clips.clips))):
         try:
@@ -138,21 +140,21 @@ def _measure_pieces(
         except UserError as error:
             rejects[index] = str(error).removeprefix(f"{clips.clips[index].file}: ")
             cut = []
-        for start, wave in cut:
-            if len(wave) < SHORTEST * SAMPLE_RATE:
-                rejects[index] = f"{len(wave) / SAMPLE_RATE:.2f} s; a clip must have {SHORTEST:g} s"
+        for start, sound in cut:
+            if sound.seconds < SHORTEST:
+                rejects[index] = f"{sound.seconds:.2f} s; a clip must have {SHORTEST:g} s"
                 continue
             row = {"clip": np.asarray(index, np.int64), "start": np.asarray(start, np.float64)}
-            for name, value in _signal(wave).items():
+            for name, value in _signal(sound).items():
                 row[f"signal/{name}"] = np.asarray(value, np.float64)
             if with_features:
-                row |= {f"features/{name}": value for name, value in clip_features(wave).items()}
-            yield wave, row
+                row |= {f"features/{name}": value for name, value in clip_features(sound.to()).items()}
+            yield sound, row
         bar.update()
 
 
-def _signal(wave: np.ndarray) -> dict[str, float]:
-    return signal.signal_metrics(wave) | {"steady_bass": fidelity.steady_bass(wave)}
+def _signal(sound: Sound) -> dict[str, float]:
+    return signal.signal_metrics(sound) | {"steady_bass": fidelity.steady_bass(sound.to())}
 
 
 def _batches(measured: Iterator[tuple[np.ndarray, Row]]) -> Iterator[tuple[np.ndarray, list[Row]]]:
@@ -187,7 +189,7 @@ def _read(chunk_files: list[Path]) -> Rows:
     groups: dict[str, Row] = {"signal": {}, "features": {}}
     for name, values in columns.items():
         group, _, column = name.partition("/")
-        if column:
+        if column and not np.isnan(values).all():
             groups[group][column] = values
     return Rows(
         columns.get("clip", nothing),

@@ -5,8 +5,9 @@ trust. The function returns an object with:
 
     name              name in results: network, layer and weights
     files             paths of its weights, hashed into the result; may be ()
-    sample_rate       sample rate of its input in Hz; clips are resampled from 24 kHz
-    __call__(waves)   float32 (B, T) mono in [-1, 1] -> (B, E)
+    sample_rate       sample rate of its input in Hz; clips are resampled from their own
+    channels          1 or 2 channels of its input; 1 if there is no such field
+    __call__(waves)   float32 (B, T), or (B, T, 2) with 2 channels, in [-1, 1] -> (B, E)
 """
 
 import hashlib
@@ -19,8 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from melody_jax import audio
-from melody_jax.audio_format import SAMPLE_RATE
+from melody_jax.audio_format import CHANNELS, DEFAULT_FORMAT, AudioFormat
 from melody_jax.errors import UserError
 from melody_jax.files import file_hash
 from melody_jax.models import mulan
@@ -45,13 +45,20 @@ class Embedding(Protocol):
         """Hash of everything that the embeddings depend on."""
         ...
 
+    @property
+    def audio_format(self) -> AudioFormat:
+        """Sample rate and channels of its input."""
+        ...
+
     def __call__(self, waves: np.ndarray) -> np.ndarray:
-        """Embeds clips: float32 (B, T) at 24 kHz -> (B, E)."""
+        """Embeds clips in its format: float32 (B, T) or (B, T, 2) -> (B, E)."""
         ...
 
 
 class MuLan:
     """The music tower of a released MuLan as an `Embedding`, and its text tower for `cycle`."""
+
+    audio_format = DEFAULT_FORMAT
 
     def __init__(self, model: str, folder: Path | None = None) -> None:
         melody = load(model, folder=folder, networks=("mulan",))
@@ -95,16 +102,18 @@ class _UserEmbedding:
             raise UserError(
                 f"{file}: the object that embedding() returns has no {missing[0] if missing else '__call__'}"
             )
+        channels = getattr(inner, "channels", 1)
+        if channels not in CHANNELS:
+            raise UserError(f"{file}: channels is {channels!r}; it must be 1 or 2")
         self.file = file
+        self.audio_format = AudioFormat(sample_rate=inner.sample_rate, channels=channels)
         self._inner = inner
         digest = hashlib.sha256("".join(file_hash(path) for path in (file, *inner.files)).encode())
         self.sha256 = digest.hexdigest()
         self.name = f"{inner.name} ({self.sha256[:12]})"
 
     def __call__(self, waves: np.ndarray) -> np.ndarray:
-        rate = self._inner.sample_rate
-        resampled = np.stack([audio.resample(wave, SAMPLE_RATE, rate) for wave in waves])
-        embeddings = np.asarray(self._inner(resampled), np.float32)
+        embeddings = np.asarray(self._inner(waves), np.float32)
         if embeddings.ndim != 2 or len(embeddings) != len(waves) or not np.isfinite(embeddings).all():
             raise UserError(
                 f"{self.file}: returned embeddings of shape {embeddings.shape} for {len(waves)} clips; they must be "

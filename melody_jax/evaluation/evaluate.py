@@ -220,9 +220,10 @@ def _described_sets(
 
 def _per_piece(
     rows: Rows, pieces: list[Clip], columns: dict[str, np.ndarray]
-) -> list[dict[str, str | float]]:
-    """The name, start and metrics of every piece."""
-    values = zip(*(column.tolist() for column in columns.values()), strict=True)
+) -> list[dict[str, str | float | None]]:
+    """The name, start and metrics of every piece; None for what is not defined for it."""
+    lists = [[None if np.isnan(x) else x for x in column.tolist()] for column in columns.values()]
+    values = zip(*lists, strict=True)
     return [
         {"clip": piece.name, "start": float(start)} | dict(zip(columns, row, strict=True))
         for piece, start, row in zip(pieces, rows.start, values, strict=True)

@@ -10,8 +10,6 @@ import numpy as np
 from melody_jax.audio_format import SAMPLE_RATE
 from melody_jax.evaluation.reconstruction import log_mel
 
-ATTACK_HOP = 240
-"""Samples between frames of the attack detector, 10 ms."""
 ATTACK_RANGE = 7.0
 """Mel bands this far below the clip's loudest, nepers, are as good as silent (60 dB)."""
 ATTACK_RISE = 0.15
@@ -30,7 +28,7 @@ NOTE_PROMINENCE_DB = 12.0
 
 def attacks(wave: np.ndarray) -> np.ndarray:
     """Frames (N,), at 100 Hz, at which something begins: peaks of the rise of the log-mel spectrum."""
-    level = log_mel(wave[None], hop=ATTACK_HOP)[0]
+    level = log_mel(wave[None])[0]
     level = np.maximum(level, level.max() - ATTACK_RANGE)
     rise = np.maximum(level[2:] - level[:-2], 0).mean(axis=1)
     around = np.convolve(

@@ -1,7 +1,9 @@
-"""How close a clip is to its original: by frequency band, in the bass, and in level. NumPy; clips are (T,) at 24 kHz.
+"""How close a clip is to its original: by frequency band, in the bass, in level, and between left and right. NumPy.
 
 Log-mel distances do not show whether the bass survives: below 300 Hz, mel bands are wider than the intervals of a
-bass line. These measures use a window of 8,192 samples (bins of 2.9 Hz).
+bass line. These measures use a window of 341 ms (8,192 samples at 24 kHz, bins of 2.9 Hz).
+
+A wave is (T,), at 24 kHz unless it says so; a `Sound` is in any format.
 
 T samples, F frames, N clips.
 """
@@ -11,22 +13,24 @@ import numpy as np
 from melody_jax import spectral
 from melody_jax.audio_format import SAMPLE_RATE
 from melody_jax.errors import UserError
-from melody_jax.evaluation import events
+from melody_jax.evaluation import events, stereo
 from melody_jax.evaluation.intervals import Interval, mean_interval
 from melody_jax.evaluation.signal import longest_silence
+from melody_jax.evaluation.sound import Sound
 
 WINDOW = 8_192
-"""Samples in a frame."""
+"""Samples in a frame at 24 kHz; as long at other rates."""
 HOP = 1_200
-"""Samples between frames."""
+"""Samples between frames at 24 kHz."""
 BANDS = {
     "30-80 Hz": (30.0, 80.0),
     "80-300 Hz": (80.0, 300.0),
     "300-1k Hz": (300.0, 1_000.0),
     "1-4k Hz": (1_000.0, 4_000.0),
     "4-12k Hz": (4_000.0, 12_000.0),
+    "12-20k Hz": (12_000.0, 20_000.0),
 }
-"""Name of a band -> its ends, Hz."""
+"""Name of a band -> its ends, Hz; the last needs a sample rate of at least 40 kHz."""
 FLOOR_DB = -80.0
 """Lowest level of a bin, dB relative to a sine of full scale: quieter bins are equal."""
 BASS_HZ = (40.0, 250.0)
@@ -47,37 +51,58 @@ TITLES = {
     "level_difference": "level, dB",
     "fallen_silent": "fallen silent",
     **{name: f"{name}, dB" for name in BANDS},
+    "side_error": "side, dB",
+    "width_difference": "width, dB",
 }
 """Name of a measure -> its title in tables."""
 
 
-def levels(wave: np.ndarray) -> np.ndarray:
-    """Levels (F, WINDOW // 2 + 1) of the bins, dB relative to a sine of full scale.
+def levels(wave: np.ndarray, sample_rate: int = SAMPLE_RATE) -> np.ndarray:
+    """Levels (F, window // 2 + 1) of the bins, dB relative to a sine of full scale.
 
     Frames lie inside the clip. Raises `UserError` if it is shorter than one.
     """
-    if wave.ndim != 1 or len(wave) < WINDOW:
-        raise UserError(f"audio of shape {wave.shape}: it must be (T,), T at least {WINDOW}")
-    frames = np.lib.stride_tricks.sliding_window_view(wave.astype(np.float32), WINDOW)[::HOP]
-    window = spectral.hann(WINDOW)
-    size = np.abs(np.fft.rfft(frames * window, axis=-1)) * 2 / window.sum()
-    return 20 * np.log10(np.maximum(size, 1e-10))
+    size, hop = _frame(sample_rate)
+    if wave.ndim != 1 or len(wave) < size:
+        raise UserError(f"audio of shape {wave.shape}: it must be (T,), T at least {size}")
+    frames = np.lib.stride_tricks.sliding_window_view(wave.astype(np.float32), size)[::hop]
+    window = spectral.hann(size)
+    magnitudes = np.abs(np.fft.rfft(frames * window, axis=-1)) * 2 / window.sum()
+    return 20 * np.log10(np.maximum(magnitudes, 1e-10))
 
 
-def band_errors(clip: np.ndarray, original: np.ndarray) -> dict[str, float]:
+def band_errors(clip: np.ndarray, original: np.ndarray, sample_rate: int = SAMPLE_RATE) -> dict[str, float]:
     """Band -> mean distance of the bins' levels, dB, floored at -80 dB. 2 dB more or less in all bins read 2.
 
-    Raises `UserError` if the lengths differ, or are less than one frame.
+    nan for a band that the sample rate does not hold. Raises `UserError` if the lengths differ, or are less than one
+    frame.
     """
     _check_pair(clip, original)
-    distance = np.abs(np.maximum(levels(clip), FLOOR_DB) - np.maximum(levels(original), FLOOR_DB)).mean(
-        axis=0
-    )
-    frequencies = _frequencies()
+    floored = [np.maximum(levels(wave, sample_rate), FLOOR_DB) for wave in (clip, original)]
+    distance = np.abs(floored[0] - floored[1]).mean(axis=0)
+    frequencies = np.fft.rfftfreq(_frame(sample_rate)[0], 1 / sample_rate)
     return {
         name: float(distance[(frequencies >= low) & (frequencies < high)].mean())
+        if high <= sample_rate / 2
+        else np.nan
         for name, (low, high) in BANDS.items()
     }
+
+
+def side_error(clip: Sound, original: Sound) -> float:
+    """Mean over bands of the error of the side signal, dB; nan for mono. Raises `UserError` as `band_errors`."""
+    if clip.side is None or original.side is None:
+        return np.nan
+    errors = band_errors(clip.side, original.side, clip.audio_format.sample_rate)
+    return float(np.nanmean(list(errors.values())))
+
+
+def width_difference(clip: Sound, original: Sound) -> float:
+    """Width of the clip minus that of the original (`stereo.stereo_metrics`), dB; nan for mono."""
+    if clip.side is None or original.side is None:
+        return np.nan
+    widths = [stereo.width_db(sound.samples) for sound in (clip, original)]
+    return widths[0] - widths[1]
 
 
 def bass_pitch(wave: np.ndarray, notes_only: bool = True) -> np.ndarray:
@@ -125,25 +150,42 @@ def steady_bass(wave: np.ndarray) -> float:
 
 
 def level_difference(clip: np.ndarray, original: np.ndarray) -> float:
-    """Level of the clip minus that of the original, dB of RMS; nan if the original is digital silence."""
+    """Level of the clip minus that of the original, dB of RMS of all channels; nan if the original is digital
+    silence."""
     original_rms = _rms(original)
     return float(20 * np.log10(max(_rms(clip), 1e-10) / original_rms)) if original_rms else np.nan
 
 
-def measures(clip: np.ndarray, original: np.ndarray, aligned: bool) -> dict[str, float]:
-    """The measures in `TITLES` of a clip; "fallen_silent" is 0 or 1.
+def measures(clip: Sound, original: Sound, aligned: bool) -> dict[str, float]:
+    """The measures in `TITLES` of a clip; "fallen_silent" is 0 or 1. Bands are those of the mean of the channels.
 
-    aligned: whether the clip follows the original in time. If not, the agreements and the bands are nan.
+    aligned: whether the clip follows the original in time. If not, the agreements, the bands and the side error are
+    nan. Raises `UserError` if the formats differ.
     """
-    values = {
-        "bass_agreement": bass_agreement(clip, original) if aligned else np.nan,
-        "note_agreement": events.note_agreement(levels(clip), levels(original)) if aligned else np.nan,
-        "attack_agreement": events.attack_agreement(clip, original) if aligned else np.nan,
-        "steady_bass": steady_bass(clip),
-        "level_difference": level_difference(clip, original),
-        "fallen_silent": float(longest_silence(clip) >= LONG_SILENCE),
+    if clip.audio_format != original.audio_format:
+        raise UserError(
+            f"the clip is {clip.audio_format}, its original {original.audio_format}: not the same"
+        )
+    mono = clip.to()
+    values = dict.fromkeys(TITLES, np.nan) | {
+        "steady_bass": steady_bass(mono),
+        "level_difference": level_difference(clip.samples, original.samples),
+        "fallen_silent": float(longest_silence(mono) >= LONG_SILENCE),
+        "width_difference": width_difference(clip, original),
     }
-    return values | (band_errors(clip, original) if aligned else dict.fromkeys(BANDS, np.nan))
+    return values | (_aligned_measures(clip, original) if aligned else {})
+
+
+def _aligned_measures(clip: Sound, original: Sound) -> dict[str, float]:
+    mono = clip.to()
+    truth = original.to()
+    return {
+        "bass_agreement": bass_agreement(mono, truth),
+        "note_agreement": events.note_agreement(levels(mono), levels(truth)),
+        "attack_agreement": events.attack_agreement(mono, truth),
+        **band_errors(clip.mono, original.mono, clip.audio_format.sample_rate),
+        "side_error": side_error(clip, original),
+    }
 
 
 def summarise(columns: dict[str, np.ndarray]) -> dict[str, Interval]:
@@ -153,10 +195,13 @@ def summarise(columns: dict[str, np.ndarray]) -> dict[str, Interval]:
 
 
 def markdown(stages: dict[str, dict[str, Interval]]) -> str:
-    """Stage -> summary, as a Markdown table with one row per stage."""
-    lines = ["| entry stage | " + " | ".join(TITLES.values()) + " |", "| --- |" + " --- |" * len(TITLES)]
+    """Stage -> summary, as a Markdown table with one row per stage and the measures that any stage has."""
+    titles = {
+        name: title for name, title in TITLES.items() if any(name in summary for summary in stages.values())
+    }
+    lines = ["| entry stage | " + " | ".join(titles.values()) + " |", "| --- |" + " --- |" * len(titles)]
     for stage, summary in stages.items():
-        cells = [f"{summary[name].value:.3g}" if name in summary else "" for name in TITLES]
+        cells = [f"{summary[name].value:.3g}" if name in summary else "" for name in titles]
         lines.append(f"| {stage} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 
@@ -166,8 +211,10 @@ def _agree(pitch: np.ndarray, target: np.ndarray) -> np.ndarray:
     return np.abs(1200 * np.log2(pitch / target)) <= TOLERANCE_CENTS
 
 
-def _frequencies() -> np.ndarray:
-    return np.arange(WINDOW // 2 + 1) * SAMPLE_RATE / WINDOW
+def _frame(sample_rate: int) -> tuple[int, int]:
+    """Samples in a frame, an even number, and between frames."""
+    scale = sample_rate / SAMPLE_RATE
+    return 2 * round(WINDOW / 2 * scale), round(HOP * scale)
 
 
 def _rms(wave: np.ndarray) -> float:

@@ -146,7 +146,9 @@ def nearest(embeddings: np.ndarray, training: np.ndarray) -> np.ndarray:
 def signals(columns: dict[str, np.ndarray], seed: int) -> dict[str, Any]:
     """Means of the columns (`embed_clips.Rows.signal`), and the shares of clips with clipping, of clips that are half
     silent, and of clips that fall silent."""
-    values: dict[str, Any] = {name: mean_interval(column, seed=seed) for name, column in columns.items()}
+    values: dict[str, Any] = {
+        name: mean_interval(column[~np.isnan(column)], seed=seed) for name, column in columns.items()
+    }
     values["clips_with_clipping"] = float(np.mean(columns["clipped"] > 0))
     values["clips_half_silent"] = float(np.mean(columns["silent"] > 0.5))
     values["clips_fallen_silent"] = float(np.mean(columns["longest_silence"] >= LONG_SILENCE))

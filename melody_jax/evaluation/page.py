@@ -13,9 +13,9 @@ from urllib.parse import quote
 import numpy as np
 
 from melody_jax import audio, files
-from melody_jax.audio_format import SAMPLE_RATE
 from melody_jax.evaluation.clips import ClipSet
 from melody_jax.evaluation.reconstruction import log_mel
+from melody_jax.evaluation.sound import Sound
 from melody_jax.files import write_bytes
 
 STYLE = """
@@ -40,10 +40,9 @@ def write(out: Path, result: dict[str, Any], clips: ClipSet, chosen: list[int], 
     for number in chosen:
         piece = result["pieces"][number]
         clip = by_name[piece["clip"]]
-        first = round(piece["start"] * SAMPLE_RATE)
-        wave = clip.read()[first : first + round(seconds * SAMPLE_RATE)]
-        audio.write(folder / f"{number:06d}.flac", wave)
-        write_bytes(folder / f"{number:06d}.png", spectrogram(wave))
+        sound = clip.read().part(piece["start"], seconds)
+        audio.write(folder / f"{number:06d}.flac", sound.samples, sound.audio_format.sample_rate)
+        write_bytes(folder / f"{number:06d}.png", spectrogram(sound))
         sections.append(_section(f"pieces/{number:06d}", piece, clip.prompt))
     title = html.escape(f"Evaluation of {clips.name}")
     text = f"""<!DOCTYPE html>
@@ -59,7 +58,7 @@ def _section(path: str, piece: dict[str, Any], prompt: str) -> str:
     cells = "".join(
         f"<tr><td>{html.escape(name)}</td><td>{value:.4g}</td></tr>"
         for name, value in piece.items()
-        if name not in ("clip", "start")
+        if name not in ("clip", "start") and value is not None
     )
     source = quote(path)
     return f"""<section><div><img src="{source}.png" alt="spectrogram">
@@ -69,14 +68,16 @@ def _section(path: str, piece: dict[str, Any], prompt: str) -> str:
 """
 
 
-def spectrogram(wave: np.ndarray) -> bytes:
-    """A PNG of the log-mel spectrogram of a clip (T,): time to the right, colours over the top 80 dB."""
+def spectrogram(sound: Sound) -> bytes:
+    """A PNG of the log-mel spectrogram of a clip: time to the right, colours over the top 80 dB, left above right."""
     import matplotlib
 
     matplotlib.use("agg")
     import matplotlib.image
 
-    levels = log_mel(np.asarray(wave, np.float32)[None])[0].T[::-1]
+    rate = sound.audio_format.sample_rate
+    channels = np.asarray(sound.samples, np.float32).reshape(len(sound.samples), -1).T
+    levels = np.concatenate([one.T[::-1] for one in log_mel(channels, sample_rate=rate)])
     buffer = io.BytesIO()
     matplotlib.image.imsave(
         buffer, levels, vmin=levels.max() - np.log(1e4), vmax=levels.max(), cmap="magma", format="png"

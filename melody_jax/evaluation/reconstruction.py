@@ -3,6 +3,7 @@
 import numpy as np
 
 from melody_jax import spectral
+from melody_jax.audio_format import SAMPLE_RATE
 from melody_jax.errors import UserError
 
 
@@ -20,23 +21,32 @@ def si_sdr(estimate: np.ndarray, reference: np.ndarray) -> float:
     return float(np.mean(10 * np.log10(ratio)))
 
 
-def log_mel(audio: np.ndarray, n_fft: int = 1024, hop: int = 240, n_mels: int = 80) -> np.ndarray:
-    """`spectral.log_mel` in NumPy: (B, T) at 24 kHz -> (B, T // hop, n_mels) nepers, floored at 1e-5."""
+def log_mel(audio: np.ndarray, n_mels: int = 80, sample_rate: int = SAMPLE_RATE) -> np.ndarray:
+    """`spectral.log_mel` in NumPy: (B, T) -> (B, T // hop, n_mels) nepers, floored at 1e-5.
+
+    Windows of 43 ms every 10 ms at any rate: n_fft 1024 and hop 240 at 24 kHz.
+    """
+    n_fft = 2 * round(512 * sample_rate / SAMPLE_RATE)
+    hop = round(240 * sample_rate / SAMPLE_RATE)
     frames = audio.shape[-1] // hop
     padded = np.pad(audio, ((0, 0), ((n_fft - hop) // 2, n_fft)))
     windows = np.lib.stride_tricks.sliding_window_view(padded, n_fft, axis=-1)[:, ::hop][:, :frames]
     magnitudes = np.abs(np.fft.rfft(windows * spectral.hann(n_fft), axis=-1))
-    return np.log(np.maximum(magnitudes @ spectral.mel_filterbank(n_mels, n_fft), 1e-5))
+    return np.log(np.maximum(magnitudes @ spectral.mel_filterbank(n_mels, n_fft, sample_rate), 1e-5))
 
 
-def log_mel_l1(estimate: np.ndarray, reference: np.ndarray) -> float:
-    """Mean absolute difference of log mel magnitudes (80 bands, n_fft 1024, hop 240), nepers. It ignores
+def log_mel_l1(estimate: np.ndarray, reference: np.ndarray, sample_rate: int = SAMPLE_RATE) -> float:
+    """Mean absolute difference of log mel magnitudes (80 bands, windows of 43 ms every 10 ms), nepers. It ignores
     phase.
 
     Raises `UserError` if the shapes differ.
     """
     estimate, reference = _pair(estimate, reference)
-    return float(np.mean(np.abs(log_mel(estimate) - log_mel(reference))))
+    return float(
+        np.mean(
+            np.abs(log_mel(estimate, sample_rate=sample_rate) - log_mel(reference, sample_rate=sample_rate))
+        )
+    )
 
 
 def _pair(estimate: np.ndarray, reference: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

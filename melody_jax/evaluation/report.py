@@ -15,6 +15,10 @@ SIGNAL_TITLES = {
     "longest_silence": "longest silence, s",
     "flatness": "spectral flatness",
     "steady_bass": "share of time with a steady bass pitch",
+    "width_db": "stereo width (side over middle), dB",
+    "correlation": "correlation of left and right",
+    "balance_db": "left over right, dB",
+    "mono_loss": "loudness in mono relative to stereo, LU",
 }
 PIECE_TITLES = SIGNAL_TITLES | {
     "frechet": "Fréchet distance of a piece",
@@ -37,7 +41,11 @@ def markdown(result: dict[str, Any]) -> str:
         lines += [f"  - {name} is not measured: {why}" for name, why in clips.get("rejects", {}).items()]
     lines += ["", "| metric | value | 95 % interval | for comparison |", "| --- | --- | --- | --- |"]
     rows = _distance_rows(result) + _diversity_rows(result) + _memorisation_rows(result)
-    rows += [(title, result["signal"][name], "") for name, title in SIGNAL_TITLES.items()]
+    rows += [
+        (title, result["signal"][name], "")
+        for name, title in SIGNAL_TITLES.items()
+        if name in result["signal"]
+    ]
     rows.append(
         ("share of clips that fall silent", result["signal"]["clips_fallen_silent"], "2 s below -50 dBFS")
     )
@@ -123,7 +131,9 @@ def plot(file: Path, result: dict[str, Any]) -> None:
     rows = -(-panels // COLUMNS)
     figure, axes = plt.subplots(rows, COLUMNS, figsize=(12, 2.6 * rows), layout="constrained", squeeze=False)
     for axis, name in zip(axes.flat, names, strict=False):
-        axis.hist([piece[name] for piece in result["pieces"]], bins=30, color="tab:blue")
+        axis.hist(
+            [piece[name] for piece in result["pieces"] if piece[name] is not None], bins=30, color="tab:blue"
+        )
         axis.set_title(PIECE_TITLES[name], fontsize=9)
     if "adherence" in result:
         _plot_adherence(axes.flat[len(names)], result["adherence"])

@@ -2,8 +2,10 @@
 
 import numpy as np
 
-from melody_jax import audio
+from melody_jax import loudness
 from melody_jax.audio_format import SAMPLE_RATE
+from melody_jax.evaluation.sound import Sound
+from melody_jax.evaluation.stereo import stereo_metrics
 
 SILENCE_DBFS = -60.0
 """A block of 100 ms with a lower RMS is silent, dB of full scale."""
@@ -16,25 +18,36 @@ BLOCK = SAMPLE_RATE // 10
 _FFT = 2048
 
 
-def signal_metrics(wave: np.ndarray) -> dict[str, float]:
-    """Signal metrics of a clip float32 (T,) at 24 kHz:
+STEREO = ("width_db", "correlation", "balance_db", "mono_loss")
+"""Metrics of the stereo image, nan for mono clips."""
 
-    loudness_lufs   integrated loudness (ITU-R BS.1770-4), LUFS
+
+def signal_metrics(sound: Sound) -> dict[str, float]:
+    """Signal metrics of a clip:
+
+    loudness_lufs   integrated loudness (ITU-R BS.1770-4) of all channels, LUFS
     peak_dbfs       largest sample, dB of full scale
     clipped         share of samples in flat tops at full scale, 0 to 1
     silent          share of 100 ms blocks below -60 dBFS, 0 to 1
     longest_silence longest time without a 100 ms block of -50 dBFS or more, seconds
     flatness        spectral flatness, the geometric over the arithmetic mean of the power spectrum, averaged over
                     frames that are not silent: 0.56 for white noise, 0 for a sine; 0 if everything is silent
+    width_db and so on: see `stereo.stereo_metrics`
+
+    Silence and flatness are those of the clip in 24 kHz mono.
     """
-    return {
-        "loudness_lufs": max(audio.loudness(wave), QUIETEST_LUFS),
-        "peak_dbfs": float(20 * np.log10(max(float(np.abs(wave).max()), 1e-6))),
-        "clipped": float(audio.clipped_share(wave[:, None])),
+    samples = sound.samples
+    rate = sound.audio_format.sample_rate
+    wave = sound.to()
+    values = {
+        "loudness_lufs": max(loudness.integrated(samples, rate), QUIETEST_LUFS),
+        "peak_dbfs": float(20 * np.log10(max(float(np.abs(samples).max()), 1e-6))),
+        "clipped": float(loudness.clipped_share(samples.reshape(len(samples), -1))),
         "silent": float(np.mean(_block_power(wave) < 10 ** (SILENCE_DBFS / 10))),
         "longest_silence": longest_silence(wave),
         "flatness": _flatness(wave),
     }
+    return values | (stereo_metrics(samples, rate) if samples.ndim == 2 else dict.fromkeys(STEREO, np.nan))
 
 
 def longest_silence(wave: np.ndarray) -> float:

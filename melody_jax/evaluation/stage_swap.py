@@ -10,7 +10,7 @@
 `melody diagnose` is the command for it.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -18,8 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from melody_jax import audio
-from melody_jax.audio_format import DEFAULT_FORMAT
+from melody_jax.evaluation.sound import Sound
 from melody_jax.models import mulan, tokenizer, vae
 from melody_jax.models.functional import Params
 from melody_jax.sampling import windows
@@ -34,11 +33,11 @@ def swap_stages(
     texts: Sequence[str],
     settings: SamplingSettings,
 ) -> dict[str, np.ndarray]:
-    """Clips (B, T) for "vae", "dpd", "lm" and "text".
+    """Clips (B, T) or (B, T, 2) for "vae", "dpd", "lm" and "text".
 
     Args:
         melody: cascade that also holds the "tokenizer"; see `sampling.cascade.load(..., networks=...)`.
-        waves: true clips (B, T) of one window each, at 24 kHz. All clips are returned in that format.
+        waves: true clips (B, T) or (B, T, 2) of one window each, in the model's format, as all clips are returned.
         texts: their prompts.
         settings: how the networks sample; clip i has its seed plus i.
     """
@@ -46,20 +45,14 @@ def swap_stages(
     configs = melody.configs
     request_settings = shared_settings(settings) | {"seconds": melody.window_seconds}
     (batch,) = melody.plan(make_requests(texts, request_settings))
-    stored = melody.audio_format
-    sources = np.stack([audio.convert(wave, DEFAULT_FORMAT, stored) for wave in waves])
-    prefix, tokens, latents = _features(
-        params, tuple(configs.items()), jnp.asarray(waves), jnp.asarray(sources)
-    )
+    mono = np.stack([Sound(wave, melody.audio_format).to() for wave in waves])
+    prefix, tokens, latents = _features(params, tuple(configs.items()), jnp.asarray(mono), jnp.asarray(waves))
     encoded = melody.prompt_encoder.encode_requests(batch.requests)
     controls = melody.controls_at(batch, encoded)([0.0] * len(texts))._replace(prefix_tokens=prefix)
     keys = windows.item_keys(controls)
 
     def decode(latents: jax.Array) -> np.ndarray:
-        return to_default_format(np.asarray(windows.latents_to_wave(params["vae"], configs["vae"], latents)))
-
-    def to_default_format(clips: Iterable[np.ndarray]) -> np.ndarray:
-        return np.stack([audio.convert(clip, stored, DEFAULT_FORMAT) for clip in clips])
+        return np.asarray(windows.latents_to_wave(params["vae"], configs["vae"], latents))
 
     diffuse = partial(_tokens_to_latents, params["dpd"], batch.config, controls)
     lm_tokens = _prefix_to_tokens(params["lm"], batch.config, controls, keys)
@@ -67,7 +60,7 @@ def swap_stages(
         "vae": decode(latents),
         "dpd": decode(diffuse(tokens, keys)),
         "lm": decode(diffuse(lm_tokens, keys)),
-        "text": to_default_format(melody.run(batch.requests)),
+        "text": np.stack(melody.run(batch.requests)),
     }
 
 
@@ -77,11 +70,11 @@ _prefix_to_tokens = partial(jax.jit, static_argnums=1)(windows.prefix_to_tokens)
 
 @partial(jax.jit, static_argnums=1)
 def _features(
-    params: dict[str, Params], configs: tuple[tuple[str, Any], ...], waves: jax.Array, sources: jax.Array
+    params: dict[str, Params], configs: tuple[tuple[str, Any], ...], mono: jax.Array, waves: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Prefix tokens, semantic tokens and latents of true clips (B, T); `sources` are these in the VAE's format."""
+    """Prefix tokens, semantic tokens and latents of true clips in the VAE's format; `mono` are they in 24 kHz mono."""
     config = dict(configs)
-    embedding = mulan.embed_music(params["mulan"], config["mulan"], waves)
+    embedding = mulan.embed_music(params["mulan"], config["mulan"], mono)
     prefix = mulan.quantise(params["mulan"], config["mulan"], embedding)
-    semantic_tokens = tokenizer.tokenize(params["tokenizer"], config["tokenizer"], waves)
-    return prefix, semantic_tokens, vae.encode(params["vae"], config["vae"], sources)
+    semantic_tokens = tokenizer.tokenize(params["tokenizer"], config["tokenizer"], mono)
+    return prefix, semantic_tokens, vae.encode(params["vae"], config["vae"], waves)

@@ -21,7 +21,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Float, Float32
 
-from melody_jax import audio
+from melody_jax import loudness
 from melody_jax.errors import UserError
 from melody_jax.models import vae
 from melody_jax.models.functional import Params
@@ -30,8 +30,8 @@ from melody_jax.sampling.windows import Arrays, latents_to_wave
 
 
 def limiter_reach(sample_rate: int) -> int:
-    """Samples on either side that affect a sample of `audio.peak_limit`."""
-    return 2 * round(audio.LOOKAHEAD * sample_rate)
+    """Samples on either side that affect a sample of `loudness.peak_limit`."""
+    return 2 * round(loudness.LOOKAHEAD * sample_rate)
 
 
 def context(config: VAEConfig) -> int:
@@ -48,7 +48,7 @@ def decode(
 ) -> Iterator[Float32[np.ndarray, " B T *C"]]:
     """Parts (B, T), or (B, T, C), of a clip's waveform in [-1, 1] from consecutive blocks of its latents (B, L, D).
 
-    Concatenated, they equal `vae.decode` of all latents with `audio.peak_limit` applied to each item, to
+    Concatenated, they equal `vae.decode` of all latents with `loudness.peak_limit` applied to each item, to
     within about 1e-5. L may differ from block to block. A part is yielded once `window` + 1 latents have
     arrived, so a clip of one window is decoded in one piece.
 
@@ -69,7 +69,7 @@ def decode(
         end = last * config.hop
         reach = min(begin, limiter)
         around = wave[:, begin - reach : end + limiter]
-        limited = [audio.peak_limit(item, sample_rate=rate) for item in around]
+        limited = [loudness.peak_limit(item, sample_rate=rate) for item in around]
         return np.stack([item[reach : reach + end - begin] for item in limited])
 
     buffer: np.ndarray | None = None  # the latest latents, at most a window and a block

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Float32, Int
 
-from melody_jax import audio
+from melody_jax import audio, loudness
 from melody_jax.audio_format import DEFAULT_FORMAT, TOKEN_RATE
 from melody_jax.data.features import stitch_windows, window_starts
 from melody_jax.errors import UserError
@@ -145,7 +145,7 @@ def level_gain(samples: Float32[np.ndarray, " T *C"], sample_rate: int) -> float
     peak = np.abs(samples).max()
     if peak == 0:
         return 1.0
-    return float(np.abs(audio.loudness_normalise(samples, sample_rate=sample_rate)).max() / peak)
+    return float(np.abs(loudness.normalise(samples, sample_rate=sample_rate)).max() / peak)
 
 
 @partial(jax.jit, static_argnames="configs")
@@ -274,7 +274,7 @@ def splice(clip: EditedClip, wave: Float[np.ndarray, " decoded *C"]) -> Float[np
         new = wave[begin:end] / np.float32(clip.gain)
         weight = audio.per_sample(weight, samples)
         mixed = weight * new + np.sqrt(1 - weight**2) * source
-        spliced[begin:end] = audio.peak_limit(mixed, sample_rate=rate)
+        spliced[begin:end] = loudness.peak_limit(mixed, sample_rate=rate)
         if begin == 0:
             edges.fade_in(spliced[:end], rate)
         if end == len(spliced):

@@ -28,7 +28,7 @@ from jaxtyping import Array, Float
 from tokenizers import Tokenizer
 from tqdm import tqdm
 
-from melody_jax import __version__, audio, files, release
+from melody_jax import __version__, files, loudness, release
 from melody_jax.config_json import to_dict
 from melody_jax.models import mulan
 from melody_jax.options import option
@@ -206,13 +206,13 @@ def _decoder(melody: Melody) -> Callable[[Tensors, jax.Array], jax.Array]:
 
 
 def limit_peaks(wave: Float[Array, " B T *C"], sample_rate: int) -> Float[Array, " B T *C"]:
-    """`audio.peak_limit` of each item, to rounding, as a traceable function."""
-    span = round(audio.LOOKAHEAD * sample_rate)
+    """`loudness.peak_limit` of each item, to rounding, as a traceable function."""
+    span = round(loudness.LOOKAHEAD * sample_rate)
     window = ((1, 2 * span + 1), (1, 1), "VALID")
     magnitude = jnp.abs(wave).reshape(*wave.shape[:2], -1).max(axis=2)
-    needed = jnp.minimum(1.0, audio.CEILING / jnp.maximum(magnitude, audio.CEILING))
+    needed = jnp.minimum(1.0, loudness.CEILING / jnp.maximum(magnitude, loudness.CEILING))
     needed = jnp.pad(needed, ((0, 0), (2 * span, 2 * span)), constant_values=1.0)
     lowest = jax.lax.reduce_window(needed, jnp.inf, jax.lax.min, *window)
     gain = jax.lax.reduce_window(lowest, 0.0, jax.lax.add, *window) / (2 * span + 1)
     gain = gain.reshape(*gain.shape, *[1] * (wave.ndim - 2))
-    return jnp.clip(wave * gain, -audio.CEILING, audio.CEILING)
+    return jnp.clip(wave * gain, -loudness.CEILING, loudness.CEILING)

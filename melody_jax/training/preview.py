@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from melody_jax import audio, diffusion, release, spectral
+from melody_jax import audio, diffusion, loudness, release, spectral
 from melody_jax.audio_format import DEFAULT_FORMAT, AudioFormat
 from melody_jax.config import TrainConfig
 from melody_jax.errors import UserError
@@ -74,7 +74,7 @@ def make_preview(
                 compiled(state.params, state.ema, weights, place_batch(held_out[0], mesh))
             )
         return {
-            f"preview/{name}/{i}": (audio.peak_limit(wave, sample_rate=rate), rate, _image(wave, stored))
+            f"preview/{name}/{i}": (loudness.peak_limit(wave, sample_rate=rate), rate, _image(wave, stored))
             for name, waves in sounds.items()
             for i, wave in enumerate(waves)
         }

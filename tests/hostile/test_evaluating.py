@@ -12,6 +12,7 @@ from helpers.sounds import sounds
 
 from hostile import audio_files
 from melody_jax import audio
+from melody_jax.audio_format import DEFAULT_FORMAT
 from melody_jax.data import records
 from melody_jax.errors import UserError
 from melody_jax.evaluation import evaluate as evaluating
@@ -25,6 +26,7 @@ class Levels:
     """An embedding that needs no network."""
 
     name = sha256 = "levels"
+    audio_format = DEFAULT_FORMAT
 
     def __call__(self, waves: np.ndarray) -> np.ndarray:
         return np.stack([waves.mean(axis=1), waves.std(axis=1)], axis=1)
