@@ -1,13 +1,13 @@
-"""The sampler at the paper's size and as `modern`, compared with MusicGen-small and with the machine's
-limits.
+"""The sampler at the paper's size and as `modern` (48 kHz stereo), compared with the machine's limits and with MusicGen
+and Stable Audio Open Small.
 
-    python benchmarks/peers.py --peer_python other/bin/python      # an environment with torch and transformers
-    python benchmarks/peers.py --peer_python ""                    # without the peer
+    python benchmarks/peers.py --peer_python other/bin/python  # an environment with torch, transformers and diffusers
+    python benchmarks/peers.py --peer_python ""                # without the peers
 
 Makes one clip of 10 s with random weights; writes docs/evaluation/peers.md. Each part has a lower bound on
 its time: for the language model, the bytes it reads per token over the memory bandwidth; for the others,
 their FLOPs over the rate of a large matrix product. Everything is compiled before it is timed. Rounds of our
-parts and of the peer alternate; the best time of each counts. The machine must be idle otherwise.
+parts and of the peers alternate; the best time of each counts. The machine must be idle otherwise.
 """
 
 import json
@@ -52,21 +52,33 @@ WAYS = {
     "paper's size, 5 steps": ("LM, guided", "diffusion, 5 steps", "decoder"),
     "paper's size, 1 step": ("LM, guided", "diffusion, 1 step", "decoder"),
     "paper's size, 1 step, LM not guided": ("LM", "diffusion, 1 step", "decoder"),
-    "modern, 4 steps": ("modern LM, guided", "modern diffusion, 4 steps", "modern decoder"),
-    "modern, 2 steps": ("modern LM, guided", "modern diffusion, 2 steps", "modern decoder"),
-    "modern, 2 steps, LM not guided": ("modern LM", "modern diffusion, 2 steps", "modern decoder"),
+    "modern, 48 kHz stereo, 4 steps": ("modern LM, guided", "modern diffusion, 4 steps", "modern decoder"),
+    "modern, 48 kHz stereo, 2 steps": ("modern LM, guided", "modern diffusion, 2 steps", "modern decoder"),
+    "modern, 48 kHz stereo, 2 steps, LM not guided": (
+        "modern LM",
+        "modern diffusion, 2 steps",
+        "modern decoder",
+    ),
 }
 """Clip -> its parts, without the text encoder."""
+PEERS = {
+    "MusicGen-small, 32 kHz mono": ("musicgen.py",),
+    "MusicGen-stereo-small, 32 kHz stereo": ("musicgen.py", "--stereo"),
+    "Stable Audio Open Small's shape, 44.1 kHz stereo": ("stable_audio_small.py",),
+}
+"""Peer -> the script that times it, and its options."""
+YARDSTICK = next(iter(PEERS))
+"""The peer that the others are compared with."""
 
 
 @dataclass(frozen=True)
 class Arguments:
-    """Times the sampler and MusicGen-small."""
+    """Times the sampler and its peers."""
 
     peer_python: str = sys.executable
-    """Python with torch and transformers; empty: without the peer."""
+    """Python with torch, transformers and diffusers; empty: without the peers."""
     rounds: int = 2
-    """Alternating rounds of our parts and the peer."""
+    """Alternating rounds of our parts and the peers."""
     out: Path = ROOT / "docs" / "evaluation" / "peers.md"
     """File of the tables."""
 
@@ -189,35 +201,38 @@ def _denoise(
     return windows.tokens_to_latents(params, config, controls, tokens, keys)
 
 
-def peer(python: str) -> dict[str, Any]:
-    """One timed run of MusicGen-small in a separate process."""
-    script = [python, str(Path(__file__).with_name("musicgen_small.py"))]
+def time_peer(python: str, script: str, *options: str) -> dict[str, Any]:
+    """One timed run of a peer in a separate process: its size, the seconds, and the seconds of audio."""
+    command = [python, str(Path(__file__).with_name(script)), *options]
     done = subprocess.run(
-        script, check=True, capture_output=True, text=True, env=os.environ | {"HF_HUB_OFFLINE": "1"}
+        command, check=True, capture_output=True, text=True, env=os.environ | {"HF_HUB_OFFLINE": "1"}
     )
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def report(bench_parts: dict[str, Part], rates: str, peer_result: dict[str, Any] | None) -> str:
-    """The page: parts with their bounds, and clips compared with the peer."""
+def report(bench_parts: dict[str, Part], rates: str, peers: dict[str, dict[str, Any]]) -> str:
+    """The page: parts with their bounds, and clips compared with the peers."""
     lines = [f"{rates}\n", "| part | seconds | lower bound, s | bound / time |", "| --- | --- | --- | --- |"]
     lines += [
         f"| {name} | {p.seconds:.2f} | {p.floor:.2f} | {p.floor / p.seconds:.0%} |"
         for name, p in bench_parts.items()
     ]
-    peer_seconds = peer_result["seconds"][0] if peer_result else None
     lines += [
         "",
-        "| clip of 10 s | seconds | real-time factor | speed relative to MusicGen-small |",
+        "| clip | seconds for 10 s | times real time | speed relative to MusicGen-small |",
         "| --- | --- | --- | --- |",
     ]
-    for name, parts in WAYS.items():
-        total = sum(bench_parts[part].seconds for part in ("text", *parts))
-        times = f"{peer_seconds / total:.2f}" if peer_seconds else ""
-        lines.append(f"| {name} | {total:.1f} | {SECONDS / total:.3f} | {times} |")
-    if peer_result and peer_seconds:
-        size = f"{peer_result['decoder_parameters'] / 1e6:.1f} M decoder, torch {peer_result['torch']}"
-        lines.append(f"| MusicGen-small ({size}) | {peer_seconds:.1f} | {SECONDS / peer_seconds:.3f} | 1 |")
+    totals = {
+        name: sum(bench_parts[part].seconds for part in ("text", *parts)) for name, parts in WAYS.items()
+    }
+    totals |= {
+        f"{name} ({peer['size']})": SECONDS * peer["seconds"] / peer["audio_seconds"]
+        for name, peer in peers.items()
+    }
+    yardstick = next((total for name, total in totals.items() if name.startswith(YARDSTICK)), None)
+    for name, total in totals.items():
+        relative = f"{yardstick / total:.2f}" if yardstick else ""
+        lines.append(f"| {name} | {total:.1f} | {SECONDS / total:.3f} | {relative} |")
     return "\n".join(lines) + "\n"
 
 
@@ -225,7 +240,7 @@ def main() -> None:
     """Measures, prints and writes the tables."""
     arguments = tyro.cli(Arguments, description=__doc__)
     bench = Bench()
-    peer_result = None
+    peers: dict[str, dict[str, Any]] = {}
     prefix = bench.text()
     steps = {"5 guided steps": (5, True), "5 steps": (5, False), "1 step": (1, False)}
     bench.cascade("", prefix, PAPER, steps, vae.PAPER)
@@ -234,14 +249,14 @@ def main() -> None:
         for name, part in bench.parts.items():
             part.seconds = min(part.seconds, best(part.run, 1))
             print(f"{name}: {part.seconds:.2f} s, lower bound {part.floor:.2f} s", flush=True)
-        if arguments.peer_python:
-            latest = peer(arguments.peer_python)
-            peer_result = min(peer_result or latest, latest, key=lambda result: result["seconds"])
-            print(f"MusicGen-small: {peer_result['seconds'][0]:.1f} s", flush=True)
+        for name, command in PEERS.items() if arguments.peer_python else ():
+            latest = time_peer(arguments.peer_python, *command)
+            peers[name] = min(peers.get(name, latest), latest, key=lambda result: result["seconds"])
+            print(f"{name}: {peers[name]['seconds']:.1f} s", flush=True)
     machine = f"{os.cpu_count()} cores, {platform.machine()}, jax {jax.__version__}"
     memory = f"memory {bench.memory:.1f} GB/s before (used for the bounds), {memory_rate():.1f} after"
     rates = f"{machine}: {memory}, matrix product {bench.matmul:.0f} GFLOP/s."
-    page = report(bench.parts, rates, peer_result)
+    page = report(bench.parts, rates, peers)
     arguments.out.write_text(page)
     print(page)
 
