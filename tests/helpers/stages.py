@@ -18,7 +18,10 @@ from melody_jax.training.stages.tokenizer import TokenizerStage
 from melody_jax.training.stages.vae import VAEStage
 
 TOKENS = 16
-STEREO = dataclasses.replace(vae.TINY, codec=dataclasses.replace(vae.TINY.codec, channels=2))
+STEREO = dataclasses.replace(
+    vae.TINY,
+    codec=dataclasses.replace(vae.TINY.codec, sample_rate=44_100, channels=2, frame_hop=441, n_fft=2048),
+)
 DPD = dataclasses.replace(dpd.TINY, semantic_tokens=16)
 STAGES: dict[str, Any] = {
     "vae": VAEStage(
@@ -90,7 +93,7 @@ class Batches(ToyBatches):
     def __init__(self, stage: Any, position: int = 0) -> None:
         super().__init__()
         self.kind = stage.batch
-        self.samples = 3840 if stage.name == "vae" else TOKENS * 960
+        self.samples = 4 * stage.model.hop if stage.name == "vae" else TOKENS * 960
         self.position = position
         self.channels = stage.audio_format.channels
 
