@@ -188,7 +188,7 @@ def _result(
     if "training" in rows:
         result["memorisation"] = metrics.memorisation(clips.embeddings, rows["training"].embeddings, real)
     if "judges" in rows:
-        judges = _judges(sets["judges"], rows["judges"], config.seed)
+        judges = train_judges(sets["judges"], rows["judges"], config.seed)
         facts = [_facts(piece) for piece in pieces]
         result["adherence"] = adherence.adherence(judges, clips.features, facts, config.seed)
     result["signal"] = metrics.signals(clips.signal, config.seed)
@@ -242,7 +242,7 @@ def _facts(clip: Clip) -> prompt_facts.PromptFacts:
     return prompt_facts.of_facts(clip.facts) if clip.facts else prompt_facts.of_text(clip.prompt)
 
 
-def _judges(clips: ClipSet, rows: Rows, seed: int) -> FactJudges:
+def train_judges(clips: ClipSet, rows: Rows, seed: int) -> FactJudges:
     """Judges trained on the set without every fifth clip, on which their accuracy is measured."""
     facts = [_facts(clip) for clip in clips.clips]
     return train_fact_judges(rows.features, [facts[i] for i in rows.clip], _is_held_out(rows.clip), seed)
