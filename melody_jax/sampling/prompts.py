@@ -32,6 +32,8 @@ from melody_jax.sampling.settings import shorten
 
 SHOWN_WORDS = 8
 """Unknown words that a warning lists."""
+LOUDEST_SAMPLE = 100.0
+"""Magnitude above which samples are no audio, but for instance integers in floats."""
 
 
 @partial(jax.jit, static_argnames="config")
@@ -255,7 +257,7 @@ def read_audio(sound: Any, role: str, wanted: AudioFormat) -> Float32[np.ndarray
     `role` names the sound in the error. A mono array fills both channels.
 
     Raises:
-        UserError: it cannot be read, has other channels or is not finite, or is shorter than one second.
+        UserError: it cannot be read, has other channels, is not finite or far too loud, or is shorter than one second.
     """
     rate = wanted.sample_rate
     wave = np.asarray(sound) if is_array(sound) else audio.read(sound, rate, wanted.channels)
@@ -268,6 +270,9 @@ def read_audio(sound: Any, role: str, wanted: AudioFormat) -> Float32[np.ndarray
         raise UserError(
             f"{role} of {label}; it must be {channels}, finite and at least a second at {rate / 1000:g} kHz"
         )
+    peak = float(np.abs(wave).max())
+    if peak > LOUDEST_SAMPLE:
+        raise UserError(f"{role} with samples of up to {peak:.3g}; they must be floats in [-1, 1]")
     wave = wave.astype(np.float32)
     return wave if wave.ndim == 2 or wanted.channels == 1 else np.repeat(wave[:, None], 2, axis=1)
 
