@@ -106,8 +106,8 @@ def main() -> None:
     scores: dict[str, dict[str, Interval]] = {}
     for name, (texts, facts) in {"templates": templates(), "free": free()}.items():
         features = features_of(melody, texts)
-        for fact, judge in judges.items():
-            values = judge.scores(features, facts)[fact]
+        for fact, scorer in judges.items():
+            values = scorer.scores(features, facts)[fact]
             scores.setdefault(fact, {})[name] = mean_interval(values[~np.isnan(values)])
     lines = [
         "| fact | templates | 95 % interval | free-form | 95 % interval | free / templates | target |",

@@ -55,7 +55,8 @@ DIFFERENCES = {"dpd_distilled": "dpd"}
 SMALLEST_INT8 = 4096
 """Smallest number of values for int8: in smaller tensors, the scales and the error outweigh the bytes saved."""
 UNSCALED: dict[Kind, str] = {
-    "norm": "float16", "bias": "float16", "vector": "float16", "codebook": "float16", "statistic": "float32",
+    "norm": "float16", "bias": "float16", "vector": "float16", "codebook": "float16", "tracked": "float16",
+    "statistic": "float32",
 }  # fmt: skip
 """Roles that are never stored as int8, and their type."""
 MAY_LACK = {"mulan": ("music", "text", "music_mean", "text_mean", "codebooks")}

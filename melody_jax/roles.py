@@ -8,8 +8,8 @@ import dataclasses
 from typing import Any, Literal
 
 Kind = Literal[
-    "embedding", "column", "row", "conv", "head", "weight", "norm", "bias", "vector", "codebook", "statistic",
-    "column_lora_a", "column_lora_b", "row_lora_a", "row_lora_b",
+    "embedding", "column", "row", "conv", "head", "weight", "norm", "bias", "vector", "codebook", "tracked",
+    "statistic", "column_lora_a", "column_lora_b", "row_lora_a", "row_lora_b",
 ]  # fmt: skip
 """
 embedding   table with one row per token, code or position
@@ -22,6 +22,7 @@ norm        gain of a norm or of a layer
 bias        bias of a layer
 vector      other parameter with one axis
 codebook    centroids, fitted after training
+tracked     moving average that training keeps: its "gradient" is its value minus the new one, and is applied as it is
 statistic   mean or scale of the data, fitted after training
 column_lora_a, column_lora_b, row_lora_a, row_lora_b
             the two factors of an adapter of a column or row kernel
@@ -49,6 +50,7 @@ NORM = Role("norm")
 BIAS = Role("bias")
 VECTOR = Role("vector")
 CODEBOOK = Role("codebook")
+TRACKED = Role("tracked")
 STATISTIC = Role("statistic")
 
 Roles = dict[str, Any]
@@ -67,6 +69,18 @@ def find_role(roles: Roles, path: tuple[str, ...]) -> Role | None:
         if isinstance(node, Role):
             return node
     return None
+
+
+def without(kind: Kind, tree: dict[str, Any], roles: Roles) -> dict[str, Any]:
+    """`tree`, a dict with the structure of `roles`, without the leaves of a kind."""
+    rest = {}
+    for name, part in tree.items():
+        role = roles.get(name)
+        if isinstance(part, dict):
+            rest[name] = without(kind, part, role if isinstance(role, dict) else {})
+        elif not (isinstance(role, Role) and role.kind == kind):
+            rest[name] = part
+    return rest
 
 
 def stack(roles: Roles) -> Roles:

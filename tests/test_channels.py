@@ -13,7 +13,8 @@ from melody_jax.errors import UserError
 from melody_jax.models import channels, discriminators, hifigan, vae
 from melody_jax.models.stft_config import StftCodecConfig
 from melody_jax.models.vae import VAEConfig
-from melody_jax.training.stages.vae import VAEStage, _views
+from melody_jax.training.audio_losses import views
+from melody_jax.training.stages.vae import VAEStage
 
 STEREO_44K = {"sample_rate": 44_100, "channels": 2, "frame_hop": 441, "n_fft": 2048}
 STFT = VAEConfig(latent_width=8, codec=replace(vae.TINY.codec, **STEREO_44K))
@@ -79,9 +80,9 @@ def test_equal_magnitudes_give_equal_channels() -> None:
 def test_losses_see_the_stereo_image() -> None:
     """The sum of the channels is silent where they cancel, their difference where they are equal."""
     left = noise(1, 2_000)
-    views = _views(jnp.stack([left, -left], axis=-1))
-    np.testing.assert_allclose(views[2], 0, atol=1e-7)
-    np.testing.assert_allclose(views[3], 2**0.5 * left[0], rtol=1e-5)
+    rows = views(jnp.stack([left, -left], axis=-1))
+    np.testing.assert_allclose(rows[2], 0, atol=1e-7)
+    np.testing.assert_allclose(rows[3], 2**0.5 * left[0], rtol=1e-5)
     stage = VAEStage(model=STFT, resolutions=((512, 120),))
     equal = jnp.stack([left, left], axis=-1)
     opposite = jnp.stack([left, -left], axis=-1)

@@ -24,6 +24,7 @@ SIZES = {
     "dpd_paper_aligned": 295_626_000,
     "vae_paper": 66_637_665,
     "vae_modern": 60_466_948,
+    "codec_paper": 58_153_665,
     "lm_modern": 424_736_768,
     "dpd_modern": 297_717_312,
 }

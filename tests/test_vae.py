@@ -14,7 +14,8 @@ from melody_jax.errors import UserError
 from melody_jax.evaluation import reconstruction
 from melody_jax.models import discriminators, vae
 from melody_jax.models.functional import count
-from melody_jax.training.stages.vae import VAEStage, balanced
+from melody_jax.training.audio_losses import balanced
+from melody_jax.training.stages.vae import VAEStage
 
 TINY_STAGE = VAEStage(
     model=vae.TINY,
@@ -205,7 +206,7 @@ def test_adversarial_gradients_are_those_of_the_losses() -> None:
     noise_key = jax.random.split(key)[0]
 
     def losses(model, discriminator):
-        audio, terms = stage._autoencode(model, batch["audio"], noise_key)
+        (audio, terms), _ = stage._autoencode(model, batch["audio"], noise_key)
         fake = discriminators.discriminate(discriminator, stage.discriminator, audio)
         real = discriminators.discriminate(discriminator, stage.discriminator, batch["audio"])
         decoder = stage._spectral_loss(audio, batch["audio"])[0] + stage.kl_weight * terms["kl"]
@@ -269,7 +270,7 @@ def test_magnitude_loss_reaches_what_the_decoder_writes() -> None:
     stage = replace(TINY_STAGE, model=vae.TINY_TWO_WINDOWS, magnitude_weight=2.0, loss_corner_hz=150.0)
     model = vae.init(stage.model, jax.random.key(0))
     audio = jnp.asarray(tones(2, 9600, 5))
-    term = lambda model: stage._autoencode(model, audio, jax.random.key(7))[1]["magnitude"]  # noqa: E731
+    term = lambda model: stage._autoencode(model, audio, jax.random.key(7))[0][1]["magnitude"]  # noqa: E731
     pull = jax.jit(jax.grad(term))(model)
     assert min(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(pull["decoder"])) > 0
     _, pairs = vae.reconstruct(model, stage.model, jnp.zeros((2, 10, 8)), audio)

@@ -217,18 +217,18 @@ class ResamplingStages(nnx.Module):
 
 
 class HiFiGANEncoder(ResamplingStages):
-    """Audio to mean and log variance of the latents."""
+    """Audio to latents, or to their mean and log variance."""
 
-    def __init__(self, config: HiFiGANConfig, latent_width: int, *, rngs: nnx.Rngs) -> None:
+    def __init__(self, config: HiFiGANConfig, outputs: int, *, rngs: nnx.Rngs) -> None:
         widths = (config.encoder_channels[0], *config.encoder_channels)
-        super().__init__(config, config.encoder_kernels, widths, config.channels, 2 * latent_width, rngs=rngs)
+        super().__init__(config, config.encoder_kernels, widths, config.channels, outputs, rngs=rngs)
 
     def resample(self, index: int, x: Array) -> Array:
         """The strided convolution of a stage."""
         return self.resamplers[index].down(x, self.config.encoder_rates[index])
 
     def __call__(self, audio: Float[Array, " B T *C"]) -> Float[Array, "B L _"]:
-        """Audio (B, T) or (B, T, C), T a multiple of `config.hop`, to float32 (B, L, 2 D)."""
+        """Audio (B, T) or (B, T, C), T a multiple of `config.hop`, to float32 (B, L, outputs)."""
         return self.run(audio.reshape(*audio.shape[:2], -1).astype(self.config.dtype))
 
 
@@ -256,11 +256,11 @@ class HiFiGANDecoder(ResamplingStages):
 
 
 def halves(
-    config: HiFiGANConfig, latent_width: int, key: PRNGKeyArray
+    config: HiFiGANConfig, outputs: int, latent_width: int, key: PRNGKeyArray
 ) -> tuple[HiFiGANEncoder, HiFiGANDecoder]:
     """Encoder and decoder, see `vae.CODECS`."""
     encoder_key, decoder_key = jax.random.split(key)
-    encoder = HiFiGANEncoder(config, latent_width, rngs=nnx.Rngs(encoder_key))
+    encoder = HiFiGANEncoder(config, outputs, rngs=nnx.Rngs(encoder_key))
     return encoder, HiFiGANDecoder(config, latent_width, rngs=nnx.Rngs(decoder_key))
 
 

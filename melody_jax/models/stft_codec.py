@@ -101,15 +101,15 @@ def spectral_features(config: StftCodecConfig, audio: Float[Array, " B T *C"]) -
 
 
 class StftEncoder(nnx.Module):
-    """Audio to mean and log variance of the latents."""
+    """Audio to latents, or to their mean and log variance."""
 
-    def __init__(self, config: StftCodecConfig, latent_width: int, keys: PRNGKeyArray) -> None:
+    def __init__(self, config: StftCodecConfig, outputs: int, keys: PRNGKeyArray) -> None:
         c = config
         self.config = c
         self.ends = Projections(
             (c.channels * (c.bins + c.low_bins), c.encoder_frame_width),
             (c.encoder_frame_width * c.downsample, c.encoder_latent_width),
-            (c.encoder_latent_width, 2 * latent_width),
+            (c.encoder_latent_width, outputs),
             c.dtype,
             rngs=nnx.Rngs(keys[0]),
         )
@@ -131,7 +131,7 @@ class StftEncoder(nnx.Module):
         )
 
     def __call__(self, audio: Float[Array, " B T *C"]) -> Float[Array, "B L _"]:
-        """Audio (B, T) or (B, T, C), T a multiple of `config.hop`, to float32 (B, L, 2 D)."""
+        """Audio (B, T) or (B, T, C), T a multiple of `config.hop`, to float32 (B, L, outputs)."""
         config = self.config
         x = self.ends.entry(spectral_features(config, audio).astype(config.dtype))
         x = _apply_blocks(self.frame_blocks, config.encoder_frame_blocks, x)
@@ -221,7 +221,9 @@ def _size(log_size: Array, n_fft: int) -> Array:
     return jnp.exp(jnp.minimum(log_size + QUIET, LOUDEST)) * spectral.window_gain(n_fft)
 
 
-def halves(config: StftCodecConfig, latent_width: int, key: PRNGKeyArray) -> tuple[StftEncoder, StftDecoder]:
+def halves(
+    config: StftCodecConfig, outputs: int, latent_width: int, key: PRNGKeyArray
+) -> tuple[StftEncoder, StftDecoder]:
     """Encoder and decoder, see `vae.CODECS`."""
     keys = jax.random.split(key, 6)
-    return StftEncoder(config, latent_width, keys[:3]), StftDecoder(config, latent_width, keys[3:])
+    return StftEncoder(config, outputs, keys[:3]), StftDecoder(config, latent_width, keys[3:])

@@ -1,11 +1,14 @@
 """The audio autoencoder (MeLoDy, arXiv 2305.15719, section 4.2): audio to latents for the diffusion, and back.
 
     audio (B, T) --encoder--> mean, log variance (B, L, D) --sample, normalise--> latents (B, L, D) --decoder--> audio
+    audio (B, T) --encoder--> (B, L, D) --residual quantiser--> codes (B, L, V) --> latents (B, L, D) --decoder--> audio
 
-The config's `codec` chooses the networks of the two halves: `models/stft_codec.py` (`mini`, `modern`) or
-`models/hifigan.py` (the paper). This file holds what lies between them.
+The first kind, a Gaussian regularised by its KL divergence, is MeLoDy's; the second, with a `quantiser`, is that of
+AudioLM and MusicLM. The config's `codec` chooses the networks of the two halves: `models/stft_codec.py` (`mini`,
+`modern`) or `models/hifigan.py` (the paper). This file holds what lies between them.
 
-B batch, T samples (a multiple of `config.hop`), C channels of the audio, L = T / hop latents, D latent channels.
+B batch, T samples (a multiple of `config.hop`), C channels of the audio, L = T / hop latents, D latent channels, V
+levels of the quantiser.
 """
 
 from collections.abc import Callable
@@ -16,25 +19,27 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.typing import ArrayLike
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from melody_jax.audio_format import AudioFormat
 from melody_jax.errors import UserError
-from melody_jax.models import functional, hifigan, stft_codec, stft_config
+from melody_jax.models import functional, hifigan, rvq, stft_codec, stft_config
 from melody_jax.models.functional import Params
 from melody_jax.models.hifigan import HiFiGANConfig
+from melody_jax.models.rvq import QuantiserConfig
 from melody_jax.models.stft_config import StftCodecConfig
 from melody_jax.models.stft_synthesis import MagnitudePair
-from melody_jax.roles import STATISTIC, Roles
+from melody_jax.roles import STATISTIC, TRACKED, Roles
 
 CODECS: dict[type, Callable[..., tuple[Any, Any]]] = {
     StftCodecConfig: stft_codec.halves,
     HiFiGANConfig: hifigan.halves,
 }
-"""Config of a codec -> function that makes its encoder and decoder, `halves`(config, latent_width, key).
+"""Config of a codec -> function that makes its encoder and decoder, `halves`(config, outputs, latent_width, key).
 
 Audio with two channels is (B, T, 2) in all of them.
-encoder(audio (B, T)) gives mean and log variance concatenated, float32 (B, L, 2 D).
+encoder(audio (B, T)) gives float32 (B, L, outputs): the latents before quantisation, or mean and log variance
+    concatenated.
 decoder(latents (B, L, D), first) gives audio (B, L * hop), float32; `first` is the index of the first latent in a
     longer sequence. decoder.reconstruct(latents, audio): see `reconstruct`.
 """
@@ -55,6 +60,8 @@ class VAEConfig:
     """Bound on the normalised latents, applied by encode and decode (1 in the paper); None: no bound."""
     codec: StftCodecConfig | HiFiGANConfig = field(default_factory=StftCodecConfig)
     """The networks of the two halves."""
+    quantiser: QuantiserConfig | None = None
+    """The residual quantiser of the latents; None: a Gaussian posterior."""
 
     def __post_init__(self) -> None:
         samples = self.audio_format.token_samples
@@ -77,10 +84,25 @@ class VAEConfig:
 
 TINY = VAEConfig(latent_width=8, codec=stft_config.TINY)
 """For tests."""
+TINY_CODES = VAEConfig(latent_width=8, codec=stft_config.TINY, quantiser=QuantiserConfig(levels=3, codes=16))
+"""For tests: `TINY` with a quantiser."""
 TINY_TWO_WINDOWS = VAEConfig(latent_width=8, codec=stft_config.TINY_TWO_WINDOWS)
 """For tests: `TINY` with a low band."""
 PAPER = VAEConfig(latent_width=16, latent_scale=3.0, latent_clip=1.0, codec=HiFiGANConfig())
 """The published rates, channels and kernels: 250 latents of 16 channels per second."""
+PAPER_CODES = VAEConfig(
+    latent_width=128,
+    codec=HiFiGANConfig(
+        encoder_rates=(3, 4, 5, 8),
+        encoder_channels=(64, 128, 256, 512),
+        encoder_kernels=(7, 9, 11, 17),
+        decoder_rates=(8, 5, 4, 3),
+        decoder_channels=(512, 256, 128, 64),
+        decoder_kernels=(17, 11, 9, 7),
+    ),
+    quantiser=QuantiserConfig(),
+)
+"""50 latents of 12 codes per second, the rates of MusicLM's SoundStream."""
 MODERN = VAEConfig(codec=stft_config.MODERN)
 """48 kHz stereo, 50 latents of 64 channels per second."""
 SMALL = VAEConfig(codec=stft_config.SMALL)
@@ -93,22 +115,39 @@ class VAE(nnx.Module):
     def __init__(self, config: VAEConfig, *, rngs: nnx.Rngs) -> None:
         self.config = config
         key = rngs.default.key[...]
-        self.encoder, self.decoder = CODECS[type(config.codec)](config.codec, config.latent_width, key)
+        width = config.latent_width
+        outputs = width if config.quantiser else 2 * width
+        self.encoder, self.decoder = CODECS[type(config.codec)](config.codec, outputs, width, key)
+        if config.quantiser:
+            shape = (config.quantiser.levels, config.quantiser.codes, width)
+            self.codebooks = nnx.Param(jnp.zeros(shape), role=TRACKED)
         self.latent_mean = nnx.Param(jnp.zeros(config.latent_width), role=STATISTIC)
         self.latent_scale = nnx.Param(jnp.full(config.latent_width, config.latent_scale), role=STATISTIC)
 
-    def posterior(
-        self, audio: Float[Array, " B T *C"]
-    ) -> tuple[Float[Array, "B L D"], Float[Array, "B L D"]]:
-        """See the function `posterior`."""
+    def encoder_output(self, audio: Float[Array, " B T *C"]) -> Float[Array, "B L _"]:
+        """What the encoder writes."""
         samples = audio.shape[1]
         channels = self.config.codec.channels
         if audio.shape[2:] != (() if channels == 1 else (channels,)):
             raise UserError(f"audio of shape {audio.shape}: this autoencoder takes {channels} channels")
         if samples == 0 or samples % self.config.hop:
             raise UserError(f"{samples} samples: the encoder needs a positive multiple of {self.config.hop}")
-        mean, log_variance = jnp.split(self.encoder(audio), 2, axis=-1)
+        return self.encoder(audio)
+
+    def posterior(
+        self, audio: Float[Array, " B T *C"]
+    ) -> tuple[Float[Array, "B L D"], Float[Array, "B L D"]]:
+        """See the function `posterior`."""
+        mean, log_variance = jnp.split(self.encoder_output(audio), 2, axis=-1)
         return mean, jnp.clip(log_variance + LOG_VARIANCE_START, -12.0, 4.0)
+
+    def codes(self, audio: Float[Array, " B T *C"]) -> Int[Array, "B L V"]:
+        """See the function `codes`."""
+        return rvq.quantise(self.codebooks[...], self.encoder_output(audio))
+
+    def dequantise(self, codes: Int[Array, "B L W"]) -> Float[Array, "B L D"]:
+        """See the function `dequantise`."""
+        return self.normalise(rvq.dequantise(self.codebooks[...], codes))
 
     def normalise(self, raw: Float[Array, "B L D"]) -> Float[Array, "B L D"]:
         """See the function `normalise`."""
@@ -163,6 +202,26 @@ def _bind(params: Params, config: VAEConfig) -> VAE:
     return functional.bind(VAE, config, params=params)
 
 
+def encoder_output(
+    params: Params, config: VAEConfig, audio: Float[Array, " B T *C"]
+) -> Float[Array, "B L _"]:
+    """What the encoder writes for audio (B, T): float32 (B, L, D), with a quantiser the latents before quantisation.
+
+    Raises `UserError` where T is not a positive multiple of `config.hop`.
+    """
+    return _bind(params, config).encoder_output(audio)
+
+
+def codes(params: Params, config: VAEConfig, audio: Float[Array, " B T *C"]) -> Int[Array, "B L V"]:
+    """The codes of audio (B, T) in [0, C), coarse levels first. Raises `UserError` as `encoder_output` does."""
+    return _bind(params, config).codes(audio)
+
+
+def dequantise(params: Params, config: VAEConfig, codes: Int[Array, "B L W"]) -> Float[Array, "B L D"]:
+    """The normalised latents of codes (B, L, W) of the first W levels, for `decode`."""
+    return _bind(params, config).dequantise(codes)
+
+
 def posterior(
     params: Params, config: VAEConfig, audio: Float[Array, " B T *C"]
 ) -> tuple[Float[Array, "B L D"], Float[Array, "B L D"]]:
@@ -188,11 +247,14 @@ def normalise(params: Params, config: VAEConfig, raw: Float[Array, "B L D"]) -> 
 def encode(
     params: Params, config: VAEConfig, audio: Float[Array, " B T *C"], key: PRNGKeyArray | None = None
 ) -> Float[Array, "B L D"]:
-    """Audio (B, T) or (B, T, C) to normalised latents (B, L, D): the posterior's mean, or a draw from it given a key.
+    """Audio (B, T) or (B, T, C) to normalised latents (B, L, D): the posterior's mean, or a draw from it given a key;
+    with a quantiser, the latents of the codes.
 
     Raises `UserError` where T is not a positive multiple of `config.hop`.
     """
     network = _bind(params, config)
+    if config.quantiser:
+        return network.dequantise(network.codes(audio))
     mean, log_variance = network.posterior(audio)
     return network.normalise(mean if key is None else sample(mean, log_variance, key))
 

@@ -20,6 +20,7 @@ from melody_jax.config import TrainConfig
 from melody_jax.data.pipeline import BatchIterator
 from melody_jax.errors import UserError
 from melody_jax.models.functional import Params
+from melody_jax.roles import without
 from melody_jax.sharding import (
     check_batch,
     make_mesh,
@@ -175,7 +176,7 @@ def make_step(config: TrainConfig, state: TrainState) -> jax.stages.Wrapped:
         updated_params = cast(Params, optax.apply_updates(trained(state.params), updates))
         params = state.params | updated_params
         ema = ema_update(state.ema, params["model"], state.step, config.ema_decay)
-        metrics = metrics | gradient_norms(grads)
+        metrics = metrics | gradient_norms(without("tracked", grads, stage.roles))
         if config.watch.digests:
             metrics = metrics | digests(stage, batch, key)
         halted = state.halted | ~is_finite(metrics)

@@ -1,5 +1,6 @@
 """The state of training: parameters, optimiser state and the weight average."""
 
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -41,7 +42,7 @@ def learning_rate(config: OptimizerConfig, peak: float, steps: int) -> optax.Sch
     )
 
 
-NOT_DECAYED: tuple[Kind, ...] = ("norm", "bias", "vector", "statistic")
+NOT_DECAYED: tuple[Kind, ...] = ("norm", "bias", "vector", "tracked", "statistic")
 """Roles without weight decay."""
 ORTHOGONALISED: tuple[Kind, ...] = ("column", "row", "conv")
 """Roles whose update Muon orthogonalises. AdamW updates the others, including classifiers and embeddings, for which
@@ -74,7 +75,7 @@ def _scale_rates(rate_scales: tuple[tuple[str, float], ...]) -> optax.GradientTr
 
 def make_optimizer(config: OptimizerConfig, steps: int, roles: Roles) -> optax.GradientTransformation:
     """Clipped AdamW or Muon over `params`; `params["discriminator"]` has AdamW with separate moments, gradient norm
-    and learning rate.
+    and learning rate. Moving averages (the role "tracked") take their "gradients" as they are.
 
     `roles` are those of `params` (`Stage.roles`).
     """
@@ -116,10 +117,24 @@ def make_optimizer(config: OptimizerConfig, steps: int, roles: Roles) -> optax.G
         {
             "model": clipped(muon() if config.muon else adamw(config.learning_rate, config.beta1)),
             "discriminator": clipped(adamw(config.discriminator_learning_rate, config.discriminator_beta1)),
+            "tracked": optax.sgd(1.0),
         },
-        lambda params: {name: "discriminator" if name == "discriminator" else "model" for name in params},
+        partial(_groups, roles),
     )
     return optax.chain(split, _scale_rates(config.rate_scales)) if config.rate_scales else split
+
+
+def _groups(roles: Roles, params: Params) -> Params:
+    """The group of the optimiser that each parameter belongs to."""
+
+    def group(path: jax.tree_util.KeyPath, _: Any) -> str:
+        names = path_names(path)
+        role = find_role(roles, names)
+        if role is not None and role.kind == "tracked":
+            return "tracked"
+        return "discriminator" if names[0] == "discriminator" else "model"
+
+    return jax.tree_util.tree_map_with_path(group, params)
 
 
 def trained(params: Params) -> Params:

@@ -49,6 +49,13 @@ STAGES: dict[str, Any] = {
     "stereo vae": VAEStage(
         model=STEREO, discriminator=discriminators.TINY, resolutions=((1024, 240),), adversarial_start=1_000
     ),
+    "codec": VAEStage(
+        model=vae.TINY_CODES,
+        discriminator=discriminators.TINY,
+        resolutions=((1024, 240),),
+        adversarial_start=1_000,
+        codebook_decay=0.9,
+    ),
     "lm": LMStage(model=LMConfig(layers=1, width=32, heads=2, ffn=64, prefix_codes=8, semantic_vocab=16)),
     "dpd": DPDStage(model=DPD),
 }

@@ -1,8 +1,10 @@
-"""The VAE's losses (MeLoDy, arXiv 2305.15719, section 4.2, made affordable): spectral reconstruction, KL, and a GAN
-from some step on.
+"""The autoencoder's losses (MeLoDy, arXiv 2305.15719, section 4.2, made affordable): spectral reconstruction, KL, and a
+GAN from some step on. With a quantiser, codebooks that follow the latents (training/tracked_codebooks.py) and a
+commitment loss take the place of the KL.
 
-`params` is {"model", "discriminator"}. Both networks learn in one step from one forward pass of the autoencoder: the
-gradients of all losses with respect to the decoded audio are summed and pulled back through the autoencoder once.
+`params` is {"model", "discriminator"}, with a quantiser also "quantiser", the averages of its codebooks. Both networks
+learn in one step from one forward pass of the autoencoder: the gradients of all losses with respect to the decoded
+audio are summed and pulled back through the autoencoder once.
 
 Unless `plain_magnitudes` is set, spectra are divided by the root of their window's energy: white noise of standard
 deviation s then has magnitudes near s at every resolution, and weights mean the same for any set of resolutions.
@@ -27,9 +29,9 @@ import numpy as np
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
 from melody_jax import spectral
-from melody_jax.audio_format import SAMPLE_RATE, AudioFormat
+from melody_jax.audio_format import AudioFormat
 from melody_jax.errors import UserError
-from melody_jax.models import discriminators, vae
+from melody_jax.models import discriminators, rvq, vae
 from melody_jax.models.discriminators import Discrimination, DiscriminatorConfig
 from melody_jax.models.functional import Params
 from melody_jax.models.stft_config import StftCodecConfig
@@ -37,7 +39,10 @@ from melody_jax.models.stft_synthesis import MagnitudePair
 from melody_jax.models.vae import VAEConfig
 from melody_jax.release import network_roles
 from melody_jax.roles import Roles
+from melody_jax.training import tracked_codebooks
+from melody_jax.training.audio_losses import average, balanced, discriminator_loss, distance, log_mel, views
 from melody_jax.training.stage import Batch, Metrics, Stage
+from melody_jax.training.tracked_codebooks import Quantised
 
 Spectra = dict[int, Float[Array, "B frames bins"]]
 """n_fft -> magnitudes."""
@@ -79,6 +84,14 @@ class VAEStage(Stage):
     """Weight of the L1 distance of log mel magnitudes, nepers."""
     kl_weight: float = 3e-3
     """Weight of the KL divergence to a unit Gaussian, nats per latent value."""
+    commitment_weight: float = 1.0
+    """With a quantiser: weight of the mean squared distance of what a level quantises from its codes."""
+    codebook_decay: float = 0.99
+    """With a quantiser: decay per step of the averages that its codes are."""
+    dead_share: float = 0.03
+    """With a quantiser: a code used less often than this share of the mean moves to a random vector of the batch."""
+    level_dropout: float = 0.5
+    """With a quantiser: share of the items with a random number of levels, so that few levels make sound, too."""
     adversarial_start: int = 2_000
     """First step with discriminators; earlier steps skip their cost."""
     adversarial_ramp: int = 500
@@ -120,18 +133,22 @@ class VAEStage(Stage):
     @property
     def roles(self) -> Roles:
         """The role of every parameter, with the structure of what `init` returns."""
-        return {
+        networks = {
             "model": network_roles(self.name, self.model),
             "discriminator": discriminators.roles(self._discriminator),
         }
+        return networks | ({"quantiser": tracked_codebooks.ROLES} if self.model.quantiser else {})
 
     def init(self, key: PRNGKeyArray) -> Params:
-        """Fresh parameters, float32: {"model", "discriminator"}."""
+        """Fresh parameters, float32: {"model", "discriminator"}, with a quantiser also "quantiser"."""
         model_key, discriminator_key = jax.random.split(key)
-        return {
+        params = {
             "model": vae.init(self.model, model_key),
             "discriminator": discriminators.init(self._discriminator, discriminator_key),
         }
+        if self.model.quantiser:
+            params["quantiser"] = tracked_codebooks.init(self.model.quantiser, self.model.latent_width)
+        return params
 
     def gradients(
         self, params: Params, batch: Batch, key: PRNGKeyArray, step: Int[Array, ""]
@@ -139,8 +156,8 @@ class VAEStage(Stage):
         """Gradients of the autoencoder's and the discriminators' losses, from one forward pass of the former."""
         target = batch["audio"].astype(jnp.float32)
         noise_key, crop_key = jax.random.split(key)
-        (audio, terms), model_vjp = jax.vjp(
-            lambda model: self._autoencode(model, target, noise_key), params["model"]
+        (audio, terms), model_vjp, quantised = jax.vjp(
+            lambda model: self._autoencode(model, target, noise_key), params["model"], has_aux=True
         )
         (loss, metrics), d_audio = jax.value_and_grad(self._spectral_loss, has_aux=True)(audio, target)
 
@@ -153,35 +170,63 @@ class VAEStage(Stage):
             reference = d_audio[: self.adversarial_items]
             d_adversarial = balanced(d_adversarial, reference, self.adversarial_share)
         ramp = jnp.clip((step - self.adversarial_start) / max(self.adversarial_ramp, 1), 0.0, 1.0)
-        weights = {"kl": self.kl_weight, "magnitude": self.magnitude_weight}
+        weights = {
+            "kl": self.kl_weight,
+            "magnitude": self.magnitude_weight,
+            "commitment": self.commitment_weight,
+        }
         d_terms = {name: jnp.float32(weights[name]) for name in terms}
         (d_model,) = model_vjp((d_audio + ramp * d_adversarial, d_terms))
         total = loss + sum(weights[name] * value for name, value in terms.items())
         metrics = {"loss": total, **terms, **metrics, **gan_metrics}
-        return {"model": d_model, "discriminator": d_discriminator}, metrics
+        grads = {"model": d_model, "discriminator": d_discriminator}
+        if quantised is not None:
+            books, averages = tracked_codebooks.follow(
+                params["quantiser"],
+                params["model"]["codebooks"],
+                quantised,
+                self.codebook_decay,
+                self.dead_share,
+                jax.random.fold_in(key, 2),
+            )
+            grads = grads | {"model": d_model | {"codebooks": books}, "quantiser": averages}
+        return grads, metrics
 
     def evaluate(self, params: Params, batch: Batch, key: PRNGKeyArray) -> Metrics:
-        """Reconstruction from the latents' mean, with the decoder's own phase. "loss" is the weighted STFT loss.
+        """Reconstruction from the latents' mean or codes, with the decoder's own phase. "loss" is the weighted STFT
+        loss.
 
         `latent_mean`, `latent_std` and `clipped` (fraction beyond `latent_clip`) describe the latents before clipping.
+        With a quantiser: the use of each level.
         """
         del key
         target = batch["audio"].astype(jnp.float32)
-        mean, log_variance = vae.posterior(params["model"], self.model, target)
-        audio = vae.decode(params["model"], self.model, vae.normalise(params["model"], self.model, mean))
+        model = params["model"]
+        raw, described = self._described(model, target)
+        audio = vae.decode(model, self.model, vae.normalise(model, self.model, raw))
         _, metrics = self._spectral_loss(audio, target)
-        latents = (mean - params["model"]["latent_mean"]) / params["model"]["latent_scale"]
+        latents = (raw - model["latent_mean"]) / model["latent_scale"]
         bound = jnp.inf if self.model.latent_clip is None else self.model.latent_clip
         return {
             "loss": self.linear_weight * metrics["linear"] + self.log_weight * metrics["log"],
             "log_mel_l1": metrics.pop("mel"),
-            "kl": _kl(mean, log_variance),
-            "noise": jnp.mean(jnp.exp(0.5 * log_variance)) / jnp.std(mean),
             "latent_mean": latents.mean(),
             "latent_std": latents.std(),
             "clipped": jnp.mean(jnp.abs(latents) > bound),
+            **described,
             **metrics,
         }
+
+    def _described(self, model: Params, audio: Array) -> tuple[Array, Metrics]:
+        """The latents to decode, before normalisation, and metrics of the bottleneck."""
+        if self.model.quantiser is None:
+            mean, log_variance = vae.posterior(model, self.model, audio)
+            noise = jnp.mean(jnp.exp(0.5 * log_variance)) / jnp.std(mean)
+            return mean, {"kl": _kl(mean, log_variance), "noise": noise}
+        codes = vae.codes(model, self.model, audio)
+        return rvq.dequantise(model["codebooks"], codes), tracked_codebooks.usage(
+            codes, self.model.quantiser.codes
+        )
 
     def finish(self, model: Params, batches: Iterator[Batch], key: PRNGKeyArray) -> tuple[Params, Metrics]:
         """Whitens: latent_mean and latent_scale become the mean and standard deviation of each raw channel.
@@ -191,12 +236,12 @@ class VAEStage(Stage):
         del key
         if self.model.latent_clip is not None:
             return model, {}
-        posterior = jax.jit(lambda audio: vae.posterior(model, self.model, audio)[0])
+        latents = jax.jit(lambda audio: self._described(model, audio)[0])
         count = 0
         total = jnp.zeros(self.model.latent_width)
         squares = jnp.zeros(self.model.latent_width)
         for batch in batches:
-            raw = posterior(jnp.asarray(batch["audio"])).reshape(-1, self.model.latent_width)
+            raw = latents(jnp.asarray(batch["audio"])).reshape(-1, self.model.latent_width)
             count += len(raw)
             total += raw.sum(0)
             squares += (raw * raw).sum(0)
@@ -206,15 +251,31 @@ class VAEStage(Stage):
         deviation = jnp.sqrt(jnp.maximum(squares / count - mean**2, 1e-8))
         return model | {"latent_mean": mean, "latent_scale": deviation}, {}
 
-    def _autoencode(self, model: Params, audio: Array, key: PRNGKeyArray) -> tuple[Array, dict[str, Array]]:
-        """Decoded audio for the losses (`vae.reconstruct`), and the terms that do not depend on it, by name."""
-        mean, log_variance = vae.posterior(model, self.model, audio)
-        latents = vae.normalise(model, self.model, vae.sample(mean, log_variance, key))
+    def _autoencode(
+        self, model: Params, audio: Array, key: PRNGKeyArray
+    ) -> tuple[tuple[Array, dict[str, Array]], Quantised | None]:
+        """Decoded audio for the losses (`vae.reconstruct`), the terms that do not depend on it, by name, and what the
+        quantiser did, if there is one."""
+        raw, terms, quantised = self._bottleneck(model, audio, key)
+        latents = vae.normalise(model, self.model, raw)
         decoded, pairs = vae.reconstruct(model, self.model, latents, audio)
-        terms = {"kl": _kl(mean, log_variance)}
         if self.magnitude_weight:
             terms["magnitude"] = self._magnitude_loss(pairs)
-        return decoded, terms
+        return (decoded, terms), quantised
+
+    def _bottleneck(
+        self, model: Params, audio: Array, key: PRNGKeyArray
+    ) -> tuple[Array, dict[str, Array], Quantised | None]:
+        """Latents of a batch as the decoder gets them in training, before normalisation, and their loss by name."""
+        if self.model.quantiser is None:
+            mean, log_variance = vae.posterior(model, self.model, audio)
+            return vae.sample(mean, log_variance, key), {"kl": _kl(mean, log_variance)}, None
+        latents = vae.encoder_output(model, self.model, audio)
+        depths = tracked_codebooks.draw_levels(
+            key, len(audio), self.model.quantiser.levels, self.level_dropout
+        )
+        quantised = tracked_codebooks.quantise(jax.lax.stop_gradient(model["codebooks"]), latents, depths)
+        return quantised.latents, {"commitment": quantised.commitment}, quantised
 
     def _magnitude_loss(self, pairs: list[MagnitudePair]) -> Array:
         """The weighted linear and logarithmic losses of the magnitudes that the decoder writes, mean over windows."""
@@ -222,7 +283,7 @@ class VAEStage(Stage):
         for decoded, original, frequencies in pairs:
             linear, log = self._distances(decoded, original, frequencies)
             losses.append(self.linear_weight * linear + self.log_weight * log)
-        return _average(losses)
+        return average(losses)
 
     def _distances(self, size: Array, original: Array, frequencies: np.ndarray) -> tuple[Array, Array]:
         """L1 distances of magnitudes, and of their logarithms, with `loss_corner_hz` and `quantile` applied."""
@@ -232,11 +293,11 @@ class VAEStage(Stage):
             weights = (weights / weights.mean()).astype(np.float32)
         log_size = jnp.log(size + self.log_floor)
         log_original = jnp.log(original + self.log_floor)
-        linear = _l1(size, original, weights, self.quantile)
-        return linear, _l1(log_size, log_original, weights, self.quantile)
+        linear = distance(size, original, weights, self.quantile)
+        return linear, distance(log_size, log_original, weights, self.quantile)
 
     def _spectra(self, rows: Array) -> Spectra:
-        """Magnitudes of rows (`_views`) per resolution, over the root of the window's energy unless plain."""
+        """Magnitudes of rows (`views`) per resolution, over the root of the window's energy unless plain."""
         spectra = {}
         for n_fft, hop in self.resolutions:
             window = round(n_fft * self.window_share)
@@ -249,8 +310,8 @@ class VAEStage(Stage):
         linear = []
         log = []
         rate = self.model.audio_format.sample_rate
-        decoded = _views(audio)
-        originals = _views(target)
+        decoded = views(audio)
+        originals = views(target)
         targets = self._spectra(originals)
         for n_fft, size in self._spectra(decoded).items():
             original = targets[n_fft]
@@ -258,8 +319,8 @@ class VAEStage(Stage):
             distances = self._distances(size, original, frequencies)
             linear.append(distances[0])
             log.append(distances[1])
-        mel = _l1(_log_mel(decoded, rate), _log_mel(originals, rate))
-        terms = {"linear": _average(linear), "log": _average(log), "mel": mel}
+        mel = distance(log_mel(decoded, rate), log_mel(originals, rate))
+        terms = {"linear": average(linear), "log": average(log), "mel": mel}
         loss = self.linear_weight * terms["linear"] + self.log_weight * terms["log"] + self.mel_weight * mel
         return loss, terms
 
@@ -300,60 +361,13 @@ class VAEStage(Stage):
         matching = jnp.float32(0)
         for (logits, fake_features), (_, real_features) in zip(fake, real, strict=True):
             adversarial += jnp.mean((logits - 1) ** 2)
-            matching += _average([_l1(a, b) for a, b in zip(fake_features, real_features, strict=True)])
+            matching += average([distance(a, b) for a, b in zip(fake_features, real_features, strict=True)])
         loss = self.adversarial_weight * adversarial + self.feature_weight * matching
         return loss, {"adversarial": adversarial, "feature": matching}
 
 
-def balanced(
-    gradient: Float[Array, "..."], reference: Float[Array, "..."], share: float
-) -> Float[Array, "..."]:
-    """`gradient` scaled to `share` times the norm of `reference`; zeros stay zeros."""
-    return gradient * share * jnp.linalg.norm(reference) / jnp.maximum(jnp.linalg.norm(gradient), 1e-12)
-
-
-def discriminator_loss(real: list[Discrimination], fake: list[Discrimination]) -> Float[Array, ""]:
-    """Least squares: real towards one, decoded towards zero, summed over discriminators."""
-    loss = jnp.float32(0)
-    for (real_logits, _), (fake_logits, _) in zip(real, fake, strict=True):
-        loss += jnp.mean((real_logits - 1) ** 2) + jnp.mean(fake_logits**2)
-    return loss
-
-
-def _views(audio: Array) -> Array:
-    """What the spectral losses look at: audio (B, T), or of two channels both, their sum and their difference (4 B, T).
-
-    Sum and difference are divided by the root of 2, which keeps the energy.
-    """
-    if audio.ndim == 2:
-        return audio
-    left = audio[..., 0]
-    right = audio[..., 1]
-    scale = 0.5**0.5
-    return jnp.concatenate([left, right, scale * (left + right), scale * (left - right)])
-
-
-def _log_mel(rows: Array, sample_rate: int) -> Array:
-    """Log mel magnitudes of windows of 43 ms every 10 ms, whatever the sample rate."""
-    scale = sample_rate / SAMPLE_RATE
-    n_fft = 2 * round(512 * scale)
-    return spectral.log_mel(rows, n_fft, round(240 * scale), sample_rate=sample_rate)
-
-
 def _zeros_like(shapes: PyTree) -> PyTree:
     return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
-
-
-def _l1(a: Array, b: Array, weights: np.ndarray | None = None, quantile: float = 0.5) -> Array:
-    """Mean distance of `a` from `b`; the `a` that minimises it is that quantile of b's values (the pinball loss)."""
-    error = jnp.abs(a - b)
-    if quantile != 0.5:
-        error = error * 2 * jnp.where(a < b, quantile, 1 - quantile)
-    return jnp.mean(error if weights is None else error * weights)
-
-
-def _average(terms: list[Array]) -> Array:
-    return sum(terms, jnp.float32(0)) / max(len(terms), 1)
 
 
 def _kl(mean: Array, log_variance: Array) -> Array:
