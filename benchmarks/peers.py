@@ -34,7 +34,7 @@ import numpy as np
 import tyro
 
 from melody_jax.flops import matmul_cost
-from melody_jax.models import denoiser, dpd, lm, mulan, vae
+from melody_jax.models import denoiser, dpd, lm, lm_config, mulan, vae
 from melody_jax.models.functional import count
 from melody_jax.models.platform import matvec
 from melody_jax.models.vae import VAEConfig
@@ -45,8 +45,8 @@ from melody_jax.sampling.windows import Controls, SamplerConfig
 
 ROOT = Path(__file__).parents[1]
 SECONDS = 10.0
-PAPER = SamplerConfig(lm=lm.PAPER, dpd=dpd.PAPER)
-MODERN = SamplerConfig(lm=lm.MODERN, dpd=replace(dpd.MODERN, guidance_range=(1.0, 4.0)))
+PAPER = SamplerConfig(lm=lm_config.PAPER, dpd=dpd.PAPER)
+MODERN = SamplerConfig(lm=lm_config.MODERN, dpd=replace(dpd.MODERN, guidance_range=(1.0, 4.0)))
 WAYS = {
     "paper's size, 5 guided steps": ("LM, guided", "diffusion, 5 guided steps", "decoder"),
     "paper's size, 5 steps": ("LM, guided", "diffusion, 5 steps", "decoder"),

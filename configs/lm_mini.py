@@ -7,7 +7,7 @@ The last two options start the embeddings from the codebooks of the networks tha
 """
 
 from melody_jax.config import DataConfig, OptimizerConfig, TrainConfig
-from melody_jax.models.lm import LMConfig
+from melody_jax.models.lm_config import LMConfig
 from melody_jax.training.stages.lm import LMStage
 
 

@@ -6,14 +6,14 @@ MeLoDy (arXiv 2305.15719) section 3.1.
 """
 
 from melody_jax.config import DataConfig, OptimizerConfig, TrainConfig, with_fields
-from melody_jax.models import lm
+from melody_jax.models import lm_config
 from melody_jax.training.stages.lm import LMStage
 
 
 def config() -> TrainConfig:
     """417.4 M parameters. The paper does not state its training: rates and batch are those of its ablations."""
     return TrainConfig(
-        stage=LMStage(model=with_fields(lm.PAPER, dtype="bfloat16")),
+        stage=LMStage(model=with_fields(lm_config.PAPER, dtype="bfloat16")),
         data=DataConfig(batch_size=96, window_tokens=250),
         optimizer=OptimizerConfig(learning_rate=5e-4, warmup_steps=2_000),
         steps=100_000,

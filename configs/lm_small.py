@@ -4,7 +4,7 @@ melody train lm_small --data.folder features/train --workdir runs/lm_small
 """
 
 from melody_jax.config import DataConfig, OptimizerConfig, TrainConfig
-from melody_jax.models.lm import LMConfig
+from melody_jax.models.lm_config import LMConfig
 from melody_jax.training.stages.lm import LMStage
 
 

@@ -4,7 +4,7 @@ melody train lm_tiny --data.folder features/tiny --workdir runs/lm_tiny
 """
 
 from melody_jax.config import DataConfig, OptimizerConfig, TrainConfig
-from melody_jax.models.lm import TINY
+from melody_jax.models.lm_config import TINY
 from melody_jax.training.stages.lm import LMStage
 
 

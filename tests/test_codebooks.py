@@ -9,7 +9,7 @@ import pytest
 
 from melody_jax import release
 from melody_jax.errors import UserError
-from melody_jax.models import conformer, dpd, lm, mulan, tokenizer
+from melody_jax.models import conformer, dpd, lm_config, mulan, tokenizer
 from melody_jax.training.codebooks import prefix_embeddings, semantic_embeddings
 from melody_jax.training.stages.dpd import DPDStage
 from melody_jax.training.stages.lm import LMStage
@@ -48,7 +48,7 @@ def test_they_are_one_linear_map_of_the_codebooks(folder):
 
 def test_lm_and_dpd_start_from_them_and_keep_the_rest(folder):
     key = jax.random.key(2)
-    size = dataclasses.replace(lm.TINY, prefix_codes=CODES)
+    size = dataclasses.replace(lm_config.TINY, prefix_codes=CODES)
     plain, seeded = (LMStage(model=size, mulan=m).init(key)["model"] for m in ("", folder))
     table = seeded["prefix"].reshape(LEVELS, CODES + 1, -1)
     np.testing.assert_array_equal(table[:, :-1], prefix_embeddings(folder, (LEVELS, CODES, size.width), key))
@@ -83,7 +83,9 @@ def test_other_codes_are_refused(folder):
 
 
 def test_a_corrupted_history_keeps_the_targets():
-    stage = LMStage(model=dataclasses.replace(lm.TINY, dropout=0.0), prefix_dropout=0.0, level_dropout=0.0)
+    stage = LMStage(
+        model=dataclasses.replace(lm_config.TINY, dropout=0.0), prefix_dropout=0.0, level_dropout=0.0
+    )
     params = stage.init(jax.random.key(0))
     keys = jax.random.split(jax.random.key(1))
     batch = {

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from melody_jax.errors import UserError
-from melody_jax.models import denoiser, dpd, lm
+from melody_jax.models import denoiser, dpd, lm, lm_config
 from melody_jax.models.dpd import DPDConfig
 from melody_jax.sampling import windows
 from melody_jax.sampling.windows import Controls, SamplerConfig, Window
@@ -31,7 +31,7 @@ def sampler(frames: int, per_token: int, **changes: object) -> SamplerConfig:
     small = dataclasses.replace(
         dpd.TINY, frames=frames, frames_per_token=per_token, semantic_tokens=64, prefix_codes=8
     )
-    return SamplerConfig(lm=lm.TINY, dpd=small, steps=2, guided=False, **changes)  # type: ignore[arg-type]
+    return SamplerConfig(lm=lm_config.TINY, dpd=small, steps=2, guided=False, **changes)  # type: ignore[arg-type]
 
 
 CONFIG = sampler(20, 2)
@@ -64,7 +64,7 @@ def advance(
 
 def test_tokens_and_latents_stay_aligned() -> None:
     for size, moves in ((dpd.PAPER, [62, 63, 62, 63]), (dpd.PAPER_ALIGNED, [64] * 4)):
-        config = SamplerConfig(lm=lm.PAPER, dpd=size)
+        config = SamplerConfig(lm=lm_config.PAPER, dpd=size)
         assert [config.chunk_tokens(number) for number in range(1, 5)] == moves
         literal = dataclasses.replace(config, literal_chunks=True)
         assert [literal.chunk_tokens(number) for number in range(1, 5)] == [max(moves)] * 4

@@ -17,7 +17,7 @@ from melody_jax.control_tokens import ControlVocabulary, parse_key
 from melody_jax.data.pipeline import _control_tokens
 from melody_jax.data.records import encode_json
 from melody_jax.errors import UserError
-from melody_jax.models import denoiser, dpd, lm
+from melody_jax.models import denoiser, dpd, lm, lm_config
 from melody_jax.models.controls import drop_controls, pad_controls
 from melody_jax.release import load_tokenizer
 from melody_jax.sampling import plan
@@ -28,7 +28,7 @@ from melody_jax.training.stages.dpd import DPDStage
 from melody_jax.training.stages.lm import LMStage
 
 SMALL = ControlVocabulary(slowest=60, fastest=240, tempos=5, genres=("house", "jazz"))
-LM = dataclasses.replace(lm.TINY, controls=SMALL)
+LM = dataclasses.replace(lm_config.TINY, controls=SMALL)
 DPD = dataclasses.replace(dpd.TINY, controls=SMALL, frames=24, blocks=1)
 
 
@@ -154,11 +154,11 @@ def test_the_language_model_reads_every_control() -> None:
 
 
 def test_a_model_without_controls_ignores_them() -> None:
-    params = lm.init(lm.TINY, jax.random.key(0))
+    params = lm.init(lm_config.TINY, jax.random.key(0))
     prefix = jnp.arange(17)[None] % 8
     tokens = jnp.arange(10)[None]
-    expected = lm.logits(params, lm.TINY, prefix[:, :12], tokens)
-    np.testing.assert_array_equal(lm.logits(params, lm.TINY, prefix, tokens), expected)
+    expected = lm.logits(params, lm_config.TINY, prefix[:, :12], tokens)
+    np.testing.assert_array_equal(lm.logits(params, lm_config.TINY, prefix, tokens), expected)
 
 
 def test_the_diffusion_reads_every_control_but_not_in_the_null_branch() -> None:

@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 
 from melody_jax.errors import UserError
-from melody_jax.models import decoding, functional, lm, platform
+from melody_jax.models import decoding, functional, lm, lm_config, platform
 from melody_jax.models.decoding import Inputs, SamplingParams
+from melody_jax.models.lm_config import Condition, LMConfig
 
-CONFIG = dataclasses.replace(lm.TINY, prefix_codes=32, semantic_vocab=48)
+CONFIG = dataclasses.replace(lm_config.TINY, prefix_codes=32, semantic_vocab=48)
 PARAMS = lm.init(CONFIG, jax.random.key(0))
 PAIRS = dataclasses.replace(CONFIG, recall=False, tokens_per_pass=2)
 NETWORKS = {1: (PARAMS, CONFIG), 2: (lm.init(PAIRS, jax.random.key(1)), PAIRS)}
@@ -175,3 +176,84 @@ def test_bad_input():
         decoding.generate(PARAMS, CONFIG, prefix, KEYS[:1], 20, primer=semantic)
     with pytest.raises(UserError, match="needs 12"):
         decoding.generate(PARAMS, CONFIG, prefix[:, :5], KEYS[:1], 20)
+
+
+ACOUSTIC = dataclasses.replace(
+    CONFIG,
+    prefix_levels=2,
+    prefix_everywhere=False,
+    recall=False,
+    semantic_vocab=16,
+    code_levels=3,
+    condition=Condition(length=8, ids=20, levels=2),
+)
+"""A coarse acoustic model: codes of 3 levels after 2 prefix tokens and 4 frames of 2 levels."""
+
+
+def prompts(batch: int, config: LMConfig = ACOUSTIC) -> jax.Array:
+    """Prefix tokens and a condition (B, P + M)."""
+    rng = np.random.default_rng(0)
+    assert config.condition is not None
+    prefix = rng.integers(0, config.prefix_codes, (batch, config.prompt_length))
+    condition = rng.integers(0, config.condition.ids, (batch, config.condition.length))
+    return jnp.asarray(np.concatenate([prefix, condition], axis=1), jnp.int32)
+
+
+@pytest.mark.parametrize("guidance_scale", [1.0, 2.0])
+def test_acoustic_codes_are_those_of_the_full_forward(guidance_scale):
+    """Greedy decoding, level by level, also with the null prefix, under which the condition stays."""
+    params = lm.init(ACOUSTIC, jax.random.key(0))
+    prompt = prompts(2)
+    drawn = decoding.generate(
+        params, ACOUSTIC, prompt, KEYS[:2], 12, temperature=0.0, guidance_scale=guidance_scale
+    )
+    assert int(drawn.max()) < 16
+    wanted = lm.logits(params, ACOUSTIC, prompt, drawn)
+    null = lm.logits(params, ACOUSTIC, prompt, drawn, jnp.zeros(2, int))
+    np.testing.assert_array_equal(drawn, jnp.argmax(null + guidance_scale * (wanted - null), axis=-1))
+    alone = decoding.generate(
+        params, ACOUSTIC, prompt[1:], KEYS[1:2], 12, temperature=0.0, guidance_scale=guidance_scale
+    )
+    np.testing.assert_array_equal(alone[0], drawn[1])
+
+
+def test_an_acoustic_model_without_a_prefix():
+    """The fine model of AudioLM: codes after coarser codes alone."""
+    config = dataclasses.replace(ACOUSTIC, prefix_levels=0)
+    params = lm.init(config, jax.random.key(0))
+    assert "prefix" not in params
+    drawn = decoding.generate(params, config, prompts(2, config), KEYS[:2], 12, primer=jnp.zeros((2, 3), int))
+    assert drawn.shape == (2, 12)
+    assert not drawn[:, :3].any()
+
+
+def test_each_level_has_ids_of_its_own():
+    """Every code is seen by later ones as a code of its level, and so is the condition."""
+    params = lm.init(ACOUSTIC, jax.random.key(0))
+    prompt = prompts(1)
+    codes = jnp.zeros((1, 6), int)
+    touched = jax.grad(lambda tables: lm.logits(params | tables, ACOUSTIC, prompt, codes)[0, 5].sum())(
+        {name: params[name] for name in ("semantic", "condition")}
+    )
+    used = np.flatnonzero(np.abs(touched["semantic"]).sum(-1))
+    np.testing.assert_array_equal(used, [0, 16, 32])
+    used = np.flatnonzero(np.abs(touched["condition"]).sum(-1))
+    expected = np.unique(np.asarray(prompt[0, 2:]) + np.arange(8) % 2 * 20)
+    np.testing.assert_array_equal(used, expected)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        ({"recall": True}, "code_levels is 3: it must be 1, or more with recall False"),
+        ({"code_levels": 0}, "code_levels is 0"),
+        ({"prefix_levels": 0, "condition": None}, "prefix_levels is 0: it must be at least 1"),
+    ],
+)
+def test_impossible_acoustic_models_are_refused(wrong, says):
+    with pytest.raises(UserError, match=says):
+        dataclasses.replace(ACOUSTIC, **wrong)
+    with pytest.raises(UserError, match="7 tokens are no whole number of frames of 2 levels"):
+        Condition(length=7, ids=4, levels=2)
+    with pytest.raises(UserError, match="the prefix has 2 tokens: this model needs 10"):
+        decoding.generate({}, ACOUSTIC, prompts(1)[:, :2], KEYS[:1], 3)

@@ -18,7 +18,7 @@ from melody_jax import diffusion, release
 from melody_jax.config_json import from_dict, to_dict
 from melody_jax.errors import UserError
 from melody_jax.flops import matmul_cost
-from melody_jax.models import denoiser, dit, dpd, lm, unet1d, unet2d
+from melody_jax.models import denoiser, dit, dpd, lm_config, unet1d, unet2d
 from melody_jax.models.conditioning import Backbone, Conditioning, shared_fields
 from melody_jax.models.denoiser import DenoiserConfig
 from melody_jax.models.functional import Remat, count
@@ -221,7 +221,7 @@ def test_it_is_released_and_samples_guided_beside_its_context(config: DenoiserCo
         prefix, prefix, seeds, jnp.arange(3), *[jnp.ones(3)] * 4, jnp.array([1.0, 2.0, 4.0])
     )
     keys, is_new = windows.item_keys(controls), jnp.arange(24) >= 18
-    sampler = windows.SamplerConfig(lm=lm.TINY, dpd=config, steps=1)
+    sampler = windows.SamplerConfig(lm=lm_config.TINY, dpd=config, steps=1)
     draw = quickly(windows.tokens_to_latents, static_argnums=1)
     latents = draw(params, sampler, controls, tokens, keys, given["noisy"], is_new)
     np.testing.assert_array_equal(latents[:, :18], given["noisy"][:, :18])

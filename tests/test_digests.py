@@ -11,7 +11,7 @@ import pytest
 from melody_jax import diffusion
 from melody_jax.config import TrainConfig, WatchConfig
 from melody_jax.errors import UserError
-from melody_jax.models import denoiser, dpd, lm
+from melody_jax.models import denoiser, dpd, lm_config
 from melody_jax.training.digests import digest, digests
 from melody_jax.training.stages.dpd import DPDStage
 from melody_jax.training.stages.lm import LMStage
@@ -105,6 +105,6 @@ def test_digests_see_every_bit_and_place() -> None:
 
 def test_refusals() -> None:
     with pytest.raises(UserError, match="stage lm does not report its draws"):
-        digests(LMStage(model=lm.TINY), {}, KEY)
+        digests(LMStage(model=lm_config.TINY), {}, KEY)
     with pytest.raises(UserError, match=r"watch\.digests with accumulate 2"):
         TrainConfig(stage=STAGE, accumulate=2, watch=WatchConfig(digests=True))

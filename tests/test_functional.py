@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from melody_jax.errors import UserError
-from melody_jax.models import dpd, functional, lm
+from melody_jax.models import dpd, functional, lm_config
 from melody_jax.models.bert_block import Block, BlockConfig
 from melody_jax.models.functional import Remat
 from melody_jax.training.stages.dpd import DPDStage
@@ -43,7 +43,7 @@ def test_policies_repeat_work_and_change_no_gradient() -> None:
 
 
 @pytest.mark.parametrize(
-    "stage", [LMStage(model=lm.TINY), DPDStage(model=dpd.TINY)], ids=lambda stage: stage.name
+    "stage", [LMStage(model=lm_config.TINY), DPDStage(model=dpd.TINY)], ids=lambda stage: stage.name
 )
 def test_networks_take_every_policy(stage: Any) -> None:
     params = jax.eval_shape(stage.init, jax.random.key(0))

@@ -7,11 +7,11 @@ import optax
 import pytest
 
 from melody_jax.errors import UserError
-from melody_jax.models import functional, lm
-from melody_jax.models.lm import LMConfig
+from melody_jax.models import functional, lm, lm_config
+from melody_jax.models.lm_config import LMConfig
 from melody_jax.training.stages.lm import LMStage
 
-CONFIG = dataclasses.replace(lm.TINY, prefix_codes=32, semantic_vocab=48)
+CONFIG = dataclasses.replace(lm_config.TINY, prefix_codes=32, semantic_vocab=48)
 PARAMS = lm.init(CONFIG, jax.random.key(0))
 KEYS = jax.vmap(jax.random.key)(jnp.arange(3))
 
@@ -25,7 +25,7 @@ def tokens(seed: int, batch: int, length: int = 20) -> tuple[jax.Array, jax.Arra
 
 
 def test_paper_size():
-    shapes = jax.eval_shape(lambda key: lm.init(lm.PAPER, key), jax.random.key(0))
+    shapes = jax.eval_shape(lambda key: lm.init(lm_config.PAPER, key), jax.random.key(0))
     total = functional.count(shapes)
     untied = (
         total + 12 * 1024 * 1024 - 12 * 1024

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from melody_jax.models import lm
+from melody_jax.models import lm, lm_config
 from melody_jax.models.products import product
 
 BFLOAT16 = "bfloat16"
@@ -64,9 +64,9 @@ def test_other_types_are_left_alone() -> None:
 
 
 def test_a_network_changes_by_little() -> None:
-    params = lm.init(lm.TINY, jax.random.key(0))
+    params = lm.init(lm_config.TINY, jax.random.key(0))
     given = jnp.arange(12)[None] % 8, jnp.arange(20)[None] % 64
-    plain = lm.logits(params, lm.TINY, *given)
+    plain = lm.logits(params, lm_config.TINY, *given)
     with jax.default_matmul_precision(BFLOAT16):
-        half = lm.logits(params, lm.TINY, *given)
+        half = lm.logits(params, lm_config.TINY, *given)
     assert 0 < float(jnp.abs(half - plain).max()) < 0.05 * float(jnp.abs(plain).max())

@@ -13,7 +13,7 @@ from ml_dtypes import bfloat16
 
 from melody_jax import release, tensor_file
 from melody_jax.errors import UserError
-from melody_jax.models import denoiser, lm, vae
+from melody_jax.models import denoiser, lm, lm_config, vae
 from melody_jax.models.dpd import DPDConfig
 from melody_jax.models.vae import VAEConfig
 from melody_jax.roles import BIAS, CODEBOOK, EMBEDDING, STATISTIC, VECTOR, WEIGHT, Role
@@ -166,8 +166,8 @@ def language_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     release.save_network(
         folder,
         "lm",
-        jax.tree.map(lambda leaf: np.full(leaf.shape, 0.5, leaf.dtype), lm.shapes(lm.TINY)),
-        lm.TINY,
+        jax.tree.map(lambda leaf: np.full(leaf.shape, 0.5, leaf.dtype), lm.shapes(lm_config.TINY)),
+        lm_config.TINY,
         {},
     )
     return folder

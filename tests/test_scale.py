@@ -16,7 +16,7 @@ from melody_jax.chips import CHIPS, roofline
 from melody_jax.config import DataConfig, TrainConfig, with_fields
 from melody_jax.errors import UserError
 from melody_jax.flops import collectives, matmul_cost
-from melody_jax.models import ast, dpd, functional, htsat, lm, mulan, tokenizer, vae
+from melody_jax.models import ast, dpd, functional, htsat, lm, lm_config, mulan, tokenizer, vae
 from melody_jax.models.wav2vec2 import Wav2Vec2Config
 from melody_jax.sampling.windows import SamplerConfig
 from melody_jax.scale import compile_tpu, programs
@@ -56,7 +56,7 @@ def test_convolutions() -> None:
 
 
 def test_a_language_models_step_costs_six_flops_a_weight_and_token() -> None:
-    config = lm.LMConfig(layers=3, width=64, heads=2, ffn=128, recall=False, prefix_everywhere=False)
+    config = lm_config.LMConfig(layers=3, width=64, heads=2, ffn=128, recall=False, prefix_everywhere=False)
     config_tokens = 2 * (12 + 20 - 1)
     shapes = jax.eval_shape(partial(lm.init, config), jax.random.key(0))
     tokens = jnp.zeros((2, 20), jnp.int32)
@@ -122,7 +122,7 @@ def test_what_takes_longest_binds() -> None:
 ROOT = Path(__file__).parents[1]
 LARGE = """
 from melody_jax.config import DataConfig, TrainConfig, with_fields
-from melody_jax.models.lm import LMConfig
+from melody_jax.models.lm_config import LMConfig
 from melody_jax.training.stages.lm import LMStage
 
 
@@ -154,7 +154,7 @@ STAGES = {
     ),
     "tokenizer": TokenizerStage(model=tokenizer.TINY),
     "tokenizer, paper's kind": TokenizerStage(model=replace(tokenizer.TINY, encoder=SMALL_EAR)),
-    "lm": LMStage(model=lm.TINY),
+    "lm": LMStage(model=lm_config.TINY),
     "dpd": DPDStage(model=dpd.TINY),
     "dpd_distilled": ConsistencyStage(model=replace(dpd.TINY, guidance_range=(1.0, 4.0))),
 }
@@ -173,7 +173,7 @@ def test_example_batches_fit_every_stage(name: str, dtype: str) -> None:
     assert functional.count(result) > 0
 
 
-TINY_SAMPLER = SamplerConfig(lm=lm.TINY, dpd=dpd.TINY, lm_guided=True)
+TINY_SAMPLER = SamplerConfig(lm=lm_config.TINY, dpd=dpd.TINY, lm_guided=True)
 
 
 def test_sampler_is_one_program_a_chip_without_collectives() -> None:

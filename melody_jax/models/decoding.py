@@ -21,7 +21,8 @@ from melody_jax.errors import UserError
 from melody_jax.models import functional, lm, platform
 from melody_jax.models.functional import Params
 from melody_jax.models.layers import MASKED
-from melody_jax.models.lm import LM, Block, LMConfig
+from melody_jax.models.lm import LM, Block
+from melody_jax.models.lm_config import LMConfig
 from melody_jax.models.platform import KVCache
 from melody_jax.models.recall import RecallState
 
@@ -197,7 +198,7 @@ class _Decoder:
             if j > 0 and self.network.group is not None:
                 previous = self.tile(tokens)[:, None, position + j - 1]
                 x = self.network.group.advance(x, self.network.embed(previous))
-            logits = self.network.predict(x, weights, self.tile(tokens))[:, 0]
+            logits = self.network.predict(x, weights, self.tile(tokens), position + j)[:, 0]
             drawn = self.draw(logits, position + j)[:, None]
             tokens = jax.lax.dynamic_update_slice_in_dim(tokens, drawn, position + j, axis=1)
         return LoopState(tokens, recall, caches)
@@ -249,7 +250,8 @@ def generate(
     Args:
         params: The network's parameters.
         config: Its shape.
-        prefix_tokens: Tokens of each prefix level, and the control tokens of a model that has them, or not.
+        prefix_tokens: Tokens of each prefix level, and the control tokens of a model that has them, or not; of a model
+            with a condition all of them, and its tokens.
         keys: PRNG keys, one per item. Token u is drawn with `fold_in(key, u)`, so the batch changes no item's draws.
         length: Tokens to return, the primer's included.
         temperature: 0 or more, one number or one per item, like the next three; all may be traced.
@@ -257,7 +259,7 @@ def generate(
         top_p: In (0, 1].
         guidance_scale: g draws from null + g (prefix - null) in logits, at twice the cost unless it is the number 1.
         primer: Tokens that the sequence begins with, fewer than `length`.
-        negative_prefix_tokens: Replaces the learned null prefix in guidance; -1 is null.
+        negative_prefix_tokens: Replaces the learned null prefix in guidance; -1 is null. By default a condition stays.
         candidates: Number of best ids that sampling looks at.
         fixed: Tokens that are given, at any position; -1 where one is drawn. A draw depends only on earlier tokens.
 
@@ -269,13 +271,15 @@ def generate(
     primer_length = primer.shape[1]
     if not primer_length < length:
         raise UserError(f"length {length} must exceed the {primer_length} tokens of the primer")
-    if prefix_tokens.shape[1] not in (config.prefix_levels, config.prefix_length):
+    allowed = {config.prefix_length} | (set() if config.condition else {config.prefix_levels})
+    if prefix_tokens.shape[1] not in allowed:
         raise UserError(
             f"the prefix has {prefix_tokens.shape[1]} tokens: this model needs {config.prefix_length}"
         )
     prefix = lm.embed_prefix(params, config, prefix_tokens)
     if isinstance(guidance_scale, jax.Array) or guidance_scale != 1.0:
-        null = jnp.full_like(prefix_tokens, -1) if negative_prefix_tokens is None else negative_prefix_tokens
+        null = prefix_tokens.at[:, : config.prompt_length].set(-1)
+        null = null if negative_prefix_tokens is None else negative_prefix_tokens
         prefix = jnp.concatenate([prefix, lm.embed_prefix(params, config, null)])
     settings = (temperature, top_k, top_p, guidance_scale)
     sampling = SamplingParams(*(jnp.broadcast_to(jnp.asarray(n, jnp.float32), batch) for n in settings))

@@ -13,13 +13,17 @@ predicts the first token of the next group, and a small network predicts the oth
 group (RQ-Transformer, arXiv 2203.01941; MusicGen and Magenta RealTime do so with the codes of a frame). This is an
 exact factorisation by the chain rule: samples follow the model's distribution, and no drafts are rejected.
 
+The same network is an acoustic model of AudioLM and MusicLM (arXiv 2209.03143, section III; 2301.11325, section 3.2):
+with `code_levels` its tokens are codes of a residual quantiser (models/rvq.py), frame by frame and level by level, and
+with a `condition` they follow other tokens: semantic ones, or the codes of coarser levels.
+
 `models/decoding.py` samples tokens one after the other.
 
-B batch, P prefix levels, C control tokens, U semantic tokens, N tokens of one call, G = N / n groups, T positions or
-places, H heads, D channels, E = D / H channels per head, V vocabulary.
+B batch, P prefix levels, C control tokens, M tokens of the condition, U semantic tokens or codes, N tokens of one call,
+G = N / n groups, T positions or places, H heads, D channels, E = D / H channels per head, V vocabulary.
 """
 
-from dataclasses import dataclass
+from dataclasses import replace
 from functools import partial
 
 import jax
@@ -29,95 +33,15 @@ from flax import nnx
 from jaxtyping import Array, Float, Int, Key
 
 from melody_jax import sharding
-from melody_jax.control_tokens import ControlVocabulary
 from melody_jax.errors import UserError
 from melody_jax.models import functional, products
 from melody_jax.models.controls import pad_controls
-from melody_jax.models.functional import Params, Remat
+from melody_jax.models.functional import Params
 from melody_jax.models.layers import MASKED, Linear, RMSNorm, merge_heads, rotary, split_heads
+from melody_jax.models.lm_config import LMConfig
 from melody_jax.models.platform import DotGeneral, attend
 from melody_jax.models.recall import Recall, RecallState
 from melody_jax.roles import EMBEDDING, HEAD, Kind, Roles
-
-
-@dataclass(frozen=True, kw_only=True)
-class LMConfig:
-    """Shape of the language model. The defaults are `mini`: 2.2 M parameters in the blocks."""
-
-    layers: int = 5
-    """Transformer blocks."""
-    width: int = 192
-    """Channels D of the residual stream."""
-    heads: int = 4
-    """Attention heads; they divide `width` into even head widths."""
-    ffn: int = 512
-    """Hidden channels of the SwiGLU feed-forward layer."""
-    prefix_levels: int = 12
-    """Prefix tokens P: levels of the residual quantiser of the joint text and music embedding."""
-    prefix_codes: int = 256
-    """Codes per prefix level (1024 in `paper`)."""
-    prefix_everywhere: bool = True
-    """Also adds the prefix to the embedding of every semantic token (not in `paper`). A small network needs most of its
-    training to learn to attend to the prefix; this sum gives the prefix an effect from the start."""
-    controls: ControlVocabulary | None = None
-    """Control tokens that follow the prefix tokens (control_tokens.py; not in `paper`); None: none."""
-    recall: bool = True
-    """Finds similar earlier passages and may copy their continuation (models/recall.py; not in `paper`)."""
-    semantic_vocab: int = 1024
-    """Semantic ids."""
-    tokens_per_pass: int = 1
-    """Tokens n per pass through the blocks (1 in `paper`); more than 1 requires `recall` False."""
-    dropout: float = 0.0
-    """Probability of zeroing a channel of an embedding or of a residual update, in training only."""
-    rope_base: float = 10000.0
-    """Base of the rotary frequencies; positions are token indices."""
-    dtype: str = "float32"
-    """Compute dtype of the matrix products; norms, softmax and logits are float32."""
-    remat: Remat = "none"
-    """What the backward pass recomputes: "none", "dots" or "blocks" (models/functional.py)."""
-
-    def __post_init__(self) -> None:
-        if self.tokens_per_pass < 1 or (self.tokens_per_pass > 1 and self.recall):
-            raise UserError(
-                f"tokens_per_pass is {self.tokens_per_pass}: it must be 1, or more with recall False"
-            )
-
-    @property
-    def prefix_sizes(self) -> tuple[int, ...]:
-        """Number of values of every prefix and control token."""
-        controls = () if self.controls is None else self.controls.sizes
-        return (self.prefix_codes,) * self.prefix_levels + controls
-
-    @property
-    def prefix_length(self) -> int:
-        """Prefix and control tokens, P + C."""
-        return len(self.prefix_sizes)
-
-
-TINY = LMConfig(layers=2, width=64, heads=2, ffn=128, prefix_codes=8, semantic_vocab=64)
-"""For tests."""
-PAPER = LMConfig(
-    layers=24,
-    width=1024,
-    heads=16,
-    ffn=4096,
-    prefix_codes=1024,
-    prefix_everywhere=False,
-    recall=False,
-    dropout=0.1,
-)
-"""The paper's 429.5 M parameters (that figure includes a head over the prefix ids)."""
-MODERN = LMConfig(
-    layers=24,
-    width=1024,
-    heads=16,
-    ffn=4096,
-    prefix_codes=1024,
-    recall=False,
-    tokens_per_pass=2,
-    dropout=0.1,
-)
-"""The paper's size with half the passes."""
 
 
 def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
@@ -235,15 +159,22 @@ class LM(nnx.Module):
         if width % (2 * config.heads):
             raise UserError(f"width {width} must be a multiple of twice the {config.heads} heads")
         prefix_key, semantic_key, block_key, head_key, extra_key = functional.split_key(rngs, 5)
-        rows = sum(config.prefix_sizes) + config.prefix_length
+        rows = sum(config.prefix_sizes) + config.prompt_length
+        levels = config.code_levels
         self.config = config
-        self.prefix = nnx.Param(jax.random.normal(prefix_key, (rows, width)), role=EMBEDDING)
-        semantic = jax.random.normal(semantic_key, (config.semantic_vocab, width))
+        if rows:
+            self.prefix = nnx.Param(jax.random.normal(prefix_key, (rows, width)), role=EMBEDDING)
+        if config.condition:
+            shape = (config.condition.levels * config.condition.ids, width)
+            table = jax.random.normal(jax.random.fold_in(prefix_key, 1), shape)
+            self.condition = nnx.Param(table, role=EMBEDDING)
+        semantic = jax.random.normal(semantic_key, (levels * config.semantic_vocab, width))
         self.semantic = nnx.Param(semantic, role=EMBEDDING)
         self.blocks = functional.stack(Block, config, product, depth=config.layers, key=block_key)
         self.norm = RMSNorm(width, rngs=rngs)
-        head = jax.random.normal(head_key, (width, config.semantic_vocab)) * width**-0.5
-        self.head = nnx.Param(head, role=HEAD)
+        shape = (width, config.semantic_vocab)
+        head = jax.random.normal(head_key, shape if levels == 1 else (levels, *shape)) * width**-0.5
+        self.head = nnx.Param(head, role=HEAD if levels == 1 else replace(HEAD, stacked=True))
         has_groups = config.tokens_per_pass > 1
         self.group = Group(config, product, rngs=nnx.Rngs(extra_key)) if has_groups else None
         self.recall = Recall(width, config.dtype, rngs=nnx.Rngs(extra_key)) if config.recall else None
@@ -251,14 +182,30 @@ class LM(nnx.Module):
     def embed_prefix(
         self, prefix_tokens: Int[Array, "B _"], prefix_levels: Int[Array, " B"] | None = None
     ) -> Float[Array, "B _ D"]:
-        """Embeddings (B, P + C, D) of prefix tokens and control tokens; the latter may be absent.
+        """Embeddings (B, P + C + M, D) of prefix tokens, control tokens and the condition.
 
-        Levels >= `prefix_levels` become null, as do tokens below 0. With 0 levels the control tokens are null as well.
+        Control tokens may be absent if there is no condition. Levels >= `prefix_levels` become null, as do tokens below
+        0. With 0 levels the control tokens are null as well, but not the condition.
         """
+        condition = self.config.condition
+        if condition is None:
+            return self._embed_prompt(prefix_tokens, prefix_levels)
+        prompt, tokens = jnp.split(prefix_tokens, [self.config.prompt_length], axis=1)
+        offsets = np.arange(condition.length) % condition.levels * condition.ids
+        table = self.condition[...].astype(self.config.dtype)
+        embedded = sharding.embed_lookup(table, jnp.maximum(tokens, 0) + offsets)
+        embedded = jnp.where(tokens[..., None] < 0, 0, embedded)
+        if not self.config.prompt_length:
+            return embedded
+        return jnp.concatenate([self._embed_prompt(prompt, prefix_levels), embedded], axis=1)
+
+    def _embed_prompt(
+        self, prefix_tokens: Int[Array, "B _"], prefix_levels: Int[Array, " B"] | None
+    ) -> Float[Array, "B _ D"]:
         config = self.config
-        tokens = pad_controls(prefix_tokens, config.prefix_length)
+        tokens = pad_controls(prefix_tokens, config.prompt_length)
         if prefix_levels is not None:
-            needed = np.arange(config.prefix_length)
+            needed = np.arange(config.prompt_length)
             needed[config.prefix_levels :] = 0
             tokens = jnp.where(needed < prefix_levels[:, None], tokens, -1)
         nulls = np.asarray(config.prefix_sizes)
@@ -266,9 +213,13 @@ class LM(nnx.Module):
         table = self.prefix[...].astype(config.dtype)
         return sharding.embed_lookup(table, jnp.where(tokens < 0, nulls, tokens) + offsets)
 
-    def embed(self, tokens: Int[Array, "B N"]) -> Float[Array, "B N D"]:
-        """Embeddings of single semantic tokens, not merged into groups."""
-        return sharding.embed_lookup(self.semantic[...].astype(self.config.dtype), tokens)
+    def embed(self, tokens: Int[Array, "B N"], start: Int[Array, ""] | int = 0) -> Float[Array, "B N D"]:
+        """Embeddings of the single tokens start.., not merged into groups."""
+        config = self.config
+        if config.code_levels > 1:
+            level = (start + jnp.arange(tokens.shape[1])) % config.code_levels
+            tokens = tokens + level * config.semantic_vocab
+        return sharding.embed_lookup(self.semantic[...].astype(config.dtype), tokens)
 
     def init_recall(self, prefix: Float[Array, "B P D"], places: int) -> RecallState | None:
         """The recall state before the first of `places` tokens; None without recall."""
@@ -285,7 +236,7 @@ class LM(nnx.Module):
 
         The prefix's embeddings are added to it with `prefix_everywhere`. Weights and state are None without recall.
         """
-        x = self.embed(tokens)
+        x = self.embed(tokens, start)
         weights = None
         if self.group is not None:
             x = self.group.merge(x)
@@ -293,15 +244,23 @@ class LM(nnx.Module):
             weights, state = self.recall.attend(x, start, state)
             x = self.recall.inject(x, weights, state)
         if self.config.prefix_everywhere:
-            x = x + prefix.sum(axis=1, keepdims=True) * self.config.prefix_levels**-0.5
+            prompt = prefix[:, : self.config.prompt_length]
+            x = x + prompt.sum(axis=1, keepdims=True) * max(self.config.prefix_levels, 1) ** -0.5
         return x, weights, state
 
     def predict(
-        self, x: Float[Array, "B N D"], weights: Float[Array, "B H N T"] | None, tokens: Int[Array, "B T"]
+        self,
+        x: Float[Array, "B N D"],
+        weights: Float[Array, "B H N T"] | None,
+        tokens: Int[Array, "B T"],
+        start: Int[Array, ""] | int = 0,
     ) -> Float[Array, "B N V"]:
-        """Logits from the residual stream and, with recall, from its weights over the tokens at all places."""
+        """Logits of the tokens start.., from the residual stream and, with recall, from its weights over the tokens at
+        all places. With several `code_levels`, N is 1, or start is 0."""
         hidden = self.norm(x)
         head = self.head[...].astype(hidden.dtype)
+        if self.config.code_levels > 1:
+            return self._predict_levels(hidden, head, start)
         scores = products.product(hidden, head, preferred_element_type=jnp.float32)
         if self.recall is None or weights is None:
             return scores
@@ -309,6 +268,24 @@ class LM(nnx.Module):
         network_share = 1 - copy_probs.sum(axis=-1, keepdims=True)
         copied = copy_probs @ jax.nn.one_hot(tokens, self.config.semantic_vocab)
         return jnp.log(network_share * jax.nn.softmax(scores) + copied + 1e-9)
+
+    def _predict_levels(
+        self, hidden: Float[Array, "B N D"], heads: Float[Array, "W D V"], start: Int[Array, ""] | int
+    ) -> Float[Array, "B N V"]:
+        """Logits with the head of each token's level."""
+        levels = self.config.code_levels
+        batch, count, _ = hidden.shape
+        if count == 1:
+            head = jax.lax.dynamic_index_in_dim(heads, start % levels, keepdims=False)
+            return products.product(hidden, head, preferred_element_type=jnp.float32)
+        frames = jnp.pad(hidden, ((0, 0), (0, -count % levels), (0, 0))).reshape(
+            batch, -1, levels, hidden.shape[2]
+        )
+        parts = [
+            products.product(frames[:, :, level], heads[level], preferred_element_type=jnp.float32)
+            for level in range(levels)
+        ]
+        return jnp.stack(parts, axis=2).reshape(batch, -1, heads.shape[2])[:, :count]
 
     def __call__(
         self,

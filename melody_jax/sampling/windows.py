@@ -27,7 +27,7 @@ from melody_jax.models import decoding, denoiser, lm, vae
 from melody_jax.models.decoding import CANDIDATES
 from melody_jax.models.denoiser import DenoiserConfig
 from melody_jax.models.functional import Params
-from melody_jax.models.lm import LMConfig
+from melody_jax.models.lm_config import LMConfig
 from melody_jax.models.vae import VAEConfig
 from melody_jax.sampling.settings import SamplingSettings
 

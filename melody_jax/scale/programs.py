@@ -12,7 +12,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from melody_jax.composer import facts
 from melody_jax.config import DataConfig, TrainConfig
-from melody_jax.models import denoiser, dpd, lm, mulan, vae
+from melody_jax.models import denoiser, dpd, lm, lm_config, mulan, vae
 from melody_jax.models.functional import Params
 from melody_jax.models.mulan import MuLanConfig
 from melody_jax.models.vae import VAEConfig
@@ -31,7 +31,7 @@ from melody_jax.training.loop import make_step
 from melody_jax.training.state import create_state, state_roles
 
 ITEMS = PartitionSpec(("data", "fsdp"))
-PAPER_SAMPLER = SamplerConfig(lm=lm.PAPER, dpd=dpd.PAPER, lm_guided=True)
+PAPER_SAMPLER = SamplerConfig(lm=lm_config.PAPER, dpd=dpd.PAPER, lm_guided=True)
 """Five diffusion steps, both networks guided, as `Melody.generate` does by default."""
 PAPER_PIECES = 64
 """Word pieces per prompt."""

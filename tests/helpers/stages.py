@@ -9,7 +9,7 @@ from helpers.toy import ToyBatches
 from melody_jax.composer import facts
 from melody_jax.models import discriminators, dpd, mulan, vae
 from melody_jax.models.conformer import ConformerConfig
-from melody_jax.models.lm import LMConfig
+from melody_jax.models.lm_config import LMConfig
 from melody_jax.models.tokenizer import TokenizerConfig
 from melody_jax.training.stages.dpd import DPDStage
 from melody_jax.training.stages.lm import LMStage

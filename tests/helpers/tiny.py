@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from melody_jax.models import denoiser, dpd, lm, mulan, tokenizer, vae
+from melody_jax.models import denoiser, dpd, lm, lm_config, mulan, tokenizer, vae
 from melody_jax.models.denoiser import DenoiserConfig
 from melody_jax.sharding import path_name
 
@@ -22,7 +22,7 @@ def tiny_networks() -> dict:
         "mulan": mulan.TINY,
         "tokenizer": tokenizer.TINY,
         "vae": vae.TINY,
-        "lm": lm.TINY,
+        "lm": lm_config.TINY,
         "dpd": dpd.TINY,
     }
     started = {  # jitted: one compilation each instead of one for every little operation

@@ -14,7 +14,7 @@ from hostile.audio_bytes import mutated
 from hostile.kind import Kind
 from hostile.prompts import VALUES
 from melody_jax import release
-from melody_jax.models import lm
+from melody_jax.models import lm, lm_config
 
 
 @functools.cache
@@ -22,9 +22,9 @@ def valid_release() -> tuple[bytes, bytes]:
     """The description and the tensors of a tiny language model."""
     import tempfile
 
-    params = jax.tree.map(lambda leaf: np.full(leaf.shape, 0.5, leaf.dtype), lm.shapes(lm.TINY))
+    params = jax.tree.map(lambda leaf: np.full(leaf.shape, 0.5, leaf.dtype), lm.shapes(lm_config.TINY))
     with tempfile.TemporaryDirectory() as name:
-        release.save_network(name, "lm", params, lm.TINY, {"mulan": "0" * 64})
+        release.save_network(name, "lm", params, lm_config.TINY, {"mulan": "0" * 64})
         return Path(name, "lm.json").read_bytes(), Path(name, "lm.safetensors").read_bytes()
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from melody_jax.models import decoding, functional, lm
 from melody_jax.models.layers import rotary
-from melody_jax.models.lm import LMConfig
+from melody_jax.models.lm_config import LMConfig
 
 torch = pytest.importorskip("torch", reason="parity needs: pip install melody_jax[parity]")
 transformers = pytest.importorskip("transformers", reason="parity needs: pip install melody_jax[parity]")

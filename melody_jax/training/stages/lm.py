@@ -18,7 +18,7 @@ from melody_jax.data.feature_shape import FeatureShape
 from melody_jax.models import lm
 from melody_jax.models.controls import drop_controls
 from melody_jax.models.functional import Params
-from melody_jax.models.lm import LMConfig
+from melody_jax.models.lm_config import LMConfig
 from melody_jax.release import network_roles
 from melody_jax.roles import Roles
 from melody_jax.training.codebooks import prefix_embeddings, semantic_embeddings
