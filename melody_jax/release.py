@@ -46,6 +46,8 @@ NETWORKS = {
     "mulan": ("mulan", "MuLanConfig"),
     "tokenizer": ("tokenizer", "TokenizerConfig"),
     "lm": ("lm", "LMConfig"),
+    "coarse": ("lm", "LMConfig"),
+    "fine": ("lm", "LMConfig"),
     "dpd": ("denoiser", "DenoiserConfig"),
     "dpd_distilled": ("denoiser", "DenoiserConfig"),
 }

@@ -25,6 +25,8 @@ SIZES = {
     "vae_paper": 66_637_665,
     "vae_modern": 60_466_948,
     "codec_paper": 58_153_665,
+    "coarse_paper": 424_735_744,
+    "fine_paper": 423_674_880,
     "lm_modern": 424_736_768,
     "dpd_modern": 297_717_312,
 }

@@ -21,7 +21,7 @@ from helpers.recordings import music, odd_files
 
 from melody_jax import audio, loudness, release
 from melody_jax.audio_format import AudioFormat
-from melody_jax.config import DataConfig
+from melody_jax.config import DataConfig, load_config
 from melody_jax.data import audio_units, pipeline
 from melody_jax.data.cutting import cut_recording
 from melody_jax.data.feature_shape import FeatureShape
@@ -375,3 +375,57 @@ def test_a_network_with_more_channels_than_the_shards_is_refused(features: Path)
     data = DataConfig(folder=(folder,), validation_folder=(folder,), crop_samples=960)
     with pytest.raises(UserError, match="24 kHz mono, and the network takes 48 kHz stereo; prepare"):
         pipeline.TrainingBatches(data, "audio", audio_format=AudioFormat(sample_rate=48_000, channels=2))
+
+
+@pytest.fixture(scope="module")
+def code_features(networks: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Features of noise by an autoencoder with a quantiser."""
+    source = tmp_path_factory.mktemp("noise")
+    noise = np.random.default_rng(0).normal(0, 0.1, 4 * 24_000).astype(np.float32)
+    audio.write(source / "a.wav", noise)
+    captions(source / "c.jsonl", [("a.wav", "noise")])
+    released = tmp_path_factory.mktemp("code_networks")
+    for name in ("mulan", "tokenizer"):
+        for suffix in (".json", ".safetensors"):
+            shutil.copy(Path(networks) / f"{name}{suffix}", released)
+    params = vae.init(vae.TINY_CODES, jax.random.key(0))
+    params |= {"codebooks": jax.random.normal(jax.random.key(1), params["codebooks"].shape)}
+    release.save_network(released, "vae", params, vae.TINY_CODES, {})
+    out = tmp_path_factory.mktemp("code_features")
+    prepare(prepared(source, str(released), out))
+    return out
+
+
+def test_codes_take_the_place_of_latents(code_features: Path) -> None:
+    record = open_shards(code_features, "features")[0]
+    assert "latents" not in record
+    assert record["codes"].shape == (len(record["semantic_tokens"]), 3)
+    assert 0 <= record["codes"].min() <= record["codes"].max() < 16
+    stage = load_config("coarse_tiny").stage
+    folder = (str(code_features),)
+    data = DataConfig(folder=folder, validation_folder=folder, batch_size=2, window_tokens=16)
+    batch = next(pipeline.TrainingBatches(data, "features", shape=stage.features))
+    assert batch["codes"].shape == (2, 16, 3)
+    prompt, codes = stage.sequence(batch)
+    np.testing.assert_array_equal(
+        prompt, np.concatenate([batch["prefix_tokens"], batch["semantic_tokens"]], 1)
+    )
+    np.testing.assert_array_equal(codes, batch["codes"][:, :, :2].reshape(2, -1))
+    fine = load_config("fine_tiny").stage
+    prompt, codes = fine.sequence(batch)
+    np.testing.assert_array_equal(prompt, batch["codes"][:, :, :2].reshape(2, -1))
+    np.testing.assert_array_equal(codes, batch["codes"][:, :, 2])
+
+
+def test_networks_and_features_of_the_other_kind_are_refused(code_features: Path, features: Path) -> None:
+    wanted = {
+        features: (
+            load_config("coarse_tiny").stage,
+            "code levels 0, and this stage's network needs at least 2",
+        ),
+        code_features: (load_config("dpd_tiny").stage, "latent channels 0, and this stage's network needs 8"),
+    }
+    for folder, (stage, says) in wanted.items():
+        data = DataConfig(folder=(str(folder),), window_tokens=stage.features.window_tokens)
+        with pytest.raises(UserError, match=says):
+            pipeline.TrainingBatches(data, "features", shape=stage.features)

@@ -11,13 +11,16 @@ import numpy as np
 from melody_jax import audio, release
 from melody_jax.audio_format import AudioFormat, check_covers
 from melody_jax.control_tokens import ControlVocabulary
-from melody_jax.data.records import RecordSource, decode_json
+from melody_jax.data.records import RecordSource, decode_json, frames_name
 from melody_jax.errors import UserError
+from melody_jax.models.rvq import QuantiserConfig
 
 SETTING = "shapes"
 """Name of the manifest's setting that holds the sizes."""
-ID_COUNTS = ("semantic_ids", "prefix_ids")
+ID_COUNTS = ("semantic_ids", "prefix_ids", "code_ids")
 """Sizes of which a network may have more."""
+LEVELS = ("code_levels",)
+"""Sizes of which features may have more: a network may use the first levels alone."""
 MAX_IDS = 2**15
 """Feature records store ids as 16-bit integers."""
 
@@ -35,7 +38,11 @@ class FeatureShape:
     latent_channels: int = 0
     """Channels of a latent."""
     latents_per_token: int = 0
-    """Latents in the time of one semantic token."""
+    """Latents, or frames of codes, in the time of one semantic token."""
+    code_levels: int = 0
+    """Codes of a frame."""
+    code_ids: int = 0
+    """Number of ids of each code."""
     window_tokens: int = 0
     """Semantic tokens of a window."""
     controls: ControlVocabulary | None = None
@@ -55,13 +62,17 @@ def shape_of_networks(folder: str) -> FeatureShape:
     mulan, tokenizer, vae = (
         release.read_description(folder, name)["config"] for name in ("mulan", "tokenizer", "vae")
     )
+    stored = vae.get("quantiser")
+    quantiser = QuantiserConfig(**stored) if stored else None
     shape = FeatureShape(
         semantic_ids=tokenizer["semantic_vocab"],
         prefix_levels=mulan["levels"],
         prefix_ids=mulan["codes"],
-        latent_channels=vae["latent_width"],
+        latent_channels=0 if quantiser else vae["latent_width"],
+        code_levels=quantiser.levels if quantiser else 0,
+        code_ids=quantiser.codes if quantiser else 0,
     )
-    largest = max(shape.semantic_ids, shape.prefix_ids)
+    largest = max(shape.semantic_ids, shape.prefix_ids, shape.code_ids)
     if largest > MAX_IDS:
         raise UserError(f"{folder}: a network has {largest} ids, feature records store at most {MAX_IDS}")
     return shape
@@ -89,11 +100,13 @@ def check_source(source: RecordSource, needed: FeatureShape, window_tokens: int)
     _compare("data.window_tokens", {"window_tokens": window_tokens}, needed)
     record = source[0]
     tokens = record["semantic_tokens"]
-    latents = record["latents"]
+    name = frames_name(record)
+    frames = record[name]
     sizes = {
         "prefix_levels": record["prefix_tokens"].shape[-1],
-        "latent_channels": latents.shape[-1],
-        "latents_per_token": len(latents) // max(len(tokens), 1),
+        "latent_channels": frames.shape[-1] if name == "latents" else 0,
+        "code_levels": frames.shape[-1] if name == "codes" else 0,
+        "latents_per_token": len(frames) // max(len(tokens), 1),
     }
     _compare(str(source.folder), sizes, needed)
 
@@ -102,8 +115,10 @@ def _compare(place: str, sizes: dict[str, Any], needed: FeatureShape) -> None:
     for name, value in needed.as_settings().items():
         if name not in sizes:
             continue
-        most = "at most " if name in ID_COUNTS else ""
-        if sizes[name] > value or (sizes[name] < value and not most):
+        most = "at most " if name in ID_COUNTS else "at least " if name in LEVELS else ""
+        too_many = sizes[name] > value and name not in LEVELS
+        too_few = sizes[name] < value and name not in ID_COUNTS
+        if too_many or too_few:
             raise UserError(
                 f"{place}: {name.replace('_', ' ')} {sizes[name]}, and this stage's network needs {most}{value}; set "
                 "--stage.model alike, or prepare features with the networks that belong to it"
@@ -112,9 +127,14 @@ def _compare(place: str, sizes: dict[str, Any], needed: FeatureShape) -> None:
 
 def check_item(item: dict[str, np.ndarray], record: dict[str, np.ndarray], needed: FeatureShape) -> None:
     """Raises `UserError` if a token of an item is not an id of the network."""
-    for name, count in (("semantic_tokens", needed.semantic_ids), ("prefix_tokens", needed.prefix_ids)):
-        tokens = item[name]
-        if count and not 0 <= tokens.min() <= tokens.max() < count:
+    counts = {
+        "semantic_tokens": needed.semantic_ids,
+        "prefix_tokens": needed.prefix_ids,
+        "codes": needed.code_ids,
+    }
+    for name, count in counts.items():
+        tokens = item.get(name)
+        if tokens is not None and count and not 0 <= tokens.min() <= tokens.max() < count:
             bad = tokens.max() if tokens.max() >= count else tokens.min()
             raise UserError(
                 f"record {decode_json(record['meta']).get('id')!r} has {name} with the id {bad}, and this stage's "

@@ -1,8 +1,8 @@
 """Features of music, on which the LM and the diffusion model train, computed with three released networks.
 
-Each piece becomes 25 Hz semantic tokens, VAE latents, and the prefix tokens of its 10.24 s windows. The semantic tokens
-and latents of a long piece are stitched from half-overlapping windows: each position is taken from the window with the
-nearest centre, so that positions at window edges are avoided where possible.
+Each piece becomes 25 Hz semantic tokens, VAE latents or the codes of a quantiser, and the prefix tokens of its 10.24 s
+windows. The semantic tokens and latents of a long piece are stitched from half-overlapping windows: each position is
+taken from the window with the nearest centre, so that positions at window edges are avoided where possible.
 
 The VAE hears pieces in its own format, MuLan and the tokenizer in the one that they were trained on (24 kHz mono).
 
@@ -20,6 +20,7 @@ import numpy as np
 from melody_jax import release, text
 from melody_jax.audio_format import AudioFormat
 from melody_jax.data.prepare_config import FEATURE_NETWORKS, FeatureConfig
+from melody_jax.data.records import FRAMES
 from melody_jax.models import mulan, tokenizer, vae
 from melody_jax.models.channels import default_format
 
@@ -35,6 +36,7 @@ class Extractor:
         for name in FEATURE_NETWORKS:
             self._params[name], self._configs[name], _ = release.load_network(networks, name)
         self.audio_format: AudioFormat = self._configs["vae"].audio_format
+        self._frames = "codes" if self._configs["vae"].quantiser else "latents"
         self.samples = config.window_tokens * self.audio_format.token_samples
         self._tokenizer = release.load_tokenizer(networks, self._configs["mulan"].text.vocab_size)
         self._content = jax.jit(self._compute_content)
@@ -48,9 +50,9 @@ class Extractor:
         window = self._config.window_tokens
         lengths = [len(piece) // self.audio_format.token_samples for piece in pieces]
         starts = [window_starts(length, window, window // 2) for length in lengths]
-        codes, latents = self._batched(self._content, self._cut(pieces, starts))
-        codes_by_piece = _split(codes.astype(np.int16), starts)
-        latents_by_piece = _split(latents.astype(np.float16), starts)
+        tokens, frames = self._batched(self._content, self._cut(pieces, starts))
+        tokens_by_piece = _split(tokens.astype(np.int16), starts)
+        frames_by_piece = _split(frames.astype(FRAMES[self._frames][0]), starts)
 
         prefix_starts = [window_starts(length, window, self._config.hop_tokens) for length in lengths]
         keys = jnp.concatenate([self._keys(first + i, len(rows)) for i, rows in enumerate(prefix_starts)])
@@ -59,8 +61,8 @@ class Extractor:
         text_prefixes_by_piece = _split(self._encode_captions(captions), captions)
         return [
             {
-                "semantic_tokens": stitch_windows(codes_by_piece[i], starts[i], length),
-                "latents": stitch_windows(latents_by_piece[i], starts[i], length),
+                "semantic_tokens": stitch_windows(tokens_by_piece[i], starts[i], length),
+                self._frames: stitch_windows(frames_by_piece[i], starts[i], length),
                 "prefix_tokens": prefixes_by_piece[i],
                 "window_starts": np.array(prefix_starts[i], np.int32),
                 "text_prefix_tokens": text_prefixes_by_piece[i],
@@ -71,7 +73,10 @@ class Extractor:
     def _compute_content(self, params: Any, windows: jax.Array) -> tuple[jax.Array, jax.Array]:
         mono = default_format(windows, self.audio_format)
         tokens = tokenizer.tokenize(params["tokenizer"], self._configs["tokenizer"], mono)
-        return tokens, vae.encode(params["vae"], self._configs["vae"], windows)
+        config = self._configs["vae"]
+        if config.quantiser:
+            return tokens, vae.codes(params["vae"], config, windows)
+        return tokens, vae.encode(params["vae"], config, windows)
 
     def _compute_music_prefixes(self, params: Any, windows: jax.Array, keys: jax.Array) -> tuple[jax.Array]:
         """(N, V, Q): the clean prefix tokens of each window, then those of jittered embeddings."""

@@ -7,8 +7,9 @@ step.
 Kinds of batches (B items, T samples, N word pieces, U tokens, L latents, D channels):
   audio       {"audio" (B, T) float32}, or (B, T, C) for a network that takes C channels
   audio_text  audio, "text_ids" (B, N) int32, "text_mask" (B, N) float32, "facts" {name: (B, ...)} (composer/facts.py)
-  features    {"semantic_tokens" (B, U) int32, "prefix_tokens" (B, 12) int32, "latents" (B, L, D) float32}; for a
-              network with control tokens, "prefix_tokens" (B, 12 + C) with these behind the prefix tokens
+  features    {"semantic_tokens" (B, U) int32, "prefix_tokens" (B, 12) int32, "latents" (B, L, D) float32}, or "codes"
+              (B, L, V) int32 in place of latents; for a network with control tokens, "prefix_tokens" (B, 12 + C) with
+              these behind the prefix tokens
 """
 
 import contextlib
@@ -27,7 +28,7 @@ from melody_jax.composer import facts
 from melody_jax.config import DataConfig
 from melody_jax.control_tokens import ControlVocabulary
 from melody_jax.data.feature_shape import FeatureShape, check_audio_source, check_item, check_source
-from melody_jax.data.records import Concatenation, RecordSource, decode_json, open_shards
+from melody_jax.data.records import Concatenation, RecordSource, decode_json, frames_name, open_shards
 from melody_jax.errors import UserError
 
 Batch = dict[str, Any]
@@ -37,6 +38,8 @@ ItemMaker = Callable[[Record, np.random.Generator], Batch]
 
 ENDLESS = 2**62
 """More items than any run reads."""
+FRAME_TYPES = {"latents": np.float32, "codes": np.int32}
+"""Types of `records.FRAMES` in batches."""
 RECORD_KINDS = {"audio": "audio", "audio_text": "audio", "features": "features"}
 """Kind of batch -> kind of shards."""
 
@@ -320,7 +323,8 @@ def _feature_item(
 ) -> Batch:
     """A window at a random token offset, with the prefix of the nearest MuLan window."""
     tokens = record["semantic_tokens"]
-    latents = record["latents"]
+    name = frames_name(record)
+    frames = record[name]
     prefixes = record["prefix_tokens"]
     if len(tokens) < window:
         name = decode_json(record["meta"]).get("id")
@@ -335,11 +339,11 @@ def _feature_item(
     text_prefixes = record["text_prefix_tokens"]
     if len(text_prefixes) and text_draw < text_probability:
         prefix = text_prefixes[caption % len(text_prefixes)]
-    rate = len(latents) // len(tokens)
+    rate = len(frames) // len(tokens)
     item = {
         "semantic_tokens": tokens[start : start + window].astype(np.int32),
         "prefix_tokens": prefix.astype(np.int32),
-        "latents": latents[start * rate : (start + window) * rate].astype(np.float32),
+        name: frames[start * rate : (start + window) * rate].astype(FRAME_TYPES[name]),
     }
     if shape is not None:
         check_item(item, record, shape)

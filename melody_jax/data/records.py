@@ -5,7 +5,8 @@ with its number of records, size and sha256. Shards and manifest are written ato
 per group: FLAC and float16 do not compress further, and random reads are several times faster.
 
 Audio record: `audio` uint8 (FLAC bytes), `meta` uint8 (JSON: id, facts, captions).
-Feature record: `meta`, `latents` float16 (L, D), `semantic_tokens` int16 (U,), `prefix_tokens` int16 (N, V, Q) for N
+Feature record: `meta`, `latents` float16 (L, D) or, of an autoencoder with a quantiser, `codes` int16 (L, V) of V
+levels, `semantic_tokens` int16 (U,), `prefix_tokens` int16 (N, V, Q) for N
 windows, V variants (0 clean, others jittered) and Q codebooks, `window_starts` int32 (N,) in tokens,
 `text_prefix_tokens` int16 (C, Q) for C captions.
 """
@@ -34,7 +35,6 @@ FIELDS = {
     "audio": {"audio": (np.uint8, 1), "meta": (np.uint8, 1)},
     "features": {
         "meta": (np.uint8, 1),
-        "latents": (np.float16, 2),
         "semantic_tokens": (np.int16, 1),
         "prefix_tokens": (np.int16, 3),
         "window_starts": (np.int32, 1),
@@ -42,6 +42,8 @@ FIELDS = {
     },
 }
 """Kind -> name of each array of a record -> its type and number of dimensions."""
+FRAMES = {"latents": (np.float16, 2), "codes": (np.int16, 2)}
+"""The two forms of what an autoencoder makes of music; a feature record has one of them."""
 _WRITER_OPTIONS = "group_size:1,uncompressed"
 
 
@@ -318,9 +320,18 @@ class RecordSource:
         return f"RecordSource({str(self.folder)!r}, {len(self)} records)"
 
 
+def frames_name(record: Mapping[str, np.ndarray]) -> str:
+    """Which of `FRAMES` a feature record has: "latents" unless it has "codes"."""
+    return "codes" if "codes" in record else "latents"
+
+
 def _check_fields(record: Mapping[str, np.ndarray], kind: str, folder: Path) -> None:
     """Raises `UserError` unless a record has the arrays of its kind."""
-    for name, (dtype, dimensions) in FIELDS.get(kind, {}).items():
+    needed = FIELDS.get(kind, {})
+    if kind == "features":
+        name = frames_name(record)
+        needed = needed | {name: FRAMES[name]}
+    for name, (dtype, dimensions) in needed.items():
         array = record.get(name)
         if array is None or array.dtype != dtype or array.ndim != dimensions:
             has = "is missing" if array is None else f"is {array.dtype} {array.shape}"

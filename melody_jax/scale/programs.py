@@ -108,12 +108,16 @@ def example(config: TrainConfig) -> dict[str, Any]:
         return jax.ShapeDtypeStruct((data.batch_size, *shape), dtype)
 
     if stage.batch == "features":
-        frames, width = _latents(stage, data)
-        return {
+        tokens = {
             "semantic_tokens": rows(data.window_tokens, dtype=jnp.int32),
             "prefix_tokens": rows(12, dtype=jnp.int32),
-            "latents": rows(frames, width),
         }
+        shape = stage.features
+        if shape.code_levels:
+            frames = data.window_tokens * shape.latents_per_token
+            return tokens | {"codes": rows(frames, shape.code_levels, dtype=jnp.int32)}
+        frames, width = _latents(stage, data)
+        return tokens | {"latents": rows(frames, width)}
     channels = stage.audio_format.channels
     audio = {"audio": rows(data.crop_samples, *[channels] * (channels > 1))}
     if stage.batch == "audio":

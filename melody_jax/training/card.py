@@ -12,6 +12,8 @@ PURPOSES = {
     "mulan": "music and text in one space, quantised to prefix tokens",
     "tokenizer": "audio to 25 Hz semantic tokens",
     "lm": "prefix tokens to semantic tokens",
+    "coarse": "semantic tokens to coarse acoustic codes",
+    "fine": "coarse acoustic codes to fine ones",
     "dpd": "semantic tokens to latents, by dual-path diffusion",
     "dpd_distilled": "semantic tokens to latents in 1, 2 or 4 steps, stored as the difference to `dpd`",
     "vae": "latents to audio and back",

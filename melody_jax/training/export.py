@@ -31,6 +31,7 @@ STAGES = {
     "MuLanStage": "mulan",
     "TokenizerStage": "tokenizer",
     "LMStage": "lm",
+    "AcousticStage": "acoustic",
     "DPDStage": "dpd",
     "ConsistencyStage": "consistency",
 }

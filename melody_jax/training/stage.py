@@ -38,7 +38,7 @@ class Stage(Protocol):
 
     @property
     def name(self) -> str:
-        """The network's name: "vae", "mulan", "tokenizer", "lm", "dpd" or "dpd_distilled"."""
+        """The network's name, one of `release.NETWORKS`."""
         ...
 
     @property

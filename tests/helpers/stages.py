@@ -7,6 +7,7 @@ import numpy as np
 
 from helpers.toy import ToyBatches
 from melody_jax.composer import facts
+from melody_jax.config import load_config
 from melody_jax.models import discriminators, dpd, mulan, vae
 from melody_jax.models.conformer import ConformerConfig
 from melody_jax.models.lm_config import LMConfig
@@ -57,6 +58,8 @@ STAGES: dict[str, Any] = {
         codebook_decay=0.9,
     ),
     "lm": LMStage(model=LMConfig(layers=1, width=32, heads=2, ffn=64, prefix_codes=8, semantic_vocab=16)),
+    "coarse": load_config("coarse_tiny").stage,
+    "fine": load_config("fine_tiny").stage,
     "dpd": DPDStage(model=DPD),
 }
 
@@ -94,6 +97,18 @@ def features(rng: np.random.Generator) -> dict[str, Any]:
     }
 
 
+def acoustic(rng: np.random.Generator) -> dict[str, Any]:
+    """Semantic tokens that count from a start, and 3 levels of codes that follow from them."""
+    start = rng.integers(0, 8, 4)
+    tokens = (start[:, None] + np.arange(TOKENS)) % 16
+    codes = np.stack([tokens, (3 * tokens + 1) % 16, (5 * tokens + 2) % 16], axis=2)
+    return {
+        "prefix_tokens": np.repeat(start[:, None], 12, axis=1).astype(np.int32),
+        "semantic_tokens": tokens.astype(np.int32),
+        "codes": codes.astype(np.int32),
+    }
+
+
 class Batches(ToyBatches):
     """Batch i of a stage as a function of i."""
 
@@ -103,6 +118,7 @@ class Batches(ToyBatches):
         self.samples = 4 * stage.model.hop if stage.name == "vae" else TOKENS * 960
         self.position = position
         self.channels = stage.audio_format.channels
+        self.has_codes = bool(stage.features and stage.features.code_levels)
 
     def __next__(self) -> dict[str, Any]:
         rng = np.random.default_rng(self.position)
@@ -111,4 +127,6 @@ class Batches(ToyBatches):
             left = music(rng)[:, : self.samples]
             both = np.stack([left, 0.5 * np.roll(left, 12, axis=1)], axis=2)
             return {"audio": left if self.channels == 1 else both}
+        if self.has_codes:
+            return acoustic(rng)
         return captioned(rng) if self.kind == "audio_text" else features(rng)
