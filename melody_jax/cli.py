@@ -29,8 +29,8 @@ class Command(NamedTuple):
 
 COMMANDS: dict[str, Command] = {
     "sample": Command(
-        "sampling.command:sample",
-        "sampling.command:SampleConfig",
+        "systems.command:sample",
+        "systems.command:SampleConfig",
         "make music from a prompt",
         positional="prompt",
     ),

@@ -52,6 +52,8 @@ NETWORKS = {
     "dpd_distilled": ("denoiser", "DenoiserConfig"),
 }
 """Name -> module in `models/` and class of its config, which for "dpd" is the base class of all backbones."""
+INDEPENDENT = {"lm": ("vae",), "fine": ("mulan", "tokenizer")}
+"""Network -> networks that its features were made with, but that it has nothing from: others may take their place."""
 DIFFERENCES = {"dpd_distilled": "dpd"}
 """Networks stored as the difference to another network in the same folder; loading returns the sum."""
 SMALLEST_INT8 = 4096

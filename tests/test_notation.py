@@ -7,10 +7,10 @@ import pytest
 
 from melody_jax.errors import UserError
 from melody_jax.sampling import notation
-from melody_jax.sampling.command import SampleConfig
 from melody_jax.sampling.export_sampler import SamplerExportConfig
 from melody_jax.sampling.request import Request, Scene
 from melody_jax.sampling.settings import ClipSettings, SamplingSettings
+from melody_jax.systems.command import SampleConfig
 
 FOLDER = Path("songs")
 

@@ -9,8 +9,9 @@ import pytest
 
 from melody_jax import audio, cli
 from melody_jax.errors import UserError
-from melody_jax.sampling import cascade, command
+from melody_jax.sampling import cascade
 from melody_jax.sampling.cascade import Melody
+from melody_jax.systems import command
 
 TESTS = Path(__file__).parent
 FAST = ["--seconds", "0.5", "--steps", "1", "--guidance-scale", "1", "--lm-guidance-scale", "1"]

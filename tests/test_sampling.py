@@ -322,6 +322,14 @@ def test_networks_of_two_trainings_are_refused(releases: Path, tmp_path: Path) -
         load("mixed", folder=tmp_path)
 
 
+def test_a_language_model_serves_any_autoencoder(tmp_path: Path) -> None:
+    """It has nothing from the autoencoder that its features were made with."""
+    for name, (params, config) in tiny_networks().items():
+        hashes = {"vae": "0" * 64} if name == "lm" else {}
+        release.save_network(tmp_path / "new", name, params, config, hashes)
+    assert load("new", folder=tmp_path).hashes["lm"]
+
+
 def sample(*arguments: str, cwd: Path) -> subprocess.CompletedProcess:
     script = Path(__file__).parents[1] / "sample.py"
     return subprocess.run(

@@ -312,17 +312,29 @@ def load(
     Raises `UserError` if there is no such release, one of its files is missing or damaged, or its networks do
     not belong together (the hashes in each JSON name the networks that it was trained with).
     """
+    if distilled:
+        networks = ["dpd_distilled" if network == "dpd" else network for network in networks]
+    params, configs, hashes, tokenizer = load_networks(name, folder, networks)
+    return Melody(params, configs, tokenizer, hashes)
+
+
+def load_networks(
+    name: str, folder: str | Path | None, networks: Sequence[str]
+) -> tuple[dict[str, Params], dict[str, Any], dict[str, str], Tokenizer | None]:
+    """Parameters, configs and hashes of the networks of a release, and MuLan's tokenizer if it is among them.
+
+    Raises `UserError` as `load` does.
+    """
     root = Path(folder) if folder is not None else release.WEIGHTS
     path = root / name
     if not os.path.isdir(path):
         raise UserError(f"no released model {name!r} in {root}; available: {_releases(root)}")
-    if distilled:
-        networks = ["dpd_distilled" if network == "dpd" else network for network in networks]
     loaded = {network: release.load_network(path, network) for network in networks}
     hashes = {network: release.network_hash(path, network) for network in networks}
     for network, (_, _, needs) in loaded.items():
         for other, digest in needs.items():
-            if other in hashes and hashes[other] != digest:
+            is_needed = other not in release.INDEPENDENT.get(network, ())
+            if is_needed and other in hashes and hashes[other] != digest:
                 raise UserError(
                     f"{path}: {network} was trained with {other} {digest[:12]}, but {other} here is "
                     f"{hashes[other][:12]}; take all files from one release"
@@ -330,7 +342,7 @@ def load(
     loaded = {release.DIFFERENCES.get(network, network): parts for network, parts in loaded.items()}
     configs = {network: config for network, (_, config, _) in loaded.items()}
     tokenizer = release.load_tokenizer(path, configs["mulan"].text.vocab_size) if "mulan" in configs else None
-    return Melody({network: params for network, (params, _, _) in loaded.items()}, configs, tokenizer, hashes)
+    return {network: params for network, (params, _, _) in loaded.items()}, configs, hashes, tokenizer
 
 
 def _releases(root: Path) -> str:

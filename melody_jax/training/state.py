@@ -167,9 +167,13 @@ def _strongly_typed(leaf: jax.Array) -> jax.Array:
     return jax.lax.convert_element_type(leaf, leaf.dtype)
 
 
-def ema_update(ema: Params, model: Params, step: jax.Array, decay: float) -> Params:
-    """Moves the average towards `model` with decay min(decay, (1 + step) / (10 + step)), which is small in the first
-    steps."""
+def early_decay(decay: float, step: jax.Array) -> jax.Array:
+    """The decay of a moving average at a step, small in the first ones: min(decay, (1 + step) / (10 + step))."""
     t = step.astype(jnp.float32)
-    d = jnp.minimum(decay, (1.0 + t) / (10.0 + t))
+    return jnp.minimum(decay, (1.0 + t) / (10.0 + t))
+
+
+def ema_update(ema: Params, model: Params, step: jax.Array, decay: float) -> Params:
+    """Moves the average towards `model` with `early_decay`."""
+    d = early_decay(decay, step)
     return jax.tree.map(lambda average, new: average + (1.0 - d) * (new - average), ema, model)

@@ -78,7 +78,7 @@ def follow(
     averages: Params,
     codebooks: Float[Array, "V C D"],
     quantised: Quantised,
-    decay: float,
+    decay: float | Float[Array, ""],
     dead_share: float,
     key: PRNGKeyArray,
 ) -> tuple[Float[Array, "V C D"], Params]:

@@ -55,7 +55,6 @@ STAGES: dict[str, Any] = {
         discriminator=discriminators.TINY,
         resolutions=((1024, 240),),
         adversarial_start=1_000,
-        codebook_decay=0.9,
     ),
     "lm": LMStage(model=LMConfig(layers=1, width=32, heads=2, ffn=64, prefix_codes=8, semantic_vocab=16)),
     "coarse": load_config("coarse_tiny").stage,

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from hostile.audio_bytes import mutated
 from hostile.kind import Kind
 from melody_jax.options import options_of, parse_options
-from melody_jax.sampling import command
 from melody_jax.sampling.prompt_file import CLIP_ID, read_prompt_file
 from melody_jax.sampling.request import make_requests
+from melody_jax.systems import command
 
 FIELDS = (
     "prompt", "id", "seed", "steps", "seconds", "story", "regions", "source", "strength", "keep_tokens", "best_of",

@@ -42,6 +42,7 @@ from melody_jax.roles import Roles
 from melody_jax.training import tracked_codebooks
 from melody_jax.training.audio_losses import average, balanced, discriminator_loss, distance, log_mel, views
 from melody_jax.training.stage import Batch, Metrics, Stage
+from melody_jax.training.state import early_decay
 from melody_jax.training.tracked_codebooks import Quantised
 
 Spectra = dict[int, Float[Array, "B frames bins"]]
@@ -84,11 +85,11 @@ class VAEStage(Stage):
     """Weight of the L1 distance of log mel magnitudes, nepers."""
     kl_weight: float = 3e-3
     """Weight of the KL divergence to a unit Gaussian, nats per latent value."""
-    commitment_weight: float = 1.0
+    commitment_weight: float = 0.25
     """With a quantiser: weight of the mean squared distance of what a level quantises from its codes."""
     codebook_decay: float = 0.99
-    """With a quantiser: decay per step of the averages that its codes are."""
-    dead_share: float = 0.03
+    """With a quantiser: decay per step of the averages that its codes are, less in the first steps, as for weights."""
+    dead_share: float = 0.2
     """With a quantiser: a code used less often than this share of the mean moves to a random vector of the batch."""
     level_dropout: float = 0.5
     """With a quantiser: share of the items with a random number of levels, so that few levels make sound, too."""
@@ -185,7 +186,7 @@ class VAEStage(Stage):
                 params["quantiser"],
                 params["model"]["codebooks"],
                 quantised,
-                self.codebook_decay,
+                early_decay(self.codebook_decay, step),
                 self.dead_share,
                 jax.random.fold_in(key, 2),
             )

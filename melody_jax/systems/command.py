@@ -19,6 +19,7 @@ from melody_jax.sampling import notation
 from melody_jax.sampling.prompt_file import read_prompt_file
 from melody_jax.sampling.request import PromptLike, Request, make_requests
 from melody_jax.sampling.settings import MAX_SECONDS, MODEL, WHAT, WHERE, ClipSettings, shared_settings
+from melody_jax.systems import SYSTEMS, load
 
 if TYPE_CHECKING:  # `--help` does not need the networks
     from melody_jax.sampling.cascade import Melody
@@ -75,6 +76,8 @@ class SampleConfig(ClipSettings, PromptOptions):
     """Name of a released model."""
     folder: Path | None = None
     """Folder of released models. Default: those that ship with the package."""
+    system: str = option("melody", choices=tuple(SYSTEMS))
+    """Kind of the model: melody, or musiclm, which has no diffusion, no streams and no batch jobs."""
     distilled: bool = False
     """Uses the distilled diffusion, for few steps: --distilled --steps 2 --solver pingpong."""
 
@@ -85,12 +88,21 @@ def sample(config: SampleConfig) -> None:
     Raises:
         UserError: options exclude each other, the prompt, source or model is not valid, or a file cannot be written.
     """
+    if config.system != "melody":
+        _refuse_what_only_melody_has(config)
     if config.prompts is not None:
         _run_prompt_file(config, config.prompts)
     elif config.stream:
         _stream(config)
     else:
         _write_clips(config)
+
+
+def _refuse_what_only_melody_has(config: SampleConfig) -> None:
+    """Raises `UserError` for options that belong to MeLoDy's cascade alone."""
+    for name in ("prompts", "stream", "distilled"):
+        if getattr(config, name):
+            raise UserError(f"--{name} needs --system melody; {config.system} does not have it")
 
 
 def _settings(config: SampleConfig) -> dict[str, Any]:
@@ -111,11 +123,14 @@ def _prompt(config: SampleConfig) -> PromptLike:
 def _load(config: SampleConfig, needs_tokenizer: bool) -> "Melody":
     """The model, with its tokenizer if there are sources to encode."""
     from melody_jax.runtime import enable_compile_cache
-    from melody_jax.sampling.cascade import NETWORKS, load
+    from melody_jax.sampling.plan import NETWORKS
 
     enable_compile_cache()
-    networks = (*NETWORKS, "tokenizer") if needs_tokenizer else NETWORKS
-    return load(config.model, folder=config.folder, networks=networks, distilled=config.distilled)
+    options: dict[str, Any] = {}
+    if config.system == "melody":
+        networks = (*NETWORKS, "tokenizer") if needs_tokenizer else NETWORKS
+        options = {"networks": networks, "distilled": config.distilled}
+    return load(config.model, system=config.system, folder=config.folder, **options)
 
 
 def _write_clips(config: SampleConfig) -> None:

@@ -1,0 +1,28 @@
+"""Systems that make music from prompts, one file each, on what `sampling/` and `models/` share.
+
+A system is a module with `load(name, folder=...)`, which returns an object with `sample_rate`, `channels`,
+`prompt_encoder`, `generate(prompts, **settings)` and `run(requests)`; `SYSTEMS` names it.
+"""
+
+import importlib
+from pathlib import Path
+from typing import Any
+
+from melody_jax.errors import UserError
+
+SYSTEMS = {"melody": "melody_jax.sampling.cascade", "musiclm": "melody_jax.systems.musiclm"}
+"""Name of a system -> its module."""
+
+
+def load(
+    name: str = "mini", *, system: str = "melody", folder: str | Path | None = None, **options: Any
+) -> Any:
+    """The release `name` as a system, from the package or from `folder/name`; nothing is downloaded.
+
+    options: those of the system's own `load`, such as networks and distilled of `sampling.cascade.load`.
+
+    Raises `UserError` for an unknown system, and as its `load` does.
+    """
+    if system not in SYSTEMS:
+        raise UserError(f"system {system!r}; it must be one of {', '.join(SYSTEMS)}")
+    return importlib.import_module(SYSTEMS[system]).load(name, folder=folder, **options)

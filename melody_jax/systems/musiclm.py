@@ -1,0 +1,336 @@
+"""MusicLM (arXiv 2301.11325): a semantic, a coarse and a fine language model, and a residual-VQ codec.
+
+    prompt --MuLan--> prefix tokens --lm--> semantic tokens --coarse--> first codes of each frame --fine--> the others
+    codes --codec--> waveform
+
+Semantic and coarse tokens are written in windows that overlap by half: the second half of a window is the context of
+the next. Fine codes are written in shorter windows one after the other, from the coarse codes of their own time. All
+draws of an item derive from its own key, so a clip does not depend on its batch.
+
+A release holds the networks `mulan`, `lm`, `coarse`, `fine` and `vae`, an autoencoder with a quantiser.
+
+B batch, P prefix tokens, U semantic tokens of a window, N codes, L frames, V levels.
+"""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from tokenizers import Tokenizer
+from tqdm import tqdm
+
+from melody_jax import release
+from melody_jax.audio_format import TOKEN_RATE, AudioFormat
+from melody_jax.errors import UserError
+from melody_jax.models import decoding, vae
+from melody_jax.models.functional import Params
+from melody_jax.models.lm_config import LMConfig
+from melody_jax.sampling import edges, windows
+from melody_jax.sampling.cascade import load_networks
+from melody_jax.sampling.decode import context, decode
+from melody_jax.sampling.precision import in_32_bits
+from melody_jax.sampling.prompts import EncodedRequest, PromptEncoder
+from melody_jax.sampling.request import PromptLike, Request, is_array, make_requests
+from melody_jax.sampling.settings import shorten
+from melody_jax.sampling.windows import Controls
+
+NETWORKS = ("mulan", "lm", "coarse", "fine", "vae")
+"""Networks of the system."""
+ABSENT = (
+    "steps",
+    "schedule",
+    "solver",
+    "guidance_scale",
+    "strength",
+    "keep_tokens",
+    "source",
+    "bpm",
+    "key",
+    "metre",
+)
+"""Settings that MusicLM does not have: they belong to a diffusion, or need networks that it lacks."""
+SEMANTIC, COARSE, FINE = range(3)
+"""Uses of randomness."""
+
+
+class MusicLM:
+    """A loaded MusicLM: `sample_rate` in Hz, `channels`, `window_seconds`, `params`, `configs`.
+
+    Raises `UserError` if the networks do not belong together.
+    """
+
+    def __init__(
+        self, params: dict[str, Params], configs: dict[str, Any], tokenizer: Tokenizer, hashes: dict[str, str]
+    ) -> None:
+        self.params = params
+        self.configs = configs
+        self.tokenizer = tokenizer
+        self.hashes = hashes
+        _check(configs)
+
+    @property
+    def audio_format(self) -> AudioFormat:
+        """Sample rate and channels of the clips: those of the codec."""
+        return self.configs["vae"].audio_format
+
+    @property
+    def sample_rate(self) -> int:
+        """Samples per second of the clips."""
+        return self.audio_format.sample_rate
+
+    @property
+    def channels(self) -> int:
+        """Channels of the clips: (samples,) if there is one, otherwise (samples, channels)."""
+        return self.audio_format.channels
+
+    @property
+    def window_tokens(self) -> int:
+        """Semantic tokens of a window, U."""
+        return self.configs["coarse"].condition.length
+
+    @property
+    def window_seconds(self) -> float:
+        """Seconds of one window."""
+        return self.window_tokens / TOKEN_RATE
+
+    @property
+    def prompt_encoder(self) -> PromptEncoder:
+        """MuLan with its tokenizer."""
+        samples = self.window_tokens * self.audio_format.token_samples
+        config = self.configs["mulan"]
+        return PromptEncoder(
+            self.params["mulan"], config, self.tokenizer, samples, audio_format=self.audio_format
+        )
+
+    def generate(
+        self, prompts: PromptLike | Sequence[PromptLike], *, progress: bool = False, **settings: Any
+    ) -> list[np.ndarray]:
+        """Generates music for each prompt, as `sampling.cascade.Melody.generate` does.
+
+        Raises `UserError`, one line, for a value out of its range and for a setting that MusicLM does not have.
+        """
+        requests = make_requests(prompts, settings)
+        self.prompt_encoder.warn_of_unknown_words(requests)
+        return self.run(requests, progress=progress)
+
+    @in_32_bits
+    def run(self, requests: Sequence[Request], *, progress: bool = False) -> list[np.ndarray]:
+        """The clips (samples,) of the requests, in order; those of one length and guidance are one batch.
+
+        Raises `UserError` for a setting that MusicLM does not have.
+        """
+        for request in requests:
+            _check_request(request)
+        encoded = self.prompt_encoder.encode_requests(requests)
+        groups: dict[tuple[int, bool], list[int]] = {}
+        for i, request in enumerate(requests):
+            groups.setdefault((self._windows(request.seconds), request.lm_guidance_scale != 1), []).append(i)
+        clips: list[np.ndarray] = [np.zeros(0, np.float32)] * len(requests)
+        for (count, guided), members in groups.items():
+            rows = [(requests[i], candidate) for i in members for candidate in range(requests[i].best_of)]
+            waves = iter(self._clips(rows, encoded, count, guided, progress))
+            for i in members:
+                candidates = [next(waves) for _ in range(requests[i].best_of)]
+                clips[i] = self._best(encoded[requests[i]], candidates)
+        return clips
+
+    def _windows(self, seconds: float) -> int:
+        """Semantic windows that cover a clip."""
+        beyond = seconds * TOKEN_RATE - self.window_tokens
+        return 1 + max(0, math.ceil(round(beyond / (self.window_tokens // 2), 6)))
+
+    def _best(self, prompt: EncodedRequest, candidates: list[np.ndarray]) -> np.ndarray:
+        """The candidate closest to the prompt."""
+        if len(candidates) == 1:
+            return candidates[0]
+        encoder = self.prompt_encoder
+        return candidates[int(np.argmax([encoder.similarity(prompt, wave) for wave in candidates]))]
+
+    def _clips(
+        self,
+        rows: list[tuple[Request, int]],
+        encoded: dict[Request, EncodedRequest],
+        count: int,
+        guided: bool,
+        progress: bool,
+    ) -> list[np.ndarray]:
+        """The waveforms of candidates, as many samples as their requests ask for."""
+        lengths = [round(request.seconds * self.sample_rate) for request, _ in rows]
+        codes = self.codes(rows, encoded, count, guided, progress)
+        config = self.configs["vae"]
+        latents = vae.dequantise(self.params["vae"], config, codes)
+        window = max(len(codes[0]), 4 * context(config))
+        wave = np.concatenate(list(decode(self.params["vae"], config, [latents], window)), axis=1)
+        clips = [row[:length].copy() for row, length in zip(wave, lengths, strict=True)]
+        for clip in clips:
+            edges.fade_in(clip, self.sample_rate)
+            edges.fade_out(clip, self.sample_rate)
+        return clips
+
+    def codes(
+        self,
+        rows: list[tuple[Request, int]],
+        encoded: dict[Request, EncodedRequest],
+        count: int,
+        guided: bool,
+        progress: bool = False,
+    ) -> jax.Array:
+        """The codes (B, L, V) of clips of `count` semantic windows; rows are requests with candidate numbers."""
+        requests = [request for request, _ in rows]
+        prefix_at = lambda time: np.stack([encoded[request].prefix_at(time) for request in requests])  # noqa: E731
+        negative = np.stack([encoded[request].negative_prefix_tokens for request in requests])
+        controls = windows.make_controls(prefix_at(0), requests, negative, [number for _, number in rows])
+        half = self.window_tokens // 2
+        semantic = None
+        coarse = None
+        with tqdm(total=count, unit="window", disable=None if progress else True) as bar:
+            for number in range(count):
+                at_time = controls._replace(prefix_tokens=jnp.asarray(prefix_at(number * half / TOKEN_RATE)))
+                semantic, coarse = self._window(number, guided, at_time, semantic, coarse)
+                bar.update()
+        assert coarse is not None
+        return self._fine(controls, coarse)
+
+    def _window(
+        self,
+        number: int,
+        guided: bool,
+        controls: Controls,
+        semantic: jax.Array | None,
+        coarse: jax.Array | None,
+    ) -> tuple[jax.Array, jax.Array]:
+        """Semantic tokens (B, U + ...) and coarse codes (B, N) of a clip, one window longer."""
+        config = self.configs["coarse"]
+        size = self.window_tokens
+        new = size - size // 2
+        codes_per_token = self._frames_per_token * config.code_levels
+        primer = None if semantic is None else semantic[:, new - size :]
+        written = _write(
+            self.params["lm"], self.configs["lm"], size, guided, SEMANTIC, number, controls,
+            controls.prefix_tokens, primer,
+        )  # fmt: skip
+        semantic = written if semantic is None else jnp.concatenate([semantic, written[:, -new:]], axis=1)
+        prompt = jnp.concatenate([controls.prefix_tokens[:, : config.prompt_length], written], axis=1)
+        primer = None if coarse is None else coarse[:, (new - size) * codes_per_token :]
+        length = size * codes_per_token
+        codes = _write(
+            self.params["coarse"], config, length, guided, COARSE, number, controls, prompt, primer
+        )
+        if coarse is None:
+            return semantic, codes
+        return semantic, jnp.concatenate([coarse, codes[:, -new * codes_per_token :]], axis=1)
+
+    def _fine(self, controls: Controls, coarse: jax.Array) -> jax.Array:
+        """All codes (B, L, V) from flattened coarse ones (B, N), window by window; the last window is padded."""
+        config = self.configs["fine"]
+        levels = self.configs["coarse"].code_levels
+        size = config.condition.length
+        padded = jnp.pad(coarse, ((0, 0), (0, -coarse.shape[1] % size)), mode="edge")
+        length = size // levels * config.code_levels
+        parts = [
+            _write(
+                self.params["fine"], config, length, False, FINE, number, controls,
+                padded[:, number * size : (number + 1) * size],
+            )
+            for number in range(padded.shape[1] // size)
+        ]  # fmt: skip
+        batch = len(coarse)
+        frames = coarse.reshape(batch, -1, levels)
+        fine = jnp.concatenate(parts, axis=1).reshape(batch, -1, config.code_levels)
+        return jnp.concatenate([frames, fine[:, : frames.shape[1]]], axis=2)
+
+    @property
+    def _frames_per_token(self) -> int:
+        return self.audio_format.token_samples // self.configs["vae"].hop
+
+
+@partial(jax.jit, static_argnames=("config", "length", "guided", "use"))
+def _write(
+    params: Params,
+    config: LMConfig,
+    length: int,
+    guided: bool,
+    use: int,
+    number: jax.Array | int,
+    controls: Controls,
+    prompt: jax.Array,
+    primer: jax.Array | None = None,
+) -> jax.Array:
+    """`length` tokens (B, length) after a prompt and a primer; every window and use has draws of its own."""
+    keys = jax.vmap(lambda key: jax.random.fold_in(jax.random.fold_in(key, use), number))(
+        windows.item_keys(controls)
+    )
+    negative = jnp.concatenate(
+        [controls.negative_prefix_tokens[:, : config.prompt_length], prompt[:, config.prompt_length :]],
+        axis=1,
+    )
+    return decoding.generate(
+        params,
+        config,
+        prompt,
+        keys,
+        length,
+        temperature=controls.temperature,
+        top_k=controls.top_k,
+        top_p=controls.top_p,
+        guidance_scale=controls.lm_guidance_scale if guided and config.prompt_length else 1.0,
+        primer=primer,
+        negative_prefix_tokens=negative,
+    )
+
+
+def _check(configs: dict[str, Any]) -> None:
+    """Raises `UserError` unless the networks fit each other."""
+    codec = configs["vae"]
+    coarse = configs["coarse"]
+    fine = configs["fine"]
+    if codec.quantiser is None:
+        raise UserError(
+            "vae has no quantiser; MusicLM needs a codec with codes, such as configs/codec_paper.py"
+        )
+    levels = coarse.code_levels + fine.code_levels
+    if levels > codec.quantiser.levels or coarse.semantic_vocab != codec.quantiser.codes:
+        raise UserError(
+            f"coarse and fine write {levels} levels of {coarse.semantic_vocab} codes, the codec has "
+            f"{codec.quantiser.levels} of {codec.quantiser.codes}; take all files from one release"
+        )
+    frames = codec.audio_format.token_samples // codec.hop
+    if coarse.code_levels != fine.condition.levels or fine.condition.length % (frames * coarse.code_levels):
+        raise UserError(
+            f"fine follows {fine.condition.length} codes of {fine.condition.levels} levels, coarse writes "
+            f"{coarse.code_levels}; take both from one release"
+        )
+
+
+def _check_request(request: Request) -> None:
+    """Raises `UserError` for a setting that MusicLM does not have."""
+    defaults = {field.name: field.default for field in dataclasses.fields(Request)}
+    for name in ABSENT:
+        value = getattr(request, name)
+        if is_array(value) or value != defaults[name]:
+            raise UserError(f"{name} is {shorten(value)}: musiclm has no such setting; leave it out")
+
+
+@in_32_bits
+def load(name: str, *, folder: str | Path | None = None) -> MusicLM:
+    """The MusicLM released as `name`, from the package or from `folder/name`; nothing is downloaded.
+
+    Raises `UserError` if there is no such release, a network is missing (the message says how to train it) or damaged,
+    or they do not belong together.
+    """
+    path = (Path(folder) if folder is not None else release.WEIGHTS) / name
+    missing = [network for network in NETWORKS if not (path / f"{network}.json").exists()]
+    if path.is_dir() and missing:
+        raise UserError(
+            f"{path} has no {missing[0]}, and musiclm needs {', '.join(NETWORKS)}; train it as docs/systems.md says, "
+            f"then `melody export --run RUN --out {path}`"
+        )
+    params, configs, hashes, tokenizer = load_networks(name, folder, NETWORKS)
+    assert tokenizer is not None
+    return MusicLM(params, configs, tokenizer, hashes)

@@ -1,0 +1,152 @@
+"""MusicLM at `tiny` size with random weights: clips from prompts, whatever the batch; what it lacks is refused."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+import soundfile
+from helpers.tiny import PROMPTS, tiny_networks
+
+from melody_jax import load, release
+from melody_jax.cli import run
+from melody_jax.config import load_config
+from melody_jax.errors import UserError
+from melody_jax.models import lm, vae
+from melody_jax.release import load_tokenizer
+from melody_jax.sampling.request import Scene
+from melody_jax.systems import musiclm
+from melody_jax.systems.musiclm import MusicLM
+
+SETTINGS = {"seed": 3, "lm_guidance_scale": 1.0}
+WINDOW = 16 * 960
+"""Samples of a window, 0.64 s."""
+
+
+def networks() -> dict[str, tuple[Any, Any]]:
+    """Parameters and config of each network."""
+    made = tiny_networks()
+    coarse = dataclasses.replace(load_config("coarse_tiny").stage.model, prefix_codes=8)
+    fine = load_config("fine_tiny").stage.model
+    codec = vae.init(vae.TINY_CODES, jax.random.key(0))
+    codec |= {"codebooks": jax.random.normal(jax.random.key(1), codec["codebooks"].shape)}
+    return {
+        "mulan": made["mulan"],
+        "lm": made["lm"],
+        "coarse": (lm.init(coarse, jax.random.key(2)), coarse),
+        "fine": (lm.init(fine, jax.random.key(3)), fine),
+        "vae": (codec, vae.TINY_CODES),
+    }
+
+
+@pytest.fixture(scope="module")
+def system() -> MusicLM:
+    made = networks()
+    params, configs = ({name: part[i] for name, part in made.items()} for i in (0, 1))
+    return MusicLM(params, configs, load_tokenizer(".", configs["mulan"].text.vocab_size), {})
+
+
+def test_clips_do_not_depend_on_their_batch(system: MusicLM) -> None:
+    """Two windows and a half, with another prompt later."""
+    assert system.window_seconds == 0.64
+    story = (Scene(start=0.9, prompt="driving techno"),)
+    together = system.generate(PROMPTS, seconds=1.4, story=story, **SETTINGS)
+    assert {clip.shape for clip in together} == {(33_600,)}
+    assert all(clip.dtype == np.float32 and np.abs(clip).max() <= 1 for clip in together)
+    assert len({clip.tobytes() for clip in together}) == len(PROMPTS)
+    for i, prompt in enumerate(PROMPTS):
+        (alone,) = system.generate(prompt, seconds=1.4, story=story, **SETTINGS | {"seed": 3 + i})
+        np.testing.assert_allclose(alone, together[i], atol=1e-4)
+
+
+def test_lengths_guidance_and_candidates(system: MusicLM) -> None:
+    short, again = system.generate(["piano", "piano"], seconds=0.3, seed=[5, 5])
+    assert short.shape == (7_200,)
+    np.testing.assert_array_equal(short, again)
+    steered, best = system.generate(
+        ["piano", "piano"], seconds=0.5, seed=5, negative_prompt=["", "drums"], best_of=[1, 2]
+    )
+    assert steered.shape == best.shape == (12_000,)
+
+
+def test_codes_are_written_level_by_level(system: MusicLM) -> None:
+    encoder = system.prompt_encoder
+    (request,) = musiclm.make_requests("piano", {"seconds": 1.0, **SETTINGS})
+    encoded = encoder.encode_requests([request])
+    codes = np.asarray(system.codes([(request, 0)], encoded, 2, guided=False))
+    assert codes.shape == (1, 24, 3)
+    assert 0 <= codes.min() <= codes.max() < 16
+    first = np.asarray(system.codes([(request, 0)], encoded, 1, guided=False))
+    np.testing.assert_array_equal(codes[:, :16, :2], first[:, :, :2])
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"steps": 9}, "steps is 9: musiclm has no such setting"),
+        ({"guidance_scale": 3.0}, "guidance_scale is 3.0: musiclm has no"),
+        ({"source": np.zeros(48_000, np.float32)}, "musiclm has no such setting"),
+        ({"bpm": 120.0}, "bpm is 120.0: musiclm has no"),
+    ],
+)
+def test_what_it_lacks_is_refused_by_name(system: MusicLM, settings: dict[str, Any], says: str) -> None:
+    with pytest.raises(UserError, match=says):
+        system.generate("piano", seconds=0.5, **settings)
+
+
+def test_a_release_is_loaded_and_checked(tmp_path: Path) -> None:
+    made = networks()
+    folder = tmp_path / "some"
+    for name, (params, config) in made.items():
+        release.save_network(folder, name, params, config, {})
+    clip = musiclm.load("some", folder=tmp_path).generate("piano", seconds=0.2)[0]
+    assert clip.shape == (4_800,)
+    (folder / "fine.json").unlink()
+    with pytest.raises(
+        UserError, match=r"some has no fine, and musiclm needs .* train it as docs/systems.md says"
+    ):
+        musiclm.load("some", folder=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("network", "change", "says"),
+    [
+        ("vae", lambda config: vae.TINY, "vae has no quantiser; MusicLM needs a codec with codes"),
+        (
+            "fine",
+            lambda config: dataclasses.replace(config, code_levels=5),
+            "write 7 levels of 16 codes, the codec",
+        ),
+        (
+            "fine",
+            lambda config: dataclasses.replace(
+                config, condition=dataclasses.replace(config.condition, levels=1)
+            ),
+            "fine follows 32 codes of 1 levels, coarse writes 2",
+        ),
+    ],
+)
+def test_networks_that_do_not_fit_are_refused(system: MusicLM, network: str, change: Any, says: str) -> None:
+    configs = system.configs | {network: change(system.configs[network])}
+    with pytest.raises(UserError, match=says):
+        MusicLM(system.params, configs, system.tokenizer, {})
+
+
+def test_a_wav_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name, (params, config) in networks().items():
+        release.save_network(tmp_path / "some", name, params, config, {})
+    options = ["--system", "musiclm", "--model", "some", "--folder", str(tmp_path), "--seconds", "0.5"]
+    out = tmp_path / "song.wav"
+    run(["sample", "a calm piano", *options, "--out", str(out)])
+    assert soundfile.info(out).frames == 12_000
+    assert "0.5 s of music" in capsys.readouterr().out
+    for option in ("--stream", "--distilled"):
+        with pytest.raises(UserError, match=f"{option} needs --system melody; musiclm does not have it"):
+            run(["sample", "a calm piano", *options, option])
+
+
+def test_an_unknown_system_lists_the_others() -> None:
+    with pytest.raises(UserError, match="system 'jukebox'; it must be one of melody, musiclm"):
+        load("mini", system="jukebox")
