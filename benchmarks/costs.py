@@ -23,7 +23,15 @@ from melody_jax.models.functional import count
 from melody_jax.scale.programs import example
 
 ROOT = Path(__file__).parents[1]
-SIZES = ("tiny", "mini", "small", "paper", "modern")
+TITLE = """# What a second of audio costs
+
+Parameters of every size, and billions of operations (GFLOP) for one second of its audio: what the autoencoder needs to
+encode and to decode it, and what a training step of the language model and of the diffusion needs
+(`benchmarks/costs.py`). Matrix products and convolutions of the traced programs are counted, forward and backward,
+without recomputation; a product of n x m by m x k counts as 2nmk.
+
+"""
+SIZES = ("mini", "small", "paper", "modern")
 
 
 @dataclass(frozen=True)
@@ -76,7 +84,7 @@ def main() -> None:
     )  # fmt: skip
     rows = [head, ["---"] * len(head)]
     rows += [[size, *codec(size), *step("lm", size), *step("dpd", size)] for size in SIZES]
-    page = "".join(f"| {' | '.join(row)} |\n" for row in rows)
+    page = TITLE + "".join(f"| {' | '.join(row)} |\n" for row in rows)
     arguments.out.write_text(page)
     print(page)
 

@@ -117,8 +117,8 @@ def mean_fidelity(clips: np.ndarray, truth: np.ndarray, form: AudioFormat) -> di
 def visqol(api: VisqolApi, original: np.ndarray, clip: np.ndarray, form: AudioFormat) -> float:
     """MOS-LQO of a clip, 1 to about 4.7, of the mean of its channels."""
     mono = [Sound(samples, form).mono.astype(np.float64) for samples in (original, clip)]
-    resampled = [soxr.resample(samples, form.sample_rate, 48000) for samples in mono]
-    return float(api.measure_from_arrays(*resampled, 48000).moslqo)
+    reference, degraded = (soxr.resample(samples, form.sample_rate, 48000) for samples in mono)
+    return float(api.measure_from_arrays(reference, degraded, 48000).moslqo)
 
 
 def report(arguments: Arguments, rows: list[dict], clips: int) -> None:

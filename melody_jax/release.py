@@ -219,6 +219,12 @@ def network_roles(name: str, config: Any) -> Roles:
     return _network_module(name).roles(config)
 
 
+def needed(network: str, hashes: dict[str, str]) -> dict[str, str]:
+    """Those of `hashes` (network -> sha256) that a network cannot do without (see `INDEPENDENT`)."""
+    others = INDEPENDENT.get(network, ())
+    return {name: digest for name, digest in hashes.items() if name not in others}
+
+
 def add_difference(base: Params, difference: Params) -> Params:
     """The network `base` plus the tensors of a network in `DIFFERENCES`; tensors that `base` lacks are copied."""
     return unflatten(_add(flatten(base), flatten(difference)))

@@ -93,8 +93,8 @@ def test_what_does_not_belong_together_is_refused_in_one_line(tmp_path: Path) ->
     run(toy_config(tmp_path / "run", steps=1))
     deeper = dataclasses.replace(lm, model=dataclasses.replace(lm.model, layers=2, width=64))
     cases: list[tuple[Any, str, dict[str, str], str]] = [
-        (lm, "release", made_with | {"vae": "c" * 64}, "features of another vae than"),
-        (lm, "release", {}, "features of another mulan, vae than"),
+        (lm, "release", made_with | {"mulan": "c" * 64}, "features of another mulan than"),
+        (lm, "release", {}, "features of another mulan than"),
         (deeper, "release", made_with, "layers is 1 there and 2 here; width is 32 there and 64 here"),
         (dpd, "release", made_with, r"a release \(with dpd\.json\) or a packaged release \(mini\)"),
         (lm, "run", {}, "is a run of ToyStage; it must be a run of LMStage"),
@@ -105,6 +105,8 @@ def test_what_does_not_belong_together_is_refused_in_one_line(tmp_path: Path) ->
         with pytest.raises(UserError, match=reason) as caught:
             start(TrainConfig(stage=stage, init_from=str(tmp_path / source)), hashes)
         assert "\n" not in str(caught.value)
+    others = made_with | {"vae": "c" * 64}  # a language model has nothing from the autoencoder
+    start(TrainConfig(stage=lm, init_from=str(tmp_path / "release")), others)
 
 
 def test_a_release_that_lacks_a_tensor_is_refused(tmp_path: Path) -> None:

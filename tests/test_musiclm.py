@@ -45,7 +45,7 @@ def networks() -> dict[str, tuple[Any, Any]]:
 def system() -> MusicLM:
     made = networks()
     params, configs = ({name: part[i] for name, part in made.items()} for i in (0, 1))
-    return MusicLM(params, configs, load_tokenizer(".", configs["mulan"].text.vocab_size), {})
+    return MusicLM(params, configs, load_tokenizer(".", configs["mulan"].text.vocab_size))
 
 
 def test_clips_do_not_depend_on_their_batch(system: MusicLM) -> None:
@@ -59,6 +59,35 @@ def test_clips_do_not_depend_on_their_batch(system: MusicLM) -> None:
     for i, prompt in enumerate(PROMPTS):
         (alone,) = system.generate(prompt, seconds=1.4, story=story, **SETTINGS | {"seed": 3 + i})
         np.testing.assert_allclose(alone, together[i], atol=1e-4)
+
+
+def test_a_scene_begins_with_the_window_after_it(system: MusicLM) -> None:
+    """The second window adds what follows 0.64 s."""
+    encoder = system.prompt_encoder
+
+    def codes(*scenes: Scene) -> np.ndarray:
+        (request,) = musiclm.make_requests("piano", {"seconds": 0.9, "story": scenes, **SETTINGS})
+        encoded = encoder.encode_requests([request])
+        return np.asarray(system.codes([(request, 0)], encoded, 2, guided=False))[0, :, :2]
+
+    plain = codes()
+    early = codes(Scene(start=0.6, prompt="driving techno"))
+    np.testing.assert_array_equal(early[:16], plain[:16])
+    assert (early[16:] != plain[16:]).any()
+    np.testing.assert_array_equal(codes(Scene(start=0.7, prompt="driving techno")), plain)
+
+
+def test_networks_of_two_tokenizers_are_refused(tmp_path: Path) -> None:
+    for name, (params, config) in networks().items():
+        needs = {
+            "lm": {"tokenizer": "a" * 64},
+            "coarse": {"tokenizer": "b" * 64},
+            "fine": {"tokenizer": "c" * 64},
+        }
+        release.save_network(tmp_path / "mixed", name, params, config, needs.get(name, {}))
+    says = "lm was trained with tokenizer aaaaaaaaaaaa, coarse with bbbbbbbbbbbb; take all files from one release"
+    with pytest.raises(UserError, match=says):
+        musiclm.load("mixed", folder=tmp_path)
 
 
 def test_lengths_guidance_and_candidates(system: MusicLM) -> None:
@@ -131,7 +160,7 @@ def test_a_release_is_loaded_and_checked(tmp_path: Path) -> None:
 def test_networks_that_do_not_fit_are_refused(system: MusicLM, network: str, change: Any, says: str) -> None:
     configs = system.configs | {network: change(system.configs[network])}
     with pytest.raises(UserError, match=says):
-        MusicLM(system.params, configs, system.tokenizer, {})
+        MusicLM(system.params, configs, system.tokenizer)
 
 
 def test_a_wav_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -348,6 +348,12 @@ def test_missing_path_names_the_package(tmp_path):
         render(make_piece(seconds=0.5, renderer="soundfont"), tmp_path / "bad.sf2")
 
 
+@pytest.mark.parametrize("rate", [4_000, 192_000])
+def test_rates_out_of_range_are_refused(rate):
+    with pytest.raises(UserError, match=f"sample_rate {rate}: music is composed at 8000 to 96000 Hz"):
+        render(make_piece(seconds=0.5), audio_format=AudioFormat(sample_rate=rate))
+
+
 def test_font_stems_do_not_depend_on_order():
     path = font()
     jobs = {

@@ -1,7 +1,7 @@
 """The sampling clock of the renderer: filters, envelopes and generators that depend on the sample rate.
 
-All signals are mono float32 (T,). Both generators are fast in NumPy: damped sinusoids are one matrix product, and
-choruses of detuned voices are one inverse FFT with a seamless loop.
+Signals are float32 (T,), unless a function says otherwise. Both generators are fast in NumPy: damped sinusoids are one
+matrix product, and choruses of detuned voices are one inverse FFT with a seamless loop.
 """
 
 import functools

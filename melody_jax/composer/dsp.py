@@ -1,7 +1,7 @@
 """Signal processing of the renderer that is the same at any sample rate: wavetables, loops, varying delays, saturation.
 
-All signals are mono float32 (T,). `clock` has what depends on the sample rate. Filter sweeps of periodic waves read
-from filtered tables, which are band-limited by construction.
+Signals are float32 (T,), unless a function says otherwise. `clock` has what depends on the sample rate. Filter sweeps
+of periodic waves read from filtered tables, which are band-limited by construction.
 """
 
 import numpy as np

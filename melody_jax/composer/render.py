@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from melody_jax.audio_format import DEFAULT_FORMAT, AudioFormat
+from melody_jax.audio_format import DEFAULT_FORMAT, HIGHEST_COMPOSED_RATE, LOWEST_RATE, AudioFormat
 from melody_jax.composer import drum_kits, dsp, effects, rooms, stems, stereo
 from melody_jax.composer.clock import Clock
 from melody_jax.composer.piece import Piece, Track
@@ -38,12 +38,18 @@ def render(
 ) -> np.ndarray:
     """Renders a piece at about -16 LUFS with peaks of at most 0.98.
 
-    Returns float32 (round(seconds * sample_rate),), or (T, 2) in stereo. Rates from 8 to 96 kHz.
+    Returns float32 (round(seconds * sample_rate),), or (T, 2) in stereo.
 
     Raises:
-        UserError: an unknown instrument, role, effect, kit or room, or a missing font or FluidSynth.
+        UserError: a rate outside of 8 to 96 kHz, an unknown instrument, role, effect, kit or room, or a missing font or
+            FluidSynth.
     """
-    clock = Clock(audio_format.sample_rate)
+    rate = audio_format.sample_rate
+    if not LOWEST_RATE <= rate <= HIGHEST_COMPOSED_RATE:
+        raise UserError(
+            f"sample_rate {rate}: music is composed at {LOWEST_RATE} to {HIGHEST_COMPOSED_RATE} Hz"
+        )
+    clock = Clock(rate)
     count = clock.samples(piece.seconds)
     if count <= 0:
         raise UserError(f"a piece must last longer than 0 seconds, got {piece.seconds}")

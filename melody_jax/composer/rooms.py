@@ -57,6 +57,8 @@ def _late(
     low, high = falls
     tail = np.zeros(count, np.float32)
     for band, (bottom, top) in enumerate(pairwise((*_BANDS, clock.highest(10_000.0)))):
+        if top <= bottom:  # below 12 kHz, the highest band has nothing to hear
+            break
         seconds = size * (low + (high - low) * band / 3)
         hiss = dsp.filtered(
             clock.noise(rng, count), clock.biquad("highpass", bottom), clock.biquad("lowpass", top)

@@ -79,7 +79,7 @@ def places(piece: Piece) -> tuple[Place, ...]:
 
 
 def _place(piece: Piece, index: int, track: Track, side: float) -> Place:
-    rng = np.random.default_rng([piece.seed, 2000, index])
+    rng = np.random.default_rng([piece.seed, 2001, index])
     distance = rng.uniform(*_DISTANCES.get(track.role, (0.0, 0.0)))
     width = rng.uniform(0.7, 1.0)
     sometimes = track.role == "chords" and rng.random() < 0.5

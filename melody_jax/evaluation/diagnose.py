@@ -118,7 +118,14 @@ def _measure_stages(
     for start in tqdm(range(0, len(prompts), BATCH), desc="stages", unit="batch", disable=None):
         batch = prompts[start : start + BATCH]
         settings = shared_settings(config)
-        inputs = [COLUMNS, melody.hashes, settings, start, [asdict(prompt) for prompt in batch]]
+        inputs = [
+            COLUMNS,
+            list(fidelity.TITLES),
+            melody.hashes,
+            settings,
+            start,
+            [asdict(prompt) for prompt in batch],
+        ]
         key = hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()[:16]
         file = Path(config.cache) / f"{key}.npz"
         if not file.exists():

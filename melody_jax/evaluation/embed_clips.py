@@ -189,7 +189,7 @@ def _read(chunk_files: list[Path]) -> Rows:
     groups: dict[str, Row] = {"signal": {}, "features": {}}
     for name, values in columns.items():
         group, _, column = name.partition("/")
-        if column and not np.isnan(values).all():
+        if column and not (column in signal.STEREO and np.isnan(values).all()):
             groups[group][column] = values
     return Rows(
         columns.get("clip", nothing),

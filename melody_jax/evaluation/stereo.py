@@ -5,7 +5,7 @@ import numpy as np
 from melody_jax import loudness
 
 NARROWEST_DB = -100.0
-"""Width of a clip whose channels are equal, in place of -inf."""
+"""Width of a clip whose channels are equal, or silent, in place of -inf."""
 LARGEST_LOSS = -60.0
 """Mono loss of a clip whose channels cancel, LU, in place of -inf."""
 
@@ -14,7 +14,7 @@ def stereo_metrics(samples: np.ndarray, sample_rate: int) -> dict[str, float]:
     """Metrics of a clip, float32 (T, 2):
 
     width_db    power of the side signal (L - R) / 2 over that of the middle (L + R) / 2, dB: 0 for channels that have
-                nothing in common, -100 (or less) for equal ones
+                nothing in common, -100 (the least) for equal ones and for silence
     correlation of left and right, without a shift: 1 for equal channels, -1 for opposite ones; 0 if one is silent
     balance_db  level of left minus that of right, dB, within +-100
     mono_loss   loudness of the clip in mono (the mean in both channels) minus its own, LU: 0 for equal channels,
@@ -34,7 +34,8 @@ def stereo_metrics(samples: np.ndarray, sample_rate: int) -> dict[str, float]:
 def width_db(samples: np.ndarray) -> float:
     """Width of a clip (T, 2), dB: see `stereo_metrics`."""
     left, right = samples.astype(np.float64).T
-    return _ratio_db(np.mean((left - right) ** 2), np.mean((left + right) ** 2))
+    side = np.mean((left - right) ** 2)
+    return _ratio_db(side, np.mean((left + right) ** 2)) if side > 0 else NARROWEST_DB
 
 
 def _mono_loss(samples: np.ndarray, sample_rate: int) -> float:

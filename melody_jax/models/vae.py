@@ -184,7 +184,8 @@ class VAE(nnx.Module):
 
 
 def init(config: VAEConfig, key: PRNGKeyArray) -> Params:
-    """Fresh parameters: {"encoder", "decoder", "latent_mean" (D,), "latent_scale" (D,)}."""
+    """Fresh parameters: {"encoder", "decoder", "latent_mean" (D,), "latent_scale" (D,)}; with a quantiser, "codebooks"
+    (V, C, D) too."""
     return functional.init(VAE, config, key=key)
 
 

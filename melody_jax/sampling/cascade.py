@@ -332,17 +332,30 @@ def load_networks(
     loaded = {network: release.load_network(path, network) for network in networks}
     hashes = {network: release.network_hash(path, network) for network in networks}
     for network, (_, _, needs) in loaded.items():
-        for other, digest in needs.items():
-            is_needed = other not in release.INDEPENDENT.get(network, ())
-            if is_needed and other in hashes and hashes[other] != digest:
+        for other, digest in release.needed(network, needs).items():
+            if other in hashes and hashes[other] != digest:
                 raise UserError(
                     f"{path}: {network} was trained with {other} {digest[:12]}, but {other} here is "
                     f"{hashes[other][:12]}; take all files from one release"
                 )
+    _check_shared(path, {network: needs for network, (_, _, needs) in loaded.items()})
     loaded = {release.DIFFERENCES.get(network, network): parts for network, parts in loaded.items()}
     configs = {network: config for network, (_, config, _) in loaded.items()}
     tokenizer = release.load_tokenizer(path, configs["mulan"].text.vocab_size) if "mulan" in configs else None
     return {network: params for network, (params, _, _) in loaded.items()}, configs, hashes, tokenizer
+
+
+def _check_shared(path: Path, needs: dict[str, dict[str, str]]) -> None:
+    """Raises `UserError` if two networks were trained with different ones of a kind that is not loaded."""
+    seen: dict[str, tuple[str, str]] = {}
+    for network, hashes in needs.items():
+        for other, digest in release.needed(network, hashes).items():
+            first, expected = seen.setdefault(other, (network, digest))
+            if digest != expected:
+                raise UserError(
+                    f"{path}: {first} was trained with {other} {expected[:12]}, {network} with {digest[:12]}; "
+                    "take all files from one release"
+                )
 
 
 def _releases(root: Path) -> str:

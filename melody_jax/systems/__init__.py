@@ -1,4 +1,4 @@
-"""Systems that make music from prompts, one file each, on what `sampling/` and `models/` share.
+"""Systems that make music from prompts: MeLoDy (`sampling/cascade.py`), and others on what it shares with them.
 
 A system is a module with `load(name, folder=...)`, which returns an object with `sample_rate`, `channels`,
 `prompt_encoder`, `generate(prompts, **settings)` and `run(requests)`; `SYSTEMS` names it.

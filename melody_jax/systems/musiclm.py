@@ -29,6 +29,7 @@ from melody_jax import release
 from melody_jax.audio_format import TOKEN_RATE, AudioFormat
 from melody_jax.errors import UserError
 from melody_jax.models import decoding, vae
+from melody_jax.models.decoding import CANDIDATES
 from melody_jax.models.functional import Params
 from melody_jax.models.lm_config import LMConfig
 from melody_jax.sampling import edges, windows
@@ -65,13 +66,10 @@ class MusicLM:
     Raises `UserError` if the networks do not belong together.
     """
 
-    def __init__(
-        self, params: dict[str, Params], configs: dict[str, Any], tokenizer: Tokenizer, hashes: dict[str, str]
-    ) -> None:
+    def __init__(self, params: dict[str, Params], configs: dict[str, Any], tokenizer: Tokenizer) -> None:
         self.params = params
         self.configs = configs
         self.tokenizer = tokenizer
-        self.hashes = hashes
         _check(configs)
 
     @property
@@ -142,8 +140,9 @@ class MusicLM:
 
     def _windows(self, seconds: float) -> int:
         """Semantic windows that cover a clip."""
-        beyond = seconds * TOKEN_RATE - self.window_tokens
-        return 1 + max(0, math.ceil(round(beyond / (self.window_tokens // 2), 6)))
+        size = self.window_tokens
+        beyond = seconds * TOKEN_RATE - size
+        return 1 + max(0, math.ceil(round(beyond / (size - size // 2), 6)))
 
     def _best(self, prompt: EncodedRequest, candidates: list[np.ndarray]) -> np.ndarray:
         """The candidate closest to the prompt."""
@@ -165,7 +164,7 @@ class MusicLM:
         codes = self.codes(rows, encoded, count, guided, progress)
         config = self.configs["vae"]
         latents = vae.dequantise(self.params["vae"], config, codes)
-        window = max(len(codes[0]), 4 * context(config))
+        window = max(self.window_tokens * self._frames_per_token, 4 * context(config))
         wave = np.concatenate(list(decode(self.params["vae"], config, [latents], window)), axis=1)
         clips = [row[:length].copy() for row, length in zip(wave, lengths, strict=True)]
         for clip in clips:
@@ -185,17 +184,21 @@ class MusicLM:
         requests = [request for request, _ in rows]
         prefix_at = lambda time: np.stack([encoded[request].prefix_at(time) for request in requests])  # noqa: E731
         negative = np.stack([encoded[request].negative_prefix_tokens for request in requests])
-        controls = windows.make_controls(prefix_at(0), requests, negative, [number for _, number in rows])
-        half = self.window_tokens // 2
+        most = max(request.top_k for request in requests)
+        candidates = CANDIDATES if most <= CANDIDATES else self.configs["lm"].semantic_vocab
+        numbers = [number for _, number in rows]
+        controls = windows.make_controls(prefix_at(0), requests, negative, numbers, candidates)
+        size = self.window_tokens
         semantic = None
         coarse = None
         with tqdm(total=count, unit="window", disable=None if progress else True) as bar:
             for number in range(count):
-                at_time = controls._replace(prefix_tokens=jnp.asarray(prefix_at(number * half / TOKEN_RATE)))
-                semantic, coarse = self._window(number, guided, at_time, semantic, coarse)
+                begin = size + (number - 1) * (size - size // 2) if number else 0  # of what is new
+                at_time = controls._replace(prefix_tokens=jnp.asarray(prefix_at(begin / TOKEN_RATE)))
+                semantic, coarse = self._window(number, guided, at_time, semantic, coarse, candidates)
                 bar.update()
         assert coarse is not None
-        return self._fine(controls, coarse)
+        return self._fine(controls, coarse, candidates)
 
     def _window(
         self,
@@ -204,6 +207,7 @@ class MusicLM:
         controls: Controls,
         semantic: jax.Array | None,
         coarse: jax.Array | None,
+        candidates: int,
     ) -> tuple[jax.Array, jax.Array]:
         """Semantic tokens (B, U + ...) and coarse codes (B, N) of a clip, one window longer."""
         config = self.configs["coarse"]
@@ -213,7 +217,7 @@ class MusicLM:
         primer = None if semantic is None else semantic[:, new - size :]
         written = _write(
             self.params["lm"], self.configs["lm"], size, guided, SEMANTIC, number, controls,
-            controls.prefix_tokens, primer,
+            controls.prefix_tokens, primer, candidates,
         )  # fmt: skip
         semantic = written if semantic is None else jnp.concatenate([semantic, written[:, -new:]], axis=1)
         prompt = jnp.concatenate([controls.prefix_tokens[:, : config.prompt_length], written], axis=1)
@@ -226,31 +230,43 @@ class MusicLM:
             return semantic, codes
         return semantic, jnp.concatenate([coarse, codes[:, -new * codes_per_token :]], axis=1)
 
-    def _fine(self, controls: Controls, coarse: jax.Array) -> jax.Array:
-        """All codes (B, L, V) from flattened coarse ones (B, N), window by window; the last window is padded."""
+    def _fine(self, controls: Controls, coarse: jax.Array, candidates: int) -> jax.Array:
+        """All codes (B, L, V) from flattened coarse ones (B, N), window by window; the last window ends with the clip.
+
+        A clip shorter than a window is filled up with its last frame.
+        """
         config = self.configs["fine"]
         levels = self.configs["coarse"].code_levels
-        size = config.condition.length
-        padded = jnp.pad(coarse, ((0, 0), (0, -coarse.shape[1] % size)), mode="edge")
-        length = size // levels * config.code_levels
-        parts = [
-            _write(
-                self.params["fine"], config, length, False, FINE, number, controls,
-                padded[:, number * size : (number + 1) * size],
-            )
-            for number in range(padded.shape[1] // size)
-        ]  # fmt: skip
         batch = len(coarse)
         frames = coarse.reshape(batch, -1, levels)
-        fine = jnp.concatenate(parts, axis=1).reshape(batch, -1, config.code_levels)
-        return jnp.concatenate([frames, fine[:, : frames.shape[1]]], axis=2)
+        count = frames.shape[1]
+        size = config.condition.length // levels
+        padded = jnp.pad(frames, ((0, 0), (0, max(0, size - count)), (0, 0)), mode="edge")
+        parts: list[jax.Array] = []
+        for number in range(-(-count // size)):
+            first = min(number * size, padded.shape[1] - size)
+            window = padded[:, first : first + size].reshape(batch, -1)
+            codes = _write(
+                self.params["fine"],
+                config,
+                size * config.code_levels,
+                False,
+                FINE,
+                number,
+                controls,
+                window,
+                candidates=candidates,
+            )
+            parts.append(codes.reshape(batch, size, -1)[:, number * size - first :])
+        fine = jnp.concatenate(parts, axis=1)[:, :count]
+        return jnp.concatenate([frames, fine], axis=2)
 
     @property
     def _frames_per_token(self) -> int:
         return self.audio_format.token_samples // self.configs["vae"].hop
 
 
-@partial(jax.jit, static_argnames=("config", "length", "guided", "use"))
+@partial(jax.jit, static_argnames=("config", "length", "guided", "use", "candidates"))
 def _write(
     params: Params,
     config: LMConfig,
@@ -261,8 +277,10 @@ def _write(
     controls: Controls,
     prompt: jax.Array,
     primer: jax.Array | None = None,
+    candidates: int = CANDIDATES,
 ) -> jax.Array:
     """`length` tokens (B, length) after a prompt and a primer; every window and use has draws of its own."""
+    prompt = prompt[:, : config.prefix_length]
     keys = jax.vmap(lambda key: jax.random.fold_in(jax.random.fold_in(key, use), number))(
         windows.item_keys(controls)
     )
@@ -282,6 +300,7 @@ def _write(
         guidance_scale=controls.lm_guidance_scale if guided and config.prompt_length else 1.0,
         primer=primer,
         negative_prefix_tokens=negative,
+        candidates=candidates,
     )
 
 
@@ -294,12 +313,24 @@ def _check(configs: dict[str, Any]) -> None:
         raise UserError(
             "vae has no quantiser; MusicLM needs a codec with codes, such as configs/codec_paper.py"
         )
+    if coarse.condition is None or fine.condition is None:
+        raise UserError("coarse or fine has no condition; they are no acoustic models of MusicLM")
     levels = coarse.code_levels + fine.code_levels
     if levels > codec.quantiser.levels or coarse.semantic_vocab != codec.quantiser.codes:
         raise UserError(
             f"coarse and fine write {levels} levels of {coarse.semantic_vocab} codes, the codec has "
             f"{codec.quantiser.levels} of {codec.quantiser.codes}; take all files from one release"
         )
+    sizes = {
+        "prefix levels of lm and mulan": (configs["lm"].prefix_levels, configs["mulan"].levels),
+        "prefix codes of lm and mulan": (configs["lm"].prefix_codes, configs["mulan"].codes),
+        "semantic ids of coarse and lm": (coarse.condition.ids, configs["lm"].semantic_vocab),
+        "codes of fine and the codec": (fine.semantic_vocab, codec.quantiser.codes),
+        "codes that fine follows and those of the codec": (fine.condition.ids, codec.quantiser.codes),
+    }
+    for what, (one, other) in sizes.items():
+        if one != other:
+            raise UserError(f"{what} are {one} and {other}; take all files from one release")
     frames = codec.audio_format.token_samples // codec.hop
     if coarse.code_levels != fine.condition.levels or fine.condition.length % (frames * coarse.code_levels):
         raise UserError(
@@ -331,6 +362,6 @@ def load(name: str, *, folder: str | Path | None = None) -> MusicLM:
             f"{path} has no {missing[0]}, and musiclm needs {', '.join(NETWORKS)}; train it as docs/systems.md says, "
             f"then `melody export --run RUN --out {path}`"
         )
-    params, configs, hashes, tokenizer = load_networks(name, folder, NETWORKS)
+    params, configs, _, tokenizer = load_networks(name, folder, NETWORKS)
     assert tokenizer is not None
-    return MusicLM(params, configs, tokenizer, hashes)
+    return MusicLM(params, configs, tokenizer)

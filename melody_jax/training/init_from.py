@@ -87,7 +87,9 @@ def _check(
     ]
     if fields:
         raise UserError(f"init_from {source}: another network ({'; '.join(fields)}); set --stage.model alike")
-    networks = ", ".join(difference(source_hashes, hashes))
+    networks = ", ".join(
+        difference(release.needed(stage.name, source_hashes), release.needed(stage.name, hashes))
+    )
     if networks:
         raise UserError(
             f"init_from {source}: trained on features of another {networks} than this run's data; "

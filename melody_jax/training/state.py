@@ -1,5 +1,6 @@
 """The state of training: parameters, optimiser state and the weight average."""
 
+from collections.abc import Hashable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -113,19 +114,22 @@ def make_optimizer(config: OptimizerConfig, steps: int, roles: Roles) -> optax.G
     def clipped(inner: optax.GradientTransformation) -> optax.GradientTransformation:
         return optax.chain(optax.clip_by_global_norm(config.clip_norm), inner)
 
-    split = optax.partition(
-        {
-            "model": clipped(muon() if config.muon else adamw(config.learning_rate, config.beta1)),
-            "discriminator": clipped(adamw(config.discriminator_learning_rate, config.discriminator_beta1)),
-            "tracked": optax.sgd(1.0),
-        },
-        partial(_groups, roles),
-    )
+    groups: dict[Hashable, optax.GradientTransformation] = {
+        "model": clipped(muon() if config.muon else adamw(config.learning_rate, config.beta1)),
+        "discriminator": clipped(adamw(config.discriminator_learning_rate, config.discriminator_beta1)),
+    }
+    if _has_tracked(roles):
+        groups["tracked"] = optax.sgd(1.0)
+    split = optax.partition(groups, partial(_groups, roles))
     return optax.chain(split, _scale_rates(config.rate_scales)) if config.rate_scales else split
 
 
+def _has_tracked(roles: Roles) -> bool:
+    return any(role.kind == "tracked" for role in jax.tree.leaves(roles))
+
+
 def _groups(roles: Roles, params: Params) -> Params:
-    """The group of the optimiser that each parameter belongs to."""
+    """The group of the optimiser that each parameter belongs to; one name for a network without moving averages."""
 
     def group(path: jax.tree_util.KeyPath, _: Any) -> str:
         names = path_names(path)
@@ -134,7 +138,9 @@ def _groups(roles: Roles, params: Params) -> Params:
             return "tracked"
         return "discriminator" if names[0] == "discriminator" else "model"
 
-    return jax.tree_util.tree_map_with_path(group, params)
+    labels = jax.tree_util.tree_map_with_path(group, params)
+    names = {name: set(jax.tree.leaves(part)) for name, part in labels.items()}
+    return {name: names[name].pop() if len(names[name]) == 1 else part for name, part in labels.items()}
 
 
 def trained(params: Params) -> Params:

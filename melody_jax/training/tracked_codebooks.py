@@ -17,8 +17,11 @@ from melody_jax.models import nearest_code
 from melody_jax.models.functional import Params
 from melody_jax.models.rvq import QuantiserConfig
 from melody_jax.roles import TRACKED, Roles
+from melody_jax.training.state import early_decay
 
-ROLES: Roles = {"counts": TRACKED, "sums": TRACKED}
+ROLES: Roles = {"counts": TRACKED, "sums": TRACKED, "age": TRACKED}
+RELEASED_AGE = 1e6
+"""Steps that the averages of a release count as."""
 
 
 class Quantised(NamedTuple):
@@ -37,9 +40,14 @@ class Quantised(NamedTuple):
 
 
 def init(config: QuantiserConfig, width: int) -> Params:
-    """Empty averages: {"counts" (V, C), "sums" (V, C, D)}. Every code moves to a residual in the first step."""
+    """Empty averages: {"counts" (V, C), "sums" (V, C, D), "age" (V,), steps}. In the first step the codes move to
+    residuals of the batch."""
     shape = (config.levels, config.codes)
-    return {"counts": jnp.zeros(shape), "sums": jnp.zeros((*shape, width))}
+    return {
+        "counts": jnp.zeros(shape),
+        "sums": jnp.zeros((*shape, width)),
+        "age": jnp.zeros(config.levels),
+    }
 
 
 def draw_levels(key: PRNGKeyArray, batch: int, levels: int, dropout: float) -> Int[Array, " B"]:
@@ -78,19 +86,22 @@ def follow(
     averages: Params,
     codebooks: Float[Array, "V C D"],
     quantised: Quantised,
-    decay: float | Float[Array, ""],
+    decay: float,
     dead_share: float,
     key: PRNGKeyArray,
 ) -> tuple[Float[Array, "V C D"], Params]:
     """The "gradients" of the codebooks and of their averages after a batch.
 
-    decay: of the moving averages, per step. dead_share: a code moves to a random residual of the batch when its average
-    count falls below this share of the mean count. Codebooks of a release, which has no averages, are kept.
+    decay: of the moving averages, per step; less while they are young (`early_decay`). dead_share: a code moves to a
+    random residual of the batch when its average count falls below this share of the mean count. Codebooks of a
+    release, which has no averages, are kept.
     """
 
     def level(
-        key: Array, counts: Array, sums: Array, book: Array, codes: Array, residuals: Array, used: Array
-    ) -> tuple[Array, Array]:
+        key: Array, averages: Params, book: Array, codes: Array, residuals: Array, used: Array
+    ) -> Params:
+        counts = averages["counts"]
+        sums = averages["sums"]
         rows = residuals.reshape(-1, residuals.shape[-1])
         weights = jnp.repeat(used, residuals.shape[1])
         member = jax.nn.one_hot(codes.reshape(-1), len(counts)) * weights[:, None]
@@ -98,25 +109,19 @@ def follow(
         is_released = (counts.sum() == 0) & jnp.any(book != 0)
         counts = jnp.where(is_released, mean, counts)
         sums = jnp.where(is_released, mean * book, sums)
-        counts = decay * counts + (1 - decay) * member.sum(0)
-        sums = decay * sums + (1 - decay) * (member.T @ rows)
+        age = jnp.where(is_released, RELEASED_AGE, averages["age"])
+        share = early_decay(decay, age)
+        counts = share * counts + (1 - share) * member.sum(0)
+        sums = share * sums + (1 - share) * (member.T @ rows)
         is_dead = counts < dead_share * mean
         moved = rows[jax.random.randint(key, counts.shape, 0, len(rows))]
         counts = jnp.where(is_dead, mean, counts)
-        return counts, jnp.where(is_dead[:, None], mean * moved, sums)
+        return {"counts": counts, "sums": jnp.where(is_dead[:, None], mean * moved, sums), "age": age + 1}
 
     keys = jax.random.split(key, len(codebooks))
-    counts, sums = jax.vmap(level)(
-        keys,
-        averages["counts"],
-        averages["sums"],
-        codebooks,
-        quantised.codes,
-        quantised.residuals,
-        quantised.is_used,
-    )
-    moved = codebooks - sums / jnp.maximum(counts, 1e-12)[..., None]
-    return moved, {"counts": averages["counts"] - counts, "sums": averages["sums"] - sums}
+    new = jax.vmap(level)(keys, averages, codebooks, quantised.codes, quantised.residuals, quantised.is_used)
+    moved = codebooks - new["sums"] / jnp.maximum(new["counts"], 1e-12)[..., None]
+    return moved, jax.tree.map(jnp.subtract, averages, new)
 
 
 def usage(codes: Int[Array, "B L V"], size: int) -> dict[str, Float[Array, ""]]:

@@ -58,6 +58,9 @@ class AcousticStage(Stage):
             raise UserError(f"part is {self.part!r}; it must be coarse or fine")
         if condition is None:
             raise UserError("the model has no condition; an acoustic model follows other tokens")
+        for name in ("coarse_levels", "frames_per_token"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name} is {getattr(self, name)}; it must be at least 1")
         if self.part == "coarse" and model.code_levels != self.coarse_levels:
             raise UserError(
                 f"model.code_levels is {model.code_levels} and coarse_levels {self.coarse_levels}; set them alike"
@@ -66,6 +69,17 @@ class AcousticStage(Stage):
             raise UserError(
                 f"the fine model follows {condition.levels} levels and {model.prefix_levels} prefix tokens; it must "
                 f"follow the {self.coarse_levels} coarse levels alone"
+            )
+        if self.part == "coarse" and condition.levels != 1:
+            raise UserError(
+                f"the coarse model follows {condition.levels} levels; semantic tokens have 1: set "
+                "model.condition.levels"
+            )
+        token = self.coarse_levels * self.frames_per_token
+        if self.part == "fine" and condition.length % token:
+            raise UserError(
+                f"model.condition.length is {condition.length}; it must be a multiple of the {token} coarse codes in "
+                "the time of a semantic token"
             )
 
     @property

@@ -42,7 +42,6 @@ from melody_jax.roles import Roles
 from melody_jax.training import tracked_codebooks
 from melody_jax.training.audio_losses import average, balanced, discriminator_loss, distance, log_mel, views
 from melody_jax.training.stage import Batch, Metrics, Stage
-from melody_jax.training.state import early_decay
 from melody_jax.training.tracked_codebooks import Quantised
 
 Spectra = dict[int, Float[Array, "B frames bins"]]
@@ -186,7 +185,7 @@ class VAEStage(Stage):
                 params["quantiser"],
                 params["model"]["codebooks"],
                 quantised,
-                early_decay(self.codebook_decay, step),
+                self.codebook_decay,
                 self.dead_share,
                 jax.random.fold_in(key, 2),
             )
