@@ -25,6 +25,8 @@ BLOCK = 1 << 20
 """Samples that `write` converts at once."""
 CANCELLED = 0.01
 """Share of the channels' mean energy below which their mean counts as cancelled."""
+LOUDEST_SAMPLE = 100.0
+"""Magnitude above which samples are no audio, but for instance integers in floats."""
 FORMATS = {".wav": "WAV", ".flac": "FLAC", ".ogg": "OGG", ".mp3": "MP3"}
 """Suffix of a file that is written -> soundfile format."""
 SUFFIXES = audio_decoding.SUFFIXES

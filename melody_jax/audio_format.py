@@ -53,6 +53,17 @@ class AudioFormat:
 DEFAULT_FORMAT = AudioFormat()
 
 
+def fits_flac(sample_rate: int) -> bool:
+    """Whether FLAC can state the rate: up to 65,535 Hz, or in tens of Hz (RFC 9639, frame headers)."""
+    return sample_rate < 1 << 16 or sample_rate % 10 == 0
+
+
+def check_fits_flac(sample_rate: int) -> None:
+    """Raises `UserError` for a rate that FLAC, and so a shard, cannot hold."""
+    if not fits_flac(sample_rate):
+        raise UserError(f"sample_rate is {sample_rate}; above 65535 FLAC holds multiples of 10 alone")
+
+
 def check_covers(place: object, stored: AudioFormat, needed: AudioFormat) -> None:
     """Raises `UserError` if audio stored in `place` has a lower rate or fewer channels than a network needs."""
     if stored.sample_rate < needed.sample_rate or stored.channels < needed.channels:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from melody_jax import audio
+from melody_jax import audio, load
 from melody_jax.errors import InputWarning, UserError
 from melody_jax.sampling import batch_job, manifest, plan, prompt_file
 from melody_jax.sampling.batch_job import BatchJobConfig, run_batch_job
@@ -290,6 +290,17 @@ def test_bad_lines_are_named_before_any_work(melody: Melody, tmp_path: Path, lin
     config = job(tmp_path, lines)
     with pytest.raises(UserError, match=named):
         run(melody, config)
+    assert not config.out.exists()
+
+
+def test_bad_sources_are_named_before_any_work(releases: Path, tmp_path: Path) -> None:
+    editor = load("tiny", folder=releases, networks=("mulan", "lm", "dpd", "vae", "tokenizer"))
+    soundfile.write(tmp_path / "loud.wav", np.full(48_000, 20_000.0), 24_000, "FLOAT")
+    config = job(tmp_path, [{"prompt": "a"}, {"prompt": "a", "source": "loud.wav"}])
+    with pytest.raises(
+        UserError, match=r"line 2: a source of .*loud\.wav, 48000 samples: samples of up to 20000"
+    ):
+        run(editor, config)
     assert not config.out.exists()
 
 

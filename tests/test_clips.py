@@ -29,6 +29,13 @@ def test_folder_with_prompts(tmp_path: Path) -> None:
     assert result.name == f"a@{result.sha256[:12]}"
 
 
+def test_integers_in_floats_are_refused(tmp_path: Path) -> None:
+    soundfile.write(tmp_path / "a.wav", np.full(24_000, 5_774.0), 24_000, "FLOAT")
+    (clip,) = open_set(tmp_path).clips
+    with pytest.raises(UserError, match=r"a\.wav: samples of up to 5774; floats must be in \[-1, 1\]"):
+        clip.read()
+
+
 @pytest.mark.parametrize(
     ("rate", "shape", "form"),
     [

@@ -99,6 +99,15 @@ def test_other_settings_are_refused(corpus):
         compose(corpus[0], "--split", "test")
 
 
+@pytest.mark.parametrize(
+    "command", [["compose"], ["compose", "--format", "flac"], ["prepare", "--source", "."]]
+)
+def test_rates_that_flac_cannot_hold_are_refused(tmp_path, command):
+    with pytest.raises(UserError, match="sample_rate is 65537; above 65535 FLAC holds multiples of 10 alone"):
+        cli.run([*command, "--out", str(tmp_path / "a"), "--sample-rate", "65537"])
+    assert not (tmp_path / "a").exists()
+
+
 def test_foreign_folders_are_refused(tmp_path):
     (tmp_path / "x.array_record").write_bytes(b"")
     with pytest.raises(UserError, match="choose an empty folder"):

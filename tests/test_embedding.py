@@ -59,6 +59,8 @@ def test_brought_embedding_has_a_format_and_is_hashed(tmp_path: Path) -> None:
         ("x = 1", "no function embedding"),
         ("def embedding(:", "line 1"),
         ("def embedding(): return 1", "has no name"),
+        (BROUGHT.replace("8000", "None"), "sample_rate is None; it must be an int from 1000 to 192000"),
+        (BROUGHT.replace("8000", "10**9"), "sample_rate is 1000000000"),
         (BROUGHT.replace("    def __call__", "    channels = 3\n\n    def __call__"), "channels is 3"),
         (BROUGHT.replace("axis=1)\n\n", "axis=0)[0]\n\n"), "returned embeddings of shape"),
     ],

@@ -145,7 +145,15 @@ def test_distances_depend_on_the_number_of_clips() -> None:
         ({"clips": "nowhere"}, "no such folder"),
         ({"clips": "there", "reference": "statistics.npz"}, "cannot be read|No such file"),
         ({"clips": "there", "embedding": "other"}, "no released model"),
-        ({"seconds": 1.0}, "at least 2"),
+        ({"seconds": 1.0}, "seconds is 1.0; it must be from 2 to 3600"),
+        ({"seconds": float("nan")}, "seconds is nan; it must be from 2 to 3600"),
+        ({"seconds": float("inf")}, "seconds is inf"),
+        ({"listen": -1}, "listen is -1; it must be at least 0"),
+        ({"processes": 0}, "processes is 0; it must be at least 1"),
+        (
+            {"clips": "there", "out": "there/report"},
+            "--out there/report lies in --clips there, where its players",
+        ),
         ({"process": 2, "processes": 2}, "0 to 1"),
     ],
 )
@@ -157,3 +165,17 @@ def test_bad_input_is_refused(
     with pytest.raises(UserError, match=message):
         evaluate(config(tmp_path, releases, **changes))
     assert not (tmp_path / "out" / "evaluation.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("mean", "covariance", "message"),
+    [
+        ([np.nan, 0], np.eye(2), "not finite"),
+        ([0, 0], -np.eye(2), "negative eigenvalues"),
+        ([0, 0], np.eye(3), r"\(E,\) and \(E, E\)"),
+    ],
+)
+def test_what_is_no_covariance_is_refused(tmp_path: Path, mean: Any, covariance: Any, message: str) -> None:
+    np.savez(tmp_path / "a.npz", mu=mean, sigma=covariance)
+    with pytest.raises(UserError, match=message):
+        metrics.read_moments(tmp_path / "a.npz")

@@ -132,6 +132,10 @@ def test_a_release_is_loaded_and_checked(tmp_path: Path) -> None:
         release.save_network(folder, name, params, config, {})
     clip = musiclm.load("some", folder=tmp_path).generate("piano", seconds=0.2)[0]
     assert clip.shape == (4_800,)
+    with pytest.raises(
+        UserError, match=r"some has no dpd but the networks of musiclm; load it with --system"
+    ):
+        load("some", folder=tmp_path)
     (folder / "fine.json").unlink()
     with pytest.raises(
         UserError, match=r"some has no fine, and musiclm needs .* train it as docs/systems.md says"

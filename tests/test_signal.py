@@ -52,6 +52,8 @@ def test_the_stereo_image() -> None:
     assert image(0 * left) == pytest.approx([0, 0, 100, -3.01], abs=0.01)
     assert image(0.5 * left)[2] == pytest.approx(6.02, abs=0.01)
     assert all(np.isnan(signal_metrics(Sound(left))[name]) for name in STEREO)
+    silence = signal_metrics(Sound(np.zeros((96_000, 2), np.float32), form))
+    assert all(np.isnan(silence[name]) for name in STEREO)
     both = signal_metrics(Sound(np.stack([left, left], axis=1), form))["loudness_lufs"]
     alone = signal_metrics(Sound(left, AudioFormat(sample_rate=48_000)))["loudness_lufs"]
     assert both - alone == pytest.approx(3.01, abs=0.01)

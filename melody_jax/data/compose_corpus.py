@@ -20,7 +20,13 @@ import numpy as np
 from tqdm import tqdm
 
 from melody_jax import __version__, audio, composer, files, folders, loudness
-from melody_jax.audio_format import HIGHEST_COMPOSED_RATE, LOWEST_RATE, SAMPLE_RATE, AudioFormat
+from melody_jax.audio_format import (
+    HIGHEST_COMPOSED_RATE,
+    LOWEST_RATE,
+    SAMPLE_RATE,
+    AudioFormat,
+    check_fits_flac,
+)
 from melody_jax.composer import captions, compose, render, soundfont
 from melody_jax.composer.piece import Piece
 from melody_jax.composer.splits import SPLITS, split_index
@@ -71,6 +77,8 @@ class ComposeConfig:
         split_index(self.split)
         if self.format not in FORMATS:
             raise UserError(f"format is {self.format!r}; it must be one of {', '.join(FORMATS)}")
+        if self.format != "wav":
+            check_fits_flac(self.sample_rate)
         if not 0 <= self.seed < MAX_SEED:
             raise UserError(f"seed is {self.seed}; it must be from 0 to {MAX_SEED - 1}")
         if not 1 <= self.seconds <= 600:

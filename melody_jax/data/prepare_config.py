@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from melody_jax.audio_format import HIGHEST_RATE, LOWEST_RATE, SAMPLE_RATE, AudioFormat
+from melody_jax.audio_format import HIGHEST_RATE, LOWEST_RATE, SAMPLE_RATE, AudioFormat, check_fits_flac
 from melody_jax.errors import UserError
 from melody_jax.options import check_fields, option
 
@@ -44,6 +44,7 @@ class PieceConfig:
 
     def __post_init__(self) -> None:
         check_fields(self)
+        check_fits_flac(self.sample_rate)
         for name in ("piece_seconds", "min_seconds", "duplicate_share", "fingerprint_seconds"):
             if not getattr(self, name) > 0:
                 raise UserError(f"--{name} is {getattr(self, name)}; it must be above 0")

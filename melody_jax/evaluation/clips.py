@@ -14,6 +14,8 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+import numpy as np
+
 from melody_jax import audio, files, folders
 from melody_jax.audio_format import HIGHEST_RATE, LOWEST_RATE, SAMPLE_RATE, AudioFormat
 from melody_jax.data import records
@@ -143,6 +145,9 @@ def pieces(clip: Clip, seconds: float) -> Iterator[tuple[float, Sound]]:
 def _read(path: Path) -> Sound:
     """The sound of a file in its own format, or in 24 kHz if its rate is far from those of music."""
     samples, stored = audio.read_as_stored(path)
+    peak = np.abs(samples).max(initial=0)
+    if peak > audio.LOUDEST_SAMPLE:
+        raise UserError(f"{path}: samples of up to {peak:g}; floats must be in [-1, 1]")
     if LOWEST_RATE <= stored.sample_rate <= HIGHEST_RATE:
         return Sound(samples, stored)
     usual = AudioFormat(channels=stored.channels)

@@ -29,7 +29,7 @@ CHUNK = 64
 """Clips per file."""
 BATCH = 8
 """Pieces of equal length that are embedded together."""
-VERSION = 5
+VERSION = 6
 """Version of the columns; rows of another version are measured again."""
 REJECTS = "rejects"
 """Column with JSON: index of a clip that cannot be measured -> why."""

@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from melody_jax.audio_format import CHANNELS, DEFAULT_FORMAT, AudioFormat
+from melody_jax.audio_format import CHANNELS, DEFAULT_FORMAT, HIGHEST_RATE, AudioFormat
 from melody_jax.errors import UserError
 from melody_jax.files import file_hash
 from melody_jax.models import mulan
@@ -103,10 +103,13 @@ class _UserEmbedding:
                 f"{file}: the object that embedding() returns has no {missing[0] if missing else '__call__'}"
             )
         channels = getattr(inner, "channels", 1)
-        if channels not in CHANNELS:
+        rate = inner.sample_rate
+        if type(rate) is not int or not 1_000 <= rate <= HIGHEST_RATE:
+            raise UserError(f"{file}: sample_rate is {rate!r}; it must be an int from 1000 to {HIGHEST_RATE}")
+        if type(channels) is not int or channels not in CHANNELS:
             raise UserError(f"{file}: channels is {channels!r}; it must be 1 or 2")
         self.file = file
-        self.audio_format = AudioFormat(sample_rate=inner.sample_rate, channels=channels)
+        self.audio_format = AudioFormat(sample_rate=rate, channels=channels)
         self._inner = inner
         digest = hashlib.sha256("".join(file_hash(path) for path in (file, *inner.files)).encode())
         self.sha256 = digest.hexdigest()

@@ -71,8 +71,12 @@ class EvaluateConfig:
     """Number of processes that share the work."""
 
     def __post_init__(self) -> None:
-        if self.seconds < 2:
-            raise UserError(f"seconds is {self.seconds}; it must be at least 2")
+        if not 2 <= self.seconds <= LONGEST_PIECE:
+            raise UserError(f"seconds is {self.seconds}; it must be from 2 to {LONGEST_PIECE}")
+        if self.listen < 0:
+            raise UserError(f"listen is {self.listen}; it must be at least 0")
+        if self.processes < 1:
+            raise UserError(f"processes is {self.processes}; it must be at least 1")
         if self.seed < 0:
             raise UserError(f"seed is {self.seed}; it must be at least 0")
         if self.draws < 20:
@@ -87,6 +91,8 @@ PLACES = (
     "folder", "out", "cache", "process", "processes", "clips", "reference", "training", "judges", "prompts",
 )  # fmt: skip
 """Fields with folders of this machine; the result names sets by their hashes instead."""
+LONGEST_PIECE = 3600
+"""Seconds of the longest pieces."""
 WITH_FEATURES = ("clips", "judges")
 """Sets that the judges see."""
 
@@ -100,6 +106,13 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any] | None:
     """
     if not config.clips and not (config.model and config.prompts):
         raise UserError("--clips is empty; give a folder, or --model and --prompts to make the clips from")
+    for name in ("clips", "reference", "training"):
+        place = getattr(config, name)
+        if place and Path(config.out).resolve().is_relative_to(Path(place).resolve()):
+            raise UserError(
+                f"--out {config.out} lies in --{name} {place}, where its players would count as clips; choose another "
+                "folder"
+            )
     for folder in (config.out, config.cache):
         files.check_folder(folder)
     enable_compile_cache()

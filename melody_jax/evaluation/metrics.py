@@ -38,6 +38,11 @@ def read_moments(file: Path) -> Moments:
             f'{file}: "mu" has shape {moments.mean.shape} and "sigma" {moments.covariance.shape}; '
             "it must be (E,) and (E, E)"
         )
+    if not (np.isfinite(moments.mean).all() and np.isfinite(moments.covariance).all()):
+        raise UserError(f'{file}: "mu" or "sigma" is not finite')
+    eigenvalues = np.linalg.eigvalsh(moments.covariance)
+    if eigenvalues.min(initial=0) < -1e-3 * eigenvalues.max(initial=0):
+        raise UserError(f'{file}: "sigma" has negative eigenvalues and is no covariance')
     return moments
 
 

@@ -13,6 +13,7 @@ from urllib.parse import quote
 import numpy as np
 
 from melody_jax import audio, files
+from melody_jax.audio_format import fits_flac
 from melody_jax.evaluation.clips import ClipSet
 from melody_jax.evaluation.reconstruction import log_mel
 from melody_jax.evaluation.sound import Sound
@@ -26,6 +27,8 @@ h2 { font-size: 1em; margin: 0; word-break: break-all; } p { margin: .3em 0; }
 table { border-collapse: collapse; font-size: .85em; } td { padding: 0 1em 0 0; }
 pre { font-size: .85em; overflow: auto; }
 """
+SILENT = np.log(0.1)
+"""Log-mel level below which a spectrogram's loudest point stays dark, about 20 dB above the floor of silence."""
 
 
 def write(out: Path, result: dict[str, Any], clips: ClipSet, chosen: list[int], seconds: float) -> None:
@@ -41,9 +44,11 @@ def write(out: Path, result: dict[str, Any], clips: ClipSet, chosen: list[int], 
         piece = result["pieces"][number]
         clip = by_name[piece["clip"]]
         sound = clip.read().part(piece["start"], seconds)
-        audio.write(folder / f"{number:06d}.flac", sound.samples, sound.audio_format.sample_rate)
+        rate = sound.audio_format.sample_rate
+        player = f"{number:06d}{'.flac' if fits_flac(rate) else '.wav'}"
+        audio.write(folder / player, sound.samples, rate)
         write_bytes(folder / f"{number:06d}.png", spectrogram(sound))
-        sections.append(_section(f"pieces/{number:06d}", piece, clip.prompt))
+        sections.append(_section(f"pieces/{number:06d}.png", f"pieces/{player}", piece, clip.prompt))
     title = html.escape(f"Evaluation of {clips.name}")
     text = f"""<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8"><title>{title}</title><style>{STYLE}</style></head><body>
@@ -54,15 +59,14 @@ def write(out: Path, result: dict[str, Any], clips: ClipSet, chosen: list[int], 
     write_bytes(out / "index.html", text.encode())
 
 
-def _section(path: str, piece: dict[str, Any], prompt: str) -> str:
+def _section(picture: str, player: str, piece: dict[str, Any], prompt: str) -> str:
     cells = "".join(
         f"<tr><td>{html.escape(name)}</td><td>{value:.4g}</td></tr>"
         for name, value in piece.items()
         if name not in ("clip", "start") and value is not None
     )
-    source = quote(path)
-    return f"""<section><div><img src="{source}.png" alt="spectrogram">
-<audio controls preload="none" src="{source}.flac"></audio></div>
+    return f"""<section><div><img src="{quote(picture)}" alt="spectrogram">
+<audio controls preload="none" src="{quote(player)}"></audio></div>
 <div><h2>{html.escape(piece["clip"])}, from {piece["start"]:g} s</h2><p>{html.escape(prompt)}</p>
 <table>{cells}</table></div></section>
 """
@@ -78,8 +82,7 @@ def spectrogram(sound: Sound) -> bytes:
     rate = sound.audio_format.sample_rate
     channels = np.asarray(sound.samples, np.float32).reshape(len(sound.samples), -1).T
     levels = np.concatenate([one.T[::-1] for one in log_mel(channels, sample_rate=rate)])
+    top = max(levels.max(), SILENT)
     buffer = io.BytesIO()
-    matplotlib.image.imsave(
-        buffer, levels, vmin=levels.max() - np.log(1e4), vmax=levels.max(), cmap="magma", format="png"
-    )
+    matplotlib.image.imsave(buffer, levels, vmin=top - np.log(1e4), vmax=top, cmap="magma", format="png")
     return buffer.getvalue()

@@ -19,7 +19,11 @@ def stereo_metrics(samples: np.ndarray, sample_rate: int) -> dict[str, float]:
     balance_db  level of left minus that of right, dB, within +-100
     mono_loss   loudness of the clip in mono (the mean in both channels) minus its own, LU: 0 for equal channels,
                 -3 for channels that have nothing in common
+
+    All are nan for digital silence, which has no image.
     """
+    if not samples.any():
+        return dict.fromkeys(("width_db", "correlation", "balance_db", "mono_loss"), np.nan)
     left, right = samples.astype(np.float64).T
     powers = np.mean(left**2), np.mean(right**2)
     product = np.sqrt(powers[0] * powers[1])

@@ -23,6 +23,7 @@ from melody_jax.config_json import difference
 from melody_jax.errors import InputWarning, UserError
 from melody_jax.sampling import plan
 from melody_jax.sampling.cascade import Melody
+from melody_jax.sampling.edit import read_sources
 from melody_jax.sampling.manifest import ClipManifest, open_manifest
 from melody_jax.sampling.prompt_file import PromptLine, raise_line_errors
 from melody_jax.sharding import make_mesh
@@ -113,7 +114,10 @@ def _check_lines(melody: Melody, config: BatchJobConfig, lines: list[PromptLine]
     for line in lines:
         request = line.request
         try:
-            plan.sampler_config(request, melody.configs)
+            lengths = {
+                owner: len(samples) for owner, samples in read_sources([request], melody.configs).items()
+            }
+            melody.plan([request], lengths)
             for _, prompt in request.scenes:
                 encoder.check(prompt)
             if request.negative_prompt:

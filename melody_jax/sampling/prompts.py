@@ -32,8 +32,6 @@ from melody_jax.sampling.settings import shorten
 
 SHOWN_WORDS = 8
 """Unknown words that a warning lists."""
-LOUDEST_SAMPLE = 100.0
-"""Magnitude above which samples are no audio, but for instance integers in floats."""
 
 
 @partial(jax.jit, static_argnames="config")
@@ -265,14 +263,14 @@ def read_audio(sound: Any, role: str, wanted: AudioFormat) -> Float32[np.ndarray
         raise UserError(f"{role} of {wave.dtype}; samples must be floats in [-1, 1]")
     channels = "mono" if wanted.channels == 1 else "(T,) or (T, 2)"
     fits = wave.ndim == 1 or wave.shape[1:] == (wanted.channels,) != (1,)
+    label = f"shape {wave.shape}" if is_array(sound) else f"{sound}, {len(wave)} samples"
     if not fits or not np.isfinite(wave).all() or len(wave) < rate:
-        label = f"shape {wave.shape}" if is_array(sound) else f"{sound}, {len(wave)} samples"
         raise UserError(
             f"{role} of {label}; it must be {channels}, finite and at least a second at {rate / 1000:g} kHz"
         )
     peak = float(np.abs(wave).max())
-    if peak > LOUDEST_SAMPLE:
-        raise UserError(f"{role} with samples of up to {peak:.3g}; they must be floats in [-1, 1]")
+    if peak > audio.LOUDEST_SAMPLE:
+        raise UserError(f"{role} of {label}: samples of up to {peak:g}; they must be floats in [-1, 1]")
     wave = wave.astype(np.float32)
     return wave if wave.ndim == 2 or wanted.channels == 1 else np.repeat(wave[:, None], 2, axis=1)
 

@@ -25,4 +25,10 @@ def load(
     """
     if system not in SYSTEMS:
         raise UserError(f"system {system!r}; it must be one of {', '.join(SYSTEMS)}")
+    from melody_jax import release  # imports JAX, which `melody sample --help` does not need
+
+    path = (release.WEIGHTS if folder is None else Path(folder)) / name
+    has = {network for network in ("coarse", "dpd") if (path / f"{network}.json").is_file()}
+    if system == "melody" and has == {"coarse"} and "networks" not in options:
+        raise UserError(f"{path} has no dpd but the networks of musiclm; load it with --system musiclm")
     return importlib.import_module(SYSTEMS[system]).load(name, folder=folder, **options)
