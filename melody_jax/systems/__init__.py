@@ -8,6 +8,7 @@ import importlib
 from pathlib import Path
 from typing import Any
 
+from melody_jax import release
 from melody_jax.errors import UserError
 
 SYSTEMS = {"melody": "melody_jax.sampling.cascade", "musiclm": "melody_jax.systems.musiclm"}
@@ -25,8 +26,6 @@ def load(
     """
     if system not in SYSTEMS:
         raise UserError(f"system {system!r}; it must be one of {', '.join(SYSTEMS)}")
-    from melody_jax import release  # imports JAX, which `melody sample --help` does not need
-
     path = (release.WEIGHTS if folder is None else Path(folder)) / name
     has = {network for network in ("coarse", "dpd") if (path / f"{network}.json").is_file()}
     if system == "melody" and has == {"coarse"} and "networks" not in options:
