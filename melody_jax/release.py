@@ -128,6 +128,11 @@ def load_network(path: str | os.PathLike, name: str) -> tuple[Params, Any, dict[
     return jax.tree.map(jnp.asarray, params), config, hashes
 
 
+def root(folder: str | os.PathLike | None) -> Path:
+    """The folder that holds releases: `folder`, or for None that of the packaged ones."""
+    return WEIGHTS if folder is None else Path(folder)
+
+
 def locate(path: str | os.PathLike) -> Path:
     """A folder of released networks: the one at `path`, or the packaged release of this name ("mini")."""
     packaged = WEIGHTS / Path(path).name

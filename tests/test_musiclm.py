@@ -16,7 +16,7 @@ from melody_jax.config import load_config
 from melody_jax.errors import UserError
 from melody_jax.models import lm, vae
 from melody_jax.release import load_tokenizer
-from melody_jax.sampling.request import Scene
+from melody_jax.sampling.request import Scene, make_requests
 from melody_jax.systems import musiclm
 from melody_jax.systems.musiclm import MusicLM
 
@@ -66,7 +66,7 @@ def test_a_scene_begins_with_the_window_after_it(system: MusicLM) -> None:
     encoder = system.prompt_encoder
 
     def codes(*scenes: Scene) -> np.ndarray:
-        (request,) = musiclm.make_requests("piano", {"seconds": 0.9, "story": scenes, **SETTINGS})
+        (request,) = make_requests("piano", {"seconds": 0.9, "story": scenes, **SETTINGS})
         encoded = encoder.encode_requests([request])
         return np.asarray(system.codes([(request, 0)], encoded, 2, guided=False))[0, :, :2]
 
@@ -102,7 +102,7 @@ def test_lengths_guidance_and_candidates(system: MusicLM) -> None:
 
 def test_codes_are_written_level_by_level(system: MusicLM) -> None:
     encoder = system.prompt_encoder
-    (request,) = musiclm.make_requests("piano", {"seconds": 1.0, **SETTINGS})
+    (request,) = make_requests("piano", {"seconds": 1.0, **SETTINGS})
     encoded = encoder.encode_requests([request])
     codes = np.asarray(system.codes([(request, 0)], encoded, 2, guided=False))
     assert codes.shape == (1, 24, 3)

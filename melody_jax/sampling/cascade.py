@@ -13,14 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from tokenizers import Tokenizer
 from tqdm import tqdm
 
 from melody_jax import release
-from melody_jax.audio_format import AudioFormat
 from melody_jax.errors import UserError
 from melody_jax.models.functional import Params
 from melody_jax.sampling import edges, edit, plan, windows
@@ -28,15 +26,13 @@ from melody_jax.sampling.decode import context, decode
 from melody_jax.sampling.edit import EditedClip
 from melody_jax.sampling.plan import NETWORKS, ProgramBatch
 from melody_jax.sampling.precision import each_in_32_bits, in_32_bits
-from melody_jax.sampling.prompts import EncodedRequest, PromptEncoder
+from melody_jax.sampling.prompts import PromptEncoder
 from melody_jax.sampling.request import PromptLike, Request, make_requests
+from melody_jax.sampling.system import Encoded, System, controls_at
 from melody_jax.sampling.windows import Controls
 
-Encoded = Mapping[Request, EncodedRequest]
-"""The encoded prompts of requests."""
 
-
-class Melody:
+class Melody(System):
     """A loaded cascade: `sample_rate` in Hz, `channels`, `window_seconds`, `params`, `configs`, `tokenizer`."""
 
     def __init__(
@@ -66,21 +62,6 @@ class Melody:
         return Melody(self.params | placed, self.configs, self.tokenizer, self.hashes, mesh)
 
     @property
-    def audio_format(self) -> AudioFormat:
-        """Sample rate and channels of the clips: those of the autoencoder."""
-        return plan.audio_format(self.configs)
-
-    @property
-    def sample_rate(self) -> int:
-        """Samples per second of the clips."""
-        return self.audio_format.sample_rate
-
-    @property
-    def channels(self) -> int:
-        """Channels of the clips: (samples,) if there is one, otherwise (samples, channels)."""
-        return self.audio_format.channels
-
-    @property
     def window_samples(self) -> int:
         """Samples of one window, the longest stretch that the networks process at a time."""
         return plan.window_samples(self.configs)
@@ -108,24 +89,6 @@ class Melody:
             plan.control_vocabulary(self.configs),
             self.audio_format,
         )
-
-    def generate(
-        self, prompts: PromptLike | Sequence[PromptLike], *, progress: bool = False, **settings: Any
-    ) -> list[np.ndarray]:
-        """Generates music for each prompt: float32 (samples,), or (samples, channels), in [-1, 1] at `sample_rate`.
-
-        prompts: one text, or a list. In a list, several `Part`s (texts and sounds with weights) make one
-        prompt.
-        settings: any field of `Request` by name, such as seconds=30 or guidance_scale=[1.5, 2.5]: one value
-        for all prompts, or a list with one value per prompt. A single seed gives item i the seed + i. An item's
-        clip depends on its own settings only.
-        progress: whether to show a progress bar of the windows on a terminal.
-        Raises `UserError`, one line, for a value out of its range. Warns (`InputWarning`) of a prompt with words that
-        the model does not know.
-        """
-        requests = make_requests(prompts, settings)
-        self.prompt_encoder.warn_of_unknown_words(requests)
-        return self.run(requests, progress=progress)
 
     @in_32_bits
     def run(self, requests: Sequence[Request], *, progress: bool = False) -> list[np.ndarray]:
@@ -195,30 +158,17 @@ class Melody:
         params = {name: self.params[name] for name in ("lm", "dpd")}
         if self.mesh is not None and len(batch.rows) % self.mesh.size:
             raise UserError(f"{len(batch.rows)} clips do not divide over {self.mesh.size} devices")
-        controls_at = self.controls_at(batch, encoded)
+        controls = self.controls_at(batch, encoded)
 
         def chunk_controls(number: int) -> Controls:
             start = self.window_seconds + (number - 1) * self.chunk_seconds if number else 0.0
-            return controls_at([start] * len(batch.rows))
+            return controls([start] * len(batch.rows))
 
         return windows.stream_latents(params, batch.config, chunk_controls, self.mesh)
 
     def controls_at(self, batch: ProgramBatch, encoded: Encoded) -> Callable[[Sequence[float]], Controls]:
         """A function of seconds from the beginning, one number per row, to the controls at that time."""
-        requests = [request for request, _ in batch.rows]
-        prompts = [encoded[request] for request in requests]
-
-        def prefixes(seconds: Sequence[float]) -> np.ndarray:
-            return np.stack([prompt.prefix_at(time) for prompt, time in zip(prompts, seconds, strict=True)])
-
-        controls = windows.make_controls(
-            prefixes([0.0] * len(requests)),
-            requests,
-            np.stack([prompt.negative_prefix_tokens for prompt in prompts]),
-            [candidate for _, candidate in batch.rows],
-            batch.config.candidates,
-        )
-        return lambda seconds: controls._replace(prefix_tokens=jnp.asarray(prefixes(seconds)))
+        return controls_at(batch.rows, encoded, batch.config.candidates)
 
     def analyse(self, batch: ProgramBatch, source_audio: Mapping[Request, np.ndarray]) -> list[EditedClip]:
         """The source of each row of the batch in tokens and latents, before its first window is filled."""
@@ -257,8 +207,7 @@ class Melody:
             written += part.shape[1]
         clips = [wave[:length] for wave, length in zip(waves, lengths, strict=True)]
         for clip in clips:
-            edges.fade_in(clip, self.sample_rate)
-            edges.fade_out(clip, self.sample_rate)
+            edges.fade_ends(clip, self.sample_rate)
         return clips
 
     def _decode_stream(self, latents: Iterable[jax.Array], window: int) -> Iterator[np.ndarray]:
@@ -288,12 +237,7 @@ class Melody:
         """(request, clip) from the waveforms of all rows: the candidate closest to the prompt."""
         rows = iter(waves)
         for request in batch.requests:
-            candidates = list(islice(rows, request.best_of))
-            best = 0
-            if request.best_of > 1:
-                encoder = self.prompt_encoder
-                best = int(np.argmax([encoder.similarity(encoded[request], wave) for wave in candidates]))
-            yield request, candidates[best]
+            yield request, self.best_candidate(encoded[request], list(islice(rows, request.best_of)))
 
 
 @in_32_bits
@@ -325,7 +269,7 @@ def load_networks(
 
     Raises `UserError` as `load` does.
     """
-    root = Path(folder) if folder is not None else release.WEIGHTS
+    root = release.root(folder)
     path = root / name
     if not os.path.isdir(path):
         raise UserError(f"no released model {name!r} in {root}; available: {_releases(root)}")

@@ -31,6 +31,12 @@ def fade_out(wave: Float32[np.ndarray, " T *C"], sample_rate: int, remaining: in
         wave[first:last] *= per_sample(fall[len(fall) - end + first :][: last - first], wave)
 
 
+def fade_ends(wave: Float32[np.ndarray, " T *C"], sample_rate: int) -> None:
+    """Fades in and out a whole clip, in place."""
+    fade_in(wave, sample_rate)
+    fade_out(wave, sample_rate)
+
+
 def _rise(sample_rate: int) -> np.ndarray:
     """The gain of a fade's samples, from 0 towards 1."""
     count = round(FADE * sample_rate)

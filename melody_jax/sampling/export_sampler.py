@@ -194,8 +194,7 @@ def _decoder(melody: Melody) -> Callable[[Tensors, jax.Array], jax.Array]:
     """A function of weights and latents to the waveform, its peaks limited and its ends faded."""
     config = melody.configs["vae"]
     gain = np.ones(melody.window_samples, np.float32)
-    edges.fade_in(gain, melody.sample_rate)
-    edges.fade_out(gain, melody.sample_rate)
+    edges.fade_ends(gain, melody.sample_rate)
     gain = gain.reshape(-1, *[1] * (melody.channels > 1))
 
     def decode(weights: Tensors, latents: jax.Array) -> jax.Array:

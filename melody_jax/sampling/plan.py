@@ -4,7 +4,6 @@ A plan is immutable and holds no arrays. It follows from the requests, the netwo
 of the sources. Requests that share a program form one batch. `cascade.py` runs the plan.
 """
 
-import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from melody_jax import diffusion
 from melody_jax.audio_format import DEFAULT_FORMAT, AudioFormat
 from melody_jax.control_tokens import ControlVocabulary
 from melody_jax.errors import UserError
+from melody_jax.models.decoding import CANDIDATES
 from melody_jax.runtime import available_memory
 from melody_jax.sampling.request import Request
 from melody_jax.sampling.settings import MAX_SECONDS
@@ -143,7 +143,7 @@ def sampler_config(request: Request, configs: Configs) -> SamplerConfig:
     if distilled_range and not distilled_range[0] <= scale <= distilled_range[1]:
         low, high = distilled_range
         raise UserError(f"guidance_scale is {scale}; the distilled diffusion supports {low:g} to {high:g}")
-    config = SamplerConfig(
+    return SamplerConfig(
         lm=configs["lm"],
         dpd=configs["dpd"],
         steps=int(request.steps),
@@ -152,10 +152,13 @@ def sampler_config(request: Request, configs: Configs) -> SamplerConfig:
         start=float(request.strength * diffusion.HALF_PI),
         guided=scale != 1 and not distilled_range,
         lm_guided=request.lm_guidance_scale != 1,
+        candidates=candidates_for(request.top_k, configs["lm"].semantic_vocab),
     )
-    if request.top_k > config.candidates:
-        config = dataclasses.replace(config, candidates=config.lm.semantic_vocab)
-    return config
+
+
+def candidates_for(top_k: int, ids: int) -> int:
+    """Best ids that sampling looks at: `CANDIDATES`, or for a larger `top_k` all of them."""
+    return CANDIDATES if top_k <= CANDIDATES else ids
 
 
 def control_vocabulary(configs: Configs) -> ControlVocabulary | None:

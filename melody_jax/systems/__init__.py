@@ -1,7 +1,6 @@
 """Systems that make music from prompts: MeLoDy (`sampling/cascade.py`), and others on what it shares with them.
 
-A system is a module with `load(name, folder=...)`, which returns an object with `sample_rate`, `channels`,
-`prompt_encoder`, `generate(prompts, **settings)` and `run(requests)`; `SYSTEMS` names it.
+A system is a module with `load(name, folder=...)`, which returns a `System` (`sampling/system.py`); `SYSTEMS` names it.
 """
 
 import importlib
@@ -26,7 +25,7 @@ def load(
     """
     if system not in SYSTEMS:
         raise UserError(f"system {system!r}; it must be one of {', '.join(SYSTEMS)}")
-    path = (release.WEIGHTS if folder is None else Path(folder)) / name
+    path = release.root(folder) / name
     has = {network for network in ("coarse", "dpd") if (path / f"{network}.json").is_file()}
     if system == "melody" and has == {"coarse"} and "networks" not in options:
         raise UserError(f"{path} has no dpd but the networks of musiclm; load it with --system musiclm")

@@ -16,6 +16,7 @@ import dataclasses
 import math
 from collections.abc import Sequence
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -26,19 +27,20 @@ from tokenizers import Tokenizer
 from tqdm import tqdm
 
 from melody_jax import release
-from melody_jax.audio_format import TOKEN_RATE, AudioFormat
+from melody_jax.audio_format import TOKEN_RATE
 from melody_jax.errors import UserError
 from melody_jax.models import decoding, vae
 from melody_jax.models.decoding import CANDIDATES
 from melody_jax.models.functional import Params
 from melody_jax.models.lm_config import LMConfig
-from melody_jax.sampling import edges, windows
+from melody_jax.sampling import edges, plan, windows
 from melody_jax.sampling.cascade import load_networks
 from melody_jax.sampling.decode import context, decode
 from melody_jax.sampling.precision import in_32_bits
-from melody_jax.sampling.prompts import EncodedRequest, PromptEncoder
-from melody_jax.sampling.request import PromptLike, Request, is_array, make_requests
+from melody_jax.sampling.prompts import PromptEncoder
+from melody_jax.sampling.request import Request, is_array
 from melody_jax.sampling.settings import shorten
+from melody_jax.sampling.system import Encoded, Rows, System, controls_at
 from melody_jax.sampling.windows import Controls
 
 NETWORKS = ("mulan", "lm", "coarse", "fine", "vae")
@@ -60,7 +62,7 @@ SEMANTIC, COARSE, FINE = range(3)
 """Uses of randomness."""
 
 
-class MusicLM:
+class MusicLM(System):
     """A loaded MusicLM: `sample_rate` in Hz, `channels`, `window_seconds`, `params`, `configs`.
 
     Raises `UserError` if the networks do not belong together.
@@ -73,24 +75,14 @@ class MusicLM:
         _check(configs)
 
     @property
-    def audio_format(self) -> AudioFormat:
-        """Sample rate and channels of the clips: those of the codec."""
-        return self.configs["vae"].audio_format
-
-    @property
-    def sample_rate(self) -> int:
-        """Samples per second of the clips."""
-        return self.audio_format.sample_rate
-
-    @property
-    def channels(self) -> int:
-        """Channels of the clips: (samples,) if there is one, otherwise (samples, channels)."""
-        return self.audio_format.channels
-
-    @property
     def window_tokens(self) -> int:
         """Semantic tokens of a window, U."""
         return self.configs["coarse"].condition.length
+
+    @property
+    def hop_tokens(self) -> int:
+        """Semantic tokens that each window after the first adds."""
+        return self.window_tokens - self.window_tokens // 2
 
     @property
     def window_seconds(self) -> float:
@@ -106,99 +98,75 @@ class MusicLM:
             self.params["mulan"], config, self.tokenizer, samples, audio_format=self.audio_format
         )
 
-    def generate(
-        self, prompts: PromptLike | Sequence[PromptLike], *, progress: bool = False, **settings: Any
-    ) -> list[np.ndarray]:
-        """Generates music for each prompt, as `sampling.cascade.Melody.generate` does.
-
-        Raises `UserError`, one line, for a value out of its range and for a setting that MusicLM does not have.
-        """
-        requests = make_requests(prompts, settings)
-        self.prompt_encoder.warn_of_unknown_words(requests)
-        return self.run(requests, progress=progress)
-
     @in_32_bits
     def run(self, requests: Sequence[Request], *, progress: bool = False) -> list[np.ndarray]:
-        """The clips (samples,) of the requests, in order; those of one length and guidance are one batch.
+        """The clips (samples,) of the requests, in order; those that share a program are one batch.
 
         Raises `UserError` for a setting that MusicLM does not have.
         """
         for request in requests:
             _check_request(request)
         encoded = self.prompt_encoder.encode_requests(requests)
-        groups: dict[tuple[int, bool], list[int]] = {}
+        groups: dict[tuple[int, bool, int], list[int]] = {}
         for i, request in enumerate(requests):
-            groups.setdefault((self._windows(request.seconds), request.lm_guidance_scale != 1), []).append(i)
+            candidates = plan.candidates_for(request.top_k, self.configs["lm"].semantic_vocab)
+            program = (self._windows(request.seconds), request.lm_guidance_scale != 1, candidates)
+            groups.setdefault(program, []).append(i)
         clips: list[np.ndarray] = [np.zeros(0, np.float32)] * len(requests)
-        for (count, guided), members in groups.items():
-            rows = [(requests[i], candidate) for i in members for candidate in range(requests[i].best_of)]
-            waves = iter(self._clips(rows, encoded, count, guided, progress))
+        for program, members in groups.items():
+            rows = [(requests[i], number) for i in members for number in range(requests[i].best_of)]
+            waves = iter(self._clips(rows, encoded, *program, progress))
             for i in members:
-                candidates = [next(waves) for _ in range(requests[i].best_of)]
-                clips[i] = self._best(encoded[requests[i]], candidates)
+                clips[i] = self.best_candidate(encoded[requests[i]], list(islice(waves, requests[i].best_of)))
         return clips
 
     def _windows(self, seconds: float) -> int:
         """Semantic windows that cover a clip."""
-        size = self.window_tokens
-        beyond = seconds * TOKEN_RATE - size
-        return 1 + max(0, math.ceil(round(beyond / (size - size // 2), 6)))
-
-    def _best(self, prompt: EncodedRequest, candidates: list[np.ndarray]) -> np.ndarray:
-        """The candidate closest to the prompt."""
-        if len(candidates) == 1:
-            return candidates[0]
-        encoder = self.prompt_encoder
-        return candidates[int(np.argmax([encoder.similarity(prompt, wave) for wave in candidates]))]
+        beyond = seconds * TOKEN_RATE - self.window_tokens
+        return 1 + max(0, math.ceil(round(beyond / self.hop_tokens, 6)))
 
     def _clips(
         self,
-        rows: list[tuple[Request, int]],
-        encoded: dict[Request, EncodedRequest],
+        rows: Rows,
+        encoded: Encoded,
         count: int,
         guided: bool,
+        candidates: int,
         progress: bool,
     ) -> list[np.ndarray]:
         """The waveforms of candidates, as many samples as their requests ask for."""
         lengths = [round(request.seconds * self.sample_rate) for request, _ in rows]
-        codes = self.codes(rows, encoded, count, guided, progress)
+        codes = self.codes(rows, encoded, count, guided, candidates, progress)
         config = self.configs["vae"]
         latents = vae.dequantise(self.params["vae"], config, codes)
         window = max(self.window_tokens * self._frames_per_token, 4 * context(config))
         wave = np.concatenate(list(decode(self.params["vae"], config, [latents], window)), axis=1)
         clips = [row[:length].copy() for row, length in zip(wave, lengths, strict=True)]
         for clip in clips:
-            edges.fade_in(clip, self.sample_rate)
-            edges.fade_out(clip, self.sample_rate)
+            edges.fade_ends(clip, self.sample_rate)
         return clips
 
     def codes(
         self,
-        rows: list[tuple[Request, int]],
-        encoded: dict[Request, EncodedRequest],
+        rows: Rows,
+        encoded: Encoded,
         count: int,
         guided: bool,
+        candidates: int = CANDIDATES,
         progress: bool = False,
     ) -> jax.Array:
         """The codes (B, L, V) of clips of `count` semantic windows; rows are requests with candidate numbers."""
-        requests = [request for request, _ in rows]
-        prefix_at = lambda time: np.stack([encoded[request].prefix_at(time) for request in requests])  # noqa: E731
-        negative = np.stack([encoded[request].negative_prefix_tokens for request in requests])
-        most = max(request.top_k for request in requests)
-        candidates = CANDIDATES if most <= CANDIDATES else self.configs["lm"].semantic_vocab
-        numbers = [number for _, number in rows]
-        controls = windows.make_controls(prefix_at(0), requests, negative, numbers, candidates)
-        size = self.window_tokens
+        controls = controls_at(rows, encoded, candidates)
         semantic = None
         coarse = None
         with tqdm(total=count, unit="window", disable=None if progress else True) as bar:
             for number in range(count):
-                begin = size + (number - 1) * (size - size // 2) if number else 0  # of what is new
-                at_time = controls._replace(prefix_tokens=jnp.asarray(prefix_at(begin / TOKEN_RATE)))
+                begin = self.window_tokens + (number - 1) * self.hop_tokens if number else 0  # of what is new
+                at_time = controls([begin / TOKEN_RATE] * len(rows))
                 semantic, coarse = self._window(number, guided, at_time, semantic, coarse, candidates)
                 bar.update()
         assert coarse is not None
-        return self._fine(controls, coarse, candidates)
+        return self._fine(controls([0.0] * len(rows)), coarse, candidates)
 
     def _window(
         self,
@@ -212,19 +180,28 @@ class MusicLM:
         """Semantic tokens (B, U + ...) and coarse codes (B, N) of a clip, one window longer."""
         config = self.configs["coarse"]
         size = self.window_tokens
-        new = size - size // 2
+        new = self.hop_tokens
         codes_per_token = self._frames_per_token * config.code_levels
         primer = None if semantic is None else semantic[:, new - size :]
         written = _write(
-            self.params["lm"], self.configs["lm"], size, guided, SEMANTIC, number, controls,
-            controls.prefix_tokens, primer, candidates,
+            self.params["lm"], self.configs["lm"], size, guided, candidates, SEMANTIC, number, controls,
+            controls.prefix_tokens, primer,
         )  # fmt: skip
         semantic = written if semantic is None else jnp.concatenate([semantic, written[:, -new:]], axis=1)
         prompt = jnp.concatenate([controls.prefix_tokens[:, : config.prompt_length], written], axis=1)
         primer = None if coarse is None else coarse[:, (new - size) * codes_per_token :]
         length = size * codes_per_token
         codes = _write(
-            self.params["coarse"], config, length, guided, COARSE, number, controls, prompt, primer
+            self.params["coarse"],
+            config,
+            length,
+            guided,
+            candidates,
+            COARSE,
+            number,
+            controls,
+            prompt,
+            primer,
         )
         if coarse is None:
             return semantic, codes
@@ -247,16 +224,9 @@ class MusicLM:
             first = min(number * size, padded.shape[1] - size)
             window = padded[:, first : first + size].reshape(batch, -1)
             codes = _write(
-                self.params["fine"],
-                config,
-                size * config.code_levels,
-                False,
-                FINE,
-                number,
-                controls,
+                self.params["fine"], config, size * config.code_levels, False, candidates, FINE, number, controls,
                 window,
-                candidates=candidates,
-            )
+            )  # fmt: skip
             parts.append(codes.reshape(batch, size, -1)[:, number * size - first :])
         fine = jnp.concatenate(parts, axis=1)[:, :count]
         return jnp.concatenate([frames, fine], axis=2)
@@ -272,12 +242,12 @@ def _write(
     config: LMConfig,
     length: int,
     guided: bool,
+    candidates: int,
     use: int,
     number: jax.Array | int,
     controls: Controls,
     prompt: jax.Array,
     primer: jax.Array | None = None,
-    candidates: int = CANDIDATES,
 ) -> jax.Array:
     """`length` tokens (B, length) after a prompt and a primer; every window and use has draws of its own."""
     prompt = prompt[:, : config.prefix_length]
@@ -355,7 +325,7 @@ def load(name: str, *, folder: str | Path | None = None) -> MusicLM:
     Raises `UserError` if there is no such release, a network is missing (the message says how to train it) or damaged,
     or they do not belong together.
     """
-    path = (Path(folder) if folder is not None else release.WEIGHTS) / name
+    path = release.root(folder) / name
     missing = [network for network in NETWORKS if not (path / f"{network}.json").exists()]
     if path.is_dir() and missing:
         raise UserError(

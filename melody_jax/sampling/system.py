@@ -1,0 +1,97 @@
+"""What all systems share: the format of their clips, `generate`, the choice of the best candidate, and the controls."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from melody_jax.audio_format import AudioFormat
+from melody_jax.models.functional import Params
+from melody_jax.sampling import plan, windows
+from melody_jax.sampling.prompts import EncodedRequest, PromptEncoder
+from melody_jax.sampling.request import PromptLike, Request, make_requests
+from melody_jax.sampling.windows import Controls
+
+Encoded = Mapping[Request, EncodedRequest]
+"""The encoded prompts of requests."""
+Rows = Sequence[tuple[Request, int]]
+"""The rows of a batch: requests, each with the number of a candidate."""
+
+
+class System(ABC):
+    """Networks that make music from prompts."""
+
+    params: dict[str, Params]
+    configs: dict[str, Any]
+
+    @property
+    def audio_format(self) -> AudioFormat:
+        """Sample rate and channels of the clips: those of the autoencoder."""
+        return plan.audio_format(self.configs)
+
+    @property
+    def sample_rate(self) -> int:
+        """Samples per second of the clips."""
+        return self.audio_format.sample_rate
+
+    @property
+    def channels(self) -> int:
+        """Channels of the clips: (samples,) if there is one, otherwise (samples, channels)."""
+        return self.audio_format.channels
+
+    @property
+    @abstractmethod
+    def prompt_encoder(self) -> PromptEncoder:
+        """MuLan with its tokenizer."""
+
+    @abstractmethod
+    def run(self, requests: Sequence[Request], *, progress: bool = False) -> list[np.ndarray]:
+        """The clips (samples,) of the requests, in order."""
+
+    def generate(
+        self, prompts: PromptLike | Sequence[PromptLike], *, progress: bool = False, **settings: Any
+    ) -> list[np.ndarray]:
+        """Generates music for each prompt: float32 (samples,), or (samples, channels), in [-1, 1] at `sample_rate`.
+
+        prompts: one text, or a list. In a list, several `Part`s (texts and sounds with weights) make one
+        prompt.
+        settings: any field of `Request` by name, such as seconds=30 or guidance_scale=[1.5, 2.5]: one value
+        for all prompts, or a list with one value per prompt. A single seed gives item i the seed + i. An item's
+        clip depends on its own settings only.
+        progress: whether to show a progress bar of the windows on a terminal.
+        Raises `UserError`, one line, for a value out of its range, and for a setting that the system does not have.
+        Warns (`InputWarning`) of a prompt with words that the model does not know.
+        """
+        requests = make_requests(prompts, settings)
+        self.prompt_encoder.warn_of_unknown_words(requests)
+        return self.run(requests, progress=progress)
+
+    def best_candidate(self, prompt: EncodedRequest, candidates: Sequence[np.ndarray]) -> np.ndarray:
+        """The waveform closest to the prompt; a single one is not measured."""
+        if len(candidates) == 1:
+            return candidates[0]
+        encoder = self.prompt_encoder
+        return candidates[int(np.argmax([encoder.similarity(prompt, wave) for wave in candidates]))]
+
+
+def controls_at(rows: Rows, encoded: Encoded, candidates: int) -> Callable[[Sequence[float]], Controls]:
+    """A function of seconds from the beginning, one number per row, to the controls at that time.
+
+    candidates: upper bound of `top_k`, as in `SamplerConfig`.
+    """
+    requests = [request for request, _ in rows]
+    prompts = [encoded[request] for request in requests]
+
+    def prefixes(seconds: Sequence[float]) -> np.ndarray:
+        return np.stack([prompt.prefix_at(time) for prompt, time in zip(prompts, seconds, strict=True)])
+
+    controls = windows.make_controls(
+        prefixes([0.0] * len(requests)),
+        requests,
+        np.stack([prompt.negative_prefix_tokens for prompt in prompts]),
+        [number for _, number in rows],
+        candidates,
+    )
+    return lambda seconds: controls._replace(prefix_tokens=jnp.asarray(prefixes(seconds)))
