@@ -231,6 +231,12 @@ def magnitude(spectrum: Complex[Array, "*shape"]) -> Float[Array, "*shape"]:
     return jnp.sqrt(power(spectrum) + 1e-10)
 
 
+def mel_frame(sample_rate: int) -> tuple[int, int]:
+    """Samples in a window of a log-mel spectrogram and between two: 43 ms every 10 ms, 1,024 and 240 at 24 kHz."""
+    scale = sample_rate / SAMPLE_RATE
+    return 2 * round(512 * scale), round(240 * scale)
+
+
 def log_mel(
     audio: Float[Array | np.ndarray, "B T"],
     n_fft: int = 1024,

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 
 from melody_jax.audio_format import AudioFormat
-from melody_jax.evaluation.signal import QUIETEST_LUFS, STEREO, signal_metrics
+from melody_jax.evaluation.signal import QUIETEST_LUFS, signal_metrics
 from melody_jax.evaluation.sound import Sound
+from melody_jax.evaluation.stereo import STEREO
 
 TIMES = np.arange(48_000) / 24_000
 

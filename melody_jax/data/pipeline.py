@@ -323,8 +323,8 @@ def _feature_item(
 ) -> Batch:
     """A window at a random token offset, with the prefix of the nearest MuLan window."""
     tokens = record["semantic_tokens"]
-    name = frames_name(record)
-    frames = record[name]
+    form = frames_name(record)
+    frames = record[form]
     prefixes = record["prefix_tokens"]
     if len(tokens) < window:
         name = decode_json(record["meta"]).get("id")
@@ -343,7 +343,7 @@ def _feature_item(
     item = {
         "semantic_tokens": tokens[start : start + window].astype(np.int32),
         "prefix_tokens": prefix.astype(np.int32),
-        name: frames[start * rate : (start + window) * rate].astype(FRAME_TYPES[name]),
+        form: frames[start * rate : (start + window) * rate].astype(FRAME_TYPES[form]),
     }
     if shape is not None:
         check_item(item, record, shape)

@@ -24,6 +24,7 @@ from melody_jax.evaluation.clips import ClipSet, pieces
 from melody_jax.evaluation.embedding import Embedding
 from melody_jax.evaluation.npz import write_npz
 from melody_jax.evaluation.sound import Sound
+from melody_jax.evaluation.stereo import STEREO
 
 CHUNK = 64
 """Clips per file."""
@@ -189,7 +190,7 @@ def _read(chunk_files: list[Path]) -> Rows:
     groups: dict[str, Row] = {"signal": {}, "features": {}}
     for name, values in columns.items():
         group, _, column = name.partition("/")
-        if column and not (column in signal.STEREO and np.isnan(values).all()):
+        if column and not (column in STEREO and np.isnan(values).all()):
             groups[group][column] = values
     return Rows(
         columns.get("clip", nothing),

@@ -25,7 +25,7 @@ from melody_jax.evaluation.embed_clips import Rows, Share, measure
 from melody_jax.evaluation.embedding import Embedding, MuLan, open_embedding
 from melody_jax.evaluation.fact_judges import LEAST_CLIPS, FactJudges, check_size, train_fact_judges
 from melody_jax.evaluation.frechet import Moments
-from melody_jax.options import option
+from melody_jax.options import check_fields, option
 from melody_jax.runtime import enable_compile_cache
 
 
@@ -53,13 +53,13 @@ class EvaluateConfig:
     mode and metre; empty: no adherence."""
     embedding: str = "mini"
     """Release whose MuLan music tower embeds the clips, or a Python file (see evaluation/embedding.py)."""
-    seconds: float = option(10.24, group="how to measure")
-    """Length of the pieces that all clips are cut into, at least 2; a shorter clip is one piece."""
-    draws: int = 200
-    """Bootstrap resamples per interval, at least 20."""
-    seed: int = 0
+    seconds: float = option(10.24, group="how to measure", least=2, most=3600)
+    """Length of the pieces that all clips are cut into; a shorter clip is one piece."""
+    draws: int = option(200, least=20)
+    """Bootstrap resamples per interval."""
+    seed: int = option(0, least=0)
     """Seed of the made clips, the resamples and the judges."""
-    listen: int = 40
+    listen: int = option(40, least=0)
     """Pieces on the page, evenly spaced."""
     out: str = option("evaluation", group="where to write")
     """Folder of the result; created if it does not exist."""
@@ -67,20 +67,11 @@ class EvaluateConfig:
     """Folder of measurements, for later runs and for other processes."""
     process: int = 0
     """Index of this process, from 0."""
-    processes: int = 1
+    processes: int = option(1, least=1)
     """Number of processes that share the work."""
 
     def __post_init__(self) -> None:
-        if not 2 <= self.seconds <= LONGEST_PIECE:
-            raise UserError(f"seconds is {self.seconds}; it must be from 2 to {LONGEST_PIECE}")
-        if self.listen < 0:
-            raise UserError(f"listen is {self.listen}; it must be at least 0")
-        if self.processes < 1:
-            raise UserError(f"processes is {self.processes}; it must be at least 1")
-        if self.seed < 0:
-            raise UserError(f"seed is {self.seed}; it must be at least 0")
-        if self.draws < 20:
-            raise UserError(f"draws is {self.draws}; it must be at least 20")
+        check_fields(self)
         if not 0 <= self.process < self.processes:
             raise UserError(
                 f"process is {self.process}; with {self.processes} processes it must be 0 to {self.processes - 1}"
@@ -91,8 +82,6 @@ PLACES = (
     "folder", "out", "cache", "process", "processes", "clips", "reference", "training", "judges", "prompts",
 )  # fmt: skip
 """Fields with folders of this machine; the result names sets by their hashes instead."""
-LONGEST_PIECE = 3600
-"""Seconds of the longest pieces."""
 WITH_FEATURES = ("clips", "judges")
 """Sets that the judges see."""
 

@@ -26,8 +26,7 @@ def log_mel(audio: np.ndarray, n_mels: int = 80, sample_rate: int = SAMPLE_RATE)
 
     Windows of 43 ms every 10 ms at any rate: n_fft 1024 and hop 240 at 24 kHz.
     """
-    n_fft = 2 * round(512 * sample_rate / SAMPLE_RATE)
-    hop = round(240 * sample_rate / SAMPLE_RATE)
+    n_fft, hop = spectral.mel_frame(sample_rate)
     frames = audio.shape[-1] // hop
     padded = np.pad(audio, ((0, 0), ((n_fft - hop) // 2, n_fft)))
     windows = np.lib.stride_tricks.sliding_window_view(padded, n_fft, axis=-1)[:, ::hop][:, :frames]

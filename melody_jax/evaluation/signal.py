@@ -5,7 +5,7 @@ import numpy as np
 from melody_jax import loudness
 from melody_jax.audio_format import SAMPLE_RATE
 from melody_jax.evaluation.sound import Sound
-from melody_jax.evaluation.stereo import stereo_metrics
+from melody_jax.evaluation.stereo import STEREO, stereo_metrics
 
 SILENCE_DBFS = -60.0
 """A block of 100 ms with a lower RMS is silent, dB of full scale."""
@@ -16,10 +16,6 @@ QUIETEST_LUFS = -120.0
 BLOCK = SAMPLE_RATE // 10
 """Samples of a block."""
 _FFT = 2048
-
-
-STEREO = ("width_db", "correlation", "balance_db", "mono_loss")
-"""Metrics of the stereo image, nan for mono clips."""
 
 
 def signal_metrics(sound: Sound) -> dict[str, float]:

@@ -1,6 +1,7 @@
 """A sound with its format, for measures that hear it as it is and for those that hear 24 kHz mono."""
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -36,6 +37,14 @@ class Sound:
 
     def to(self, target: AudioFormat = DEFAULT_FORMAT) -> np.ndarray:
         """Samples in another format; these samples if it is the same."""
+        return self._default if target == DEFAULT_FORMAT else self._convert(target)
+
+    @cached_property
+    def _default(self) -> np.ndarray:
+        """24 kHz mono, which most measures take."""
+        return self._convert(DEFAULT_FORMAT)
+
+    def _convert(self, target: AudioFormat) -> np.ndarray:
         return audio.convert(self.samples, self.audio_format, target)
 
     def part(self, start: float, seconds: float) -> "Sound":

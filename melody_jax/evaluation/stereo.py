@@ -9,12 +9,15 @@ NARROWEST_DB = -100.0
 LARGEST_LOSS = -60.0
 """Mono loss of a clip whose channels cancel, LU, in place of -inf."""
 
+STEREO = ("width_db", "correlation", "balance_db", "mono_loss")
+"""Metrics of the stereo image, nan for mono clips and for silence."""
+
 
 def stereo_metrics(samples: np.ndarray, sample_rate: int) -> dict[str, float]:
     """Metrics of a clip, float32 (T, 2):
 
     width_db    power of the side signal (L - R) / 2 over that of the middle (L + R) / 2, dB: 0 for channels that have
-                nothing in common, -100 (the least) for equal ones and for silence
+                nothing in common, -100 (the least) for equal ones
     correlation of left and right, without a shift: 1 for equal channels, -1 for opposite ones; 0 if one is silent
     balance_db  level of left minus that of right, dB, within +-100
     mono_loss   loudness of the clip in mono (the mean in both channels) minus its own, LU: 0 for equal channels,
@@ -23,7 +26,7 @@ def stereo_metrics(samples: np.ndarray, sample_rate: int) -> dict[str, float]:
     All are nan for digital silence, which has no image.
     """
     if not samples.any():
-        return dict.fromkeys(("width_db", "correlation", "balance_db", "mono_loss"), np.nan)
+        return dict.fromkeys(STEREO, np.nan)
     left, right = samples.astype(np.float64).T
     powers = np.mean(left**2), np.mean(right**2)
     product = np.sqrt(powers[0] * powers[1])
@@ -36,7 +39,7 @@ def stereo_metrics(samples: np.ndarray, sample_rate: int) -> dict[str, float]:
 
 
 def width_db(samples: np.ndarray) -> float:
-    """Width of a clip (T, 2), dB: see `stereo_metrics`."""
+    """Width of a clip (T, 2), dB: see `stereo_metrics`; -100 for silence."""
     left, right = samples.astype(np.float64).T
     side = np.mean((left - right) ** 2)
     return _ratio_db(side, np.mean((left + right) ** 2)) if side > 0 else NARROWEST_DB

@@ -111,13 +111,14 @@ def _check_lines(melody: Melody, config: BatchJobConfig, lines: list[PromptLine]
     """Raises `UserError` for the lines that these networks cannot make."""
     encoder = melody.prompt_encoder
     errors = []
+    lengths: dict[Any, int] = {}
     for line in lines:
         request = line.request
         try:
-            lengths = {
-                owner: len(samples) for owner, samples in read_sources([request], melody.configs).items()
-            }
-            melody.plan([request], lengths)
+            if request.source is not None and request.source not in lengths:
+                (samples,) = read_sources([request], melody.configs).values()
+                lengths[request.source] = len(samples)
+            melody.plan([request], {request: lengths[request.source]} if request.source is not None else None)
             for _, prompt in request.scenes:
                 encoder.check(prompt)
             if request.negative_prompt:

@@ -8,7 +8,6 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from melody_jax import spectral
-from melody_jax.audio_format import SAMPLE_RATE
 from melody_jax.models.discriminators import Discrimination
 
 
@@ -42,9 +41,7 @@ def views(audio: Array) -> Array:
 
 def log_mel(rows: Array, sample_rate: int) -> Array:
     """Log mel magnitudes of windows of 43 ms every 10 ms, whatever the sample rate."""
-    scale = sample_rate / SAMPLE_RATE
-    n_fft = 2 * round(512 * scale)
-    return spectral.log_mel(rows, n_fft, round(240 * scale), sample_rate=sample_rate)
+    return spectral.log_mel(rows, *spectral.mel_frame(sample_rate), sample_rate=sample_rate)
 
 
 def distance(a: Array, b: Array, weights: np.ndarray | None = None, quantile: float = 0.5) -> Array:
