@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from melody_jax.control_tokens import ControlVocabulary
 from melody_jax.errors import UserError
 from melody_jax.models import decoding, functional, lm, lm_config, platform
 from melody_jax.models.decoding import Inputs, SamplingParams
@@ -17,6 +18,10 @@ PAIRS = dataclasses.replace(CONFIG, recall=False, tokens_per_pass=2)
 NETWORKS = {1: (PARAMS, CONFIG), 2: (lm.init(PAIRS, jax.random.key(1)), PAIRS)}
 """Tokens per pass -> network."""
 KEYS = jax.vmap(jax.random.key)(jnp.arange(3))
+
+
+def generate(*arguments, **settings):
+    return decoding.generate(*arguments, **settings).tokens
 
 
 def tokens(seed: int, batch: int, length: int = 20) -> tuple[jax.Array, jax.Array]:
@@ -56,9 +61,7 @@ def test_cached_equals_full(start):
 def test_greedy_is_argmax_of_full_forward(per_pass, guidance_scale):
     params, config = NETWORKS[per_pass]
     prefix, _ = tokens(5, 2)
-    drawn = decoding.generate(
-        params, config, prefix, KEYS[:2], 12, temperature=0.0, guidance_scale=guidance_scale
-    )
+    drawn = generate(params, config, prefix, KEYS[:2], 12, temperature=0.0, guidance_scale=guidance_scale)
     wanted = lm.logits(params, config, prefix, drawn)
     null = lm.logits(params, config, prefix, drawn, jnp.zeros(2, int))
     np.testing.assert_array_equal(drawn, jnp.argmax(null + guidance_scale * (wanted - null), axis=-1))
@@ -68,13 +71,13 @@ def test_greedy_is_argmax_of_full_forward(per_pass, guidance_scale):
 def test_batch_independence_and_determinism(guidance_scale):
     prefix, semantic = tokens(6, 3)
     args = {"length": 16, "guidance_scale": guidance_scale}
-    together = decoding.generate(PARAMS, CONFIG, prefix, KEYS, primer=semantic[:, :3], **args)
-    again = decoding.generate(PARAMS, CONFIG, prefix, KEYS, primer=semantic[:, :3], **args)
+    together = generate(PARAMS, CONFIG, prefix, KEYS, primer=semantic[:, :3], **args)
+    again = generate(PARAMS, CONFIG, prefix, KEYS, primer=semantic[:, :3], **args)
     np.testing.assert_array_equal(together, again)
     np.testing.assert_array_equal(together[:, :3], semantic[:, :3])
     for i in range(3):
         row = slice(i, i + 1)
-        alone = decoding.generate(PARAMS, CONFIG, prefix[row], KEYS[row], primer=semantic[row, :3], **args)
+        alone = generate(PARAMS, CONFIG, prefix[row], KEYS[row], primer=semantic[row, :3], **args)
         np.testing.assert_array_equal(together[row], alone)
     assert len({tuple(row) for row in np.asarray(together[:, 3:])}) == 3
 
@@ -82,7 +85,7 @@ def test_batch_independence_and_determinism(guidance_scale):
 @pytest.mark.parametrize("per_pass", [1, 2])
 def test_a_primer_changes_nothing_that_was_drawn(per_pass):
     """The numbers of primer tokens and of all tokens are odd."""
-    draw = partial(decoding.generate, *NETWORKS[per_pass], tokens(7, 1)[0], KEYS[:1], 15)
+    draw = partial(generate, *NETWORKS[per_pass], tokens(7, 1)[0], KEYS[:1], 15)
     drawn = draw()
     assert drawn.shape == (1, 15)
     np.testing.assert_array_equal(drawn, draw(primer=drawn[:, :9]))
@@ -92,11 +95,11 @@ def test_negative_prefix():
     prefix, _ = tokens(8, 1)
     negative, _ = tokens(9, 1)
     args = {"length": 16, "guidance_scale": 3.0}
-    plain = decoding.generate(PARAMS, CONFIG, prefix, KEYS[:1], **args)
-    pushed = decoding.generate(PARAMS, CONFIG, prefix, KEYS[:1], negative_prefix_tokens=negative, **args)
-    cancelled = decoding.generate(PARAMS, CONFIG, prefix, KEYS[:1], negative_prefix_tokens=prefix, **args)
+    plain = generate(PARAMS, CONFIG, prefix, KEYS[:1], **args)
+    pushed = generate(PARAMS, CONFIG, prefix, KEYS[:1], negative_prefix_tokens=negative, **args)
+    cancelled = generate(PARAMS, CONFIG, prefix, KEYS[:1], negative_prefix_tokens=prefix, **args)
     assert np.any(plain != pushed)
-    np.testing.assert_array_equal(cancelled, decoding.generate(PARAMS, CONFIG, prefix, KEYS[:1], 16))
+    np.testing.assert_array_equal(cancelled, generate(PARAMS, CONFIG, prefix, KEYS[:1], 16))
 
 
 def test_every_item_has_its_own_settings():
@@ -109,15 +112,15 @@ def test_every_item_has_its_own_settings():
         "guidance_scale": jnp.array([2.0, 1.0, 3.0]),
         "negative_prefix_tokens": negative,
     }
-    together = decoding.generate(PARAMS, CONFIG, prefix, KEYS, 14, primer=semantic[:, :2], **settings)
+    together = generate(PARAMS, CONFIG, prefix, KEYS, 14, primer=semantic[:, :2], **settings)
     turned = {name: jnp.roll(values, 1, axis=0) for name, values in settings.items()}
     others = [jnp.roll(values, 1, axis=0) for values in (prefix, KEYS, semantic[:, :2])]
-    again = decoding.generate(PARAMS, CONFIG, *others[:2], 14, primer=others[2], **turned)
+    again = generate(PARAMS, CONFIG, *others[:2], 14, primer=others[2], **turned)
     np.testing.assert_array_equal(jnp.roll(together, 1, axis=0), again)
     null = settings | {"negative_prefix_tokens": jnp.full_like(prefix, -1)}
-    explicit = decoding.generate(PARAMS, CONFIG, prefix, KEYS, 14, primer=semantic[:, :2], **null)
+    explicit = generate(PARAMS, CONFIG, prefix, KEYS, 14, primer=semantic[:, :2], **null)
     del null["negative_prefix_tokens"]
-    implied = decoding.generate(PARAMS, CONFIG, prefix, KEYS, 14, primer=semantic[:, :2], **null)
+    implied = generate(PARAMS, CONFIG, prefix, KEYS, 14, primer=semantic[:, :2], **null)
     np.testing.assert_array_equal(explicit, implied)
     np.testing.assert_array_equal(explicit[0], together[0])
     assert np.any(explicit[2] != together[2])
@@ -162,7 +165,7 @@ def test_unrolled_and_scanned_draw_the_same(monkeypatch, rows, per_pass):
     sampling = SamplingParams(ones, 20 * ones, ones, 2 * ones)
     inputs = Inputs(prefix, keys, jnp.full((rows, 2), 7), fixed, sampling)
     drawn = [
-        jax.jit(partial(decoding.decode, config, 16, 48, unrolled))(params, inputs)
+        jax.jit(partial(decoding.decode, config, 16, 48, unrolled))(params, inputs).tokens
         for unrolled in (True, False)
     ]
     np.testing.assert_array_equal(*drawn)
@@ -173,9 +176,9 @@ def test_unrolled_and_scanned_draw_the_same(monkeypatch, rows, per_pass):
 def test_bad_input():
     prefix, semantic = tokens(10, 1)
     with pytest.raises(UserError, match="must exceed"):
-        decoding.generate(PARAMS, CONFIG, prefix, KEYS[:1], 20, primer=semantic)
+        generate(PARAMS, CONFIG, prefix, KEYS[:1], 20, primer=semantic)
     with pytest.raises(UserError, match="needs 12"):
-        decoding.generate(PARAMS, CONFIG, prefix[:, :5], KEYS[:1], 20)
+        generate(PARAMS, CONFIG, prefix[:, :5], KEYS[:1], 20)
 
 
 ACOUSTIC = dataclasses.replace(
@@ -204,14 +207,12 @@ def test_acoustic_codes_are_those_of_the_full_forward(guidance_scale):
     """Greedy decoding, level by level, also with the null prefix, under which the condition stays."""
     params = lm.init(ACOUSTIC, jax.random.key(0))
     prompt = prompts(2)
-    drawn = decoding.generate(
-        params, ACOUSTIC, prompt, KEYS[:2], 12, temperature=0.0, guidance_scale=guidance_scale
-    )
+    drawn = generate(params, ACOUSTIC, prompt, KEYS[:2], 12, temperature=0.0, guidance_scale=guidance_scale)
     assert int(drawn.max()) < 16
     wanted = lm.logits(params, ACOUSTIC, prompt, drawn)
     null = lm.logits(params, ACOUSTIC, prompt, drawn, jnp.zeros(2, int))
     np.testing.assert_array_equal(drawn, jnp.argmax(null + guidance_scale * (wanted - null), axis=-1))
-    alone = decoding.generate(
+    alone = generate(
         params, ACOUSTIC, prompt[1:], KEYS[1:2], 12, temperature=0.0, guidance_scale=guidance_scale
     )
     np.testing.assert_array_equal(alone[0], drawn[1])
@@ -222,9 +223,30 @@ def test_an_acoustic_model_without_a_prefix():
     config = dataclasses.replace(ACOUSTIC, prefix_levels=0)
     params = lm.init(config, jax.random.key(0))
     assert "prefix" not in params
-    drawn = decoding.generate(params, config, prompts(2, config), KEYS[:2], 12, primer=jnp.zeros((2, 3), int))
+    drawn = generate(params, config, prompts(2, config), KEYS[:2], 12, primer=jnp.zeros((2, 3), int))
     assert drawn.shape == (2, 12)
     assert not drawn[:, :3].any()
+
+
+def test_without_a_prefix_a_sequence_begins_with_a_learned_embedding():
+    """The semantic model of AudioLM."""
+    config = dataclasses.replace(CONFIG, prefix_levels=0)
+    params = lm.init(config, jax.random.key(0))
+    assert params["beginning"].shape == (1, config.width)
+    nothing = jnp.zeros((2, 0), int)
+    drawn = generate(params, config, nothing, KEYS[:2], 12, temperature=0.0)
+    np.testing.assert_array_equal(drawn, jnp.argmax(lm.logits(params, config, nothing, drawn), axis=-1))
+    moved = params | {"beginning": -params["beginning"]}
+    assert (generate(moved, config, nothing, KEYS[:2], 12, temperature=0.0) != drawn).any()
+
+
+@pytest.mark.parametrize(("per_pass", "primer", "passes"), [(1, 0, 12), (1, 5, 7), (2, 0, 6), (2, 4, 4)])
+def test_passes_are_counted(per_pass, primer, passes):
+    """One per token that is drawn, or per group; guidance's second branch is in the same pass."""
+    params, config = NETWORKS[per_pass]
+    prefix, semantic = tokens(8, 2)
+    settings = {"primer": semantic[:, :primer], "guidance_scale": 2.0}
+    assert decoding.generate(params, config, prefix, KEYS[:2], 12, **settings).passes == passes
 
 
 def test_each_level_has_ids_of_its_own():
@@ -247,7 +269,6 @@ def test_each_level_has_ids_of_its_own():
     [
         ({"recall": True}, "code_levels is 3: it must be 1, or more with recall False"),
         ({"code_levels": 0}, "code_levels is 0"),
-        ({"prefix_levels": 0, "condition": None}, "prefix_levels is 0: it must be at least 1"),
     ],
 )
 def test_impossible_acoustic_models_are_refused(wrong, says):
@@ -255,5 +276,7 @@ def test_impossible_acoustic_models_are_refused(wrong, says):
         dataclasses.replace(ACOUSTIC, **wrong)
     with pytest.raises(UserError, match="7 tokens are no whole number of frames of 2 levels"):
         Condition(length=7, ids=4, levels=2)
+    with pytest.raises(UserError, match="prefix_levels is 0: control tokens follow prefix tokens"):
+        dataclasses.replace(CONFIG, prefix_levels=0, controls=ControlVocabulary(genres=()))
     with pytest.raises(UserError, match="the prefix has 2 tokens: this model needs 10"):
-        decoding.generate({}, ACOUSTIC, prompts(1)[:, :2], KEYS[:1], 3)
+        generate({}, ACOUSTIC, prompts(1)[:, :2], KEYS[:1], 3)

@@ -8,8 +8,7 @@ from melody_jax.audio_format import SAMPLE_RATE
 from melody_jax.errors import UserError
 from melody_jax.sampling import edit, plan
 from melody_jax.sampling.cascade import Melody
-from melody_jax.sampling.edit import EditedClip
-from melody_jax.sampling.plan import EditPlan, Fill
+from melody_jax.sampling.plan import Fill
 from melody_jax.sampling.request import Request, make_requests
 
 
@@ -61,14 +60,7 @@ def sine(seconds: float, frequency: float = 220.0, level: float = 0.3) -> np.nda
 def test_splicing_is_bit_identical_elsewhere_and_does_not_click(first: int, last: int) -> None:
     source = sine(2.5)
     new = -sine(4.0, 330.0, 0.3)[500:]  # in mid-wave at both ends of the clip
-    clip = EditedClip(
-        plan=EditPlan(regions=((first, last),), tokens=0, window=80, fills=()),
-        samples=source,
-        gain=2.0,
-        semantic_tokens=np.zeros(0, int),
-        latents=np.zeros((0, 8)),
-    )
-    spliced = edit.splice(clip, 2 * new)
+    spliced = edit.splice(source, [(first, last)], new, SAMPLE_RATE)
     assert len(spliced) == max(len(source), last)
     np.testing.assert_array_equal(spliced[:first], source[:first])
     np.testing.assert_array_equal(spliced[last:], source[last:])

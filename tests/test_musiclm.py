@@ -19,10 +19,10 @@ from melody_jax.release import load_tokenizer
 from melody_jax.sampling.request import Scene, make_requests
 from melody_jax.systems import musiclm
 from melody_jax.systems.musiclm import MusicLM
+from melody_jax.systems.token_cascade import Writing
 
 SETTINGS = {"seed": 3, "lm_guidance_scale": 1.0}
-WINDOW = 16 * 960
-"""Samples of a window, 0.64 s."""
+PLAIN = Writing(guided=False)
 
 
 def networks() -> dict[str, tuple[Any, Any]]:
@@ -68,7 +68,7 @@ def test_a_scene_begins_with_the_window_after_it(system: MusicLM) -> None:
     def codes(*scenes: Scene) -> np.ndarray:
         (request,) = make_requests("piano", {"seconds": 0.9, "story": scenes, **SETTINGS})
         encoded = encoder.encode_requests([request])
-        return np.asarray(system.codes([(request, 0)], encoded, 2, guided=False))[0, :, :2]
+        return np.asarray(system.codes([(request, 0)], encoded, 2, PLAIN).codes)[0, :, :2]
 
     plain = codes()
     early = codes(Scene(start=0.6, prompt="driving techno"))
@@ -104,10 +104,10 @@ def test_codes_are_written_level_by_level(system: MusicLM) -> None:
     encoder = system.prompt_encoder
     (request,) = make_requests("piano", {"seconds": 1.0, **SETTINGS})
     encoded = encoder.encode_requests([request])
-    codes = np.asarray(system.codes([(request, 0)], encoded, 2, guided=False))
+    codes = np.asarray(system.codes([(request, 0)], encoded, 2, PLAIN).codes)
     assert codes.shape == (1, 24, 3)
     assert 0 <= codes.min() <= codes.max() < 16
-    first = np.asarray(system.codes([(request, 0)], encoded, 1, guided=False))
+    first = np.asarray(system.codes([(request, 0)], encoded, 1, PLAIN).codes)
     np.testing.assert_array_equal(codes[:, :16, :2], first[:, :, :2])
 
 
@@ -146,7 +146,7 @@ def test_a_release_is_loaded_and_checked(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("network", "change", "says"),
     [
-        ("vae", lambda config: vae.TINY, "vae has no quantiser; MusicLM needs a codec with codes"),
+        ("vae", lambda config: vae.TINY, "vae has no quantiser; language models of codes need a codec"),
         (
             "fine",
             lambda config: dataclasses.replace(config, code_levels=5),
@@ -181,5 +181,5 @@ def test_a_wav_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixtu
 
 
 def test_an_unknown_system_lists_the_others() -> None:
-    with pytest.raises(UserError, match="system 'jukebox'; it must be one of melody, musiclm"):
+    with pytest.raises(UserError, match="system 'jukebox'; it must be one of melody, musiclm, audiolm"):
         load("mini", system="jukebox")

@@ -1,14 +1,18 @@
 """The counts of the paper's table 3, and those of this package."""
 
 import math
+from dataclasses import replace
 
+import jax
 import pytest
 
 from melody_jax.cli import run
+from melody_jax.config import load_config
 from melody_jax.errors import UserError
-from melody_jax.models import dpd
+from melody_jax.models import dpd, lm
 from melody_jax.sampling import nfe
 from melody_jax.sampling.nfe import Evaluations, NFEConfig
+from melody_jax.systems.musiclm import MusicLM
 
 FRAME = 96 / 24_000
 """Seconds per latent frame at the paper's size."""
@@ -79,3 +83,15 @@ def test_heun_takes_two_passes_a_step_but_the_last():
 def test_out_of_range(setting):
     with pytest.raises(UserError, match=next(iter(setting))):
         nfe.table(NFEConfig(**setting))
+
+
+@pytest.mark.parametrize(("seconds", "passes"), [(10.0, 6250), (30.0, 18750)])
+def test_the_paper_s_count_is_what_musiclm_runs(seconds, passes):
+    """Its own configs in windows, levels and rates; only the layers are small, so that the passes can be run."""
+    small = {"layers": 1, "width": 8, "heads": 1, "ffn": 8, "dtype": "float32"}
+    models = {name: load_config(f"{name}_paper").stage.model for name in ("lm", "coarse", "fine")}
+    configs = {name: replace(model, **small) for name, model in models.items()}
+    params = {name: lm.init(config, jax.random.key(0)) for name, config in configs.items()}
+    configs |= {name: load_config(f"{name}_paper").stage.model for name in ("codec", "mulan")}
+    configs["vae"] = configs.pop("codec")
+    assert MusicLM(params, configs, None).count_passes(seconds) == passes == nfe.musiclm_count(seconds)

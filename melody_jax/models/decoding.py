@@ -65,6 +65,17 @@ class LoopState(NamedTuple):
     tokens: Int[Array, "B U"]
     recall: RecallState | None
     caches: Caches
+    passes: Int[Array, ""]
+    """Passes through the blocks so far."""
+
+
+class Generated(NamedTuple):
+    """What `generate` returns."""
+
+    tokens: Int[Array, "B U"]
+    """The sequences, the primer's tokens included."""
+    passes: Int[Array, ""]
+    """Passes through the blocks, as the loop counted them; guidance's second branch is in the same pass."""
 
 
 def run_cached(
@@ -159,7 +170,8 @@ class _Decoder:
             len(self.inputs.prefix), config.heads, positions, head_width, config.dtype
         )
         caches = jax.tree.map(lambda leaf: jnp.stack([leaf] * config.layers), cache)
-        return LoopState(tokens, self.network.init_recall(self.inputs.prefix, length), caches)
+        recall = self.network.init_recall(self.inputs.prefix, length)
+        return LoopState(tokens, recall, caches, jnp.int32(0))
 
     def tile(self, tokens: jax.Array) -> jax.Array:
         """Tokens (B, N) for every row (R, N)."""
@@ -182,7 +194,7 @@ class _Decoder:
     ) -> LoopState:
         """Reads `latest` (B, N), the last tokens before those of pass `index`, and draws the tokens of the pass."""
         config = self.config
-        tokens, recall, caches = state
+        tokens, recall, caches, passes = state
         position = index * config.tokens_per_pass
         start = position - latest.shape[1]
         prefix = self.inputs.prefix
@@ -201,12 +213,12 @@ class _Decoder:
             logits = self.network.predict(x, weights, self.tile(tokens), position + j)[:, 0]
             drawn = self.draw(logits, position + j)[:, None]
             tokens = jax.lax.dynamic_update_slice_in_dim(tokens, drawn, position + j, axis=1)
-        return LoopState(tokens, recall, caches)
+        return LoopState(tokens, recall, caches, passes + 1)
 
 
 def decode(
     config: LMConfig, length: int, candidates: int, unrolled: bool, params: Params, inputs: Inputs
-) -> Int[Array, "B U"]:
+) -> Generated:
     """The loop of `generate` with unrolled or scanned blocks; `length` is a multiple of the tokens per pass."""
     per_pass = config.tokens_per_pass
     decoder = _Decoder(config, candidates, unrolled, params, inputs)
@@ -217,14 +229,15 @@ def decode(
 
     first = inputs.primer.shape[1] // per_pass
     state = decoder.run_pass(first, decoder.init_state(length), inputs.primer, is_prefill=True)
-    return jax.lax.fori_loop(first + 1, length // per_pass, step, state).tokens
+    state = jax.lax.fori_loop(first + 1, length // per_pass, step, state)
+    return Generated(state.tokens, state.passes)
 
 
 @partial(jax.jit, static_argnames=("config", "length", "candidates"))
 def _decode_on_platform(
     params: Params, config: LMConfig, inputs: Inputs, length: int, candidates: int
-) -> jax.Array:
-    forms: list[Callable[..., jax.Array]] = [
+) -> Generated:
+    forms: list[Callable[..., Generated]] = [
         partial(decode, config, length, candidates, unrolled) for unrolled in (True, False)
     ]
     return platform.on_cpu_or_else(*forms, params, inputs)
@@ -244,8 +257,8 @@ def generate(
     negative_prefix_tokens: Int[Array, "B _"] | None = None,
     candidates: int = CANDIDATES,
     fixed: Int[Array, "B U"] | None = None,
-) -> Int[Array, "B U"]:
-    """Samples U = `length` semantic tokens after prefix tokens.
+) -> Generated:
+    """Samples U = `length` semantic tokens after prefix tokens, and counts the passes.
 
     Args:
         params: The network's parameters.
@@ -271,10 +284,10 @@ def generate(
     primer_length = primer.shape[1]
     if not primer_length < length:
         raise UserError(f"length {length} must exceed the {primer_length} tokens of the primer")
-    allowed = {config.prefix_length} | (set() if config.condition else {config.prefix_levels})
+    allowed = {config.given_length} | (set() if config.condition else {config.prefix_levels})
     if prefix_tokens.shape[1] not in allowed:
         raise UserError(
-            f"the prefix has {prefix_tokens.shape[1]} tokens: this model needs {config.prefix_length}"
+            f"the prefix has {prefix_tokens.shape[1]} tokens: this model needs {config.given_length}"
         )
     prefix = lm.embed_prefix(params, config, prefix_tokens)
     if isinstance(guidance_scale, jax.Array) or guidance_scale != 1.0:
@@ -288,7 +301,8 @@ def generate(
     fixed = _merge_fixed(primer, fixed, length, padded_length)
     primer = primer[:, : primer_length // per_pass * per_pass]
     inputs = Inputs(prefix, keys, primer, fixed, sampling)
-    return _decode_on_platform(params, config, inputs, padded_length, candidates)[:, :length]
+    tokens, passes = _decode_on_platform(params, config, inputs, padded_length, candidates)
+    return Generated(tokens[:, :length], passes)
 
 
 def _merge_fixed(primer: jax.Array, fixed: jax.Array | None, length: int, padded_length: int) -> jax.Array:

@@ -164,6 +164,8 @@ class LM(nnx.Module):
         self.config = config
         if rows:
             self.prefix = nnx.Param(jax.random.normal(prefix_key, (rows, width)), role=EMBEDDING)
+        if not config.given_length:
+            self.beginning = nnx.Param(jax.random.normal(prefix_key, (1, width)), role=EMBEDDING)
         if config.condition:
             shape = (config.condition.levels * config.condition.ids, width)
             table = jax.random.normal(jax.random.fold_in(prefix_key, 1), shape)
@@ -185,9 +187,13 @@ class LM(nnx.Module):
         """Embeddings (B, P + C + M, D) of prefix tokens, control tokens and the condition.
 
         Control tokens may be absent if there is no condition. Levels >= `prefix_levels` become null, as do tokens below
-        0. With 0 levels the control tokens are null as well, but not the condition.
+        0. With 0 levels the control tokens are null as well, but not the condition. If the network has none of the
+        three, (B, 1, D): the learned beginning.
         """
         condition = self.config.condition
+        if not self.config.given_length:
+            beginning = self.beginning[...].astype(self.config.dtype)
+            return jnp.broadcast_to(beginning, (len(prefix_tokens), *beginning.shape))
         if condition is None:
             return self._embed_prompt(prefix_tokens, prefix_levels)
         prompt, tokens = jnp.split(prefix_tokens, [self.config.prompt_length], axis=1)

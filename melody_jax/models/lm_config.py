@@ -41,7 +41,8 @@ class LMConfig:
     ffn: int = 512
     """Hidden channels of the SwiGLU feed-forward layer."""
     prefix_levels: int = 12
-    """Prefix tokens P: levels of the residual quantiser of the joint text and music embedding."""
+    """Prefix tokens P: levels of the residual quantiser of the joint text and music embedding. 0: none, as in AudioLM;
+    a sequence without a condition then begins with a learned embedding."""
     prefix_codes: int = 256
     """Codes per prefix level (1024 in `paper`)."""
     prefix_everywhere: bool = True
@@ -78,8 +79,8 @@ class LMConfig:
             raise UserError(
                 f"code_levels is {self.code_levels}: it must be 1, or more with recall False and tokens_per_pass 1"
             )
-        if not self.prefix_levels and not self.condition:
-            raise UserError("prefix_levels is 0: it must be at least 1 without a condition")
+        if not self.prefix_levels and self.controls:
+            raise UserError("prefix_levels is 0: control tokens follow prefix tokens; it must be at least 1")
 
     @property
     def prefix_sizes(self) -> tuple[int, ...]:
@@ -93,9 +94,14 @@ class LMConfig:
         return len(self.prefix_sizes)
 
     @property
-    def prefix_length(self) -> int:
+    def given_length(self) -> int:
         """Prefix tokens, control tokens and the condition, P + C + M."""
         return self.prompt_length + (self.condition.length if self.condition else 0)
+
+    @property
+    def prefix_length(self) -> int:
+        """Positions before the sequence: those of the given tokens, or the one of the learned beginning."""
+        return max(self.given_length, 1)
 
 
 TINY = LMConfig(layers=2, width=64, heads=2, ffn=128, prefix_codes=8, semantic_vocab=64)

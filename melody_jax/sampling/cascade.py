@@ -144,7 +144,7 @@ class Melody(System):
         if request.source is not None:
             raise UserError("a source cannot be streamed; use generate")
         (batch,) = self.plan([request])
-        self.prompt_encoder.warn_of_unknown_words([request])
+        self.warn_of_unknown_words([request])
         latents = self.latents(batch, self.prompt_encoder.encode_requests([request]))
         samples = None
         if seconds is not None:
@@ -192,7 +192,10 @@ class Melody(System):
         window = self._decoder_window(batch.config.dpd.frames)
         parts = decode(self.params["vae"], self.configs["vae"], [latents], window)
         waves = np.concatenate(list(parts), axis=1)
-        return [edit.splice(clip, wave) for clip, wave in zip(clips, waves, strict=True)]
+        return [
+            edit.splice(clip.samples, clip.plan.regions, wave / np.float32(clip.gain), self.sample_rate)
+            for clip, wave in zip(clips, waves, strict=True)
+        ]
 
     def _sample_batch(self, batch: ProgramBatch, encoded: Encoded, progress: bool) -> list[np.ndarray]:
         """The waveform of each row of a batch without sources."""

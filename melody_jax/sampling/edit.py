@@ -252,33 +252,34 @@ def _latent_span(tokens: slice, rate: int) -> slice:
     return slice(tokens.start * rate, tokens.stop * rate)
 
 
-def splice(clip: EditedClip, wave: Float[np.ndarray, " decoded *C"]) -> Float[np.ndarray, " T *C"]:
-    """The source with the decoded clip `wave` in its new regions; all other samples are bit-identical.
+def splice(
+    samples: Float[np.ndarray, " T *C"],
+    regions: Sequence[tuple[int, int]],
+    wave: Float[np.ndarray, " decoded *C"],
+    sample_rate: int,
+) -> Float[np.ndarray, " longer *C"]:
+    """A source with the decoded clip `wave` in its new regions (begin, end); all other samples are bit-identical.
 
-    wave: at least as long as the clip. The crossfades have constant power, because the two sounds are not in
-    phase. Where a region begins or ends the clip, it is faded (`edges.py`).
+    wave: at the source's level, at least as long as the clip. The crossfades have constant power, because the two
+    sounds are not in phase. Where a region begins or ends the clip, it is faded (`edges.py`).
     """
-    samples = clip.samples
-    regions = clip.plan.regions
-    rate = clip.plan.audio_format.sample_rate
     spliced = np.zeros((max(len(samples), regions[-1][1]), *samples.shape[1:]), np.float32)
     spliced[: len(samples)] = samples
     for begin, end in regions:
-        fade = min(round(FADE * rate), (end - begin) // 2)
+        fade = min(round(FADE * sample_rate), (end - begin) // 2)
         rise = np.sin(np.linspace(0, np.pi / 2, fade, dtype=np.float32))
         weight = np.ones(end - begin, np.float32)
         weight[:fade] = rise if begin > 0 else 1
         if end < len(samples):
             weight[len(weight) - fade :] = rise[::-1]
         source = _mirrored(samples, begin, end, fade)
-        new = wave[begin:end] / np.float32(clip.gain)
         weight = audio.per_sample(weight, samples)
-        mixed = weight * new + np.sqrt(1 - weight**2) * source
-        spliced[begin:end] = loudness.peak_limit(mixed, sample_rate=rate)
+        mixed = weight * wave[begin:end] + np.sqrt(1 - weight**2) * source
+        spliced[begin:end] = loudness.peak_limit(mixed, sample_rate=sample_rate)
         if begin == 0:
-            edges.fade_in(spliced[:end], rate)
+            edges.fade_in(spliced[:end], sample_rate)
         if end == len(spliced):
-            edges.fade_out(spliced[begin:], rate)
+            edges.fade_out(spliced[begin:], sample_rate)
     return spliced
 
 

@@ -1,12 +1,13 @@
 """`melody nfe`: the number of function evaluations (NFE) per clip, compared with the paper's table 3.
 
     melody nfe --seconds 30 --model mini --steps 5
+    melody nfe --seconds 30 --system musiclm --model musiclm --folder release
 
 Table 3 of MeLoDy (arXiv 2305.15719) counts one pass of the language model per token, and the diffusion steps
 once for a clip of any length. It does not count encoders, the decoder and the second pass of classifier-free
 guidance. For MusicLM it counts (25 + 200 + 400) tokens per second, for Noise2Music 1000 + 800 + 800 diffusion
 steps per clip. The other rows count what this package runs: the windows of a longer clip, and both passes of
-guidance (one batch).
+guidance (one batch). For a model of another system, the passes are counted while it writes a clip.
 
 For 10 s the paper counts 270 passes, 95.7 % fewer than MusicLM's 6250; for 30 s 770, 95.9 % fewer than 18750.
 """
@@ -23,6 +24,8 @@ from melody_jax.models.denoiser import DenoiserConfig
 from melody_jax.options import option
 from melody_jax.sampling.cascade import load
 from melody_jax.sampling.settings import MAX_SECONDS, MODEL, SamplingSettings, check_settings
+from melody_jax.systems import SYSTEMS
+from melody_jax.systems import load as load_system
 
 MUSICLM_RATE = 25 + 200 + 400
 """Tokens per second of MusicLM's semantic, coarse and fine models; each token is one pass."""
@@ -62,6 +65,8 @@ class NFEConfig:
     """Name of a released model."""
     folder: Path | None = None
     """Folder of released models. Default: those that ship with the package."""
+    system: str = option("melody", choices=tuple(SYSTEMS))
+    """Kind of the model. Other systems than melody have no diffusion, and the settings of one are not used."""
 
     def __post_init__(self) -> None:
         check_settings(self)
@@ -107,6 +112,23 @@ def table(settings: NFEConfig) -> list[tuple[str, Evaluations | int]]:
     Raises `UserError` if the model is unknown.
     """
     seconds = settings.seconds
+    rows: list[tuple[str, Evaluations | int]] = [
+        ("MusicLM", musiclm_count(seconds)),
+        ("Noise2Music", NOISE2MUSIC_STEPS),
+        (f"MeLoDy as the paper counts, {PAPER_STEPS} steps", paper_count(seconds)),
+    ]
+    if settings.system == "melody":
+        return rows + melody_rows(settings)
+    system = load_system(settings.model, system=settings.system, folder=settings.folder)
+    return [
+        *rows,
+        (f"{settings.model} ({settings.system}), counted", Evaluations(system.count_passes(seconds), 0)),
+    ]
+
+
+def melody_rows(settings: NFEConfig) -> list[tuple[str, Evaluations | int]]:
+    """The rows of what MeLoDy's cascade runs at the paper's size and at that of a released model."""
+    seconds = settings.seconds
     paper = partial(
         cascade_count, dpd.PAPER, vae.PAPER.hop / vae.PAPER.audio_format.sample_rate, seconds, PAPER_STEPS
     )
@@ -118,9 +140,6 @@ def table(settings: NFEConfig) -> list[tuple[str, Evaluations | int]]:
     name = f"{settings.model}, {settings.steps} steps"
     distilled = f"{settings.model} distilled, {settings.distilled_steps} steps"
     return [
-        ("MusicLM", musiclm_count(seconds)),
-        ("Noise2Music", NOISE2MUSIC_STEPS),
-        (f"MeLoDy as the paper counts, {PAPER_STEPS} steps", paper_count(seconds)),
         (f"MeLoDy's windows, {PAPER_STEPS} steps", paper()),
         (f"MeLoDy's windows, {PAPER_STEPS} steps, diffusion guided", paper(guided=True)),
         (name, model(steps)),

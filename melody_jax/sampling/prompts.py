@@ -191,6 +191,8 @@ class PromptEncoder:
             return replace(prompt, prefix_tokens=np.concatenate([prompt.prefix_tokens, tokens]))
 
         def encode_request(request: Request) -> EncodedRequest:
+            if not request.scenes or request.scenes[0][0] > 0:
+                raise UserError("there is no prompt; describe the music in a few words")
             scenes = [
                 (start, with_controls(encode(prompt), self._control_tokens(request, prompt)))
                 for start, prompt in request.scenes

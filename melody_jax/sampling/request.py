@@ -76,8 +76,9 @@ class Request(ClipSettings):
     Raises `UserError` for a value out of its range.
     """
 
-    prompt: PromptLike = ""
-    """A text of at most 62 word pieces (the text tower's limit), or parts. Empty: the source's style."""
+    prompt: PromptLike | None = ""
+    """A text of at most 62 word pieces (the text tower's limit), or parts. Empty: the source's style. None: no prompt,
+    for a system without."""
     story: Sequence[Scene] = ()
     """Prompts that take over later, in the order of their times."""
     seconds: float = option(10.0, above=0, most=MAX_SECONDS)
@@ -123,9 +124,11 @@ class Request(ClipSettings):
 
     @cached_property
     def scenes(self) -> tuple[tuple[float, PromptLike], ...]:
-        """(start in seconds, prompt) in the order of time; the first starts at 0."""
-        first = self.prompt if self.prompt or self.source is None else (Part(audio=self.source),)
-        return (0.0, first), *((scene.start, scene.prompt) for scene in self.story)
+        """(start in seconds, prompt) in the order of time; the first starts at 0. Without a prompt there is none."""
+        later = tuple((scene.start, scene.prompt) for scene in self.story)
+        if not self.prompt and self.source is not None:
+            return (0.0, (Part(audio=self.source),)), *later
+        return later if self.prompt is None else ((0.0, self.prompt), *later)
 
     @property
     def controls(self) -> dict[str, Any]:
@@ -177,7 +180,9 @@ def prompt_parts(prompt: PromptLike) -> tuple[Part, ...]:
     return tuple(prompt)
 
 
-def make_requests(prompts: PromptLike | Sequence[PromptLike], settings: dict[str, Any]) -> list[Request]:
+def make_requests(
+    prompts: PromptLike | Sequence[PromptLike | None], settings: dict[str, Any]
+) -> list[Request]:
     """One request per prompt. Each setting is one value for all of them, or a list, tuple or array of one per prompt.
 
     The values of `story` and `regions` are tuples themselves, so that only a list gives one per prompt; a `source` is

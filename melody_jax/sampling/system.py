@@ -1,17 +1,22 @@
 """What all systems share: the format of their clips, `generate`, the choice of the best candidate, and the controls."""
 
+import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 
+from melody_jax import release
 from melody_jax.audio_format import AudioFormat
+from melody_jax.errors import UserError
 from melody_jax.models.functional import Params
 from melody_jax.sampling import plan, windows
 from melody_jax.sampling.prompts import EncodedRequest, PromptEncoder
-from melody_jax.sampling.request import PromptLike, Request, make_requests
+from melody_jax.sampling.request import PromptLike, Request, is_array, make_requests
+from melody_jax.sampling.settings import shorten
 from melody_jax.sampling.windows import Controls
 
 Encoded = Mapping[Request, EncodedRequest]
@@ -50,8 +55,12 @@ class System(ABC):
     def run(self, requests: Sequence[Request], *, progress: bool = False) -> list[np.ndarray]:
         """The clips (samples,) of the requests, in order."""
 
+    def warn_of_unknown_words(self, requests: Sequence[Request]) -> None:
+        """Warns once of each text of the requests that has words which the vocabulary cannot spell."""
+        self.prompt_encoder.warn_of_unknown_words(requests)
+
     def generate(
-        self, prompts: PromptLike | Sequence[PromptLike], *, progress: bool = False, **settings: Any
+        self, prompts: PromptLike | Sequence[PromptLike | None], *, progress: bool = False, **settings: Any
     ) -> list[np.ndarray]:
         """Generates music for each prompt: float32 (samples,), or (samples, channels), in [-1, 1] at `sample_rate`.
 
@@ -65,7 +74,7 @@ class System(ABC):
         Warns (`InputWarning`) of a prompt with words that the model does not know.
         """
         requests = make_requests(prompts, settings)
-        self.prompt_encoder.warn_of_unknown_words(requests)
+        self.warn_of_unknown_words(requests)
         return self.run(requests, progress=progress)
 
     def best_candidate(self, prompt: EncodedRequest, candidates: Sequence[np.ndarray]) -> np.ndarray:
@@ -95,3 +104,23 @@ def controls_at(rows: Rows, encoded: Encoded, candidates: int) -> Callable[[Sequ
         candidates,
     )
     return lambda seconds: controls._replace(prefix_tokens=jnp.asarray(prefixes(seconds)))
+
+
+def refuse_settings(request: Request, absent: Sequence[str], system: str) -> None:
+    """Raises `UserError` for the first of the settings `absent` that is not its default."""
+    defaults = {field.name: field.default for field in dataclasses.fields(Request)}
+    for name in absent:
+        value = getattr(request, name)
+        if is_array(value) or (value is not None and value != defaults[name]):
+            raise UserError(f"{name} is {shorten(value)}: {system} has no such setting; leave it out")
+
+
+def require_networks(name: str, folder: str | Path | None, networks: Sequence[str], system: str) -> None:
+    """Raises `UserError` if the release `name` exists but lacks a network of the system."""
+    path = release.root(folder) / name
+    missing = [network for network in networks if not (path / f"{network}.json").exists()]
+    if path.is_dir() and missing:
+        raise UserError(
+            f"{path} has no {missing[0]}, and {system} needs {', '.join(networks)}; train it as docs/systems.md says, "
+            f"then `melody export --run RUN --out {path}`"
+        )

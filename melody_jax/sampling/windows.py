@@ -208,7 +208,7 @@ def prefix_to_tokens(
         negative_prefix_tokens=controls.negative_prefix_tokens[:, : config.lm.prefix_length],
         candidates=config.candidates,
         fixed=fixed,
-    )
+    ).tokens
 
 
 def tokens_to_latents(

@@ -10,7 +10,11 @@ from typing import Any
 from melody_jax import release
 from melody_jax.errors import UserError
 
-SYSTEMS = {"melody": "melody_jax.sampling.cascade", "musiclm": "melody_jax.systems.musiclm"}
+SYSTEMS = {
+    "melody": "melody_jax.sampling.cascade",
+    "musiclm": "melody_jax.systems.musiclm",
+    "audiolm": "melody_jax.systems.audiolm",
+}
 """Name of a system -> its module."""
 
 
@@ -28,5 +32,6 @@ def load(
     path = release.root(folder) / name
     has = {network for network in ("coarse", "dpd") if (path / f"{network}.json").is_file()}
     if system == "melody" and has == {"coarse"} and "networks" not in options:
-        raise UserError(f"{path} has no dpd but the networks of musiclm; load it with --system musiclm")
+        kind = "musiclm" if (path / "mulan.json").is_file() else "audiolm"
+        raise UserError(f"{path} has no dpd but the networks of {kind}; load it with --system {kind}")
     return importlib.import_module(SYSTEMS[system]).load(name, folder=folder, **options)

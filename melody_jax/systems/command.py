@@ -77,7 +77,8 @@ class SampleConfig(ClipSettings, PromptOptions):
     folder: Path | None = None
     """Folder of released models. Default: those that ship with the package."""
     system: str = option("melody", choices=tuple(SYSTEMS))
-    """Kind of the model: melody, or musiclm, which has no diffusion, no streams and no batch jobs."""
+    """Kind of the model: melody, or musiclm or audiolm, which have no diffusion, no streams and no batch jobs; audiolm
+    takes no prompt."""
     distilled: bool = False
     """Uses the distilled diffusion, for few steps: --distilled --steps 2 --solver pingpong."""
 
@@ -116,7 +117,10 @@ def _settings(config: SampleConfig) -> dict[str, Any]:
     return settings
 
 
-def _prompt(config: SampleConfig) -> PromptLike:
+def _prompt(config: SampleConfig) -> PromptLike | None:
+    """The prompt; None if there is none and the system may not need one."""
+    if config.system != "melody" and not (config.prompt or config.blend or config.audio_prompt):
+        return None
     return notation.blend(config.prompt, config.blend, config.audio_prompt, config.audio_weight)
 
 
@@ -144,7 +148,7 @@ def _write_clips(config: SampleConfig) -> None:
     for path in paths:
         audio.check_writable(path)
     melody = _load(config, config.source is not None)
-    melody.prompt_encoder.warn_of_unknown_words(requests)
+    melody.warn_of_unknown_words(requests)
     started = time.perf_counter()
     waves = melody.run(requests, progress=True)
     seconds = time.perf_counter() - started
@@ -168,7 +172,7 @@ def _stream(config: SampleConfig) -> None:
     if sys.stdout.isatty() or sys.stdout.name == os.devnull:  # closed: `runtime.open_standard_streams`
         raise UserError("--stream writes samples to standard output; pipe it into a player or a file")
     settings = _settings(config)
-    prompt = _prompt(config)
+    prompt = notation.blend(config.prompt, config.blend, config.audio_prompt, config.audio_weight)
     samples = 0
     melody = _load(config, needs_tokenizer=False)
     for part in melody.stream(prompt, **settings):

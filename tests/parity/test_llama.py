@@ -95,7 +95,7 @@ def test_cached_decoding() -> None:
         inputs_embeds=torch.tensor(np.array(prefix)), max_new_tokens=30, min_new_tokens=30, do_sample=False
     )
     keys = jax.random.split(jax.random.key(0), 2)
-    ours = decoding.generate(params, CONFIG, jnp.asarray(prefix_tokens), keys, 30, temperature=0.0)
+    ours = decoding.generate(params, CONFIG, jnp.asarray(prefix_tokens), keys, 30, temperature=0.0).tokens
     assert len(np.unique(ours)) > 5
     np.testing.assert_array_equal(ours, greedy)
 

@@ -1,0 +1,197 @@
+"""AudioLM (arXiv 2209.03143): music without a prompt, and the continuation of a recording.
+
+    recording --tokenizer, codec--> semantic tokens and codes, which the language models of `token_cascade.py` continue
+
+A release holds the networks `tokenizer`, `lm` (of no prefix), `coarse`, `fine` and `vae`, an autoencoder with a
+quantiser. The samples of a recording stay bit-identical, as in the edits of MeLoDy (`sampling/edit.py`).
+
+S semantic tokens, L frames, V levels.
+"""
+
+from collections.abc import Iterable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float32
+
+from melody_jax.errors import UserError
+from melody_jax.models import tokenizer, vae
+from melody_jax.models.channels import default_format
+from melody_jax.models.functional import Params
+from melody_jax.sampling import edges, edit, plan, windows
+from melody_jax.sampling.cascade import load_networks
+from melody_jax.sampling.precision import in_32_bits
+from melody_jax.sampling.prompts import PromptEncoder
+from melody_jax.sampling.request import Request
+from melody_jax.sampling.settings import MAX_SECONDS
+from melody_jax.sampling.system import refuse_settings, require_networks
+from melody_jax.sampling.windows import Controls
+from melody_jax.systems.token_cascade import Beginning, TokenCascade, Writing, require_equal
+
+NETWORKS = ("tokenizer", "lm", "coarse", "fine", "vae")
+"""Networks of the system."""
+ABSENT = (
+    "prompt",
+    "story",
+    "negative_prompt",
+    "lm_guidance_scale",
+    "best_of",
+    "steps",
+    "schedule",
+    "solver",
+    "guidance_scale",
+    "strength",
+    "keep_tokens",
+    "regions",
+    "bpm",
+    "key",
+    "metre",
+)
+"""Settings that AudioLM does not have: it hears no prompt, and has no diffusion."""
+
+
+class AudioLM(TokenCascade):
+    """A loaded AudioLM: `sample_rate` in Hz, `channels`, `window_seconds`, `params`, `configs`.
+
+    Raises `UserError` if the networks do not belong together.
+    """
+
+    def __init__(self, params: dict[str, Params], configs: dict[str, Any]) -> None:
+        super().__init__(params, configs)
+        for network in ("lm", "coarse"):
+            if configs[network].prompt_length:
+                raise UserError(
+                    f"{network} follows {configs[network].prompt_length} prefix tokens; AudioLM has none: load the "
+                    "release with --system musiclm"
+                )
+        ids = configs["tokenizer"].semantic_vocab, configs["lm"].semantic_vocab
+        require_equal({"semantic ids of tokenizer and lm": ids})
+
+    @property
+    def prompt_encoder(self) -> PromptEncoder:
+        """Raises `UserError`: there is none."""
+        raise UserError("audiolm has no prompts")
+
+    def warn_of_unknown_words(self, requests: Sequence[Request]) -> None:
+        """Does nothing: there are no words."""
+
+    def generate(
+        self, prompts: Iterable[None] = (None,), *, progress: bool = False, **settings: Any
+    ) -> list[np.ndarray]:
+        """Makes a clip for each None: float32 (samples,), or (samples, channels), in [-1, 1] at `sample_rate`.
+
+        settings: any field of `Request` by name, such as seconds=30 or source="recording.wav", which is continued up
+        to `seconds`. Otherwise as `System.generate`.
+        """
+        return super().generate(list(prompts), progress=progress, **settings)
+
+    @in_32_bits
+    def run(self, requests: Sequence[Request], *, progress: bool = False) -> list[np.ndarray]:
+        """The clips (samples,) of the requests, in order; those of one length without a source are one batch.
+
+        Raises `UserError` for a setting that AudioLM does not have, and for a source that cannot be read, or is not
+        shorter than its clip.
+        """
+        for request in requests:
+            refuse_settings(request, ABSENT, "audiolm")
+        sources = edit.read_sources(requests, self.configs)
+        for request, samples in sources.items():
+            self._check_source(request, len(samples))
+        groups: dict[Any, list[int]] = {}
+        for i, request in enumerate(requests):
+            group = (
+                (self.window_count(request.seconds), self._writing(request)) if request not in sources else i
+            )
+            groups.setdefault(group, []).append(i)
+        clips: list[np.ndarray] = [np.zeros(0, np.float32)] * len(requests)
+        for members in groups.values():
+            batch = [requests[i] for i in members]
+            made = self._continued(batch[0], sources[batch[0]], progress) if batch[0] in sources else None
+            for i, clip in zip(
+                members, self._clips(batch, progress) if made is None else [made], strict=True
+            ):
+                clips[i] = clip
+        return clips
+
+    def _writing(self, request: Request) -> Writing:
+        return Writing(False, plan.candidates_for(request.top_k, self.configs["lm"].semantic_vocab))
+
+    def _check_source(self, request: Request, samples: int) -> None:
+        seconds = samples / self.sample_rate
+        if not seconds < request.seconds <= MAX_SECONDS:
+            raise UserError(f"seconds is {request.seconds}; it must exceed the {seconds:.2f} s of the source")
+
+    def _clips(self, requests: Sequence[Request], progress: bool) -> list[np.ndarray]:
+        """The clips of requests without a source that share a program."""
+        writing = self._writing(requests[0])
+        controls = _controls(requests, writing)
+        count = self.window_count(requests[0].seconds)
+        waves = self.waves(self.write(lambda _: controls, count, writing, progress=progress).codes)
+        clips = []
+        for request, wave in zip(requests, waves, strict=True):
+            clip = wave[: round(request.seconds * self.sample_rate)].copy()
+            edges.fade_ends(clip, self.sample_rate)
+            clips.append(clip)
+        return clips
+
+    def _continued(
+        self, request: Request, samples: Float32[np.ndarray, " T *C"], progress: bool
+    ) -> np.ndarray:
+        """The source and its continuation. Its last window, in tokens and codes, is what the models begin with."""
+        writing = self._writing(request)
+        controls = _controls([request], writing)
+        gain = edit.level_gain(samples, self.sample_rate)
+        tokens = len(samples) // self.audio_format.token_samples
+        begun = min(tokens, self.window_tokens)
+        beginning = self._encode(samples * gain, tokens - begun, begun)
+        seconds = request.seconds - (tokens - begun) * self.audio_format.token_samples / self.sample_rate
+        count = self.window_count(seconds, begun)
+        (wave,) = self.waves(self.write(lambda _: controls, count, writing, beginning, progress).codes)
+        before = (tokens - begun) * self.audio_format.token_samples
+        wave = np.pad(wave, ((before, 0), *[(0, 0)] * (wave.ndim - 1)))
+        region = len(samples), round(request.seconds * self.sample_rate)
+        return edit.splice(samples, [region], wave / np.float32(gain), self.sample_rate)
+
+    def _encode(self, sound: np.ndarray, first: int, count: int) -> Beginning:
+        """Semantic tokens and codes of the `count` tokens from `first` on, in a window that is mirrored to its end."""
+        hop = self.audio_format.token_samples
+        window = sound[first * hop : (first + count) * hop]
+        missing = (0, (self.window_tokens - count) * hop)
+        window = np.pad(window, (missing, *[(0, 0)] * (sound.ndim - 1)), mode="symmetric")
+        networks = {name: self.params[name] for name in ("tokenizer", "vae")}
+        configs = (self.configs["tokenizer"], self.configs["vae"])
+        semantic, codes = _encode_window(networks, configs, jnp.asarray(window))
+        levels = self.configs["coarse"].code_levels + self.configs["fine"].code_levels
+        return Beginning(semantic[:, :count], codes[:, : count * self.frames_per_token, :levels])
+
+
+@partial(jax.jit, static_argnames="configs")
+def _encode_window(
+    params: dict[str, Params], configs: tuple[Any, Any], window: Array
+) -> tuple[jax.Array, jax.Array]:
+    """Semantic tokens (1, S) and codes (1, L, V) of a window of audio (T,) or (T, C)."""
+    mono = default_format(window[None], configs[1].audio_format)
+    semantic = tokenizer.tokenize(params["tokenizer"], configs[0], mono)
+    return semantic, vae.codes(params["vae"], configs[1], window[None])
+
+
+def _controls(requests: Sequence[Request], writing: Writing) -> Controls:
+    """The controls of clips without a prefix."""
+    nothing = jnp.zeros((len(requests), 0), jnp.int32)
+    return windows.make_controls(nothing, requests, candidates=writing.candidates)
+
+
+@in_32_bits
+def load(name: str, *, folder: str | Path | None = None) -> AudioLM:
+    """The AudioLM released as `name`, from the package or from `folder/name`; nothing is downloaded.
+
+    Raises `UserError` if there is no such release, a network is missing (the message says how to train it) or damaged,
+    or they do not belong together.
+    """
+    require_networks(name, folder, NETWORKS, "audiolm")
+    params, configs, _, _ = load_networks(name, folder, NETWORKS)
+    return AudioLM(params, configs)

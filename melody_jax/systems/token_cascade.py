@@ -1,0 +1,283 @@
+"""What AudioLM and MusicLM share: a semantic, a coarse and a fine language model, and a residual-VQ codec.
+
+    semantic tokens --coarse--> first codes of each frame --fine--> the other codes --codec--> waveform
+
+Semantic and coarse tokens are written in windows that overlap by half: the second half of a window is the context of
+the next. Fine codes are written in shorter windows one after the other, from the coarse codes of their own time; the
+last window ends with the clip and begins with codes that are written already. All draws of an item derive from its own
+key, so a clip does not depend on its batch.
+
+Tokens and codes that clips begin with, those of a recording, are context in the same way.
+
+B batch, P prefix tokens, U semantic tokens of a window, S semantic tokens, N codes in sequence, L frames, V levels.
+"""
+
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float32, Int
+from tqdm import tqdm
+
+from melody_jax.audio_format import TOKEN_RATE
+from melody_jax.errors import UserError
+from melody_jax.models import decoding, vae
+from melody_jax.models.decoding import CANDIDATES, Generated
+from melody_jax.models.functional import Params
+from melody_jax.models.lm_config import LMConfig
+from melody_jax.sampling import windows
+from melody_jax.sampling.decode import context, decode
+from melody_jax.sampling.settings import SamplingSettings
+from melody_jax.sampling.system import System
+from melody_jax.sampling.windows import Controls
+
+PRIMER_STEPS = 8
+"""Context that is shorter than half a window is read at once in multiples of 1/8 of a window, and the rest token by
+token, so that few programs are compiled for recordings of any length."""
+SEMANTIC, COARSE, FINE = range(3)
+"""Uses of randomness."""
+
+
+class Beginning(NamedTuple):
+    """What the clips of a batch begin with; of no length for clips without a source."""
+
+    semantic: Int[Array, "B S"]
+    codes: Int[Array, "B L V"]
+    """The codes of all levels, in the time of the semantic tokens."""
+
+
+class Written(NamedTuple):
+    """The codes of clips."""
+
+    codes: Int[Array, "B L V"]
+    passes: int
+    """Passes through the three language models, as their loops counted them."""
+
+
+class Writing(NamedTuple):
+    """Settings that are compiled into the programs of a batch."""
+
+    guided: bool
+    """Whether the semantic and the coarse model are guided away from the negative prompt."""
+    candidates: int = CANDIDATES
+    """Number of best ids that sampling looks at."""
+
+
+class TokenCascade(System):
+    """The networks lm, coarse, fine and vae. Raises `UserError` if they do not belong together."""
+
+    def __init__(self, params: dict[str, Params], configs: dict[str, Any]) -> None:
+        self.params = params
+        self.configs = configs
+        _check(configs)
+
+    @property
+    def window_tokens(self) -> int:
+        """Semantic tokens of a window, U."""
+        return self.configs["coarse"].condition.length
+
+    @property
+    def hop_tokens(self) -> int:
+        """Semantic tokens that each window after the first adds."""
+        return self.window_tokens - self.window_tokens // 2
+
+    @property
+    def window_seconds(self) -> float:
+        """Seconds of one window."""
+        return self.window_tokens / TOKEN_RATE
+
+    @property
+    def frames_per_token(self) -> int:
+        """Frames of codes in the time of a semantic token."""
+        return self.audio_format.token_samples // self.configs["vae"].hop
+
+    def window_count(self, seconds: float, begun: int = 0) -> int:
+        """Windows that write a clip of which `begun` semantic tokens exist."""
+        missing = round(seconds * TOKEN_RATE - begun, 6)
+        first = self.window_tokens - min(begun, self.window_tokens - self.hop_tokens)
+        return 1 + max(0, math.ceil(round((missing - first) / self.hop_tokens, 6)))
+
+    def write(
+        self,
+        controls_at: Callable[[float], Controls],
+        count: int,
+        writing: Writing,
+        beginning: Beginning | None = None,
+        progress: bool = False,
+    ) -> Written:
+        """The codes of clips of `count` windows, the beginning's included.
+
+        controls_at: a function of seconds from the beginning to the controls of the batch.
+        """
+        batch = len(controls_at(0.0).seeds)
+        levels = self.configs["coarse"].code_levels
+        semantic = jnp.zeros((batch, 0), jnp.int32)
+        known = jnp.zeros((batch, 0, levels + self.configs["fine"].code_levels), jnp.int32)
+        if beginning is not None:
+            semantic, known = beginning
+        coarse = known[:, :, :levels].reshape(batch, -1)
+        passes = 0
+        with tqdm(total=count, unit="window", disable=None if progress else True) as bar:
+            for number in range(count):
+                controls = controls_at(semantic.shape[1] / TOKEN_RATE)  # of what is new
+                semantic, coarse, added = self._window(number, writing, controls, semantic, coarse)
+                passes += added
+                bar.update()
+        frames = coarse.reshape(batch, -1, levels)
+        fine, added = self._fine(writing, controls_at(0.0), frames, known[:, :, levels:])
+        return Written(jnp.concatenate([frames, fine], axis=2), passes + added)
+
+    def count_passes(self, seconds: float) -> int:
+        """Passes through the three language models for a clip, counted while one is written."""
+        prefix = jnp.zeros((1, self.configs["lm"].prompt_length), jnp.int32)
+        controls = windows.make_controls(prefix, [SamplingSettings()])
+        return self.write(lambda _: controls, self.window_count(seconds), Writing(False)).passes
+
+    def waves(self, codes: Int[Array, "B L V"]) -> Float32[np.ndarray, " B T *C"]:
+        """The waveforms of codes, limited to [-1, 1]."""
+        config = self.configs["vae"]
+        latents = vae.dequantise(self.params["vae"], config, codes)
+        window = max(self.window_tokens * self.frames_per_token, 4 * context(config))
+        return np.concatenate(list(decode(self.params["vae"], config, [latents], window)), axis=1)
+
+    def _window(
+        self, number: int, writing: Writing, controls: Controls, semantic: jax.Array, coarse: jax.Array
+    ) -> tuple[jax.Array, jax.Array, int]:
+        """Semantic tokens (B, S) and coarse codes (B, N), one window longer, and the passes."""
+        config = self.configs["coarse"]
+        size = self.window_tokens
+        per_token = self.frames_per_token * config.code_levels
+        most = size - self.hop_tokens
+        length = min(semantic.shape[1], most)
+        step = max(size // PRIMER_STEPS, 1)
+        at_once = length if length == most else length // step * step
+        window = partial(_write, writing=writing, number=number, controls=controls)
+        old = semantic[:, semantic.shape[1] - length :]
+        tokens = window(
+            self.params["lm"], self.configs["lm"], size, SEMANTIC, controls.prefix_tokens, old, at_once
+        )
+        prefix = controls.prefix_tokens[:, : config.prompt_length]
+        prompt = jnp.concatenate([prefix, tokens.tokens], axis=1)
+        old = coarse[:, coarse.shape[1] - length * per_token :]
+        codes = window(
+            self.params["coarse"], config, size * per_token, COARSE, prompt, old, at_once * per_token
+        )
+        semantic = jnp.concatenate([semantic, tokens.tokens[:, length:]], axis=1)
+        coarse = jnp.concatenate([coarse, codes.tokens[:, length * per_token :]], axis=1)
+        return semantic, coarse, int(tokens.passes) + int(codes.passes)
+
+    def _fine(
+        self, writing: Writing, controls: Controls, coarse: jax.Array, fine: jax.Array
+    ) -> tuple[jax.Array, int]:
+        """The fine codes (B, L, V) of coarse ones (B, L, V), of which `fine` are the first, and the passes.
+
+        A clip shorter than a window follows its last frame as often as is missing.
+        """
+        config = self.configs["fine"]
+        batch, count, levels = coarse.shape
+        size = config.condition.length // levels
+        padded = jnp.pad(coarse, ((0, 0), (0, max(0, size - count)), (0, 0)), mode="edge")
+        passes = 0
+        number = 0
+        while fine.shape[1] < count:
+            first = max(0, min(fine.shape[1], count - size))
+            condition = padded[:, first : first + size].reshape(batch, -1)
+            old = fine[:, first:].reshape(batch, -1)
+            written = _write(
+                self.params["fine"],
+                config,
+                min(size, count - first) * config.code_levels,
+                FINE,
+                condition,
+                old,
+                old.shape[1],
+                writing=Writing(False, writing.candidates),
+                number=number,
+                controls=controls,
+            )
+            new = written.tokens[:, old.shape[1] :].reshape(batch, -1, config.code_levels)
+            fine = jnp.concatenate([fine, new], axis=1)
+            passes += int(written.passes)
+            number += 1
+        return fine, passes
+
+
+@partial(jax.jit, static_argnames=("config", "length", "use", "at_once", "writing"))
+def _write(
+    params: Params,
+    config: LMConfig,
+    length: int,
+    use: int,
+    prompt: jax.Array,
+    begun: jax.Array,
+    at_once: int,
+    *,
+    writing: Writing,
+    number: jax.Array | int,
+    controls: Controls,
+) -> Generated:
+    """A sequence (B, length) that follows a prompt and begins with the tokens `begun`, the first `at_once` of which are
+    read in one pass. Every window and use has draws of its own."""
+    prompt = prompt[:, : config.given_length]
+    keys = jax.vmap(lambda key: jax.random.fold_in(jax.random.fold_in(key, use), number))(
+        windows.item_keys(controls)
+    )
+    negative = controls.negative_prefix_tokens[:, : config.prompt_length]
+    missing = length - begun.shape[1]
+    return decoding.generate(
+        params,
+        config,
+        prompt,
+        keys,
+        length,
+        temperature=controls.temperature,
+        top_k=controls.top_k,
+        top_p=controls.top_p,
+        guidance_scale=controls.lm_guidance_scale if writing.guided and config.prompt_length else 1.0,
+        primer=begun[:, :at_once],
+        negative_prefix_tokens=jnp.concatenate([negative, prompt[:, config.prompt_length :]], axis=1),
+        candidates=writing.candidates,
+        fixed=jnp.pad(begun, ((0, 0), (0, missing)), constant_values=-1),
+    )
+
+
+def _check(configs: dict[str, Any]) -> None:
+    """Raises `UserError` unless the networks fit each other."""
+    codec = configs["vae"]
+    coarse = configs["coarse"]
+    fine = configs["fine"]
+    if codec.quantiser is None:
+        raise UserError(
+            "vae has no quantiser; language models of codes need a codec with codes, such as configs/codec_paper.py"
+        )
+    if coarse.condition is None or fine.condition is None:
+        raise UserError("coarse or fine has no condition; they are no acoustic models")
+    levels = coarse.code_levels + fine.code_levels
+    if levels > codec.quantiser.levels or coarse.semantic_vocab != codec.quantiser.codes:
+        raise UserError(
+            f"coarse and fine write {levels} levels of {coarse.semantic_vocab} codes, the codec has "
+            f"{codec.quantiser.levels} of {codec.quantiser.codes}; take all files from one release"
+        )
+    sizes = {
+        "semantic ids of coarse and lm": (coarse.condition.ids, configs["lm"].semantic_vocab),
+        "codes of fine and the codec": (fine.semantic_vocab, codec.quantiser.codes),
+        "codes that fine follows and those of the codec": (fine.condition.ids, codec.quantiser.codes),
+    }
+    require_equal(sizes)
+    frames = codec.audio_format.token_samples // codec.hop
+    if coarse.code_levels != fine.condition.levels or fine.condition.length % (frames * coarse.code_levels):
+        raise UserError(
+            f"fine follows {fine.condition.length} codes of {fine.condition.levels} levels, coarse writes "
+            f"{coarse.code_levels}; take both from one release"
+        )
+
+
+def require_equal(sizes: dict[str, tuple[int, int]]) -> None:
+    """Raises `UserError` for the first pair of sizes that differ, by its name."""
+    for what, (one, other) in sizes.items():
+        if one != other:
+            raise UserError(f"{what} are {one} and {other}; take all files from one release")
