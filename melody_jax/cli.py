@@ -88,7 +88,7 @@ COMMANDS: dict[str, Command] = {
         extra="train",
     ),
     "nfe": Command(
-        "sampling.nfe:nfe", "sampling.nfe:NFEConfig", "count network evaluations, compared with MusicLM"
+        "systems.nfe:nfe", "systems.nfe:NFEConfig", "count network evaluations, compared with MusicLM"
     ),
     "compile-tpu": Command(
         "scale.compile_tpu:compile_tpu",

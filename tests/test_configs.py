@@ -27,6 +27,9 @@ SIZES = {
     "codec_paper": 58_153_665,
     "coarse_paper": 424_735_744,
     "fine_paper": 423_674_880,
+    "lm_audiolm_paper": 203_450_368,
+    "coarse_audiolm_paper": 210_789_376,
+    "fine_audiolm_paper": 222_323_712,
     "lm_modern": 424_736_768,
     "dpd_modern": 297_717_312,
 }

@@ -10,9 +10,9 @@ from melody_jax.cli import run
 from melody_jax.config import load_config
 from melody_jax.errors import UserError
 from melody_jax.models import dpd, lm
-from melody_jax.sampling import nfe
-from melody_jax.sampling.nfe import Evaluations, NFEConfig
+from melody_jax.systems import nfe
 from melody_jax.systems.musiclm import MusicLM
+from melody_jax.systems.nfe import Evaluations, NFEConfig
 
 FRAME = 96 / 24_000
 """Seconds per latent frame at the paper's size."""

@@ -101,19 +101,16 @@ class AudioLM(TokenCascade):
         sources = edit.read_sources(requests, self.configs)
         for request, samples in sources.items():
             self._check_source(request, len(samples))
-        groups: dict[Any, list[int]] = {}
-        for i, request in enumerate(requests):
-            group = (
-                (self.window_count(request.seconds), self._writing(request)) if request not in sources else i
-            )
-            groups.setdefault(group, []).append(i)
+        groups: dict[tuple[int, Writing], list[int]] = {}
         clips: list[np.ndarray] = [np.zeros(0, np.float32)] * len(requests)
+        for i, request in enumerate(requests):
+            if request in sources:
+                clips[i] = self._continued(request, sources[request], progress)
+            else:
+                group = self.window_count(request.seconds), self._writing(request)
+                groups.setdefault(group, []).append(i)
         for members in groups.values():
-            batch = [requests[i] for i in members]
-            made = self._continued(batch[0], sources[batch[0]], progress) if batch[0] in sources else None
-            for i, clip in zip(
-                members, self._clips(batch, progress) if made is None else [made], strict=True
-            ):
+            for i, clip in zip(members, self._clips([requests[i] for i in members], progress), strict=True):
                 clips[i] = clip
         return clips
 

@@ -116,10 +116,10 @@ class TokenCascade(System):
         batch = len(controls_at(0.0).seeds)
         levels = self.configs["coarse"].code_levels
         semantic = jnp.zeros((batch, 0), jnp.int32)
-        known = jnp.zeros((batch, 0, levels + self.configs["fine"].code_levels), jnp.int32)
+        begun = jnp.zeros((batch, 0, levels + self.configs["fine"].code_levels), jnp.int32)
         if beginning is not None:
-            semantic, known = beginning
-        coarse = known[:, :, :levels].reshape(batch, -1)
+            semantic, begun = beginning
+        coarse = begun[:, :, :levels].reshape(batch, -1)
         passes = 0
         with tqdm(total=count, unit="window", disable=None if progress else True) as bar:
             for number in range(count):
@@ -128,7 +128,7 @@ class TokenCascade(System):
                 passes += added
                 bar.update()
         frames = coarse.reshape(batch, -1, levels)
-        fine, added = self._fine(writing, controls_at(0.0), frames, known[:, :, levels:])
+        fine, added = self._fine(writing, controls_at(0.0), frames, begun[:, :, levels:])
         return Written(jnp.concatenate([frames, fine], axis=2), passes + added)
 
     def count_passes(self, seconds: float) -> int:

@@ -107,7 +107,7 @@ def _diffuse(config: Any, model: Params, models: Any, weights: Any, batch: Batch
 
 
 def _generate(config: Any, model: Params, models: Any, weights: Any, batch: Batch, key: jax.Array) -> Sounds:
-    prefix = batch["prefix_tokens"]
+    prefix = batch["prefix_tokens"][:, : config.given_length]
     window = models["dpd"].frames // models["dpd"].frames_per_token
     tokens = decoding.generate(model, config, prefix, jax.random.split(key, len(prefix)), window).tokens
     latents = _sample(models["dpd"], weights["dpd"], batch | {"semantic_tokens": tokens}, key)

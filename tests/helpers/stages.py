@@ -57,6 +57,7 @@ STAGES: dict[str, Any] = {
         adversarial_start=1_000,
     ),
     "lm": LMStage(model=LMConfig(layers=1, width=32, heads=2, ffn=64, prefix_codes=8, semantic_vocab=16)),
+    "lm without a prefix": load_config("lm_audiolm_tiny").stage,
     "coarse": load_config("coarse_tiny").stage,
     "fine": load_config("fine_tiny").stage,
     "dpd": DPDStage(model=DPD),

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from melody_jax.data.feature_shape import FeatureShape
+from melody_jax.errors import UserError
 from melody_jax.models import lm
 from melody_jax.models.controls import drop_controls
 from melody_jax.models.functional import Params
@@ -51,6 +52,10 @@ class LMStage(Stage):
     label_smoothing: float = 0.0
     """Share of the target probability spread evenly over the vocabulary, in training only."""
 
+    def __post_init__(self) -> None:
+        if self.mulan and not self.model.prefix_levels:
+            raise UserError(f"mulan is {self.mulan!r}, but the model has no prefix_levels; leave it out")
+
     @property
     def roles(self) -> Roles:
         """The role of every parameter, with the structure of what `init` returns."""
@@ -63,7 +68,7 @@ class LMStage(Stage):
         return FeatureShape(
             semantic_ids=model.semantic_vocab,
             prefix_levels=model.prefix_levels,
-            prefix_ids=model.prefix_codes,
+            prefix_ids=model.prefix_codes if model.prefix_levels else 0,
             controls=model.controls,
         )
 
@@ -124,19 +129,23 @@ class LMStage(Stage):
         return loss_gradients(self.loss, params, batch, key)
 
     def evaluate(self, params: Params, batch: Batch, key: jax.Array) -> Metrics:
-        """Cross-entropy ("loss") and accuracy with the full prefix, and the cross-entropy with the null prefix.
+        """Cross-entropy ("loss") and accuracy with the full prefix, and if the network has one, the cross-entropy with
+        the null prefix.
 
         "loss_opening" and "loss_opening_null_prefix" are those of the first second. The difference to the null prefix
         is the information that the prefix adds, in nats per token: much in the opening, little once the history has it.
         """
         targets = batch["semantic_tokens"]
         metrics = {}
-        for suffix, levels in (("", self.model.prefix_levels), ("_null_prefix", 0)):
+        prefixes = {"": self.model.prefix_levels}
+        if self.model.prefix_levels:
+            prefixes["_null_prefix"] = 0
+        for suffix, levels in prefixes.items():
             log_probs = self._log_probs(params, batch, targets, jnp.full(targets.shape[0], levels), None)
             target_log_probs = _of_targets(log_probs, targets)
             metrics["loss" + suffix] = -target_log_probs.mean()
             metrics["loss_opening" + suffix] = -target_log_probs[:, :OPENING].mean()
-            if levels:
+            if not suffix:
                 metrics["accuracy"] = (target_log_probs >= log_probs.max(axis=-1)).mean()
         return metrics
 
