@@ -38,7 +38,7 @@ def networks() -> dict[str, tuple[Any, Any]]:
 @pytest.fixture(scope="module")
 def system() -> AudioLM:
     params, configs = ({name: part[i] for name, part in networks().items()} for i in (0, 1))
-    return AudioLM(params, configs)
+    return AudioLM(params, configs, {})
 
 
 @pytest.fixture(scope="module")
@@ -98,7 +98,7 @@ def test_what_it_lacks_is_refused_by_name(system: AudioLM, settings: dict[str, A
 def test_a_language_model_of_prompts_is_refused(system: AudioLM) -> None:
     configs = system.configs | {"lm": dataclasses.replace(system.configs["lm"], prefix_levels=12)}
     with pytest.raises(UserError, match="lm follows 12 prefix tokens; AudioLM has none"):
-        AudioLM(system.params, configs)
+        AudioLM(system.params, configs, {})
 
 
 def test_from_the_command_line(tmp_path: Path, recording: np.ndarray) -> None:
@@ -113,5 +113,11 @@ def test_from_the_command_line(tmp_path: Path, recording: np.ndarray) -> None:
     run(["sample", "--system", "audiolm", *options, *source, "--out", str(out)])
     samples, _ = soundfile.read(out, dtype="float32")
     np.testing.assert_allclose(samples[: len(recording)], recording, atol=2e-4)  # 16 bits
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text('{"id": "a", "prompt": null}\n{"id": "b", "source": "mine.wav", "seconds": 5}\n')
+    clips = tmp_path / "clips"
+    job = ["sample", "--system", "audiolm", *options, "--seconds", "0.5", "--prompts", str(prompts)]
+    run([*job, "--out", str(clips)])
+    assert [soundfile.info(clips / f"{name}.wav").frames for name in "ab"] == [12_000, 120_000]
     with pytest.raises(UserError, match="the networks of audiolm; load it with --system audiolm"):
         load("some", folder=tmp_path)

@@ -267,7 +267,7 @@ def test_batches_have_one_size(melody: Melody, tmp_path: Path) -> None:
         ([{"prompt": "a", "negative_prompt": None}], "negative_prompt is None; it must be a text"),
         ([{"prompt": "a", "steps": None}], "steps is None; it must be a whole number"),
         ([{"prompt": "a", "solver": 5}], "solver is 5; it must be a text"),
-        ([{"prompt": None}], "prompt is None"),
+        ([{"prompt": None}], "there is no prompt; describe the music"),
         ([{"prompt": [{"text": 5}]}], "text is 5; it must be a text"),
         ([{"prompt": [{"text": None, "audio": None}]}], "text is None"),
         ([{"prompt": [{"audio": None}]}], "has text or audio, one of the two"),

@@ -94,4 +94,4 @@ def test_the_paper_s_count_is_what_musiclm_runs(seconds, passes):
     params = {name: lm.init(config, jax.random.key(0)) for name, config in configs.items()}
     configs |= {name: load_config(f"{name}_paper").stage.model for name in ("codec", "mulan")}
     configs["vae"] = configs.pop("codec")
-    assert MusicLM(params, configs, None).count_passes(seconds) == passes == nfe.musiclm_count(seconds)
+    assert MusicLM(params, configs, {}, None).count_passes(seconds) == passes == nfe.musiclm_count(seconds)

@@ -27,6 +27,7 @@ from melody_jax.evaluation.fact_judges import LEAST_CLIPS, FactJudges, check_siz
 from melody_jax.evaluation.frechet import Moments
 from melody_jax.options import check_fields, option
 from melody_jax.runtime import enable_compile_cache
+from melody_jax.systems import SYSTEMS, load
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +44,8 @@ class EvaluateConfig:
     manifest."""
     folder: str = ""
     """Folder of releases; empty: the packaged ones."""
+    system: str = option("melody", choices=tuple(SYSTEMS))
+    """Kind of the model (docs/systems.md)."""
     reference: str = option("", group="what to compare with")
     """Real music that was not trained on: a folder like `clips`, or a .npz with the mean "mu" (E,) and the
     covariance "sigma" (E, E) of its embeddings; empty: no distances."""
@@ -154,7 +157,6 @@ def _clips_folder(config: EvaluateConfig) -> Path:
 def _make_clips(config: EvaluateConfig) -> bool:
     """Makes this process's share of the clips with a batch job; returns whether all clips exist."""
     from melody_jax.sampling.batch_job import BatchJobConfig, run_batch_job
-    from melody_jax.sampling.cascade import load
     from melody_jax.sampling.manifest import read_entries
     from melody_jax.sampling.prompt_file import read_prompt_file
 
@@ -164,7 +166,8 @@ def _make_clips(config: EvaluateConfig) -> bool:
     job = BatchJobConfig(
         prompts=prompts, out=out, suffix=".flac", process=config.process, processes=config.processes
     )
-    run_batch_job(load(config.model, folder=config.folder or None), job, lines)
+    system = load(config.model, system=config.system, folder=config.folder or None)
+    run_batch_job(system, job, lines)
     return len(read_entries(out)) >= len(lines)
 
 

@@ -22,10 +22,10 @@ from melody_jax import audio, files
 from melody_jax.config_json import difference
 from melody_jax.errors import InputWarning, UserError
 from melody_jax.sampling import plan
-from melody_jax.sampling.cascade import Melody
 from melody_jax.sampling.edit import read_sources
 from melody_jax.sampling.manifest import ClipManifest, open_manifest
 from melody_jax.sampling.prompt_file import PromptLine, raise_line_errors
+from melody_jax.sampling.system import System
 from melody_jax.sharding import make_mesh
 
 BAR = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_noinv_fmt}]"
@@ -69,7 +69,7 @@ def share(lines: list[PromptLine], config: BatchJobConfig) -> list[PromptLine]:
     return lines[config.process :: config.processes]
 
 
-def run_batch_job(melody: Melody, config: BatchJobConfig, lines: list[PromptLine]) -> int:
+def run_batch_job(system: System, config: BatchJobConfig, lines: list[PromptLine]) -> int:
     """Makes the missing clips of this process's share, and returns how many it made.
 
     Warns of prompts with words that the model does not know, and of clips that are not as they were written.
@@ -79,18 +79,18 @@ def run_batch_job(melody: Melody, config: BatchJobConfig, lines: list[PromptLine
             exist with other settings (unless `config.replace`), or a batch does not fit into memory; later, if the
             disk is full.
     """
-    _check_lines(melody, config, lines)
+    _check_lines(system, config, lines)
     lines = share(lines, config)
-    _warn_of_unknown_words(melody, config, lines)
+    _warn_of_unknown_words(system, config, lines)
     with open_manifest(config.out, config.process, config.processes) as manifest:
-        missing = _missing_lines(lines, manifest, config, melody.hash)
+        missing = _missing_lines(lines, manifest, config, system.hash)
         _remove_partial_files(config, missing)
         devices = jax.local_devices()
-        for batch, size in group_lines(melody, missing, config.batch, len(devices)):
-            plan.check_memory([batch[0].request] * size, melody.configs)
-        replicated = melody
+        for batch, size in group_lines(system, missing, config.batch, len(devices)):
+            plan.check_memory([batch[0].request] * size, system.configs)
+        replicated = system
         if len(devices) > 1:
-            replicated = melody.replicate_over(make_mesh((-1, 1, 1), devices))
+            replicated = system.replicate_over(make_mesh((-1, 1, 1), devices))
         with tqdm(
             total=len(lines),
             initial=len(lines) - len(missing),
@@ -99,39 +99,36 @@ def run_batch_job(melody: Melody, config: BatchJobConfig, lines: list[PromptLine
             bar_format=BAR,
             disable=None,
         ) as progress:
-            for batch, size in group_lines(melody, missing, config.batch, len(devices)):
+            for batch, size in group_lines(system, missing, config.batch, len(devices)):
                 has_source = batch[0].request.source is not None
-                _make_clips(melody if has_source else replicated, batch, size, config, manifest)
+                _make_clips(system if has_source else replicated, batch, size, config, manifest)
                 progress.set_description(str(config.out), refresh=False)
                 progress.update(len(batch))
     return len(missing)
 
 
-def _check_lines(melody: Melody, config: BatchJobConfig, lines: list[PromptLine]) -> None:
+def _check_lines(system: System, config: BatchJobConfig, lines: list[PromptLine]) -> None:
     """Raises `UserError` for the lines that these networks cannot make."""
-    encoder = melody.prompt_encoder
     errors = []
     lengths: dict[Any, int] = {}
     for line in lines:
         request = line.request
         try:
-            if request.source is not None and request.source not in lengths:
-                (samples,) = read_sources([request], melody.configs).values()
-                lengths[request.source] = len(samples)
-            melody.plan([request], {request: lengths[request.source]} if request.source is not None else None)
-            for _, prompt in request.scenes:
-                encoder.check(prompt)
-            if request.negative_prompt:
-                encoder.check(request.negative_prompt)
+            system.check(request)
+            if request.source is not None:
+                if request.source not in lengths:
+                    (samples,) = read_sources([request], system.configs).values()
+                    lengths[request.source] = len(samples)
+                system.check(request, lengths[request.source])
+            system.check_prompts(request)
         except UserError as error:
             errors.append(f"line {line.number}: {error}")
     raise_line_errors(errors, config.prompts)
 
 
-def _warn_of_unknown_words(melody: Melody, config: BatchJobConfig, lines: list[PromptLine]) -> None:
+def _warn_of_unknown_words(system: System, config: BatchJobConfig, lines: list[PromptLine]) -> None:
     """Warns of the first prompt with words that the model does not know, and counts the others."""
-    encoder = melody.prompt_encoder
-    unknown = [(line, entry) for line in lines for entry in encoder.unknown_words(line.request.texts)]
+    unknown = [(line, entry) for line in lines for entry in system.unknown_words(line.request)]
     if unknown:
         line, entry = unknown[0]
         others = f" (and {len(unknown) - 1} more prompts; see unknown_words in the manifest)"
@@ -192,7 +189,7 @@ def _remove_partial_files(config: BatchJobConfig, lines: list[PromptLine]) -> No
 
 
 def group_lines(
-    melody: Melody, lines: list[PromptLine], size: int, devices: int
+    system: System, lines: list[PromptLine], size: int, devices: int
 ) -> Iterator[tuple[list[PromptLine], int]]:
     """Lines that share a compiled program, and the number of requests in their batch.
 
@@ -206,10 +203,8 @@ def group_lines(
         if request.source is not None:
             yield [line], 1
             continue
-        config = plan.sampler_config(request, melody.configs)
-        chunks = plan.chunk_count(request.seconds, melody.configs)
-        kinds.setdefault((config, chunks, request.best_of), []).append(line)
-    for (_, _, best_of), members in kinds.items():
+        kinds.setdefault((system.program(request), request.best_of), []).append(line)
+    for (_, best_of), members in kinds.items():
         rows = min(size, 2 ** math.ceil(math.log2(len(members) * best_of)))
         step = devices // math.gcd(devices, best_of)
         count = max(1, math.ceil(rows // best_of / step)) * step
@@ -218,24 +213,24 @@ def group_lines(
 
 
 def _make_clips(
-    melody: Melody, lines: list[PromptLine], size: int, config: BatchJobConfig, manifest: ClipManifest
+    system: System, lines: list[PromptLine], size: int, config: BatchJobConfig, manifest: ClipManifest
 ) -> None:
     """Makes and writes the clips as a batch of `size` requests, padded with copies of the last."""
     started = time.perf_counter()
     requests = [line.request for line in lines]
-    clips = melody.run(requests + requests[-1:] * (size - len(lines)))[: len(lines)]
+    clips = system.run(requests + requests[-1:] * (size - len(lines)))[: len(lines)]
     seconds_per_clip = (time.perf_counter() - started) / len(lines)
     for line, clip in zip(lines, clips, strict=True):
         path = config.out / f"{line.clip_id}{config.suffix}"
-        audio.write(path, clip, melody.sample_rate, sync=True)
-        unknown = melody.prompt_encoder.unknown_words(line.request.texts)
+        audio.write(path, clip, system.sample_rate, sync=True)
+        unknown = system.unknown_words(line.request)
         entry = {
             "id": line.clip_id,
             "file": path.name,
             "bytes": path.stat().st_size,
             "sha256": files.file_hash(path),
             "unknown_words": [word for prompt in unknown for word in prompt.words],
-            "model_hash": melody.hash,
+            "model_hash": system.hash,
             "seconds_taken": round(seconds_per_clip, 3),
             "made_at": round(time.time(), 3),
         }

@@ -4,10 +4,9 @@ A call is planned (`plan.py`), its prompts are encoded (`prompts.py`), and the p
 (`windows.py`), new windows of a source (`edit.py`), the waveform (`decode.py`).
 """
 
-import hashlib
 import math
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -48,12 +47,6 @@ class Melody(System):
         self.tokenizer = tokenizer
         self.hashes = hashes
         self.mesh = mesh
-
-    @property
-    def hash(self) -> str:
-        """Hash of the weights of all networks that sampling uses, 16 hexadecimal digits."""
-        joined = "".join(self.hashes[network] for network in sorted(self.hashes) if network != "tokenizer")
-        return hashlib.sha256(joined.encode()).hexdigest()[:16]
 
     def replicate_over(self, mesh: Mesh) -> "Melody":
         """The cascade with its weights on every device of the mesh, over which batches must divide."""
@@ -115,6 +108,17 @@ class Melody(System):
             clips[request] if last[request] == i else clips[request].copy()
             for i, request in enumerate(requests)
         ]
+
+    def check(self, request: Request, source_samples: int | None = None) -> None:
+        """Raises `UserError` if the request does not fit the networks or its source."""
+        if request.source is None:
+            self.plan([request])
+        elif source_samples is not None:
+            self.plan([request], {request: source_samples})
+
+    def program(self, request: Request) -> Hashable:
+        """The settings that are compiled into the program of a request, and its chunks."""
+        return plan.sampler_config(request, self.configs), plan.chunk_count(request.seconds, self.configs)
 
     def plan(
         self, requests: Sequence[Request], source_samples: Mapping[Request, int] | None = None

@@ -155,6 +155,12 @@ class PromptEncoder:
             else:
                 read_audio(part.audio, "an audio prompt", self.audio_format)
 
+    def check_request(self, request: Request) -> None:
+        """Raises what `encode_requests` would, without running a network."""
+        _require_prompt(request)
+        for prompt in request.texts:
+            self.check(prompt)
+
     def unknown_words(self, prompts: Iterable[PromptLike]) -> list[UnknownWords]:
         """The texts of the prompts, each once, that have words which the vocabulary cannot spell."""
         parts = [part for prompt in prompts for part in prompt_parts(prompt) if part.audio is None]
@@ -191,8 +197,7 @@ class PromptEncoder:
             return replace(prompt, prefix_tokens=np.concatenate([prompt.prefix_tokens, tokens]))
 
         def encode_request(request: Request) -> EncodedRequest:
-            if not request.scenes or request.scenes[0][0] > 0:
-                raise UserError("there is no prompt; describe the music in a few words")
+            _require_prompt(request)
             scenes = [
                 (start, with_controls(encode(prompt), self._control_tokens(request, prompt)))
                 for start, prompt in request.scenes
@@ -275,6 +280,11 @@ def read_audio(sound: Any, role: str, wanted: AudioFormat) -> Float32[np.ndarray
         raise UserError(f"{role} of {label}: samples of up to {peak:g}; they must be floats in [-1, 1]")
     wave = wave.astype(np.float32)
     return wave if wave.ndim == 2 or wanted.channels == 1 else np.repeat(wave[:, None], 2, axis=1)
+
+
+def _require_prompt(request: Request) -> None:
+    if not request.scenes or request.scenes[0][0] > 0:
+        raise UserError("there is no prompt; describe the music in a few words")
 
 
 def _tokenize(prompt: str, length: int, tokenizer: Tokenizer) -> tuple[np.ndarray, np.ndarray]:

@@ -1,20 +1,22 @@
 """What all systems share: the format of their clips, `generate`, the choice of the best candidate, and the controls."""
 
 import dataclasses
+import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from melody_jax import release
 from melody_jax.audio_format import AudioFormat
 from melody_jax.errors import UserError
 from melody_jax.models.functional import Params
 from melody_jax.sampling import plan, windows
-from melody_jax.sampling.prompts import EncodedRequest, PromptEncoder
+from melody_jax.sampling.prompts import EncodedRequest, PromptEncoder, UnknownWords
 from melody_jax.sampling.request import PromptLike, Request, is_array, make_requests
 from melody_jax.sampling.settings import shorten
 from melody_jax.sampling.windows import Controls
@@ -30,6 +32,14 @@ class System(ABC):
 
     params: dict[str, Params]
     configs: dict[str, Any]
+    hashes: dict[str, str]
+    """The hash of each network's weights."""
+
+    @property
+    def hash(self) -> str:
+        """Hash of the weights of all networks that sampling uses, 16 hexadecimal digits."""
+        joined = "".join(self.hashes[network] for network in sorted(self.hashes) if network != "tokenizer")
+        return hashlib.sha256(joined.encode()).hexdigest()[:16]
 
     @property
     def audio_format(self) -> AudioFormat:
@@ -54,6 +64,33 @@ class System(ABC):
     @abstractmethod
     def run(self, requests: Sequence[Request], *, progress: bool = False) -> list[np.ndarray]:
         """The clips (samples,) of the requests, in order."""
+
+    @abstractmethod
+    def check(self, request: Request, source_samples: int | None = None) -> None:
+        """Raises `UserError` for a request that the system cannot make, without running a network.
+
+        source_samples: the length of the request's source; None: not known yet.
+        """
+
+    @abstractmethod
+    def program(self, request: Request) -> Hashable:
+        """What requests without a source share if they are made in one batch. Raises `UserError` as `check`."""
+
+    def replicate_over(self, mesh: Mesh) -> "System":
+        """The system with its weights on every device of the mesh, over which batches divide.
+
+        By default the system itself, whose batches run on one device.
+        """
+        del mesh
+        return self
+
+    def check_prompts(self, request: Request) -> None:
+        """Raises `UserError` for prompts that cannot be encoded, without running a network."""
+        self.prompt_encoder.check_request(request)
+
+    def unknown_words(self, request: Request) -> list[UnknownWords]:
+        """The texts of the request that have words which the vocabulary cannot spell."""
+        return self.prompt_encoder.unknown_words(request.texts)
 
     def warn_of_unknown_words(self, requests: Sequence[Request]) -> None:
         """Warns once of each text of the requests that has words which the vocabulary cannot spell."""

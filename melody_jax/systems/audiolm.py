@@ -22,10 +22,10 @@ from melody_jax.errors import UserError
 from melody_jax.models import tokenizer, vae
 from melody_jax.models.channels import default_format
 from melody_jax.models.functional import Params
-from melody_jax.sampling import edges, edit, plan, windows
+from melody_jax.sampling import edges, edit, windows
 from melody_jax.sampling.cascade import load_networks
 from melody_jax.sampling.precision import in_32_bits
-from melody_jax.sampling.prompts import PromptEncoder
+from melody_jax.sampling.prompts import PromptEncoder, UnknownWords
 from melody_jax.sampling.request import Request
 from melody_jax.sampling.settings import MAX_SECONDS
 from melody_jax.sampling.system import refuse_settings, require_networks
@@ -60,8 +60,8 @@ class AudioLM(TokenCascade):
     Raises `UserError` if the networks do not belong together.
     """
 
-    def __init__(self, params: dict[str, Params], configs: dict[str, Any]) -> None:
-        super().__init__(params, configs)
+    def __init__(self, params: dict[str, Params], configs: dict[str, Any], hashes: dict[str, str]) -> None:
+        super().__init__(params, configs, hashes)
         for network in ("lm", "coarse"):
             if configs[network].prompt_length:
                 raise UserError(
@@ -76,8 +76,23 @@ class AudioLM(TokenCascade):
         """Raises `UserError`: there is none."""
         raise UserError("audiolm has no prompts")
 
+    def check_prompts(self, request: Request) -> None:
+        """Does nothing: `check` refuses prompts."""
+
+    def unknown_words(self, request: Request) -> list[UnknownWords]:
+        """None: there are no words."""
+        del request
+        return []
+
     def warn_of_unknown_words(self, requests: Sequence[Request]) -> None:
         """Does nothing: there are no words."""
+
+    def check(self, request: Request, source_samples: int | None = None) -> None:
+        """Raises `UserError` for a setting that AudioLM does not have, and a clip that is no longer than its source."""
+        refuse_settings(request, ABSENT, "audiolm")
+        seconds = (source_samples or 0) / self.sample_rate
+        if not seconds < request.seconds <= MAX_SECONDS:
+            raise UserError(f"seconds is {request.seconds}; it must exceed the {seconds:.2f} s of the source")
 
     def generate(
         self, prompts: Iterable[None] = (None,), *, progress: bool = False, **settings: Any
@@ -97,36 +112,28 @@ class AudioLM(TokenCascade):
         shorter than its clip.
         """
         for request in requests:
-            refuse_settings(request, ABSENT, "audiolm")
+            self.check(request)
         sources = edit.read_sources(requests, self.configs)
         for request, samples in sources.items():
-            self._check_source(request, len(samples))
+            self.check(request, len(samples))
         groups: dict[tuple[int, Writing], list[int]] = {}
         clips: list[np.ndarray] = [np.zeros(0, np.float32)] * len(requests)
         for i, request in enumerate(requests):
             if request in sources:
                 clips[i] = self._continued(request, sources[request], progress)
             else:
-                group = self.window_count(request.seconds), self._writing(request)
-                groups.setdefault(group, []).append(i)
-        for members in groups.values():
-            for i, clip in zip(members, self._clips([requests[i] for i in members], progress), strict=True):
+                groups.setdefault(self.program(request), []).append(i)
+        for program, members in groups.items():
+            batch = [requests[i] for i in members]
+            for i, clip in zip(members, self._clips(batch, *program, progress), strict=True):
                 clips[i] = clip
         return clips
 
-    def _writing(self, request: Request) -> Writing:
-        return Writing(False, plan.candidates_for(request.top_k, self.configs["lm"].semantic_vocab))
-
-    def _check_source(self, request: Request, samples: int) -> None:
-        seconds = samples / self.sample_rate
-        if not seconds < request.seconds <= MAX_SECONDS:
-            raise UserError(f"seconds is {request.seconds}; it must exceed the {seconds:.2f} s of the source")
-
-    def _clips(self, requests: Sequence[Request], progress: bool) -> list[np.ndarray]:
+    def _clips(
+        self, requests: Sequence[Request], count: int, writing: Writing, progress: bool
+    ) -> list[np.ndarray]:
         """The clips of requests without a source that share a program."""
-        writing = self._writing(requests[0])
         controls = _controls(requests, writing)
-        count = self.window_count(requests[0].seconds)
         waves = self.waves(self.write(lambda _: controls, count, writing, progress=progress).codes)
         clips = []
         for request, wave in zip(requests, waves, strict=True):
@@ -139,7 +146,7 @@ class AudioLM(TokenCascade):
         self, request: Request, samples: Float32[np.ndarray, " T *C"], progress: bool
     ) -> np.ndarray:
         """The source and its continuation. Its last window, in tokens and codes, is what the models begin with."""
-        writing = self._writing(request)
+        _, writing = self.program(request)
         controls = _controls([request], writing)
         gain = edit.level_gain(samples, self.sample_rate)
         tokens = len(samples) // self.audio_format.token_samples
@@ -190,5 +197,5 @@ def load(name: str, *, folder: str | Path | None = None) -> AudioLM:
     or they do not belong together.
     """
     require_networks(name, folder, NETWORKS, "audiolm")
-    params, configs, _, _ = load_networks(name, folder, NETWORKS)
-    return AudioLM(params, configs)
+    params, configs, hashes, _ = load_networks(name, folder, NETWORKS)
+    return AudioLM(params, configs, hashes)

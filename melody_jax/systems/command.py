@@ -77,8 +77,8 @@ class SampleConfig(ClipSettings, PromptOptions):
     folder: Path | None = None
     """Folder of released models. Default: those that ship with the package."""
     system: str = option("melody", choices=tuple(SYSTEMS))
-    """Kind of the model: melody, or musiclm or audiolm, which have no diffusion, no streams and no batch jobs; audiolm
-    takes no prompt."""
+    """Kind of the model: melody, or musiclm or audiolm, which have no diffusion and no streams; audiolm takes no
+    prompt."""
     distilled: bool = False
     """Uses the distilled diffusion, for few steps: --distilled --steps 2 --solver pingpong."""
 
@@ -101,7 +101,7 @@ def sample(config: SampleConfig) -> None:
 
 def _refuse_what_only_melody_has(config: SampleConfig) -> None:
     """Raises `UserError` for options that belong to MeLoDy's cascade alone."""
-    for name in ("prompts", "stream", "distilled"):
+    for name in ("stream", "distilled"):
         if getattr(config, name):
             raise UserError(f"--{name} needs --system melody; {config.system} does not have it")
 

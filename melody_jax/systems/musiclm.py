@@ -14,7 +14,7 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from melody_jax.models.functional import Params
-from melody_jax.sampling import edges, plan
+from melody_jax.sampling import edges
 from melody_jax.sampling.cascade import load_networks
 from melody_jax.sampling.precision import in_32_bits
 from melody_jax.sampling.prompts import PromptEncoder
@@ -45,8 +45,14 @@ class MusicLM(TokenCascade):
     Raises `UserError` if the networks do not belong together.
     """
 
-    def __init__(self, params: dict[str, Params], configs: dict[str, Any], tokenizer: Tokenizer) -> None:
-        super().__init__(params, configs)
+    def __init__(
+        self,
+        params: dict[str, Params],
+        configs: dict[str, Any],
+        hashes: dict[str, str],
+        tokenizer: Tokenizer,
+    ) -> None:
+        super().__init__(params, configs, hashes)
         self.tokenizer = tokenizer
         lm, mulan = configs["lm"], configs["mulan"]
         require_equal(
@@ -65,20 +71,21 @@ class MusicLM(TokenCascade):
             self.params["mulan"], config, self.tokenizer, samples, audio_format=self.audio_format
         )
 
+    def check(self, request: Request, source_samples: int | None = None) -> None:
+        """Raises `UserError` for a setting that MusicLM does not have."""
+        del source_samples
+        refuse_settings(request, ABSENT, "musiclm")
+
     @in_32_bits
     def run(self, requests: Sequence[Request], *, progress: bool = False) -> list[np.ndarray]:
         """The clips (samples,) of the requests, in order; those that share a program are one batch.
 
         Raises `UserError` for a setting that MusicLM does not have.
         """
-        for request in requests:
-            refuse_settings(request, ABSENT, "musiclm")
-        encoded = self.prompt_encoder.encode_requests(requests)
         groups: dict[tuple[int, Writing], list[int]] = {}
         for i, request in enumerate(requests):
-            candidates = plan.candidates_for(request.top_k, self.configs["lm"].semantic_vocab)
-            writing = Writing(request.lm_guidance_scale != 1, candidates)
-            groups.setdefault((self.window_count(request.seconds), writing), []).append(i)
+            groups.setdefault(self.program(request), []).append(i)
+        encoded = self.prompt_encoder.encode_requests(requests)
         clips: list[np.ndarray] = [np.zeros(0, np.float32)] * len(requests)
         for (count, writing), members in groups.items():
             rows = [(requests[i], number) for i in members for number in range(requests[i].best_of)]
@@ -114,6 +121,6 @@ def load(name: str, *, folder: str | Path | None = None) -> MusicLM:
     or they do not belong together.
     """
     require_networks(name, folder, NETWORKS, "musiclm")
-    params, configs, _, tokenizer = load_networks(name, folder, NETWORKS)
+    params, configs, hashes, tokenizer = load_networks(name, folder, NETWORKS)
     assert tokenizer is not None
-    return MusicLM(params, configs, tokenizer)
+    return MusicLM(params, configs, hashes, tokenizer)

@@ -29,8 +29,9 @@ from melody_jax.models import decoding, vae
 from melody_jax.models.decoding import CANDIDATES, Generated
 from melody_jax.models.functional import Params
 from melody_jax.models.lm_config import LMConfig
-from melody_jax.sampling import windows
+from melody_jax.sampling import plan, windows
 from melody_jax.sampling.decode import context, decode
+from melody_jax.sampling.request import Request
 from melody_jax.sampling.settings import SamplingSettings
 from melody_jax.sampling.system import System
 from melody_jax.sampling.windows import Controls
@@ -70,9 +71,10 @@ class Writing(NamedTuple):
 class TokenCascade(System):
     """The networks lm, coarse, fine and vae. Raises `UserError` if they do not belong together."""
 
-    def __init__(self, params: dict[str, Params], configs: dict[str, Any]) -> None:
+    def __init__(self, params: dict[str, Params], configs: dict[str, Any], hashes: dict[str, str]) -> None:
         self.params = params
         self.configs = configs
+        self.hashes = hashes
         _check(configs)
 
     @property
@@ -89,6 +91,13 @@ class TokenCascade(System):
     def window_seconds(self) -> float:
         """Seconds of one window."""
         return self.window_tokens / TOKEN_RATE
+
+    def program(self, request: Request) -> tuple[int, Writing]:
+        """The windows of a request, and the settings that are compiled into its programs."""
+        self.check(request)
+        guided = bool(self.configs["lm"].prompt_length) and request.lm_guidance_scale != 1
+        candidates = plan.candidates_for(request.top_k, self.configs["lm"].semantic_vocab)
+        return self.window_count(request.seconds), Writing(guided, candidates)
 
     @property
     def frames_per_token(self) -> int:
