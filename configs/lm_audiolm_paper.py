@@ -1,6 +1,8 @@
 """The semantic model of AudioLM: 750 semantic tokens without a prefix, 30 s (arXiv 2209.03143, section IV).
 
-melody train lm_audiolm_paper --data.folder features/codes --data.window-tokens 750 --workdir runs/lm_audiolm_paper
+melody train lm_audiolm_paper --data.folder features/codes --workdir runs/lm_audiolm_paper
+
+Sampling writes windows as long as those of the coarse model, 10 s.
 """
 
 from dataclasses import replace

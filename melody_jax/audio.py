@@ -167,12 +167,17 @@ def check_writable(path: str | os.PathLike) -> str:
 
     Raises `UserError` for an unknown suffix and for a folder that is missing or not writable.
     """
-    path = Path(path)
-    file_format = FORMATS.get(path.suffix.lower())
-    if file_format is None:
-        raise UserError(f"{path}: the name must end in one of {', '.join(FORMATS)}")
+    wanted = file_format(path)
     files.check_replaceable(path)
-    return file_format
+    return wanted
+
+
+def file_format(path: str | os.PathLike) -> str:
+    """The soundfile format of a name. Raises `UserError` for an unknown suffix."""
+    path = Path(path)
+    if path.suffix.lower() not in FORMATS:
+        raise UserError(f"{path}: the name must end in one of {', '.join(FORMATS)}")
+    return FORMATS[path.suffix.lower()]
 
 
 def encode_flac(audio: np.ndarray, sample_rate: int = SAMPLE_RATE) -> bytes:

@@ -1,6 +1,7 @@
 """MusicLM at `tiny` size with random weights: clips from prompts, whatever the batch; what it lacks is refused."""
 
 import dataclasses
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +60,19 @@ def test_clips_do_not_depend_on_their_batch(system: MusicLM) -> None:
     for i, prompt in enumerate(PROMPTS):
         (alone,) = system.generate(prompt, seconds=1.4, story=story, **SETTINGS | {"seed": 3 + i})
         np.testing.assert_allclose(alone, together[i], atol=1e-4)
+
+
+@pytest.mark.parametrize("seconds", [0.5, 2.0])
+def test_a_stream_is_the_clip(system: MusicLM, seconds: float) -> None:
+    """Shorter than a window, and six windows, which come in parts."""
+    stream = system.stream("piano", seconds=seconds, **SETTINGS)
+    parts = list(stream)
+    assert len(parts) == (1 if seconds < 1 else 3)
+    (clip,) = system.generate("piano", seconds=seconds, **SETTINGS)
+    np.testing.assert_allclose(np.concatenate(parts), clip, atol=1e-4)
+    endless = itertools.islice(system.stream("piano", **SETTINGS), 3)
+    opening = np.concatenate(list(endless))[:12_000]
+    np.testing.assert_allclose(opening[:11_000], np.concatenate(parts)[:11_000], atol=1e-4)
 
 
 def test_a_scene_begins_with_the_window_after_it(system: MusicLM) -> None:
@@ -175,9 +189,8 @@ def test_a_wav_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixtu
     run(["sample", "a calm piano", *options, "--out", str(out)])
     assert soundfile.info(out).frames == 12_000
     assert "0.5 s of music" in capsys.readouterr().out
-    for option in ("--stream", "--distilled"):
-        with pytest.raises(UserError, match=f"{option} needs --system melody; musiclm does not have it"):
-            run(["sample", "a calm piano", *options, option])
+    with pytest.raises(UserError, match="--distilled needs --system melody; musiclm does not have it"):
+        run(["sample", "a calm piano", *options, "--distilled"])
 
 
 def test_a_batch_job(tmp_path: Path) -> None:

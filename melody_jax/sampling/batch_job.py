@@ -86,11 +86,12 @@ def run_batch_job(system: System, config: BatchJobConfig, lines: list[PromptLine
         missing = _missing_lines(lines, manifest, config, system.hash)
         _remove_partial_files(config, missing)
         devices = jax.local_devices()
-        for batch, size in group_lines(system, missing, config.batch, len(devices)):
-            plan.check_memory([batch[0].request] * size, system.configs)
         replicated = system
         if len(devices) > 1:
             replicated = system.replicate_over(make_mesh((-1, 1, 1), devices))
+        parts = 1 if replicated is system else len(devices)
+        for batch, size in group_lines(system, missing, config.batch, parts):
+            plan.check_memory([batch[0].request] * size, system.configs)
         with tqdm(
             total=len(lines),
             initial=len(lines) - len(missing),
@@ -99,7 +100,7 @@ def run_batch_job(system: System, config: BatchJobConfig, lines: list[PromptLine
             bar_format=BAR,
             disable=None,
         ) as progress:
-            for batch, size in group_lines(system, missing, config.batch, len(devices)):
+            for batch, size in group_lines(system, missing, config.batch, parts):
                 has_source = batch[0].request.source is not None
                 _make_clips(system if has_source else replicated, batch, size, config, manifest)
                 progress.set_description(str(config.out), refresh=False)

@@ -4,7 +4,6 @@ A call is planned (`plan.py`), its prompts are encoded (`prompts.py`), and the p
 (`windows.py`), new windows of a source (`edit.py`), the waveform (`decode.py`).
 """
 
-import math
 import os
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
@@ -21,13 +20,13 @@ from melody_jax import release
 from melody_jax.errors import UserError
 from melody_jax.models.functional import Params
 from melody_jax.sampling import edges, edit, plan, windows
-from melody_jax.sampling.decode import context, decode
+from melody_jax.sampling.decode import context, decode, truncate
 from melody_jax.sampling.edit import EditedClip
 from melody_jax.sampling.plan import NETWORKS, ProgramBatch
 from melody_jax.sampling.precision import each_in_32_bits, in_32_bits
 from melody_jax.sampling.prompts import PromptEncoder
 from melody_jax.sampling.request import PromptLike, Request, make_requests
-from melody_jax.sampling.system import Encoded, System, controls_at
+from melody_jax.sampling.system import Encoded, System, check_streamed, controls_at
 from melody_jax.sampling.windows import Controls
 
 
@@ -143,10 +142,7 @@ class Melody(System):
         Raises `UserError`, one line, for a value out of its range. Warns as `generate` does.
         """
         (request,) = make_requests([prompt], settings if seconds is None else settings | {"seconds": seconds})
-        if request.best_of > 1:
-            raise UserError(f"best_of is {request.best_of}; a stream has one candidate, it must be 1")
-        if request.source is not None:
-            raise UserError("a source cannot be streamed; use generate")
+        check_streamed(request)
         (batch,) = self.plan([request])
         self.warn_of_unknown_words([request])
         latents = self.latents(batch, self.prompt_encoder.encode_requests([request]))
@@ -155,7 +151,8 @@ class Melody(System):
             latents = islice(latents, batch.windows)
             samples = round(seconds * self.sample_rate)
         decoded = self._decode_stream(latents, batch.config.chunk_frames)
-        return each_in_32_bits(part[0] for part in self._faded(_truncate(decoded, samples), samples))
+        parts = edges.faded(truncate(decoded, samples), self.sample_rate, samples)
+        return each_in_32_bits(part[0] for part in parts)
 
     def latents(self, batch: ProgramBatch, encoded: Encoded) -> Iterator[jax.Array]:
         """Yields new latents (rows, n, D) of the batch endlessly: of the first window, then of each chunk."""
@@ -209,7 +206,7 @@ class Melody(System):
         waves = np.empty((len(lengths), max(lengths), self.channels), np.float32)
         waves = waves[..., 0] if self.channels == 1 else waves
         written = 0
-        for part in _truncate(decoded, max(lengths)):
+        for part in truncate(decoded, max(lengths)):
             waves[:, written : written + part.shape[1]] = part
             written += part.shape[1]
         clips = [wave[:length] for wave, length in zip(waves, lengths, strict=True)]
@@ -221,17 +218,6 @@ class Melody(System):
         """Parts (rows, n) of the waveform of latents, of which at least `window` are decoded at a time."""
         window = self._decoder_window(window)
         return decode(self.params["vae"], self.configs["vae"], latents, window, self.mesh)
-
-    def _faded(self, parts: Iterable[np.ndarray], samples: int | None) -> Iterator[np.ndarray]:
-        """The parts (rows, n, ...) of a clip with its ends faded; `samples` is its length, None if it is endless."""
-        begin = 0
-        for part in parts:
-            for row in part:
-                edges.fade_in(row, self.sample_rate, begin)
-                if samples is not None:
-                    edges.fade_out(row, self.sample_rate, samples - begin)
-            begin += part.shape[1]
-            yield part
 
     def _decoder_window(self, least: int) -> int:
         """Latents that are decoded at a time: at least `least`, and a chunk more than the context on either side."""
@@ -326,13 +312,3 @@ def _progress(windows: Iterable[Any], total: int, shown: bool) -> Iterator[Any]:
             yield window
             bar.set_description("sampling")
             bar.update()
-
-
-def _truncate(parts: Iterable[np.ndarray], samples: int | None) -> Iterator[np.ndarray]:
-    """The first `samples` samples of the parts (rows, n, ...); None: all."""
-    remaining = math.inf if samples is None else samples
-    for part in parts:
-        yield part[:, : int(min(remaining, part.shape[1]))]
-        remaining -= part.shape[1]
-        if remaining <= 0:
-            return

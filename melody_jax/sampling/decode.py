@@ -15,6 +15,7 @@ All windows have one length, hence one compiled program; only a clip shorter tha
 batch, L latents, D latent channels, T samples.
 """
 
+import math
 from collections.abc import Iterable, Iterator
 
 import numpy as np
@@ -89,3 +90,13 @@ def decode(
         offset = arrived - buffer.shape[1]
         first = start + margin - offset if start else 0
         yield decode_window(buffer, offset, first, buffer.shape[1])
+
+
+def truncate(parts: Iterable[np.ndarray], samples: int | None) -> Iterator[np.ndarray]:
+    """The first `samples` samples of the parts (rows, n, ...); None: all."""
+    remaining = math.inf if samples is None else samples
+    for part in parts:
+        yield part[:, : int(min(remaining, part.shape[1]))]
+        remaining -= part.shape[1]
+        if remaining <= 0:
+            return

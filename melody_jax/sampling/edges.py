@@ -3,6 +3,8 @@
 The networks make a stretch of music that begins and ends in mid-wave, which sounds like a click.
 """
 
+from collections.abc import Iterable, Iterator
+
 import numpy as np
 from jaxtyping import Float32
 
@@ -35,6 +37,20 @@ def fade_ends(wave: Float32[np.ndarray, " T *C"], sample_rate: int) -> None:
     """Fades in and out a whole clip, in place."""
     fade_in(wave, sample_rate)
     fade_out(wave, sample_rate)
+
+
+def faded(
+    parts: Iterable[Float32[np.ndarray, " B _ *C"]], sample_rate: int, samples: int | None
+) -> Iterator[Float32[np.ndarray, " B _ *C"]]:
+    """The consecutive parts of clips with their ends faded; `samples` is their length, None if they are endless."""
+    begin = 0
+    for part in parts:
+        for row in part:
+            fade_in(row, sample_rate, begin)
+            if samples is not None:
+                fade_out(row, sample_rate, samples - begin)
+        begin += part.shape[1]
+        yield part
 
 
 def _rise(sample_rate: int) -> np.ndarray:

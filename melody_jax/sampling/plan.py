@@ -137,6 +137,8 @@ def sampler_config(request: Request, configs: Configs) -> SamplerConfig:
     """
     if missing := [network for network in NETWORKS if network not in configs]:
         raise UserError(f"{missing[0]} was not loaded; generating needs {', '.join(NETWORKS)}")
+    if not configs["lm"].prompt_length:
+        raise UserError("lm was trained without prefix tokens, so it follows no prompt; it is one of audiolm")
     _check_controls(request, control_vocabulary(configs))
     scale = request.guidance_scale
     distilled_range = configs["dpd"].guidance_range
@@ -212,10 +214,7 @@ def plan_edit(
     rate = audio_format.sample_rate
     hop = audio_format.token_samples
     seconds = source_samples / rate
-    if seconds > MAX_SECONDS:
-        raise UserError(f"the source lasts {seconds:.0f} s; it must be at most {MAX_SECONDS:g} s long")
-    if request.continues_source and round(request.seconds * rate) <= source_samples:
-        raise UserError(f"seconds is {request.seconds}; it must exceed the {seconds:.2f} s of the source")
+    check_source_length(request, source_samples, rate)
     if late := [end for _, end in request.regions if end > seconds + 1e-6]:
         raise UserError(f"a region ends at {late[0]} s; the source ends at {seconds:.2f} s")
     if request.continues_source:
@@ -235,6 +234,15 @@ def plan_edit(
     return EditPlan(
         regions=tuple(regions), tokens=length, window=window, fills=tuple(fills), audio_format=audio_format
     )
+
+
+def check_source_length(request: Request, source_samples: int, sample_rate: int) -> None:
+    """Raises `UserError` for a source that is too long, or that a clip would not continue."""
+    seconds = source_samples / sample_rate
+    if seconds > MAX_SECONDS:
+        raise UserError(f"the source lasts {seconds:.0f} s; it must be at most {MAX_SECONDS:g} s long")
+    if request.continues_source and round(request.seconds * sample_rate) <= source_samples:
+        raise UserError(f"seconds is {request.seconds}; it must exceed the {seconds:.2f} s of the source")
 
 
 def plan_fills(regions: list[tuple[int, int]], length: int, window: int, step: int) -> list[Fill]:

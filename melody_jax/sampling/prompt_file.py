@@ -1,6 +1,6 @@
 """Prompt files: one JSON object per line, each of which becomes one clip.
 
-A line has a "prompt", null for a system without. It may have an "id", which becomes the name of the clip's file, and
+A line has a "prompt", unless the system has none. It may have an "id", which becomes the name of the clip's file, and
 any field of `Request` (`notation.py` describes blends, stories and regions). Sound files are relative to the folder of
 the prompt file.
 """
@@ -96,7 +96,7 @@ def _parse_line(line: Any, number: int, place: int, defaults: dict[str, Any], fo
             f"id {shorten(clip_id)} is not a valid file name; it must be 1 to 100 of A-Z a-z 0-9 . _ - and not begin "
             "with a ."
         )
-    prompt = line.get("prompt", "")
+    prompt = line.get("prompt", "" if settings.get("source") else None)
     if prompt is not None:
         prompt = notation.parse_prompt(prompt, folder)
     seed = settings.get("seed", defaults.get("seed", 0))

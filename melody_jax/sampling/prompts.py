@@ -174,7 +174,7 @@ class PromptEncoder:
         """Warns once of each text of the requests that has words which the vocabulary cannot spell."""
         prompts = [prompt for request in requests for prompt in request.texts]
         for entry in self.unknown_words(prompts):
-            warnings.warn(str(entry), InputWarning, stacklevel=3)
+            warnings.warn(str(entry), InputWarning, stacklevel=4)  # of the caller of `System.generate`
 
     def encode(self, prompt: PromptLike) -> EncodedPrompt:
         """The point and the prefix tokens of a prompt. Raises as `target`."""
@@ -202,7 +202,8 @@ class PromptEncoder:
                 (start, with_controls(encode(prompt), self._control_tokens(request, prompt)))
                 for start, prompt in request.scenes
             ]
-            negative = encode(request.negative_prompt).prefix_tokens if request.negative_prompt else null
+            is_guided = request.negative_prompt.strip()
+            negative = encode(request.negative_prompt).prefix_tokens if is_guided else null
             missing = len(scenes[0][1].prefix_tokens) - len(negative)
             negative = np.pad(negative, (0, missing), constant_values=-1)
             return EncodedRequest(scenes=tuple(scenes), negative_prefix_tokens=negative)

@@ -3,7 +3,7 @@
 import dataclasses
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ Rows = Sequence[tuple[Request, int]]
 
 
 class System(ABC):
-    """Networks that make music from prompts."""
+    """Networks that make music."""
 
     params: dict[str, Params]
     configs: dict[str, Any]
@@ -37,7 +37,7 @@ class System(ABC):
 
     @property
     def hash(self) -> str:
-        """Hash of the weights of all networks that sampling uses, 16 hexadecimal digits."""
+        """Hash of the weights of all networks but the tokenizer, which others name; 16 hexadecimal digits."""
         joined = "".join(self.hashes[network] for network in sorted(self.hashes) if network != "tokenizer")
         return hashlib.sha256(joined.encode()).hexdigest()[:16]
 
@@ -76,6 +76,14 @@ class System(ABC):
     def program(self, request: Request) -> Hashable:
         """What requests without a source share if they are made in one batch. Raises `UserError` as `check`."""
 
+    def count_passes(self, seconds: float) -> int:
+        """Passes through all generating networks for a clip, without guidance, counted while one is made.
+
+        By default raises `UserError`: a system need not count.
+        """
+        del seconds
+        raise UserError("this system does not count its passes")
+
     def replicate_over(self, mesh: Mesh) -> "System":
         """The system with its weights on every device of the mesh, over which batches divide.
 
@@ -83,6 +91,16 @@ class System(ABC):
         """
         del mesh
         return self
+
+    def stream(
+        self, prompt: PromptLike | None = None, *, seconds: float | None = None, **settings: Any
+    ) -> Iterator[np.ndarray]:
+        """Yields music for one prompt while it is made, as `Melody.stream`.
+
+        By default raises `UserError`: not every system can.
+        """
+        del prompt, seconds, settings
+        raise UserError("this system makes whole clips only; it has no streams")
 
     def check_prompts(self, request: Request) -> None:
         """Raises `UserError` for prompts that cannot be encoded, without running a network."""
@@ -141,6 +159,14 @@ def controls_at(rows: Rows, encoded: Encoded, candidates: int) -> Callable[[Sequ
         candidates,
     )
     return lambda seconds: controls._replace(prefix_tokens=jnp.asarray(prefixes(seconds)))
+
+
+def check_streamed(request: Request) -> None:
+    """Raises `UserError` for a request that cannot be made while it is heard."""
+    if request.best_of > 1:
+        raise UserError(f"best_of is {request.best_of}; a stream has one candidate, it must be 1")
+    if request.source is not None:
+        raise UserError("a source cannot be streamed; use generate")
 
 
 def refuse_settings(request: Request, absent: Sequence[str], system: str) -> None:

@@ -197,7 +197,7 @@ def prefix_to_tokens(
     return decoding.generate(
         params,
         config.lm,
-        controls.prefix_tokens[:, : config.lm.prefix_length],
+        controls.prefix_tokens[:, : config.lm.given_length],
         _fold_in(keys, 0),
         config.tokens,
         temperature=controls.temperature,
@@ -205,7 +205,7 @@ def prefix_to_tokens(
         top_p=controls.top_p,
         guidance_scale=controls.lm_guidance_scale if config.lm_guided else 1.0,
         primer=primer,
-        negative_prefix_tokens=controls.negative_prefix_tokens[:, : config.lm.prefix_length],
+        negative_prefix_tokens=controls.negative_prefix_tokens[:, : config.lm.given_length],
         candidates=config.candidates,
         fixed=fixed,
     ).tokens

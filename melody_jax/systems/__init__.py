@@ -1,4 +1,4 @@
-"""Systems that make music from prompts: MeLoDy (`sampling/cascade.py`), and others on what it shares with them.
+"""Systems that make music: MeLoDy (`sampling/cascade.py`), and others on what it shares with them.
 
 A system is a module with `load(name, folder=...)`, which returns a `System` (`sampling/system.py`); `SYSTEMS` names it.
 """

@@ -2,13 +2,13 @@
 
     recording --tokenizer, codec--> semantic tokens and codes, which the language models of `token_cascade.py` continue
 
-A release holds the networks `tokenizer`, `lm` (of no prefix), `coarse`, `fine` and `vae`, an autoencoder with a
-quantiser. The samples of a recording stay bit-identical, as in the edits of MeLoDy (`sampling/edit.py`).
+A release holds the networks `tokenizer`, `lm` and `coarse` (both without a prefix), `fine` and `vae`, an autoencoder
+with a quantiser. The samples of a recording stay bit-identical, as in the edits of MeLoDy (`sampling/edit.py`).
 
 S semantic tokens, L frames, V levels.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,15 +22,13 @@ from melody_jax.errors import UserError
 from melody_jax.models import tokenizer, vae
 from melody_jax.models.channels import default_format
 from melody_jax.models.functional import Params
-from melody_jax.sampling import edges, edit, windows
+from melody_jax.sampling import edit, plan, windows
 from melody_jax.sampling.cascade import load_networks
 from melody_jax.sampling.precision import in_32_bits
 from melody_jax.sampling.prompts import PromptEncoder, UnknownWords
 from melody_jax.sampling.request import Request
-from melody_jax.sampling.settings import MAX_SECONDS
 from melody_jax.sampling.system import refuse_settings, require_networks
-from melody_jax.sampling.windows import Controls
-from melody_jax.systems.token_cascade import Beginning, TokenCascade, Writing, require_equal
+from melody_jax.systems.token_cascade import Beginning, ControlsAt, TokenCascade, Writing, require_equal
 
 NETWORKS = ("tokenizer", "lm", "coarse", "fine", "vae")
 """Networks of the system."""
@@ -90,19 +88,17 @@ class AudioLM(TokenCascade):
     def check(self, request: Request, source_samples: int | None = None) -> None:
         """Raises `UserError` for a setting that AudioLM does not have, and a clip that is no longer than its source."""
         refuse_settings(request, ABSENT, "audiolm")
-        seconds = (source_samples or 0) / self.sample_rate
-        if not seconds < request.seconds <= MAX_SECONDS:
-            raise UserError(f"seconds is {request.seconds}; it must exceed the {seconds:.2f} s of the source")
+        plan.check_source_length(request, source_samples or 0, self.sample_rate)
 
     def generate(
-        self, prompts: Iterable[None] = (None,), *, progress: bool = False, **settings: Any
+        self, prompts: Sequence[Any] = (None,), *, progress: bool = False, **settings: Any
     ) -> list[np.ndarray]:
         """Makes a clip for each None: float32 (samples,), or (samples, channels), in [-1, 1] at `sample_rate`.
 
         settings: any field of `Request` by name, such as seconds=30 or source="recording.wav", which is continued up
         to `seconds`. Otherwise as `System.generate`.
         """
-        return super().generate(list(prompts), progress=progress, **settings)
+        return super().generate(prompts, progress=progress, **settings)
 
     @in_32_bits
     def run(self, requests: Sequence[Request], *, progress: bool = False) -> list[np.ndarray]:
@@ -116,6 +112,7 @@ class AudioLM(TokenCascade):
         sources = edit.read_sources(requests, self.configs)
         for request, samples in sources.items():
             self.check(request, len(samples))
+        plan.check_memory(requests, self.configs, {request: len(sound) for request, sound in sources.items()})
         groups: dict[tuple[int, Writing], list[int]] = {}
         clips: list[np.ndarray] = [np.zeros(0, np.float32)] * len(requests)
         for i, request in enumerate(requests):
@@ -123,38 +120,31 @@ class AudioLM(TokenCascade):
                 clips[i] = self._continued(request, sources[request], progress)
             else:
                 groups.setdefault(self.program(request), []).append(i)
-        for program, members in groups.items():
+        for (count, writing), members in groups.items():
             batch = [requests[i] for i in members]
-            for i, clip in zip(members, self._clips(batch, *program, progress), strict=True):
+            codes = self.write(_controls_at(batch, writing), count, writing, progress=progress).codes
+            for i, clip in zip(members, self.clips(batch, codes), strict=True):
                 clips[i] = clip
         return clips
 
-    def _clips(
-        self, requests: Sequence[Request], count: int, writing: Writing, progress: bool
-    ) -> list[np.ndarray]:
-        """The clips of requests without a source that share a program."""
-        controls = _controls(requests, writing)
-        waves = self.waves(self.write(lambda _: controls, count, writing, progress=progress).codes)
-        clips = []
-        for request, wave in zip(requests, waves, strict=True):
-            clip = wave[: round(request.seconds * self.sample_rate)].copy()
-            edges.fade_ends(clip, self.sample_rate)
-            clips.append(clip)
-        return clips
+    def stream_controls(self, request: Request, writing: Writing) -> ControlsAt:
+        """The controls of a batch of one request, the same at any time."""
+        return _controls_at([request], writing)
 
     def _continued(
         self, request: Request, samples: Float32[np.ndarray, " T *C"], progress: bool
     ) -> np.ndarray:
-        """The source and its continuation. Its last window, in tokens and codes, is what the models begin with."""
+        """The source and its continuation. The models read the end of its last window, the decoder all of it."""
         _, writing = self.program(request)
-        controls = _controls([request], writing)
         gain = edit.level_gain(samples, self.sample_rate)
         tokens = len(samples) // self.audio_format.token_samples
         begun = min(tokens, self.window_tokens)
         beginning = self._encode(samples * gain, tokens - begun, begun)
         seconds = request.seconds - (tokens - begun) * self.audio_format.token_samples / self.sample_rate
         count = self.window_count(seconds, begun)
-        (wave,) = self.waves(self.write(lambda _: controls, count, writing, beginning, progress).codes)
+        (wave,) = self.waves(
+            self.write(_controls_at([request], writing), count, writing, beginning, progress).codes
+        )
         before = (tokens - begun) * self.audio_format.token_samples
         wave = np.pad(wave, ((before, 0), *[(0, 0)] * (wave.ndim - 1)))
         region = len(samples), round(request.seconds * self.sample_rate)
@@ -183,10 +173,11 @@ def _encode_window(
     return semantic, vae.codes(params["vae"], configs[1], window[None])
 
 
-def _controls(requests: Sequence[Request], writing: Writing) -> Controls:
-    """The controls of clips without a prefix."""
+def _controls_at(requests: Sequence[Request], writing: Writing) -> ControlsAt:
+    """The controls of clips without a prefix, the same at any time."""
     nothing = jnp.zeros((len(requests), 0), jnp.int32)
-    return windows.make_controls(nothing, requests, candidates=writing.candidates)
+    controls = windows.make_controls(nothing, requests, candidates=writing.candidates)
+    return lambda _: controls
 
 
 @in_32_bits

@@ -22,7 +22,7 @@ from melody_jax.sampling.settings import MAX_SECONDS, MODEL, WHAT, WHERE, ClipSe
 from melody_jax.systems import SYSTEMS, load
 
 if TYPE_CHECKING:  # `--help` does not need the networks
-    from melody_jax.sampling.cascade import Melody
+    from melody_jax.sampling.system import System
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -77,8 +77,7 @@ class SampleConfig(ClipSettings, PromptOptions):
     folder: Path | None = None
     """Folder of released models. Default: those that ship with the package."""
     system: str = option("melody", choices=tuple(SYSTEMS))
-    """Kind of the model: melody, or musiclm or audiolm, which have no diffusion and no streams; audiolm takes no
-    prompt."""
+    """Kind of the model: melody, or musiclm or audiolm, which have no diffusion; audiolm takes no prompt."""
     distilled: bool = False
     """Uses the distilled diffusion, for few steps: --distilled --steps 2 --solver pingpong."""
 
@@ -89,21 +88,14 @@ def sample(config: SampleConfig) -> None:
     Raises:
         UserError: options exclude each other, the prompt, source or model is not valid, or a file cannot be written.
     """
-    if config.system != "melody":
-        _refuse_what_only_melody_has(config)
+    if config.distilled and config.system != "melody":
+        raise UserError(f"--distilled needs --system melody; {config.system} does not have it")
     if config.prompts is not None:
         _run_prompt_file(config, config.prompts)
     elif config.stream:
         _stream(config)
     else:
         _write_clips(config)
-
-
-def _refuse_what_only_melody_has(config: SampleConfig) -> None:
-    """Raises `UserError` for options that belong to MeLoDy's cascade alone."""
-    for name in ("stream", "distilled"):
-        if getattr(config, name):
-            raise UserError(f"--{name} needs --system melody; {config.system} does not have it")
 
 
 def _settings(config: SampleConfig) -> dict[str, Any]:
@@ -124,7 +116,7 @@ def _prompt(config: SampleConfig) -> PromptLike | None:
     return notation.blend(config.prompt, config.blend, config.audio_prompt, config.audio_weight)
 
 
-def _load(config: SampleConfig, needs_tokenizer: bool) -> "Melody":
+def _load(config: SampleConfig, needs_tokenizer: bool) -> "System":
     """The model, with its tokenizer if there are sources to encode."""
     from melody_jax.runtime import enable_compile_cache
     from melody_jax.sampling.plan import NETWORKS
@@ -144,10 +136,14 @@ def _write_clips(config: SampleConfig) -> None:
     if count > 1:
         paths = [config.out.with_stem(f"{config.out.stem}-{i}") for i in range(count)]
     requests: list[Request] = make_requests([_prompt(config)] * count, _settings(config))
-    files.make_folder(config.out.parent)
+    files.check_folder(config.out.parent)
     for path in paths:
-        audio.check_writable(path)
+        (audio.check_writable if config.out.parent.is_dir() else audio.file_format)(path)
     melody = _load(config, config.source is not None)
+    for request in requests[:1]:
+        melody.check(request)
+        melody.check_prompts(request)
+    files.make_folder(config.out.parent)
     melody.warn_of_unknown_words(requests)
     started = time.perf_counter()
     waves = melody.run(requests, progress=True)
@@ -172,7 +168,7 @@ def _stream(config: SampleConfig) -> None:
     if sys.stdout.isatty() or sys.stdout.name == os.devnull:  # closed: `runtime.open_standard_streams`
         raise UserError("--stream writes samples to standard output; pipe it into a player or a file")
     settings = _settings(config)
-    prompt = notation.blend(config.prompt, config.blend, config.audio_prompt, config.audio_weight)
+    prompt = _prompt(config)
     samples = 0
     melody = _load(config, needs_tokenizer=False)
     for part in melody.stream(prompt, **settings):

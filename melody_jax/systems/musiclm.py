@@ -14,13 +14,13 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from melody_jax.models.functional import Params
-from melody_jax.sampling import edges
+from melody_jax.sampling import plan
 from melody_jax.sampling.cascade import load_networks
 from melody_jax.sampling.precision import in_32_bits
 from melody_jax.sampling.prompts import PromptEncoder
 from melody_jax.sampling.request import Request
 from melody_jax.sampling.system import Encoded, Rows, controls_at, refuse_settings, require_networks
-from melody_jax.systems.token_cascade import TokenCascade, Writing, Written, require_equal
+from melody_jax.systems.token_cascade import ControlsAt, TokenCascade, Writing, Written, require_equal
 
 NETWORKS = ("mulan", "lm", "coarse", "fine", "vae")
 """Networks of the system."""
@@ -85,11 +85,14 @@ class MusicLM(TokenCascade):
         groups: dict[tuple[int, Writing], list[int]] = {}
         for i, request in enumerate(requests):
             groups.setdefault(self.program(request), []).append(i)
+            self.check_prompts(request)
+        plan.check_memory(requests, self.configs)
         encoded = self.prompt_encoder.encode_requests(requests)
         clips: list[np.ndarray] = [np.zeros(0, np.float32)] * len(requests)
         for (count, writing), members in groups.items():
             rows = [(requests[i], number) for i in members for number in range(requests[i].best_of)]
-            waves = iter(self._clips(rows, encoded, count, writing, progress))
+            codes = self.codes(rows, encoded, count, writing, progress).codes
+            waves = iter(self.clips([request for request, _ in rows], codes))
             for i in members:
                 clips[i] = self.best_candidate(encoded[requests[i]], list(islice(waves, requests[i].best_of)))
         return clips
@@ -98,19 +101,17 @@ class MusicLM(TokenCascade):
         self, rows: Rows, encoded: Encoded, count: int, writing: Writing, progress: bool = False
     ) -> Written:
         """The codes of clips of `count` semantic windows; rows are requests with candidate numbers."""
-        controls = controls_at(rows, encoded, writing.candidates)
-        return self.write(lambda seconds: controls([seconds] * len(rows)), count, writing, progress=progress)
+        return self.write(_controls_at(rows, encoded, writing), count, writing, progress=progress)
 
-    def _clips(
-        self, rows: Rows, encoded: Encoded, count: int, writing: Writing, progress: bool
-    ) -> list[np.ndarray]:
-        """The waveforms of candidates, as many samples as their requests ask for."""
-        lengths = [round(request.seconds * self.sample_rate) for request, _ in rows]
-        waves = self.waves(self.codes(rows, encoded, count, writing, progress).codes)
-        clips = [row[:length].copy() for row, length in zip(waves, lengths, strict=True)]
-        for clip in clips:
-            edges.fade_ends(clip, self.sample_rate)
-        return clips
+    def stream_controls(self, request: Request, writing: Writing) -> ControlsAt:
+        """The controls of a batch of one request, over time."""
+        return _controls_at([(request, 0)], self.prompt_encoder.encode_requests([request]), writing)
+
+
+def _controls_at(rows: Rows, encoded: Encoded, writing: Writing) -> ControlsAt:
+    """The controls of requests with candidate numbers, over time."""
+    controls = controls_at(rows, encoded, writing.candidates)
+    return lambda seconds: controls([seconds] * len(rows))
 
 
 @in_32_bits

@@ -122,7 +122,10 @@ def table(settings: NFEConfig) -> list[tuple[str, Evaluations | int]]:
     system = load_system(settings.model, system=settings.system, folder=settings.folder)
     return [
         *rows,
-        (f"{settings.model} ({settings.system}), counted", Evaluations(system.count_passes(seconds), 0)),
+        (
+            f"{settings.model} ({settings.system}), counted, not guided",
+            Evaluations(system.count_passes(seconds), 0),
+        ),
     ]
 
 

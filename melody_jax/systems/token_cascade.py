@@ -12,8 +12,10 @@ Tokens and codes that clips begin with, those of a recording, are context in the
 B batch, P prefix tokens, U semantic tokens of a window, S semantic tokens, N codes in sequence, L frames, V levels.
 """
 
+import itertools
 import math
-from collections.abc import Callable
+from abc import abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -29,16 +31,19 @@ from melody_jax.models import decoding, vae
 from melody_jax.models.decoding import CANDIDATES, Generated
 from melody_jax.models.functional import Params
 from melody_jax.models.lm_config import LMConfig
-from melody_jax.sampling import plan, windows
-from melody_jax.sampling.decode import context, decode
-from melody_jax.sampling.request import Request
+from melody_jax.sampling import edges, plan, windows
+from melody_jax.sampling.decode import context, decode, truncate
+from melody_jax.sampling.precision import each_in_32_bits, in_32_bits
+from melody_jax.sampling.request import PromptLike, Request, make_requests
 from melody_jax.sampling.settings import SamplingSettings
-from melody_jax.sampling.system import System
+from melody_jax.sampling.system import System, check_streamed
 from melody_jax.sampling.windows import Controls
 
 PRIMER_STEPS = 8
 """Context that is shorter than half a window is read at once in multiples of 1/8 of a window, and the rest token by
 token, so that few programs are compiled for recordings of any length."""
+ControlsAt = Callable[[float], Controls]
+"""A function of seconds from the beginning to the controls of a batch."""
 SEMANTIC, COARSE, FINE = range(3)
 """Uses of randomness."""
 
@@ -110,35 +115,87 @@ class TokenCascade(System):
         first = self.window_tokens - min(begun, self.window_tokens - self.hop_tokens)
         return 1 + max(0, math.ceil(round((missing - first) / self.hop_tokens, 6)))
 
+    @abstractmethod
+    def stream_controls(self, request: Request, writing: Writing) -> ControlsAt:
+        """The controls of a batch of one request, over time."""
+
+    def parts(
+        self,
+        controls_at: ControlsAt,
+        count: int | None,
+        writing: Writing,
+        beginning: Beginning | None = None,
+    ) -> Iterator[Written]:
+        """Yields the codes of clips of `count` windows as they are written, the beginning's included; None: endlessly.
+
+        The first part comes with the first window, and one more with every window; memory does not grow with them.
+        """
+        batch = len(controls_at(0.0).seeds)
+        levels = self.configs["coarse"].code_levels
+        semantic = jnp.zeros((batch, 0), jnp.int32)
+        codes = jnp.zeros((batch, 0, levels + self.configs["fine"].code_levels), jnp.int32)
+        if beginning is not None:
+            semantic, codes = beginning
+        coarse, fine = jnp.split(codes, [levels], axis=2)
+        overlap = max((self.window_tokens - self.hop_tokens) * self.frames_per_token, self._fine_frames)
+        yielded = 0
+        written = semantic.shape[1]
+        fine_windows = 0
+        for number in itertools.count() if count is None else range(count):
+            length = semantic.shape[1]
+            controls = controls_at(written / TOKEN_RATE)  # of what is new
+            semantic, coarse, passes = self._window(number, writing, controls, semantic, coarse)
+            written += semantic.shape[1] - length
+            missing = coarse.shape[1] if number + 1 == count else self._whole_fine_windows(coarse, fine)
+            while fine.shape[1] < missing:
+                fine, added = self._fine_window(fine_windows, writing, controls_at(0.0), coarse, fine)
+                passes += added
+                fine_windows += 1
+            done = fine.shape[1]
+            yield Written(jnp.concatenate([coarse[:, yielded:done], fine[:, yielded:]], axis=2), passes)
+            forgotten = max(0, done - overlap)
+            semantic = semantic[:, -self.window_tokens :]
+            coarse = coarse[:, forgotten:]
+            fine = fine[:, forgotten:]
+            yielded = done - forgotten
+
     def write(
         self,
-        controls_at: Callable[[float], Controls],
+        controls_at: ControlsAt,
         count: int,
         writing: Writing,
         beginning: Beginning | None = None,
         progress: bool = False,
     ) -> Written:
-        """The codes of clips of `count` windows, the beginning's included.
+        """The codes of clips of `count` windows, the beginning's included."""
+        parts = self.parts(controls_at, count, writing, beginning)
+        shown = list(tqdm(parts, total=count, unit="window", disable=None if progress else True))
+        codes = jnp.concatenate([part.codes for part in shown], axis=1)
+        return Written(codes, sum(part.passes for part in shown))
 
-        controls_at: a function of seconds from the beginning to the controls of the batch.
+    @in_32_bits
+    def stream(
+        self, prompt: PromptLike | None = None, *, seconds: float | None = None, **settings: Any
+    ) -> Iterator[np.ndarray]:
+        """Yields music while it is made: parts, float32 (n,) or (n, channels), at `sample_rate`.
+
+        A part comes with a window of the language models, as soon as the decoder has what it looks ahead. Concatenated,
+        the parts equal the clip of `generate` to within 1e-4.
+        seconds: the length, at most 600; None: endless. settings: other fields of `Request`; there is no `source`, and
+        `best_of` must be 1.
+        Raises `UserError`, one line, for a value out of its range. Warns as `generate` does.
         """
-        batch = len(controls_at(0.0).seeds)
-        levels = self.configs["coarse"].code_levels
-        semantic = jnp.zeros((batch, 0), jnp.int32)
-        begun = jnp.zeros((batch, 0, levels + self.configs["fine"].code_levels), jnp.int32)
-        if beginning is not None:
-            semantic, begun = beginning
-        coarse = begun[:, :, :levels].reshape(batch, -1)
-        passes = 0
-        with tqdm(total=count, unit="window", disable=None if progress else True) as bar:
-            for number in range(count):
-                controls = controls_at(semantic.shape[1] / TOKEN_RATE)  # of what is new
-                semantic, coarse, added = self._window(number, writing, controls, semantic, coarse)
-                passes += added
-                bar.update()
-        frames = coarse.reshape(batch, -1, levels)
-        fine, added = self._fine(writing, controls_at(0.0), frames, begun[:, :, levels:])
-        return Written(jnp.concatenate([frames, fine], axis=2), passes + added)
+        (request,) = make_requests([prompt], settings if seconds is None else settings | {"seconds": seconds})
+        check_streamed(request)
+        count, writing = self.program(request)
+        self.check_prompts(request)
+        self.warn_of_unknown_words([request])
+        parts = self.parts(
+            self.stream_controls(request, writing), None if seconds is None else count, writing
+        )
+        samples = None if seconds is None else round(seconds * self.sample_rate)
+        decoded = truncate(self._decode(part.codes for part in parts), samples)
+        return each_in_32_bits(part[0] for part in edges.faded(decoded, self.sample_rate, samples))
 
     def count_passes(self, seconds: float) -> int:
         """Passes through the three language models for a clip, counted while one is written."""
@@ -146,20 +203,36 @@ class TokenCascade(System):
         controls = windows.make_controls(prefix, [SamplingSettings()])
         return self.write(lambda _: controls, self.window_count(seconds), Writing(False)).passes
 
+    def clips(
+        self, requests: Sequence[Request], codes: Int[Array, "B L V"]
+    ) -> list[Float32[np.ndarray, " T *C"]]:
+        """The waveforms of codes, as many samples as the requests ask for, with faded ends."""
+        clips = []
+        for request, wave in zip(requests, self.waves(codes), strict=True):
+            clip = wave[: round(request.seconds * self.sample_rate)]
+            edges.fade_ends(clip, self.sample_rate)
+            clips.append(clip)
+        return clips
+
     def waves(self, codes: Int[Array, "B L V"]) -> Float32[np.ndarray, " B T *C"]:
         """The waveforms of codes, limited to [-1, 1]."""
+        return np.concatenate(list(self._decode([codes])), axis=1)
+
+    def _decode(self, parts: Iterable[Int[Array, "B _ V"]]) -> Iterator[Float32[np.ndarray, " B T *C"]]:
+        """Parts of the waveforms of consecutive codes."""
         config = self.configs["vae"]
-        latents = vae.dequantise(self.params["vae"], config, codes)
+        latents = (vae.dequantise(self.params["vae"], config, codes) for codes in parts if codes.shape[1])
         window = max(self.window_tokens * self.frames_per_token, 4 * context(config))
-        return np.concatenate(list(decode(self.params["vae"], config, [latents], window)), axis=1)
+        return decode(self.params["vae"], config, latents, window)
 
     def _window(
         self, number: int, writing: Writing, controls: Controls, semantic: jax.Array, coarse: jax.Array
     ) -> tuple[jax.Array, jax.Array, int]:
-        """Semantic tokens (B, S) and coarse codes (B, N), one window longer, and the passes."""
+        """Semantic tokens (B, S) and coarse codes (B, L, V), one window longer, and the passes."""
         config = self.configs["coarse"]
+        batch, _, levels = coarse.shape
         size = self.window_tokens
-        per_token = self.frames_per_token * config.code_levels
+        per_token = self.frames_per_token * levels
         most = size - self.hop_tokens
         length = min(semantic.shape[1], most)
         step = max(size // PRIMER_STEPS, 1)
@@ -171,51 +244,58 @@ class TokenCascade(System):
         )
         prefix = controls.prefix_tokens[:, : config.prompt_length]
         prompt = jnp.concatenate([prefix, tokens.tokens], axis=1)
-        old = coarse[:, coarse.shape[1] - length * per_token :]
+        flat = coarse.reshape(batch, -1)
+        old = flat[:, flat.shape[1] - length * per_token :]
         codes = window(
             self.params["coarse"], config, size * per_token, COARSE, prompt, old, at_once * per_token
         )
         semantic = jnp.concatenate([semantic, tokens.tokens[:, length:]], axis=1)
-        coarse = jnp.concatenate([coarse, codes.tokens[:, length * per_token :]], axis=1)
-        return semantic, coarse, int(tokens.passes) + int(codes.passes)
+        new = codes.tokens[:, length * per_token :].reshape(batch, -1, levels)
+        return semantic, jnp.concatenate([coarse, new], axis=1), int(tokens.passes) + int(codes.passes)
 
-    def _fine(
-        self, writing: Writing, controls: Controls, coarse: jax.Array, fine: jax.Array
+    @property
+    def _fine_frames(self) -> int:
+        """Frames of a window of the fine model."""
+        return self.configs["fine"].condition.length // self.configs["coarse"].code_levels
+
+    def _whole_fine_windows(self, coarse: jax.Array, fine: jax.Array) -> int:
+        """Frames up to which the fine codes can be written before the clip's end is known."""
+        done = fine.shape[1]
+        return done + (coarse.shape[1] - done) // self._fine_frames * self._fine_frames
+
+    def _fine_window(
+        self, number: int, writing: Writing, controls: Controls, coarse: jax.Array, fine: jax.Array
     ) -> tuple[jax.Array, int]:
-        """The fine codes (B, L, V) of coarse ones (B, L, V), of which `fine` are the first, and the passes.
+        """The fine codes (B, L, V), one window longer, of coarse ones (B, L, V), and the passes.
 
-        A clip shorter than a window follows its last frame as often as is missing.
+        The last window ends with the coarse codes. If there are fewer than a window of them, the last frame is followed
+        as often as is missing.
         """
         config = self.configs["fine"]
-        batch, count, levels = coarse.shape
-        size = config.condition.length // levels
+        batch, count, _ = coarse.shape
+        size = self._fine_frames
         padded = jnp.pad(coarse, ((0, 0), (0, max(0, size - count)), (0, 0)), mode="edge")
-        passes = 0
-        number = 0
-        while fine.shape[1] < count:
-            first = max(0, min(fine.shape[1], count - size))
-            condition = padded[:, first : first + size].reshape(batch, -1)
-            old = fine[:, first:].reshape(batch, -1)
-            written = _write(
-                self.params["fine"],
-                config,
-                min(size, count - first) * config.code_levels,
-                FINE,
-                condition,
-                old,
-                old.shape[1],
-                writing=Writing(False, writing.candidates),
-                number=number,
-                controls=controls,
-            )
-            new = written.tokens[:, old.shape[1] :].reshape(batch, -1, config.code_levels)
-            fine = jnp.concatenate([fine, new], axis=1)
-            passes += int(written.passes)
-            number += 1
-        return fine, passes
+        start = fine.shape[1] - (
+            size // 2 if number == 0 else 0
+        )  # a recording's codes are the context of the first
+        first = max(0, min(start, count - size))
+        old = fine[:, first:].reshape(batch, -1)
+        written = _write(
+            self.params["fine"],
+            config,
+            min(size, count - first) * config.code_levels,
+            FINE,
+            padded[:, first : first + size].reshape(batch, -1),
+            old,
+            old.shape[1],
+            writing=Writing(False, writing.candidates),
+            number=number,
+            controls=controls,
+        )
+        new = written.tokens[:, old.shape[1] :].reshape(batch, -1, config.code_levels)
+        return jnp.concatenate([fine, new], axis=1), int(written.passes)
 
 
-@partial(jax.jit, static_argnames=("config", "length", "use", "at_once", "writing"))
 def _write(
     params: Params,
     config: LMConfig,
@@ -226,31 +306,50 @@ def _write(
     at_once: int,
     *,
     writing: Writing,
-    number: jax.Array | int,
+    number: int,
     controls: Controls,
 ) -> Generated:
     """A sequence (B, length) that follows a prompt and begins with the tokens `begun`, the first `at_once` of which are
     read in one pass. Every window and use has draws of its own."""
+    missing = length - begun.shape[1]
+    fixed = jnp.pad(
+        begun, ((0, 0), (0, missing)), constant_values=-1
+    )  # of one shape: one program for any `begun`
+    return _write_fixed(params, config, use, prompt, fixed, at_once, writing, number, controls)
+
+
+@partial(jax.jit, static_argnames=("config", "use", "at_once", "writing"))
+def _write_fixed(
+    params: Params,
+    config: LMConfig,
+    use: int,
+    prompt: jax.Array,
+    fixed: jax.Array,
+    at_once: int,
+    writing: Writing,
+    number: jax.Array | int,
+    controls: Controls,
+) -> Generated:
+    """`_write` of the tokens that are given in `fixed` (B, length), with -1 where one is drawn."""
     prompt = prompt[:, : config.given_length]
     keys = jax.vmap(lambda key: jax.random.fold_in(jax.random.fold_in(key, use), number))(
         windows.item_keys(controls)
     )
     negative = controls.negative_prefix_tokens[:, : config.prompt_length]
-    missing = length - begun.shape[1]
     return decoding.generate(
         params,
         config,
         prompt,
         keys,
-        length,
+        fixed.shape[1],
         temperature=controls.temperature,
         top_k=controls.top_k,
         top_p=controls.top_p,
         guidance_scale=controls.lm_guidance_scale if writing.guided and config.prompt_length else 1.0,
-        primer=begun[:, :at_once],
+        primer=fixed[:, :at_once],
         negative_prefix_tokens=jnp.concatenate([negative, prompt[:, config.prompt_length :]], axis=1),
         candidates=writing.candidates,
-        fixed=jnp.pad(begun, ((0, 0), (0, missing)), constant_values=-1),
+        fixed=fixed,
     )
 
 
