@@ -239,7 +239,7 @@ def test_batches_have_one_size(melody: Melody, tmp_path: Path) -> None:
         (["{nonsense"], "line 1: not JSON"),
         (["[]"], "must be an object with a"),
         ([{"text": "a"}], "unknown setting 'text'"),
-        ([{"seconds": 3}], "prompt '' is empty"),
+        ([{"seconds": 3}], "there is no prompt; describe the music"),
         ([{"prompt": "a", "regions": [3, 5]}], r"regions are \[3, 5\]"),
         ([{"source": "absent.wav", "prompt": "a"}], r"absent\.wav: cannot be read"),
         ([{"prompt": "a", "stepz": 3}], "'stepz'.*'steps'"),
