@@ -1,6 +1,7 @@
 """AudioLM at `tiny` size with random weights: clips from nothing, and recordings that are continued."""
 
 import dataclasses
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -77,10 +78,21 @@ def test_clips_do_not_depend_on_their_batch(system: AudioLM) -> None:
     np.testing.assert_allclose(alone, together[1], atol=1e-4)
 
 
+def test_an_endless_stream(system: AudioLM) -> None:
+    """Its beginning is that of a clip, whose length does not matter until its end."""
+    parts = list(itertools.islice(system.stream(seed=4), 4))
+    opening = np.concatenate(parts)[: round(0.8 * RATE)]
+    (clip,) = system.generate(seconds=2.0, seed=4)
+    np.testing.assert_allclose(opening, clip[: len(opening)], atol=1e-4)
+    with pytest.raises(UserError, match="a source cannot be streamed"):
+        system.stream(source=np.zeros(2 * RATE, np.float32))
+
+
 @pytest.mark.parametrize(
     ("settings", "says"),
     [
-        ({"prompts": ["piano"]}, "prompt is 'piano': audiolm has no such setting; leave it out"),
+        ({"prompts": "piano"}, "prompt is 'piano': audiolm has no such setting; leave it out"),
+        ({"prompts": 4}, "prompts is 4; it must be a text, or a list of them"),
         ({"best_of": 2}, "best_of is 2: audiolm has no such setting"),
         ({"lm_guidance_scale": 3.0}, "lm_guidance_scale is 3.0: audiolm has no such setting"),
         (
@@ -88,6 +100,10 @@ def test_clips_do_not_depend_on_their_batch(system: AudioLM) -> None:
             r"it must exceed the 3.00 s of the source",
         ),
         ({"seconds": 2.0, "source": np.zeros(7, np.float32)}, "at least a second"),
+        (
+            {"seconds": 9.0, "source": np.zeros(601 * RATE, np.float32)},
+            "the source lasts 601 s; it must be at most",
+        ),
     ],
 )
 def test_what_it_lacks_is_refused_by_name(system: AudioLM, settings: dict[str, Any], says: str) -> None:

@@ -189,6 +189,13 @@ def test_a_wav_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixtu
     run(["sample", "a calm piano", *options, "--out", str(out)])
     assert soundfile.info(out).frames == 12_000
     assert "0.5 s of music" in capsys.readouterr().out
+    absent = tmp_path / "absent"
+    for refused in (["a calm piano", "--steps", "3"], []):
+        with pytest.raises(
+            UserError, match=r"steps is 3: musiclm has no|there is no prompt; describe the music"
+        ):
+            run(["sample", *refused, *options, "--out", str(absent / "song.wav")])
+        assert not absent.exists()
     with pytest.raises(UserError, match="--distilled needs --system melody; musiclm does not have it"):
         run(["sample", "a calm piano", *options, "--distilled"])
 
@@ -206,7 +213,9 @@ def test_a_batch_job(tmp_path: Path) -> None:
     (alone,) = musiclm.load("some", folder=tmp_path).generate("drums", seconds=0.5, seed=7)
     np.testing.assert_allclose(clip, alone, atol=2e-4)
     written = (tmp_path / "clips" / "a.flac").stat().st_mtime_ns
+    prompts.write_text(prompts.read_text() + '{"id": "c", "prompt": "piano", "negative_prompt": " "}\n')
     run(job)
+    assert (tmp_path / "clips" / "c.flac").exists()
     assert (tmp_path / "clips" / "a.flac").stat().st_mtime_ns == written
     prompts.write_text('{"prompt": "piano", "steps": 3}\n')
     with pytest.raises(UserError, match="line 1: steps is 3: musiclm has no such setting"):

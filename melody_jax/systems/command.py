@@ -139,18 +139,17 @@ def _write_clips(config: SampleConfig) -> None:
     files.check_folder(config.out.parent)
     for path in paths:
         (audio.check_writable if config.out.parent.is_dir() else audio.file_format)(path)
-    melody = _load(config, config.source is not None)
-    for request in requests[:1]:
-        melody.check(request)
-        melody.check_prompts(request)
+    system = _load(config, config.source is not None)
+    system.check(requests[0])
+    system.check_prompts(requests[0])
     files.make_folder(config.out.parent)
-    melody.warn_of_unknown_words(requests)
+    system.warn_of_unknown_words(requests)
     started = time.perf_counter()
-    waves = melody.run(requests, progress=True)
+    waves = system.run(requests, progress=True)
     seconds = time.perf_counter() - started
     for path, wave in zip(paths, waves, strict=True):
-        audio.write(path, wave, melody.sample_rate)
-    length = sum(map(len, waves)) / melody.sample_rate
+        audio.write(path, wave, system.sample_rate)
+    length = sum(map(len, waves)) / system.sample_rate
     print(
         f"{', '.join(map(_described, paths))}: {length:g} s of music in {seconds:.1f} s (compiling included)"
     )
@@ -170,8 +169,8 @@ def _stream(config: SampleConfig) -> None:
     settings = _settings(config)
     prompt = _prompt(config)
     samples = 0
-    melody = _load(config, needs_tokenizer=False)
-    for part in melody.stream(prompt, **settings):
+    system = _load(config, needs_tokenizer=False)
+    for part in system.stream(prompt, **settings):
         try:
             sys.stdout.buffer.write(audio.to_int16(part, "stream").tobytes())
             sys.stdout.buffer.flush()
@@ -182,7 +181,7 @@ def _stream(config: SampleConfig) -> None:
                 break
             raise UserError(f"standard output cannot be written ({error.strerror})") from error
         samples += len(part)
-    print(f"{samples / melody.sample_rate:g} s of music streamed", file=sys.stderr)
+    print(f"{samples / system.sample_rate:g} s of music streamed", file=sys.stderr)
 
 
 def _run_prompt_file(config: SampleConfig, prompts: Path) -> None:
@@ -206,8 +205,8 @@ def _run_prompt_file(config: SampleConfig, prompts: Path) -> None:
     )
     lines = read_prompt_file(prompts, _settings(config))
     files.check_folder(config.out)
-    melody = _load(config, any(line.request.source is not None for line in lines))
-    written = run_batch_job(melody, job, lines)
+    system = _load(config, any(line.request.source is not None for line in lines))
+    written = run_batch_job(system, job, lines)
     existing = len(share(lines, job)) - written
     if not written:
         print(f"{config.out}: all {existing} clips exist already")
