@@ -188,7 +188,7 @@ def test_a_distilled_diffusion_takes_the_guidance_scale(releases: Path, tmp_path
         ({"seed": 2**64}, "seed is 18446744073709551616"),
         ({"prompts": None}, "prompts is None; it must be a text, or a list of them"),
         ({"prompts": 5}, "prompts is 5"),
-        ({"prompts": [None]}, "prompt None; it must be a text"),
+        ({"prompts": [None]}, "there is no prompt; describe the music"),
         ({"prompts": "a \ud83d"}, "not valid Unicode"),
         ({"seconds": 1e-5}, "seconds is 1e-05; it must be at least one sample"),
         ({"seconds": (1, 2)}, "2 values of seconds for 1 prompts"),
