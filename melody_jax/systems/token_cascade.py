@@ -275,9 +275,8 @@ class TokenCascade(System):
         batch, count, _ = coarse.shape
         size = self._fine_frames
         padded = jnp.pad(coarse, ((0, 0), (0, max(0, size - count)), (0, 0)), mode="edge")
-        start = fine.shape[1] - (
-            size // 2 if number == 0 else 0
-        )  # a recording's codes are the context of the first
+        overlap = 0 if number else size // 2  # a recording's codes are the context of the first window
+        start = fine.shape[1] - overlap
         first = max(0, min(start, count - size))
         old = fine[:, first:].reshape(batch, -1)
         written = _write(
@@ -312,9 +311,8 @@ def _write(
     """A sequence (B, length) that follows a prompt and begins with the tokens `begun`, the first `at_once` of which are
     read in one pass. Every window and use has draws of its own."""
     missing = length - begun.shape[1]
-    fixed = jnp.pad(
-        begun, ((0, 0), (0, missing)), constant_values=-1
-    )  # of one shape: one program for any `begun`
+    # of one shape, so that any `begun` has the same program
+    fixed = jnp.pad(begun, ((0, 0), (0, missing)), constant_values=-1)
     return _write_fixed(params, config, use, prompt, fixed, at_once, writing, number, controls)
 
 
