@@ -119,7 +119,7 @@ class Conformer(nnx.Module):
     def __init__(self, config: ConformerConfig, channels: int, *, rngs: nnx.Rngs) -> None:
         input_key, block_key = functional.split_key(rngs, 2)
         self.attention_window = config.attention_window
-        self.input = Linear(channels, config.width, rngs=nnx.Rngs(input_key))
+        self.input = Linear(channels, config.width, rngs=functional.make_rngs(input_key))
         self.blocks = functional.stack(Block, config, depth=config.layers, key=block_key)
 
     def encode(self, inputs: Float[Array, "B U F"], layer: int) -> Float[Array, "B U D"]:

@@ -19,7 +19,7 @@ from melody_jax import spectral
 from melody_jax.errors import UserError
 from melody_jax.models import functional
 from melody_jax.models.channels import to_rows
-from melody_jax.models.functional import Params
+from melody_jax.models.functional import Params, make_rngs
 from melody_jax.models.products import product
 from melody_jax.roles import BIAS, CONV, ROW, Role, Roles
 
@@ -198,11 +198,11 @@ class Discriminators(nnx.Module):
         )
         for period in config.periods:
             network = PeriodDiscriminator(
-                period, config.channels, config.period_widths, rngs=nnx.Rngs(next(keys))
+                period, config.channels, config.period_widths, rngs=make_rngs(next(keys))
             )
             setattr(self, f"period_{period}", network)
         for resolution in config.resolutions:
-            network = SpectrogramDiscriminator(config, resolution, rngs=nnx.Rngs(next(keys)))
+            network = SpectrogramDiscriminator(config, resolution, rngs=make_rngs(next(keys)))
             setattr(self, f"resolution_{resolution[0]}", network)
 
     def __call__(self, audio: Float[Array, " B T *C"]) -> list[Discrimination]:

@@ -37,9 +37,33 @@ def _integer_keys(tree: Any) -> Any:
     return {int(k) if k.isdigit() else k: _integer_keys(v) for k, v in tree.items()}
 
 
+class _Stream(nnx.RngStream):
+    """Keys numbered by a Python integer.
+
+    Flax counts them in an array. Each change of that array while a network is traced costs time in proportion to all
+    that was traced before, which made up most of the time to trace a large network.
+    """
+
+    def __init__(self, key: jax.Array) -> None:
+        super().__init__(key, tag="default")
+        self.drawn = 0
+
+    def __call__(self) -> jax.Array:
+        key = jax.random.fold_in(self.key[...], self.drawn)
+        self.drawn += 1
+        return key
+
+
+def make_rngs(key: jax.Array | int) -> nnx.Rngs:
+    """`nnx.Rngs(key)`, with the same keys, made faster while tracing."""
+    rngs = nnx.Rngs()
+    rngs.default = _Stream(jax.random.key(key) if isinstance(key, int) else key)
+    return rngs
+
+
 def init(cls: Callable[..., nnx.Module], *args: Any, key: jax.Array) -> Params:
     """Parameters of `cls(*args, rngs=...)` as a nested dict of float32 arrays. `args` must be hashable configs."""
-    module = cls(*args, rngs=nnx.Rngs(key))
+    module = cls(*args, rngs=make_rngs(key))
     return _string_keys(nnx.to_pure_dict(nnx.state(module, nnx.Param)))
 
 
@@ -63,7 +87,7 @@ def stack(cls: Callable[..., M], *args: Any, depth: int, key: jax.Array) -> M:
     """
 
     def block(key: jax.Array) -> M:
-        module = cls(*args, rngs=nnx.Rngs(key))
+        module = cls(*args, rngs=make_rngs(key))
         for _, variable in nnx.iter_graph(module):
             if isinstance(variable, nnx.Param) and variable.has_metadata("role"):
                 variable.set_metadata(role=dataclasses.replace(variable.get_metadata("role"), stacked=True))
@@ -75,7 +99,7 @@ def stack(cls: Callable[..., M], *args: Any, depth: int, key: jax.Array) -> M:
 @lru_cache(maxsize=256)
 def _abstract(cls: Callable[..., nnx.Module], args: tuple[Any, ...]) -> tuple[Any, Any]:
     with jax.enable_x64(False):  # parameters are float32
-        return nnx.split(nnx.eval_shape(lambda: cls(*args, rngs=nnx.Rngs(0))))
+        return nnx.split(nnx.eval_shape(lambda: cls(*args, rngs=make_rngs(0))))
 
 
 def bind(cls: Callable[..., M], *args: Any, params: Params) -> M:

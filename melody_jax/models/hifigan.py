@@ -24,7 +24,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from melody_jax.audio_format import SAMPLE_RATE
 from melody_jax.errors import UserError
 from melody_jax.models import functional
-from melody_jax.models.functional import Remat
+from melody_jax.models.functional import Remat, make_rngs
 from melody_jax.models.products import product
 from melody_jax.models.stft_config import check_format
 from melody_jax.models.stft_synthesis import MagnitudePair
@@ -260,8 +260,8 @@ def halves(
 ) -> tuple[HiFiGANEncoder, HiFiGANDecoder]:
     """Encoder and decoder, see `vae.CODECS`."""
     encoder_key, decoder_key = jax.random.split(key)
-    encoder = HiFiGANEncoder(config, outputs, rngs=nnx.Rngs(encoder_key))
-    return encoder, HiFiGANDecoder(config, latent_width, rngs=nnx.Rngs(decoder_key))
+    encoder = HiFiGANEncoder(config, outputs, rngs=make_rngs(encoder_key))
+    return encoder, HiFiGANDecoder(config, latent_width, rngs=make_rngs(decoder_key))
 
 
 def _reach(config: HiFiGANConfig, kernels: tuple[int, ...], rates: tuple[int, ...], is_encoder: bool) -> int:

@@ -25,7 +25,7 @@ from melody_jax.audio_format import HTSAT_RATE
 from melody_jax.errors import UserError
 from melody_jax.models import functional
 from melody_jax.models.bert_block import Block, BlockConfig, PatchEmbedding, layer_norm
-from melody_jax.models.functional import Params, Remat
+from melody_jax.models.functional import Params, Remat, make_rngs
 from melody_jax.models.layers import MASKED
 from melody_jax.models.tower import MusicTower
 from melody_jax.roles import BIAS, NORM, WEIGHT
@@ -169,7 +169,7 @@ class HTSAT(MusicTower):
         self.patch = PatchEmbedding(config.patch**2, config.width, config.dtype, key=patch_key)
         self.patch_norm = layer_norm(config.width, EPSILON, rngs=rngs)
         self.stages = nnx.List(
-            Stage(config, stage, rngs=nnx.Rngs(key)) for stage, key in enumerate(stage_keys)
+            Stage(config, stage, rngs=make_rngs(key)) for stage, key in enumerate(stage_keys)
         )
         self.norm = layer_norm(config.pooled, EPSILON, rngs=rngs)
 

@@ -36,7 +36,7 @@ from melody_jax import sharding
 from melody_jax.errors import UserError
 from melody_jax.models import functional, products
 from melody_jax.models.controls import pad_controls
-from melody_jax.models.functional import Params
+from melody_jax.models.functional import Params, make_rngs
 from melody_jax.models.layers import MASKED, Linear, RMSNorm, merge_heads, rotary, split_heads
 from melody_jax.models.lm_config import LMConfig
 from melody_jax.models.platform import DotGeneral, attend
@@ -178,8 +178,8 @@ class LM(nnx.Module):
         head = jax.random.normal(head_key, shape if levels == 1 else (levels, *shape)) * width**-0.5
         self.head = nnx.Param(head, role=HEAD if levels == 1 else replace(HEAD, stacked=True))
         has_groups = config.tokens_per_pass > 1
-        self.group = Group(config, product, rngs=nnx.Rngs(extra_key)) if has_groups else None
-        self.recall = Recall(width, config.dtype, rngs=nnx.Rngs(extra_key)) if config.recall else None
+        self.group = Group(config, product, rngs=make_rngs(extra_key)) if has_groups else None
+        self.recall = Recall(width, config.dtype, rngs=make_rngs(extra_key)) if config.recall else None
 
     def embed_prefix(
         self, prefix_tokens: Int[Array, "B _"], prefix_levels: Int[Array, " B"] | None = None

@@ -27,7 +27,7 @@ from melody_jax import sharding
 from melody_jax.errors import UserError
 from melody_jax.models import ast, functional, htsat, music_tower, rvq
 from melody_jax.models.ast import AST, ASTConfig
-from melody_jax.models.functional import Params
+from melody_jax.models.functional import Params, make_rngs
 from melody_jax.models.htsat import HTSAT, HTSATConfig
 from melody_jax.models.music_tower import MusicTowerConfig, SmallTower
 from melody_jax.models.text_tower import BERT_BASE, ROBERTA_BASE, TextConfig, TextEncoder
@@ -102,7 +102,7 @@ class TextTower(nnx.Module):
     """The text encoder and its projection."""
 
     def __init__(self, config: MuLanConfig, encoder_key: jax.Array, projection_key: jax.Array) -> None:
-        self.encoder = TextEncoder(config.text, rngs=nnx.Rngs(encoder_key))
+        self.encoder = TextEncoder(config.text, rngs=make_rngs(encoder_key))
         self.projection = _init_projection(config, config.text.width, projection_key)
 
 
@@ -111,7 +111,7 @@ class MuLan(nnx.Module):
 
     def __init__(self, config: MuLanConfig, *, rngs: nnx.Rngs) -> None:
         tower_key, encoder_key, music_key, text_key = functional.split_key(rngs, 4)
-        self.music = TOWERS[type(config.music)].network(config.music, rngs=nnx.Rngs(tower_key))
+        self.music = TOWERS[type(config.music)].network(config.music, rngs=make_rngs(tower_key))
         self.music.projection = _init_projection(config, config.music.pooled, music_key)
         self.text = TextTower(config, encoder_key, text_key)
 

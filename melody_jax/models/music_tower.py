@@ -21,7 +21,7 @@ from jaxtyping import Array, Float, Int, Key
 from melody_jax import spectral
 from melody_jax.errors import UserError
 from melody_jax.models import functional
-from melody_jax.models.functional import Params
+from melody_jax.models.functional import Params, make_rngs
 from melody_jax.models.layers import Linear, RMSNorm, merge_heads, rotary, split_heads
 from melody_jax.models.platform import attend
 from melody_jax.models.tower import MusicTower
@@ -153,10 +153,10 @@ class SmallTower(MusicTower):
     def __init__(self, config: MusicTowerConfig, *, rngs: nnx.Rngs) -> None:
         front_key, block_key, rhythm_key = functional.split_key(rngs, 3)
         self.config = config
-        self.front = FrontEnd(config, rngs=nnx.Rngs(front_key))
+        self.front = FrontEnd(config, rngs=make_rngs(front_key))
         self.blocks = functional.stack(Block, config, depth=config.layers, key=block_key)
         self.norm = RMSNorm(config.width, rngs=rngs)
-        self.rhythm = Rhythm(config, rngs=nnx.Rngs(rhythm_key)) if config.rhythm_bands else None
+        self.rhythm = Rhythm(config, rngs=make_rngs(rhythm_key)) if config.rhythm_bands else None
 
     def __call__(self, frames: Float[Array, "B F M"]) -> Float[Array, "B C"]:
         """Frames of `spectrogram` to pooled features, float32."""

@@ -111,7 +111,7 @@ class StftEncoder(nnx.Module):
             (c.encoder_frame_width * c.downsample, c.encoder_latent_width),
             (c.encoder_latent_width, outputs),
             c.dtype,
-            rngs=nnx.Rngs(keys[0]),
+            rngs=functional.make_rngs(keys[0]),
         )
         self.frame_blocks = functional.stack(
             ConvNeXtBlock,
@@ -152,7 +152,7 @@ class StftDecoder(nnx.Module):
             (c.decoder_latent_width, c.decoder_frame_width * c.downsample),
             (c.decoder_frame_width, c.channels * outputs),
             c.dtype,
-            rngs=nnx.Rngs(keys[0]),
+            rngs=functional.make_rngs(keys[0]),
         )
         self.latent_blocks = functional.stack(
             ConvNeXtBlock,

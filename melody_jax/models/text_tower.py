@@ -18,7 +18,7 @@ from melody_jax import sharding
 from melody_jax.errors import UserError
 from melody_jax.models import functional
 from melody_jax.models.bert_block import Block, BlockConfig, layer_norm, linear
-from melody_jax.models.functional import Params, Remat
+from melody_jax.models.functional import Params, Remat, make_rngs
 from melody_jax.models.layers import MASKED
 from melody_jax.roles import EMBEDDING
 
@@ -82,7 +82,7 @@ class TextEncoder(nnx.Module):
         self.norm = layer_norm(width, config.epsilon, rngs=rngs)
         self.blocks = functional.stack(Block, config.block, depth=config.layers, key=block_key)
         has_pooler = config.pooling == "first"
-        self.pooler = linear(width, width, "float32", rngs=nnx.Rngs(pooler_key)) if has_pooler else None
+        self.pooler = linear(width, width, "float32", rngs=make_rngs(pooler_key)) if has_pooler else None
 
     def __call__(self, ids: Int[Array, "B N"], mask: Num[Array, "B N"]) -> Float[Array, "B D"]:
         """As `encode`."""

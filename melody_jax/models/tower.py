@@ -7,6 +7,7 @@ import jax
 from flax import nnx
 from jaxtyping import Array, Float
 
+from melody_jax.models.functional import make_rngs
 from melody_jax.models.layers import Linear
 
 
@@ -15,8 +16,8 @@ class Projection(nnx.Module):
 
     def __init__(self, inputs: int, hidden: int, outputs: int, *, key: jax.Array) -> None:
         up_key, out_key = jax.random.split(key)
-        self.up = Linear(inputs, hidden, rngs=nnx.Rngs(up_key))
-        self.out = Linear(hidden, outputs, role="row", rngs=nnx.Rngs(out_key))
+        self.up = Linear(inputs, hidden, rngs=make_rngs(up_key))
+        self.out = Linear(hidden, outputs, role="row", rngs=make_rngs(out_key))
 
     def __call__(self, x: Float[Array, "B D"]) -> Float[Array, "B E"]:
         """Pooled features to the joint space."""

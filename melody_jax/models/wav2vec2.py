@@ -22,7 +22,7 @@ from melody_jax.audio_format import TOKEN_SAMPLES
 from melody_jax.errors import UserError
 from melody_jax.models import functional
 from melody_jax.models.bert_block import Block, BlockConfig, layer_norm, linear
-from melody_jax.models.functional import Params, Remat
+from melody_jax.models.functional import Params, Remat, make_rngs
 from melody_jax.models.layers import Linear, merge_heads, rotary, split_heads
 from melody_jax.models.platform import attend, depthwise_conv
 from melody_jax.roles import BIAS, CONV, NORM, WEIGHT
@@ -173,7 +173,7 @@ class StridedConvolution(nnx.Module):
         if config.channel_norm:
             self.bias = nnx.Param(jnp.zeros(config.channels), role=BIAS)
         if config.channel_norm or i == 0:
-            self.norm = layer_norm(config.channels, EPSILON, rngs=nnx.Rngs(key))
+            self.norm = layer_norm(config.channels, EPSILON, rngs=make_rngs(key))
 
     def __call__(self, x: Float[Array, "B ..."]) -> Float[Array, "B L C"]:
         """A waveform (B, N) for the first convolution, (B, L', C) for the others."""
@@ -233,7 +233,7 @@ class Wav2Vec2(nnx.Module):
             for i in range(len(config.kernels))
         )
         self.input_norm = layer_norm(config.channels, EPSILON, rngs=rngs)
-        self.input = Linear(config.channels, width, rngs=nnx.Rngs(input_key))
+        self.input = Linear(config.channels, width, rngs=make_rngs(input_key))
         if config.conformer:
             self.blocks = functional.stack(ConformerBlock, config, depth=config.layers, key=block_key)
         else:
