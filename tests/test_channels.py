@@ -8,9 +8,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers.jitted import vae
 
 from melody_jax.errors import UserError
-from melody_jax.models import channels, discriminators, hifigan, vae
+from melody_jax.models import channels, discriminators, hifigan
 from melody_jax.models.stft_config import StftCodecConfig
 from melody_jax.models.vae import VAEConfig
 from melody_jax.training.audio_losses import views

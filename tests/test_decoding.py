@@ -5,10 +5,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers.jitted import lm
 
 from melody_jax.control_tokens import ControlVocabulary
 from melody_jax.errors import UserError
-from melody_jax.models import decoding, functional, lm, lm_config, platform
+from melody_jax.models import decoding, functional, lm_config, platform
 from melody_jax.models.decoding import Inputs, SamplingParams
 from melody_jax.models.lm_config import Condition, LMConfig
 

@@ -11,7 +11,7 @@ import numpy as np
 import optax
 import pytest
 from flax import nnx
-from helpers.tiny import quickly, random_denoiser
+from helpers.tiny import random_denoiser
 from jax.flatten_util import ravel_pytree
 
 from melody_jax import diffusion, release
@@ -93,7 +93,7 @@ def inputs(config: DenoiserConfig, frames: int = 24, batch: int = 3, seed: int =
     }
 
 
-@partial(quickly, static_argnames=("config", "network"))
+@partial(jax.jit, static_argnames=("config", "network"))
 def _run(
     params: Any, config: DenoiserConfig, network: Any, has_condition: jax.Array, given: Any
 ) -> jax.Array:
@@ -193,10 +193,10 @@ def test_it_learns(name: str) -> None:
             config, attention_levels=0
         )  # the attention is DiT's, and takes long to compile
     stage = DPDStage(model=config, shared_angle=0.3, clean_prefix=0.2)
-    flat, unravel = ravel_pytree(quickly(stage.init)(jax.random.key(0)))  # one vector: less to compile
+    flat, unravel = ravel_pytree(jax.jit(stage.init)(jax.random.key(0)))  # one vector: less to compile
     optimizer = optax.adam(6e-3)
 
-    @quickly
+    @jax.jit
     def step(flat: jax.Array, state: Any, key: jax.Array) -> Any:
         grads, metrics = stage.gradients(unravel(flat), task(key, config, 8), key, jnp.int32(0))
         updates, state = optimizer.update(ravel_pytree(grads)[0], state, flat)
@@ -222,7 +222,7 @@ def test_it_is_released_and_samples_guided_beside_its_context(config: DenoiserCo
     )
     keys, is_new = windows.item_keys(controls), jnp.arange(24) >= 18
     sampler = windows.SamplerConfig(lm=lm_config.TINY, dpd=config, steps=1)
-    draw = quickly(windows.tokens_to_latents, static_argnums=1)
+    draw = jax.jit(windows.tokens_to_latents, static_argnums=1)
     latents = draw(params, sampler, controls, tokens, keys, given["noisy"], is_new)
     np.testing.assert_array_equal(latents[:, :18], given["noisy"][:, :18])
     noise = windows.initial_noise(keys, 24, config.latent_dim)

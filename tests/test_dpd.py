@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from helpers.tiny import quickly
 
 from melody_jax import diffusion
 from melody_jax.errors import UserError
@@ -33,7 +32,7 @@ def inputs(config, batch=3, seed=0):
     }
 
 
-@partial(quickly, static_argnums=0)
+@partial(jax.jit, static_argnums=0)
 def _velocity(config, params, given):
     return denoiser.velocity(params, config, has_condition=jnp.ones(len(given["noisy"]), bool), **given)
 
@@ -217,16 +216,19 @@ def stream_without_branches(config: DPDConfig) -> tuple[np.ndarray, np.ndarray]:
         adds = names[-2:] == ["out", "kernel"] or names[-4:-2] == ["film", "out"]
         return jnp.zeros_like(leaf) if "blocks" in names and adds else leaf
 
-    params = jax.tree_util.tree_map_with_path(silenced, denoiser.init(config, jax.random.key(5)))
-    network = functional.bind(DPD, config, params=params)
-    given = inputs(config)
-    cond = network.embed(given["angle"], given["semantic_tokens"], 3, given["prefix_tokens"], None)
+    @jax.jit
+    def run(sheet):
+        params = jax.tree_util.tree_map_with_path(silenced, denoiser.init(config, jax.random.key(5)))
+        network = functional.bind(DPD, config, params=params)
+        given = inputs(config)
+        cond = network.embed(given["angle"], given["semantic_tokens"], 3, given["prefix_tokens"], None)
+        for block in network.blocks:
+            sheet = block(sheet, network._modulation(cond), cond)
+        return sheet
+
     count = segments.segment_count(config.frames, config.segment, config.overlap)
     sheet = jax.random.normal(jax.random.key(0), (config.segment, 3, count, config.width))
-    result = sheet
-    for block in network.blocks:
-        result = block(result, network._modulation(cond), cond)
-    return np.asarray(sheet), np.asarray(result)
+    return np.asarray(sheet), np.asarray(run(sheet))
 
 
 def test_blocks_that_add_nothing_keep_the_stream():

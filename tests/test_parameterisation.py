@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers.tiny import quickly, random_denoiser
+from helpers.tiny import random_denoiser
 
 from melody_jax import diffusion, parameterisation
 from melody_jax.errors import UserError
@@ -90,8 +90,8 @@ def test_training_on_unwhitened_latents_as_trigflow_is_training_on_whitened_ones
     key = jax.random.key(3)
     drawn = raw.draw(batch(), key)
     np.testing.assert_array_equal(drawn.angle == 0, white.draw(batch(), key).angle == 0)
-    expected, _ = quickly(white._loss)(params, batch(), key)
-    loss, _ = quickly(raw._loss)(params, batch(SIGMA), key)
+    expected, _ = jax.jit(white._loss)(params, batch(), key)
+    loss, _ = jax.jit(raw._loss)(params, batch(SIGMA), key)
     assert loss == pytest.approx(float(expected), rel=1e-5)
 
 
@@ -101,12 +101,12 @@ def test_the_loss_of_rectified_flow_is_that_of_its_straight_velocity() -> None:
     flow = stage(model, angles="logit_normal", angle_mean=0.3, angle_std=0.8)
     params = {"model": jax.tree.map(jnp.zeros_like, random_denoiser(MODEL))}
     drawn, clean = flow.draw(batch(), jax.random.key(3)), batch()["latents"]
-    loss, _ = quickly(flow._loss)(params, batch(), jax.random.key(3))
+    loss, _ = jax.jit(flow._loss)(params, batch(), jax.random.key(3))
     wrong = ((drawn.noise - clean) ** 2)[np.asarray(drawn.angle > 0)]
     assert loss == pytest.approx(float(wrong.mean()), rel=1e-5)
     noisy, target = diffusion.corrupt(clean, drawn.noise, drawn.angle)
     cos, sin = jnp.cos(drawn.angle)[..., None], jnp.sin(drawn.angle)[..., None]
-    errors = quickly(flow._errors)(params["model"], clean, drawn)
+    errors = jax.jit(flow._errors)(params["model"], clean, drawn)
     np.testing.assert_allclose(errors, ((cos - sin) / (cos + sin) * noisy - target) ** 2, atol=1e-5)
 
 

@@ -8,11 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from helpers.jitted import vae
 
 from melody_jax import spectral
 from melody_jax.errors import UserError
 from melody_jax.evaluation import reconstruction
-from melody_jax.models import discriminators, vae
+from melody_jax.models import discriminators
 from melody_jax.models.functional import count
 from melody_jax.training.audio_losses import balanced
 from melody_jax.training.stages.vae import VAEStage

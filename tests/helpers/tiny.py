@@ -56,9 +56,3 @@ def random_denoiser(config: DenoiserConfig) -> Any:
         return (gain + size * rng.normal(size=leaf.shape)).astype(np.float32)
 
     return jax.tree_util.tree_map_with_path(draw, shapes)
-
-
-def quickly(function: Any, **options: Any) -> Any:
-    """Jitted with little optimisation: most of the time here is compiling."""
-    fast: dict[str, Any] = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
-    return jax.jit(function, compiler_options=fast, **options)
