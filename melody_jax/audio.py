@@ -25,6 +25,8 @@ BLOCK = 1 << 20
 """Samples that `write` converts at once."""
 CANCELLED = 0.01
 """Share of the channels' mean energy below which their mean counts as cancelled."""
+FULL_SCALE_ERROR = 1e-3
+"""Excess over full scale that is not worth a warning, for instance of a resampler."""
 LOUDEST_SAMPLE = 100.0
 """Magnitude above which samples are no audio, but for instance integers in floats."""
 FORMATS = {".wav": "WAV", ".flac": "FLAC", ".ogg": "OGG", ".mp3": "MP3"}
@@ -41,7 +43,7 @@ def read(path: str | os.PathLike, sample_rate: int = SAMPLE_RATE, channels: int 
     """Reads any format that libsndfile supports, and AAC with PyAV. Returns float32 (T,), or (T, 2) for 2 channels.
 
     The file is resampled, and its channels are converted (`to_channels`). Channels that cancel each other when they
-    are mixed give an `InputWarning`, and one of them.
+    are mixed give an `InputWarning`, and one of them. So do more than two channels, which are mixed to one.
 
     Raises:
         UserError: the file is missing, not regular, not audio, truncated, empty or too long, or holds samples that are
@@ -49,21 +51,30 @@ def read(path: str | os.PathLike, sample_rate: int = SAMPLE_RATE, channels: int 
     """
     samples, source_rate = _read_all(path)
     converted, cancels = to_channels(samples, channels)
-    if cancels:
-        warnings.warn(
-            f"{path}: its channels cancel each other; one of them is used", InputWarning, stacklevel=2
-        )
+    _warn_of_mixing(path, samples.shape[1], cancels)
     return resample(converted, source_rate, sample_rate)
 
 
 def read_as_stored(path: str | os.PathLike) -> tuple[Audio, AudioFormat]:
     """Reads a file at its own sample rate: float32 (T,) or (T, 2), and the format.
 
-    Stereo stays stereo; other numbers of channels are mixed to mono. Raises `UserError` as `read` does.
+    Stereo stays stereo; more channels are mixed to mono, with an `InputWarning`. Raises `UserError` as `read` does.
     """
     samples, sample_rate = _read_all(path)
     channels = 2 if samples.shape[1] == 2 else 1
-    return to_channels(samples, channels)[0], AudioFormat(sample_rate=sample_rate, channels=channels)
+    converted, cancels = to_channels(samples, channels)
+    _warn_of_mixing(path, samples.shape[1], cancels)
+    return converted, AudioFormat(sample_rate=sample_rate, channels=channels)
+
+
+def _warn_of_mixing(path: str | os.PathLike, channels: int, cancels: bool) -> None:
+    if cancels:
+        problem = "its channels cancel each other; one of them is used"
+    elif channels > 2:
+        problem = f"its {channels} channels are mixed to one"
+    else:
+        return
+    warnings.warn(f"{path}: {problem}", InputWarning, stacklevel=3)
 
 
 def _read_all(path: str | os.PathLike) -> tuple[Float32[np.ndarray, "T channels"], int]:
@@ -138,7 +149,7 @@ def write(
 ) -> None:
     """Writes float32 (T,) or (T, C) as a 16-bit .wav or .flac, or as .ogg (Vorbis) or .mp3.
 
-    Samples beyond [-1, 1] are clipped.
+    Samples beyond [-1, 1] are clipped, with an `InputWarning`.
 
     The write is atomic: a temporary file in the same folder is written and then renamed. `sync` waits until it is on
     the disk.
@@ -148,6 +159,7 @@ def write(
     path = Path(path)
     file_format = check_writable(path)
     audio = _checked(audio, str(path))
+    _warn_of_clipping(path, audio)
     buffer = io.BytesIO()  # libsndfile ignores some errors of a disk
     try:
         with soundfile.SoundFile(buffer, "w", sample_rate, channel_count(audio), format=file_format) as sound:
@@ -160,6 +172,14 @@ def write(
         raise UserError(f"{path}: cannot be written ({error})") from error
     with files.replace_file(path, sync) as file:
         file.write(buffer.getbuffer())
+
+
+def _warn_of_clipping(path: Path, audio: np.ndarray) -> None:
+    peak = max(float(audio.max()), -float(audio.min()))
+    if peak > 1 + FULL_SCALE_ERROR:
+        warnings.warn(
+            f"{path}: its peak is {peak:.3g}; what is beyond 1 is clipped", InputWarning, stacklevel=3
+        )
 
 
 def check_writable(path: str | os.PathLike) -> str:

@@ -1,4 +1,5 @@
 import os
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +26,17 @@ def test_file_round_trip(tmp_path, suffix, error):
     assert read.shape == (24000,)
     assert np.abs(read - tone()).max() < error
     assert [p.name for p in tmp_path.iterdir()] == [path.name]
+
+
+@pytest.mark.parametrize(("peak", "warns"), [(1.0, False), (1.0005, False), (1.3, True), (-2.0, True)])
+def test_clipping_is_said(tmp_path, peak, warns):
+    wave = tone()
+    wave[100] = peak
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        audio.write(tmp_path / "a.wav", wave)
+    expected = [f"{tmp_path / 'a.wav'}: its peak is {abs(peak):.3g}; what is beyond 1 is clipped"]
+    assert [str(warning.message) for warning in caught] == (expected if warns else [])
 
 
 def test_read_mixes_and_resamples(tmp_path):

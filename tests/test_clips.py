@@ -45,6 +45,7 @@ def test_integers_in_floats_are_refused(tmp_path: Path) -> None:
         (1_000, (300, 2), "24 kHz stereo"),
     ],
 )
+@pytest.mark.filterwarnings("ignore:.*3 channels:melody_jax.errors.InputWarning")
 def test_files_keep_their_format(tmp_path: Path, rate: int, shape: tuple[int, ...], form: str) -> None:
     """A rate far from those of music, as a damaged header may claim it, becomes 24 kHz."""
     soundfile.write(tmp_path / "a.wav", np.full(shape, 0.25), rate, subtype="FLOAT")
@@ -99,7 +100,8 @@ def test_what_is_no_set_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no sound files"):
         open_set(tmp_path / "b")
     for content, message in (
-        ("[1]", "not a file of prompts"),
+        ("\n[1]", r"p\.jsonl, line 2: it must be like"),
+        ('{"prompt": "y"}\n\n{"id": "000000", "prompt": "y"}', "line 3: a second prompt with the id 000000"),
         ('{"id": "x", "prompt": "y"}', "none of its ids"),
     ):
         (tmp_path / "p.jsonl").write_text(content)

@@ -187,14 +187,17 @@ def _length(source: records.RecordSource, index: int) -> int:
 
 def _prompts(file: Path) -> dict[str, str]:
     prompts: dict[str, str] = {}
-    lines = [line for line in files.split_lines(files.read_text(file)) if line.strip()]
-    for number, line in enumerate(lines):
-        entry = files.parse_json(line, str(file))
+    for number, line in enumerate(files.split_lines(files.read_text(file)), start=1):
+        if not line.strip():
+            continue
+        place = f"{file}, line {number}"
+        entry = files.parse_json(line, place)
         if not isinstance(entry, dict) or not isinstance(entry.get("prompt"), str):
-            raise UserError(
-                f'{file}: not a file of prompts; a line must be like {{"id": "000000", "prompt": "slow sad cello"}}'
-            )
-        prompts[str(entry.get("id", f"{number:06d}"))] = entry["prompt"]
+            raise UserError(f'{place}: it must be like {{"id": "000000", "prompt": "slow sad cello"}}')
+        identifier = str(entry.get("id", f"{len(prompts):06d}"))
+        if identifier in prompts:
+            raise UserError(f"{place}: a second prompt with the id {identifier}")
+        prompts[identifier] = entry["prompt"]
     return prompts
 
 

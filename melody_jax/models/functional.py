@@ -54,11 +54,15 @@ class _Stream(nnx.RngStream):
         return key
 
 
+class _Rngs(nnx.Rngs):
+    def __init__(self, key: jax.Array) -> None:
+        super().__init__()
+        self.default = _Stream(key)
+
+
 def make_rngs(key: jax.Array | int) -> nnx.Rngs:
     """`nnx.Rngs(key)`, with the same keys, made faster while tracing."""
-    rngs = nnx.Rngs()
-    rngs.default = _Stream(jax.random.key(key) if isinstance(key, int) else key)
-    return rngs
+    return _Rngs(jax.random.key(key) if isinstance(key, int) else key)
 
 
 def init(cls: Callable[..., nnx.Module], *args: Any, key: jax.Array) -> Params:

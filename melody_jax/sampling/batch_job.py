@@ -22,7 +22,6 @@ from melody_jax import audio, files
 from melody_jax.config_json import difference
 from melody_jax.errors import InputWarning, UserError
 from melody_jax.sampling import plan
-from melody_jax.sampling.edit import read_sources
 from melody_jax.sampling.manifest import ClipManifest, open_manifest
 from melody_jax.sampling.prompt_file import PromptLine, raise_line_errors
 from melody_jax.sampling.system import System
@@ -113,15 +112,8 @@ def _check_lines(system: System, config: BatchJobConfig, lines: list[PromptLine]
     errors = []
     lengths: dict[Any, int] = {}
     for line in lines:
-        request = line.request
         try:
-            system.check(request)
-            if request.source is not None:
-                if request.source not in lengths:
-                    (samples,) = read_sources([request], system.configs).values()
-                    lengths[request.source] = len(samples)
-                system.check(request, lengths[request.source])
-            system.check_prompts(request)
+            system.check_inputs(line.request, lengths)
         except UserError as error:
             errors.append(f"line {line.number}: {error}")
     raise_line_errors(errors, config.prompts)

@@ -16,6 +16,7 @@ from melody_jax.audio_format import AudioFormat
 from melody_jax.errors import UserError
 from melody_jax.models.functional import Params
 from melody_jax.sampling import plan, windows
+from melody_jax.sampling.edit import read_sources
 from melody_jax.sampling.prompts import EncodedRequest, PromptEncoder, UnknownWords
 from melody_jax.sampling.request import PromptLike, Request, is_array, make_requests
 from melody_jax.sampling.settings import shorten
@@ -71,6 +72,20 @@ class System(ABC):
 
         source_samples: the length of the request's source; None: not known yet.
         """
+
+    def check_inputs(self, request: Request, source_samples: dict[Any, int] | None = None) -> None:
+        """Raises `UserError` for a request that cannot be made, after reading its source, without running a network.
+
+        source_samples: the lengths of sources that were read already; those that are read are added.
+        """
+        lengths = {} if source_samples is None else source_samples
+        self.check(request)
+        if request.source is not None:
+            if request.source not in lengths:
+                (samples,) = read_sources([request], self.configs).values()
+                lengths[request.source] = len(samples)
+            self.check(request, lengths[request.source])
+        self.check_prompts(request)
 
     @abstractmethod
     def program(self, request: Request) -> Hashable:

@@ -140,8 +140,7 @@ def _write_clips(config: SampleConfig) -> None:
     for path in paths:
         (audio.check_writable if config.out.parent.is_dir() else audio.file_format)(path)
     system = _load(config, config.source is not None)
-    system.check(requests[0])
-    system.check_prompts(requests[0])
+    system.check_inputs(requests[0])
     files.make_folder(config.out.parent)
     system.warn_of_unknown_words(requests)
     started = time.perf_counter()

@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -174,8 +175,16 @@ def test_channels_that_cancel_are_said_and_one_is_used(tmp_path: Path) -> None:
         with pytest.warns(InputWarning, match=r"a\.wav: its channels cancel each other"):
             read = audio.read(tmp_path / "a.wav")
         np.testing.assert_allclose(np.abs(read), np.abs(data[:, 1]), atol=1e-4)
-    soundfile.write(tmp_path / "a.wav", np.stack([wave, 0 * wave, music(1, 2.0)], axis=1), 24_000)
+    soundfile.write(tmp_path / "a.wav", np.stack([wave, music(1, 2.0)], axis=1), 24_000)
     audio.read(tmp_path / "a.wav")  # no warning
+
+
+@pytest.mark.parametrize("read", [audio.read, audio.read_as_stored])
+def test_more_than_two_channels_are_said_and_mixed(read: Any, tmp_path: Path) -> None:
+    wave = music(0, 2.0)
+    soundfile.write(tmp_path / "a.wav", np.stack([wave, 0 * wave, music(1, 2.0)], axis=1), 24_000)
+    with pytest.warns(InputWarning, match=r"a\.wav: its 3 channels are mixed to one"):
+        read(tmp_path / "a.wav")
 
 
 @pytest.mark.parametrize("container", ["ipod", "adts"])
