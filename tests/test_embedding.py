@@ -39,6 +39,12 @@ def test_mulan_hears_windows_and_averages(releases: Path, monkeypatch: pytest.Mo
     np.testing.assert_allclose(cosines[1:], result.cycle(points[1:], ["jazz"]), atol=1e-5)
 
 
+def test_a_folder_of_releases_does_not_hide_the_packaged_ones(releases: Path) -> None:
+    assert open_embedding("mini", releases).sha256 == open_embedding("mini").sha256
+    with pytest.raises(UserError, match=f"no released model 'absent' in {releases}"):
+        open_embedding("absent", releases)
+
+
 def test_brought_embedding_has_a_format_and_is_hashed(tmp_path: Path) -> None:
     (tmp_path / "weights.bin").write_bytes(b"1")
     file = tmp_path / "mine.py"

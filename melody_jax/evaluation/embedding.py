@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from melody_jax import release
 from melody_jax.audio_format import CHANNELS, DEFAULT_FORMAT, HIGHEST_RATE, AudioFormat
 from melody_jax.errors import UserError
 from melody_jax.files import file_hash
@@ -126,13 +127,15 @@ class _UserEmbedding:
 
 
 def open_embedding(source: str, folder: Path | None = None) -> Embedding:
-    """Opens the MuLan of a release (from `folder`, or packaged), or the embedding of a Python file.
+    """Opens the MuLan of a release, from `folder` or else packaged, or the embedding of a Python file.
 
     Raises:
         UserError: there is no such release, or the file does not follow this module's docstring.
     """
     if not source.endswith(".py"):
-        return MuLan(source, folder)
+        is_packaged = (release.root(None) / source).is_dir()
+        has_release = folder is not None and (folder / source).is_dir()
+        return MuLan(source, folder if has_release or not is_packaged else None)
     file = Path(source)
     if not file.is_file():
         raise UserError(f"{file}: no such file; an embedding is the name of a release or a Python file")
