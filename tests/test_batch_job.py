@@ -334,7 +334,8 @@ def test_eight_devices_make_the_same_clips(melody: Melody, releases: Path, tmp_p
         "eight",
     ]
     options += [part for name, value in DEFAULTS.items() for part in (f"--{name}", str(value))]
-    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
+    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
+    environment = os.environ | {"XLA_FLAGS": flags}
     command = [sys.executable, str(script), *options]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path, timeout=300)
     assert done.returncode == 0, done.stderr

@@ -13,7 +13,8 @@ import jax.numpy as jnp
 import pytest
 
 from melody_jax.chips import CHIPS, roofline
-from melody_jax.config import DataConfig, TrainConfig, with_fields
+from melody_jax.composer.facts import VOCABULARY
+from melody_jax.config import DataConfig, TrainConfig, load_config, with_fields
 from melody_jax.errors import UserError
 from melody_jax.flops import collectives, matmul_cost
 from melody_jax.models import ast, dpd, functional, htsat, lm, lm_config, mulan, tokenizer, vae
@@ -156,21 +157,26 @@ STAGES = {
     "tokenizer, paper's kind": TokenizerStage(model=replace(tokenizer.TINY, encoder=SMALL_EAR)),
     "lm": LMStage(model=lm_config.TINY),
     "dpd": DPDStage(model=dpd.TINY),
+    "dpd with controls": DPDStage(model=replace(dpd.TINY, controls=VOCABULARY)),
+    "coarse": load_config("coarse_tiny").stage,
     "dpd_distilled": ConsistencyStage(model=replace(dpd.TINY, guidance_range=(1.0, 4.0))),
 }
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("name", STAGES)
-def test_example_batches_fit_every_stage(name: str, dtype: str) -> None:
+def test_example_batches_fit_every_stage(name: str) -> None:
     """The shapes that are compiled are those that training sees: gradients can be traced on them."""
     stage = STAGES[name]
-    stage = replace(stage, model=with_fields(stage.model, dtype=dtype))
-    data = DataConfig(batch_size=4, crop_samples=9600, window_tokens=80, text_length=12)
+    stage = replace(stage, model=with_fields(stage.model, dtype="bfloat16"))
+    window = stage.model.condition.length if name == "coarse" else 80
+    data = DataConfig(batch_size=4, crop_samples=9600, window_tokens=window, text_length=12)
     batch = programs.example(TrainConfig(stage=stage, data=data, init_from="mini"))
     key = jax.random.key(0)
     result, _ = jax.eval_shape(stage.gradients, jax.eval_shape(stage.init, key), batch, key, jnp.int32(0))
     assert functional.count(result) > 0
+    if batch.keys() >= {"prefix_tokens"}:
+        controls = getattr(stage.model, "controls", None)
+        assert batch["prefix_tokens"].shape[1] == 12 + (len(controls.sizes) if controls else 0)
 
 
 TINY_SAMPLER = SamplerConfig(lm=lm_config.TINY, dpd=dpd.TINY, lm_guided=True)

@@ -32,21 +32,46 @@ print(json.dumps([len(jax.devices()), list(kernel.sharding.spec), np.asarray(ker
 """
 
 
-def train_on(devices: int, mesh: tuple[int, int, int]) -> list:
+STAGES = ("lm without a prefix", "coarse", "fine", "codec")
+LOSSES = """
+import sys, json, tempfile
+from pathlib import Path
+sys.path[:0] = [{tests!r}]
+from helpers.stages import STAGES, Batches
+from helpers.toy import rows
+from melody_jax.config import TrainConfig
+from melody_jax.training.loop import train
+losses = {{}}
+for name in {stages}:
+    with tempfile.TemporaryDirectory() as folder:
+        config = TrainConfig(stage=STAGES[name], steps=3, log_every=1, mesh={mesh}, workdir=folder)
+        train(config, Batches(STAGES[name]), [next(Batches(STAGES[name], 10_000))], quiet=True)
+        losses[name] = [row["loss"] for row in rows(Path(folder)) if "loss" in row]
+print(json.dumps(losses))
+"""
+
+
+def run_on(devices: int, script: str, **fields: Any) -> tuple[Any, str]:
+    """What a script prints in JSON, and its standard error, in a process with so many devices."""
     tests = Path(__file__).parent
     environment = os.environ | {
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+        "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={devices}",
         "JAX_PLATFORMS": "cpu",
         "PYTHONPATH": str(tests.parent),
     }
-    script = SCRIPT.format(tests=str(tests), mesh=mesh)
+    script = script.format(tests=str(tests), **fields)
     done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
+    return json.loads(done.stdout.splitlines()[-1]), done.stderr
+
+
+def train_on(devices: int, mesh: tuple[int, int, int]) -> list:
+    result, errors = run_on(devices, SCRIPT, mesh=mesh)
     note = (
         "resumes with processes 1, data 8, fsdp 1, tensor 1 after processes 1, data 2, fsdp 2, tensor 2: the"
     )
-    assert (note in done.stderr) == (devices == 8)
-    return json.loads(done.stdout.splitlines()[-1])
+    assert (note in errors) == (devices == 8)
+    return result
 
 
 def test_sharded_equals_single_device() -> None:
@@ -56,6 +81,15 @@ def test_sharded_equals_single_device() -> None:
     assert eight[1] == ["fsdp", "tensor"]
     assert eight[3] == 14
     np.testing.assert_allclose(one[2], eight[2], rtol=1e-5, atol=1e-6)
+
+
+def test_sharded_equals_single_device_in_every_stage_of_audiolm_and_musiclm() -> None:
+    """The later losses depend on the earlier steps' gradients."""
+    one, _ = run_on(1, LOSSES, stages=STAGES, mesh=(1, 1, 1))
+    eight, _ = run_on(8, LOSSES, stages=STAGES, mesh=(2, 2, 2))
+    for name in STAGES:
+        assert len(one[name]) == 3
+        np.testing.assert_allclose(one[name], eight[name], rtol=1e-4, err_msg=name)
 
 
 def test_specs_leave_out_what_does_not_divide() -> None:

@@ -108,11 +108,12 @@ def example(config: TrainConfig) -> dict[str, Any]:
         return jax.ShapeDtypeStruct((data.batch_size, *shape), dtype)
 
     if stage.batch == "features":
+        shape = stage.features
+        controls = 0 if shape.controls is None else len(shape.controls.sizes)
         tokens = {
             "semantic_tokens": rows(data.window_tokens, dtype=jnp.int32),
-            "prefix_tokens": rows(12, dtype=jnp.int32),
+            "prefix_tokens": rows(12 + controls, dtype=jnp.int32),
         }
-        shape = stage.features
         if shape.code_levels:
             frames = data.window_tokens * shape.latents_per_token
             return tokens | {"codes": rows(frames, shape.code_levels, dtype=jnp.int32)}

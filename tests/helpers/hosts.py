@@ -72,7 +72,7 @@ class Run:
         with socket.socket() as probe:
             probe.bind(("localhost", 0))
             port = probe.getsockname()[1]
-        flags = f"--xla_force_host_platform_device_count={8 // self.count}"
+        flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={8 // self.count}"
         environment = os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "GLIBC_TUNABLES": ""}
         environment["PYTHONPATH"] = str(ROOT)
         join = [
