@@ -197,6 +197,12 @@ def _temporary(path: Path) -> Path:
     return path.with_name(f".{name}.{secrets.token_hex(4)}.part")
 
 
+def remove_unfinished(folder: str | os.PathLike) -> None:
+    """Removes the temporary files that killed processes left in a folder. No other process may be writing there."""
+    for path in Path(folder).glob(".*.part"):
+        path.unlink(missing_ok=True)
+
+
 @contextlib.contextmanager
 def open_regular(path: str | os.PathLike, max_bytes: int | None = None) -> Iterator[BufferedReader]:
     """Opens a regular file to read; devices, pipes and folders are refused before they are opened.

@@ -51,6 +51,7 @@ def test_resume_makes_what_is_missing(corpus, tmp_path, monkeypatch):
         (folder / name).write_bytes(data)
     names = sorted(name for name in corpus[1] if name.endswith("array_record"))
     (folder / names[0]).unlink()
+    (folder / f".{names[0]}.123.part").write_bytes(b"what a killed worker left")
     made = []
     original = compose_workers.run_groups
     monkeypatch.setattr(compose_workers, "run_groups", lambda *args: made.extend(args[1]) or original(*args))

@@ -140,6 +140,7 @@ def compose_corpus(config: ComposeConfig) -> None:
     contents = (
         _compose_shards(config, sources) if config.format == "shards" else _compose_files(config, sources)
     )
+    files.remove_unfinished(folder)
     hours = config.pieces * config.seconds / 3600
     print(
         f"{folder}: {config.pieces} pieces, {hours:.2f} h, in {contents}; "

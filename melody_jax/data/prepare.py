@@ -212,8 +212,7 @@ def _finish(job: Job, manifest: ShardManifest) -> ShardManifest:
     if not manifest.records:
         raise UserError(f"{job.source}: nothing is usable; the first reject: {rejects[0]['detail']}")
     write_manifest(job.out, manifest)
-    for leftover in Path(job.out).glob(".*.part"):  # of workers that were killed
-        leftover.unlink(missing_ok=True)
+    files.remove_unfinished(job.out)
     shutil.rmtree(Path(job.out) / WORK)
     _report(job.out, manifest)
     return manifest
