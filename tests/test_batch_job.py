@@ -114,6 +114,9 @@ def test_changed_settings_are_reported(melody: Melody, tmp_path: Path) -> None:
     assert run(melody, job(tmp_path, changed, replace=True)) == 1
     assert (config.out / "cello.wav").read_bytes() != before
     assert run(melody, job(tmp_path, changed)) == 0
+    assert run(melody, job(tmp_path, changed, suffix=".flac", replace=True)) == 2
+    assert sorted(path.suffix for path in config.out.iterdir() if path.stem != "manifest") == [".flac"] * 2
+    assert run(melody, job(tmp_path, changed, replace=True)) == 2
     other_model = Melody(melody.params, melody.configs, melody.tokenizer, melody.hashes | {"dpd": "0" * 64})
     with pytest.raises(UserError, match=f"was made with model {melody.hash} and now {other_model.hash}"):
         run(other_model, job(tmp_path, changed))

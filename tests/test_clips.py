@@ -100,7 +100,8 @@ def test_what_is_no_set_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no sound files"):
         open_set(tmp_path / "b")
     for content, message in (
-        ("\n[1]", r"p\.jsonl, line 2: it must be like"),
+        ("\n[1]", r"p\.jsonl, line 2: '\[1\]'; it must be like"),
+        ('{"id": null, "prompt": "y"}', "line 1: the id is None; it must be a text or a whole number"),
         ('{"prompt": "y"}\n\n{"id": "000000", "prompt": "y"}', "line 3: a second prompt with the id 000000"),
         ('{"id": "x", "prompt": "y"}', "none of its ids"),
     ):

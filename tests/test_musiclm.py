@@ -171,7 +171,20 @@ def test_a_release_is_loaded_and_checked(tmp_path: Path) -> None:
             lambda config: dataclasses.replace(
                 config, condition=dataclasses.replace(config.condition, levels=1)
             ),
-            "fine follows 32 codes of 1 levels, coarse writes 2",
+            "fine follows 1 levels of codes, coarse writes 2",
+        ),
+        (
+            "fine",
+            lambda config: dataclasses.replace(
+                config, condition=dataclasses.replace(config.condition, length=30)
+            ),
+            "fine follows 30 codes; it must be a multiple of 4",
+        ),
+        ("coarse", lambda config: dataclasses.replace(config, condition=None), "coarse has no condition"),
+        (
+            "coarse",
+            lambda config: dataclasses.replace(config, prefix_levels=0),
+            "prefix levels of coarse and mulan",
         ),
     ],
 )
@@ -196,6 +209,10 @@ def test_a_wav_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixtu
         ):
             run(["sample", *refused, *options, "--out", str(absent / "song.wav")])
         assert not absent.exists()
+    with pytest.raises(
+        UserError, match=r"networks of musiclm; load it with --system musiclm, in Python with"
+    ):
+        run(["sample", "a calm piano", *options[2:]])
     with pytest.raises(UserError, match="--distilled needs --system melody; musiclm does not have it"):
         run(["sample", "a calm piano", *options, "--distilled"])
 

@@ -64,8 +64,9 @@ def test_command(capsys):
 
 
 def test_heun_takes_two_passes_a_step_but_the_last():
-    rows = dict(nfe.table(NFEConfig(solver="heun")))
+    rows = dict(nfe.table(NFEConfig(solver="heun", distilled_steps=2)))
     assert rows["mini, 5 steps"] == Evaluations(256, 9)
+    assert rows["mini distilled, 2 steps"] == Evaluations(256, 3)
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ has it, "prompt": text}.
 
 import hashlib
 import unicodedata
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
@@ -19,9 +20,10 @@ import numpy as np
 from melody_jax import audio, files, folders
 from melody_jax.audio_format import HIGHEST_RATE, LOWEST_RATE, SAMPLE_RATE, AudioFormat
 from melody_jax.data import records
-from melody_jax.errors import UserError
+from melody_jax.errors import InputWarning, UserError
 from melody_jax.evaluation.sound import Sound
 from melody_jax.sampling import manifest
+from melody_jax.sampling.settings import shorten
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -69,6 +71,8 @@ def open_set(folder: Path, prompts: Path | None = None) -> ClipSet:
     """
     folders.check_present(folder, "clips")
     if folders.size_of(folder / records.MANIFEST) >= 0:
+        if prompts:
+            raise UserError(f"{prompts}: {folder} holds shards, which have captions; leave the prompts out")
         return _shards(folder)
     rejects: dict[str, str] = {}
     names = [name for name in folders.walk(folder, rejects) if Path(name).suffix.lower() in audio.SUFFIXES]
@@ -84,9 +88,17 @@ def open_set(folder: Path, prompts: Path | None = None) -> ClipSet:
     if not hashes:
         raise UserError(f"{folder}: has no sound files ({', '.join(audio.SUFFIXES)}) and no audio shards")
     source = prompts or folder / "manifest.jsonl"
-    by_name = _match(_prompts(prompts) if prompts else _manifest_prompts(folder), list(hashes), source)
+    by_name, absent = _match(
+        _prompts(prompts) if prompts else _manifest_prompts(folder), list(hashes), source
+    )
     if prompts and not by_name:
         raise UserError(f"{prompts}: none of its ids is the name of a sound file in {folder}")
+    if prompts and absent:
+        warnings.warn(
+            f"{prompts}: {len(absent)} ids are no sound files in {folder}, the first: {absent[0]}",
+            InputWarning,
+            stacklevel=2,
+        )
     digest = hashlib.sha256()
     clips = []
     for name, sha256 in hashes.items():
@@ -98,15 +110,18 @@ def open_set(folder: Path, prompts: Path | None = None) -> ClipSet:
     return ClipSet(where=str(folder), sha256=digest.hexdigest(), clips=clips, rejects=printable)
 
 
-def _match(prompts: dict[str, str], names: list[str], source: Path) -> dict[str, str]:
-    """File -> prompt. An id is a file's path, the path without the suffix, or the name alone if that is unique.
+def _match(prompts: dict[str, str], names: list[str], source: Path) -> tuple[dict[str, str], list[str]]:
+    """File -> prompt, and the ids that fit no file.
+
+    An id is a file's path or, if it is unique, its name alone, each with or without the suffix.
 
     Raises:
-        UserError: an id fits several files.
+        UserError: an id fits several files, or a file several ids.
     """
     spellings = (
         lambda name: name,
         lambda name: str(PurePosixPath(name).with_suffix("")),
+        lambda name: PurePosixPath(name).name,
         lambda name: PurePosixPath(name).stem,
     )
     tables: list[dict[str, list[str]]] = []
@@ -116,6 +131,7 @@ def _match(prompts: dict[str, str], names: list[str], source: Path) -> dict[str,
             table.setdefault(unicodedata.normalize("NFC", spelling(name)), []).append(name)
         tables.append(table)
     by_name: dict[str, str] = {}
+    absent = []
     for identifier, prompt in prompts.items():
         key = unicodedata.normalize("NFC", identifier)
         matches = next((table[key] for table in tables if key in table), [])
@@ -124,8 +140,12 @@ def _match(prompts: dict[str, str], names: list[str], source: Path) -> dict[str,
             raise UserError(
                 f"{source}: the id {identifier!r} fits {listed}; give the path of the file as the id"
             )
+        if not matches:
+            absent.append(identifier)
+        elif matches[0] in by_name:
+            raise UserError(f"{source}: a second prompt for {folders.printable(matches[0])}, {identifier!r}")
         by_name |= dict.fromkeys(matches, prompt)
-    return by_name
+    return by_name, absent
 
 
 def count_pieces(clip: Clip, seconds: float) -> int:
@@ -193,8 +213,13 @@ def _prompts(file: Path) -> dict[str, str]:
         place = f"{file}, line {number}"
         entry = files.parse_json(line, place)
         if not isinstance(entry, dict) or not isinstance(entry.get("prompt"), str):
-            raise UserError(f'{place}: it must be like {{"id": "000000", "prompt": "slow sad cello"}}')
-        identifier = str(entry.get("id", f"{len(prompts):06d}"))
+            raise UserError(
+                f'{place}: {shorten(line)}; it must be like {{"id": "000000", "prompt": "slow sad cello"}}'
+            )
+        identifier = entry.get("id", f"{len(prompts):06d}")
+        if not isinstance(identifier, str | int) or isinstance(identifier, bool):
+            raise UserError(f"{place}: the id is {shorten(identifier)}; it must be a text or a whole number")
+        identifier = str(identifier)
         if identifier in prompts:
             raise UserError(f"{place}: a second prompt with the id {identifier}")
         prompts[identifier] = entry["prompt"]

@@ -10,6 +10,7 @@ listen to. Several processes can share the work (`--process 0 --processes 4`, ..
 """
 
 import sys
+import warnings
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ import numpy as np
 
 from melody_jax import __version__, files
 from melody_jax.composer import prompt_facts
-from melody_jax.errors import UserError
+from melody_jax.errors import InputWarning, UserError
 from melody_jax.evaluation import adherence, metrics, page, report
 from melody_jax.evaluation.clips import Clip, ClipSet, count_pieces, open_set
 from melody_jax.evaluation.embed_clips import Rows, Share, measure
@@ -158,6 +159,7 @@ def _make_clips(config: EvaluateConfig) -> bool:
     """Makes this process's share of the clips with a batch job; returns whether all clips exist."""
     from melody_jax.sampling.batch_job import BatchJobConfig, run_batch_job
     from melody_jax.sampling.manifest import read_entries
+    from melody_jax.sampling.plan import NETWORKS
     from melody_jax.sampling.prompt_file import read_prompt_file
 
     prompts = Path(config.prompts)
@@ -166,9 +168,15 @@ def _make_clips(config: EvaluateConfig) -> bool:
     job = BatchJobConfig(
         prompts=prompts, out=out, suffix=".flac", process=config.process, processes=config.processes
     )
-    system = load(config.model, system=config.system, folder=config.folder or None)
+    wanted = {line.clip_id for line in lines}
+    if foreign := sorted(read_entries(out).keys() - wanted):
+        raise UserError(f"{out}: holds clips of other prompts, the first: {foreign[0]}; use another --out")
+    options: dict[str, Any] = {}
+    if config.system == "melody" and any(line.request.source is not None for line in lines):
+        options = {"networks": (*NETWORKS, "tokenizer")}
+    system = load(config.model, system=config.system, folder=config.folder or None, **options)
     run_batch_job(system, job, lines)
-    return len(read_entries(out)) >= len(lines)
+    return wanted <= read_entries(out).keys()
 
 
 def _result(
@@ -188,6 +196,13 @@ def _result(
     if reference is not None:
         result["distance"] = metrics.distances(clips.embeddings, reference, real, config.draws, config.seed)
     result["diversity"] = metrics.diversity(clips.embeddings, prompts, real, config.seed)
+    if any(prompts) and not all(prompts):
+        count = prompts.count("")
+        warnings.warn(
+            f"{count} of {len(prompts)} pieces have no prompt: cycle consistency is left out",
+            InputWarning,
+            stacklevel=2,
+        )
     if isinstance(embedding, MuLan) and all(prompts):
         result["cycle"] = metrics.cycle(embedding, clips.embeddings, prompts, config.seed)
     if "training" in rows:

@@ -78,7 +78,7 @@ def run_batch_job(system: System, config: BatchJobConfig, lines: list[PromptLine
             exist with other settings (unless `config.replace`), or a batch does not fit into memory; later, if the
             disk is full.
     """
-    _check_lines(system, config, lines)
+    source_samples = _check_lines(system, config, lines)
     lines = share(lines, config)
     _warn_of_unknown_words(system, config, lines)
     with open_manifest(config.out, config.process, config.processes) as manifest:
@@ -90,7 +90,8 @@ def run_batch_job(system: System, config: BatchJobConfig, lines: list[PromptLine
             replicated = system.replicate_over(make_mesh((-1, 1, 1), devices))
         parts = 1 if replicated is system else len(devices)
         for batch, size in group_lines(system, missing, config.batch, parts):
-            plan.check_memory([batch[0].request] * size, system.configs)
+            lengths = {line.request: source_samples.get(line.request.source, 0) for line in batch}
+            plan.check_memory([batch[0].request] * size, system.configs, lengths)
         with tqdm(
             total=len(lines),
             initial=len(lines) - len(missing),
@@ -107,8 +108,8 @@ def run_batch_job(system: System, config: BatchJobConfig, lines: list[PromptLine
     return len(missing)
 
 
-def _check_lines(system: System, config: BatchJobConfig, lines: list[PromptLine]) -> None:
-    """Raises `UserError` for the lines that these networks cannot make."""
+def _check_lines(system: System, config: BatchJobConfig, lines: list[PromptLine]) -> dict[Any, int]:
+    """The samples of each source. Raises `UserError` for the lines that these networks cannot make."""
     errors = []
     lengths: dict[Any, int] = {}
     for line in lines:
@@ -117,6 +118,7 @@ def _check_lines(system: System, config: BatchJobConfig, lines: list[PromptLine]
         except UserError as error:
             errors.append(f"line {line.number}: {error}")
     raise_line_errors(errors, config.prompts)
+    return lengths
 
 
 def _warn_of_unknown_words(system: System, config: BatchJobConfig, lines: list[PromptLine]) -> None:
@@ -227,4 +229,7 @@ def _make_clips(
             "seconds_taken": round(seconds_per_clip, 3),
             "made_at": round(time.time(), 3),
         }
+        previous = manifest.entries.get(line.clip_id)
         manifest.add(entry | line.settings)
+        if previous is not None and previous["file"] != path.name:
+            (config.out / previous["file"]).unlink(missing_ok=True)

@@ -81,10 +81,11 @@ class System(ABC):
         lengths = {} if source_samples is None else source_samples
         self.check(request)
         if request.source is not None:
-            if request.source not in lengths:
+            key = id(request.source) if is_array(request.source) else request.source
+            if key not in lengths:
                 (samples,) = read_sources([request], self.configs).values()
-                lengths[request.source] = len(samples)
-            self.check(request, lengths[request.source])
+                lengths[key] = len(samples)
+            self.check(request, lengths[key])
         self.check_prompts(request)
 
     @abstractmethod
@@ -97,7 +98,7 @@ class System(ABC):
         By default raises `UserError`: a system need not count.
         """
         del seconds
-        raise UserError("this system does not count its passes")
+        raise UserError(f"{type(self).__name__} does not count its passes")
 
     def replicate_over(self, mesh: Mesh) -> "System":
         """The system with its weights on every device of the mesh, over which batches divide.
@@ -115,7 +116,7 @@ class System(ABC):
         By default raises `UserError`: not every system can.
         """
         del prompt, seconds, settings
-        raise UserError("this system makes whole clips only; it has no streams")
+        raise UserError(f"{type(self).__name__} makes whole clips only; it has no streams")
 
     def check_prompts(self, request: Request) -> None:
         """Raises `UserError` for prompts that cannot be encoded, without running a network."""

@@ -31,7 +31,10 @@ def load(
         raise UserError(f"system {system!r}; it must be one of {', '.join(SYSTEMS)}")
     path = release.root(folder) / name
     has = {network for network in ("coarse", "dpd") if (path / f"{network}.json").is_file()}
-    if system == "melody" and has == {"coarse"} and "networks" not in options:
+    if system == "melody" and has == {"coarse"} and "dpd" in options.get("networks", ("dpd",)):
         kind = "musiclm" if (path / "mulan.json").is_file() else "audiolm"
-        raise UserError(f"{path} has no dpd but the networks of {kind}; load it with --system {kind}")
+        raise UserError(
+            f"{path} has no dpd but the networks of {kind}; load it with --system {kind}, in Python with "
+            f"system={kind!r}"
+        )
     return importlib.import_module(SYSTEMS[system]).load(name, folder=folder, **options)

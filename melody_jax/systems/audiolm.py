@@ -102,7 +102,7 @@ class AudioLM(TokenCascade):
 
     @in_32_bits
     def run(self, requests: Sequence[Request], *, progress: bool = False) -> list[np.ndarray]:
-        """The clips (samples,) of the requests, in order; those of one length without a source are one batch.
+        """The clips (samples,) of the requests, in order; those without a source that share a program are one batch.
 
         Raises `UserError` for a setting that AudioLM does not have, and for a source that cannot be read, or is not
         shorter than its clip.

@@ -90,12 +90,30 @@ def sample(config: SampleConfig) -> None:
     """
     if config.distilled and config.system != "melody":
         raise UserError(f"--distilled needs --system melody; {config.system} does not have it")
+    _refuse_unused(config)
     if config.prompts is not None:
         _run_prompt_file(config, config.prompts)
     elif config.stream:
         _stream(config)
     else:
         _write_clips(config)
+
+
+def _refuse_unused(config: SampleConfig) -> None:
+    """Raises `UserError` for an option that has no effect without another."""
+    partners = {
+        "suffix": "prompts",
+        "process": "prompts",
+        "processes": "prompts",
+        "replace": "prompts",
+        "audio_weight": "audio_prompt",
+    }
+    for name, partner in partners.items():
+        if getattr(config, name) != getattr(SampleConfig, name) and getattr(config, partner) is None:
+            options = (f"--{field.replace('_', '-')}" for field in (name, partner))
+            raise UserError(" needs ".join(options))
+    if config.stream and config.out != SampleConfig.out:
+        raise UserError(f"--out is {config.out}; --stream writes to standard output, leave --out away")
 
 
 def _settings(config: SampleConfig) -> dict[str, Any]:
@@ -132,6 +150,7 @@ def _load(config: SampleConfig, needs_tokenizer: bool) -> "System":
 def _write_clips(config: SampleConfig) -> None:
     """Makes the clips and prints what was written and how long it took."""
     count = 1 if config.batch is None else config.batch
+    audio.file_format(config.out)
     paths = [config.out]
     if count > 1:
         paths = [config.out.with_stem(f"{config.out.stem}-{i}") for i in range(count)]
@@ -191,6 +210,8 @@ def _run_prompt_file(config: SampleConfig, prompts: Path) -> None:
                 f"--{name.replace('_', '-')} cannot be combined with --prompts; put blends and stories into "
                 "the prompt file"
             )
+    if config.out.suffix.lower() in audio.FORMATS:
+        raise UserError(f"--out is {config.out}; with --prompts it must name a folder")
     from melody_jax.sampling.batch_job import BatchJobConfig, run_batch_job, share
 
     job = BatchJobConfig(

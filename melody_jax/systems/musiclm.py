@@ -54,13 +54,15 @@ class MusicLM(TokenCascade):
     ) -> None:
         super().__init__(params, configs, hashes)
         self.tokenizer = tokenizer
-        lm, mulan = configs["lm"], configs["mulan"]
-        require_equal(
-            {
-                "prefix levels of lm and mulan": (lm.prefix_levels, mulan.levels),
-                "prefix codes of lm and mulan": (lm.prefix_codes, mulan.codes),
-            }
-        )
+        mulan = configs["mulan"]
+        for name in ("lm", "coarse"):
+            network = configs[name]
+            require_equal(
+                {
+                    f"prefix levels of {name} and mulan": (network.prefix_levels, mulan.levels),
+                    f"prefix codes of {name} and mulan": (network.prefix_codes, mulan.codes),
+                }
+            )
 
     @property
     def prompt_encoder(self) -> PromptEncoder:

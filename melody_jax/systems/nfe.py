@@ -7,7 +7,8 @@ Table 3 of MeLoDy (arXiv 2305.15719) counts one pass of the language model per t
 once for a clip of any length. It does not count encoders, the decoder and the second pass of classifier-free
 guidance. For MusicLM it counts (25 + 200 + 400) tokens per second, for Noise2Music 1000 + 800 + 800 diffusion
 steps per clip. The other rows count what this package runs: the windows of a longer clip, and both passes of
-guidance (one batch). For a model of another system, the passes are counted while it writes a clip.
+guidance (one batch). For a model of another system, the passes are counted while it writes one clip, without
+guidance.
 
 For 10 s the paper counts 270 passes, 95.7 % fewer than MusicLM's 6250; for 30 s 770, 95.9 % fewer than 18750.
 """
@@ -22,10 +23,8 @@ from melody_jax import diffusion
 from melody_jax.models import dpd, vae
 from melody_jax.models.denoiser import DenoiserConfig
 from melody_jax.options import option
-from melody_jax.sampling.cascade import load
 from melody_jax.sampling.settings import MAX_SECONDS, MODEL, SamplingSettings, check_settings
-from melody_jax.systems import SYSTEMS
-from melody_jax.systems import load as load_system
+from melody_jax.systems import SYSTEMS, load
 
 MUSICLM_RATE = 25 + 200 + 400
 """Tokens per second of MusicLM's semantic, coarse and fine models; each token is one pass."""
@@ -119,7 +118,7 @@ def table(settings: NFEConfig) -> list[tuple[str, Evaluations | int]]:
     ]
     if settings.system == "melody":
         return rows + melody_rows(settings)
-    system = load_system(settings.model, system=settings.system, folder=settings.folder)
+    system = load(settings.model, system=settings.system, folder=settings.folder)
     return [
         *rows,
         (
@@ -139,7 +138,9 @@ def melody_rows(settings: NFEConfig) -> list[tuple[str, Evaluations | int]]:
     frame_seconds = melody.configs["vae"].hop / melody.sample_rate
     per_pass = melody.configs["lm"].tokens_per_pass
     model = partial(cascade_count, melody.configs["dpd"], frame_seconds, seconds, tokens_per_pass=per_pass)
-    steps = diffusion.nfe(settings.solver, settings.steps)
+    steps, few_steps = (
+        diffusion.nfe(settings.solver, count) for count in (settings.steps, settings.distilled_steps)
+    )
     name = f"{settings.model}, {settings.steps} steps"
     distilled = f"{settings.model} distilled, {settings.distilled_steps} steps"
     return [
@@ -148,8 +149,8 @@ def melody_rows(settings: NFEConfig) -> list[tuple[str, Evaluations | int]]:
         (name, model(steps)),
         (f"{name}, diffusion guided", model(steps, guided=True)),
         (f"{name}, both guided", model(steps, guided=True, lm_guided=True)),
-        (distilled, model(settings.distilled_steps)),
-        (f"{distilled}, LM guided", model(settings.distilled_steps, lm_guided=True)),
+        (distilled, model(few_steps)),
+        (f"{distilled}, LM guided", model(few_steps, lm_guided=True)),
     ]
 
 

@@ -101,7 +101,8 @@ class TokenCascade(System):
         """The windows of a request, and the settings that are compiled into its programs."""
         self.check(request)
         guided = bool(self.configs["lm"].prompt_length) and request.lm_guidance_scale != 1
-        candidates = plan.candidates_for(request.top_k, self.configs["lm"].semantic_vocab)
+        ids = max(self.configs[name].semantic_vocab for name in ("lm", "coarse", "fine"))
+        candidates = plan.candidates_for(request.top_k, ids)
         return self.window_count(request.seconds), Writing(guided, candidates)
 
     @property
@@ -360,8 +361,9 @@ def _check(configs: dict[str, Any]) -> None:
         raise UserError(
             "vae has no quantiser; language models of codes need a codec with codes, such as configs/codec_paper.py"
         )
-    if coarse.condition is None or fine.condition is None:
-        raise UserError("coarse or fine has no condition; they are no acoustic models")
+    for name in ("coarse", "fine"):
+        if configs[name].condition is None:
+            raise UserError(f"{name} has no condition, so it is not an acoustic model")
     levels = coarse.code_levels + fine.code_levels
     if levels > codec.quantiser.levels or coarse.semantic_vocab != codec.quantiser.codes:
         raise UserError(
@@ -375,10 +377,15 @@ def _check(configs: dict[str, Any]) -> None:
     }
     require_equal(sizes)
     frames = codec.audio_format.token_samples // codec.hop
-    if coarse.code_levels != fine.condition.levels or fine.condition.length % (frames * coarse.code_levels):
+    if coarse.code_levels != fine.condition.levels:
         raise UserError(
-            f"fine follows {fine.condition.length} codes of {fine.condition.levels} levels, coarse writes "
-            f"{coarse.code_levels}; take both from one release"
+            f"fine follows {fine.condition.levels} levels of codes, coarse writes {coarse.code_levels}; take both from "
+            "one release"
+        )
+    if fine.condition.length % (frames * coarse.code_levels):
+        raise UserError(
+            f"fine follows {fine.condition.length} codes; it must be a multiple of {frames * coarse.code_levels}, "
+            "those of a semantic token in this codec; take both from one release"
         )
 
 

@@ -14,7 +14,7 @@ from hostile import audio_files
 from melody_jax import audio
 from melody_jax.audio_format import DEFAULT_FORMAT
 from melody_jax.data import records
-from melody_jax.errors import UserError
+from melody_jax.errors import InputWarning, UserError
 from melody_jax.evaluation import evaluate as evaluating
 from melody_jax.evaluation.clips import open_set
 from melody_jax.evaluation.embed_clips import Share, measure
@@ -115,18 +115,25 @@ def test_clips_of_one_stem_have_their_own_prompts(tmp_path: Path) -> None:
     for name in ("a/x.wav", "b/x.wav", "y.wav", "y.flac", unicodedata.normalize("NFD", "z\u00e9.wav")):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(audio_files.wav(2.0))
-    by_name = prompted(folder, "a/x", "b/x.wav", "y.flac", "z\u00e9")
+    (folder / "c").mkdir()
+    (folder / "c" / "w.wav").write_bytes(audio_files.wav(2.0))
+    by_name = prompted(folder, "a/x", "b/x.wav", "y.flac", "z\u00e9", "w.wav")
     assert by_name == {
         "a/x.wav": "prompt\u20280",
         "b/x.wav": "prompt\u20281",
         "y.flac": "prompt\u20282",
         "y.wav": "",
+        "c/w.wav": "prompt\u20284",
         unicodedata.normalize("NFD", "z\u00e9.wav"): "prompt\u20283",
     }
     with pytest.raises(UserError, match=r"the id 'x' fits a/x\.wav and b/x\.wav; give the path"):
         prompted(folder, "x")
     with pytest.raises(UserError, match=r"the id 'y' fits y\.flac and y\.wav"):
         prompted(folder, "y")
+    with pytest.raises(UserError, match=r"a second prompt for c/w\.wav, 'w'"):
+        prompted(folder, "c/w.wav", "w")
+    with pytest.warns(InputWarning, match="2 ids are no sound files in .*clips, the first: typo"):
+        prompted(folder, "w", "typo", "typo2")
 
 
 def test_too_few_pieces_for_judges_are_said_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
