@@ -176,9 +176,9 @@ def test_a_release_is_loaded_and_checked(tmp_path: Path) -> None:
         (
             "fine",
             lambda config: dataclasses.replace(
-                config, condition=dataclasses.replace(config.condition, length=30)
+                config, condition=dataclasses.replace(config.condition, length=31)
             ),
-            "fine follows 30 codes; it must be a multiple of 4",
+            "fine follows 31 codes; it must be a multiple of",
         ),
         ("coarse", lambda config: dataclasses.replace(config, condition=None), "coarse has no condition"),
         (
