@@ -101,7 +101,9 @@ def test_a_model_with_prompts(tmp_path: Path, releases: Path) -> None:
     assert "cycle" in result
     assert len(list((tmp_path / "out" / "clips").glob("*.flac"))) == 2
     prompts.write_text(json.dumps({"prompt": "jazz"}))
-    with pytest.raises(UserError, match="clips: holds clips of other prompts, the first: 000001; use another"):
+    with pytest.raises(
+        UserError, match="clips: holds clips of other prompts, the first: 000001; use another"
+    ):
         evaluate(config(tmp_path, releases, model="tiny", prompts=str(prompts)))
 
 

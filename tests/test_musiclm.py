@@ -173,13 +173,6 @@ def test_a_release_is_loaded_and_checked(tmp_path: Path) -> None:
             ),
             "fine follows 1 levels of codes, coarse writes 2",
         ),
-        (
-            "fine",
-            lambda config: dataclasses.replace(
-                config, condition=dataclasses.replace(config.condition, length=31)
-            ),
-            "fine follows 31 codes; it must be a multiple of",
-        ),
         ("coarse", lambda config: dataclasses.replace(config, condition=None), "coarse has no condition"),
         (
             "coarse",
