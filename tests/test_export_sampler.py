@@ -84,9 +84,14 @@ def test_limits_peaks_as_the_package_does() -> None:
     rng = np.random.default_rng(0)
     waves = (np.array([[0.2], [0.5]]) * rng.standard_normal((2, 4_000))).clip(-0.97, 3).astype(np.float32)
     waves[0] = waves[0].clip(-0.5, 0.5)
-    limited = np.asarray(jax.jit(export_sampler.limit_peaks, static_argnums=1)(waves, 24_000))
+    optimised = {
+        "xla_backend_optimization_level": 3,
+        "xla_cpu_use_fusion_emitters": True,
+    }  # as users compile it
+    limit = jax.jit(export_sampler.limit_peaks, static_argnums=1, compiler_options=optimised)
+    limited = np.asarray(limit(waves, 24_000))
     np.testing.assert_array_equal(limited[0], waves[0])
-    np.testing.assert_allclose(limited[1], loudness.peak_limit(waves[1]), rtol=0, atol=5e-6)
+    np.testing.assert_allclose(limited[1], loudness.peak_limit(waves[1]), rtol=0, atol=1e-6)
     assert np.abs(limited[1] - waves[1]).max() > 0.01
 
 

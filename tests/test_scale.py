@@ -163,11 +163,12 @@ STAGES = {
 }
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("name", STAGES)
-def test_example_batches_fit_every_stage(name: str) -> None:
+def test_example_batches_fit_every_stage(name: str, dtype: str) -> None:
     """The shapes that are compiled are those that training sees: gradients can be traced on them."""
     stage = STAGES[name]
-    stage = replace(stage, model=with_fields(stage.model, dtype="bfloat16"))
+    stage = replace(stage, model=with_fields(stage.model, dtype=dtype))
     window = stage.model.condition.length if name == "coarse" else 80
     data = DataConfig(batch_size=4, crop_samples=9600, window_tokens=window, text_length=12)
     batch = programs.example(TrainConfig(stage=stage, data=data, init_from="mini"))
