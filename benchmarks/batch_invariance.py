@@ -85,17 +85,18 @@ def programs(config: Any, decoder: Any) -> dict[str, Callable[..., Any]]:
     import jax
 
     from melody_jax.sampling import windows
+    from melody_jax.sampling.item_controls import item_keys
 
     def draws(_: Any, controls: Any) -> tuple[jax.Array, jax.Array]:
-        keys = windows.item_keys(controls)
+        keys = item_keys(controls)
         noise = jax.vmap(lambda key: jax.random.gumbel(key, (config.tokens, 64)))(keys)
         return windows.initial_noise(keys, config.dpd.frames, config.dpd.latent_dim), noise
 
     def tokens(params: Any, controls: Any) -> jax.Array:
-        return windows.prefix_to_tokens(params["lm"], config, controls, windows.item_keys(controls))
+        return windows.prefix_to_tokens(params["lm"], config, controls, item_keys(controls))
 
     def waveform(params: Any, controls: Any, tokens: jax.Array) -> jax.Array:
-        keys = windows.item_keys(controls)
+        keys = item_keys(controls)
         latents = windows.tokens_to_latents(params["dpd"], config, controls, tokens, keys)
         return windows.latents_to_wave(params["vae"], decoder, latents, np.int32(0))
 

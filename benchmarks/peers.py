@@ -39,9 +39,10 @@ from melody_jax.models.functional import count
 from melody_jax.models.platform import matvec
 from melody_jax.models.vae import VAEConfig
 from melody_jax.sampling import windows
+from melody_jax.sampling.item_controls import Controls, item_keys, make_controls
 from melody_jax.sampling.prompts import targets_to_prefix, text_targets
 from melody_jax.sampling.settings import SamplingSettings
-from melody_jax.sampling.windows import Controls, SamplerConfig
+from melody_jax.sampling.windows import SamplerConfig
 
 ROOT = Path(__file__).parents[1]
 SECONDS = 10.0
@@ -163,8 +164,8 @@ class Bench:
         codec: VAEConfig,
     ) -> None:
         """The parts after the text; `ways` are steps and guidance of the diffusion."""
-        controls = windows.make_controls(prefix, [SamplingSettings(temperature=1.0)])
-        keys = windows.item_keys(controls)
+        controls = make_controls(prefix, [SamplingSettings(temperature=1.0)])
+        keys = item_keys(controls)
         language = fresh(lambda key: lm.init(config.lm, key))
         read = 4 * sum(count(language[part]) for part in ("blocks", "head", "group") if part in language)
         tokens = None

@@ -19,8 +19,6 @@ Training draws one angle per chunk of a window (`sample_angles`), so that a wind
 next to new frames. Sampling with `is_new` leaves context frames bit-identical, so continuation and inpainting are
 the same call.
 
-Classifier-free guidance: v = g v(condition) + (1 - g) v(null).
-
 Legend: B batch, L latent frames, D latent width, M chunks, T steps. Latents are (B, L, D); an `angle` argument is a
 scalar, (L,) or (B, L), in radians. Angles are float32 for any dtype of the latents.
 """
@@ -128,12 +126,6 @@ def ddim_step(noisy: LatentsLike, velocity: LatentsLike, angle_step: ArrayLike) 
     """Latents with their angle lowered by `angle_step`; frames whose step is 0 stay bit-identical."""
     cos, sin = cos_sin(angle_step)
     return jnp.where(sin == 0, noisy, cos * noisy - sin * velocity)
-
-
-def guide(conditional: LatentsLike, null: LatentsLike, scale: ArrayLike) -> Latents:
-    """Classifier-free guidance; scale 1 is the conditional velocity, 0 the null one, above 1 extrapolates."""
-    scale = jnp.asarray(scale, jnp.float32)
-    return scale * conditional + (1 - scale) * null
 
 
 def chunk_of_frame(frames: int, chunks: int) -> Int[np.ndarray, " L"]:

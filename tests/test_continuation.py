@@ -11,18 +11,20 @@ from melody_jax.errors import UserError
 from melody_jax.models import denoiser, dpd, lm, lm_config
 from melody_jax.models.dpd import DPDConfig
 from melody_jax.sampling import windows
-from melody_jax.sampling.windows import Controls, SamplerConfig, Window
+from melody_jax.sampling.item_controls import Controls, split_seeds
+from melody_jax.sampling.windows import SamplerConfig, Window
 
 CONTROLS = Controls(
     prefix_tokens=jax.random.randint(jax.random.key(2), (2, 12), 0, 8),
     negative_prefix_tokens=jnp.full((2, 12), -1),
-    seeds=windows.split_seeds([3, 4]),
+    seeds=split_seeds([3, 4]),
     candidate=jnp.zeros(2, jnp.int32),
     temperature=jnp.ones(2),
     top_k=jnp.full(2, 250),
     top_p=jnp.ones(2),
     lm_guidance_scale=jnp.ones(2),
     guidance_scale=jnp.ones(2),
+    guidance_rescale=jnp.zeros(2),
 )
 SECOND = jax.tree.map(lambda rows: rows[1:], CONTROLS)
 

@@ -14,7 +14,7 @@ from flax import nnx
 from helpers.tiny import random_denoiser
 from jax.flatten_util import ravel_pytree
 
-from melody_jax import diffusion, release
+from melody_jax import diffusion, guidance, release
 from melody_jax.config_json import from_dict, to_dict
 from melody_jax.errors import UserError
 from melody_jax.flops import matmul_cost
@@ -25,6 +25,7 @@ from melody_jax.models.functional import Remat, count
 from melody_jax.models.layers import Linear
 from melody_jax.models.unet import UNetConfig
 from melody_jax.sampling import windows
+from melody_jax.sampling.item_controls import Controls, item_keys, split_seeds
 from melody_jax.training.stages.consistency import ConsistencyStage
 from melody_jax.training.stages.dpd import DPDStage
 
@@ -216,11 +217,17 @@ def test_it_is_released_and_samples_guided_beside_its_context(config: DenoiserCo
     params, loaded, _ = release.load_network(tmp_path, "dpd")
     assert loaded == config
     given = inputs(config)
-    prefix, tokens, seeds = given["prefix_tokens"], given["semantic_tokens"], windows.split_seeds(range(3))
-    controls = windows.Controls(
-        prefix, prefix, seeds, jnp.arange(3), *[jnp.ones(3)] * 4, jnp.array([1.0, 2.0, 4.0])
+    prefix, tokens, seeds = given["prefix_tokens"], given["semantic_tokens"], split_seeds(range(3))
+    controls = Controls(
+        prefix,
+        prefix,
+        seeds,
+        jnp.arange(3),
+        *[jnp.ones(3)] * 4,
+        jnp.array([1.0, 2.0, 4.0]),
+        jnp.array([0.5, 0.0, 0.7]),
     )
-    keys, is_new = windows.item_keys(controls), jnp.arange(24) >= 18
+    keys, is_new = item_keys(controls), jnp.arange(24) >= 18
     sampler = windows.SamplerConfig(lm=lm_config.TINY, dpd=config, steps=1)
     draw = jax.jit(windows.tokens_to_latents, static_argnums=1)
     latents = draw(params, sampler, controls, tokens, keys, given["noisy"], is_new)
@@ -231,8 +238,11 @@ def test_it_is_released_and_samples_guided_beside_its_context(config: DenoiserCo
         "angle": jnp.where(is_new, diffusion.HALF_PI, 0.0) * jnp.ones((3, 1)),
     }
     branches = [run(params, config, branch, **start) for branch in (True, False)]
-    guided = diffusion.guide(*branches, controls.guidance_scale[:, None, None])
-    np.testing.assert_allclose(latents[:, 18:], -guided[:, 18:], rtol=1e-4, atol=1e-4)
+    guided = guidance.guide(*branches, controls.guidance_scale[:, None, None])
+    wanted = guidance.rescale(guided, branches[0], controls.guidance_rescale[:, None, None], is_new)
+    np.testing.assert_allclose(latents[:, 18:], -wanted[:, 18:], rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(latents[:2, 18:], -guided[:2, 18:], rtol=1e-4, atol=1e-4)
+    assert np.abs(latents[2, 18:] + guided[2, 18:]).max() > 1e-2
 
 
 @pytest.mark.parametrize("name", ["unet1d", "dit"])  # tests/test_consistency.py has DPD

@@ -90,15 +90,6 @@ def test_ddim_step_equals_the_form_by_clean_and_noise():
     np.testing.assert_allclose(diffusion.ddim_step(noisy, velocity, angle_step), expected, atol=1e-6)
 
 
-def test_guidance_is_linear():
-    conditional, null = normal(0, 1, 4, 2), normal(1, 1, 4, 2)
-    np.testing.assert_array_equal(diffusion.guide(conditional, null, 1.0), conditional)
-    np.testing.assert_array_equal(diffusion.guide(conditional, null, 0.0), null)
-    np.testing.assert_allclose(
-        diffusion.guide(conditional, null, 2.5), null + 2.5 * (conditional - null), atol=1e-6
-    )
-
-
 def test_chunks_start_at_floor():
     chunk = diffusion.chunk_of_frame(10, 4)
     assert [int(np.argmax(chunk == m)) for m in range(4)] == [0, 2, 5, 7]

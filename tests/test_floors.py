@@ -18,6 +18,7 @@ GROUND = (
     "config_json",
     "control_tokens",
     "diffusion",
+    "guidance",
     "errors",
     "extras",
     "files",

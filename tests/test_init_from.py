@@ -13,9 +13,10 @@ from helpers.stages import STAGES
 from helpers.toy import ToyModel, ToyStage, run, toy_config
 
 from melody_jax import release
+from melody_jax.composer.facts import VOCABULARY
 from melody_jax.config import LoRAConfig, TrainConfig
 from melody_jax.errors import UserError
-from melody_jax.models import mulan
+from melody_jax.models import denoiser, mulan
 from melody_jax.sharding import make_mesh
 from melody_jax.training.init_from import load_initial_weights
 from melody_jax.training.lora import merge
@@ -118,3 +119,45 @@ def test_a_release_that_lacks_a_tensor_is_refused(tmp_path: Path) -> None:
     save(tmp_path, stage, model | {"head": jnp.zeros((3, 3))})
     with pytest.raises(UserError, match=r"head is float32 \(3, 3\); by its config it is float32"):
         start(TrainConfig(stage=stage, init_from=str(tmp_path)))
+
+
+def test_a_network_gains_control_tokens_without_effect() -> None:
+    """The release's network and one with control tokens that are absent agree; the new tokens are zero."""
+    weights, model, hashes = release.load_network(release.WEIGHTS / "mini", "lm")
+    stage = dataclasses.replace(STAGES["lm"], model=dataclasses.replace(model, controls=VOCABULARY))
+    model = start(TrainConfig(stage=stage, init_from="mini"), hashes).params["model"]
+    rows = len(weights["prefix"])
+    np.testing.assert_array_equal(model["prefix"][:rows], weights["prefix"])
+    np.testing.assert_array_equal(model["prefix"][rows:], 0.0)
+    assert_same(model | {"prefix": weights["prefix"]}, weights)
+
+
+def test_a_diffusion_gains_control_tokens_without_effect(tmp_path: Path) -> None:
+    stage = STAGES["dpd"]
+    weights = stage.init(jax.random.key(0))["model"]
+    save(tmp_path, stage, weights)
+    changed = dataclasses.replace(stage.model, controls=VOCABULARY)
+    grown = dataclasses.replace(stage, model=changed)
+    state = start(TrainConfig(stage=grown, init_from=str(tmp_path)))
+    model = state.params["model"]
+    noisy = jax.random.normal(jax.random.key(1), (2, changed.frames, changed.latent_dim))
+    angle = jnp.ones((2, changed.frames))
+    tokens = jnp.zeros((2, changed.tokens(changed.frames)), jnp.int32)
+    prefix = jnp.concatenate(
+        [jnp.zeros((2, changed.prefix_levels), jnp.int32), jnp.ones((2, 5), jnp.int32)], axis=1
+    )
+    stored = release.load_network(tmp_path, "dpd")[0]
+    before = denoiser.velocity(stored, stage.model, noisy, angle, tokens, 2, prefix)
+    after = denoiser.velocity(model, changed, noisy, angle, tokens, 2, prefix)
+    np.testing.assert_allclose(after, before, atol=1e-5)
+
+
+def test_adapters_gain_no_control_tokens() -> None:
+    """They would stay without effect, because the base does not learn."""
+    _, model, hashes = release.load_network(release.WEIGHTS / "mini", "lm")
+    stage = dataclasses.replace(STAGES["lm"], model=dataclasses.replace(model, controls=VOCABULARY))
+    config = TrainConfig(stage=stage, init_from="mini", lora=LoRAConfig(rank=2))
+    state = fresh(stage)
+    state = state._replace(params={"base": state.params["model"], "model": {}})
+    with pytest.raises(UserError, match=r"controls is None there"):
+        load_initial_weights(config, state, hashes, make_mesh((1, 1, 1), jax.devices()[:1]))

@@ -18,6 +18,7 @@ from melody_jax.audio_format import DEFAULT_FORMAT
 from melody_jax.errors import InputWarning, UserError
 from melody_jax.models import conditioning, functional
 from melody_jax.sampling import plan, windows
+from melody_jax.sampling.item_controls import item_keys, make_controls
 from melody_jax.sampling.prompts import PromptEncoder, read_audio
 from melody_jax.sampling.request import Part, Request, Scene, make_requests
 
@@ -68,7 +69,7 @@ def test_batch_of_four_equals_four_of_one(melody) -> None:
 
     def sample_items(items: slice) -> tuple[np.ndarray, np.ndarray]:
         item_controls = jax.tree.map(lambda rows: rows[items], controls)
-        keys = windows.item_keys(item_controls)
+        keys = item_keys(item_controls)
         latents = windows.tokens_to_latents(melody.params["dpd"], config, item_controls, tokens[items], keys)
         wave = windows.latents_to_wave(melody.params["vae"], melody.configs["vae"], latents)
         return np.asarray(windows.initial_noise(keys, 16, 8)), np.asarray(wave)
@@ -169,6 +170,10 @@ def test_a_distilled_diffusion_takes_the_guidance_scale(releases: Path, tmp_path
     assert np.abs(first - second).max() > 1e-3
     with pytest.raises(UserError, match=r"guidance_scale is 5\.0; the distilled diffusion supports 1 to 4"):
         melody.generate(PROMPTS[0], guidance_scale=5.0)
+    with pytest.raises(
+        UserError, match=r"guidance_rescale is 0\.0; it is no input of the distilled diffusion"
+    ):
+        melody.generate(PROMPTS[0], guidance_rescale=0.0)
 
 
 @pytest.mark.parametrize(
@@ -219,8 +224,8 @@ def test_seeds_of_64_bits(melody) -> None:
     """Those below 2**32 are folded as they are; the upper half of others changes the key."""
     seeds = (0, 1, 2**31, 2**32 - 1, 2**32, 2**32 + 1, 2**33, 2**64 - 1)
     requests = [Request(prompt="a", seed=seed) for seed in seeds]
-    controls = windows.make_controls(np.zeros((len(seeds), 4), np.int32), requests)
-    keys = dict(zip(seeds, jax.random.key_data(windows.item_keys(controls)), strict=True))
+    controls = make_controls(np.zeros((len(seeds), 4), np.int32), requests)
+    keys = dict(zip(seeds, jax.random.key_data(item_keys(controls)), strict=True))
     assert len({tuple(np.asarray(data).ravel()) for data in keys.values()}) == len(keys)
     root = jax.random.key(0, impl="threefry2x32")
     for seed in (0, 1, 2**31, 2**32 - 1):

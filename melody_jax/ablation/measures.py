@@ -25,7 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from melody_jax import diffusion, release
+from melody_jax import diffusion, guidance, release
 from melody_jax.evaluation import reconstruction
 from melody_jax.models import denoiser, mulan, vae
 from melody_jax.models.channels import default_format
@@ -237,7 +237,7 @@ def _sample(stage: Any, model: Params, batch: Batch, number: int) -> jax.Array:
         predicted = _predict(
             stage, model, doubled, noisy, angle, has_condition=_conditioned_items(stage, clips)
         )
-        return diffusion.guide(predicted[:clips], predicted[clips:], GUIDANCE_SCALE)
+        return guidance.guide(predicted[:clips], predicted[clips:], GUIDANCE_SCALE)
 
     return diffusion.sample(guided, noise, diffusion.angle_steps("paper", SAMPLING_STEPS))
 

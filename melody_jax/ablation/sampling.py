@@ -35,6 +35,7 @@ from melody_jax.models import denoiser, mulan
 from melody_jax.models.functional import count
 from melody_jax.sampling import windows
 from melody_jax.sampling.cascade import Melody, load
+from melody_jax.sampling.item_controls import item_keys
 from melody_jax.sampling.request import make_requests
 from melody_jax.training.digests import DIGEST, digest
 
@@ -135,7 +136,7 @@ class TokenBatch(NamedTuple):
     sampler: Any
     """`windows.SamplerConfig` of the LM's pass."""
     controls: Any
-    """`windows.Controls` of the items."""
+    """`Controls` of the items."""
     keys: jax.Array
     """Random keys, one per item."""
     tokens: jax.Array
@@ -176,7 +177,7 @@ def _token_batches(
         (batch,) = melody.plan(make_requests(part, dict(lm_settings) | {"seed": seeds}))
         encoded = melody.prompt_encoder.encode_requests(batch.requests)
         controls = melody.controls_at(batch, encoded)([0.0] * len(part))
-        keys = windows.item_keys(controls)
+        keys = item_keys(controls)
         tokens = write_tokens(melody.params["lm"], batch.config, controls, keys)
         batches.append(TokenBatch(batch.config, controls, keys, tokens))
     return batches

@@ -23,6 +23,7 @@ from melody_jax.models import mulan, tokenizer, vae
 from melody_jax.models.functional import Params
 from melody_jax.sampling import windows
 from melody_jax.sampling.cascade import Melody
+from melody_jax.sampling.item_controls import item_keys
 from melody_jax.sampling.request import make_requests
 from melody_jax.sampling.settings import SamplingSettings, shared_settings
 
@@ -49,7 +50,7 @@ def swap_stages(
     prefix, tokens, latents = _features(params, tuple(configs.items()), jnp.asarray(mono), jnp.asarray(waves))
     encoded = melody.prompt_encoder.encode_requests(batch.requests)
     controls = melody.controls_at(batch, encoded)([0.0] * len(texts))._replace(prefix_tokens=prefix)
-    keys = windows.item_keys(controls)
+    keys = item_keys(controls)
 
     def decode(latents: jax.Array) -> np.ndarray:
         return np.asarray(windows.latents_to_wave(params["vae"], configs["vae"], latents))

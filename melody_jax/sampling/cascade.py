@@ -22,12 +22,12 @@ from melody_jax.models.functional import Params
 from melody_jax.sampling import edges, edit, plan, windows
 from melody_jax.sampling.decode import context, decode, truncate
 from melody_jax.sampling.edit import EditedClip
+from melody_jax.sampling.item_controls import Controls
 from melody_jax.sampling.plan import NETWORKS, ProgramBatch
 from melody_jax.sampling.precision import each_in_32_bits, in_32_bits
 from melody_jax.sampling.prompts import PromptEncoder
 from melody_jax.sampling.request import PromptLike, Request, make_requests
 from melody_jax.sampling.system import Encoded, System, check_streamed, controls_at
-from melody_jax.sampling.windows import Controls
 
 
 class Melody(System):

@@ -27,7 +27,8 @@ from melody_jax.errors import UserError
 from melody_jax.models import vae
 from melody_jax.models.functional import Params
 from melody_jax.models.vae import VAEConfig
-from melody_jax.sampling.windows import Arrays, latents_to_wave
+from melody_jax.sampling.item_controls import Arrays
+from melody_jax.sampling.windows import latents_to_wave
 
 
 def limiter_reach(sample_rate: int) -> int:

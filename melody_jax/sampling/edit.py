@@ -26,10 +26,11 @@ from melody_jax.models import tokenizer, vae
 from melody_jax.models.channels import default_format
 from melody_jax.models.functional import Params
 from melody_jax.sampling import edges, windows
+from melody_jax.sampling.item_controls import Controls
 from melody_jax.sampling.plan import Configs, EditPlan, ProgramBatch, audio_format
 from melody_jax.sampling.prompts import read_audio
 from melody_jax.sampling.request import Request
-from melody_jax.sampling.windows import Controls, Window
+from melody_jax.sampling.windows import Window
 
 FADE = 0.02
 """Length of every crossfade, seconds."""

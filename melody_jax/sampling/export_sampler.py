@@ -34,6 +34,7 @@ from melody_jax.models import mulan
 from melody_jax.options import option
 from melody_jax.sampling import edges, plan, windows
 from melody_jax.sampling.cascade import Melody, load
+from melody_jax.sampling.item_controls import make_controls
 from melody_jax.sampling.prompts import targets_to_prefix, text_targets
 from melody_jax.sampling.request import Request
 from melody_jax.sampling.settings import MODEL, WHERE, SamplingSettings, shared_settings, with_drawn_seed
@@ -169,7 +170,7 @@ def _input_table(settings: SamplerExportConfig, length: int, controls: int) -> d
         "top_k": {"shape": (batch,), "dtype": np.int32, "default": settings.top_k},
         "controls": {"shape": (batch, controls), "dtype": np.int32, "default": -1},
     }
-    for name in ("temperature", "top_p", "lm_guidance_scale", "guidance_scale"):
+    for name in ("temperature", "top_p", "lm_guidance_scale", "guidance_scale", "guidance_rescale"):
         table[name] = {"shape": (batch,), "dtype": np.float32, "default": getattr(settings, name)}
     return table
 
@@ -184,7 +185,7 @@ def _sampler(melody: Melody, config: SamplerConfig) -> Callable[[Tensors, Tensor
         targets = text_targets(params["mulan"], encoder, inputs["ids"], inputs["mask"])
         prefix = targets_to_prefix(params["mulan"], encoder, mulan.unit(targets))
         prefix = jnp.concatenate([prefix, inputs["controls"]], axis=1)
-        controls = windows.make_controls(prefix, [SamplingSettings()])._replace(**numbers)
+        controls = make_controls(prefix, [SamplingSettings()])._replace(**numbers)
         return windows.first_window(params, config, controls)._asdict()
 
     return sample

@@ -18,7 +18,7 @@ from melody_jax.errors import UserError
 from melody_jax.models.decoding import CANDIDATES
 from melody_jax.runtime import available_memory
 from melody_jax.sampling.request import Request
-from melody_jax.sampling.settings import MAX_SECONDS
+from melody_jax.sampling.settings import MAX_SECONDS, SamplingSettings
 from melody_jax.sampling.windows import SamplerConfig
 
 NETWORKS = ("mulan", "lm", "dpd", "vae")
@@ -145,6 +145,10 @@ def sampler_config(request: Request, configs: Configs) -> SamplerConfig:
     if distilled_range and not distilled_range[0] <= scale <= distilled_range[1]:
         low, high = distilled_range
         raise UserError(f"guidance_scale is {scale}; the distilled diffusion supports {low:g} to {high:g}")
+    if distilled_range and request.guidance_rescale != SamplingSettings.guidance_rescale:
+        raise UserError(
+            f"guidance_rescale is {request.guidance_rescale}; it is no input of the distilled diffusion, leave it out"
+        )
     return SamplerConfig(
         lm=configs["lm"],
         dpd=configs["dpd"],

@@ -46,6 +46,8 @@ class SamplingSettings:
     """Diffusion solver (docs/sampling.md)."""
     guidance_scale: float = option(2.5, group=HOW, least=-100, most=100)
     """Classifier-free guidance of the diffusion. 1 turns it off and halves the cost. The paper uses 2.5."""
+    guidance_rescale: float = option(0.7, group=HOW, least=0, most=1)
+    """How much of the loudness that guidance adds is taken back (arXiv 2305.08891, section 3.4). 0 in the paper."""
     lm_guidance_scale: float = option(2.0, group=HOW, least=-100, most=100)
     """Classifier-free guidance of the language model. 1 turns it off and halves the cost."""
     temperature: float = option(1.1, group=HOW, least=0, most=100)

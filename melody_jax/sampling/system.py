@@ -15,12 +15,12 @@ from melody_jax import release
 from melody_jax.audio_format import AudioFormat
 from melody_jax.errors import UserError
 from melody_jax.models.functional import Params
-from melody_jax.sampling import plan, windows
+from melody_jax.sampling import plan
 from melody_jax.sampling.edit import read_sources
+from melody_jax.sampling.item_controls import Controls, make_controls
 from melody_jax.sampling.prompts import EncodedRequest, PromptEncoder, UnknownWords
 from melody_jax.sampling.request import PromptLike, Request, is_array, make_requests
 from melody_jax.sampling.settings import shorten
-from melody_jax.sampling.windows import Controls
 
 Encoded = Mapping[Request, EncodedRequest]
 """The encoded prompts of requests."""
@@ -167,7 +167,7 @@ def controls_at(rows: Rows, encoded: Encoded, candidates: int) -> Callable[[Sequ
     def prefixes(seconds: Sequence[float]) -> np.ndarray:
         return np.stack([prompt.prefix_at(time) for prompt, time in zip(prompts, seconds, strict=True)])
 
-    controls = windows.make_controls(
+    controls = make_controls(
         prefixes([0.0] * len(requests)),
         requests,
         np.stack([prompt.negative_prefix_tokens for prompt in prompts]),

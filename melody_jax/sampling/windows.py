@@ -10,18 +10,17 @@ latent channels, T samples.
 """
 
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.sharding import Mesh, PartitionSpec
-from jaxtyping import Array, Bool, Float, Int, Int32, Key, UInt32
+from jaxtyping import Array, Bool, Float, Int, Int32, Key
 
-from melody_jax import diffusion
+from melody_jax import diffusion, guidance
 from melody_jax.errors import UserError
 from melody_jax.models import decoding, denoiser, lm, vae
 from melody_jax.models.decoding import CANDIDATES
@@ -29,10 +28,8 @@ from melody_jax.models.denoiser import DenoiserConfig
 from melody_jax.models.functional import Params
 from melody_jax.models.lm_config import LMConfig
 from melody_jax.models.vae import VAEConfig
+from melody_jax.sampling.item_controls import Controls, item_keys
 from melody_jax.sampling.settings import SamplingSettings
-
-Arrays = Array | np.ndarray
-"""Arrays on the device or on the host."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,63 +83,6 @@ class SamplerConfig:
         return number * tokens // chunks - (number - 1) * tokens // chunks
 
 
-class Controls(NamedTuple):
-    """The inputs of each item of a batch; `make_controls` builds them."""
-
-    prefix_tokens: Int[Array, "B P"]
-    """Prefix tokens of the prompt."""
-    negative_prefix_tokens: Int[Array, "B P"]
-    """Prefix tokens from which guidance steers the language model away; -1 is the learned null prefix."""
-    seeds: UInt32[Array, "B 2"]
-    """Random seed of the item, its upper and lower 32 bits."""
-    candidate: Int[Array, " B"]
-    """Number of the candidate among several clips with one seed."""
-    temperature: Float[Array, " B"]
-    """Temperature of the language model, at least 0."""
-    top_k: Int[Array, " B"]
-    """At least 1, at most `SamplerConfig.candidates`."""
-    top_p: Float[Array, " B"]
-    """In (0, 1]."""
-    lm_guidance_scale: Float[Array, " B"]
-    """Used if `SamplerConfig.lm_guided`."""
-    guidance_scale: Float[Array, " B"]
-    """Used if `SamplerConfig.guided`, and by a distilled diffusion."""
-
-
-def make_controls(
-    prefix_tokens: Int[Arrays, "B P"],
-    settings: Sequence[SamplingSettings],
-    negative_prefix_tokens: Int[Arrays, "B P"] | None = None,
-    candidate: Sequence[int] | None = None,
-    candidates: int = CANDIDATES,
-) -> Controls:
-    """The controls of a batch with the settings of each item, or with one setting for all of them.
-
-    negative_prefix_tokens: None is the learned null prefix. candidate: None is candidate 0 of every seed.
-    candidates: upper bound of `top_k`, as in `SamplerConfig`.
-    """
-    prefix_tokens = jnp.asarray(prefix_tokens)
-    batch = prefix_tokens.shape[0]
-    items = list(settings) * batch if len(settings) == 1 else list(settings)
-
-    def column(name: str, dtype: Any) -> jax.Array:
-        return jnp.asarray([getattr(item, name) for item in items], dtype)
-
-    if negative_prefix_tokens is None:
-        negative_prefix_tokens = jnp.full_like(prefix_tokens, -1)
-    return Controls(
-        prefix_tokens=prefix_tokens,
-        negative_prefix_tokens=jnp.asarray(negative_prefix_tokens),
-        seeds=split_seeds([item.seed for item in items]),
-        candidate=jnp.asarray([0] * batch if candidate is None else candidate, jnp.int32),
-        temperature=column("temperature", np.float32),
-        top_k=jnp.asarray([min(item.top_k, candidates) for item in items], jnp.int32),
-        top_p=column("top_p", np.float32),
-        lm_guidance_scale=column("lm_guidance_scale", np.float32),
-        guidance_scale=column("guidance_scale", np.float32),
-    )
-
-
 class Window(NamedTuple):
     """The content of one window of music."""
 
@@ -150,27 +90,9 @@ class Window(NamedTuple):
     latents: Float[Array, "B L D"]
 
 
-def split_seeds(seeds: Sequence[int]) -> UInt32[Array, "B 2"]:
-    """The upper and lower 32 bits of each seed, 0 to 2**64 - 1."""
-    return jnp.asarray([divmod(int(seed), 2**32) for seed in seeds], jnp.uint32)
-
-
-def item_keys(controls: Controls) -> Key[Array, " B"]:
-    """One Threefry key per item, derived from its seed and candidate.
-
-    The lower 32 bits of the seed are folded into a key that holds the upper ones.
-    """
-
-    def key(seed: jax.Array, candidate: jax.Array) -> jax.Array:
-        root = jax.random.wrap_key_data(seed * jnp.array([1, 0], jnp.uint32), impl="threefry2x32")
-        return jax.random.fold_in(jax.random.fold_in(root, seed[1]), candidate)
-
-    return jax.vmap(key)(controls.seeds, controls.candidate)
-
-
 def _fold_in(keys: jax.Array, use: int | jax.Array) -> jax.Array:
     """The keys for one use of randomness: 0 tokens, 1 noise, 2 noise of later steps."""
-    return jax.vmap(lambda key: jax.random.fold_in(key, use))(keys)
+    return jax.vmap(jax.random.fold_in, (0, None))(keys, use)
 
 
 def _noise(keys: jax.Array, frames: int, channels: int) -> jax.Array:
@@ -226,28 +148,30 @@ def tokens_to_latents(
     start from noise, or from their context with noise added up to the angle `config.start`. Both branches of
     guidance run in one doubled batch: the first half sees the tokens, the second half is the null branch.
     """
+    assert context is None or is_new is not None, "context needs is_new"
     batch = semantic_tokens.shape[0]
     frames = config.dpd.frames
     channels = config.dpd.latent_dim
     branches = 2 if config.guided else 1
+    is_new = jnp.broadcast_to(True if is_new is None else is_new, (batch, frames))
 
     def velocity(noisy: jax.Array, angle: jax.Array) -> jax.Array:
         noisy = jnp.tile(noisy, (branches, 1, 1))
         angle = jnp.tile(angle, (branches, 1))
-        prefix = controls.prefix_tokens
         scale = controls.guidance_scale
-        predicted = denoiser.velocity(params, config.dpd, noisy, angle, semantic_tokens, batch, prefix, scale)
+        condition = (semantic_tokens, batch, controls.prefix_tokens, scale)
+        predicted = denoiser.velocity(params, config.dpd, noisy, angle, *condition)
         if not config.guided:
             return predicted
-        return diffusion.guide(predicted[:batch], predicted[batch:], scale[:, None, None])
+        conditional, null = jnp.split(predicted, 2)
+        guided = guidance.guide(conditional, null, scale[:, None, None])
+        return guidance.rescale(guided, conditional, controls.guidance_rescale[:, None, None], is_new)
 
     def later_noise(step: jax.Array) -> jax.Array:
         return _noise(_fold_in(_fold_in(keys, 2), step), frames, channels)
 
     start = initial_noise(keys, frames, channels)
     if context is not None:
-        assert is_new is not None, "context needs is_new"
-        is_new = jnp.broadcast_to(is_new, (batch, frames))
         if config.start < diffusion.HALF_PI:
             start = diffusion.corrupt(context, start, config.start)[0]
         start = jnp.where(is_new[..., None], start, context)

@@ -16,15 +16,10 @@ from melody_jax.models import denoiser, dpd, lm, lm_config, mulan, vae
 from melody_jax.models.functional import Params
 from melody_jax.models.mulan import MuLanConfig
 from melody_jax.models.vae import VAEConfig
+from melody_jax.sampling.item_controls import Controls, make_controls
 from melody_jax.sampling.prompts import targets_to_prefix, text_targets
 from melody_jax.sampling.settings import SamplingSettings
-from melody_jax.sampling.windows import (
-    Controls,
-    SamplerConfig,
-    first_window,
-    latents_to_wave,
-    make_controls,
-)
+from melody_jax.sampling.windows import SamplerConfig, first_window, latents_to_wave
 from melody_jax.sharding import batch_sharding, check_batch, mesh_context, state_sharding
 from melody_jax.training.checkpoint import abstract_like
 from melody_jax.training.loop import make_step

@@ -22,8 +22,9 @@ from melody_jax.errors import UserError
 from melody_jax.models import tokenizer, vae
 from melody_jax.models.channels import default_format
 from melody_jax.models.functional import Params
-from melody_jax.sampling import edit, plan, windows
+from melody_jax.sampling import edit, plan
 from melody_jax.sampling.cascade import load_networks
+from melody_jax.sampling.item_controls import make_controls
 from melody_jax.sampling.precision import in_32_bits
 from melody_jax.sampling.prompts import PromptEncoder, UnknownWords
 from melody_jax.sampling.request import Request
@@ -42,6 +43,7 @@ ABSENT = (
     "schedule",
     "solver",
     "guidance_scale",
+    "guidance_rescale",
     "strength",
     "keep_tokens",
     "regions",
@@ -176,7 +178,7 @@ def _encode_window(
 def _controls_at(requests: Sequence[Request], writing: Writing) -> ControlsAt:
     """The controls of clips without a prefix, the same at any time."""
     nothing = jnp.zeros((len(requests), 0), jnp.int32)
-    controls = windows.make_controls(nothing, requests, candidates=writing.candidates)
+    controls = make_controls(nothing, requests, candidates=writing.candidates)
     return lambda _: controls
 
 

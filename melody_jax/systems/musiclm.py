@@ -29,6 +29,7 @@ ABSENT = (
     "schedule",
     "solver",
     "guidance_scale",
+    "guidance_rescale",
     "strength",
     "keep_tokens",
     "source",

@@ -31,13 +31,13 @@ from melody_jax.models import decoding, vae
 from melody_jax.models.decoding import CANDIDATES, Generated
 from melody_jax.models.functional import Params
 from melody_jax.models.lm_config import LMConfig
-from melody_jax.sampling import edges, plan, windows
+from melody_jax.sampling import edges, plan
 from melody_jax.sampling.decode import context, decode, truncate
+from melody_jax.sampling.item_controls import Controls, item_keys, make_controls
 from melody_jax.sampling.precision import each_in_32_bits, in_32_bits
 from melody_jax.sampling.request import PromptLike, Request, make_requests
 from melody_jax.sampling.settings import SamplingSettings
 from melody_jax.sampling.system import System, check_streamed
-from melody_jax.sampling.windows import Controls
 
 PRIMER_STEPS = 8
 """Context that is shorter than half a window is read at once in multiples of 1/8 of a window, and the rest token by
@@ -201,7 +201,7 @@ class TokenCascade(System):
     def count_passes(self, seconds: float) -> int:
         """Passes through the three language models for a clip, counted while one is written."""
         prefix = jnp.zeros((1, self.configs["lm"].prompt_length), jnp.int32)
-        controls = windows.make_controls(prefix, [SamplingSettings()])
+        controls = make_controls(prefix, [SamplingSettings()])
         return self.write(lambda _: controls, self.window_count(seconds), Writing(False)).passes
 
     def clips(
@@ -331,9 +331,7 @@ def _write_fixed(
 ) -> Generated:
     """`_write` of the tokens that are given in `fixed` (B, length), with -1 where one is drawn."""
     prompt = prompt[:, : config.given_length]
-    keys = jax.vmap(lambda key: jax.random.fold_in(jax.random.fold_in(key, use), number))(
-        windows.item_keys(controls)
-    )
+    keys = jax.vmap(lambda key: jax.random.fold_in(jax.random.fold_in(key, use), number))(item_keys(controls))
     negative = controls.negative_prefix_tokens[:, : config.prompt_length]
     return decoding.generate(
         params,

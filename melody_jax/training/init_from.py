@@ -1,8 +1,12 @@
 """Initial weights of a fresh run, from another run or from a release (`--init-from`).
 
 If `params["base"]` exists (adapters, distillation), they go there, and `params["model"]` stays fresh.
+
+A network with control tokens may start from a release without them. What it has for them is then without effect at
+first: its embeddings, or the gain of the network behind them, are zero.
 """
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -41,14 +45,16 @@ def load_initial_weights(
     part = "base" if "base" in state.params else "model"
     name = stage.name
     folder = _find(config.init_from, name)
+    check = partial(_check, config, stage, hashes)
     if (folder / "config.json").is_file():
         described, source_hashes, _ = read_run(folder)
         source_stage = described["stage"]
-        _check(config, stage, source_stage.get("class"), source_stage.get("model"), source_hashes, hashes)
+        check(source_stage.get("class"), source_stage.get("model"), source_hashes)
         network = run_network(folder, state.params[part], stage.roles["model"], mesh)
     else:
         values, model, source_hashes = release.read_network(folder, name)
-        _check(config, stage, type(stage).__name__, to_dict(model), source_hashes, hashes)
+        adds_controls = part == "model" and getattr(model, "controls", None) is None
+        check(type(stage).__name__, to_dict(model), source_hashes, adds_controls=adds_controls)
         network = _placed(values, state.params[part], stage.roles["model"], f"{folder}: {name}")
     state = state._replace(params=state.params | {part: network})
     # a copy: the step donates both
@@ -70,12 +76,17 @@ def _find(source: str, name: str) -> Path:
 def _check(
     config: TrainConfig,
     stage: Stage,
+    hashes: dict[str, str],
     source_class: Any,
     source_model: Any,
     source_hashes: dict[str, str],
-    hashes: dict[str, str],
+    *,
+    adds_controls: bool = False,
 ) -> None:
-    """Refuses the network of another stage, another shape, and a network that was trained on other features."""
+    """Refuses the network of another stage, another shape, and a network that was trained on other features.
+
+    adds_controls: whether the network may have control tokens that its source lacks.
+    """
     source = config.init_from
     expected = type(stage).__name__
     if source_class != expected:
@@ -84,6 +95,7 @@ def _check(
         f"{name} is {source_value} there and {value} here"
         for name, (source_value, value) in difference(source_model, stage.model).items()
         if name.rpartition(".")[2] not in COMPUTE_FIELDS
+        and not (adds_controls and name.partition(".")[0] == "controls")
     ]
     if fields:
         raise UserError(f"init_from {source}: another network ({'; '.join(fields)}); set --stage.model alike")
@@ -98,12 +110,19 @@ def _check(
 
 
 def _placed(values: Params, fresh: Params, roles: Roles, source: str) -> Params:
-    """NumPy `values` placed like the arrays `fresh`; where a release has fewer blocks, the last blocks stay fresh."""
+    """NumPy `values` placed like the arrays `fresh`; where a release has fewer blocks, the last blocks stay fresh.
+
+    Control tokens that the release lacks get no effect.
+    """
     arrays = release.flatten(values)
     stacked = {path: role.stacked for path, role in release.flatten(roles).items()}
 
     def place(path: str, leaf: jax.Array) -> jax.Array:
         value: np.ndarray | None = arrays.get(path)
+        if value is None and path.startswith(("control/", "control_table")):
+            return jnp.zeros_like(leaf, device=leaf.sharding) if path == "control/norm/scale" else leaf
+        if value is not None and path == "prefix" and len(value) < len(leaf):
+            value = np.pad(value, ((0, len(leaf) - len(value)), (0, 0)))
         if value is None:
             raise UserError(f"{source} lacks {path}")
         if value.shape == leaf.shape:

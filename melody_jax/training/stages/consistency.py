@@ -29,7 +29,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
-from melody_jax import diffusion
+from melody_jax import diffusion, guidance
 from melody_jax.data.feature_shape import FeatureShape
 from melody_jax.errors import UserError
 from melody_jax.models import denoiser, functional
@@ -89,6 +89,8 @@ class ConsistencyStage(Stage):
     """Share of trajectories that start at pi/2, as sampling does; the others start at a random smaller angle."""
     clean_prefix: float = 0.2
     """Share of items with clean leading chunks, as in continuation."""
+    guidance_rescale: float = 0.7
+    """How much of the spread that guidance adds is taken back, 0 to 1 (`guidance.rescale`)."""
     usual_guidance: float = 2.5
     """Guidance scale of half of the items, and of evaluation; the other half is log-uniform over `guidance_range`."""
 
@@ -104,6 +106,8 @@ class ConsistencyStage(Stage):
             )
         if not 0 < self.span <= diffusion.HALF_PI:
             raise UserError(f"stage.span is {self.span}; it must be above 0 and at most pi/2")
+        if not 0 <= self.guidance_rescale <= 1:
+            raise UserError(f"stage.guidance_rescale is {self.guidance_rescale}; it must be from 0 to 1")
         if not least <= self.usual_guidance <= largest:
             raise UserError(
                 f"stage.usual_guidance is {self.usual_guidance}; it must be from {least} to {largest}"
@@ -201,7 +205,9 @@ class ConsistencyStage(Stage):
             predicted = denoiser.velocity(
                 base, teacher, doubled, doubled_angle, batch["semantic_tokens"], count, batch["prefix_tokens"]
             )
-            velocity = diffusion.guide(predicted[:count], predicted[count:], scale)
+            conditional, null = jnp.split(predicted, 2)
+            velocity = guidance.guide(conditional, null, scale)
+            velocity = guidance.rescale(velocity, conditional, self.guidance_rescale, starts.is_new)
             # The velocity at the middle of the step, if it keeps departing from a straight path as in the last step.
             middle = velocity + ratio * (velocity - expected)
             angle_step = (fraction * length)[:, None] * starts.is_new
