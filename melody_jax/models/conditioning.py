@@ -4,7 +4,12 @@ A backbone is conditioned on the angle of each frame, the semantic tokens, the p
 distilled, the guidance scale. Without a condition (the null branch of classifier-free guidance) its output does not
 depend on the semantic, prefix and control tokens.
 
-Legend: B batch, L latent frames, W width, U semantic tokens, P prefix levels, N items with a condition.
+Two other conditions are for systems without semantic tokens: the word pieces of a text, in place of the tokens and
+without positions in time, and in a cascade the frames of a lower rate, which it refines. The latter are no part of what
+guidance leaves out.
+
+Legend: B batch, L latent frames, D latent width, W width, U semantic tokens or word pieces, P prefix levels, N items
+with a condition, E width of a word piece.
 """
 
 import dataclasses
@@ -14,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Num
 
 from melody_jax import roles, sharding
 from melody_jax.control_tokens import ControlVocabulary
@@ -26,6 +31,21 @@ from melody_jax.parameterisation import OBJECTIVES, Objective
 
 SMALL_INIT = nnx.initializers.variance_scaling(1e-4, "fan_in", "truncated_normal")
 """Initialiser of a backbone's last layer: the loss starts at the velocity's variance instead of twice that."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TextCondition:
+    """The word pieces of a text as a condition: outputs of a text tower (models/text_tower.py)."""
+
+    width: int = 384
+    """Channels of a word piece, E."""
+    length: int = 64
+    """Most word pieces of a text."""
+
+    def __post_init__(self) -> None:
+        for name in ("width", "length"):
+            if getattr(self, name) < 1:
+                raise UserError(f"text: {name} is {getattr(self, name)}; it must be at least 1")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -58,6 +78,10 @@ class DenoiserConfig:
     """Codes of one prefix level."""
     prefix_width: int = 64
     """Channels of a prefix token's embedding."""
+    text: TextCondition | None = None
+    """Word pieces in place of the semantic tokens; None: semantic tokens."""
+    lower_ratio: int = 0
+    """Frames per frame of a lower rate that this network refines, as in a cascade of diffusions; 0: none."""
     controls: ControlVocabulary | None = None
     """Adds an embedding of control tokens (control_tokens.py) to the pooled condition; None: no control tokens."""
     guidance_range: tuple[float, float] | None = None
@@ -80,10 +104,19 @@ class DenoiserConfig:
             raise UserError(f"unknown objective {self.objective!r}: expected one of {', '.join(OBJECTIVES)}")
         if not self.sigma_data > 0:
             raise UserError(f"sigma_data is {self.sigma_data}; it must be above 0")
+        if self.lower_ratio < 0:
+            raise UserError(f"lower_ratio is {self.lower_ratio}; it must be at least 0")
+        if self.text and self.aligned_tokens:
+            raise UserError("aligned_tokens is True, but word pieces have no place in time; set it to False")
+
+    @property
+    def input_dim(self) -> int:
+        """Channels of a backbone's input: latents, and behind them those of a lower rate."""
+        return self.latent_dim * (2 if self.lower_ratio else 1)
 
     def tokens(self, frames: int) -> int:
-        """Number of semantic tokens for this many frames."""
-        return frames // self.frames_per_token
+        """Number of semantic tokens for this many frames, or of word pieces."""
+        return self.text.length if self.text else frames // self.frames_per_token
 
     def macs(self, frames: int) -> int:
         """Multiply-accumulates in the trunk's matrix products for one conditional item of this many frames."""
@@ -125,6 +158,23 @@ class GuidanceEmbedding(nnx.Module):
         return self.out(jax.nn.gelu(self.hidden(jnp.log(scale)[:, None])))
 
 
+class WordPieces(NamedTuple):
+    """The outputs of a text tower."""
+
+    features: Float[Array, "N U E"]
+    mask: Num[Array, "N U"]
+    """1 for word pieces, 0 for padding."""
+
+
+class LowerFrames(NamedTuple):
+    """The frames of a lower rate, with noise at an angle of their own (noise conditioning, arXiv 2106.15282)."""
+
+    noisy: Float[Array, "B _ D"]
+    """L / `lower_ratio` frames, rounded up."""
+    angle: Float[Array, " B"]
+    """From 0, no noise, to pi/2."""
+
+
 class Conditioning(NamedTuple):
     """The embedded conditioning of a backbone."""
 
@@ -138,6 +188,8 @@ class Conditioning(NamedTuple):
     """(N, U, W) token embeddings for cross-attention."""
     has_condition: Bool[Array, " B"] | int
     """(B,) bool, or a Python int N: the first N items have a condition and the others have none."""
+    token_mask: Num[Array, "N U"] | None = None
+    """Of word pieces: 1, and 0 for padding. They have no positions in time. None: semantic tokens, which have."""
 
     @property
     def token_positions(self) -> np.ndarray:
@@ -156,10 +208,11 @@ class Backbone(nnx.Module):
             jax.random.normal(rngs.params(), (2, config.angle_width)), role=roles.WEIGHT
         )
         self.angle = MLP(config.angle_width, width, dtype, rngs=rngs)
-        self.token_table = nnx.Param(
-            jax.random.normal(rngs.params(), (config.semantic_tokens, width)), role=roles.EMBEDDING
-        )
-        self.token = MLP(width, width, dtype, rngs=rngs)
+        if config.text is None:
+            self.token_table = nnx.Param(
+                jax.random.normal(rngs.params(), (config.semantic_tokens, width)), role=roles.EMBEDDING
+            )
+        self.token = MLP(config.text.width if config.text else width, width, dtype, rngs=rngs)
         if config.aligned_tokens:
             self.aligned = Linear(width, width, use_bias=False, dtype=dtype, rngs=rngs)
         if config.prefix_conditioning:
@@ -176,27 +229,34 @@ class Backbone(nnx.Module):
             self.control = MLP(config.prefix_width, width, dtype, rngs=rngs)
         if config.guidance_range:
             self.guidance = GuidanceEmbedding(width, dtype, rngs=rngs)
+        if config.lower_ratio:
+            self.lower_angle_ends = nnx.Param(
+                jax.random.normal(rngs.params(), (2, config.angle_width)), role=roles.WEIGHT
+            )
+            self.lower_angle = MLP(config.angle_width, width, dtype, rngs=rngs)
 
     def embed(
         self,
         angle: Float[Array, "B L"],
-        semantic_tokens: Int[Array, "_ U"],
+        semantic_tokens: Int[Array, "_ U"] | None,
         has_condition: Bool[Array, " B"] | int,
         prefix_tokens: Int[Array, "_ P"] | None,
         guidance_scale: Float[Array, "..."] | None,
+        text: WordPieces | None = None,
+        lower: LowerFrames | None = None,
     ) -> Conditioning:
         """Arguments as in `denoiser.velocity`."""
         config = self.config
         batch, frames = angle.shape
         rows = has_condition if isinstance(has_condition, int) else batch
-        angles = self._embed_angle(angle)
+        angles = _embed_angle(angle, self.angle_ends[...], self.angle)
         if config.guidance_range:
             assert guidance_scale is not None, "this network takes the guidance scale as an input"
             angles = angles + self.guidance(jnp.broadcast_to(guidance_scale, (batch,)))[:, None]
-        tokens = sharding.constrain_batch(
-            self.token(sharding.embed_lookup(self.token_table[...], semantic_tokens[:rows]))
-        )
-        pooled = tokens.mean(axis=1)
+        if config.lower_ratio:
+            assert lower is not None, "this network refines frames of a lower rate"
+            angles = angles + _embed_angle(lower.angle[:, None], self.lower_angle_ends[...], self.lower_angle)
+        tokens, pooled, mask = self._embed_tokens(rows, semantic_tokens, text)
         if config.prefix_conditioning:
             pooled = pooled + self._embed_prefix(rows, prefix_tokens)
         if config.controls:
@@ -206,13 +266,22 @@ class Backbone(nnx.Module):
             token_of_frame = np.minimum(np.arange(frames) // config.frames_per_token, tokens.shape[1] - 1)
             aligned = _without_condition_zero(self.aligned(tokens)[:, token_of_frame], has_condition, batch)
         pooled = _without_condition_zero(pooled, has_condition, batch)
-        return Conditioning(angles, pooled, aligned, tokens, has_condition)
+        return Conditioning(angles, pooled, aligned, tokens, has_condition, mask)
 
-    def _embed_angle(self, angle: Array) -> Array:
-        start, end = self.angle_ends[...]
-        angle = angle.astype(jnp.float32)[..., None]
-        blend = jnp.cos(angle) * start + jnp.sin(angle) * end
-        return sharding.constrain_batch(self.angle(sharding.constrain_batch(blend)))
+    def _embed_tokens(
+        self, rows: int, semantic_tokens: Array | None, text: WordPieces | None
+    ) -> tuple[Array, Array, Array | None]:
+        """The embeddings of semantic tokens or word pieces, their mean, and the mask of the latter."""
+        if self.config.text is None:
+            assert semantic_tokens is not None, "this network needs semantic tokens"
+            table = sharding.embed_lookup(self.token_table[...], semantic_tokens[:rows])
+            tokens = sharding.constrain_batch(self.token(table))
+            return tokens, tokens.mean(axis=1), None
+        assert text is not None, "this network needs the word pieces of a text"
+        tokens = sharding.constrain_batch(self.token(text.features[:rows]))
+        mask = text.mask[:rows].astype(tokens.dtype)
+        total = (tokens * mask[..., None]).sum(axis=1)
+        return tokens, total / jnp.maximum(mask.sum(axis=1, keepdims=True), 1), mask
 
     def _embed_prefix(self, rows: int, prefix_tokens: Array | None) -> Array:
         config = self.config
@@ -235,6 +304,13 @@ class Backbone(nnx.Module):
         return self.control(jnp.where(present, embedded, 0.0).sum(axis=1))
 
 
+def _embed_angle(angle: Array, ends: Array, network: MLP) -> Array:
+    start, end = ends
+    angle = angle.astype(jnp.float32)[..., None]
+    blend = jnp.cos(angle) * start + jnp.sin(angle) * end
+    return sharding.constrain_batch(network(sharding.constrain_batch(blend)))
+
+
 def _without_condition_zero(x: Array, has_condition: Array | int, batch: int) -> Array:
     """(N, ...) or (B, ...) to (B, ...): zeros for the items without a condition."""
     if isinstance(has_condition, int):
@@ -246,7 +322,9 @@ def embedding_macs(config: DenoiserConfig, frames: int) -> int:
     """Multiply-accumulates in the matrix products of `Backbone.embed` for one conditional item."""
     width = config.width
     tokens = config.tokens(frames)
-    total = frames * width * (config.angle_width + width) + tokens * 2 * width * width
+    token_width = config.text.width if config.text else width
+    total = frames * width * (config.angle_width + width) + tokens * width * (token_width + width)
+    total += width * (config.angle_width + width) if config.lower_ratio else 0
     total += tokens * width * width if config.aligned_tokens else 0
     total += width * (config.prefix_width + width) * (config.prefix_conditioning + bool(config.controls))
     return total + (GuidanceEmbedding.WIDTH * (1 + width) if config.guidance_range else 0)

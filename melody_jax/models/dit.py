@@ -54,7 +54,7 @@ class DiTConfig(DenoiserConfig):
         block = frames * ((10 + 2 * self.feed_forward) * dense + 2 * w * frames)
         if self.cross_attention:
             block += frames * 2 * (dense + w * tokens) + tokens * 2 * dense
-        return frames * 2 * (self.latent_dim * w + dense) + self.blocks * block
+        return frames * ((self.input_dim + self.latent_dim) * w + 2 * dense) + self.blocks * block
 
 
 ABLATION = DiTConfig(**shared_fields(dpd.ABLATION), blocks=7, heads=4)
@@ -105,14 +105,14 @@ class DiT(Backbone):
         super().__init__(config, rngs=rngs)
         width = config.width
         dtype = config.dtype
-        self.inputs = Linear(config.latent_dim, width, dtype=dtype, rngs=rngs)
+        self.inputs = Linear(config.input_dim, width, dtype=dtype, rngs=rngs)
         self.blocks = nnx.List([DiTBlock(config, rngs=rngs) for _ in range(config.blocks)])
         self.output_norm = RMSNorm(width, rngs=rngs)
         self.modulation = AdaLN(width, 2, dtype, rngs=rngs)
         self.outputs = Linear(width, config.latent_dim, kernel_init=SMALL_INIT, dtype=dtype, rngs=rngs)
 
-    def __call__(self, noisy: Float[Array, "B L D"], cond: Conditioning) -> Float[Array, "B L D"]:
-        """(B, L, D) to (B, L, D)."""
+    def __call__(self, noisy: Float[Array, "B L _"], cond: Conditioning) -> Float[Array, "B L D"]:
+        """(B, L, `input_dim`) to (B, L, D)."""
         positions = (np.arange(noisy.shape[1]) + 0.5) / self.config.frames_per_token
         condition = cond.angles + cond.pooled[:, None]
         x = sharding.constrain_batch(self.inputs(noisy) + cond.angles) + cond.aligned

@@ -123,7 +123,9 @@ class DPDConfig(DenoiserConfig):
         modulation = {"mlp": 2 * dense * (sheet + 2 * count), "adaln": 6 * dense * frames, "none": 0}[
             self.film
         ]
-        total = frames * 2 * self.latent_dim * w + self.blocks * (modulation + self._fine_macs(count))
+        total = frames * (self.input_dim + self.latent_dim) * w + self.blocks * (
+            modulation + self._fine_macs(count)
+        )
         total += 2 * dense * frames if self.film == "adaln" else 0
         for n in self.merge_widths:
             positions = count * -(-self.segment // n)
@@ -283,7 +285,7 @@ class DPD(Backbone):
         super().__init__(config, rngs=rngs)
         width = config.width
         dtype = config.dtype
-        self.inputs = Linear(config.latent_dim, width, dtype=dtype, rngs=rngs)
+        self.inputs = Linear(config.input_dim, width, dtype=dtype, rngs=rngs)
         if config.residual != "pre_norm":
             self.input_norm = RMSNorm(width, rngs=rngs)
         self.blocks = nnx.List([DualPathBlock(config, n, rngs=rngs) for n in config.merge_widths])
@@ -292,8 +294,8 @@ class DPD(Backbone):
             self.output_modulation = AdaLN(width, 2, dtype, rngs=rngs)
         self.outputs = Linear(width, config.latent_dim, kernel_init=SMALL_INIT, dtype=dtype, rngs=rngs)
 
-    def __call__(self, noisy: Float[Array, "B L D"], cond: Conditioning) -> Float[Array, "B L D"]:
-        """(B, L, D) to (B, L, D)."""
+    def __call__(self, noisy: Float[Array, "B L _"], cond: Conditioning) -> Float[Array, "B L D"]:
+        """(B, L, `input_dim`) to (B, L, D)."""
         config = self.config
         frames = noisy.shape[1]
         x = sharding.constrain_batch(self.inputs(noisy) + cond.angles) + cond.aligned

@@ -16,7 +16,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Real
 
 from melody_jax.models.conditioning import Conditioning
-from melody_jax.models.layers import Linear, RMSNorm
+from melody_jax.models.layers import MASKED, Linear, RMSNorm
 from melody_jax.models.platform import attend
 
 BRANCH_GAIN = 0.1
@@ -124,11 +124,16 @@ class Attention(nnx.Module):
             return x.reshape(batch, -1, self.heads, width // self.heads).transpose(0, 2, 1, 3)
 
         key, value = jnp.split(self.key_value(cond.tokens), 2, axis=-1)
-        key = rotate(key, cond.token_positions[None], self.heads)
+        query = self.query(h)
+        bias = None
+        if cond.token_mask is None:
+            key = rotate(key, cond.token_positions[None], self.heads)
+            query = rotate(query, query_positions[:, None], self.heads)
+        else:
+            bias = MASKED * (1 - cond.token_mask[:, None, None].astype(jnp.float32))
         # The columns of an item share its keys, so they form one long row of queries: (B, H, C S, W / H).
-        query = rotate(self.query(h), query_positions[:, None], self.heads)
         query = query.reshape(columns, batch, count, self.heads, -1).transpose(1, 3, 0, 2, 4)
-        y = attend(query.reshape(batch, self.heads, columns * count, -1), split(key), split(value))
+        y = attend(query.reshape(batch, self.heads, columns * count, -1), split(key), split(value), bias)
         y = y.reshape(batch, self.heads, columns, count, -1).transpose(2, 0, 3, 1, 4)
         return y.reshape(columns, batch, count, width)
 

@@ -206,11 +206,13 @@ class Level(nnx.Module):
 
 
 class UNet(Backbone):
-    """A U-Net over `axes` axes with `width_in` input and output channels."""
+    """A U-Net over `axes` axes with `width_in` input and `width_out` output channels."""
 
     config: UNetConfig
 
-    def __init__(self, config: UNetConfig, axes: int, width_in: int, *, rngs: nnx.Rngs) -> None:
+    def __init__(
+        self, config: UNetConfig, axes: int, width_in: int, width_out: int, *, rngs: nnx.Rngs
+    ) -> None:
         super().__init__(config, rngs=rngs)
         channels = config.channels
         dtype = config.dtype
@@ -230,10 +232,10 @@ class UNet(Backbone):
             [PatchConv(axes, coarse, fine, dtype, rngs=rngs) for fine, coarse in itertools.pairwise(channels)]
         )
         self.output_norm = FrameNorm(channels[0], rngs=rngs)
-        self.outputs = PatchConv(axes, channels[0], width_in, dtype, SMALL_INIT, rngs=rngs)
+        self.outputs = PatchConv(axes, channels[0], width_out, dtype, SMALL_INIT, rngs=rngs)
 
-    def forward(self, x: Float[Array, "B L *F D"], cond: Conditioning) -> Float[Array, "B L *F D"]:
-        """(B, L, ..., width_in) to the same."""
+    def forward(self, x: Float[Array, "B L *F _"], cond: Conditioning) -> Float[Array, "B L *F _"]:
+        """(B, L, ..., width_in) to (B, L, ..., width_out)."""
         levels = range(len(self.config.channels))
         modulations = [sharding.constrain_batch(cond.angles + cond.pooled[:, None] + cond.aligned)]
         for _ in levels[1:]:
@@ -272,7 +274,7 @@ def _upsample(x: Array, shape: tuple[int, ...]) -> Array:
     return x
 
 
-def macs(config: UNetConfig, shape: tuple[int, ...], width_in: int) -> int:
+def macs(config: UNetConfig, shape: tuple[int, ...], width_in: int, width_out: int) -> int:
     """Multiply-accumulates in the matrix products of `UNet.forward` for one conditional item (*shape, width_in)."""
     tokens = config.tokens(shape[0])
     taps = TAPS ** len(shape)
@@ -293,7 +295,7 @@ def macs(config: UNetConfig, shape: tuple[int, ...], width_in: int) -> int:
                 total += positions[i] * (2 * c * c + 2 * c * tokens) + tokens * (config.width * c + 2 * c * c)
         return total
 
-    total = positions[0] * taps * 2 * width_in * channels[0]
+    total = positions[0] * taps * (width_in + width_out) * channels[0]
     for i, c in enumerate(channels):
         is_coarsest = i == len(channels) - 1
         total += level_macs(i, channels[max(i - 1, 0)]) + level_macs(i, c if is_coarsest else 2 * c)

@@ -24,7 +24,7 @@ class UNet1DConfig(UNetConfig):
 
     def macs(self, frames: int) -> int:
         """See `DenoiserConfig.macs`."""
-        return unet.macs(self, (frames,), self.latent_dim)
+        return unet.macs(self, (frames,), self.input_dim, self.latent_dim)
 
 
 ABLATION = UNet1DConfig(
@@ -49,8 +49,8 @@ class UNet1D(UNet):
     """The network: convolutions over time, latent channels as channels."""
 
     def __init__(self, config: UNet1DConfig, *, rngs: nnx.Rngs) -> None:
-        super().__init__(config, 1, config.latent_dim, rngs=rngs)
+        super().__init__(config, 1, config.input_dim, config.latent_dim, rngs=rngs)
 
-    def __call__(self, noisy: Float[Array, "B L D"], cond: Conditioning) -> Float[Array, "B L D"]:
-        """(B, L, D) to (B, L, D)."""
+    def __call__(self, noisy: Float[Array, "B L _"], cond: Conditioning) -> Float[Array, "B L D"]:
+        """(B, L, `input_dim`) to (B, L, D)."""
         return self.forward(noisy, cond)

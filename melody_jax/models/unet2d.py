@@ -10,6 +10,7 @@ import dataclasses
 from flax import nnx
 from jaxtyping import Array, Float
 
+from melody_jax.errors import UserError
 from melody_jax.models import dpd, unet
 from melody_jax.models.conditioning import Conditioning, shared_fields
 from melody_jax.models.unet import UNet, UNetConfig
@@ -24,9 +25,14 @@ class UNet2DConfig(UNetConfig):
     attention_levels: int = 1
     head_width: int = 64
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.lower_ratio:
+            raise UserError(f"lower_ratio is {self.lower_ratio}; a U-Net over two axes refines none: set 0")
+
     def macs(self, frames: int) -> int:
         """See `DenoiserConfig.macs`."""
-        return unet.macs(self, (frames, self.latent_dim), 1)
+        return unet.macs(self, (frames, self.latent_dim), 1, 1)
 
 
 ABLATION = UNet2DConfig(
@@ -51,7 +57,7 @@ class UNet2D(UNet):
     """The network: convolutions over time and latent channels."""
 
     def __init__(self, config: UNet2DConfig, *, rngs: nnx.Rngs) -> None:
-        super().__init__(config, 2, 1, rngs=rngs)
+        super().__init__(config, 2, 1, 1, rngs=rngs)
 
     def __call__(self, noisy: Float[Array, "B L D"], cond: Conditioning) -> Float[Array, "B L D"]:
         """(B, L, D) to (B, L, D)."""

@@ -3,16 +3,19 @@
     audio (B, T) --encoder--> mean, log variance (B, L, D) --sample, normalise--> latents (B, L, D) --decoder--> audio
     audio (B, T) --encoder--> (B, L, D) --residual quantiser--> codes (B, L, V) --> latents (B, L, D) --decoder--> audio
 
+    audio (B, T) --log mel, normalise--> (B, L, D) --decoder--> audio
+
 The first kind, a Gaussian regularised by its KL divergence, is MeLoDy's; the second, with a `quantiser`, is that of
-AudioLM and MusicLM. The config's `codec` chooses the networks of the two halves: `models/stft_codec.py` (`mini`,
-`modern`) or `models/hifigan.py` (the paper). This file holds what lies between them.
+AudioLM and MusicLM; the third, `mel`, whose decoder is a vocoder, is Noise2Music's. The config's `codec` chooses the
+networks of the two halves: `models/stft_codec.py` (`mini`, `modern`) or `models/hifigan.py` (the paper). This file
+holds what lies between them.
 
 B batch, T samples (a multiple of `config.hop`), C channels of the audio, L = T / hop latents, D latent channels, V
 levels of the quantiser.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import jax
@@ -21,9 +24,10 @@ from flax import nnx
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
+from melody_jax import spectral
 from melody_jax.audio_format import AudioFormat
 from melody_jax.errors import UserError
-from melody_jax.models import functional, hifigan, rvq, stft_codec, stft_config
+from melody_jax.models import channels, functional, hifigan, rvq, stft_codec, stft_config
 from melody_jax.models.functional import Params
 from melody_jax.models.hifigan import HiFiGANConfig
 from melody_jax.models.rvq import QuantiserConfig
@@ -62,6 +66,8 @@ class VAEConfig:
     """The networks of the two halves."""
     quantiser: QuantiserConfig | None = None
     """The residual quantiser of the latents; None: a Gaussian posterior."""
+    mel: bool = False
+    """The latents are log mel magnitudes, D bands for all channels together, and the encoder has no weights."""
 
     def __post_init__(self) -> None:
         samples = self.audio_format.token_samples
@@ -69,6 +75,22 @@ class VAEConfig:
             raise UserError(
                 f"{self.hop} samples per latent do not divide the {samples} of a semantic token (25 Hz at "
                 f"{self.codec.sample_rate} Hz); change the codec's frame_hop, downsample or rates"
+            )
+        if self.mel:
+            self._check_mel()
+
+    def _check_mel(self) -> None:
+        if self.quantiser or self.latent_clip is not None:
+            raise UserError("mel excludes quantiser and latent_clip: its latents are magnitudes")
+        if not isinstance(self.codec, StftCodecConfig) or self.codec.low_hz:
+            raise UserError("mel needs a codec of spectra with a single window (low_hz 0)")
+        if self.latent_width % self.codec.channels:
+            raise UserError(
+                f"latent_width {self.latent_width}: {self.codec.channels} channels must divide it"
+            )
+        if self.hop > self.codec.n_fft:
+            raise UserError(
+                f"mel needs frames that overlap: n_fft {self.codec.n_fft} is less than the hop {self.hop}"
             )
 
     @property
@@ -88,6 +110,8 @@ TINY_CODES = VAEConfig(latent_width=8, codec=stft_config.TINY, quantiser=Quantis
 """For tests: `TINY` with a quantiser."""
 TINY_TWO_WINDOWS = VAEConfig(latent_width=8, codec=stft_config.TINY_TWO_WINDOWS)
 """For tests: `TINY` with a low band."""
+TINY_MEL = VAEConfig(latent_width=16, codec=replace(stft_config.TINY, downsample=1), mel=True)
+"""For tests: a vocoder, 100 Hz."""
 PAPER = VAEConfig(latent_width=16, latent_scale=3.0, latent_clip=1.0, codec=HiFiGANConfig())
 """The published rates, channels and kernels: 250 latents of 16 channels per second."""
 PAPER_CODES = VAEConfig(
@@ -117,7 +141,8 @@ class VAE(nnx.Module):
         key = rngs.default.key[...]
         width = config.latent_width
         outputs = width if config.quantiser else 2 * width
-        self.encoder, self.decoder = CODECS[type(config.codec)](config.codec, outputs, width, key)
+        encoder, self.decoder = CODECS[type(config.codec)](config.codec, outputs, width, key)
+        self.encoder = None if config.mel else encoder
         if config.quantiser:
             shape = (config.quantiser.levels, config.quantiser.codes, width)
             self.codebooks = nnx.Param(jnp.zeros(shape), role=TRACKED)
@@ -132,7 +157,7 @@ class VAE(nnx.Module):
             raise UserError(f"audio of shape {audio.shape}: this autoencoder takes {channels} channels")
         if samples == 0 or samples % self.config.hop:
             raise UserError(f"{samples} samples: the encoder needs a positive multiple of {self.config.hop}")
-        return self.encoder(audio)
+        return _mel_bands(self.config, audio) if self.encoder is None else self.encoder(audio)
 
     def posterior(
         self, audio: Float[Array, " B T *C"]
@@ -183,9 +208,18 @@ class VAE(nnx.Module):
         return latents * scale + mean
 
 
+def _mel_bands(config: VAEConfig, audio: Float[Array, " B T *C"]) -> Float[Array, "B L D"]:
+    """The latents of a `mel` autoencoder before normalisation, of about unit size."""
+    codec = config.codec
+    assert isinstance(codec, StftCodecConfig)
+    bands = config.latent_width // codec.channels
+    rows = spectral.log_mel(channels.to_rows(audio), codec.n_fft, config.hop, bands, codec.sample_rate)
+    return channels.rows_to_features(0.4 * rows, codec.channels)
+
+
 def init(config: VAEConfig, key: PRNGKeyArray) -> Params:
     """Fresh parameters: {"encoder", "decoder", "latent_mean" (D,), "latent_scale" (D,)}; with a quantiser, "codebooks"
-    (V, C, D) too."""
+    (V, C, D) too; with `mel`, no "encoder"."""
     return functional.init(VAE, config, key=key)
 
 
@@ -207,6 +241,8 @@ def encoder_output(
     params: Params, config: VAEConfig, audio: Float[Array, " B T *C"]
 ) -> Float[Array, "B L _"]:
     """What the encoder writes for audio (B, T): float32 (B, L, D), with a quantiser the latents before quantisation.
+
+    With `mel`, log mel magnitudes.
 
     Raises `UserError` where T is not a positive multiple of `config.hop`.
     """
@@ -249,11 +285,13 @@ def encode(
     params: Params, config: VAEConfig, audio: Float[Array, " B T *C"], key: PRNGKeyArray | None = None
 ) -> Float[Array, "B L D"]:
     """Audio (B, T) or (B, T, C) to normalised latents (B, L, D): the posterior's mean, or a draw from it given a key;
-    with a quantiser, the latents of the codes.
+    with a quantiser, the latents of the codes; with `mel`, its bands.
 
     Raises `UserError` where T is not a positive multiple of `config.hop`.
     """
     network = _bind(params, config)
+    if config.mel:
+        return network.normalise(network.encoder_output(audio))
     if config.quantiser:
         return network.dequantise(network.codes(audio))
     mean, log_variance = network.posterior(audio)
@@ -289,4 +327,7 @@ def decoder_reach(config: VAEConfig) -> int:
 
 def encoder_reach(config: VAEConfig) -> int:
     """Receptive field of the encoder: samples before or after a latent's own `hop` that it depends on, at most."""
+    if config.mel:
+        assert isinstance(config.codec, StftCodecConfig)
+        return (config.codec.n_fft - config.hop + 1) // 2
     return config.codec.encoder_reach

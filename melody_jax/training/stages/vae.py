@@ -219,6 +219,8 @@ class VAEStage(Stage):
 
     def _described(self, model: Params, audio: Array) -> tuple[Array, Metrics]:
         """The latents to decode, before normalisation, and metrics of the bottleneck."""
+        if self.model.mel:
+            return vae.encoder_output(model, self.model, audio), {}
         if self.model.quantiser is None:
             mean, log_variance = vae.posterior(model, self.model, audio)
             noise = jnp.mean(jnp.exp(0.5 * log_variance)) / jnp.std(mean)
@@ -267,6 +269,8 @@ class VAEStage(Stage):
         self, model: Params, audio: Array, key: PRNGKeyArray
     ) -> tuple[Array, dict[str, Array], Quantised | None]:
         """Latents of a batch as the decoder gets them in training, before normalisation, and their loss by name."""
+        if self.model.mel:
+            return vae.encoder_output(model, self.model, audio), {}, None
         if self.model.quantiser is None:
             mean, log_variance = vae.posterior(model, self.model, audio)
             return vae.sample(mean, log_variance, key), {"kl": _kl(mean, log_variance)}, None
