@@ -50,8 +50,10 @@ NETWORKS = {
     "fine": ("lm", "LMConfig"),
     "dpd": ("denoiser", "DenoiserConfig"),
     "dpd_distilled": ("denoiser", "DenoiserConfig"),
+    "generator": ("denoiser", "DenoiserConfig"),
+    "upsampler": ("denoiser", "DenoiserConfig"),
 }
-"""Name -> module in `models/` and class of its config, which for "dpd" is the base class of all backbones."""
+"""Name -> module in `models/` and class of its config, which for diffusions is the base class of all backbones."""
 INDEPENDENT = {"lm": ("vae",), "fine": ("mulan", "tokenizer")}
 """Network -> networks that its features were made with, but that it has nothing from: others may take their place."""
 DIFFERENCES = {"dpd_distilled": "dpd"}

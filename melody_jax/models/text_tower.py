@@ -84,8 +84,8 @@ class TextEncoder(nnx.Module):
         has_pooler = config.pooling == "first"
         self.pooler = linear(width, width, "float32", rngs=make_rngs(pooler_key)) if has_pooler else None
 
-    def __call__(self, ids: Int[Array, "B N"], mask: Num[Array, "B N"]) -> Float[Array, "B D"]:
-        """As `encode`."""
+    def pieces(self, ids: Int[Array, "B N"], mask: Num[Array, "B N"]) -> Float[Array, "B N D"]:
+        """As `encode_pieces`."""
         length = ids.shape[1]
         if length > self.config.max_length:
             raise UserError(f"{length} word pieces: the text encoder takes at most {self.config.max_length}")
@@ -94,7 +94,12 @@ class TextEncoder(nnx.Module):
         x = self.norm(x).astype(self.config.dtype)
         bias = MASKED * (1.0 - mask)[:, None, None, :]
         x = functional.scan_blocks(self.blocks, x, (bias,), remat=self.config.remat)
-        x = x.astype(jnp.float32)
+        return x.astype(jnp.float32)
+
+    def __call__(self, ids: Int[Array, "B N"], mask: Num[Array, "B N"]) -> Float[Array, "B D"]:
+        """As `encode`."""
+        mask = mask.astype(jnp.float32)
+        x = self.pieces(ids, mask)
         if self.pooler is not None:
             return jnp.tanh(self.pooler(x[:, 0]))
         return (x * mask[..., None]).sum(1) / jnp.maximum(mask.sum(1, keepdims=True), 1.0)
@@ -114,3 +119,11 @@ def encode(
     """
     encoder = functional.bind(TextEncoder, config, params=params)
     return encoder(jnp.asarray(ids), jnp.asarray(mask))
+
+
+def encode_pieces(
+    params: Params, config: TextConfig, ids: Int[ArrayLike, "B N"], mask: Num[ArrayLike, "B N"]
+) -> Float[Array, "B N D"]:
+    """One float32 vector per word piece, arguments as for `encode`; those of padding mean nothing."""
+    encoder = functional.bind(TextEncoder, config, params=params)
+    return encoder.pieces(jnp.asarray(ids), jnp.asarray(mask))

@@ -16,6 +16,8 @@ PURPOSES = {
     "fine": "coarse acoustic codes to fine ones",
     "dpd": "semantic tokens to latents, by dual-path diffusion",
     "dpd_distilled": "semantic tokens to latents in 1, 2 or 4 steps, stored as the difference to `dpd`",
+    "generator": "word pieces to latents, often of a lower rate, by diffusion",
+    "upsampler": "latents of a lower rate to those of the autoencoder, by diffusion",
     "vae": "latents to audio and back",
 }
 

@@ -52,7 +52,7 @@ def run(config: TrainConfig) -> None:
         read_tokenizer(config.data.text_tokenizer, config.stage.model.text.vocab_size)
     mesh = make_mesh(config.mesh)
     check_batch(config.data.batch_size, mesh, config.accumulate)
-    hashes = pipeline.check_provenance(config.data, config.stage.batch)
+    hashes = pipeline.check_provenance(config.data, config.stage.batch) | config.stage.hashes
     data = config.data
     kind = config.stage.batch
     index, count = reader(mesh, jax.process_index())

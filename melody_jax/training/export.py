@@ -34,6 +34,7 @@ STAGES = {
     "AcousticStage": "acoustic",
     "DPDStage": "dpd",
     "ConsistencyStage": "consistency",
+    "TextDiffusionStage": "text_diffusion",
 }
 
 

@@ -24,8 +24,8 @@ class Stage(Protocol):
     """A stage of the cascade: which network, which loss, which batches. Implementations are frozen dataclasses.
 
     `params` is a dict of dicts. `params["model"]` is averaged (EMA), evaluated and released. Other entries
-    ("discriminator", "heads") exist in training only. `params["base"]`, if present, is frozen: it has neither gradients
-    nor optimiser state.
+    ("discriminator", "heads") exist in training only. `params["base"]` and `params["frozen"]`, if present, have neither
+    gradients nor optimiser state.
     """
 
     model: Any
@@ -57,6 +57,11 @@ class Stage(Protocol):
         return DEFAULT_FORMAT
 
     @property
+    def hashes(self) -> dict[str, str]:
+        """The hashes of released networks that the stage trains with, beside those that made the data."""
+        return {}
+
+    @property
     def teacher(self) -> "Stage | None":
         """The stage whose released network a run must start from; None: a run may start from scratch."""
         return None
@@ -68,7 +73,7 @@ class Stage(Protocol):
     def gradients(
         self, params: Params, batch: Batch, key: jax.Array, step: jax.Array
     ) -> tuple[Params, Metrics]:
-        """Gradients with the structure of `params` without its "base", and scalar metrics; traced once, then jitted.
+        """Gradients with the structure of what is trained of `params`, and scalar metrics; traced once, then jitted.
 
         A loss that is a mean over a varying number of terms returns that number as the metric "weight".
         """

@@ -15,6 +15,9 @@ from melody_jax.roles import Kind, Role, Roles, find_role
 from melody_jax.sharding import path_name, path_names
 from melody_jax.training.lora import adapted
 
+FROZEN = ("base", "frozen")
+"""Parts of `params` that have no gradients: the base network of adapters, and released networks that a stage reads."""
+
 
 class TrainState(NamedTuple):
     """The state of the computation that a checkpoint stores. PRNG keys are derived from `step` and not stored."""
@@ -22,7 +25,7 @@ class TrainState(NamedTuple):
     step: jax.Array
     """() int32, completed optimiser steps."""
     params: Params
-    """{"model": ..., and networks that exist in training only}; `params["base"]` is not trained (training/stage.py)."""
+    """{"model": ..., and networks that exist in training only}; those in `FROZEN` do not learn (training/stage.py)."""
     opt_state: optax.OptState
     ema: Params
     """Running average of `params["model"]`, which is evaluated and released."""
@@ -144,8 +147,8 @@ def _groups(roles: Roles, params: Params) -> Params:
 
 
 def trained(params: Params) -> Params:
-    """The part of `params` that the optimiser updates: everything except the base network of adapters."""
-    return {name: part for name, part in params.items() if name != "base"}
+    """The part of `params` that the optimiser updates."""
+    return {name: part for name, part in params.items() if name not in FROZEN}
 
 
 def state_roles(config: TrainConfig) -> Roles:

@@ -1,0 +1,236 @@
+"""Training of diffusions that follow the words of a caption: Noise2Music's generator and upsampler.
+
+Noise2Music (arXiv 2302.03917) makes an intermediate representation from a text, and refines it in a cascade:
+
+    generator   word pieces -> latents of a low rate, the means of `ratio` latents of an autoencoder
+    upsampler   word pieces, latents of the low rate with some noise -> latents of the autoencoder's rate
+
+With log mels as latents (`VAEConfig.mel`) this is its spectrogram route, and the autoencoder's decoder is its vocoder.
+A generator with `ratio` 1 needs no upsampler; on the latents of another autoencoder it is a latent diffusion.
+
+The text tower and the encoder are released networks that do not learn: `params["frozen"]`.
+
+B batch, T samples, L latents, D latent width, U word pieces.
+"""
+
+import dataclasses
+from collections.abc import Iterator
+from typing import Any, ClassVar, Literal, NamedTuple, get_args
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+
+from melody_jax import diffusion, parameterisation, release
+from melody_jax.audio_format import AudioFormat
+from melody_jax.errors import UserError
+from melody_jax.models import denoiser, functional, text_tower, vae
+from melody_jax.models.conditioning import LowerFrames, TextCondition, WordPieces
+from melody_jax.models.denoiser import DenoiserConfig
+from melody_jax.models.functional import Params
+from melody_jax.models.text_tower import TextConfig, TextEncoder
+from melody_jax.models.unet1d import UNet1DConfig
+from melody_jax.models.vae import VAEConfig
+from melody_jax.roles import Roles
+from melody_jax.training.stage import Batch, Metrics, Stage, loss_gradients
+
+Part = Literal["generator", "upsampler"]
+
+
+class Draws(NamedTuple):
+    """All random quantities of a step."""
+
+    has_condition: Bool[Array, " B"]
+    """Items that keep their text."""
+    angle: Float[Array, "B L"]
+    """Radians."""
+    noise: Float[Array, "B L D"]
+    lower_angle: Float[Array, " B"]
+    """Radians; for the upsampler only."""
+    lower_noise: Float[Array, "B L D"]
+    """For the upsampler only."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TextDiffusionStage(Stage):
+    """The `generator` or the `upsampler` stage, on audio with captions."""
+
+    batch: ClassVar[str] = "audio_text"
+
+    part: Part = "generator"
+    """Which of the two networks."""
+    model: DenoiserConfig = dataclasses.field(
+        default_factory=lambda: UNet1DConfig(latent_dim=80, frames=256, chunks=1, text=TextCondition())
+    )
+    """The network: any backbone with `text`; of the upsampler, with `lower_ratio` too."""
+    ratio: int = 4
+    """Latents of the autoencoder per frame of the generator; 1: there is no upsampler."""
+    text: TextConfig = dataclasses.field(default_factory=TextConfig)
+    """The text tower."""
+    vae: VAEConfig = dataclasses.field(default_factory=lambda: VAEConfig(latent_width=80, mel=True))
+    """The autoencoder whose latents are written."""
+    networks: str = ""
+    """Folder with the released mulan, whose text tower is used, and vae; empty: fresh ones, for tests."""
+    condition_dropout: float = 0.1
+    """Share of items trained without their text, for classifier-free guidance (the paper's)."""
+    lower_noise: float = 0.6
+    """Largest angle, radians, of the noise that the upsampler's condition gets in training (noise conditioning
+    augmentation, arXiv 2106.15282): generated frames are never quite right."""
+
+    def __post_init__(self) -> None:
+        if self.part not in get_args(Part):
+            raise UserError(f"part is {self.part!r}; it must be generator or upsampler")
+        if self.model.text is None or self.model.text.width != self.text.width:
+            width = self.model.text and self.model.text.width
+            raise UserError(
+                f"model.text.width is {width}; it must be that of the text tower, {self.text.width}"
+            )
+        if self.model.latent_dim != self.vae.latent_width:
+            raise UserError(
+                f"model.latent_dim is {self.model.latent_dim}; the autoencoder has {self.vae.latent_width} channels"
+            )
+        if self.ratio < 1:
+            raise UserError(f"ratio is {self.ratio}; it must be at least 1")
+        wanted = self.ratio if self.part == "upsampler" else 0
+        if self.model.lower_ratio != wanted:
+            raise UserError(f"model.lower_ratio is {self.model.lower_ratio}; the {self.part} needs {wanted}")
+        if self.vae.quantiser:
+            raise UserError("the autoencoder has a quantiser; a diffusion writes latents without one")
+        if not 0 <= self.lower_noise <= diffusion.HALF_PI:
+            raise UserError(f"lower_noise is {self.lower_noise}; it must be from 0 to pi/2")
+
+    @property
+    def name(self) -> str:
+        """The network's name: "generator" or "upsampler"."""
+        return self.part
+
+    @property
+    def roles(self) -> Roles:
+        """The role of every parameter, with the structure of what `init` returns."""
+        encoder = {name: part for name, part in vae.roles(self.vae).items() if name != "decoder"}
+        frozen = {"text": functional.roles(TextEncoder, self.text), "vae": encoder}
+        return {"model": denoiser.roles(self.model), "frozen": frozen}
+
+    @property
+    def audio_format(self) -> AudioFormat:
+        """Sample rate and channels of the batches."""
+        return self.vae.audio_format
+
+    @property
+    def hashes(self) -> dict[str, str]:
+        """The hashes of the frozen networks. Raises `UserError` if there are none."""
+        if not self.networks:
+            raise UserError(
+                "stage.networks is missing: the folder of the released mulan and vae to train with"
+            )
+        return {name: release.network_hash(self.networks, name) for name in ("mulan", "vae")}
+
+    def init(self, key: PRNGKeyArray) -> Params:
+        """Fresh parameters, float32, and the frozen networks."""
+        return {"model": denoiser.init(self.model, key), "frozen": self._frozen(jax.random.fold_in(key, 1))}
+
+    def _frozen(self, key: PRNGKeyArray) -> Params:
+        if self.networks:
+            mulan, mulan_config, _ = release.read_network(self.networks, "mulan")
+            encoder, vae_config, _ = release.read_network(self.networks, "vae")
+            for what, config, wanted in (
+                ("text", mulan_config.text, self.text),
+                ("vae", vae_config, self.vae),
+            ):
+                if config != wanted:
+                    raise UserError(f"{self.networks} has another {what} than stage.{what}; set them alike")
+            text = mulan["text"]["encoder"]
+        else:
+            text = text_tower.init(self.text, key)
+            encoder = vae.init(self.vae, key)
+        frozen = {"text": text, "vae": {name: part for name, part in encoder.items() if name != "decoder"}}
+        return jax.tree.map(jnp.asarray, frozen)
+
+    def gradients(
+        self, params: Params, batch: Batch, key: PRNGKeyArray, step: Int[Array, ""]
+    ) -> tuple[Params, Metrics]:
+        """Gradients of the velocity error on {"audio", "text_ids" (B, U), "text_mask"}."""
+
+        def loss(trained: Params, batch: Batch, key: PRNGKeyArray) -> tuple[Array, Metrics]:
+            latents, words = self._inputs(params["frozen"], batch)
+            draws = self._draw(latents, key)
+            error = self._errors(trained["model"], latents, words, draws)
+            weight = parameterisation.loss_weight(self.model.objective, self.model.sigma_data, draws.angle)
+            return (error.mean(axis=-1) * weight).mean(), {}
+
+        return loss_gradients(loss, {"model": params["model"]}, batch, key)
+
+    def _inputs(self, frozen: Params, batch: Batch) -> tuple[Array, WordPieces]:
+        """Latents (B, L, D) at the autoencoder's rate, and the outputs of the text tower."""
+        audio = jnp.asarray(batch["audio"], jnp.float32)
+        latents = vae.encode(frozen["vae"], self.vae, audio)
+        frames = latents.shape[1] if self.part == "upsampler" else latents.shape[1] / self.ratio
+        if frames != self.model.frames:
+            samples = self.model.frames * self.vae.hop * (1 if self.part == "upsampler" else self.ratio)
+            raise UserError(
+                f"data.crop_samples is {audio.shape[1]}; {self.model.frames} frames of the {self.part} are {samples}"
+            )
+        pieces = text_tower.encode_pieces(frozen["text"], self.text, batch["text_ids"], batch["text_mask"])
+        return latents, WordPieces(pieces, batch["text_mask"])
+
+    def _draw(self, latents: Array, key: PRNGKeyArray) -> Draws:
+        """Each kind has its own key: a change of one leaves the others."""
+        keys = jax.random.split(key, 5)
+        count, length, width = latents.shape
+        frames = self.model.frames
+        angle = diffusion.sample_angles(keys[1], count, frames, self.model.chunks)
+        return Draws(
+            has_condition=jax.random.bernoulli(keys[0], 1 - self.condition_dropout, (count,)),
+            angle=parameterisation.angle_from_noise_input(self.model.objective, self.model.sigma_data, angle),
+            noise=jax.random.normal(keys[2], (count, frames, width)),
+            lower_angle=jax.random.uniform(keys[3], (count,), maxval=self.lower_noise),
+            lower_noise=jax.random.normal(keys[4], (count, length // self.ratio, width)),
+        )
+
+    def _errors(
+        self, model: Params, latents: Array, words: WordPieces, draws: Draws, has_condition: int | None = None
+    ) -> Array:
+        """Squared velocity errors (B, L, D); `has_condition` overrides that of `draws`, see `denoiser.velocity`."""
+        low = lower_rate(latents, self.ratio)
+        lower = None
+        if self.part == "upsampler":
+            noisy_low, _ = diffusion.corrupt(low, draws.lower_noise, draws.lower_angle[:, None])
+            lower = LowerFrames(noisy_low, draws.lower_angle)
+        clean = latents if self.part == "upsampler" else low
+        noisy, target = diffusion.corrupt(clean, draws.noise, draws.angle)
+        mask = draws.has_condition if has_condition is None else has_condition
+        predicted = denoiser.velocity(
+            model, self.model, noisy, draws.angle, None, mask, text=words, lower=lower
+        )
+        return (predicted - target) ** 2
+
+    def evaluate(self, params: Params, batch: Batch, key: PRNGKeyArray) -> Metrics:
+        """Velocity errors of a held-out batch.
+
+        "loss" follows the text, "loss_null" does not, at the same angles; "loss_at_0.2", 0.6, 1.0 and 1.4 have all
+        frames at that angle. An upsampler's condition has half of its largest noise.
+        """
+        latents, words = self._inputs(params["frozen"], batch)
+        draws = self._draw(latents, key)
+        draws = draws._replace(lower_angle=jnp.full_like(draws.lower_angle, self.lower_noise / 2))
+        count = len(latents)
+
+        def error(angle: Array, has_condition: int = count) -> Array:
+            given = draws._replace(angle=angle)
+            return self._errors(params["model"], latents, words, given, has_condition).mean()
+
+        fixed = (0.2, 0.6, 1.0, 1.4)
+        angles = jnp.stack([draws.angle, *(jnp.full_like(draws.angle, angle) for angle in fixed)])
+        loss, *at_fixed = jax.lax.map(error, angles)  # compiles once
+        at_angles = {f"loss_at_{angle}": value for angle, value in zip(fixed, at_fixed, strict=True)}
+        return {"loss": loss, "loss_null": error(draws.angle, 0), **at_angles}
+
+    def finish(self, model: Params, batches: Iterator[Any], key: PRNGKeyArray) -> tuple[Params, Metrics]:
+        """Nothing is fitted after training."""
+        return model, {}
+
+
+def lower_rate(latents: Float[Array, "B L D"], ratio: int) -> Float[Array, "B _ D"]:
+    """Means of `ratio` latents, L a multiple of it."""
+    batch, length, width = latents.shape
+    return latents.reshape(batch, length // ratio, ratio, width).mean(axis=2)
