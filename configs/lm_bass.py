@@ -15,6 +15,5 @@ def config() -> TrainConfig:
     mini = load_config(Path(__file__).with_name("lm_mini.py"))
     stage = replace(mini.stage, model=replace(mini.stage.model, controls=VOCABULARY))
     optimizer = OptimizerConfig(learning_rate=2e-3, muon=True, warmup_steps=30, weight_decay=0.1)
-    return replace(
-        mini, stage=stage, optimizer=optimizer, steps=800, init_from="mini", workdir="runs/lm_bass"
-    )
+    longer = replace(mini, stage=stage, optimizer=optimizer, init_from="mini", matmul_precision="bfloat16")
+    return replace(longer, steps=1_500, workdir="runs/lm_bass")
