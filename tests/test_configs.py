@@ -30,6 +30,9 @@ SIZES = {
     "lm_audiolm_paper": 203_450_368,
     "coarse_audiolm_paper": 210_789_376,
     "fine_audiolm_paper": 222_323_712,
+    "vocoder_paper": 25_112_482,
+    "generator_paper": 716_057_936,
+    "upsampler_paper": 494_413_776,
     "lm_modern": 424_736_768,
     "dpd_modern": 297_717_312,
 }

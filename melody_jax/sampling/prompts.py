@@ -24,9 +24,11 @@ from melody_jax.audio_format import DEFAULT_FORMAT, AudioFormat
 from melody_jax.composer import prompt_facts
 from melody_jax.control_tokens import NAMES, ControlVocabulary
 from melody_jax.errors import InputWarning, UserError
-from melody_jax.models import mulan, rvq
+from melody_jax.models import mulan, rvq, text_tower
+from melody_jax.models.conditioning import WordPieces
 from melody_jax.models.functional import Params
 from melody_jax.models.mulan import MuLanConfig
+from melody_jax.models.text_tower import TextConfig
 from melody_jax.sampling.request import PromptLike, Request, is_array, prompt_parts
 from melody_jax.sampling.settings import shorten
 
@@ -47,6 +49,21 @@ def text_targets(
         return mulan.embed_text(params, config, item[0][None], item[1][None])[0]
 
     return mulan.centre(params, jax.lax.map(embed, (ids, mask)), "text")
+
+
+@partial(jax.jit, static_argnames="config")
+def text_pieces(
+    params: Params,
+    config: TextConfig,
+    ids: Int[Array | np.ndarray, "N W"],
+    mask: Float[Array | np.ndarray, "N W"],
+) -> WordPieces:
+    """What the text tower says of every word piece; `params` are those of its encoder."""
+
+    def encode(item: tuple[jax.Array, jax.Array]) -> jax.Array:
+        return text_tower.encode_pieces(params, config, item[0][None], item[1][None])[0]
+
+    return WordPieces(jax.lax.map(encode, (ids, mask)), jnp.asarray(mask))
 
 
 @partial(jax.jit, static_argnames="config")
@@ -146,6 +163,14 @@ class PromptEncoder:
                 point = self.embed_audio(read_audio(part.audio, "an audio prompt", self.audio_format))
             total += part.weight * np.asarray(point)
         return np.asarray(mulan.unit(jnp.asarray(total)))
+
+    def word_pieces(self, prompts: Sequence[str]) -> WordPieces:
+        """The outputs of the text tower for every word piece of texts. Raises `UserError` if one is too long."""
+        length = self.config.text.max_length
+        ids, masks = zip(*(_tokenize(prompt, length, self.tokenizer) for prompt in prompts), strict=True)
+        return text_pieces(
+            self.params["text"]["encoder"], self.config.text, np.concatenate(ids), np.concatenate(masks)
+        )
 
     def check(self, prompt: PromptLike) -> None:
         """Raises what `target` would, without running a network."""

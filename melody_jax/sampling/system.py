@@ -5,7 +5,7 @@ import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -26,6 +26,18 @@ Encoded = Mapping[Request, EncodedRequest]
 """The encoded prompts of requests."""
 Rows = Sequence[tuple[Request, int]]
 """The rows of a batch: requests, each with the number of a candidate."""
+
+
+class Evaluations(NamedTuple):
+    """Passes through language models and through diffusion networks."""
+
+    lm: int
+    diffusion: int
+
+    @property
+    def total(self) -> int:
+        """The sum of both."""
+        return self.lm + self.diffusion
 
 
 class System(ABC):
@@ -92,8 +104,8 @@ class System(ABC):
     def program(self, request: Request) -> Hashable:
         """What requests without a source share if they are made in one batch. Raises `UserError` as `check`."""
 
-    def count_passes(self, seconds: float) -> int:
-        """Passes through all generating networks for a clip, without guidance, counted while one is made.
+    def count_passes(self, seconds: float) -> Evaluations:
+        """Passes through all generating networks for a clip, without guidance.
 
         By default raises `UserError`: a system need not count.
         """

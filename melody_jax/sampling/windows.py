@@ -152,20 +152,16 @@ def tokens_to_latents(
     batch = semantic_tokens.shape[0]
     frames = config.dpd.frames
     channels = config.dpd.latent_dim
-    branches = 2 if config.guided else 1
     is_new = jnp.broadcast_to(True if is_new is None else is_new, (batch, frames))
+    scale = controls.guidance_scale
 
-    def velocity(noisy: jax.Array, angle: jax.Array) -> jax.Array:
-        noisy = jnp.tile(noisy, (branches, 1, 1))
-        angle = jnp.tile(angle, (branches, 1))
-        scale = controls.guidance_scale
+    def evaluate(noisy: jax.Array, angle: jax.Array) -> jax.Array:
         condition = (semantic_tokens, batch, controls.prefix_tokens, scale)
-        predicted = denoiser.velocity(params, config.dpd, noisy, angle, *condition)
-        if not config.guided:
-            return predicted
-        conditional, null = jnp.split(predicted, 2)
-        guided = guidance.guide(conditional, null, scale[:, None, None])
-        return guidance.rescale(guided, conditional, controls.guidance_rescale[:, None, None], is_new)
+        return denoiser.velocity(params, config.dpd, noisy, angle, *condition)
+
+    velocity = evaluate
+    if config.guided:
+        velocity = guidance.guided(evaluate, scale, controls.guidance_rescale, is_new)
 
     def later_noise(step: jax.Array) -> jax.Array:
         return _noise(_fold_in(_fold_in(keys, 2), step), frames, channels)

@@ -14,6 +14,7 @@ SYSTEMS = {
     "melody": "melody_jax.sampling.cascade",
     "musiclm": "melody_jax.systems.musiclm",
     "audiolm": "melody_jax.systems.audiolm",
+    "noise2music": "melody_jax.systems.noise2music",
 }
 """Name of a system -> its module."""
 
@@ -30,9 +31,11 @@ def load(
     if system not in SYSTEMS:
         raise UserError(f"system {system!r}; it must be one of {', '.join(SYSTEMS)}")
     path = release.root(folder) / name
-    has = {network for network in ("coarse", "dpd") if (path / f"{network}.json").is_file()}
-    if system == "melody" and has == {"coarse"} and "dpd" in options.get("networks", ("dpd",)):
-        kind = "musiclm" if (path / "mulan.json").is_file() else "audiolm"
+    has = {name for name in ("coarse", "dpd", "generator", "mulan") if (path / f"{name}.json").is_file()}
+    lacks_dpd = has - {"mulan"} and "dpd" not in has
+    if system == "melody" and lacks_dpd and "dpd" in options.get("networks", ("dpd",)):
+        others = "musiclm" if "mulan" in has else "audiolm"
+        kind = "noise2music" if "generator" in has else others
         raise UserError(
             f"{path} has no dpd but the networks of {kind}; load it with --system {kind}, in Python with "
             f"system={kind!r}"

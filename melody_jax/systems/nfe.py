@@ -17,13 +17,13 @@ import math
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 
 from melody_jax import diffusion
 from melody_jax.models import dpd, vae
 from melody_jax.models.denoiser import DenoiserConfig
 from melody_jax.options import option
 from melody_jax.sampling.settings import MAX_SECONDS, MODEL, SamplingSettings, check_settings
+from melody_jax.sampling.system import Evaluations
 from melody_jax.systems import SYSTEMS, load
 
 MUSICLM_RATE = 25 + 200 + 400
@@ -34,18 +34,6 @@ TOKEN_RATE = 25
 """Semantic tokens per second."""
 PAPER_STEPS = 20
 """Diffusion steps of the paper's table 3."""
-
-
-class Evaluations(NamedTuple):
-    """Passes of the language model and of the diffusion network."""
-
-    lm: int
-    diffusion: int
-
-    @property
-    def total(self) -> int:
-        """The sum of both."""
-        return self.lm + self.diffusion
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +53,7 @@ class NFEConfig:
     folder: Path | None = None
     """Folder of released models. Default: those that ship with the package."""
     system: str = option("melody", choices=tuple(SYSTEMS))
-    """Kind of the model. Other systems than melody have no diffusion, and the settings of one are not used."""
+    """Kind of the model. For other systems than melody, the settings of a diffusion are not used."""
 
     def __post_init__(self) -> None:
         check_settings(self)
@@ -123,7 +111,7 @@ def table(settings: NFEConfig) -> list[tuple[str, Evaluations | int]]:
         *rows,
         (
             f"{settings.model} ({settings.system}), counted, not guided",
-            Evaluations(system.count_passes(seconds), 0),
+            system.count_passes(seconds),
         ),
     ]
 

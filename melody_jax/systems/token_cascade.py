@@ -37,7 +37,7 @@ from melody_jax.sampling.item_controls import Controls, item_keys, make_controls
 from melody_jax.sampling.precision import each_in_32_bits, in_32_bits
 from melody_jax.sampling.request import PromptLike, Request, make_requests
 from melody_jax.sampling.settings import SamplingSettings
-from melody_jax.sampling.system import System, check_streamed
+from melody_jax.sampling.system import Evaluations, System, check_streamed
 
 PRIMER_STEPS = 8
 """Context that is shorter than half a window is read at once in multiples of 1/8 of a window, and the rest token by
@@ -198,11 +198,12 @@ class TokenCascade(System):
         decoded = truncate(self._decode(part.codes for part in parts), samples)
         return each_in_32_bits(part[0] for part in edges.faded(decoded, self.sample_rate, samples))
 
-    def count_passes(self, seconds: float) -> int:
+    def count_passes(self, seconds: float) -> Evaluations:
         """Passes through the three language models for a clip, counted while one is written."""
         prefix = jnp.zeros((1, self.configs["lm"].prompt_length), jnp.int32)
         controls = make_controls(prefix, [SamplingSettings()])
-        return self.write(lambda _: controls, self.window_count(seconds), Writing(False)).passes
+        passes = self.write(lambda _: controls, self.window_count(seconds), Writing(False)).passes
+        return Evaluations(passes, 0)
 
     def clips(
         self, requests: Sequence[Request], codes: Int[Array, "B L V"]

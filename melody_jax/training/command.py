@@ -48,8 +48,8 @@ def run(config: TrainConfig) -> None:
     from melody_jax.training.loop import train
 
     check_path(Path(config.workdir))
-    if config.stage.name == "mulan":
-        read_tokenizer(config.data.text_tokenizer, config.stage.model.text.vocab_size)
+    if config.stage.vocabulary is not None:
+        read_tokenizer(config.data.text_tokenizer, config.stage.vocabulary)
     mesh = make_mesh(config.mesh)
     check_batch(config.data.batch_size, mesh, config.accumulate)
     hashes = pipeline.check_provenance(config.data, config.stage.batch) | config.stage.hashes

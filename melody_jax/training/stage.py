@@ -57,6 +57,11 @@ class Stage(Protocol):
         return DEFAULT_FORMAT
 
     @property
+    def vocabulary(self) -> int | None:
+        """Word pieces of the text tower that reads the captions; None: the stage reads none."""
+        return None
+
+    @property
     def hashes(self) -> dict[str, str]:
         """The hashes of released networks that the stage trains with, beside those that made the data."""
         return {}

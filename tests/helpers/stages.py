@@ -8,13 +8,15 @@ import numpy as np
 from helpers.toy import ToyBatches
 from melody_jax.composer import facts
 from melody_jax.config import load_config
-from melody_jax.models import discriminators, dpd, mulan, vae
+from melody_jax.models import discriminators, dpd, mulan, unet1d, vae
+from melody_jax.models.conditioning import TextCondition
 from melody_jax.models.conformer import ConformerConfig
 from melody_jax.models.lm_config import LMConfig
 from melody_jax.models.tokenizer import TokenizerConfig
 from melody_jax.training.stages.dpd import DPDStage
 from melody_jax.training.stages.lm import LMStage
 from melody_jax.training.stages.mulan import MuLanStage
+from melody_jax.training.stages.text_diffusion import TextDiffusionStage
 from melody_jax.training.stages.tokenizer import TokenizerStage
 from melody_jax.training.stages.vae import VAEStage
 
@@ -24,6 +26,9 @@ STEREO = dataclasses.replace(
     codec=dataclasses.replace(vae.TINY.codec, sample_rate=44_100, channels=2, frame_hop=441, n_fft=2048),
 )
 DPD = dataclasses.replace(dpd.TINY, semantic_tokens=16)
+WORDS = dataclasses.replace(
+    unet1d.TINY, latent_dim=16, frames=16, chunks=1, text=TextCondition(width=32, length=6)
+)
 STAGES: dict[str, Any] = {
     "vae": VAEStage(
         model=vae.TINY,
@@ -61,6 +66,13 @@ STAGES: dict[str, Any] = {
     "coarse": load_config("coarse_tiny").stage,
     "fine": load_config("fine_tiny").stage,
     "dpd": DPDStage(model=DPD),
+    "generator": TextDiffusionStage(model=WORDS, text=mulan.TINY.text, vae=vae.TINY_MEL),
+    "upsampler": TextDiffusionStage(
+        part="upsampler",
+        model=dataclasses.replace(WORDS, frames=64, lower_ratio=4),
+        text=mulan.TINY.text,
+        vae=vae.TINY_MEL,
+    ),
 }
 
 

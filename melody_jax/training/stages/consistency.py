@@ -192,22 +192,21 @@ class ConsistencyStage(Stage):
         """The teacher's trajectories; a last evaluation of the student leads to the end if `span` is below pi/2."""
         teacher = self.teacher.model
         count = len(starts.angle)
-        scale = starts.guidance_scale[:, None, None]
         length = jnp.minimum(starts.angle, self.span)
         fractions = diffusion.paper_schedule(self.teacher_steps) / diffusion.HALF_PI
         ratios = np.append(0.0, fractions[1:] / fractions[:-1] / 2)
 
+        def evaluate(noisy: Array, angle: Array) -> Array:
+            tokens = batch["semantic_tokens"]
+            return denoiser.velocity(base, teacher, noisy, angle, tokens, count, batch["prefix_tokens"])
+
+        amount = jnp.full((count,), self.guidance_rescale)
+        guided = guidance.guided(evaluate, starts.guidance_scale, amount, starts.is_new)
+
         def step(carry: Any, schedule: tuple[Array, Array]) -> tuple[Any, tuple[Array, Array]]:
             noisy, angle, expected = carry
             fraction, ratio = schedule
-            doubled = jnp.tile(noisy, (2, 1, 1))
-            doubled_angle = jnp.tile(angle[:, None] * starts.is_new, (2, 1))
-            predicted = denoiser.velocity(
-                base, teacher, doubled, doubled_angle, batch["semantic_tokens"], count, batch["prefix_tokens"]
-            )
-            conditional, null = jnp.split(predicted, 2)
-            velocity = guidance.guide(conditional, null, scale)
-            velocity = guidance.rescale(velocity, conditional, self.guidance_rescale, starts.is_new)
+            velocity = guided(noisy, angle[:, None] * starts.is_new)
             # The velocity at the middle of the step, if it keeps departing from a straight path as in the last step.
             middle = velocity + ratio * (velocity - expected)
             angle_step = (fraction * length)[:, None] * starts.is_new

@@ -91,6 +91,11 @@ class MuLanStage(Stage):
     """Text embeddings to fit the quantiser on, as a share of the music embeddings."""
 
     @property
+    def vocabulary(self) -> int:
+        """Word pieces of the text tower."""
+        return self.model.text.vocab_size
+
+    @property
     def roles(self) -> Roles:
         """The role of every parameter, with the structure of what `init` returns."""
         heads: Roles = {name: {"kernel": roles.HEAD, "bias": roles.BIAS} for name in self._classes()}

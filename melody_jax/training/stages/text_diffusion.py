@@ -117,6 +117,11 @@ class TextDiffusionStage(Stage):
         return self.vae.audio_format
 
     @property
+    def vocabulary(self) -> int:
+        """Word pieces of the text tower."""
+        return self.text.vocab_size
+
+    @property
     def hashes(self) -> dict[str, str]:
         """The hashes of the frozen networks. Raises `UserError` if there are none."""
         if not self.networks:

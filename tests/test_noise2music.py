@@ -1,0 +1,207 @@
+"""Noise2Music at `tiny` size with random weights, and its training: clips from words, whatever the batch."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import soundfile
+from helpers.stages import STAGES, Batches
+from helpers.tiny import PROMPTS, random_denoiser, tiny_networks
+
+from melody_jax import load, release
+from melody_jax.cli import run
+from melody_jax.errors import UserError
+from melody_jax.models import vae
+from melody_jax.models.conditioning import TextCondition
+from melody_jax.release import load_tokenizer
+from melody_jax.sampling.request import Part, Scene, make_requests
+from melody_jax.sampling.system import Evaluations
+from melody_jax.systems.noise2music import Noise2Music
+from melody_jax.training.stages.text_diffusion import TextDiffusionStage, lower_rate
+
+SETTINGS = {"seed": 3, "steps": 2}
+GENERATOR: TextDiffusionStage = STAGES["generator"]
+UPSAMPLER: TextDiffusionStage = STAGES["upsampler"]
+
+
+def networks() -> dict[str, tuple[Any, Any]]:
+    """Parameters and config of each network."""
+    made = {
+        "mulan": tiny_networks()["mulan"],
+        "vae": (vae.init(vae.TINY_MEL, jax.random.key(0)), vae.TINY_MEL),
+    }
+    return made | {
+        name: (random_denoiser(stage.model), stage.model)
+        for name, stage in (("generator", GENERATOR), ("upsampler", UPSAMPLER))
+    }
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("release")
+    for name, (params, config) in networks().items():
+        release.save_network(path / "n2m", name, params, config, {})
+    return path
+
+
+@pytest.fixture(scope="module")
+def system(folder: Path) -> Noise2Music:
+    return load("n2m", system="noise2music", folder=folder)
+
+
+def test_clips_do_not_depend_on_their_batch(system: Noise2Music) -> None:
+    assert system.window_seconds == 0.64
+    together = system.generate(PROMPTS, seconds=0.5, **SETTINGS)
+    assert {clip.shape for clip in together} == {(12_000,)}
+    assert all(clip.dtype == np.float32 and np.abs(clip).max() <= 1 for clip in together)
+    assert len({clip.tobytes() for clip in together}) == len(PROMPTS)
+    for i, prompt in enumerate(PROMPTS):
+        (alone,) = system.generate(prompt, seconds=0.5, **SETTINGS | {"seed": 3 + i})
+        np.testing.assert_allclose(alone, together[i], atol=1e-4)
+
+
+def test_words_guidance_and_candidates_matter(system: Noise2Music) -> None:
+    plain, again, words, unguided, best = system.generate(
+        ["piano", "piano", "techno", "piano", "piano"],
+        seconds=0.5,
+        steps=2,
+        seed=[5] * 5,
+        guidance_scale=[2.5, 2.5, 2.5, 1.0, 2.5],
+        best_of=[1, 1, 1, 1, 2],
+    )
+    np.testing.assert_array_equal(plain, again)
+    for other in (words, unguided):
+        assert np.abs(plain - other).max() > 1e-4
+    assert best.shape == plain.shape
+
+
+def test_the_upsampler_refines_what_the_generator_wrote(system: Noise2Music) -> None:
+    """Another generator changes the clip although seeds and words are the same."""
+    (request,) = make_requests("piano", SETTINGS | {"seconds": 0.5})
+    program = system.program(request)
+    first = system.latents([(request, 0)], program)
+    assert first.shape == (1, 64, 16)
+    other = Noise2Music(
+        system.params | {"generator": jax.tree.map(lambda leaf: 1.1 * leaf, system.params["generator"])},
+        system.configs,
+        {},
+        system.tokenizer,
+    )
+    assert np.abs(first - other.latents([(request, 0)], program)).max() > 1e-3
+    assert np.abs(first - system.latents([(request, 1)], program)).max() > 1e-3  # another candidate
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"seconds": 0.7}, r"seconds is 0\.7; noise2music makes clips of at most 0\.64 s"),
+        ({"story": (Scene(start=0.3, prompt="techno"),)}, "story is .*: noise2music has no such setting"),
+        ({"temperature": 0.5}, "temperature is 0.5: noise2music has no such setting"),
+        ({"negative_prompt": "drums"}, "negative_prompt is 'drums': noise2music has no such"),
+        ({"bpm": 120.0}, "bpm is 120.0: noise2music has no such"),
+    ],
+)
+def test_what_it_lacks_is_refused(system: Noise2Music, settings: dict[str, Any], says: str) -> None:
+    with pytest.raises(UserError, match=says):
+        system.generate("piano", **{"seconds": 0.5} | settings)
+
+
+def test_prompts_are_single_texts(system: Noise2Music) -> None:
+    with pytest.raises(UserError, match="the prompt must be a text"):
+        system.generate([[Part(text="piano"), Part(text="drums")]], seconds=0.5)
+    with pytest.raises(UserError, match="is empty"):
+        system.generate("", seconds=0.5)
+    with pytest.raises(UserError, match="makes whole clips only"):
+        system.stream("piano")
+
+
+def test_passes_do_not_depend_on_the_length(system: Noise2Music) -> None:
+    assert system.count_passes(0.3) == system.count_passes(0.6) == Evaluations(0, 10)
+
+
+def test_from_the_command_line(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--folder", str(folder), "--model", "n2m", "--seconds", "0.5"]
+    out = folder / "song.wav"
+    run(["sample", "a calm piano", "--system", "noise2music", *arguments, "--steps", "1", "--out", str(out)])
+    assert soundfile.info(out).frames == 12_000
+    run(["nfe", "--system", "noise2music", *arguments])
+    assert "n2m (noise2music), counted" in capsys.readouterr().out
+    with pytest.raises(UserError, match="load it with --system noise2music"):
+        run(["sample", "a calm piano", *arguments, "--out", str(out)])
+
+
+def test_networks_that_do_not_fit_are_refused() -> None:
+    made = networks()
+    params, configs = ({name: part[i] for name, part in made.items()} for i in (0, 1))
+    tokenizer = load_tokenizer(".", configs["mulan"].text.vocab_size)
+    cases = {
+        "frames": configs | {"generator": dataclasses.replace(configs["generator"], frames=8)},
+        "does not follow the words": configs
+        | {"upsampler": dataclasses.replace(configs["upsampler"], text=TextCondition(width=8))},
+        "writes 8 channels": configs | {"generator": dataclasses.replace(configs["generator"], latent_dim=8)},
+    }
+    for says, changed in cases.items():
+        with pytest.raises(UserError, match=says):
+            Noise2Music(params, changed, {}, tokenizer)
+
+
+@pytest.mark.parametrize("stage", [GENERATOR, UPSAMPLER])
+def test_only_the_network_learns_and_the_text_may_be_dropped(stage: TextDiffusionStage) -> None:
+    batch = next(Batches(stage))
+    params = stage.init(jax.random.key(0))
+    grads, metrics = jax.jit(stage.gradients)(params, batch, jax.random.key(1), jnp.int32(0))
+    assert set(grads) == {"model"}
+    assert np.isfinite(metrics["loss"])
+    shown = jax.jit(stage.evaluate)(
+        params | {"model": random_denoiser(stage.model)}, batch, jax.random.key(2)
+    )
+    assert shown["loss"] != shown["loss_null"]
+    assert {"loss_at_0.2", "loss_at_1.4"} <= shown.keys()
+
+
+def test_the_frozen_networks_are_those_of_a_release(folder: Path) -> None:
+    stage = dataclasses.replace(GENERATOR, networks=str(folder / "n2m"))
+    frozen = stage.init(jax.random.key(0))["frozen"]
+    text = release.load_network(folder / "n2m", "mulan")[0]["text"]["encoder"]
+    np.testing.assert_array_equal(frozen["text"]["words"], text["words"])
+    assert "decoder" not in frozen["vae"]
+    assert stage.hashes == {name: release.network_hash(folder / "n2m", name) for name in ("mulan", "vae")}
+    with pytest.raises(UserError, match=r"stage\.networks is missing"):
+        _ = GENERATOR.hashes
+    other = dataclasses.replace(stage, vae=dataclasses.replace(stage.vae, latent_scale=2.0))
+    with pytest.raises(UserError, match=r"has another vae than stage\.vae"):
+        other.init(jax.random.key(0))
+
+
+def test_lower_rate_is_the_mean_of_neighbours() -> None:
+    latents = jnp.arange(8.0).reshape(1, 8, 1)
+    np.testing.assert_array_equal(lower_rate(latents, 4)[0, :, 0], [1.5, 5.5])
+
+
+def test_a_crop_of_another_length_is_refused() -> None:
+    batch = next(Batches(GENERATOR))
+    params = GENERATOR.init(jax.random.key(0))
+    with pytest.raises(UserError, match=r"data\.crop_samples is 14400; 16 frames of the generator are 15360"):
+        GENERATOR.evaluate(params, batch | {"audio": batch["audio"][:, :14_400]}, jax.random.key(1))
+
+
+@pytest.mark.parametrize(
+    ("stage", "changes", "says"),
+    [
+        (GENERATOR, {"part": "vocoder"}, "part is 'vocoder'"),
+        (GENERATOR, {"ratio": 0}, "ratio is 0"),
+        (GENERATOR, {"part": "upsampler"}, "model.lower_ratio is 0; the upsampler needs 4"),
+        (UPSAMPLER, {"part": "generator"}, "model.lower_ratio is 4; the generator needs 0"),
+        (UPSAMPLER, {"lower_noise": 2.0}, "lower_noise is 2.0"),
+        (GENERATOR, {"vae": vae.TINY}, "latent_dim is 16; the autoencoder has 8"),
+        (GENERATOR, {"vae": dataclasses.replace(vae.TINY_CODES, latent_width=16)}, "has a quantiser"),
+        (GENERATOR, {"text": dataclasses.replace(GENERATOR.text, width=64)}, "model.text.width is 32"),
+    ],
+)
+def test_impossible_stages_are_refused(stage: TextDiffusionStage, changes: dict[str, Any], says: str) -> None:
+    with pytest.raises(UserError, match=says):
+        dataclasses.replace(stage, **changes)
