@@ -14,7 +14,7 @@ from melody_jax.training.stages.text_diffusion import TextDiffusionStage
 
 
 def config() -> TrainConfig:
-    """716.1 M parameters; the paper's generator of waveforms has 724 M, that of spectrograms an unpublished number.
+    """716.1 M parameters; the paper's generator of waveforms has 724 M, we found no number for that of spectrograms.
 
     Words come from the text tower of `mulan_paper.py`, in the paper from T5. This size is untrained so far.
     """

@@ -35,8 +35,7 @@ def guided(
     """
 
     def velocity(noisy: Array, angle: Array) -> Array:
-        both = evaluate(jnp.tile(noisy, (2, 1, 1)), jnp.tile(angle, (2, 1)))
-        conditional, null = jnp.split(both, 2)
+        conditional, null = jnp.split(evaluate(jnp.tile(noisy, (2, 1, 1)), jnp.tile(angle, (2, 1))), 2)
         return rescale(
             guide(conditional, null, scale[:, None, None]), conditional, amount[:, None, None], is_new
         )
