@@ -33,7 +33,7 @@ def config() -> TrainConfig:
     )
     vocoder = load_config(Path(__file__).with_name("vocoder_paper.py")).stage.model
     return TrainConfig(
-        stage=TextDiffusionStage(model=model, text=mulan.PAPER.text, vae=vocoder),
+        stage=TextDiffusionStage(model=model, text=mulan.PAPER.text, autoencoder=vocoder),
         data=DataConfig(batch_size=128, crop_samples=720_000, text_length=128),
         optimizer=OptimizerConfig(learning_rate=1e-4, warmup_steps=10_000),
         steps=500_000,

@@ -16,10 +16,16 @@ def config() -> TrainConfig:
     """0.05 M parameters, for the latents of `vocoder_tiny.py` and the words of `mulan_tiny.py`."""
     text = TextCondition(width=mulan.TINY.text.width)
     model = replace(
-        unet1d.TINY, latent_dim=vae.TINY_MEL.latent_width, frames=80, chunks=1, frames_per_token=1, text=text
+        unet1d.TINY,
+        latent_dim=vae.TINY_MEL.latent_width,
+        frames=80,
+        chunks=1,
+        frames_per_token=1,
+        prefix_conditioning=False,
+        text=text,
     )
     return TrainConfig(
-        stage=TextDiffusionStage(model=model, text=mulan.TINY.text, vae=vae.TINY_MEL),
+        stage=TextDiffusionStage(model=model, text=mulan.TINY.text, autoencoder=vae.TINY_MEL),
         data=DataConfig(batch_size=8, crop_samples=76_800, text_length=40),
         optimizer=OptimizerConfig(learning_rate=3e-3, warmup_steps=10),
         steps=300,

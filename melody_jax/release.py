@@ -52,6 +52,7 @@ NETWORKS = {
     "dpd_distilled": ("denoiser", "DenoiserConfig"),
     "generator": ("denoiser", "DenoiserConfig"),
     "upsampler": ("denoiser", "DenoiserConfig"),
+    "dmae": ("diffusion_codec", "DiffusionCodecConfig"),
 }
 """Name -> module in `models/` and class of its config, which for diffusions is the base class of all backbones."""
 INDEPENDENT = {"lm": ("vae",), "fine": ("mulan", "tokenizer")}

@@ -83,16 +83,13 @@ def test_the_upsampler_refines_what_the_generator_wrote(system: Noise2Music) -> 
     """Another generator changes the clip although seeds and words are the same."""
     (request,) = make_requests("piano", SETTINGS | {"seconds": 0.5})
     program = system.program(request)
-    first = system.latents([(request, 0)], program)
+    first = system.latents(program, *system.inputs([(request, 0)]))
     assert first.shape == (1, 64, 16)
-    other = Noise2Music(
-        system.params | {"generator": jax.tree.map(lambda leaf: 1.1 * leaf, system.params["generator"])},
-        system.configs,
-        {},
-        system.tokenizer,
-    )
-    assert np.abs(first - other.latents([(request, 0)], program)).max() > 1e-3
-    assert np.abs(first - system.latents([(request, 1)], program)).max() > 1e-3  # another candidate
+    changed = jax.tree.map(lambda leaf: 1.1 * leaf, system.params["generator"])
+    other = Noise2Music(system.params | {"generator": changed}, system.configs, {}, system.tokenizer)
+    assert np.abs(first - other.latents(program, *other.inputs([(request, 0)]))).max() > 1e-3
+    candidate = system.latents(program, *system.inputs([(request, 1)]))
+    assert np.abs(first - candidate).max() > 1e-3
 
 
 @pytest.mark.parametrize(
@@ -168,12 +165,12 @@ def test_the_frozen_networks_are_those_of_a_release(folder: Path) -> None:
     frozen = stage.init(jax.random.key(0))["frozen"]
     text = release.load_network(folder / "n2m", "mulan")[0]["text"]["encoder"]
     np.testing.assert_array_equal(frozen["text"]["words"], text["words"])
-    assert "decoder" not in frozen["vae"]
+    assert "decoder" not in frozen["autoencoder"]
     assert stage.hashes == {name: release.network_hash(folder / "n2m", name) for name in ("mulan", "vae")}
     with pytest.raises(UserError, match=r"stage\.networks is missing"):
         _ = GENERATOR.hashes
-    other = dataclasses.replace(stage, vae=dataclasses.replace(stage.vae, latent_scale=2.0))
-    with pytest.raises(UserError, match=r"has another vae than stage\.vae"):
+    other = dataclasses.replace(stage, autoencoder=dataclasses.replace(stage.autoencoder, latent_scale=2.0))
+    with pytest.raises(UserError, match=r"has another autoencoder than stage\.autoencoder"):
         other.init(jax.random.key(0))
 
 
@@ -197,8 +194,8 @@ def test_a_crop_of_another_length_is_refused() -> None:
         (GENERATOR, {"part": "upsampler"}, "model.lower_ratio is 0; the upsampler needs 4"),
         (UPSAMPLER, {"part": "generator"}, "model.lower_ratio is 4; the generator needs 0"),
         (UPSAMPLER, {"lower_noise": 2.0}, "lower_noise is 2.0"),
-        (GENERATOR, {"vae": vae.TINY}, "latent_dim is 16; the autoencoder has 8"),
-        (GENERATOR, {"vae": dataclasses.replace(vae.TINY_CODES, latent_width=16)}, "has a quantiser"),
+        (GENERATOR, {"autoencoder": vae.TINY}, "latent_dim is 16; the autoencoder has 8"),
+        (GENERATOR, {"autoencoder": dataclasses.replace(vae.TINY_CODES, latent_width=16)}, "has a quantiser"),
         (GENERATOR, {"text": dataclasses.replace(GENERATOR.text, width=64)}, "model.text.width is 32"),
     ],
 )

@@ -32,7 +32,7 @@ print(json.dumps([len(jax.devices()), list(kernel.sharding.spec), np.asarray(ker
 """
 
 
-STAGES = ("lm without a prefix", "coarse", "fine", "codec", "generator", "upsampler")
+STAGES = ("lm without a prefix", "coarse", "fine", "codec", "generator", "upsampler", "dmae")
 LOSSES = """
 import sys, json, tempfile
 from pathlib import Path

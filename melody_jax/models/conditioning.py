@@ -61,7 +61,7 @@ class DenoiserConfig:
     chunks: int = 4
     """Chunks of a training window that have independent angles, M."""
     semantic_tokens: int = 1024
-    """Size of the semantic vocabulary."""
+    """Size of the semantic vocabulary; 0, without `text`: there are no tokens to follow."""
     width: int = 768
     """Channels of the embeddings of angle, tokens and prefix, W; also of the trunk, where a network has one."""
     angle_width: int = 256
@@ -82,6 +82,8 @@ class DenoiserConfig:
     """Word pieces in place of the semantic tokens; None: semantic tokens."""
     lower_ratio: int = 0
     """Frames per frame of a lower rate that this network refines, as in a cascade of diffusions; 0: none."""
+    lower_dim: int = 0
+    """Channels of a frame of the lower rate; 0: D."""
     controls: ControlVocabulary | None = None
     """Adds an embedding of control tokens (control_tokens.py) to the pooled condition; None: no control tokens."""
     guidance_range: tuple[float, float] | None = None
@@ -104,18 +106,30 @@ class DenoiserConfig:
             raise UserError(f"unknown objective {self.objective!r}: expected one of {', '.join(OBJECTIVES)}")
         if not self.sigma_data > 0:
             raise UserError(f"sigma_data is {self.sigma_data}; it must be above 0")
-        if self.lower_ratio < 0:
-            raise UserError(f"lower_ratio is {self.lower_ratio}; it must be at least 0")
+        for name in ("lower_ratio", "lower_dim", "semantic_tokens"):
+            if getattr(self, name) < 0:
+                raise UserError(f"{name} is {getattr(self, name)}; it must be at least 0")
+        if not self.has_tokens and (self.cross_attention or self.aligned_tokens):
+            raise UserError(
+                "semantic_tokens is 0; cross_attention and aligned_tokens need tokens, set them to False"
+            )
         if self.text and self.aligned_tokens:
             raise UserError("aligned_tokens is True, but word pieces have no place in time; set it to False")
 
     @property
     def input_dim(self) -> int:
         """Channels of a backbone's input: latents, and behind them those of a lower rate."""
-        return self.latent_dim * (2 if self.lower_ratio else 1)
+        return self.latent_dim + ((self.lower_dim or self.latent_dim) if self.lower_ratio else 0)
+
+    @property
+    def has_tokens(self) -> bool:
+        """Whether there are semantic tokens or word pieces."""
+        return bool(self.text or self.semantic_tokens)
 
     def tokens(self, frames: int) -> int:
         """Number of semantic tokens for this many frames, or of word pieces."""
+        if not self.has_tokens:
+            return 0
         return self.text.length if self.text else frames // self.frames_per_token
 
     def macs(self, frames: int) -> int:
@@ -169,8 +183,8 @@ class WordPieces(NamedTuple):
 class LowerFrames(NamedTuple):
     """The frames of a lower rate, with noise at an angle of their own (noise conditioning, arXiv 2106.15282)."""
 
-    noisy: Float[Array, "B _ D"]
-    """L / `lower_ratio` frames, rounded up."""
+    noisy: Float[Array, "B _ _"]
+    """L / `lower_ratio` frames, rounded up, of `lower_dim` channels."""
     angle: Float[Array, " B"]
     """From 0, no noise, to pi/2."""
 
@@ -208,11 +222,12 @@ class Backbone(nnx.Module):
             jax.random.normal(rngs.params(), (2, config.angle_width)), role=roles.WEIGHT
         )
         self.angle = MLP(config.angle_width, width, dtype, rngs=rngs)
-        if config.text is None:
+        if config.text is None and config.has_tokens:
             self.token_table = nnx.Param(
                 jax.random.normal(rngs.params(), (config.semantic_tokens, width)), role=roles.EMBEDDING
             )
-        self.token = MLP(config.text.width if config.text else width, width, dtype, rngs=rngs)
+        if config.has_tokens:
+            self.token = MLP(config.text.width if config.text else width, width, dtype, rngs=rngs)
         if config.aligned_tokens:
             self.aligned = Linear(width, width, use_bias=False, dtype=dtype, rngs=rngs)
         if config.prefix_conditioning:
@@ -272,6 +287,9 @@ class Backbone(nnx.Module):
         self, rows: int, semantic_tokens: Array | None, text: WordPieces | None
     ) -> tuple[Array, Array, Array | None]:
         """The embeddings of semantic tokens or word pieces, their mean, and the mask of the latter."""
+        if not self.config.has_tokens:
+            width = self.config.width
+            return jnp.zeros((rows, 0, width)), jnp.zeros((rows, width)), None
         if self.config.text is None:
             assert semantic_tokens is not None, "this network needs semantic tokens"
             table = sharding.embed_lookup(self.token_table[...], semantic_tokens[:rows])

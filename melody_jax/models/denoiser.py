@@ -69,7 +69,7 @@ def velocity(
     """The velocity (B, L, D) of noisy latents, float32.
 
     noisy: (B, L, D); angle: (B, L) in [0, pi/2]; semantic_tokens: (B, U) int, U = L / frames_per_token, unused
-        with `config.text`.
+        with `config.text` and by a network without tokens.
     has_condition: either (B,) bool, for training: any items may have a condition, and cross-attention computes both of
         its forms. Or a Python int N, for guidance: the first N items have a condition and the rest have none, nothing
         is computed twice, and N rows of `semantic_tokens` and `prefix_tokens` suffice.

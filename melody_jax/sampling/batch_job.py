@@ -91,7 +91,7 @@ def run_batch_job(system: System, config: BatchJobConfig, lines: list[PromptLine
         parts = 1 if replicated is system else len(devices)
         for batch, size in group_lines(system, missing, config.batch, parts):
             lengths = {line.request: source_samples.get(line.request.source, 0) for line in batch}
-            plan.check_memory([batch[0].request] * size, system.configs, lengths)
+            plan.check_memory([batch[0].request] * size, system.audio_format, lengths)
         with tqdm(
             total=len(lines),
             initial=len(lines) - len(missing),

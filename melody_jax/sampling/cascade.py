@@ -92,7 +92,7 @@ class Melody(System):
         source_audio = edit.read_sources(requests, self.configs)
         source_samples = {request: len(samples) for request, samples in source_audio.items()}
         batches = self.plan(requests, source_samples)
-        plan.check_memory(requests, self.configs, source_samples)
+        plan.check_memory(requests, self.audio_format, source_samples)
         encoded = self.prompt_encoder.encode_requests(requests)
         clips: dict[Request, np.ndarray] = {}
         for batch in batches:

@@ -107,13 +107,14 @@ def plan_batches(
 
 
 def check_memory(
-    requests: Sequence[Request], configs: Configs, source_samples: Mapping[Request, int] | None = None
+    requests: Sequence[Request],
+    wanted: AudioFormat,
+    source_samples: Mapping[Request, int] | None = None,
 ) -> None:
     """Raises `UserError` if the samples of the clips, and of their candidates, exceed the memory that is free.
 
-    source_samples: length of the source of each request that has one.
+    wanted: sample rate and channels of the clips. source_samples: length of the source of each request that has one.
     """
-    wanted = audio_format(configs)
     lengths = {} if source_samples is None else source_samples
     samples = sum(
         request.best_of * max(round(request.seconds * wanted.sample_rate), lengths.get(request, 0))

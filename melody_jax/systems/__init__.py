@@ -15,6 +15,7 @@ SYSTEMS = {
     "musiclm": "melody_jax.systems.musiclm",
     "audiolm": "melody_jax.systems.audiolm",
     "noise2music": "melody_jax.systems.noise2music",
+    "mousai": "melody_jax.systems.mousai",
 }
 """Name of a system -> its module."""
 
@@ -31,13 +32,25 @@ def load(
     if system not in SYSTEMS:
         raise UserError(f"system {system!r}; it must be one of {', '.join(SYSTEMS)}")
     path = release.root(folder) / name
-    has = {name for name in ("coarse", "dpd", "generator", "mulan") if (path / f"{name}.json").is_file()}
-    lacks_dpd = has - {"mulan"} and "dpd" not in has
-    if system == "melody" and lacks_dpd and "dpd" in options.get("networks", ("dpd",)):
-        others = "musiclm" if "mulan" in has else "audiolm"
-        kind = "noise2music" if "generator" in has else others
+    kind = _kind(path)
+    if system == "melody" and kind not in (None, "melody") and "dpd" in options.get("networks", ("dpd",)):
         raise UserError(
             f"{path} has no dpd but the networks of {kind}; load it with --system {kind}, in Python with "
             f"system={kind!r}"
         )
     return importlib.import_module(SYSTEMS[system]).load(name, folder=folder, **options)
+
+
+def _kind(path: Path) -> str | None:
+    """The system whose networks a release has, if one can tell."""
+    signs = {
+        "melody": {"dpd"},
+        "noise2music": {"upsampler"},
+        "mousai": {"dmae"},
+        "musiclm": {"coarse", "mulan"},
+        "audiolm": {"coarse"},
+    }
+    for kind, networks in signs.items():
+        if all((path / f"{name}.json").is_file() for name in networks):
+            return kind
+    return None

@@ -114,7 +114,9 @@ class AudioLM(TokenCascade):
         sources = edit.read_sources(requests, self.configs)
         for request, samples in sources.items():
             self.check(request, len(samples))
-        plan.check_memory(requests, self.configs, {request: len(sound) for request, sound in sources.items()})
+        plan.check_memory(
+            requests, self.audio_format, {request: len(sound) for request, sound in sources.items()}
+        )
         groups: dict[tuple[int, Writing], list[int]] = {}
         clips: list[np.ndarray] = [np.zeros(0, np.float32)] * len(requests)
         for i, request in enumerate(requests):

@@ -77,8 +77,8 @@ class SampleConfig(ClipSettings, PromptOptions):
     folder: Path | None = None
     """Folder of released models. Default: those that ship with the package."""
     system: str = option("melody", choices=tuple(SYSTEMS))
-    """Kind of the model: melody; musiclm or audiolm, which have no diffusion (audiolm takes no prompt); or noise2music,
-    which has no language model."""
+    """Kind of the model: melody; musiclm or audiolm, which have no diffusion (audiolm takes no prompt); noise2music or
+    mousai, which have no language model."""
     distilled: bool = False
     """Uses the distilled diffusion, for few steps: --distilled --steps 2 --solver pingpong."""
 

@@ -89,7 +89,7 @@ class MusicLM(TokenCascade):
         for i, request in enumerate(requests):
             groups.setdefault(self.program(request), []).append(i)
             self.check_prompts(request)
-        plan.check_memory(requests, self.configs)
+        plan.check_memory(requests, self.audio_format)
         encoded = self.prompt_encoder.encode_requests(requests)
         clips: list[np.ndarray] = [np.zeros(0, np.float32)] * len(requests)
         for (count, writing), members in groups.items():

@@ -18,6 +18,7 @@ PURPOSES = {
     "dpd_distilled": "semantic tokens to latents in 1, 2 or 4 steps, stored as the difference to `dpd`",
     "generator": "word pieces to latents, often of a lower rate, by diffusion",
     "upsampler": "latents of a lower rate to those of the autoencoder, by diffusion",
+    "dmae": "audio to latents, and back by diffusion",
     "vae": "latents to audio and back",
 }
 

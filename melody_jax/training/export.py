@@ -34,6 +34,7 @@ STAGES = {
     "AcousticStage": "acoustic",
     "DPDStage": "dpd",
     "ConsistencyStage": "consistency",
+    "DiffusionCodecStage": "diffusion_codec",
     "TextDiffusionStage": "text_diffusion",
 }
 

@@ -8,11 +8,12 @@ import numpy as np
 from helpers.toy import ToyBatches
 from melody_jax.composer import facts
 from melody_jax.config import load_config
-from melody_jax.models import discriminators, dpd, mulan, unet1d, vae
+from melody_jax.models import diffusion_codec, discriminators, dpd, mulan, unet1d, vae
 from melody_jax.models.conditioning import TextCondition
 from melody_jax.models.conformer import ConformerConfig
 from melody_jax.models.lm_config import LMConfig
 from melody_jax.models.tokenizer import TokenizerConfig
+from melody_jax.training.stages.diffusion_codec import DiffusionCodecStage
 from melody_jax.training.stages.dpd import DPDStage
 from melody_jax.training.stages.lm import LMStage
 from melody_jax.training.stages.mulan import MuLanStage
@@ -27,7 +28,12 @@ STEREO = dataclasses.replace(
 )
 DPD = dataclasses.replace(dpd.TINY, semantic_tokens=16)
 WORDS = dataclasses.replace(
-    unet1d.TINY, latent_dim=16, frames=16, chunks=1, text=TextCondition(width=32, length=6)
+    unet1d.TINY,
+    latent_dim=16,
+    frames=16,
+    chunks=1,
+    prefix_conditioning=False,
+    text=TextCondition(width=32, length=6),
 )
 STAGES: dict[str, Any] = {
     "vae": VAEStage(
@@ -66,12 +72,19 @@ STAGES: dict[str, Any] = {
     "coarse": load_config("coarse_tiny").stage,
     "fine": load_config("fine_tiny").stage,
     "dpd": DPDStage(model=DPD),
-    "generator": TextDiffusionStage(model=WORDS, text=mulan.TINY.text, vae=vae.TINY_MEL),
+    "generator": TextDiffusionStage(model=WORDS, text=mulan.TINY.text, autoencoder=vae.TINY_MEL),
+    "dmae": DiffusionCodecStage(model=diffusion_codec.TINY),
+    "latent generator": TextDiffusionStage(
+        model=dataclasses.replace(WORDS, latent_dim=8),
+        ratio=1,
+        text=mulan.TINY.text,
+        autoencoder=diffusion_codec.TINY,
+    ),
     "upsampler": TextDiffusionStage(
         part="upsampler",
         model=dataclasses.replace(WORDS, frames=64, lower_ratio=4),
         text=mulan.TINY.text,
-        vae=vae.TINY_MEL,
+        autoencoder=vae.TINY_MEL,
     ),
 }
 

@@ -1,4 +1,4 @@
-"""Training of diffusions that follow the words of a caption: Noise2Music's generator and upsampler.
+"""Training of diffusions that follow words: Noise2Music's generator and upsampler, Moûsai's generator.
 
 Noise2Music (arXiv 2302.03917) makes an intermediate representation from a text, and refines it in a cascade:
 
@@ -6,7 +6,8 @@ Noise2Music (arXiv 2302.03917) makes an intermediate representation from a text,
     upsampler   word pieces, latents of the low rate with some noise -> latents of the autoencoder's rate
 
 With log mels as latents (`VAEConfig.mel`) this is its spectrogram route, and the autoencoder's decoder is its vocoder.
-A generator with `ratio` 1 needs no upsampler; on the latents of another autoencoder it is a latent diffusion.
+A generator with `ratio` 1 needs no upsampler: on the latents of `models/diffusion_codec.py` it is the latent diffusion
+of Moûsai (arXiv 2301.11757).
 
 The text tower and the encoder are released networks that do not learn: `params["frozen"]`.
 
@@ -15,6 +16,7 @@ B batch, T samples, L latents, D latent width, U word pieces.
 
 import dataclasses
 from collections.abc import Iterator
+from types import ModuleType
 from typing import Any, ClassVar, Literal, NamedTuple, get_args
 
 import jax
@@ -24,9 +26,10 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 from melody_jax import diffusion, parameterisation, release
 from melody_jax.audio_format import AudioFormat
 from melody_jax.errors import UserError
-from melody_jax.models import denoiser, functional, text_tower, vae
+from melody_jax.models import denoiser, diffusion_codec, functional, text_tower, vae
 from melody_jax.models.conditioning import LowerFrames, TextCondition, WordPieces
 from melody_jax.models.denoiser import DenoiserConfig
+from melody_jax.models.diffusion_codec import DiffusionCodecConfig
 from melody_jax.models.functional import Params
 from melody_jax.models.text_tower import TextConfig, TextEncoder
 from melody_jax.models.unet1d import UNet1DConfig
@@ -67,10 +70,12 @@ class TextDiffusionStage(Stage):
     """Latents of the autoencoder per frame of the generator; 1: there is no upsampler."""
     text: TextConfig = dataclasses.field(default_factory=TextConfig)
     """The text tower."""
-    vae: VAEConfig = dataclasses.field(default_factory=lambda: VAEConfig(latent_width=80, mel=True))
+    autoencoder: VAEConfig | DiffusionCodecConfig = dataclasses.field(
+        default_factory=lambda: VAEConfig(latent_width=80, mel=True)
+    )
     """The autoencoder whose latents are written."""
     networks: str = ""
-    """Folder with the released mulan, whose text tower is used, and vae; empty: fresh ones, for tests."""
+    """Folder with the released mulan, whose text tower is used, and vae, or dmae; empty: fresh ones, for tests."""
     condition_dropout: float = 0.1
     """Share of items trained without their text, for classifier-free guidance (the paper's)."""
     lower_noise: float = 0.6
@@ -85,16 +90,17 @@ class TextDiffusionStage(Stage):
             raise UserError(
                 f"model.text.width is {width}; it must be that of the text tower, {self.text.width}"
             )
-        if self.model.latent_dim != self.vae.latent_width:
+        width = self.autoencoder.latent_width
+        if self.model.latent_dim != width:
             raise UserError(
-                f"model.latent_dim is {self.model.latent_dim}; the autoencoder has {self.vae.latent_width} channels"
+                f"model.latent_dim is {self.model.latent_dim}; the autoencoder has {width} channels"
             )
         if self.ratio < 1:
             raise UserError(f"ratio is {self.ratio}; it must be at least 1")
         wanted = self.ratio if self.part == "upsampler" else 0
         if self.model.lower_ratio != wanted:
             raise UserError(f"model.lower_ratio is {self.model.lower_ratio}; the {self.part} needs {wanted}")
-        if self.vae.quantiser:
+        if isinstance(self.autoencoder, VAEConfig) and self.autoencoder.quantiser:
             raise UserError("the autoencoder has a quantiser; a diffusion writes latents without one")
         if not 0 <= self.lower_noise <= diffusion.HALF_PI:
             raise UserError(f"lower_noise is {self.lower_noise}; it must be from 0 to pi/2")
@@ -107,14 +113,14 @@ class TextDiffusionStage(Stage):
     @property
     def roles(self) -> Roles:
         """The role of every parameter, with the structure of what `init` returns."""
-        encoder = {name: part for name, part in vae.roles(self.vae).items() if name != "decoder"}
-        frozen = {"text": functional.roles(TextEncoder, self.text), "vae": encoder}
+        encoder = _without_decoder(self._codec.roles(self.autoencoder))
+        frozen = {"text": functional.roles(TextEncoder, self.text), "autoencoder": encoder}
         return {"model": denoiser.roles(self.model), "frozen": frozen}
 
     @property
     def audio_format(self) -> AudioFormat:
         """Sample rate and channels of the batches."""
-        return self.vae.audio_format
+        return self.autoencoder.audio_format
 
     @property
     def vocabulary(self) -> int:
@@ -122,33 +128,39 @@ class TextDiffusionStage(Stage):
         return self.text.vocab_size
 
     @property
+    def _codec(self) -> ModuleType:
+        """The module of the autoencoder."""
+        return vae if isinstance(self.autoencoder, VAEConfig) else diffusion_codec
+
+    @property
+    def _networks(self) -> tuple[str, str]:
+        """The names of the released networks that the stage reads: text tower and autoencoder."""
+        return "mulan", "vae" if isinstance(self.autoencoder, VAEConfig) else "dmae"
+
+    @property
     def hashes(self) -> dict[str, str]:
         """The hashes of the frozen networks. Raises `UserError` if there are none."""
         if not self.networks:
-            raise UserError(
-                "stage.networks is missing: the folder of the released mulan and vae to train with"
-            )
-        return {name: release.network_hash(self.networks, name) for name in ("mulan", "vae")}
+            names = " and ".join(self._networks)
+            raise UserError(f"stage.networks is missing: the folder of the released {names} to train with")
+        return {name: release.network_hash(self.networks, name) for name in self._networks}
 
     def init(self, key: PRNGKeyArray) -> Params:
         """Fresh parameters, float32, and the frozen networks."""
         return {"model": denoiser.init(self.model, key), "frozen": self._frozen(jax.random.fold_in(key, 1))}
 
     def _frozen(self, key: PRNGKeyArray) -> Params:
-        if self.networks:
-            mulan, mulan_config, _ = release.read_network(self.networks, "mulan")
-            encoder, vae_config, _ = release.read_network(self.networks, "vae")
-            for what, config, wanted in (
-                ("text", mulan_config.text, self.text),
-                ("vae", vae_config, self.vae),
-            ):
-                if config != wanted:
-                    raise UserError(f"{self.networks} has another {what} than stage.{what}; set them alike")
-            text = mulan["text"]["encoder"]
-        else:
+        if not self.networks:
             text = text_tower.init(self.text, key)
-            encoder = vae.init(self.vae, key)
-        frozen = {"text": text, "vae": {name: part for name, part in encoder.items() if name != "decoder"}}
+            return {"text": text, "autoencoder": _without_decoder(self._codec.init(self.autoencoder, key))}
+        mulan_name, codec_name = self._networks
+        mulan, mulan_config, _ = release.read_network(self.networks, mulan_name)
+        codec, codec_config, _ = release.read_network(self.networks, codec_name)
+        pairs = {"text": (mulan_config.text, self.text), "autoencoder": (codec_config, self.autoencoder)}
+        for what, (config, wanted) in pairs.items():
+            if config != wanted:
+                raise UserError(f"{self.networks} has another {what} than stage.{what}; set them alike")
+        frozen = {"text": mulan["text"]["encoder"], "autoencoder": _without_decoder(codec)}
         return jax.tree.map(jnp.asarray, frozen)
 
     def gradients(
@@ -168,10 +180,12 @@ class TextDiffusionStage(Stage):
     def _inputs(self, frozen: Params, batch: Batch) -> tuple[Array, WordPieces]:
         """Latents (B, L, D) at the autoencoder's rate, and the outputs of the text tower."""
         audio = jnp.asarray(batch["audio"], jnp.float32)
-        latents = vae.encode(frozen["vae"], self.vae, audio)
+        latents = self._codec.encode(frozen["autoencoder"], self.autoencoder, audio)
         frames = latents.shape[1] if self.part == "upsampler" else latents.shape[1] / self.ratio
         if frames != self.model.frames:
-            samples = self.model.frames * self.vae.hop * (1 if self.part == "upsampler" else self.ratio)
+            samples = (
+                self.model.frames * self.autoencoder.hop * (1 if self.part == "upsampler" else self.ratio)
+            )
             raise UserError(
                 f"data.crop_samples is {audio.shape[1]}; {self.model.frames} frames of the {self.part} are {samples}"
             )
@@ -233,6 +247,10 @@ class TextDiffusionStage(Stage):
     def finish(self, model: Params, batches: Iterator[Any], key: PRNGKeyArray) -> tuple[Params, Metrics]:
         """Nothing is fitted after training."""
         return model, {}
+
+
+def _without_decoder(parts: dict[str, Any]) -> dict[str, Any]:
+    return {name: part for name, part in parts.items() if name != "decoder"}
 
 
 def lower_rate(latents: Float[Array, "B L D"], ratio: int) -> Float[Array, "B _ D"]:

@@ -41,6 +41,7 @@ from melody_jax.release import network_roles
 from melody_jax.roles import Roles
 from melody_jax.training import tracked_codebooks
 from melody_jax.training.audio_losses import average, balanced, discriminator_loss, distance, log_mel, views
+from melody_jax.training.latent_statistics import whiten
 from melody_jax.training.stage import Batch, Metrics, Stage
 from melody_jax.training.tracked_codebooks import Quantised
 
@@ -238,20 +239,8 @@ class VAEStage(Stage):
         del key
         if self.model.latent_clip is not None:
             return model, {}
-        latents = jax.jit(lambda audio: self._described(model, audio)[0])
-        count = 0
-        total = jnp.zeros(self.model.latent_width)
-        squares = jnp.zeros(self.model.latent_width)
-        for batch in batches:
-            raw = latents(jnp.asarray(batch["audio"])).reshape(-1, self.model.latent_width)
-            count += len(raw)
-            total += raw.sum(0)
-            squares += (raw * raw).sum(0)
-        if count < 2:
-            raise UserError("no audio to fit the latents' mean and scale on: at least one batch is needed")
-        mean = total / count
-        deviation = jnp.sqrt(jnp.maximum(squares / count - mean**2, 1e-8))
-        return model | {"latent_mean": mean, "latent_scale": deviation}, {}
+        encode = jax.jit(lambda audio: self._described(model, audio)[0])
+        return model | whiten(encode(jnp.asarray(batch["audio"])) for batch in batches), {}
 
     def _autoencode(
         self, model: Params, audio: Array, key: PRNGKeyArray

@@ -1,0 +1,117 @@
+"""Moûsai (arXiv 2301.11757): a text, by a latent diffusion and the diffusion of an autoencoder's decoder, to music.
+
+    prompt --text tower--> word pieces --generator--> latents --dmae, a diffusion too--> complex spectra --> waveform
+
+The generator is guided by the words; the decoder follows the latents alone. A clip is one window, without continuation.
+
+A release holds the networks `mulan`, `generator` (of ratio 1) and `dmae`.
+
+B batch, L latents, D latent width, F frames, E numbers of a frame.
+"""
+
+from functools import partial
+from pathlib import Path
+
+import jax
+import numpy as np
+from jaxtyping import Array, Float, Float32
+
+from melody_jax import loudness
+from melody_jax.audio_format import AudioFormat
+from melody_jax.errors import UserError
+from melody_jax.models import diffusion_codec
+from melody_jax.models.conditioning import WordPieces
+from melody_jax.models.denoiser import DenoiserConfig
+from melody_jax.models.diffusion_codec import DiffusionCodecConfig
+from melody_jax.models.functional import Params
+from melody_jax.sampling.cascade import load_networks
+from melody_jax.sampling.item_controls import Controls, item_keys
+from melody_jax.sampling.precision import in_32_bits
+from melody_jax.sampling.system import require_networks
+from melody_jax.systems.text_diffusion import (
+    Program,
+    TextDiffusion,
+    check_follows,
+    diffuse,
+    fold_in,
+    follow_words,
+)
+
+NETWORKS = ("mulan", "generator", "dmae")
+"""Networks of the system."""
+GENERATOR, DECODER = range(2)
+"""Uses of randomness."""
+
+
+class Mousai(TextDiffusion):
+    """A loaded Moûsai: `sample_rate` in Hz, `channels`, `window_seconds`, `params`, `configs`.
+
+    Raises `UserError` if the networks do not belong together.
+    """
+
+    system = "mousai"
+    diffusions = 2
+
+    def check_networks(self) -> None:
+        """Raises `UserError` unless the networks fit each other."""
+        generator = self.configs["generator"]
+        check_follows(
+            generator, "generator", self.configs["mulan"].text.width, self.configs["dmae"].latent_width
+        )
+        if generator.lower_ratio:
+            raise UserError(
+                "generator refines frames of a lower rate; Moûsai's makes latents from words alone"
+            )
+
+    @property
+    def audio_format(self) -> AudioFormat:
+        """Sample rate and channels of the clips: those of the autoencoder."""
+        return self.configs["dmae"].audio_format
+
+    @property
+    def window_samples(self) -> int:
+        """Samples of a window, the longest clip."""
+        return self.configs["generator"].frames * self.configs["dmae"].hop
+
+    def waves(
+        self, program: Program, words: WordPieces, controls: Controls
+    ) -> Float32[np.ndarray, " B T *C"]:
+        """The waveforms of a window in [-1, 1]; item i depends on row i of its inputs alone."""
+        networks = {name: self.params[name] for name in ("generator", "dmae")}
+        configs = (self.configs["generator"], self.configs["dmae"])
+        waves = np.asarray(_sample(networks, configs, program, words, controls))
+        return np.stack([loudness.peak_limit(wave, sample_rate=self.sample_rate) for wave in waves])
+
+
+@partial(jax.jit, static_argnames=("configs", "program"))
+def _sample(
+    params: dict[str, Params],
+    configs: tuple[DenoiserConfig, DiffusionCodecConfig],
+    program: Program,
+    words: WordPieces,
+    controls: Controls,
+) -> Float[Array, " B T *C"]:
+    """The audio of a window."""
+    keys = item_keys(controls)
+    generator, codec = configs
+    latents = follow_words(params["generator"], generator, program, words, controls, fold_in(keys, GENERATOR))
+    raw = diffusion_codec.denormalise(params["dmae"], latents)
+
+    def velocity(noisy: Array, angle: Array) -> Array:
+        return diffusion_codec.velocity(params["dmae"], codec, noisy, angle, raw)
+
+    shape = (generator.frames * codec.codec.downsample, codec.decoder.latent_dim)
+    return diffusion_codec.from_frames(codec, diffuse(velocity, shape, program, fold_in(keys, DECODER)))
+
+
+@in_32_bits
+def load(name: str, *, folder: str | Path | None = None) -> Mousai:
+    """The Moûsai released as `name`, from the package or from `folder/name`; nothing is downloaded.
+
+    Raises `UserError` if there is no such release, a network is missing (the message says how to train it) or damaged,
+    or they do not belong together.
+    """
+    require_networks(name, folder, NETWORKS, "mousai")
+    params, configs, hashes, tokenizer = load_networks(name, folder, NETWORKS)
+    assert tokenizer is not None
+    return Mousai(params, configs, hashes, tokenizer)
