@@ -13,7 +13,7 @@ from melody_jax.training.stages.text_diffusion import TextDiffusionStage
 
 
 def config() -> TrainConfig:
-    """0.05 M parameters, for the latents of `vocoder_tiny.py` and the words of `mulan_tiny.py`."""
+    """0.04 M parameters, for the latents of `vocoder_tiny.py` and the words of `mulan_tiny.py`."""
     text = TextCondition(width=mulan.TINY.text.width)
     model = replace(
         unet1d.TINY,

@@ -9,7 +9,7 @@ from melody_jax.training.stages.vae import VAEStage
 
 
 def config() -> TrainConfig:
-    """0.02 M parameters."""
+    """0.01 M parameters."""
     stage = VAEStage(model=vae.TINY_MEL, discriminator=discriminators.TINY, adversarial_start=200)
     return TrainConfig(
         stage=stage,
