@@ -94,3 +94,13 @@ def item_keys(controls: Controls) -> Key[Array, " B"]:
         return jax.random.fold_in(jax.random.fold_in(root, seed[1]), candidate)
 
     return jax.vmap(key)(controls.seeds, controls.candidate)
+
+
+def fold_in(keys: Key[Array, " B"], use: int | Array) -> Key[Array, " B"]:
+    """The items' keys for one use of randomness; each use has its own number."""
+    return jax.vmap(jax.random.fold_in, (0, None))(keys, use)
+
+
+def normal(keys: Key[Array, " B"], shape: tuple[int, ...]) -> Float[Array, "B ..."]:
+    """Standard normal numbers of this shape for each item, from its own key."""
+    return jax.vmap(lambda key: jax.random.normal(key, shape))(keys)

@@ -28,8 +28,12 @@ from melody_jax.models.denoiser import DenoiserConfig
 from melody_jax.models.functional import Params
 from melody_jax.models.lm_config import LMConfig
 from melody_jax.models.vae import VAEConfig
-from melody_jax.sampling.item_controls import Controls, item_keys
+from melody_jax.sampling.item_controls import Controls, fold_in, item_keys, normal
 from melody_jax.sampling.settings import SamplingSettings
+
+
+TOKENS, NOISE, LATER_NOISE = range(3)
+"""Uses of an item's random key in a window."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,18 +94,9 @@ class Window(NamedTuple):
     latents: Float[Array, "B L D"]
 
 
-def _fold_in(keys: jax.Array, use: int | jax.Array) -> jax.Array:
-    """The keys for one use of randomness: 0 tokens, 1 noise, 2 noise of later steps."""
-    return jax.vmap(jax.random.fold_in, (0, None))(keys, use)
-
-
-def _noise(keys: jax.Array, frames: int, channels: int) -> jax.Array:
-    return jax.vmap(lambda key: jax.random.normal(key, (frames, channels)))(keys)
-
-
 def initial_noise(keys: Key[Array, " B"], frames: int, channels: int) -> Float[Array, "B L D"]:
     """Standard normal latents, each item's from its own key."""
-    return _noise(_fold_in(keys, 1), frames, channels)
+    return normal(fold_in(keys, NOISE), (frames, channels))
 
 
 def prefix_to_tokens(
@@ -120,7 +115,7 @@ def prefix_to_tokens(
         params,
         config.lm,
         controls.prefix_tokens[:, : config.lm.given_length],
-        _fold_in(keys, 0),
+        fold_in(keys, TOKENS),
         config.tokens,
         temperature=controls.temperature,
         top_k=controls.top_k,
@@ -164,7 +159,7 @@ def tokens_to_latents(
         velocity = guidance.guided(evaluate, scale, controls.guidance_rescale, is_new)
 
     def later_noise(step: jax.Array) -> jax.Array:
-        return _noise(_fold_in(_fold_in(keys, 2), step), frames, channels)
+        return normal(fold_in(fold_in(keys, LATER_NOISE), step), (frames, channels))
 
     start = initial_noise(keys, frames, channels)
     if context is not None:
@@ -224,7 +219,7 @@ def next_window(
     """
 
     def sample(params: dict[str, Params], number: jax.Array, controls: Controls, window: Window) -> Window:
-        keys = _fold_in(item_keys(controls), 2 + number)  # 0 and 1 are the first window's uses
+        keys = fold_in(item_keys(controls), 2 + number)  # 0 and 1 are the first window's uses
         tokens = prefix_to_tokens(params["lm"], config, controls, keys, window.semantic_tokens[:, shift:])
         context = jnp.roll(window.latents, -config.chunk_frames, axis=1)
         is_new = jnp.arange(config.dpd.frames) >= config.dpd.frames - config.chunk_frames
@@ -254,7 +249,7 @@ def fill_tokens(
     batch = len(is_new)
     fixed = jnp.where(is_new, -1, semantic_tokens)
     controls, fixed = jax.tree.map(lambda rows: jnp.repeat(rows, fillings, axis=0), (controls, fixed))
-    keys = _fold_in(item_keys(controls), 2 + number)
+    keys = fold_in(item_keys(controls), 2 + number)
     keys = jax.vmap(jax.random.fold_in)(keys, jnp.tile(jnp.arange(fillings), batch))
     tokens = prefix_to_tokens(params, config, controls, keys, fixed[:, :context_tokens], fixed)
     if fillings == 1:
@@ -279,7 +274,7 @@ def fill_latents(
 
     number: as in `fill_tokens`.
     """
-    keys = _fold_in(item_keys(controls), 2 + number)
+    keys = fold_in(item_keys(controls), 2 + number)
     return tokens_to_latents(params, config, controls, window.semantic_tokens, keys, window.latents, is_new)
 
 

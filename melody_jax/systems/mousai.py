@@ -25,7 +25,7 @@ from melody_jax.models.denoiser import DenoiserConfig
 from melody_jax.models.diffusion_codec import DiffusionCodecConfig
 from melody_jax.models.functional import Params
 from melody_jax.sampling.cascade import load_networks
-from melody_jax.sampling.item_controls import Controls, item_keys
+from melody_jax.sampling.item_controls import Controls, fold_in, item_keys
 from melody_jax.sampling.precision import in_32_bits
 from melody_jax.sampling.system import require_networks
 from melody_jax.systems.text_diffusion import (
@@ -33,7 +33,6 @@ from melody_jax.systems.text_diffusion import (
     TextDiffusion,
     check_follows,
     diffuse,
-    fold_in,
     follow_words,
 )
 

@@ -26,16 +26,14 @@ from melody_jax.models.denoiser import DenoiserConfig
 from melody_jax.models.functional import Params
 from melody_jax.sampling.cascade import load_networks
 from melody_jax.sampling.decode import context, decode
-from melody_jax.sampling.item_controls import Controls, item_keys
+from melody_jax.sampling.item_controls import Controls, fold_in, item_keys, normal
 from melody_jax.sampling.precision import in_32_bits
 from melody_jax.sampling.system import require_networks
 from melody_jax.systems.text_diffusion import (
     Program,
     TextDiffusion,
     check_follows,
-    fold_in,
     follow_words,
-    normal,
 )
 
 NETWORKS = ("mulan", "generator", "upsampler", "vae")

@@ -21,7 +21,7 @@ from melody_jax.models.conditioning import LowerFrames, WordPieces
 from melody_jax.models.denoiser import DenoiserConfig
 from melody_jax.models.functional import Params
 from melody_jax.sampling import edges, plan
-from melody_jax.sampling.item_controls import Controls, make_controls
+from melody_jax.sampling.item_controls import Controls, fold_in, make_controls, normal
 from melody_jax.sampling.precision import in_32_bits
 from melody_jax.sampling.prompts import PromptEncoder
 from melody_jax.sampling.request import Request
@@ -201,16 +201,6 @@ def diffuse(
     start = normal(fold_in(keys, 0), shape)
     angle_steps = diffusion.angle_steps(program.schedule, program.steps)
     return diffusion.sample(velocity, start, angle_steps, None, program.solver, later_noise)
-
-
-def fold_in(keys: Key[Array, " B"], use: int | Array) -> Key[Array, " B"]:
-    """The keys for one use of randomness."""
-    return jax.vmap(jax.random.fold_in, (0, None))(keys, use)
-
-
-def normal(keys: Key[Array, " B"], shape: tuple[int, ...]) -> Float[Array, "B ..."]:
-    """Standard normal numbers, each item's from its own key."""
-    return jax.vmap(lambda key: jax.random.normal(key, shape))(keys)
 
 
 def check_follows(config: DenoiserConfig, name: str, text_width: int, latent_width: int) -> None:
