@@ -31,7 +31,6 @@ from melody_jax.models.vae import VAEConfig
 from melody_jax.sampling.item_controls import Controls, fold_in, item_keys, normal
 from melody_jax.sampling.settings import SamplingSettings
 
-
 TOKENS, NOISE, LATER_NOISE = range(3)
 """Uses of an item's random key in a window."""
 
