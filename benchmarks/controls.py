@@ -1,0 +1,136 @@
+"""Does a model follow the tempo, key and mode that it is told with `--bpm` and `--key`?
+
+    python benchmarks/controls.py --judges corpus/train --model bass      # writes docs/evaluation/controls-bass.md
+
+For each of the 16 groups of `melody diagnose`, clips from its name alone are told keys, modes and tempi that are drawn
+at random. The same clips without them show what chance gives. The judges are those of `melody evaluate`; a tempo is right
+within 8 % of the one that was told, of its half or its double.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tyro
+from tqdm import tqdm
+
+from melody_jax.composer.prompt_facts import PromptFacts
+from melody_jax.control_tokens import KEYS
+from melody_jax.evaluation import evaluate
+from melody_jax.evaluation.adherence import Judge, adherence
+from melody_jax.evaluation.clip_features import ClipFeatures, clip_features
+from melody_jax.evaluation.clips import open_set
+from melody_jax.evaluation.composed_prompts import GROUPS
+from melody_jax.evaluation.embed_clips import Share, measure
+from melody_jax.evaluation.embedding import MuLan
+from melody_jax.evaluation.sound import Sound
+from melody_jax.runtime import enable_compile_cache
+from melody_jax.sampling.cascade import Melody, load
+
+ROOT = Path(__file__).parents[1]
+FACTS = ("tempo", "key", "mode")
+TARGETS = {"tempo": 0.92, "key": 0.45}
+SLOWEST, FASTEST = 70, 160
+BATCH = 16
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """Compares clips that are told a tempo, key and mode with clips that are not."""
+
+    judges: Path
+    """Audio shards of composed music, train split, for the judges."""
+    model: str = "bass"
+    """Name of the release; it must have control tokens."""
+    folder: str | None = None
+    """Folder of releases; none: the packaged ones."""
+    per_group: int = 5
+    """Clips of each group."""
+    guidance_scale: float = 2.5
+    """Guidance of the diffusion."""
+    lm_guidance_scale: float = 2.0
+    """Guidance of the language model."""
+    seed: int = 0
+    """Seed of what is told; clip i has seed i."""
+    cache: Path = Path("runs/controls")
+    """Folder of the judges' features."""
+    out: Path = ROOT / "docs" / "evaluation"
+    """Folder of the table."""
+
+
+def told(count: int, seed: int) -> list[PromptFacts]:
+    """What each clip is told."""
+    rng = np.random.default_rng(seed)
+    return [
+        PromptFacts(
+            tempo_bpm=float(rng.integers(SLOWEST, FASTEST + 1)),
+            key=KEYS[int(rng.integers(12))],
+            mode=str(rng.choice(["major", "minor"])),
+        )
+        for _ in range(count)
+    ]
+
+
+def features_of(
+    melody: Melody, texts: list[str], settings: dict[str, list[Any]], arguments: Arguments
+) -> ClipFeatures:
+    """Features of one clip of a window for each text."""
+    rows = []
+    for first in tqdm(range(0, len(texts), BATCH), unit="batch"):
+        part = slice(first, first + BATCH)
+        clips = melody.generate(
+            texts[part],
+            seconds=melody.window_seconds,
+            seed=list(range(first, first + len(texts[part]))),
+            guidance_scale=arguments.guidance_scale,
+            lm_guidance_scale=arguments.lm_guidance_scale,
+            **{name: values[part] for name, values in settings.items()},
+        )
+        rows += [clip_features(Sound(clip, melody.audio_format).to()) for clip in clips]
+    return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+
+
+def judges(arguments: Arguments) -> Judge:
+    """The judges of `melody evaluate`."""
+    clips = open_set(arguments.judges)
+    rows = measure(clips, MuLan("mini"), Share(cache=arguments.cache), with_features=True)
+    assert rows is not None
+    return evaluate.train_judges(clips, rows, 0)
+
+
+def main() -> None:
+    """Measures, prints and writes the table."""
+    arguments = tyro.cli(Arguments, description=__doc__)
+    enable_compile_cache()
+    melody = load(arguments.model, folder=arguments.folder)
+    texts = [group.name for group in GROUPS for _ in range(arguments.per_group)]
+    facts = told(len(texts), arguments.seed)
+    settings = {
+        "bpm": [fact.tempo_bpm for fact in facts],
+        "key": [f"{fact.key} {fact.mode}" for fact in facts],
+    }
+    scorer = judges(arguments)
+    arms = {
+        name: adherence(scorer, features_of(melody, texts, given, arguments), facts, arguments.seed)
+        for name, given in {"told": settings, "not told": {}}.items()
+    }
+    lines = [
+        f"{len(texts)} clips of {melody.window_seconds:g} s, {arguments.per_group} of each group; guidance "
+        f"{arguments.guidance_scale:g} (diffusion), {arguments.lm_guidance_scale:g} (language model).",
+        "",
+        "| fact | told | 95 % interval | not told | judge on composed music | target |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    for fact in FACTS:
+        right = arms["told"][fact]["right"]
+        cells = [f"{right.value:.2f}", f"{right.low:.2f} to {right.high:.2f}"]
+        cells += [f"{arms['not told'][fact]['right'].value:.2f}", f"{scorer.accuracy[fact]:.2f}"]
+        lines.append(f"| {fact} | {' | '.join(cells)} | {TARGETS.get(fact, '')} |")
+    page = "\n".join(lines) + "\n"
+    print(page)
+    (arguments.out / f"controls-{arguments.model}.md").write_text(page)
+
+
+if __name__ == "__main__":
+    main()
