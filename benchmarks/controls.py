@@ -3,8 +3,8 @@
     python benchmarks/controls.py --judges corpus/train --model bass      # writes docs/evaluation/controls-bass.md
 
 For each of the 16 groups of `melody diagnose`, clips from its name alone are told keys, modes and tempi that are drawn
-at random. The same clips without them show what chance gives. The judges are those of `melody evaluate`; a tempo is right
-within 8 % of the one that was told, of its half or its double.
+at random. The same clips without them show what chance gives. The judges are those of `melody evaluate`; a tempo is
+right within 8 % of the one that was told, of its half or its double.
 """
 
 from dataclasses import dataclass

@@ -12,7 +12,7 @@ from melody_jax.training.stages.diffusion_codec import DiffusionCodecStage
 
 
 def config() -> TrainConfig:
-    """8.3 M encoder; 141.2 M decoder, a U-Net over spectra, where the paper's is over samples. Untrained so far."""
+    """8.3 M encoder; 140.8 M decoder, a U-Net over spectra, where the paper's is over samples. Untrained so far."""
     codec = StftCodecConfig(
         sample_rate=FULL_BAND_RATE,
         channels=2,

@@ -1,6 +1,7 @@
 """Noise2Music's generator: words to 750 log mels of 80 bands at 25 Hz, 30 s (arXiv 2302.03917).
 
     melody train generator_paper --data.folder corpus/train --stage.networks release/noise2music \\
+        --data.text-tokenizer release/noise2music/mulan.tokenizer.json \\
         --workdir runs/generator_paper
 """
 

@@ -14,7 +14,7 @@ from melody_jax.training.stages.text_diffusion import TextDiffusionStage
 
 def config() -> TrainConfig:
     """0.04 M parameters, for the latents of `vocoder_tiny.py` and the words of `mulan_tiny.py`."""
-    text = TextCondition(width=mulan.TINY.text.width)
+    text = TextCondition(width=mulan.TINY.text.width, length=40)
     model = replace(
         unet1d.TINY,
         latent_dim=vae.TINY_MEL.latent_width,

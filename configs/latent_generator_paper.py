@@ -1,6 +1,7 @@
 """Moûsai's latent diffusion: words to 2,150 latents of `dmae_paper.py`, 43 s (arXiv 2301.11757).
 
     melody train latent_generator_paper --data.folder corpus/stereo --stage.networks release/mousai \\
+        --data.text-tokenizer release/mousai/mulan.tokenizer.json \\
         --workdir runs/latent_generator_paper
 """
 
@@ -22,6 +23,6 @@ def config() -> TrainConfig:
         channels=(512, 1024, 1280, 1536, 1792),
         attention_levels=3,
     )
-    stage = replace(generator.stage, model=model, ratio=1, autoencoder=codec)
+    stage = replace(generator.stage, part="latent_generator", model=model, ratio=1, autoencoder=codec)
     data = replace(generator.data, crop_samples=2_150 * codec.hop)
     return replace(generator, stage=stage, data=data, workdir="runs/latent_generator_paper")

@@ -16,5 +16,5 @@ def config() -> TrainConfig:
     generator = load_config(Path(__file__).with_name("generator_tiny.py"))
     codec = diffusion_codec.TINY
     model = replace(generator.stage.model, latent_dim=codec.latent_width)
-    stage = replace(generator.stage, model=model, ratio=1, autoencoder=codec)
+    stage = replace(generator.stage, part="latent_generator", model=model, ratio=1, autoencoder=codec)
     return replace(generator, stage=stage, workdir="runs/latent_generator_tiny")

@@ -11,7 +11,7 @@ from melody_jax.config import OptimizerConfig, TrainConfig, load_config
 
 
 def config() -> TrainConfig:
-    """As `lm_mini.py`, from its released weights; the new tokens have no effect at first."""
+    """As `lm_mini.py`, from its released weights; the new tokens have almost no effect at first."""
     mini = load_config(Path(__file__).with_name("lm_mini.py"))
     stage = replace(mini.stage, model=replace(mini.stage.model, controls=VOCABULARY))
     optimizer = OptimizerConfig(learning_rate=2e-3, muon=True, warmup_steps=30, weight_decay=0.1)

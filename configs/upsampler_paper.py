@@ -1,6 +1,7 @@
 """Noise2Music's cascade: log mels at 25 Hz, and words, to 3,000 log mels of 80 bands at 100 Hz, 30 s.
 
     melody train upsampler_paper --data.folder corpus/train --stage.networks release/noise2music \\
+        --data.text-tokenizer release/noise2music/mulan.tokenizer.json \\
         --workdir runs/upsampler_paper
 """
 
@@ -18,6 +19,7 @@ def config() -> TrainConfig:
         frames=3_000,
         frames_per_token=4,
         lower_ratio=4,
+        lower_noise=0.6,
         channels=(512, 768, 1024, 1536, 1920),
         residual_blocks=2,
         attention_levels=2,

@@ -13,6 +13,6 @@ from melody_jax.config import TrainConfig, load_config
 def config() -> TrainConfig:
     """As `generator_tiny.py`, with four times the frames."""
     generator = load_config(Path(__file__).with_name("generator_tiny.py"))
-    model = replace(generator.stage.model, frames=320, frames_per_token=4, lower_ratio=4)
+    model = replace(generator.stage.model, frames=320, frames_per_token=4, lower_ratio=4, lower_noise=0.6)
     stage = replace(generator.stage, part="upsampler", model=model)
     return replace(generator, stage=stage, workdir="runs/upsampler_tiny")

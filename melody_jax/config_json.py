@@ -75,6 +75,19 @@ def flat_values(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
         yield prefix, config
 
 
+COMPUTE_FIELDS = ("dtype", "remat", "dropout")
+"""Fields of a network's config that affect how it computes, not what its weights mean."""
+
+
+def network_difference(a: Any, b: Any) -> dict[str, tuple[Any, Any]]:
+    """`difference` of the configs of two networks, without fields that do not change what weights mean."""
+    return {
+        name: values
+        for name, values in difference(a, b).items()
+        if name.rpartition(".")[2] not in COMPUTE_FIELDS
+    }
+
+
 def difference(a: Any, b: Any) -> dict[str, tuple[Any, Any]]:
     """Dotted name -> the two values, where two configs (dataclasses or dicts of `to_dict`) differ; in order."""
     flat_a = _flatten(to_dict(a))

@@ -52,6 +52,7 @@ NETWORKS = {
     "dpd_distilled": ("denoiser", "DenoiserConfig"),
     "generator": ("denoiser", "DenoiserConfig"),
     "upsampler": ("denoiser", "DenoiserConfig"),
+    "latent_generator": ("denoiser", "DenoiserConfig"),
     "dmae": ("diffusion_codec", "DiffusionCodecConfig"),
 }
 """Name -> module in `models/` and class of its config, which for diffusions is the base class of all backbones."""
@@ -276,6 +277,16 @@ def load_tokenizer(path: str | os.PathLike, size: int) -> Tokenizer:
     """The tokenizer of the MuLan in folder `path`. Raises `UserError` unless it has `size` word pieces."""
     file = locate(path) / TOKENIZER
     return read_tokenizer(str(file) if file.exists() else "", size)
+
+
+def check_tokenizer(path: str | os.PathLike, source: str) -> None:
+    """Raises `UserError` unless the tokenizer.json `source` ("": the packaged one) is that of the MuLan in `path`."""
+    file = locate(path) / TOKENIZER
+    wanted = files.file_hash(file) if file.exists() else None
+    given = files.file_hash(Path(source)) if source else None
+    if given != wanted:
+        name = str(file) if file.exists() else "the packaged one: leave it out"
+        raise UserError(f"data.text_tokenizer is {source!r}; the mulan of {path} has {name}")
 
 
 def read_description(path: str | os.PathLike, name: str) -> dict[str, Any]:

@@ -33,7 +33,7 @@ SIZES = {
     "vocoder_paper": 25_112_482,
     "generator_paper": 716_057_936,
     "upsampler_paper": 494_413_776,
-    "dmae_paper": 149_480_516,
+    "dmae_paper": 149_085_252,
     "latent_generator_paper": 689_556_544,
     "lm_modern": 424_736_768,
     "dpd_modern": 297_717_312,

@@ -16,14 +16,17 @@ from melody_jax import load, release
 from melody_jax.cli import run
 from melody_jax.errors import UserError
 from melody_jax.models import diffusion_codec, unet1d
+from melody_jax.models.conditioning import TextCondition
 from melody_jax.models.diffusion_codec import TINY, DiffusionCodecConfig
 from melody_jax.release import load_tokenizer
+from melody_jax.sampling.request import make_requests
 from melody_jax.sampling.system import Evaluations
 from melody_jax.systems.mousai import Mousai
 from melody_jax.training.stages.text_diffusion import TextDiffusionStage
 
 SETTINGS = {"seed": 3, "steps": 2}
-GENERATOR: TextDiffusionStage = STAGES["latent generator"]
+GENERATOR: TextDiffusionStage = STAGES["latent_generator"]
+MODEL = dataclasses.replace(GENERATOR.model, text=TextCondition(width=32, length=16))
 STEREO = dataclasses.replace(
     TINY,
     codec=dataclasses.replace(TINY.codec, channels=2),
@@ -45,7 +48,7 @@ def networks() -> dict[str, tuple[Any, Any]]:
     """Parameters and config of each network."""
     return {
         "mulan": tiny_networks()["mulan"],
-        "generator": (random_denoiser(GENERATOR.model), GENERATOR.model),
+        "latent_generator": (random_denoiser(MODEL), MODEL),
         "dmae": (codec(), TINY),
     }
 
@@ -128,7 +131,8 @@ def test_what_it_lacks_is_refused(system: Mousai) -> None:
         system.generate("piano", seconds=0.7)
     with pytest.raises(UserError, match=r"top_p is 0\.5: mousai has no such setting"):
         system.generate("piano", seconds=0.5, top_p=0.5)
-    assert system.count_passes(0.5) == Evaluations(0, 10)
+    (request,) = make_requests("piano", {"seconds": 0.5, "steps": 3, "solver": "heun"})
+    assert system.count_passes(request) == Evaluations(0, 10)
 
 
 def test_from_the_command_line(folder: Path) -> None:
@@ -138,6 +142,8 @@ def test_from_the_command_line(folder: Path) -> None:
     assert soundfile.info(out).frames == 12_000
     with pytest.raises(UserError, match="load it with --system mousai"):
         run(["sample", "a calm piano", *arguments, "--out", str(out)])
+    with pytest.raises(UserError, match="distilled: mousai has no such option of loading"):
+        load("some", system="mousai", folder=folder, distilled=True)
     prompts = folder / "prompts.jsonl"
     prompts.write_text('{"id": "a", "prompt": "piano"}\n{"id": "b", "prompt": "drums", "seed": 7}\n')
     job = [
@@ -158,11 +164,24 @@ def test_networks_that_do_not_fit_are_refused() -> None:
     made = networks()
     params, configs = ({name: part[i] for name, part in made.items()} for i in (0, 1))
     tokenizer = load_tokenizer(".", configs["mulan"].text.vocab_size)
-    refining = dataclasses.replace(configs["generator"], lower_ratio=2)
-    wide = dataclasses.replace(configs["generator"], latent_dim=4)
+    refining = dataclasses.replace(configs["latent_generator"], lower_ratio=2)
+    wide = dataclasses.replace(configs["latent_generator"], latent_dim=4)
     for changed, says in ((refining, "refines frames of a lower rate"), (wide, "writes 4 channels")):
         with pytest.raises(UserError, match=says):
-            Mousai(params, configs | {"generator": changed}, {}, tokenizer)
+            Mousai(params, configs | {"latent_generator": changed}, {}, tokenizer)
+
+
+def test_guided_latents_stay_within_what_the_encoder_makes(system: Mousai) -> None:
+    """Latents far outside of [-1, 1] sound as those at its ends."""
+    loud = jax.tree.map(lambda leaf: leaf, system.params)
+    far = {"latent_mean": jnp.full(8, 50.0), "latent_scale": jnp.full(8, 0.0)}
+    near = {"latent_mean": jnp.full(8, 1.0), "latent_scale": jnp.full(8, 0.0)}
+    clips = []
+    for statistics in (far, near):
+        params = loud | {"dmae": loud["dmae"] | statistics}
+        changed = Mousai(params, system.configs, {}, system.tokenizer)
+        clips += changed.generate("piano", seconds=0.5, **SETTINGS)
+    np.testing.assert_array_equal(*clips)
 
 
 def test_training_whitens_the_latents() -> None:

@@ -10,6 +10,7 @@ from melody_jax.cli import run
 from melody_jax.config import load_config
 from melody_jax.errors import UserError
 from melody_jax.models import dpd, lm
+from melody_jax.sampling.request import Request
 from melody_jax.systems import nfe
 from melody_jax.systems.musiclm import MusicLM
 from melody_jax.systems.nfe import Evaluations, NFEConfig
@@ -95,6 +96,6 @@ def test_the_paper_s_count_is_what_musiclm_runs(seconds, passes):
     params = {name: lm.init(config, jax.random.key(0)) for name, config in configs.items()}
     configs |= {name: load_config(f"{name}_paper").stage.model for name in ("codec", "mulan")}
     configs["vae"] = configs.pop("codec")
-    counted = MusicLM(params, configs, {}, None).count_passes(seconds)
+    counted = MusicLM(params, configs, {}, None).count_passes(Request(prompt="any", seconds=seconds))
     assert counted == Evaluations(passes, 0)
     assert passes == nfe.musiclm_count(seconds)

@@ -15,7 +15,7 @@ from helpers.tiny import PROMPTS, random_denoiser, tiny_networks
 from melody_jax import load, release
 from melody_jax.cli import run
 from melody_jax.errors import UserError
-from melody_jax.models import vae
+from melody_jax.models import diffusion_codec, vae
 from melody_jax.models.conditioning import TextCondition
 from melody_jax.release import load_tokenizer
 from melody_jax.sampling.request import Part, Scene, make_requests
@@ -34,10 +34,14 @@ def networks() -> dict[str, tuple[Any, Any]]:
         "mulan": tiny_networks()["mulan"],
         "vae": (vae.init(vae.TINY_MEL, jax.random.key(0)), vae.TINY_MEL),
     }
-    return made | {
-        name: (random_denoiser(stage.model), stage.model)
-        for name, stage in (("generator", GENERATOR), ("upsampler", UPSAMPLER))
-    }
+    text = TextCondition(width=32, length=16)
+    configs = {stage.name: dataclasses.replace(stage.model, text=text) for stage in (GENERATOR, UPSAMPLER)}
+    return made | {name: (random_denoiser(config), config) for name, config in configs.items()}
+
+
+def model(stage: TextDiffusionStage = GENERATOR, **changes: Any) -> dict[str, Any]:
+    """The change of a stage that changes its network."""
+    return {"model": dataclasses.replace(stage.model, **changes)}
 
 
 @pytest.fixture(scope="module")
@@ -100,6 +104,10 @@ def test_the_upsampler_refines_what_the_generator_wrote(system: Noise2Music) -> 
         ({"temperature": 0.5}, "temperature is 0.5: noise2music has no such setting"),
         ({"negative_prompt": "drums"}, "negative_prompt is 'drums': noise2music has no such"),
         ({"bpm": 120.0}, "bpm is 120.0: noise2music has no such"),
+        (
+            {"guidance_scale": 1.0, "guidance_rescale": 0.3},
+            r"guidance_rescale is 0\.3, but guidance_scale is 1",
+        ),
     ],
 )
 def test_what_it_lacks_is_refused(system: Noise2Music, settings: dict[str, Any], says: str) -> None:
@@ -112,12 +120,16 @@ def test_prompts_are_single_texts(system: Noise2Music) -> None:
         system.generate([[Part(text="piano"), Part(text="drums")]], seconds=0.5)
     with pytest.raises(UserError, match="is empty"):
         system.generate("", seconds=0.5)
+    with pytest.raises(UserError, match="has 15 word pieces; at most 14 fit, shorten it"):
+        system.generate("piano " * 15, seconds=0.5)
     with pytest.raises(UserError, match="makes whole clips only"):
         system.stream("piano")
 
 
-def test_passes_do_not_depend_on_the_length(system: Noise2Music) -> None:
-    assert system.count_passes(0.3) == system.count_passes(0.6) == Evaluations(0, 10)
+def test_passes_follow_from_the_steps(system: Noise2Music) -> None:
+    short, long = make_requests(["piano"] * 2, {"seconds": [0.3, 0.6], "steps": [5, 8]})
+    assert system.count_passes(short) == Evaluations(0, 10)
+    assert system.count_passes(long) == Evaluations(0, 16)
 
 
 def test_from_the_command_line(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -126,7 +138,7 @@ def test_from_the_command_line(folder: Path, capsys: pytest.CaptureFixture[str])
     run(["sample", "a calm piano", "--system", "noise2music", *arguments, "--steps", "1", "--out", str(out)])
     assert soundfile.info(out).frames == 12_000
     run(["nfe", "--system", "noise2music", *arguments])
-    assert "n2m (noise2music), counted" in capsys.readouterr().out
+    assert "n2m (noise2music), not guided" in capsys.readouterr().out
     with pytest.raises(UserError, match="load it with --system noise2music"):
         run(["sample", "a calm piano", *arguments, "--out", str(out)])
 
@@ -170,13 +182,30 @@ def test_the_frozen_networks_are_those_of_a_release(folder: Path) -> None:
     with pytest.raises(UserError, match=r"stage\.networks is missing"):
         _ = GENERATOR.hashes
     other = dataclasses.replace(stage, autoencoder=dataclasses.replace(stage.autoencoder, latent_scale=2.0))
-    with pytest.raises(UserError, match=r"has another autoencoder than stage\.autoencoder"):
+    with pytest.raises(
+        UserError,
+        match=r"has another autoencoder than stage\.autoencoder: latent_scale is 1\.0 there and 2\.0",
+    ):
         other.init(jax.random.key(0))
 
 
 def test_lower_rate_is_the_mean_of_neighbours() -> None:
     latents = jnp.arange(8.0).reshape(1, 8, 1)
     np.testing.assert_array_equal(lower_rate(latents, 4)[0, :, 0], [1.5, 5.5])
+
+
+def test_captions_of_another_length_or_tokenizer_are_refused(folder: Path, tmp_path: Path) -> None:
+    batch = next(Batches(GENERATOR))
+    params = GENERATOR.init(jax.random.key(0))
+    longer = {name: np.pad(batch[name], ((0, 0), (0, 2))) for name in ("text_ids", "text_mask")}
+    with pytest.raises(UserError, match=r"data\.text_length is 8; model\.text\.length is 6"):
+        GENERATOR.evaluate(params, batch | longer, jax.random.key(1))
+    stage = dataclasses.replace(GENERATOR, networks=str(folder / "n2m"))
+    stage.check_tokenizer("")
+    other = tmp_path / "tokenizer.json"
+    other.write_text("{}")
+    with pytest.raises(UserError, match=r"data\.text_tokenizer is .* has the packaged one: leave it out"):
+        stage.check_tokenizer(str(other))
 
 
 def test_a_crop_of_another_length_is_refused() -> None:
@@ -191,12 +220,23 @@ def test_a_crop_of_another_length_is_refused() -> None:
     [
         (GENERATOR, {"part": "vocoder"}, "part is 'vocoder'"),
         (GENERATOR, {"ratio": 0}, "ratio is 0"),
-        (GENERATOR, {"part": "upsampler"}, "model.lower_ratio is 0; the upsampler needs 4"),
-        (UPSAMPLER, {"part": "generator"}, "model.lower_ratio is 4; the generator needs 0"),
-        (UPSAMPLER, {"lower_noise": 2.0}, "lower_noise is 2.0"),
-        (GENERATOR, {"autoencoder": vae.TINY}, "latent_dim is 16; the autoencoder has 8"),
+        (GENERATOR, {"condition_dropout": 1.0}, r"condition_dropout is 1\.0"),
+        (GENERATOR, {"part": "upsampler"}, r"model\.lower_ratio is 0; this upsampler needs 4"),
+        (UPSAMPLER, {"part": "generator"}, r"model\.lower_ratio is 4; this generator needs 0"),
+        (GENERATOR, {"part": "latent_generator"}, "writes latents of a diffusion codec"),
+        (GENERATOR, {"autoencoder": diffusion_codec.TINY}, "writes latents of an autoencoder"),
+        (GENERATOR, {"autoencoder": vae.TINY}, r"model\.latent_dim is 16; this generator needs 8"),
         (GENERATOR, {"autoencoder": dataclasses.replace(vae.TINY_CODES, latent_width=16)}, "has a quantiser"),
-        (GENERATOR, {"text": dataclasses.replace(GENERATOR.text, width=64)}, "model.text.width is 32"),
+        (GENERATOR, {"text": dataclasses.replace(GENERATOR.text, width=64)}, r"model\.text\.width is 32"),
+        (GENERATOR, model(chunks=4), r"model\.chunks is 4; this generator needs 1"),
+        (GENERATOR, model(guidance_range=(1.0, 4.0)), r"model\.guidance_range is \(1"),
+        (GENERATOR, model(prefix_conditioning=True), r"model\.prefix_conditioning is True"),
+        (UPSAMPLER, model(UPSAMPLER, lower_dim=4), r"model\.lower_dim is 4; this upsampler needs 0"),
+        (
+            UPSAMPLER,
+            model(UPSAMPLER, frames=66),
+            r"model\.frames is 66; it must be a multiple of the ratio, 4",
+        ),
     ],
 )
 def test_impossible_stages_are_refused(stage: TextDiffusionStage, changes: dict[str, Any], says: str) -> None:

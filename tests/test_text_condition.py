@@ -24,9 +24,9 @@ from melody_jax.models.conditioning import (
 SHARED: dict[str, Any] = shared_fields(dpd.TINY) | {"frames": 22, "text": TextCondition(width=6, length=5)}
 BACKBONES: dict[str, DenoiserConfig] = {
     "dpd": dataclasses.replace(dpd.TINY, **SHARED, blocks=1, segment=4),
-    "unet1d": dataclasses.replace(unet1d.TINY, **SHARED | {"lower_ratio": 4}),
+    "unet1d": dataclasses.replace(unet1d.TINY, **SHARED | {"lower_ratio": 4, "lower_noise": 1.2}),
     "unet2d": dataclasses.replace(unet2d.TINY, **SHARED),
-    "dit": dataclasses.replace(dit.TINY, **SHARED | {"lower_ratio": 4}),
+    "dit": dataclasses.replace(dit.TINY, **SHARED | {"lower_ratio": 4, "lower_noise": 1.2}),
 }
 
 
@@ -135,6 +135,8 @@ def test_flops_are_those_of_the_traced_program(config: DenoiserConfig) -> None:
         ),
         (lambda: dataclasses.replace(dpd.TINY, lower_ratio=-1), "lower_ratio is -1"),
         (lambda: dataclasses.replace(unet2d.TINY, lower_ratio=2), "lower_ratio is 2"),
+        (lambda: dataclasses.replace(dpd.TINY, lower_noise=0.5), r"lower_noise is 0\.5"),
+        (lambda: dataclasses.replace(dpd.TINY, lower_ratio=2, lower_noise=2.0), r"lower_noise is 2\.0"),
     ],
 )
 def test_impossible_conditions_are_refused(make: Any, reason: str) -> None:

@@ -16,7 +16,7 @@ from typing import Any, Literal
 from melody_jax.config import TrainConfig
 from melody_jax.config_json import to_dict
 from melody_jax.errors import UserError
-from melody_jax.options import replace_fields
+from melody_jax.options import option, replace_fields
 from melody_jax.python_file import function_of
 from melody_jax.sampling.settings import SamplingSettings
 
@@ -39,6 +39,8 @@ class Sampling(SamplingSettings):
     """Name of the packaged release."""
     distilled: bool = False
     """Use the distilled diffusion, which has no guidance: one network pass per step instead of two."""
+    guidance_rescale: float = option(0.0, least=0, most=1)
+    """As in `SamplingSettings`; 0, as in the paper, if a study does not say otherwise."""
     prompts: int = 5
     """Prompts of each of the 16 groups: the first ones of the ten in the list."""
 

@@ -13,6 +13,7 @@ with a condition, E width of a word piece.
 """
 
 import dataclasses
+import math
 from typing import Any, NamedTuple
 
 import jax
@@ -84,6 +85,9 @@ class DenoiserConfig:
     """Frames per frame of a lower rate that this network refines, as in a cascade of diffusions; 0: none."""
     lower_dim: int = 0
     """Channels of a frame of the lower rate; 0: D."""
+    lower_noise: float = 0.0
+    """Largest angle, radians, of the noise that frames of the lower rate get in training; sampling adds half of it
+    (noise conditioning augmentation, arXiv 2106.15282). 0: none, and the network is not told of it."""
     controls: ControlVocabulary | None = None
     """Adds an embedding of control tokens (control_tokens.py) to the pooled condition; None: no control tokens."""
     guidance_range: tuple[float, float] | None = None
@@ -109,6 +113,10 @@ class DenoiserConfig:
         for name in ("lower_ratio", "lower_dim", "semantic_tokens"):
             if getattr(self, name) < 0:
                 raise UserError(f"{name} is {getattr(self, name)}; it must be at least 0")
+        if not 0 <= self.lower_noise <= math.pi / 2 or (self.lower_noise and not self.lower_ratio):
+            raise UserError(
+                f"lower_noise is {self.lower_noise}; it must be from 0 to pi/2, and 0 if lower_ratio is 0"
+            )
         if not self.has_tokens and (self.cross_attention or self.aligned_tokens):
             raise UserError(
                 "semantic_tokens is 0; cross_attention and aligned_tokens need tokens, set them to False"
@@ -186,7 +194,7 @@ class LowerFrames(NamedTuple):
     noisy: Float[Array, "B _ _"]
     """L / `lower_ratio` frames, rounded up, of `lower_dim` channels."""
     angle: Float[Array, " B"]
-    """From 0, no noise, to pi/2."""
+    """From 0, no noise, to `lower_noise`; unused if that is 0."""
 
 
 class Conditioning(NamedTuple):
@@ -244,7 +252,7 @@ class Backbone(nnx.Module):
             self.control = MLP(config.prefix_width, width, dtype, rngs=rngs)
         if config.guidance_range:
             self.guidance = GuidanceEmbedding(width, dtype, rngs=rngs)
-        if config.lower_ratio:
+        if config.lower_noise:
             self.lower_angle_ends = nnx.Param(
                 jax.random.normal(rngs.params(), (2, config.angle_width)), role=roles.WEIGHT
             )
@@ -268,7 +276,7 @@ class Backbone(nnx.Module):
         if config.guidance_range:
             assert guidance_scale is not None, "this network takes the guidance scale as an input"
             angles = angles + self.guidance(jnp.broadcast_to(guidance_scale, (batch,)))[:, None]
-        if config.lower_ratio:
+        if config.lower_noise:
             assert lower is not None, "this network refines frames of a lower rate"
             angles = angles + _embed_angle(lower.angle[:, None], self.lower_angle_ends[...], self.lower_angle)
         tokens, pooled, mask = self._embed_tokens(rows, semantic_tokens, text)
@@ -342,7 +350,7 @@ def embedding_macs(config: DenoiserConfig, frames: int) -> int:
     tokens = config.tokens(frames)
     token_width = config.text.width if config.text else width
     total = frames * width * (config.angle_width + width) + tokens * width * (token_width + width)
-    total += width * (config.angle_width + width) if config.lower_ratio else 0
+    total += width * (config.angle_width + width) if config.lower_noise else 0
     total += tokens * width * width if config.aligned_tokens else 0
     total += width * (config.prefix_width + width) * (config.prefix_conditioning + bool(config.controls))
     return total + (GuidanceEmbedding.WIDTH * (1 + width) if config.guidance_range else 0)

@@ -3,7 +3,7 @@
     audio (B, T) --|STFT|--> encoder --tanh, normalise--> latents (B, L, D)
     noise (B, F, E), latents --diffusion--> complex spectra (B, F, E) --inverse STFT--> audio (B, T)
 
-The encoder is that of `models/stft_codec.py`. The decoder is any backbone of `models/denoiser.py` that refines the
+The encoder is that of `models/stft_codec.py`. The decoder is a backbone of `models/denoiser.py` that refines the
 latents as frames of a lower rate; it invents the phase, of which the latents know nothing. It works on the frames of a
 short-time spectrum, where the paper's works on samples. Their magnitudes are raised to a power, as for speech
 enhancement by diffusion (arXiv 2208.05830), so that quiet bins count.
@@ -53,10 +53,11 @@ class DiffusionCodecConfig:
             lower_ratio=4,
             lower_dim=32,
             channels=(256, 384, 512),
-            attention_levels=1,
+            attention_levels=0,
         )
     )
-    """The network of the diffusion; `frames` in training."""
+    """The network of the diffusion. `frames` are those of training; clips are longer, so it should not attend along
+    them (`attention_levels` 0)."""
     power: float = 0.5
     """Magnitudes are raised to this power, above 0 and at most 1."""
     frame_scale: float = 0.15
@@ -99,6 +100,7 @@ TINY = DiffusionCodecConfig(
         frames_per_token=4,
         semantic_tokens=0,
         cross_attention=False,
+        attention_levels=0,
         prefix_conditioning=False,
         lower_ratio=4,
         lower_dim=8,

@@ -67,7 +67,8 @@ class VAEConfig:
     quantiser: QuantiserConfig | None = None
     """The residual quantiser of the latents; None: a Gaussian posterior."""
     mel: bool = False
-    """The latents are log mel magnitudes, D bands for all channels together, and the encoder has no weights."""
+    """The latents are log mel magnitudes, D bands for all channels together. The encoder has no weights, and the
+    `codec`'s fields for it are unused."""
 
     def __post_init__(self) -> None:
         samples = self.audio_format.token_samples
@@ -163,6 +164,8 @@ class VAE(nnx.Module):
         self, audio: Float[Array, " B T *C"]
     ) -> tuple[Float[Array, "B L D"], Float[Array, "B L D"]]:
         """See the function `posterior`."""
+        if self.config.mel or self.config.quantiser:
+            raise UserError("this autoencoder has no posterior: its latents are mel bands or codes")
         mean, log_variance = jnp.split(self.encoder_output(audio), 2, axis=-1)
         return mean, jnp.clip(log_variance + LOG_VARIANCE_START, -12.0, 4.0)
 

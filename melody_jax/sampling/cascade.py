@@ -27,7 +27,7 @@ from melody_jax.sampling.plan import NETWORKS, ProgramBatch
 from melody_jax.sampling.precision import each_in_32_bits, in_32_bits
 from melody_jax.sampling.prompts import PromptEncoder
 from melody_jax.sampling.request import PromptLike, Request, make_requests
-from melody_jax.sampling.system import Encoded, System, check_streamed, controls_at
+from melody_jax.sampling.system import Encoded, System, check_streamed, controls_at, refuse_other_system
 
 
 class Melody(System):
@@ -249,6 +249,8 @@ def load(
     Raises `UserError` if there is no such release, one of its files is missing or damaged, or its networks do
     not belong together (the hashes in each JSON name the networks that it was trained with).
     """
+    if "dpd" in networks:
+        refuse_other_system(release.root(folder) / name)
     if distilled:
         networks = ["dpd_distilled" if network == "dpd" else network for network in networks]
     params, configs, hashes, tokenizer = load_networks(name, folder, networks)

@@ -164,9 +164,11 @@ class PromptEncoder:
             total += part.weight * np.asarray(point)
         return np.asarray(mulan.unit(jnp.asarray(total)))
 
-    def word_pieces(self, prompts: Sequence[str]) -> WordPieces:
-        """The outputs of the text tower for every word piece of texts. Raises `UserError` if one is too long."""
-        length = self.config.text.max_length
+    def word_pieces(self, prompts: Sequence[str], length: int) -> WordPieces:
+        """The outputs of the text tower for texts of at most `length` word pieces, [CLS] and [SEP] included.
+
+        Raises `UserError` if one is longer.
+        """
         ids, masks = zip(*(_tokenize(prompt, length, self.tokenizer) for prompt in prompts), strict=True)
         return text_pieces(
             self.params["text"]["encoder"], self.config.text, np.concatenate(ids), np.concatenate(masks)

@@ -91,6 +91,10 @@ class ClipSettings(SamplingSettings):
         super().__post_init__()
         if self.key:
             parse_key(self.key)
+        if self.guidance_scale == 1 and self.guidance_rescale != type(self).guidance_rescale:
+            raise UserError(
+                f"guidance_rescale is {self.guidance_rescale}, but guidance_scale is 1, without guidance; leave one out"
+            )
         if self.negative_prompt and self.lm_guidance_scale == 1:
             raise UserError("negative_prompt needs guidance; lm_guidance_scale is 1, set e.g. 2")
 

@@ -104,12 +104,12 @@ class System(ABC):
     def program(self, request: Request) -> Hashable:
         """What requests without a source share if they are made in one batch. Raises `UserError` as `check`."""
 
-    def count_passes(self, seconds: float) -> Evaluations:
-        """Passes through all generating networks for a clip, without guidance.
+    def count_passes(self, request: Request) -> Evaluations:
+        """Passes through all generating networks for the clip of a request, without the second pass of guidance.
 
         By default raises `UserError`: a system need not count.
         """
-        del seconds
+        del request
         raise UserError(f"{type(self).__name__} does not count its passes")
 
     def replicate_over(self, mesh: Mesh) -> "System":
@@ -214,4 +214,22 @@ def require_networks(name: str, folder: str | Path | None, networks: Sequence[st
         raise UserError(
             f"{path} has no {missing[0]}, and {system} needs {', '.join(networks)}; train it as docs/systems.md says, "
             f"then `melody export --run RUN --out {path}`"
+        )
+
+
+def refuse_other_system(path: Path) -> None:
+    """Raises `UserError` if a release without a dpd has the networks of another system than MeLoDy."""
+    signs = {
+        "melody": {"dpd"},
+        "noise2music": {"upsampler"},
+        "mousai": {"dmae"},
+        "musiclm": {"coarse", "mulan"},
+        "audiolm": {"coarse"},
+    }
+    present = {file.stem for file in path.glob("*.json")}
+    kind = next((name for name, networks in signs.items() if networks <= present), "melody")
+    if kind != "melody":
+        raise UserError(
+            f"{path} has no dpd but the networks of {kind}; load it with --system {kind}, in Python with "
+            f"system={kind!r}"
         )

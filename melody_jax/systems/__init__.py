@@ -7,7 +7,6 @@ import importlib
 from pathlib import Path
 from typing import Any
 
-from melody_jax import release
 from melody_jax.errors import UserError
 
 SYSTEMS = {
@@ -31,26 +30,6 @@ def load(
     """
     if system not in SYSTEMS:
         raise UserError(f"system {system!r}; it must be one of {', '.join(SYSTEMS)}")
-    path = release.root(folder) / name
-    kind = _kind(path)
-    if system == "melody" and kind not in (None, "melody") and "dpd" in options.get("networks", ("dpd",)):
-        raise UserError(
-            f"{path} has no dpd but the networks of {kind}; load it with --system {kind}, in Python with "
-            f"system={kind!r}"
-        )
+    if system != "melody" and options:
+        raise UserError(f"{next(iter(options))}: {system} has no such option of loading")
     return importlib.import_module(SYSTEMS[system]).load(name, folder=folder, **options)
-
-
-def _kind(path: Path) -> str | None:
-    """The system whose networks a release has, if one can tell."""
-    signs = {
-        "melody": {"dpd"},
-        "noise2music": {"upsampler"},
-        "mousai": {"dmae"},
-        "musiclm": {"coarse", "mulan"},
-        "audiolm": {"coarse"},
-    }
-    for kind, networks in signs.items():
-        if all((path / f"{name}.json").is_file() for name in networks):
-            return kind
-    return None

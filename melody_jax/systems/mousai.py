@@ -1,10 +1,10 @@
 """Moûsai (arXiv 2301.11757): a text, by a latent diffusion and the diffusion of an autoencoder's decoder, to music.
 
-    prompt --text tower--> word pieces --generator--> latents --dmae, a diffusion too--> complex spectra --> waveform
+    prompt --text tower--> word pieces --latent_generator--> latents --dmae, a diffusion too--> spectra --> waveform
 
 The generator is guided by the words; the decoder follows the latents alone. A clip is one window, without continuation.
 
-A release holds the networks `mulan`, `generator` (of ratio 1) and `dmae`.
+A release holds the networks `mulan`, `latent_generator` and `dmae`.
 
 B batch, L latents, D latent width, F frames, E numbers of a frame.
 """
@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Float32
 
@@ -36,7 +37,7 @@ from melody_jax.systems.text_diffusion import (
     follow_words,
 )
 
-NETWORKS = ("mulan", "generator", "dmae")
+NETWORKS = ("mulan", "latent_generator", "dmae")
 """Networks of the system."""
 GENERATOR, DECODER = range(2)
 """Uses of randomness."""
@@ -53,9 +54,9 @@ class Mousai(TextDiffusion):
 
     def check_networks(self) -> None:
         """Raises `UserError` unless the networks fit each other."""
-        generator = self.configs["generator"]
+        generator = self.configs["latent_generator"]
         check_follows(
-            generator, "generator", self.configs["mulan"].text.width, self.configs["dmae"].latent_width
+            generator, "latent_generator", self.configs["mulan"].text.width, self.configs["dmae"].latent_width
         )
         if generator.lower_ratio:
             raise UserError(
@@ -68,16 +69,21 @@ class Mousai(TextDiffusion):
         return self.configs["dmae"].audio_format
 
     @property
+    def text_length(self) -> int:
+        """Most word pieces of a prompt."""
+        return self.configs["latent_generator"].text.length
+
+    @property
     def window_samples(self) -> int:
         """Samples of a window, the longest clip."""
-        return self.configs["generator"].frames * self.configs["dmae"].hop
+        return self.configs["latent_generator"].frames * self.configs["dmae"].hop
 
     def waves(
         self, program: Program, words: WordPieces, controls: Controls
     ) -> Float32[np.ndarray, " B T *C"]:
         """The waveforms of a window in [-1, 1]; item i depends on row i of its inputs alone."""
-        networks = {name: self.params[name] for name in ("generator", "dmae")}
-        configs = (self.configs["generator"], self.configs["dmae"])
+        networks = {name: self.params[name] for name in ("latent_generator", "dmae")}
+        configs = (self.configs["latent_generator"], self.configs["dmae"])
         waves = np.asarray(_sample(networks, configs, program, words, controls))
         return np.stack([loudness.peak_limit(wave, sample_rate=self.sample_rate) for wave in waves])
 
@@ -93,8 +99,11 @@ def _sample(
     """The audio of a window."""
     keys = item_keys(controls)
     generator, codec = configs
-    latents = follow_words(params["generator"], generator, program, words, controls, fold_in(keys, GENERATOR))
-    raw = diffusion_codec.denormalise(params["dmae"], latents)
+    latents = follow_words(
+        params["latent_generator"], generator, program, words, controls, fold_in(keys, GENERATOR)
+    )
+    # the encoder's latents lie in [-1, 1]; guided ones may not
+    raw = jnp.clip(diffusion_codec.denormalise(params["dmae"], latents), -1, 1)
 
     def velocity(noisy: Array, angle: Array) -> Array:
         return diffusion_codec.velocity(params["dmae"], codec, noisy, angle, raw)

@@ -7,8 +7,8 @@ Table 3 of MeLoDy (arXiv 2305.15719) counts one pass of the language model per t
 once for a clip of any length. It does not count encoders, the decoder and the second pass of classifier-free
 guidance. For MusicLM it counts (25 + 200 + 400) tokens per second, for Noise2Music 1000 + 800 + 800 diffusion
 steps per clip. The other rows count what this package runs: the windows of a longer clip, and both passes of
-guidance (one batch). For a model of another system, the passes are counted while it writes one clip, without
-guidance.
+guidance (one batch). For a model of MusicLM or AudioLM, the passes are counted while it writes one clip, without
+guidance; for one of another system, they follow from the number of steps and the solver.
 
 For 10 s the paper counts 270 passes, 95.7 % fewer than MusicLM's 6250; for 30 s 770, 95.9 % fewer than 18750.
 """
@@ -22,6 +22,7 @@ from melody_jax import diffusion
 from melody_jax.models import dpd, vae
 from melody_jax.models.denoiser import DenoiserConfig
 from melody_jax.options import option
+from melody_jax.sampling.request import Request
 from melody_jax.sampling.settings import MAX_SECONDS, MODEL, SamplingSettings, check_settings
 from melody_jax.sampling.system import Evaluations
 from melody_jax.systems import SYSTEMS, load
@@ -53,7 +54,7 @@ class NFEConfig:
     folder: Path | None = None
     """Folder of released models. Default: those that ship with the package."""
     system: str = option("melody", choices=tuple(SYSTEMS))
-    """Kind of the model. For other systems than melody, the settings of a diffusion are not used."""
+    """Kind of the model."""
 
     def __post_init__(self) -> None:
         check_settings(self)
@@ -110,10 +111,18 @@ def table(settings: NFEConfig) -> list[tuple[str, Evaluations | int]]:
     return [
         *rows,
         (
-            f"{settings.model} ({settings.system}), counted, not guided",
-            system.count_passes(seconds),
+            f"{settings.model} ({settings.system}), not guided",
+            system.count_passes(_request(settings)),
         ),
     ]
+
+
+def _request(settings: NFEConfig) -> Request:
+    """A clip of another system; what has no diffusion has no steps either."""
+    has_steps = settings.system not in ("musiclm", "audiolm")
+    given = {"steps": settings.steps, "solver": settings.solver} if has_steps else {}
+    prompt = None if settings.system == "audiolm" else "any"
+    return Request(prompt=prompt, seconds=settings.seconds, **given)
 
 
 def melody_rows(settings: NFEConfig) -> list[tuple[str, Evaluations | int]]:

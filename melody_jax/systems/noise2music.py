@@ -38,8 +38,6 @@ from melody_jax.systems.text_diffusion import (
 
 NETWORKS = ("mulan", "generator", "upsampler", "vae")
 """Networks of the system."""
-LOWER_ANGLE = 0.3
-"""Angle of the noise that the upsampler's condition gets, radians; about 9 % of its variance."""
 GENERATOR, UPSAMPLER, LOWER = range(3)
 """Uses of randomness."""
 
@@ -64,6 +62,11 @@ class Noise2Music(TextDiffusion):
                 f"generator writes {generator.frames} frames, upsampler {upsampler.frames} from "
                 f"{upsampler.lower_ratio} times fewer; take all files from one release"
             )
+
+    @property
+    def text_length(self) -> int:
+        """Most word pieces of a prompt."""
+        return self.configs["generator"].text.length
 
     @property
     def window_samples(self) -> int:
@@ -99,8 +102,9 @@ def _sample(
     generator, upsampler = configs
     low = follow_words(params["generator"], generator, program, words, controls, fold_in(keys, GENERATOR))
     noise = normal(fold_in(keys, LOWER), low.shape[1:])
-    noisy, _ = diffusion.corrupt(low, noise, LOWER_ANGLE)
-    lower = LowerFrames(noisy, jnp.full(len(low), LOWER_ANGLE))
+    angle = upsampler.lower_noise / 2
+    noisy, _ = diffusion.corrupt(low, noise, angle)
+    lower = LowerFrames(noisy, jnp.full(len(low), angle))
     keys = fold_in(keys, UPSAMPLER)
     return follow_words(params["upsampler"], upsampler, program, words, controls, keys, lower)
 

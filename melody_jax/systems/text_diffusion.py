@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Array, Float, Float32, Key
 from tokenizers import Tokenizer
 
-from melody_jax import diffusion, guidance
+from melody_jax import diffusion, guidance, text
 from melody_jax.errors import UserError
 from melody_jax.models import denoiser
 from melody_jax.models.conditioning import LowerFrames, WordPieces
@@ -25,6 +25,7 @@ from melody_jax.sampling.item_controls import Controls, fold_in, make_controls, 
 from melody_jax.sampling.precision import in_32_bits
 from melody_jax.sampling.prompts import PromptEncoder
 from melody_jax.sampling.request import Request
+from melody_jax.sampling.settings import shorten
 from melody_jax.sampling.system import Evaluations, Rows, System, refuse_settings
 
 ABSENT = (
@@ -43,6 +44,10 @@ ABSENT = (
     "metre",
 )
 """Settings that these systems do not have: they belong to a language model, or to the continuation of music."""
+
+
+MULAN_SECONDS = 10
+"""Longest window that MuLan hears at once, of the candidates of `best_of`: it was trained on 5 to 10 s."""
 
 
 class Program(NamedTuple):
@@ -77,6 +82,11 @@ class TextDiffusion(System):
 
     @property
     @abstractmethod
+    def text_length(self) -> int:
+        """Most word pieces of a prompt."""
+
+    @property
+    @abstractmethod
     def window_samples(self) -> int:
         """Samples of a window, the longest clip."""
 
@@ -98,7 +108,7 @@ class TextDiffusion(System):
             self.params["mulan"],
             self.configs["mulan"],
             self.tokenizer,
-            self.window_samples,
+            min(self.window_samples, MULAN_SECONDS * self.sample_rate),
             audio_format=self.audio_format,
         )
 
@@ -113,17 +123,27 @@ class TextDiffusion(System):
                 f"seconds is {request.seconds:g}; {self.system} makes clips of at most {self.window_seconds:g} s"
             )
 
+    def check_prompts(self, request: Request) -> None:
+        """Raises `UserError` for a prompt that is empty, or longer than the diffusions were trained with."""
+        super().check_prompts(request)
+        pieces = text.token_count(str(request.prompt), self.tokenizer)
+        if pieces > self.text_length:
+            raise UserError(
+                f"prompt {shorten(request.prompt)} has {pieces - 2} word pieces; at most {self.text_length - 2} fit, "
+                "shorten it"
+            )
+
     def program(self, request: Request) -> Program:
         """What is compiled into the program of a request."""
         self.check(request)
         guided = request.guidance_scale != 1
         return Program(int(request.steps), request.schedule, request.solver, guided)
 
-    def count_passes(self, seconds: float) -> Evaluations:
-        """Passes through the diffusions with the default number of steps, for a clip of any length."""
-        request = Request(prompt="any", seconds=seconds)
-        self.check(request)
-        return Evaluations(0, self.diffusions * diffusion.nfe(request.solver, int(request.steps)))
+    def count_passes(self, request: Request) -> Evaluations:
+        """Passes through the diffusions; guidance doubles them. The length of a clip does not matter."""
+        program = self.program(request)
+        passes = self.diffusions * diffusion.nfe(program.solver, program.steps)
+        return Evaluations(0, passes)
 
     @in_32_bits
     def run(self, requests: Sequence[Request], *, progress: bool = False) -> list[np.ndarray]:
@@ -162,7 +182,9 @@ class TextDiffusion(System):
     def inputs(self, rows: Rows) -> tuple[WordPieces, Controls]:
         """The words of requests with candidate numbers, and their other inputs."""
         requests = [request for request, _ in rows]
-        words = self.prompt_encoder.word_pieces([str(request.prompt) for request in requests])
+        words = self.prompt_encoder.word_pieces(
+            [str(request.prompt) for request in requests], self.text_length
+        )
         nothing = jnp.zeros((len(rows), 0), jnp.int32)
         return words, make_controls(nothing, requests, candidate=[number for _, number in rows])
 

@@ -198,11 +198,11 @@ class TokenCascade(System):
         decoded = truncate(self._decode(part.codes for part in parts), samples)
         return each_in_32_bits(part[0] for part in edges.faded(decoded, self.sample_rate, samples))
 
-    def count_passes(self, seconds: float) -> Evaluations:
-        """Passes through the three language models for a clip, counted while one is written."""
+    def count_passes(self, request: Request) -> Evaluations:
+        """Passes through the three language models, counted while a clip as long as that of the request is written."""
         prefix = jnp.zeros((1, self.configs["lm"].prompt_length), jnp.int32)
         controls = make_controls(prefix, [SamplingSettings()])
-        passes = self.write(lambda _: controls, self.window_count(seconds), Writing(False)).passes
+        passes = self.write(lambda _: controls, self.window_count(request.seconds), Writing(False)).passes
         return Evaluations(passes, 0)
 
     def clips(

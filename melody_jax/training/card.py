@@ -17,6 +17,7 @@ PURPOSES = {
     "dpd": "semantic tokens to latents, by dual-path diffusion",
     "dpd_distilled": "semantic tokens to latents in 1, 2 or 4 steps, stored as the difference to `dpd`",
     "generator": "word pieces to latents, often of a lower rate, by diffusion",
+    "latent_generator": "word pieces to latents, by diffusion",
     "upsampler": "latents of a lower rate to those of the autoencoder, by diffusion",
     "dmae": "audio to latents, and back by diffusion",
     "vae": "latents to audio and back",
@@ -39,8 +40,8 @@ def model_card(
     """
     lines = [
         f"# Model card: {name}",
-        f"A network of melody_jax (MeLoDy, arXiv 2305.15719): {PURPOSES[name]}. {count(params) / 1e6:.1f} M "
-        f"parameters; `{name}.json` beside this file has its shape.",
+        f"A network of melody_jax, the home of MeLoDy (arXiv 2305.15719): {PURPOSES[name]}. "
+        f"{count(params) / 1e6:.1f} M parameters; `{name}.json` beside this file has its shape.",
         f"**Licence:** {licence}",
         "## Data",
         *(_data(folder) for folder in folders),

@@ -50,6 +50,7 @@ def run(config: TrainConfig) -> None:
     check_path(Path(config.workdir))
     if config.stage.vocabulary is not None:
         read_tokenizer(config.data.text_tokenizer, config.stage.vocabulary)
+        config.stage.check_tokenizer(config.data.text_tokenizer)
     mesh = make_mesh(config.mesh)
     check_batch(config.data.batch_size, mesh, config.accumulate)
     hashes = pipeline.check_provenance(config.data, config.stage.batch) | config.stage.hashes

@@ -61,6 +61,9 @@ class Stage(Protocol):
         """Word pieces of the text tower that reads the captions; None: the stage reads none."""
         return None
 
+    def check_tokenizer(self, tokenizer: str) -> None:
+        """Raises `UserError` if the file `tokenizer` is not that of the text tower; the packaged one is ""."""
+
     @property
     def hashes(self) -> dict[str, str]:
         """The hashes of released networks that the stage trains with, beside those that made the data."""

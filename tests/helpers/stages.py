@@ -74,7 +74,8 @@ STAGES: dict[str, Any] = {
     "dpd": DPDStage(model=DPD),
     "generator": TextDiffusionStage(model=WORDS, text=mulan.TINY.text, autoencoder=vae.TINY_MEL),
     "dmae": DiffusionCodecStage(model=diffusion_codec.TINY),
-    "latent generator": TextDiffusionStage(
+    "latent_generator": TextDiffusionStage(
+        part="latent_generator",
         model=dataclasses.replace(WORDS, latent_dim=8),
         ratio=1,
         text=mulan.TINY.text,
@@ -82,7 +83,7 @@ STAGES: dict[str, Any] = {
     ),
     "upsampler": TextDiffusionStage(
         part="upsampler",
-        model=dataclasses.replace(WORDS, frames=64, lower_ratio=4),
+        model=dataclasses.replace(WORDS, frames=64, lower_ratio=4, lower_noise=0.6),
         text=mulan.TINY.text,
         autoencoder=vae.TINY_MEL,
     ),

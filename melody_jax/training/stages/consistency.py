@@ -89,8 +89,9 @@ class ConsistencyStage(Stage):
     """Share of trajectories that start at pi/2, as sampling does; the others start at a random smaller angle."""
     clean_prefix: float = 0.2
     """Share of items with clean leading chunks, as in continuation."""
-    guidance_rescale: float = 0.7
-    """How much of the spread that guidance adds is taken back, 0 to 1 (`guidance.rescale`)."""
+    guidance_rescale: float = 0.0
+    """How much of the spread that guidance adds is taken back, 0 to 1 (`guidance.rescale`). The student
+    learns it: sampling with it has no such setting."""
     usual_guidance: float = 2.5
     """Guidance scale of half of the items, and of evaluation; the other half is log-uniform over `guidance_range`."""
 

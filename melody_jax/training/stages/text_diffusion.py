@@ -2,12 +2,12 @@
 
 Noise2Music (arXiv 2302.03917) makes an intermediate representation from a text, and refines it in a cascade:
 
-    generator   word pieces -> latents of a low rate, the means of `ratio` latents of an autoencoder
-    upsampler   word pieces, latents of the low rate with some noise -> latents of the autoencoder's rate
+    generator          word pieces -> latents of a low rate, the means of `ratio` latents of an autoencoder
+    upsampler          word pieces, latents of the low rate with some noise -> latents of the autoencoder's rate
+    latent_generator   word pieces -> latents of a diffusion codec, as in Moûsai (arXiv 2301.11757)
 
-With log mels as latents (`VAEConfig.mel`) this is its spectrogram route, and the autoencoder's decoder is its vocoder.
-A generator with `ratio` 1 needs no upsampler: on the latents of `models/diffusion_codec.py` it is the latent diffusion
-of Moûsai (arXiv 2301.11757).
+With log mels as latents (`VAEConfig.mel`) the first two are its spectrogram route, and the autoencoder's decoder is its
+vocoder.
 
 The text tower and the encoder are released networks that do not learn: `params["frozen"]`.
 
@@ -25,6 +25,7 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from melody_jax import diffusion, parameterisation, release
 from melody_jax.audio_format import AudioFormat
+from melody_jax.config_json import network_difference
 from melody_jax.errors import UserError
 from melody_jax.models import denoiser, diffusion_codec, functional, text_tower, vae
 from melody_jax.models.conditioning import LowerFrames, TextCondition, WordPieces
@@ -37,7 +38,7 @@ from melody_jax.models.vae import VAEConfig
 from melody_jax.roles import Roles
 from melody_jax.training.stage import Batch, Metrics, Stage, loss_gradients
 
-Part = Literal["generator", "upsampler"]
+Part = Literal["generator", "upsampler", "latent_generator"]
 
 
 class Draws(NamedTuple):
@@ -56,12 +57,12 @@ class Draws(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TextDiffusionStage(Stage):
-    """The `generator` or the `upsampler` stage, on audio with captions."""
+    """The `generator`, `upsampler` or `latent_generator` stage, on audio with captions."""
 
     batch: ClassVar[str] = "audio_text"
 
     part: Part = "generator"
-    """Which of the two networks."""
+    """Which of the networks."""
     model: DenoiserConfig = dataclasses.field(
         default_factory=lambda: UNet1DConfig(latent_dim=80, frames=256, chunks=1, text=TextCondition())
     )
@@ -78,36 +79,62 @@ class TextDiffusionStage(Stage):
     """Folder with the released mulan, whose text tower is used, and vae, or dmae; empty: fresh ones, for tests."""
     condition_dropout: float = 0.1
     """Share of items trained without their text, for classifier-free guidance (the paper's)."""
-    lower_noise: float = 0.6
-    """Largest angle, radians, of the noise that the upsampler's condition gets in training (noise conditioning
-    augmentation, arXiv 2106.15282): generated frames are never quite right."""
 
     def __post_init__(self) -> None:
         if self.part not in get_args(Part):
-            raise UserError(f"part is {self.part!r}; it must be generator or upsampler")
-        if self.model.text is None or self.model.text.width != self.text.width:
-            width = self.model.text and self.model.text.width
+            raise UserError(f"part is {self.part!r}; it must be one of {', '.join(get_args(Part))}")
+        if not 0 <= self.condition_dropout < 1:
             raise UserError(
-                f"model.text.width is {width}; it must be that of the text tower, {self.text.width}"
+                f"condition_dropout is {self.condition_dropout}; it must be at least 0 and below 1"
             )
-        width = self.autoencoder.latent_width
-        if self.model.latent_dim != width:
+        self._check_autoencoder()
+        self._check_model()
+
+    def _check_autoencoder(self) -> None:
+        """Raises `UserError` unless the autoencoder and the ratio are those of the part."""
+        codec = self.autoencoder
+        is_latent = self.part == "latent_generator"
+        if isinstance(codec, VAEConfig) == is_latent:
+            kind = (
+                "a diffusion codec (models/diffusion_codec.py)"
+                if is_latent
+                else "an autoencoder (models/vae.py)"
+            )
             raise UserError(
-                f"model.latent_dim is {self.model.latent_dim}; the autoencoder has {width} channels"
+                f"the {self.part} writes latents of {kind}; autoencoder is {type(codec).__name__}"
             )
-        if self.ratio < 1:
-            raise UserError(f"ratio is {self.ratio}; it must be at least 1")
-        wanted = self.ratio if self.part == "upsampler" else 0
-        if self.model.lower_ratio != wanted:
-            raise UserError(f"model.lower_ratio is {self.model.lower_ratio}; the {self.part} needs {wanted}")
-        if isinstance(self.autoencoder, VAEConfig) and self.autoencoder.quantiser:
+        if isinstance(codec, VAEConfig) and codec.quantiser:
             raise UserError("the autoencoder has a quantiser; a diffusion writes latents without one")
-        if not 0 <= self.lower_noise <= diffusion.HALF_PI:
-            raise UserError(f"lower_noise is {self.lower_noise}; it must be from 0 to pi/2")
+        if self.ratio < 1 or (is_latent and self.ratio != 1):
+            raise UserError(f"ratio is {self.ratio}; it must be at least 1, and 1 for a latent_generator")
+
+    def _check_model(self) -> None:
+        """Raises `UserError` unless the network has the shape of the part, and nothing that would not be used."""
+        model = self.model
+        text_width = model.text.width if model.text else None
+        if text_width != self.text.width:
+            raise UserError(f"model.text.width is {text_width}; the text tower has {self.text.width}")
+        is_upsampler = self.part == "upsampler"
+        wanted: dict[str, Any] = {
+            "latent_dim": self.autoencoder.latent_width,
+            "lower_ratio": self.ratio if is_upsampler else 0,
+            "lower_dim": 0,
+            "chunks": 1,
+            "prefix_conditioning": False,
+            "controls": None,
+            "guidance_range": None,
+        }
+        for name, value in wanted.items():
+            if getattr(model, name) != value:
+                raise UserError(f"model.{name} is {getattr(model, name)}; this {self.part} needs {value}")
+        if is_upsampler and model.frames % self.ratio:
+            raise UserError(
+                f"model.frames is {model.frames}; it must be a multiple of the ratio, {self.ratio}"
+            )
 
     @property
     def name(self) -> str:
-        """The network's name: "generator" or "upsampler"."""
+        """The network's name, that of the part."""
         return self.part
 
     @property
@@ -126,6 +153,11 @@ class TextDiffusionStage(Stage):
     def vocabulary(self) -> int:
         """Word pieces of the text tower."""
         return self.text.vocab_size
+
+    def check_tokenizer(self, tokenizer: str) -> None:
+        """Raises `UserError` if captions would be read with another tokenizer than that of the released mulan."""
+        if self.networks:
+            release.check_tokenizer(self.networks, tokenizer)
 
     @property
     def _codec(self) -> ModuleType:
@@ -158,8 +190,11 @@ class TextDiffusionStage(Stage):
         codec, codec_config, _ = release.read_network(self.networks, codec_name)
         pairs = {"text": (mulan_config.text, self.text), "autoencoder": (codec_config, self.autoencoder)}
         for what, (config, wanted) in pairs.items():
-            if config != wanted:
-                raise UserError(f"{self.networks} has another {what} than stage.{what}; set them alike")
+            if fields := network_difference(config, wanted):
+                name, (there, here) = next(iter(fields.items()))
+                raise UserError(
+                    f"{self.networks} has another {what} than stage.{what}: {name} is {there} there and {here} here"
+                )
         frozen = {"text": mulan["text"]["encoder"], "autoencoder": _without_decoder(codec)}
         return jax.tree.map(jnp.asarray, frozen)
 
@@ -189,6 +224,10 @@ class TextDiffusionStage(Stage):
             raise UserError(
                 f"data.crop_samples is {audio.shape[1]}; {self.model.frames} frames of the {self.part} are {samples}"
             )
+        length = batch["text_ids"].shape[1]
+        if self.model.text is None or length != self.model.text.length:
+            wanted = self.model.text and self.model.text.length
+            raise UserError(f"data.text_length is {length}; model.text.length is {wanted}: set them alike")
         pieces = text_tower.encode_pieces(frozen["text"], self.text, batch["text_ids"], batch["text_mask"])
         return latents, WordPieces(pieces, batch["text_mask"])
 
@@ -202,7 +241,7 @@ class TextDiffusionStage(Stage):
             has_condition=jax.random.bernoulli(keys[0], 1 - self.condition_dropout, (count,)),
             angle=parameterisation.angle_from_noise_input(self.model.objective, self.model.sigma_data, angle),
             noise=jax.random.normal(keys[2], (count, frames, width)),
-            lower_angle=jax.random.uniform(keys[3], (count,), maxval=self.lower_noise),
+            lower_angle=self.model.lower_noise * jax.random.uniform(keys[3], (count,)),
             lower_noise=jax.random.normal(keys[4], (count, length // self.ratio, width)),
         )
 
@@ -231,7 +270,7 @@ class TextDiffusionStage(Stage):
         """
         latents, words = self._inputs(params["frozen"], batch)
         draws = self._draw(latents, key)
-        draws = draws._replace(lower_angle=jnp.full_like(draws.lower_angle, self.lower_noise / 2))
+        draws = draws._replace(lower_angle=jnp.full_like(draws.lower_angle, self.model.lower_noise / 2))
         count = len(latents)
 
         def error(angle: Array, has_condition: int = count) -> Array:
