@@ -2,6 +2,11 @@
 
     melody train dpd_bass --data.folder features/train --data.networks release/bass \\
         --stage.mulan release/bass --stage.tokenizer release/bass --workdir runs/dpd_bass
+
+The released weights were then trained on with 24 h of music:
+
+    melody train dpd_bass --data.folder features/train features/train2 --data.networks release/bass \\
+        --init-from release/bass --steps 880 --optimizer.learning-rate 1.5e-3 --workdir runs/dpd_bass_longer
 """
 
 import dataclasses
