@@ -42,6 +42,9 @@ class LMStage(Stage):
     """Probability that an item is trained without a prefix, 0 to 1."""
     level_dropout: float = 0.3
     """Probability that an item with a prefix keeps only its leading 1 to P levels, uniformly drawn; 0 to 1."""
+    controls_alone: float = 0.0
+    """Probability that an item is trained with its control tokens and without its prefix tokens, 0 to 1. A style
+    suggests a tempo, and in training the two agree: a network that always sees both need not listen to the former."""
     history_corruption: float = 0.0
     """Share of the input semantic tokens that training replaces by random ones; targets are unchanged. The last token
     alone predicts most of the next one, and a network that relies on it learns to use the prefix late."""
@@ -53,6 +56,10 @@ class LMStage(Stage):
     """Share of the target probability spread evenly over the vocabulary, in training only."""
 
     def __post_init__(self) -> None:
+        if not 0 <= self.controls_alone <= 1 or (self.controls_alone and self.model.controls is None):
+            raise UserError(
+                f"controls_alone is {self.controls_alone}; it must be from 0 to 1, and 0 for a model without controls"
+            )
         if self.mulan and not self.model.prefix_levels:
             raise UserError(f"mulan is {self.mulan!r}, but the model has no prefix_levels; leave it out")
 
@@ -117,9 +124,12 @@ class LMStage(Stage):
         return loss, {"cross_entropy": cross_entropy, "accuracy": accuracy}
 
     def _drop_controls(self, prefix_tokens: jax.Array, key: jax.Array) -> jax.Array:
-        """Prefix and control tokens (B, P + C) with some of the latter replaced by -1."""
+        """Prefix and control tokens (B, P + C) with some of the latter, and all of some prefixes, replaced by -1."""
         prefix, controls = jnp.split(prefix_tokens, [self.model.prefix_levels], axis=1)
-        dropped = drop_controls(controls, jax.random.fold_in(key, self.model.prefix_levels))
+        key = jax.random.fold_in(key, self.model.prefix_levels)
+        dropped = drop_controls(controls, key)
+        is_alone = jax.random.bernoulli(jax.random.fold_in(key, 1), self.controls_alone, (len(prefix), 1))
+        prefix = jnp.where(is_alone, -1, prefix)
         return jnp.concatenate([prefix, dropped], axis=1)
 
     def gradients(
