@@ -154,6 +154,24 @@ def test_the_language_model_reads_every_control() -> None:
         np.testing.assert_allclose(lm_logits(params, informed, 0), lm_logits(params, prefix, 0), atol=1e-6)
 
 
+def test_items_with_controls_alone_have_no_prefix() -> None:
+    stage = LMStage(model=LM, controls_alone=1.0, prefix_dropout=0.0, level_dropout=0.0)
+    params = {"model": lm.init(LM, jax.random.key(0))}
+    tokens = jax.random.randint(jax.random.key(1), (8, 16), 0, 64)
+    loss = jax.jit(lambda prefix: stage.loss(params, batch(prefix), jax.random.key(2))[0])
+
+    def batch(prefix: jax.Array) -> dict:
+        return {"prefix_tokens": prefix, "semantic_tokens": tokens}
+
+    prefix = jnp.zeros((8, 17), jnp.int32)
+    base = loss(prefix)
+    assert loss(prefix.at[:, :12].set(3)) == base
+    assert loss(prefix.at[:, 12:].set(1)) != base
+    for changes in ({"controls_alone": 1.1}, {"model": lm_config.TINY, "controls_alone": 0.5}):
+        with pytest.raises(UserError, match=f"controls_alone is {changes['controls_alone']}"):
+            dataclasses.replace(stage, **changes)
+
+
 def test_a_model_without_controls_ignores_them() -> None:
     params = lm.init(lm_config.TINY, jax.random.key(0))
     prefix = jnp.arange(17)[None] % 8
