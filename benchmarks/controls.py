@@ -59,7 +59,7 @@ class Arguments:
     """Folder of the table."""
 
 
-def told(count: int, seed: int) -> list[PromptFacts]:
+def draw_facts(count: int, seed: int) -> list[PromptFacts]:
     """What each clip is told."""
     rng = np.random.default_rng(seed)
     return [
@@ -105,7 +105,7 @@ def main() -> None:
     enable_compile_cache()
     melody = load(arguments.model, folder=arguments.folder)
     texts = [group.name for group in GROUPS for _ in range(arguments.per_group)]
-    facts = told(len(texts), arguments.seed)
+    facts = draw_facts(len(texts), arguments.seed)
     settings = {
         "bpm": [fact.tempo_bpm for fact in facts],
         "key": [f"{fact.key} {fact.mode}" for fact in facts],

@@ -279,16 +279,6 @@ def load_tokenizer(path: str | os.PathLike, size: int) -> Tokenizer:
     return read_tokenizer(str(file) if file.exists() else "", size)
 
 
-def check_tokenizer(path: str | os.PathLike, source: str) -> None:
-    """Raises `UserError` unless the tokenizer.json `source` ("": the packaged one) is that of the MuLan in `path`."""
-    file = locate(path) / TOKENIZER
-    wanted = files.file_hash(file) if file.exists() else None
-    given = files.file_hash(Path(source)) if source else None
-    if given != wanted:
-        name = str(file) if file.exists() else "the packaged one: leave it out"
-        raise UserError(f"data.text_tokenizer is {source!r}; the mulan of {path} has {name}")
-
-
 def read_description(path: str | os.PathLike, name: str) -> dict[str, Any]:
     """The contents of `<name>.json`: format_version, network, config, hashes, metrics, sha256, description_sha256.
 

@@ -19,7 +19,7 @@ def test_it_is_complete_and_says_what_it_was_made_with() -> None:
         assert release.read_description(BASS, name)["metrics"]
     for name in ("README.md", "ATTRIBUTION.md"):
         assert (BASS / name).read_text()
-    for name in ("mulan", "tokenizer", "lm"):
+    for name in ("mulan", "tokenizer"):
         weights = f"{name}.safetensors"
         assert (BASS / weights).read_bytes() == (WEIGHTS / "mini" / weights).read_bytes()
 

@@ -100,9 +100,9 @@ def _sample(
     lm_settings = tuple((name, getattr(config, name)) for name in LM_SETTINGS)
     batches = _token_batches(config.model, config.prompts, config.seed, lm_settings)
     for number, batch in enumerate(tqdm(batches, desc="batches", disable=quiet or None)):
-        told = {name: getattr(config, name) for name in ("guidance_scale", "guidance_rescale")}
+        settings = {name: getattr(config, name) for name in ("guidance_scale", "guidance_rescale")}
         controls = batch.controls._replace(
-            **{name: np.full_like(batch.controls.guidance_scale, value) for name, value in told.items()}
+            **{name: np.full_like(batch.controls.guidance_scale, value) for name, value in settings.items()}
         )
         if program is None:
             program = _compile(config, melody, batch._replace(controls=controls))

@@ -16,6 +16,7 @@ B batch, T samples, L latents, D latent width, U word pieces.
 
 import dataclasses
 from collections.abc import Iterator
+from pathlib import Path
 from types import ModuleType
 from typing import Any, ClassVar, Literal, NamedTuple, get_args
 
@@ -23,7 +24,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
-from melody_jax import diffusion, parameterisation, release
+from melody_jax import diffusion, files, parameterisation, release
 from melody_jax.audio_format import AudioFormat
 from melody_jax.config_json import network_difference
 from melody_jax.errors import UserError
@@ -156,8 +157,13 @@ class TextDiffusionStage(Stage):
 
     def check_tokenizer(self, tokenizer: str) -> None:
         """Raises `UserError` if captions would be read with another tokenizer than that of the released mulan."""
-        if self.networks:
-            release.check_tokenizer(self.networks, tokenizer)
+        if not self.networks:
+            return
+        file = release.locate(self.networks) / release.TOKENIZER
+        wanted = files.file_hash(file) if file.exists() else None
+        if wanted != (files.file_hash(Path(tokenizer)) if tokenizer else None):
+            name = str(file) if file.exists() else "the packaged one: leave it out"
+            raise UserError(f"data.text_tokenizer is {tokenizer!r}; the mulan of {self.networks} has {name}")
 
     @property
     def _codec(self) -> ModuleType:
@@ -191,9 +197,9 @@ class TextDiffusionStage(Stage):
         pairs = {"text": (mulan_config.text, self.text), "autoencoder": (codec_config, self.autoencoder)}
         for what, (config, wanted) in pairs.items():
             if fields := network_difference(config, wanted):
-                name, (there, here) = next(iter(fields.items()))
+                name, (released, given) = next(iter(fields.items()))
                 raise UserError(
-                    f"{self.networks} has another {what} than stage.{what}: {name} is {there} there and {here} here"
+                    f"{self.networks} has another {what} than stage.{what}: {name} is {released} there and {given} here"
                 )
         frozen = {"text": mulan["text"]["encoder"], "autoencoder": _without_decoder(codec)}
         return jax.tree.map(jnp.asarray, frozen)
