@@ -2,9 +2,10 @@
 
     python benchmarks/controls.py --judges corpus/train --model bass      # writes docs/evaluation/controls-bass.md
 
-For each of the 16 groups of `melody diagnose`, clips from its name alone are told keys, modes and tempi that are drawn
-at random. The same clips without them show what chance gives. The judges are those of `melody evaluate`; a tempo is
-right within 8 % of the one that was told, of its half or its double.
+For each of the 16 groups of `melody diagnose`, clips from its name alone are told keys, modes and, if all of the
+group's composed pieces have a pulse, tempi that are drawn at random. The same clips without them show what chance
+gives. The judges are those of `melody evaluate`; a tempo is right within 8 % of the one that was told, of its half or
+its double.
 """
 
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from tqdm import tqdm
 
 from melody_jax.composer.prompt_facts import PromptFacts
 from melody_jax.control_tokens import KEYS
-from melody_jax.evaluation import evaluate
+from melody_jax.evaluation import composed_prompts, evaluate
 from melody_jax.evaluation.adherence import Judge, adherence
 from melody_jax.evaluation.clip_features import ClipFeatures, clip_features
 from melody_jax.evaluation.clips import open_set
@@ -59,17 +60,23 @@ class Arguments:
     """Folder of the table."""
 
 
-def draw_facts(count: int, seed: int) -> list[PromptFacts]:
-    """What each clip is told."""
+def groups_with_a_pulse() -> set[str]:
+    """Names of the groups whose committed pieces all have a beat."""
+    prompts = composed_prompts.read_prompts(composed_prompts.PROMPTS)
+    return {prompt.group for prompt in prompts} - {prompt.group for prompt in prompts if not prompt.rhythmic}
+
+
+def draw_facts(groups: list[str], seed: int) -> list[PromptFacts]:
+    """What a clip of each of these groups is told."""
     rng = np.random.default_rng(seed)
-    return [
-        PromptFacts(
-            tempo_bpm=float(rng.integers(SLOWEST, FASTEST + 1)),
-            key=KEYS[int(rng.integers(12))],
-            mode=str(rng.choice(["major", "minor"])),
-        )
-        for _ in range(count)
-    ]
+    with_pulse = groups_with_a_pulse()
+    facts = []
+    for group in groups:
+        tempo = float(rng.integers(SLOWEST, FASTEST + 1))
+        key = KEYS[int(rng.integers(12))]
+        mode = str(rng.choice(["major", "minor"]))
+        facts.append(PromptFacts(tempo_bpm=tempo if group in with_pulse else None, key=key, mode=mode))
+    return facts
 
 
 def features_of(
@@ -105,9 +112,9 @@ def main() -> None:
     enable_compile_cache()
     melody = load(arguments.model, folder=arguments.folder)
     texts = [group.name for group in GROUPS for _ in range(arguments.per_group)]
-    facts = draw_facts(len(texts), arguments.seed)
+    facts = draw_facts(texts, arguments.seed)
     settings = {
-        "bpm": [fact.tempo_bpm for fact in facts],
+        "bpm": [fact.tempo_bpm or 0.0 for fact in facts],
         "key": [f"{fact.key} {fact.mode}" for fact in facts],
     }
     scorer = judges(arguments)
@@ -119,12 +126,16 @@ def main() -> None:
         f"{len(texts)} clips of {melody.window_seconds:g} s, {arguments.per_group} of each group; guidance "
         f"{arguments.guidance_scale:g} (diffusion), {arguments.lm_guidance_scale:g} (language model).",
         "",
-        "| fact | told | 95 % interval | not told | judge on composed music | target |",
-        "| --- | --- | --- | --- | --- | --- |",
+        "| fact | clips | told | 95 % interval | not told | judge on composed music | target |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
     ]
     for fact in FACTS:
         right = arms["told"][fact]["right"]
-        cells = [f"{right.value:.2f}", f"{right.low:.2f} to {right.high:.2f}"]
+        cells = [
+            f"{arms['told'][fact]['clips']}",
+            f"{right.value:.2f}",
+            f"{right.low:.2f} to {right.high:.2f}",
+        ]
         cells += [f"{arms['not told'][fact]['right'].value:.2f}", f"{scorer.accuracy[fact]:.2f}"]
         lines.append(f"| {fact} | {' | '.join(cells)} | {TARGETS.get(fact, '')} |")
     page = "\n".join(lines) + "\n"
