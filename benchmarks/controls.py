@@ -10,24 +10,18 @@ its double.
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import tyro
-from tqdm import tqdm
+from free_prompts import fact_judge, features_of
 
 from melody_jax.composer.prompt_facts import PromptFacts
 from melody_jax.control_tokens import KEYS
-from melody_jax.evaluation import composed_prompts, evaluate
-from melody_jax.evaluation.adherence import Judge, adherence
-from melody_jax.evaluation.clip_features import ClipFeatures, clip_features
-from melody_jax.evaluation.clips import open_set
+from melody_jax.evaluation import composed_prompts
+from melody_jax.evaluation.adherence import adherence
 from melody_jax.evaluation.composed_prompts import GROUPS
-from melody_jax.evaluation.embed_clips import Share, measure
-from melody_jax.evaluation.embedding import MuLan
-from melody_jax.evaluation.sound import Sound
 from melody_jax.runtime import enable_compile_cache
-from melody_jax.sampling.cascade import Melody, load
+from melody_jax.sampling.cascade import load
 
 ROOT = Path(__file__).parents[1]
 FACTS = ("tempo", "key", "mode")
@@ -79,33 +73,6 @@ def draw_facts(groups: list[str], seed: int) -> list[PromptFacts]:
     return facts
 
 
-def features_of(
-    melody: Melody, texts: list[str], settings: dict[str, list[Any]], arguments: Arguments
-) -> ClipFeatures:
-    """Features of one clip of a window for each text."""
-    rows = []
-    for first in tqdm(range(0, len(texts), BATCH), unit="batch"):
-        part = slice(first, first + BATCH)
-        clips = melody.generate(
-            texts[part],
-            seconds=melody.window_seconds,
-            seed=list(range(first, first + len(texts[part]))),
-            guidance_scale=arguments.guidance_scale,
-            lm_guidance_scale=arguments.lm_guidance_scale,
-            **{name: values[part] for name, values in settings.items()},
-        )
-        rows += [clip_features(Sound(clip, melody.audio_format).to()) for clip in clips]
-    return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
-
-
-def judges(arguments: Arguments) -> Judge:
-    """The judges of `melody evaluate`."""
-    clips = open_set(arguments.judges)
-    rows = measure(clips, MuLan("mini"), Share(cache=arguments.cache), with_features=True)
-    assert rows is not None
-    return evaluate.train_judges(clips, rows, 0)
-
-
 def main() -> None:
     """Measures, prints and writes the table."""
     arguments = tyro.cli(Arguments, description=__doc__)
@@ -117,9 +84,13 @@ def main() -> None:
         "bpm": [fact.tempo_bpm or 0.0 for fact in facts],
         "key": [f"{fact.key} {fact.mode}" for fact in facts],
     }
-    scorer = judges(arguments)
+    guidance = {
+        "guidance_scale": [arguments.guidance_scale] * len(texts),
+        "lm_guidance_scale": [arguments.lm_guidance_scale] * len(texts),
+    }
+    scorer = fact_judge(arguments.judges, arguments.cache)
     arms = {
-        name: adherence(scorer, features_of(melody, texts, given, arguments), facts, arguments.seed)
+        name: adherence(scorer, features_of(melody, texts, guidance | given), facts, arguments.seed)
         for name, given in {"told": settings, "not told": {}}.items()
     }
     lines = [

@@ -9,9 +9,10 @@ pieces. One clip is made from each, with the default settings; the judges are th
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tyro
@@ -75,21 +76,24 @@ def free() -> tuple[list[str], list[PromptFacts]]:
     return [row["text"] for row in rows], facts
 
 
-def features_of(melody: Melody, texts: Sequence[str]) -> dict[str, np.ndarray]:
-    """Features of one clip of a window for each text; clip i has seed i."""
+def features_of(
+    melody: Melody, texts: Sequence[str], settings: Mapping[str, Sequence[Any]] | None = None
+) -> dict[str, np.ndarray]:
+    """Features of one clip of a window for each text; clip i has seed i. settings: by name, one value per clip."""
     rows = []
     for first in tqdm(range(0, len(texts), BATCH), unit="batch"):
         batch = list(texts[first : first + BATCH])
         seeds = list(range(first, first + len(batch)))
-        clips = melody.generate(batch, seconds=melody.window_seconds, seed=seeds)
+        given = {name: list(values[first : first + BATCH]) for name, values in (settings or {}).items()}
+        clips = melody.generate(batch, seconds=melody.window_seconds, seed=seeds, **given)
         rows += [clip_features(Sound(clip, melody.audio_format).to()) for clip in clips]
     return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
 
 
-def instrument_judge(arguments: Arguments) -> Judge:
-    """The judge of instruments of `melody evaluate`."""
-    clips = open_set(arguments.judges)
-    rows = measure(clips, MuLan("mini"), Share(cache=arguments.cache), with_features=True)
+def fact_judge(shards: Path, cache: Path) -> Judge:
+    """The judge of facts of `melody evaluate`, trained on audio shards of composed music."""
+    clips = open_set(shards)
+    rows = measure(clips, MuLan("mini"), Share(cache=cache), with_features=True)
     assert rows is not None
     return evaluate.train_judges(clips, rows, 0)
 
@@ -101,7 +105,7 @@ def main() -> None:
     melody = load(arguments.model, folder=arguments.folder)
     judges = {
         "group": group_judge.train_group_judge(arguments.cache, arguments.judge_pieces),
-        "instruments": instrument_judge(arguments),
+        "instruments": fact_judge(arguments.judges, arguments.cache),
     }
     scores: dict[str, dict[str, Interval]] = {}
     for name, (texts, facts) in {"templates": templates(), "free": free()}.items():

@@ -22,11 +22,11 @@ def test_rescaled_guidance_has_the_spread_of_the_conditional_velocity() -> None:
     guided = conditional + 3 * jax.random.normal(keys[1], (2, 12, 4))
     everywhere = jnp.ones((2, 12), bool)
     np.testing.assert_array_equal(guidance.rescale(guided, conditional, 0.0, everywhere), guided)
-    whole = guidance.rescale(guided, conditional, 1.0, everywhere)
-    np.testing.assert_allclose(whole.std(axis=(1, 2)), conditional.std(axis=(1, 2)), rtol=1e-5)
+    full = guidance.rescale(guided, conditional, 1.0, everywhere)
+    np.testing.assert_allclose(full.std(axis=(1, 2)), conditional.std(axis=(1, 2)), rtol=1e-5)
     half = guidance.rescale(guided, conditional, jnp.array([0.5, 1.0])[:, None, None], everywhere)
-    np.testing.assert_allclose(half[0], (guided[0] + whole[0]) / 2, rtol=1e-5, atol=1e-6)
-    np.testing.assert_allclose(half[1], whole[1], rtol=1e-6)
+    np.testing.assert_allclose(half[0], (guided[0] + full[0]) / 2, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(half[1], full[1], rtol=1e-6)
 
 
 def test_rescaled_guidance_ignores_the_context() -> None:

@@ -10,7 +10,12 @@ import numpy as np
 import pytest
 import soundfile
 from helpers.stages import STAGES, Batches
-from helpers.tiny import PROMPTS, random_denoiser, tiny_networks
+from helpers.tiny import random_denoiser, tiny_networks
+from helpers.word_systems import (
+    SETTINGS,
+    assert_clips_do_not_depend_on_their_batch,
+    assert_words_guidance_and_candidates_matter,
+)
 
 from melody_jax import load, release
 from melody_jax.cli import run
@@ -23,7 +28,6 @@ from melody_jax.sampling.system import Evaluations
 from melody_jax.systems.noise2music import Noise2Music
 from melody_jax.training.stages.text_diffusion import TextDiffusionStage, lower_rate
 
-SETTINGS = {"seed": 3, "steps": 2}
 GENERATOR: TextDiffusionStage = STAGES["generator"]
 UPSAMPLER: TextDiffusionStage = STAGES["upsampler"]
 
@@ -58,29 +62,11 @@ def system(folder: Path) -> Noise2Music:
 
 
 def test_clips_do_not_depend_on_their_batch(system: Noise2Music) -> None:
-    assert system.window_seconds == 0.64
-    together = system.generate(PROMPTS, seconds=0.5, **SETTINGS)
-    assert {clip.shape for clip in together} == {(12_000,)}
-    assert all(clip.dtype == np.float32 and np.abs(clip).max() <= 1 for clip in together)
-    assert len({clip.tobytes() for clip in together}) == len(PROMPTS)
-    for i, prompt in enumerate(PROMPTS):
-        (alone,) = system.generate(prompt, seconds=0.5, **SETTINGS | {"seed": 3 + i})
-        np.testing.assert_allclose(alone, together[i], atol=1e-4)
+    assert_clips_do_not_depend_on_their_batch(system)
 
 
 def test_words_guidance_and_candidates_matter(system: Noise2Music) -> None:
-    plain, again, words, unguided, best = system.generate(
-        ["piano", "piano", "techno", "piano", "piano"],
-        seconds=0.5,
-        steps=2,
-        seed=[5] * 5,
-        guidance_scale=[2.5, 2.5, 2.5, 1.0, 2.5],
-        best_of=[1, 1, 1, 1, 2],
-    )
-    np.testing.assert_array_equal(plain, again)
-    for other in (words, unguided):
-        assert np.abs(plain - other).max() > 1e-4
-    assert best.shape == plain.shape
+    assert_words_guidance_and_candidates_matter(system)
 
 
 def test_the_upsampler_refines_what_the_generator_wrote(system: Noise2Music) -> None:

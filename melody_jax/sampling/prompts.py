@@ -157,7 +157,7 @@ class PromptEncoder:
         total = np.zeros(self.config.embedding, np.float32)
         for part in prompt_parts(prompt):
             if part.audio is None:
-                ids, mask = _tokenize(part.text, self.config.text.max_length, self.tokenizer)
+                ids, mask = tokenize_prompt(part.text, self.config.text.max_length, self.tokenizer)
                 point = text_targets(self.params, self.config, ids, mask)[0]
             else:
                 point = self.embed_audio(read_audio(part.audio, "an audio prompt", self.audio_format))
@@ -169,7 +169,9 @@ class PromptEncoder:
 
         Raises `UserError` if one is longer.
         """
-        ids, masks = zip(*(_tokenize(prompt, length, self.tokenizer) for prompt in prompts), strict=True)
+        ids, masks = zip(
+            *(tokenize_prompt(prompt, length, self.tokenizer) for prompt in prompts), strict=True
+        )
         return text_pieces(
             self.params["text"]["encoder"], self.config.text, np.concatenate(ids), np.concatenate(masks)
         )
@@ -178,7 +180,7 @@ class PromptEncoder:
         """Raises what `target` would, without running a network."""
         for part in prompt_parts(prompt):
             if part.audio is None:
-                _tokenize(part.text, self.config.text.max_length, self.tokenizer)
+                tokenize_prompt(part.text, self.config.text.max_length, self.tokenizer)
             else:
                 read_audio(part.audio, "an audio prompt", self.audio_format)
 
@@ -315,7 +317,8 @@ def _require_prompt(request: Request) -> None:
         raise UserError("there is no prompt; describe the music in a few words")
 
 
-def _tokenize(prompt: str, length: int, tokenizer: Tokenizer) -> tuple[np.ndarray, np.ndarray]:
+def tokenize_prompt(prompt: str, length: int, tokenizer: Tokenizer) -> tuple[np.ndarray, np.ndarray]:
+    """Ids and mask (1, `length`) of the word pieces of a text. Raises `UserError` if it has more."""
     pieces = text.token_count(prompt, tokenizer)
     if pieces > length:
         raise UserError(

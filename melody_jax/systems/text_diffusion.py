@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Array, Float, Float32, Key
 from tokenizers import Tokenizer
 
-from melody_jax import diffusion, guidance, text
+from melody_jax import diffusion, guidance
 from melody_jax.errors import UserError
 from melody_jax.models import denoiser
 from melody_jax.models.conditioning import LowerFrames, WordPieces
@@ -23,9 +23,8 @@ from melody_jax.models.functional import Params
 from melody_jax.sampling import edges, plan
 from melody_jax.sampling.item_controls import Controls, fold_in, make_controls, normal
 from melody_jax.sampling.precision import in_32_bits
-from melody_jax.sampling.prompts import PromptEncoder
+from melody_jax.sampling.prompts import PromptEncoder, tokenize_prompt
 from melody_jax.sampling.request import Request
-from melody_jax.sampling.settings import shorten
 from melody_jax.sampling.system import Evaluations, Rows, System, refuse_settings
 
 ABSENT = (
@@ -126,12 +125,7 @@ class TextDiffusion(System):
     def check_prompts(self, request: Request) -> None:
         """Raises `UserError` for a prompt that is empty, or longer than the diffusions were trained with."""
         super().check_prompts(request)
-        pieces = text.token_count(str(request.prompt), self.tokenizer)
-        if pieces > self.text_length:
-            raise UserError(
-                f"prompt {shorten(request.prompt)} has {pieces - 2} word pieces; at most {self.text_length - 2} fit, "
-                "shorten it"
-            )
+        tokenize_prompt(str(request.prompt), self.text_length, self.tokenizer)
 
     def program(self, request: Request) -> Program:
         """What is compiled into the program of a request."""

@@ -21,6 +21,7 @@ from melody_jax.models.diffusion_codec import DiffusionCodecConfig
 from melody_jax.models.functional import Params
 from melody_jax.release import network_roles
 from melody_jax.roles import Roles
+from melody_jax.training.angle_errors import FIXED_ANGLES
 from melody_jax.training.latent_statistics import whiten
 from melody_jax.training.stage import Batch, Metrics, Stage, loss_gradients
 
@@ -88,16 +89,15 @@ class DiffusionCodecStage(Stage):
         otherwise change `model.frame_scale`.
         """
         audio = batch["audio"].astype(jnp.float32)
-        fixed = (0.2, 0.6, 1.0, 1.4)
 
         def error(angle: Array) -> Array:
             return self._errors(params["model"], audio, jnp.full((len(audio), 1), angle), key).mean()
 
-        errors = jax.lax.map(error, jnp.array(fixed))  # compiles once
+        errors = jax.lax.map(error, jnp.array(FIXED_ANGLES))  # compiles once
         raw = diffusion_codec.encode_raw(params["model"], self.model, audio)
         return {
             "loss": errors.mean(),
-            **{f"loss_at_{angle}": value for angle, value in zip(fixed, errors, strict=True)},
+            **{f"loss_at_{angle}": value for angle, value in zip(FIXED_ANGLES, errors, strict=True)},
             "latent_std": raw.std(),
             "frame_std": diffusion_codec.to_frames(self.model, audio).std(),
         }

@@ -24,6 +24,7 @@ from melody_jax.models.denoiser import DenoiserConfig
 from melody_jax.models.dpd import DPDConfig
 from melody_jax.models.functional import Params
 from melody_jax.roles import Roles
+from melody_jax.training.angle_errors import error_at_angles
 from melody_jax.training.codebooks import prefix_embeddings, semantic_embeddings
 from melody_jax.training.stage import Batch, Metrics, Stage, loss_gradients
 
@@ -178,10 +179,7 @@ class DPDStage(Stage):
         def error(angle: Array, has_condition: int = count) -> Array:
             return self._errors(params["model"], latents, draws._replace(angle=angle), has_condition).mean()
 
-        fixed = (0.2, 0.6, 1.0, 1.4)
-        angles = jnp.stack([draws.angle, *(jnp.full_like(draws.angle, angle) for angle in fixed)])
-        loss, *at_fixed = jax.lax.map(error, angles)  # compiles once
-        at_angles = {f"loss_at_{angle}": value for angle, value in zip(fixed, at_fixed, strict=True)}
+        loss, at_angles = error_at_angles(error, draws.angle)
         return {"loss": loss, "loss_null": error(draws.angle, 0), **at_angles}
 
     def finish(self, model: Params, batches: Iterator[Batch], key: PRNGKeyArray) -> tuple[Params, Metrics]:

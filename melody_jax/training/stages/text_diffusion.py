@@ -37,6 +37,7 @@ from melody_jax.models.text_tower import TextConfig, TextEncoder
 from melody_jax.models.unet1d import UNet1DConfig
 from melody_jax.models.vae import VAEConfig
 from melody_jax.roles import Roles
+from melody_jax.training.angle_errors import error_at_angles
 from melody_jax.training.stage import Batch, Metrics, Stage, loss_gradients
 
 Part = Literal["generator", "upsampler", "latent_generator"]
@@ -283,10 +284,7 @@ class TextDiffusionStage(Stage):
             given = draws._replace(angle=angle)
             return self._errors(params["model"], latents, words, given, has_condition).mean()
 
-        fixed = (0.2, 0.6, 1.0, 1.4)
-        angles = jnp.stack([draws.angle, *(jnp.full_like(draws.angle, angle) for angle in fixed)])
-        loss, *at_fixed = jax.lax.map(error, angles)  # compiles once
-        at_angles = {f"loss_at_{angle}": value for angle, value in zip(fixed, at_fixed, strict=True)}
+        loss, at_angles = error_at_angles(error, draws.angle)
         return {"loss": loss, "loss_null": error(draws.angle, 0), **at_angles}
 
     def finish(self, model: Params, batches: Iterator[Any], key: PRNGKeyArray) -> tuple[Params, Metrics]:
