@@ -2,6 +2,7 @@
 
 import logging
 import sys
+import warnings
 from types import TracebackType
 from typing import Any
 
@@ -9,6 +10,9 @@ from tqdm import tqdm
 
 LIBRARIES = ("/orbax/", "/tensorstore/")
 """Parts of the paths of the checkpoint library's files."""
+
+NEVER_AWAITED = "was never awaited"
+"""What Python warns of when it frees a read that was abandoned before it began."""
 
 
 def print_note(line: str) -> None:
@@ -63,7 +67,7 @@ class ReportedOnce:
     """A context in which the checkpoint library reads: if it fails, the caller gets one error.
 
     When one of many concurrent reads fails, the library abandons the others, and Python prints a trace for each, at the
-    latest some time after the context. An error hence leaves the filter in place.
+    latest some time after the context. An error hence leaves the filters in place.
     """
 
     def __enter__(self) -> None:
@@ -76,6 +80,8 @@ class ReportedOnce:
         if kind is None:
             sys.unraisablehook, sys.excepthook = self._hooks
             _ONE_LINE.is_reading = False
+        else:
+            warnings.filterwarnings("ignore", f"coroutine .*{NEVER_AWAITED}", RuntimeWarning)
 
     def _unraisable(self, unraisable: Any) -> None:
         if not _is_abandoned(unraisable.exc_value, unraisable.exc_traceback):
@@ -89,4 +95,5 @@ class ReportedOnce:
 def _is_abandoned(error: BaseException | None, trace: TracebackType | None) -> bool:
     """Whether the error is of a read that nobody waits for any more."""
     is_late = isinstance(error, RuntimeError) and str(error) == "Event loop is closed"
-    return is_late or _passes_library(trace)
+    is_unstarted = isinstance(error, RuntimeWarning) and NEVER_AWAITED in str(error)  # warnings can be errors
+    return is_late or is_unstarted or _passes_library(trace)
