@@ -1,6 +1,6 @@
 """Does a model follow the tempo, key and mode that it is told with `--bpm` and `--key`?
 
-    python benchmarks/controls.py --judges corpus/train --model bass      # writes docs/evaluation/controls-bass.md
+    python benchmarks/controls.py --judges corpus/train --model mini      # writes docs/evaluation/controls-mini.md
 
 For each of the 16 groups of `melody diagnose`, clips from its name alone are told keys, modes and, if all of the
 group's composed pieces have a pulse, tempi that are drawn at random. The same clips without them show what chance
@@ -36,7 +36,7 @@ class Arguments:
 
     judges: Path
     """Audio shards of composed music, train split, for the judges."""
-    model: str = "bass"
+    model: str = "mini"
     """Name of the release; it must have control tokens."""
     folder: str | None = None
     """Folder of releases; none: the packaged ones."""

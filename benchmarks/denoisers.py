@@ -40,7 +40,7 @@ def fine_paths(config: DPDConfig) -> dict[str, DenoiserConfig]:
 SIZES: dict[str, dict[str, DenoiserConfig]] = {
     "ablation": fine_paths(dpd.ABLATION)
     | {"UNet-1D": unet1d.ABLATION, "UNet-2D": unet2d.ABLATION, "DiT": dit.ABLATION},
-    "mini": fine_paths(dpd.MINI) | {"DiT": dit.DiTConfig(**shared_fields(dpd.MINI), blocks=7, heads=6)},
+    "mini": fine_paths(dpd.MINI) | {"DiT": dit.DiTConfig(**shared_fields(dpd.MINI), blocks=7, heads=8)},
 }
 
 

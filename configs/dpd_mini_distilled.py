@@ -11,10 +11,11 @@ from melody_jax.training.stages.consistency import ConsistencyStage
 
 
 def config() -> TrainConfig:
-    """As `dpd_mini.py`, from its released weights; the embeddings of tokens are frozen."""
+    """As `dpd_mini.py`, from its released weights, which it samples with the default rescaling; the embeddings of
+    tokens are frozen."""
     mini = load_config(Path(__file__).with_name("dpd_mini.py"))
-    stage = ConsistencyStage(model=replace(mini.stage.model, guidance_range=(1.0, 4.0)))
-    tables = (("model/token_table", 0.0), ("model/prefix_table", 0.0))
+    stage = ConsistencyStage(model=replace(mini.stage.model, guidance_range=(1.0, 4.0)), guidance_rescale=0.7)
+    tables = tuple((f"model/{tokens}_table", 0.0) for tokens in ("token", "prefix", "control"))
     optimizer = OptimizerConfig(learning_rate=1.5e-3, muon=True, warmup_steps=20, rate_scales=tables)
     data, workdir = replace(mini.data, batch_size=4), "runs/dpd_mini_distilled"
     distilled = replace(mini, stage=stage, data=data, optimizer=optimizer, init_from="mini", workdir=workdir)

@@ -167,19 +167,24 @@ MINI = DPDConfig(
     latent_dim=64,
     frames=256,
     frames_per_token=1,
-    width=192,
+    width=256,
     blocks=4,
     segment=16,
     angle_width=128,
-    heads=6,
+    heads=8,
     roformer_layers=1,
-    sru_hidden=96,
+    sru_hidden=128,
+    residual="pre_norm",
+    film="adaln",
     frame_clock=True,
     aligned_tokens=True,
     prefix_conditioning=True,
     prefix_codes=256,
 )
-ABLATION = dataclasses.replace(MINI, frames=128, width=96, heads=4, angle_width=64, sru_hidden=48)
+"""The released size, with norms, modulation and gates as in a DiT; the release has control tokens as well."""
+ABLATION = dataclasses.replace(
+    MINI, frames=128, width=96, heads=4, angle_width=64, sru_hidden=48, residual="printed", film="mlp"
+)
 """The size that studies compare; each other backbone has an `ABLATION` of equal size."""
 TINY = DPDConfig(
     latent_dim=8,

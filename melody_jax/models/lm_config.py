@@ -30,7 +30,8 @@ class Condition:
 
 @dataclass(frozen=True, kw_only=True)
 class LMConfig:
-    """Shape of the language model. The defaults are `mini`: 2.2 M parameters in the blocks."""
+    """Shape of the language model. The defaults are `mini` without its control tokens: 2.2 M parameters in
+    the blocks."""
 
     layers: int = 5
     """Transformer blocks."""

@@ -24,7 +24,7 @@ def check_format(sample_rate: int, channels: int) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class StftCodecConfig:
-    """Shape of both halves. Defaults are `mini`."""
+    """Shape of both halves."""
 
     sample_rate: int = SAMPLE_RATE
     """Samples per second."""

@@ -66,17 +66,14 @@ def magnitudes(spectra: Spectra) -> Magnitudes:
 def synthesise(config: StftCodecConfig, size: Magnitudes, first: ArrayLike = 0) -> Float[Array, "B T"]:
     """A waveform (B, F * frame_hop) with nearly these magnitudes, its phase searched by Griffin-Lim.
 
-    first: the index of the first frame; the initial phases depend on it. With a low band the level that damping takes
-    is given back; the codec with one window does not, because `mini` ships with it.
+    first: the index of the first frame; the initial phases depend on it. The level that damping takes is given back.
     """
-    short = size.short
     anchor = None
     if config.low_band:
         assert size.low is not None
-        short = short * UNDAMPED
         anchor = _anchor(config, config.low_band.wave(size.low * UNDAMPED, first))
     spectrum = spectral.griffin_lim_spectrum(
-        short, config.n_fft, config.frame_hop, config.griffin_lim_steps, first, anchor
+        size.short * UNDAMPED, config.n_fft, config.frame_hop, config.griffin_lim_steps, first, anchor
     )
     return spectral.istft(spectrum, config.n_fft, config.frame_hop)
 

@@ -54,7 +54,7 @@ suppress it."""
 
 @dataclass(frozen=True, kw_only=True)
 class VAEConfig:
-    """The autoencoder. Defaults are `mini`."""
+    """The autoencoder."""
 
     latent_width: int = 64
     """Latent channels D."""
