@@ -19,7 +19,7 @@ from melody_jax.data.pipeline import _control_tokens
 from melody_jax.data.records import encode_json
 from melody_jax.errors import UserError
 from melody_jax.models import dpd, lm_config
-from melody_jax.models.controls import drop_controls, pad_controls
+from melody_jax.models.controls import drop_controls, pad_controls, partners
 from melody_jax.release import load_tokenizer
 from melody_jax.sampling import plan
 from melody_jax.sampling.cascade import Melody
@@ -154,21 +154,30 @@ def test_the_language_model_reads_every_control() -> None:
         np.testing.assert_allclose(lm_logits(params, informed, 0), lm_logits(params, prefix, 0), atol=1e-6)
 
 
-def test_items_with_controls_alone_have_no_prefix() -> None:
-    stage = LMStage(model=LM, controls_alone=1.0, prefix_dropout=0.0, level_dropout=0.0)
-    params = {"model": lm.init(LM, jax.random.key(0))}
-    tokens = jax.random.randint(jax.random.key(1), (8, 16), 0, 64)
-    loss = jax.jit(lambda prefix: stage.loss(params, batch(prefix), jax.random.key(2))[0])
+def test_partners_are_others_of_the_same_kind() -> None:
+    kinds = jnp.array([4, 7, 4, -1, 4, -1])
+    found = set()
+    for seed in range(50):
+        partner, has_partner = partners(kinds, jax.random.key(seed))
+        np.testing.assert_array_equal(has_partner, [True, False, True, False, True, False])
+        found |= {(item, int(partner[item])) for item in (0, 2, 4)}
+    assert found == {(0, 2), (0, 4), (2, 0), (2, 4), (4, 0), (4, 2)}
 
-    def batch(prefix: jax.Array) -> dict:
-        return {"prefix_tokens": prefix, "semantic_tokens": tokens}
 
-    prefix = jnp.zeros((8, 17), jnp.int32)
-    base = loss(prefix)
-    assert loss(prefix.at[:, :12].set(3)) == base
-    assert loss(prefix.at[:, 12:].set(1)) != base
-    for changes in ({"controls_alone": 1.1}, {"model": lm_config.TINY, "controls_alone": 0.5}):
-        with pytest.raises(UserError, match=f"controls_alone is {changes['controls_alone']}"):
+def test_prefixes_of_others_come_with_a_told_tempo() -> None:
+    stage = LMStage(model=LM, other_prefix=1.0)
+    genres = jnp.array([1, 1, 2, 3] * 50)
+    prefix = jnp.arange(200)[:, None].repeat(12, 1)
+    controls = jnp.zeros((200, 5), jnp.int32).at[:, -1].set(genres)
+    made = np.asarray(stage.prompts(jnp.concatenate([prefix, controls], axis=1), jax.random.key(0)))
+    assert (made[:, 0] != prefix[:, 0]).all()
+    np.testing.assert_array_equal(genres[made[:, 0]], genres)
+    assert (made[:, 12] == 0).all()
+    assert 0.3 < (made[:, 13] == 0).mean() < 0.7
+    alone = np.asarray(stage.prompts(jnp.arange(17)[None], jax.random.key(0)))
+    np.testing.assert_array_equal(alone[0, :12], np.arange(12))
+    for changes in ({"other_prefix": 1.1}, {"model": lm_config.TINY, "other_prefix": 0.5}):
+        with pytest.raises(UserError, match=f"other_prefix is {changes['other_prefix']}"):
             dataclasses.replace(stage, **changes)
 
 

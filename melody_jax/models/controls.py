@@ -5,7 +5,7 @@ B batch, P prefix levels, C controls.
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Int, PRNGKeyArray
+from jaxtyping import Array, Bool, Int, PRNGKeyArray
 
 
 def drop_controls(tokens: Int[Array, "B C"], key: PRNGKeyArray) -> Int[Array, "B C"]:
@@ -15,6 +15,14 @@ def drop_controls(tokens: Int[Array, "B C"], key: PRNGKeyArray) -> Int[Array, "B
     shares = jax.random.uniform(share_key, (batch, 1))
     dropped = jax.random.uniform(drop_key, (batch, count)) < shares
     return jnp.where(dropped, -1, tokens)
+
+
+def partners(kinds: Int[Array, " B"], key: PRNGKeyArray) -> tuple[Int[Array, " B"], Bool[Array, " B"]]:
+    """For each item the index of a random other one of the same kind, and whether there is one; -1 is no kind."""
+    count = len(kinds)
+    is_same = (kinds[:, None] == kinds) & (kinds >= 0) & ~jnp.eye(count, dtype=bool)
+    partner = jnp.where(is_same, jax.random.uniform(key, (count, count)), -1.0).argmax(axis=1)
+    return partner, is_same.any(axis=1)
 
 
 def pad_controls(prefix_tokens: Int[Array, "B P"], length: int) -> Int[Array, "B {length}"]:

@@ -14,10 +14,11 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 
+from melody_jax.control_tokens import NAMES
 from melody_jax.data.feature_shape import FeatureShape
 from melody_jax.errors import UserError
 from melody_jax.models import lm
-from melody_jax.models.controls import drop_controls
+from melody_jax.models.controls import drop_controls, partners
 from melody_jax.models.functional import Params
 from melody_jax.models.lm_config import LMConfig
 from melody_jax.release import network_roles
@@ -42,9 +43,10 @@ class LMStage(Stage):
     """Probability that an item is trained without a prefix, 0 to 1."""
     level_dropout: float = 0.3
     """Probability that an item with a prefix keeps only its leading 1 to P levels, uniformly drawn; 0 to 1."""
-    controls_alone: float = 0.0
-    """Probability that an item is trained with its control tokens and without its prefix tokens, 0 to 1. A style
-    suggests a tempo, and in training the two agree: a network that always sees both need not listen to the former."""
+    other_prefix: float = 0.0
+    """Probability that an item is trained with the prefix tokens of another one, if the batch has one of the same
+    genre, 0 to 1; its tempo token is not dropped then. A prefix suggests a tempo, which agrees with the tempo token of
+    its piece: a network that always sees both need not listen to the latter."""
     history_corruption: float = 0.0
     """Share of the input semantic tokens that training replaces by random ones; targets are unchanged. The last token
     alone predicts most of the next one, and a network that relies on it learns to use the prefix late."""
@@ -56,9 +58,9 @@ class LMStage(Stage):
     """Share of the target probability spread evenly over the vocabulary, in training only."""
 
     def __post_init__(self) -> None:
-        if not 0 <= self.controls_alone <= 1 or (self.controls_alone and self.model.controls is None):
+        if not 0 <= self.other_prefix <= 1 or (self.other_prefix and self.model.controls is None):
             raise UserError(
-                f"controls_alone is {self.controls_alone}; it must be from 0 to 1, and 0 for a model without controls"
+                f"other_prefix is {self.other_prefix}; it must be from 0 to 1, and 0 for a model without controls"
             )
         if self.mulan and not self.model.prefix_levels:
             raise UserError(f"mulan is {self.mulan!r}, but the model has no prefix_levels; leave it out")
@@ -114,7 +116,7 @@ class LMStage(Stage):
         )
         history = jnp.where(is_corrupted, random_tokens, targets)
         if self.model.controls is not None:
-            batch = batch | {"prefix_tokens": self._drop_controls(batch["prefix_tokens"], level_key)}
+            batch = batch | {"prefix_tokens": self.prompts(batch["prefix_tokens"], level_key)}
         log_probs = self._log_probs(params, batch, history, levels, dropout_key)
         target_log_probs = _of_targets(log_probs, targets)
         cross_entropy = -target_log_probs.mean()
@@ -123,13 +125,17 @@ class LMStage(Stage):
         loss = (1 - self.label_smoothing) * cross_entropy + self.label_smoothing * uniform
         return loss, {"cross_entropy": cross_entropy, "accuracy": accuracy}
 
-    def _drop_controls(self, prefix_tokens: jax.Array, key: jax.Array) -> jax.Array:
-        """Prefix and control tokens (B, P + C) with some of the latter, and all of some prefixes, replaced by -1."""
+    def prompts(self, prefix_tokens: jax.Array, key: jax.Array) -> jax.Array:
+        """Prefix and control tokens (B, P + C), some of the latter replaced by -1 and some prefixes by others'."""
         prefix, controls = jnp.split(prefix_tokens, [self.model.prefix_levels], axis=1)
         key = jax.random.fold_in(key, self.model.prefix_levels)
         dropped = drop_controls(controls, key)
-        is_alone = jax.random.bernoulli(jax.random.fold_in(key, 1), self.controls_alone, (len(prefix), 1))
-        prefix = jnp.where(is_alone, -1, prefix)
+        tempo, genre = NAMES.index("tempo_bpm"), NAMES.index("genre")
+        other_key, partner_key = jax.random.split(jax.random.fold_in(key, 1))
+        partner, has_partner = partners(controls[:, genre], partner_key)
+        has_other = has_partner & jax.random.bernoulli(other_key, self.other_prefix, (len(prefix),))
+        prefix = jnp.where(has_other[:, None], prefix[partner], prefix)
+        dropped = dropped.at[:, tempo].set(jnp.where(has_other, controls[:, tempo], dropped[:, tempo]))
         return jnp.concatenate([prefix, dropped], axis=1)
 
     def gradients(

@@ -1,0 +1,150 @@
+"""A page to listen to: clips of a released model beside the composed pieces whose captions were their prompts.
+
+    python benchmarks/listening_page.py        # writes docs/listen/: index.html, OGG files and spectrograms
+
+The prompts are not chosen by ear: they are the last one of each of the 16 groups of `melody_jax/assets/prompts.jsonl`,
+and the last but one of the first 8 groups. Clip i has the seed i, and all other settings are the defaults.
+"""
+
+import html
+import io
+import itertools
+from dataclasses import dataclass
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("agg")
+import numpy as np
+import tyro
+from matplotlib import pyplot
+from PIL import Image
+from tqdm import tqdm
+
+from melody_jax import audio, spectral
+from melody_jax.evaluation import composed_prompts
+from melody_jax.evaluation.composed_prompts import ComposedPrompt
+from melody_jax.evaluation.sound import Sound
+from melody_jax.files import make_folder, write_bytes
+from melody_jax.runtime import enable_compile_cache
+from melody_jax.sampling.cascade import load
+
+ROOT = Path(__file__).parents[1]
+SECONDS = 10
+RATE = 24_000
+WINDOW = 4096
+"""Samples in a frame of the spectrogram: bass notes are apart."""
+HOP = 480
+LOWEST, ROWS = 40.0, 180
+"""Hz of the lowest row, and number of rows up to the Nyquist frequency."""
+STYLE = """
+body { font-family: sans-serif; max-width: 62em; margin: 2em auto; padding: 0 1em; color: #222; }
+section { border-top: 1px solid #ccc; padding: 1em 0; } h2 { font-size: 1.05em; margin: 0 0 .4em; }
+.pair { display: grid; grid-template-columns: 1fr 1fr; gap: 1em; } img { width: 100%; } audio { width: 100%; }
+h3 { font-size: .85em; font-weight: normal; margin: 0; }
+@media (max-width: 40em) { .pair { grid-template-columns: 1fr; } }
+"""
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """Writes the listening page of a released model."""
+
+    model: str = "mini"
+    """Name of the release."""
+    folder: str | None = None
+    """Folder of releases; none: the packaged ones."""
+    out: Path = ROOT / "docs" / "listen"
+    """Folder of the page."""
+
+
+def chosen() -> list[tuple[int, ComposedPrompt]]:
+    """The prompts, each with its place in its group, which selects the SoundFont of its composed piece."""
+    prompts = composed_prompts.read_prompts(composed_prompts.PROMPTS)
+    groups = [list(group) for _, group in itertools.groupby(prompts, lambda prompt: prompt.group)]
+    last = [(len(group) - 1, group[-1]) for group in groups]
+    last_but_one = [(len(group) - 2, group[-2]) for group in groups[:8]]
+    return last + last_but_one
+
+
+def levels(clip: np.ndarray) -> np.ndarray:
+    """Log-frequency spectrogram, dB, (ROWS, frames) from LOWEST to the Nyquist frequency; clip (T,) at RATE."""
+    power = np.abs(np.asarray(spectral.stft(clip[None], WINDOW, HOP)))[0] ** 2
+    edges = np.geomspace(LOWEST, RATE / 2, ROWS + 1) * WINDOW / RATE
+    rows = [
+        power[:, int(low) : max(int(low) + 1, int(high))].max(axis=1)
+        for low, high in itertools.pairwise(edges)
+    ]
+    return 10 * np.log10(np.stack(rows) + 1e-10)
+
+
+def picture(clip: np.ndarray) -> bytes:
+    """A PNG of the log-frequency spectrogram with seconds and Hz, 80 dB deep."""
+    shown = levels(clip)
+    figure, axes = pyplot.subplots(figsize=(5.2, 2.4), dpi=96, layout="constrained")
+    edges = np.geomspace(LOWEST, RATE / 2, ROWS + 1)
+    times = np.arange(shown.shape[1] + 1) * HOP / RATE
+    axes.pcolormesh(times, edges, shown, vmin=shown.max() - 80, vmax=shown.max(), cmap="magma")
+    axes.set_yscale("log")
+    axes.set_yticks([50, 100, 200, 500, 1000, 2000, 5000, 10000])
+    axes.yaxis.set_major_formatter(lambda hz, _: f"{hz:g}")
+    axes.yaxis.set_minor_formatter("")
+    axes.set(xlabel="seconds", ylabel="Hz", xlim=(0, SECONDS), ylim=(LOWEST, RATE / 2))
+    drawn, small = io.BytesIO(), io.BytesIO()
+    figure.savefig(drawn, format="png")
+    pyplot.close(figure)
+    Image.open(drawn).convert("RGB").quantize(64).save(small, format="png", optimize=True)
+    return small.getvalue()
+
+
+def column(folder: Path, name: str, title: str, clip: np.ndarray) -> str:
+    """Writes a clip and its spectrogram; returns their HTML."""
+    audio.write(folder / f"{name}.ogg", clip, RATE)
+    write_bytes(folder / f"{name}.png", picture(clip))
+    label = html.escape(title)
+    return (
+        f'<div><h3>{label}</h3><img src="{name}.png" alt="Log-frequency spectrogram: {label}" loading="lazy">\n'
+        f'<audio controls preload="none" src="{name}.ogg" aria-label="{label}"></audio></div>'
+    )
+
+
+def main() -> None:
+    """Samples, renders and writes the page."""
+    arguments = tyro.cli(Arguments, description=__doc__)
+    enable_compile_cache()
+    make_folder(arguments.out)
+    melody = load(arguments.model, folder=arguments.folder)
+    prompts = chosen()
+    texts = [prompt.text for _, prompt in prompts]
+    clips = melody.generate(texts, seconds=SECONDS, seed=list(range(len(texts))))
+    sections = []
+    for seed, ((place, prompt), clip) in enumerate(zip(tqdm(prompts, unit="piece"), clips, strict=True)):
+        composed = composed_prompts.ground_truth(prompt, place, SECONDS)
+        generated = Sound(clip, melody.audio_format).to()
+        columns = (
+            column(
+                arguments.out, f"{seed:02d}-{arguments.model}", f"{arguments.model}, seed {seed}", generated
+            ),
+            column(
+                arguments.out,
+                f"{seed:02d}-composed",
+                "the composed piece that the caption describes",
+                composed,
+            ),
+        )
+        heading = f"<h2>{html.escape(prompt.text)}</h2>"
+        sections.append(f'<section>{heading}<div class="pair">{"".join(columns)}</div></section>')
+    title = f"{html.escape(arguments.model)}: 24 prompts"
+    text = f"""<!DOCTYPE html>
+<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
+<title>{title}</title><style>{STYLE}</style></head><body><main><h1>{title}</h1>
+<p>The prompts are captions of composed pieces of the test split, chosen by rule: the last one of each of the 16 groups
+of music, and the last but one of the first 8 groups. Each clip was generated once, with the default settings and the
+seed beside it; none was left out. <code>melody sample "PROMPT" --seed SEED</code> makes it again.</p>
+{"".join(sections)}</main></body></html>
+"""
+    write_bytes(arguments.out / "index.html", text.encode())
+
+
+if __name__ == "__main__":
+    main()
