@@ -69,6 +69,26 @@ def test_greedy_is_argmax_of_full_forward(per_pass, guidance_scale):
 
 
 @pytest.mark.parametrize("guidance_scale", [1.0, 2.0])
+def test_controls_have_a_scale_of_their_own(guidance_scale):
+    """Greedy tokens are the argmax of three full passes: the prompt, null, and the prompt without its controls."""
+    config = dataclasses.replace(CONFIG, controls=ControlVocabulary(tempos=5, genres=("house", "jazz")))
+    params = lm.init(config, jax.random.key(0))
+    prompt = jnp.concatenate([tokens(4, 2)[0], jnp.array([[1, 2, 0, 1, 1], [-1] * 5])], axis=1)
+    uncontrolled = prompt.at[:, 12:].set(-1)
+    args = {"temperature": 0.0, "guidance_scale": guidance_scale, "control_scale": 4.0}
+    drawn = generate(params, config, prompt, KEYS[:2], 12, **args)
+    wanted, null, other = (
+        lm.logits(params, config, prefix, drawn)
+        for prefix in (prompt, jnp.full_like(prompt, -1), uncontrolled)
+    )
+    logits = null + guidance_scale * (wanted - null) + 3 * (wanted - other)
+    np.testing.assert_array_equal(drawn, jnp.argmax(logits, axis=-1))
+    plain = generate(params, config, prompt, KEYS[:2], 12, **args | {"control_scale": 1.0})
+    np.testing.assert_array_equal(drawn[1], plain[1])
+    assert not np.array_equal(drawn[0], plain[0])
+
+
+@pytest.mark.parametrize("guidance_scale", [1.0, 2.0])
 def test_batch_independence_and_determinism(guidance_scale):
     prefix, semantic = tokens(6, 3)
     args = {"length": 16, "guidance_scale": guidance_scale}
@@ -163,7 +183,7 @@ def test_unrolled_and_scanned_draw_the_same(monkeypatch, rows, per_pass):
     )
     keys, ones = jax.vmap(jax.random.key)(jnp.arange(rows)), jnp.ones(rows)
     fixed = jnp.full((rows, 16), -1).at[:, 9].set(5)
-    sampling = SamplingParams(ones, 20 * ones, ones, 2 * ones)
+    sampling = SamplingParams(ones, 20 * ones, ones, 2 * ones, ones)
     inputs = Inputs(prefix, keys, jnp.full((rows, 2), 7), fixed, sampling)
     drawn = [
         jax.jit(partial(decoding.decode, config, 16, 48, unrolled))(params, inputs).tokens

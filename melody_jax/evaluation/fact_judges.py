@@ -55,8 +55,7 @@ class FactJudges:
 
         Instruments score the share of the mentioned instruments that the clip has.
         """
-        candidates = self.tonic.decision_function(_all_rotations(features["chroma"])).reshape(-1, 12)
-        keys = np.argmax(candidates, axis=1)
+        keys = self.keys(features)
         predicted = {
             "genre": self.genre.predict(features["statistics"]),
             "key": [KEYS[key] for key in keys],
@@ -75,6 +74,11 @@ class FactJudges:
             if fact.tempo_bpm:
                 scores["tempo"][i] = is_same_tempo(float(features["tempo"][i]), fact.tempo_bpm)
         return scores
+
+    def keys(self, features: ClipFeatures) -> np.ndarray:
+        """The most likely tonic of each clip, an index into `KEYS`, (N,)."""
+        candidates = self.tonic.decision_function(_all_rotations(features["chroma"])).reshape(-1, 12)
+        return np.argmax(candidates, axis=1)
 
 
 def train_fact_judges(

@@ -5,7 +5,7 @@ bandwidth.
 There the blocks are unrolled, because slices of stacked weights are several times slower to read, and large matrices
 are stored output channel first (`models/platform.py`). On other platforms the blocks are scanned.
 
-B batch, R = B or 2 B rows (the guided half second), P prefix levels, N tokens of one call, U sampled tokens, H heads,
+B batch, R = B, 2 B or 3 B rows (see `Inputs.prefix`), P prefix levels, N tokens of one call, U sampled tokens, H heads,
 D channels, V vocabulary.
 """
 
@@ -42,13 +42,15 @@ class SamplingParams(NamedTuple):
     top_k: Float[Array, "..."]
     top_p: Float[Array, "..."]
     guidance_scale: Float[Array, "..."]
+    control_scale: Float[Array, "..."]
 
 
 class Inputs(NamedTuple):
     """Arrays that `generate` prepares for the compiled loop."""
 
     prefix: Float[Array, "R P D"]
-    """Embeddings of the prefix, and after them those of the null or negative prefix, with guidance."""
+    """Embeddings of the prefix; after them those of the null or negative prefix, with guidance; after these those of
+    the prefix without its control tokens, if `control_scale` is in use."""
     keys: Key[Array, " B"]
     """One key per item."""
     primer: Int[Array, "B G"]
@@ -180,9 +182,11 @@ class _Decoder:
     def draw(self, logits: jax.Array, index: jax.Array | int) -> jax.Array:
         """Token `index` of each item (B,), from logits (R, V) or from the fixed tokens."""
         sampling = self.inputs.sampling
-        if self.branches == 2:
-            guided, null = jnp.split(logits, 2)
-            logits = null + sampling.guidance_scale[:, None] * (guided - null)
+        if self.branches > 1:
+            prompted, null, *uncontrolled = jnp.split(logits, self.branches)
+            logits = null + sampling.guidance_scale[:, None] * (prompted - null)
+            for other in uncontrolled:
+                logits += (sampling.control_scale[:, None] - 1) * (prompted - other)
         keys = jax.vmap(lambda key: jax.random.fold_in(key, index))(self.inputs.keys)
         sample = jax.vmap(partial(sample_token, candidates=self.candidates))
         drawn = sample(keys, logits, sampling.temperature, sampling.top_k, sampling.top_p)
@@ -257,6 +261,7 @@ def generate(
     negative_prefix_tokens: Int[Array, "B _"] | None = None,
     candidates: int = CANDIDATES,
     fixed: Int[Array, "B U"] | None = None,
+    control_scale: Number = 1.0,
 ) -> Generated:
     """Samples U = `length` semantic tokens after prefix tokens, and counts the passes.
 
@@ -267,7 +272,7 @@ def generate(
             with a condition all of them, and its tokens.
         keys: PRNG keys, one per item. Token u is drawn with `fold_in(key, u)`, so the batch changes no item's draws.
         length: Tokens to return, the primer's included.
-        temperature: 0 or more, one number or one per item, like the next three; all may be traced.
+        temperature: 0 or more, one number or one per item, like the other numbers; all may be traced.
         top_k: At least 1; values above `candidates` act as `candidates`.
         top_p: In (0, 1].
         guidance_scale: g draws from null + g (prefix - null) in logits, at twice the cost unless it is the number 1.
@@ -275,6 +280,8 @@ def generate(
         negative_prefix_tokens: Replaces the learned null prefix in guidance; -1 is null. By default a condition stays.
         candidates: Number of best ids that sampling looks at.
         fixed: Tokens that are given, at any position; -1 where one is drawn. A draw depends only on earlier tokens.
+        control_scale: c adds (c - 1) (prefix - prefix without its control tokens) to the guided logits (two conditions
+            with a scale each: arXiv 2206.01714); three times the cost of no guidance unless it is the number 1.
 
     Raises:
         UserError: the prefix or the primer has the wrong length.
@@ -290,11 +297,15 @@ def generate(
             f"the prefix has {prefix_tokens.shape[1]} tokens: this model needs {config.given_length}"
         )
     prefix = lm.embed_prefix(params, config, prefix_tokens)
-    if isinstance(guidance_scale, jax.Array) or guidance_scale != 1.0:
+    is_controlled = isinstance(control_scale, jax.Array) or control_scale != 1.0
+    if is_controlled or isinstance(guidance_scale, jax.Array) or guidance_scale != 1.0:
         null = prefix_tokens.at[:, : config.prompt_length].set(-1)
         null = null if negative_prefix_tokens is None else negative_prefix_tokens
         prefix = jnp.concatenate([prefix, lm.embed_prefix(params, config, null)])
-    settings = (temperature, top_k, top_p, guidance_scale)
+    if is_controlled:
+        uncontrolled = prefix_tokens.at[:, config.prefix_levels : config.prompt_length].set(-1)
+        prefix = jnp.concatenate([prefix, lm.embed_prefix(params, config, uncontrolled)])
+    settings = (temperature, top_k, top_p, guidance_scale, control_scale)
     sampling = SamplingParams(*(jnp.broadcast_to(jnp.asarray(n, jnp.float32), batch) for n in settings))
     per_pass = config.tokens_per_pass
     padded_length = length + -length % per_pass

@@ -15,7 +15,7 @@ unrolled for CPUs and scanned for TPUs and GPUs.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ from tqdm import tqdm
 
 from melody_jax import __version__, files, loudness, release
 from melody_jax.config_json import to_dict
+from melody_jax.errors import UserError
 from melody_jax.models import mulan
 from melody_jax.options import option
 from melody_jax.sampling import edges, plan, windows
@@ -37,7 +38,7 @@ from melody_jax.sampling.cascade import Melody, load
 from melody_jax.sampling.item_controls import make_controls
 from melody_jax.sampling.prompts import targets_to_prefix, text_targets
 from melody_jax.sampling.request import Request
-from melody_jax.sampling.settings import MODEL, WHERE, SamplingSettings, shared_settings, with_drawn_seed
+from melody_jax.sampling.settings import HOW, MODEL, WHERE, SamplingSettings, shared_settings, with_drawn_seed
 from melody_jax.sampling.windows import SamplerConfig
 
 FORMAT_VERSION = 1
@@ -64,6 +65,8 @@ class SamplerExportConfig(SamplingSettings):
     """Name of a released model."""
     folder: Path | None = None
     """Folder of released models. Default: those that ship with the package."""
+    control_scale: float = option(1.0, group=HOW, least=-100, most=100)
+    """Guidance of the language model towards the input "controls", such as 3. 1 leaves it out of the program."""
     distilled: bool = False
     """Exports the distilled diffusion, for few steps."""
 
@@ -77,7 +80,11 @@ def export_sampler(settings: SamplerExportConfig) -> None:
     settings = with_drawn_seed(settings)
     files.check_new(settings.out)
     melody = load(settings.model, folder=settings.folder, distilled=settings.distilled)
-    config = plan.sampler_config(Request(prompt="any", **shared_settings(settings)), melody.configs)
+    if settings.control_scale != 1 and plan.control_vocabulary(melody.configs) is None:
+        raise UserError(f"control_scale is {settings.control_scale}; {settings.model} has no control tokens")
+    common: dict[str, Any] = shared_settings(settings) | {"control_scale": SamplingSettings.control_scale}
+    config = plan.sampler_config(Request(prompt="any", **common), melody.configs)
+    config = replace(config, controlled=settings.control_scale != 1)
     with files.new_folder(settings.out) as folder:
         _write_folder(folder, melody, config, settings)
     print(
@@ -103,7 +110,7 @@ def _write_folder(folder: Path, melody: Melody, config: SamplerConfig, settings:
     _write_programs(folder, melody, config, weights, inputs)
     hashes = {file.name: files.file_hash(file) for file in sorted(folder.iterdir())}
     latents = (settings.batch, config.dpd.frames, config.dpd.latent_dim)
-    compiled_in = ("steps", "schedule", "solver", "guided", "lm_guided")
+    compiled_in = ("steps", "schedule", "solver", "guided", "lm_guided", "controlled")
     description = {
         "format_version": FORMAT_VERSION,
         "made_with": {"melody_jax": __version__, "jax": jax.__version__},
@@ -170,7 +177,14 @@ def _input_table(settings: SamplerExportConfig, length: int, controls: int) -> d
         "top_k": {"shape": (batch,), "dtype": np.int32, "default": settings.top_k},
         "controls": {"shape": (batch, controls), "dtype": np.int32, "default": -1},
     }
-    for name in ("temperature", "top_p", "lm_guidance_scale", "guidance_scale", "guidance_rescale"):
+    for name in (
+        "temperature",
+        "top_p",
+        "lm_guidance_scale",
+        "control_scale",
+        "guidance_scale",
+        "guidance_rescale",
+    ):
         table[name] = {"shape": (batch,), "dtype": np.float32, "default": getattr(settings, name)}
     return table
 

@@ -54,6 +54,8 @@ class SamplerConfig:
     distilled diffusion does not need it, because the guidance scale is one of its inputs."""
     lm_guided: bool = False
     """Whether the language model is guided by a null or negative prefix."""
+    controlled: bool = False
+    """Whether it is also guided towards its control tokens."""
     candidates: int = CANDIDATES
     """Upper bound of `Controls.top_k`."""
     literal_chunks: bool = False
@@ -120,6 +122,7 @@ def prefix_to_tokens(
         top_k=controls.top_k,
         top_p=controls.top_p,
         guidance_scale=controls.lm_guidance_scale if config.lm_guided else 1.0,
+        control_scale=controls.control_scale if config.controlled else 1.0,
         primer=primer,
         negative_prefix_tokens=controls.negative_prefix_tokens[:, : config.lm.given_length],
         candidates=config.candidates,

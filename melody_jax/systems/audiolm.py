@@ -38,6 +38,7 @@ ABSENT = (
     "story",
     "negative_prompt",
     "lm_guidance_scale",
+    "control_scale",
     "best_of",
     "steps",
     "schedule",

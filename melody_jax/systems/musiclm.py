@@ -33,6 +33,7 @@ ABSENT = (
     "strength",
     "keep_tokens",
     "source",
+    "control_scale",
     "bpm",
     "key",
     "metre",

@@ -31,6 +31,7 @@ ABSENT = (
     "story",
     "negative_prompt",
     "lm_guidance_scale",
+    "control_scale",
     "temperature",
     "top_k",
     "top_p",
