@@ -11,7 +11,7 @@ from melody_jax.errors import UserError
 from melody_jax.models import denoiser, dpd, lm, lm_config
 from melody_jax.models.dpd import DPDConfig
 from melody_jax.sampling import windows
-from melody_jax.sampling.item_controls import Controls, split_seeds
+from melody_jax.sampling.item_controls import Controls, item_keys, split_seeds
 from melody_jax.sampling.windows import SamplerConfig, Window
 
 CONTROLS = Controls(
@@ -23,6 +23,7 @@ CONTROLS = Controls(
     top_k=jnp.full(2, 250),
     top_p=jnp.ones(2),
     lm_guidance_scale=jnp.ones(2),
+    control_scale=jnp.ones(2),
     guidance_scale=jnp.ones(2),
     guidance_rescale=jnp.zeros(2),
 )
@@ -118,3 +119,20 @@ def test_the_literal_chunk_moves_only_the_tokens(params: dict, window: Window) -
 def test_default_sizes_divide() -> None:
     for size in (DPDConfig(), dpd.PAPER_ALIGNED, dpd.MINI, dpd.TINY):
         assert size.frames % size.chunks == 0
+
+
+def test_given_tokens_are_guided_from_themselves_to_the_prompt(params: dict, window: Window) -> None:
+    config = dataclasses.replace(CONFIG, guided=True, keeps_tokens=True, steps=1)
+    guided = CONTROLS._replace(guidance_scale=jnp.full(2, 4.0))
+    unprompted = guided._replace(prefix_tokens=jnp.full((2, 12), -1))
+    keys = item_keys(CONTROLS)
+    draw = jax.jit(windows.tokens_to_latents, static_argnums=1)
+
+    def latents(config: SamplerConfig, controls: Controls) -> np.ndarray:
+        return np.asarray(draw(params["dpd"], config, controls, window.semantic_tokens, keys))
+
+    alone = dataclasses.replace(config, guided=False)
+    with_prompt, without = (latents(alone, controls) for controls in (guided, unprompted))
+    assert np.abs(with_prompt - without).max() > 1e-3
+    np.testing.assert_allclose(latents(config, guided), without + 4 * (with_prompt - without), atol=1e-4)
+    np.testing.assert_allclose(latents(config, unprompted), without, atol=1e-5)

@@ -158,6 +158,7 @@ def sampler_config(request: Request, configs: Configs) -> SamplerConfig:
         solver=request.solver,
         start=float(request.strength * diffusion.HALF_PI),
         guided=scale != 1 and not distilled_range,
+        keeps_tokens=request.keep_tokens,
         lm_guided=request.lm_guidance_scale != 1,
         controlled=request.control_scale != 1 and bool(request.controls),
         candidates=candidates_for(request.top_k, configs["lm"].semantic_vocab),

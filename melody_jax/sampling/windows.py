@@ -52,6 +52,9 @@ class SamplerConfig:
     guided: bool = True
     """Whether the diffusion is guided by a null branch. Without it, sampling costs half. A
     distilled diffusion does not need it, because the guidance scale is one of its inputs."""
+    keeps_tokens: bool = False
+    """Whether the tokens are a source's, and guidance leads from them alone to them with the prompt: without this, a
+    prompt hardly changes the instruments that the tokens imply."""
     lm_guided: bool = False
     """Whether the language model is guided by a null or negative prefix."""
     controlled: bool = False
@@ -143,7 +146,8 @@ def tokens_to_latents(
 
     Frames where `is_new` (L,) or (B, L) is False are those of `context` and stay bit-identical. New frames
     start from noise, or from their context with noise added up to the angle `config.start`. Both branches of
-    guidance run in one doubled batch: the first half sees the tokens, the second half is the null branch.
+    guidance run in one doubled batch: the first half sees the tokens, the second half is the null branch, or with
+    `config.keeps_tokens` the one without the prompt.
     """
     assert context is None or is_new is not None, "context needs is_new"
     batch = semantic_tokens.shape[0]
@@ -152,9 +156,13 @@ def tokens_to_latents(
     is_new = jnp.broadcast_to(True if is_new is None else is_new, (batch, frames))
     scale = controls.guidance_scale
 
+    condition = (semantic_tokens, batch, controls.prefix_tokens)
+    if config.guided and config.keeps_tokens and config.dpd.prefix_conditioning:
+        prefixes = jnp.concatenate([controls.prefix_tokens, jnp.full_like(controls.prefix_tokens, -1)])
+        condition = (jnp.tile(semantic_tokens, (2, 1)), 2 * batch, prefixes)
+
     def evaluate(noisy: jax.Array, angle: jax.Array) -> jax.Array:
-        condition = (semantic_tokens, batch, controls.prefix_tokens, scale)
-        return denoiser.velocity(params, config.dpd, noisy, angle, *condition)
+        return denoiser.velocity(params, config.dpd, noisy, angle, *condition, scale)
 
     velocity = evaluate
     if config.guided:
