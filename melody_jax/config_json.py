@@ -98,6 +98,22 @@ def difference(a: Any, b: Any) -> dict[str, tuple[Any, Any]]:
     return {name: values for name, values in pairs.items() if values[0] != values[1]}
 
 
+def with_new_fields(values: dict[str, Any], config: Any) -> dict[str, Any]:
+    """What `to_dict` wrote of a config like this one, with the defaults of fields that did not exist then."""
+    completed = dict(values)
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        stored = values.get(field.name)
+        if field.name not in values:
+            if field.default is not dataclasses.MISSING:
+                completed[field.name] = to_dict(field.default)
+            elif field.default_factory is not dataclasses.MISSING:
+                completed[field.name] = to_dict(field.default_factory())
+        elif dataclasses.is_dataclass(value) and isinstance(stored, dict):
+            completed[field.name] = with_new_fields(stored, value)
+    return completed
+
+
 def _dataclasses_of(hint: Any) -> list[Any]:
     """The dataclasses of a union; those derived from a dataclass, or the dataclass itself if there are none."""
     if isinstance(hint, types.UnionType):

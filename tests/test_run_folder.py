@@ -1,6 +1,8 @@
 """Run folders: any path works or is refused before the first step, one training at a time, damage is one line."""
 
+import dataclasses
 import gc
+import json
 import logging
 import os
 import shutil
@@ -21,7 +23,7 @@ from melody_jax.errors import UserError
 from melody_jax.sharding import make_mesh, state_sharding
 from melody_jax.training import notes
 from melody_jax.training.checkpoint import Checkpoints, abstract_like
-from melody_jax.training.run_folder import check_path, read_run
+from melody_jax.training.run_folder import check_path, check_resume, read_run
 from melody_jax.training.state import create_state, state_roles
 
 TESTS = Path(__file__).parent
@@ -216,3 +218,18 @@ run(toy_config({str(tmp_path)!r}, steps=10, save_every=5), Twice())
     assert done.returncode == -signal.SIGINT
     assert "Ctrl-C again stops at once" in done.stderr
     assert not (tmp_path / "checkpoints" / "7").exists()
+
+
+def test_a_run_of_an_earlier_version_resumes_with_the_defaults_of_new_fields(tmp_path: Path) -> None:
+    config = toy_config(tmp_path / "run", steps=4, save_every=2)
+    whole = run(config)
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / "4")
+    file = tmp_path / "run" / "config.json"
+    record = json.loads(file.read_text())
+    del record["config"]["optimizer"]["weight_decay"]
+    del record["config"]["accumulate"]
+    file.write_text(json.dumps(record))
+    assert_same(run(config), whole)
+    file.write_text(json.dumps(record))
+    with pytest.raises(UserError, match=r"another config \(accumulate differ\)"):
+        check_resume(tmp_path / "run", dataclasses.replace(config, accumulate=2), {})

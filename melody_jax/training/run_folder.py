@@ -15,7 +15,7 @@ from jax.experimental import multihost_utils
 
 from melody_jax import files
 from melody_jax.config import TrainConfig
-from melody_jax.config_json import difference, to_dict
+from melody_jax.config_json import difference, to_dict, with_new_fields
 from melody_jax.errors import UserError
 from melody_jax.sharding import make_mesh
 from melody_jax.training.notes import print_note
@@ -123,11 +123,13 @@ def read_run(workdir: Path) -> tuple[dict[str, Any], dict[str, str], dict[str, i
 def check_resume(workdir: Path, config: TrainConfig, hashes: dict[str, str]) -> None:
     """Refuses to resume with another config or other data than the run began with; prints a note if the layout differs.
 
+    A run of an earlier version resumes if fields that are new since then have their defaults.
+
     Raises:
         UserError: fields or networks differ; the message names them.
     """
     old_config, old_hashes, old_layout = read_run(workdir)
-    changed = difference(old_config, to_dict(config))
+    changed = difference(with_new_fields(old_config, config), to_dict(config))
     fields = [field for field in changed if field not in FREE_FIELDS and not field.startswith(FREE_PARTS)]
     if fields:
         raise UserError(
