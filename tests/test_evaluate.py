@@ -50,6 +50,9 @@ def test_a_folder_against_another(tmp_path: Path, releases: Path) -> None:
     assert (
         evaluate(config(tmp_path, releases, **options, process=1, processes=2)) is None
     )  # one chunk, of process 0
+    earlier = tmp_path / "out" / "pieces" / "000123.flac"
+    earlier.parent.mkdir(parents=True)
+    earlier.write_bytes(b"of a page with more pieces")
     evaluate(config(tmp_path, releases, **options))
     result = json.loads((tmp_path / "out" / "evaluation.json").read_text())
     assert result["sets"]["reference"]["pieces"] == 6
@@ -73,6 +76,7 @@ def test_a_folder_against_another(tmp_path: Path, releases: Path) -> None:
     assert "clips <b>" not in page
     linked = re.findall(r'src="([^"]+)"', page)
     assert len(linked) == 4
+    assert {Path(path).name for path in linked} == {file.name for file in earlier.parent.iterdir()}
     assert all((tmp_path / "out" / path).is_file() and "//" not in path for path in linked)
     assert "http" not in page
     assert (tmp_path / "out" / "evaluation.png").stat().st_size > 1000

@@ -6,6 +6,7 @@ is escaped.
 
 import html
 import io
+import re
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -27,6 +28,8 @@ h2 { font-size: 1em; margin: 0; word-break: break-all; } p { margin: .3em 0; }
 table { border-collapse: collapse; font-size: .85em; } td { padding: 0 1em 0 0; }
 pre { font-size: .85em; overflow: auto; }
 """
+PIECE = re.compile(r"\d{6,}\.(png|flac|wav)")
+"""Name of a file of a page."""
 SILENT = np.log(0.1)
 """Log-mel level below which a spectrogram's loudest point stays dark, about 20 dB above the floor of silence."""
 
@@ -49,6 +52,7 @@ def write(out: Path, result: dict[str, Any], clips: ClipSet, chosen: list[int], 
         audio.write(folder / player, sound.samples, rate)
         write_bytes(folder / f"{number:06d}.png", spectrogram(sound))
         sections.append(_section(f"pieces/{number:06d}.png", f"pieces/{player}", piece, clip.prompt))
+    _remove_others(folder, {f"{number:06d}" for number in chosen})
     title = html.escape(f"Evaluation of {clips.name}")
     text = f"""<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8"><title>{title}</title><style>{STYLE}</style></head><body>
@@ -57,6 +61,13 @@ def write(out: Path, result: dict[str, Any], clips: ClipSet, chosen: list[int], 
 {"".join(sections)}</body></html>
 """
     write_bytes(out / "index.html", text.encode())
+
+
+def _remove_others(folder: Path, stems: set[str]) -> None:
+    """Removes the players and pictures of an earlier page."""
+    for file in folder.iterdir():
+        if PIECE.fullmatch(file.name) and file.stem not in stems:
+            file.unlink()
 
 
 def _section(picture: str, player: str, piece: dict[str, Any], prompt: str) -> str:
