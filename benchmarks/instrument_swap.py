@@ -48,11 +48,11 @@ class Arguments:
     """Folder of the table."""
 
 
-def told(statistics: np.ndarray, judge: group_judge.GroupJudge) -> list[str]:
+def lead_of(statistics: np.ndarray, scorer: group_judge.GroupJudge) -> list[str]:
     """The lead instrument that the judge finds most likely in each clip."""
-    names = [GROUPS[index].name for index in judge.classifier.classes_]
+    names = [GROUPS[index].name for index in scorer.classifier.classes_]
     columns = [names.index(lead) for lead in LEADS]
-    likely = judge.classifier.predict_proba(statistics)[:, columns].argmax(axis=1)
+    likely = scorer.classifier.predict_proba(statistics)[:, columns].argmax(axis=1)
     return [LEADS[index] for index in likely]
 
 
@@ -61,7 +61,7 @@ def main() -> None:
     arguments = tyro.cli(Arguments, description=__doc__)
     enable_compile_cache()
     melody = load(arguments.model, folder=arguments.folder, networks=(*NETWORKS, "tokenizer"))
-    judge = group_judge.train_group_judge(arguments.cache, arguments.judge_pieces)
+    scorer = group_judge.train_group_judge(arguments.cache, arguments.judge_pieces)
     prompts = composed_prompts.read_prompts(composed_prompts.PROMPTS)
     by_lead = [[prompt for prompt in prompts if prompt.group == lead] for lead in LEADS]
     sources = list(itertools.chain.from_iterable(zip(*by_lead, strict=True)))
@@ -84,12 +84,12 @@ def main() -> None:
         )
         for name, clip in (("source", wave), ("changed", changed)):
             statistics[name].append(log_mel_statistics(Sound(clip, melody.audio_format).to()))
-    heard = {name: told(np.stack(rows), judge) for name, rows in statistics.items()}
+    leads = {name: lead_of(np.stack(rows), scorer) for name, rows in statistics.items()}
     wanted = {"source": [prompt.group for prompt in sources], "changed": targets}
     lines = ["| clips | told as | right | 95 % interval |", "| --- | --- | --- | --- |"]
-    for name, asked in (("source", "source"), ("changed", "changed"), ("changed", "source")):
-        interval = mean_interval(np.equal(heard[name], wanted[asked]).astype(float))
-        label = "their instrument" if asked == "source" else "the prompt's instrument"
+    for name, expected in (("source", "source"), ("changed", "changed"), ("changed", "source")):
+        interval = mean_interval(np.equal(leads[name], wanted[expected]).astype(float))
+        label = "their instrument" if expected == "source" else "the prompt's instrument"
         lines.append(
             f"| {name} | {label} | {interval.value:.2f} | {interval.low:.2f} to {interval.high:.2f} |"
         )

@@ -73,7 +73,7 @@ def thirds(wave: np.ndarray) -> list[np.ndarray]:
     return np.array_split(wave, len(THIRDS))
 
 
-def row(waves: list[np.ndarray], tempi: list[float], judge: FactJudges) -> list[str]:
+def row(waves: list[np.ndarray], tempi: list[float], scorer: FactJudges) -> list[str]:
     """The cells of a line of the table."""
     features = [[clip_features(part) for part in thirds(wave)] for wave in tqdm(waves, unit="piece")]
     cells = []
@@ -87,7 +87,7 @@ def row(waves: list[np.ndarray], tempi: list[float], judge: FactJudges) -> list[
         interval = mean_interval(third.astype(float))
         cells.append(f"{interval.value:.2f} ({interval.low:.2f} to {interval.high:.2f})")
     chroma = {place: np.stack([piece[place]["chroma"] for piece in features]) for place in (0, 2)}
-    keys = {place: judge.keys({"chroma": rows}) for place, rows in chroma.items()}
+    keys = {place: scorer.keys({"chroma": rows}) for place, rows in chroma.items()}
     same = mean_interval((keys[0] == keys[2]).astype(float))
     cells.append(f"{same.value:.2f} ({same.low:.2f} to {same.high:.2f})")
     levels = np.array([[np.sqrt(np.mean(part**2)) for part in thirds(wave)] for wave in waves])
@@ -102,14 +102,14 @@ def main() -> None:
     enable_compile_cache()
     melody = load(arguments.model, folder=arguments.folder)
     prompts = chosen(arguments.per_group)
-    judge = fact_judge(arguments.judges, arguments.cache)
-    assert isinstance(judge, FactJudges)
-    made: list[np.ndarray] = []
+    scorer = fact_judge(arguments.judges, arguments.cache)
+    assert isinstance(scorer, FactJudges)
+    generated: list[np.ndarray] = []
     for first in tqdm(range(0, len(prompts), BATCH), unit="batch"):
         texts = [prompt.text for prompt in prompts[first : first + BATCH]]
         seeds = list(range(first, first + len(texts)))
         clips = melody.generate(texts, seconds=SECONDS, seed=seeds)
-        made += [Sound(clip, melody.audio_format).to() for clip in clips]
+        generated += [Sound(clip, melody.audio_format).to() for clip in clips]
     truth = [composed(prompt, number) for number, prompt in enumerate(tqdm(prompts, unit="piece"))]
     tempi = [prompt.tempo_bpm for prompt in prompts]
     lines = [
@@ -119,8 +119,8 @@ def main() -> None:
         "thirds | silent for over 2 s |",
         "| --- | --- | --- | --- | --- | --- | --- |",
     ]
-    for name, waves in (("composed", truth), (arguments.model, made)):
-        lines.append(f"| {name} | {' | '.join(row(waves, tempi, judge))} |")
+    for name, waves in (("composed", truth), (arguments.model, generated)):
+        lines.append(f"| {name} | {' | '.join(row(waves, tempi, scorer))} |")
     page = "\n".join(lines) + "\n"
     print(page)
     (arguments.out / f"long-pieces-{arguments.model}.md").write_text(page)

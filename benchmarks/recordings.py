@@ -94,14 +94,14 @@ def main() -> None:
     code = jax.jit(lambda clip: vae.decode(params, config, vae.encode(params, config, clip)))
     files = sorted(file for file in arguments.recordings.iterdir() if file.is_file())
     originals = np.stack([clip for file in tqdm(files, unit="file") for clip in clips_of(file)])
-    judge = fact_judge(arguments.judges, arguments.cache)
-    assert isinstance(judge, FactJudges)
+    scorer = fact_judge(arguments.judges, arguments.cache)
+    assert isinstance(scorer, FactJudges)
 
     def decode(clips: np.ndarray) -> np.ndarray:
         return np.concatenate([np.asarray(code(clip[None])) for clip in tqdm(clips, unit="clip")])
 
     def keys_of(clips: np.ndarray) -> np.ndarray:
-        return judge.keys({"chroma": np.stack([chroma(clip) for clip in clips])})
+        return scorer.keys({"chroma": np.stack([chroma(clip) for clip in clips])})
 
     decoded = decode(originals)
     keys = [keys_of(clips) for clips in (originals, decoded)]

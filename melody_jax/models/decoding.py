@@ -289,22 +289,14 @@ def generate(
     batch = prefix_tokens.shape[0]
     primer = jnp.zeros((batch, 0), jnp.int32) if primer is None else primer
     primer_length = primer.shape[1]
-    if not primer_length < length:
-        raise UserError(f"length {length} must exceed the {primer_length} tokens of the primer")
-    allowed = {config.given_length} | (set() if config.condition else {config.prefix_levels})
-    if prefix_tokens.shape[1] not in allowed:
-        raise UserError(
-            f"the prefix has {prefix_tokens.shape[1]} tokens: this model needs {config.given_length}"
-        )
-    prefix = lm.embed_prefix(params, config, prefix_tokens)
-    is_controlled = isinstance(control_scale, jax.Array) or control_scale != 1.0
-    if is_controlled or isinstance(guidance_scale, jax.Array) or guidance_scale != 1.0:
+    _check_lengths(config, prefix_tokens.shape[1], primer_length, length)
+    branches = [prefix_tokens]
+    if _in_use(guidance_scale) or _in_use(control_scale):
         null = prefix_tokens.at[:, : config.prompt_length].set(-1)
-        null = null if negative_prefix_tokens is None else negative_prefix_tokens
-        prefix = jnp.concatenate([prefix, lm.embed_prefix(params, config, null)])
-    if is_controlled:
-        uncontrolled = prefix_tokens.at[:, config.prefix_levels : config.prompt_length].set(-1)
-        prefix = jnp.concatenate([prefix, lm.embed_prefix(params, config, uncontrolled)])
+        branches.append(null if negative_prefix_tokens is None else negative_prefix_tokens)
+    if _in_use(control_scale):
+        branches.append(prefix_tokens.at[:, config.prefix_levels : config.prompt_length].set(-1))
+    prefix = jnp.concatenate([lm.embed_prefix(params, config, branch) for branch in branches])
     settings = (temperature, top_k, top_p, guidance_scale, control_scale)
     sampling = SamplingParams(*(jnp.broadcast_to(jnp.asarray(n, jnp.float32), batch) for n in settings))
     per_pass = config.tokens_per_pass
@@ -314,6 +306,19 @@ def generate(
     inputs = Inputs(prefix, keys, primer, fixed, sampling)
     tokens, passes = _decode_on_platform(params, config, inputs, padded_length, candidates)
     return Generated(tokens[:, :length], passes)
+
+
+def _check_lengths(config: LMConfig, prefix: int, primer: int, length: int) -> None:
+    if not primer < length:
+        raise UserError(f"length {length} must exceed the {primer} tokens of the primer")
+    allowed = {config.given_length} | (set() if config.condition else {config.prefix_levels})
+    if prefix not in allowed:
+        raise UserError(f"the prefix has {prefix} tokens: this model needs {config.given_length}")
+
+
+def _in_use(scale: Number) -> bool:
+    """Whether a scale may differ from 1."""
+    return isinstance(scale, jax.Array) or scale != 1.0
 
 
 def _merge_fixed(primer: jax.Array, fixed: jax.Array | None, length: int, padded_length: int) -> jax.Array:
