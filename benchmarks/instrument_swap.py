@@ -38,7 +38,7 @@ class Arguments:
     """Folder of releases; none: the packaged ones."""
     pairs: int = 40
     """Pairs of a source and another instrument."""
-    guidance_scale: float = 2.5
+    guidance_scale: float = 8.0
     """Guidance of the diffusion."""
     judge_pieces: int = 80
     """Composed clips of each group that the judge is trained on."""
