@@ -23,10 +23,8 @@ def to_dict(config: Any) -> Any:
     """
     if dataclasses.is_dataclass(config):
         hints = typing.get_type_hints(type(config))
-        values = {field.name: to_dict(getattr(config, field.name)) for field in dataclasses.fields(config)}
-        for name in values:
-            if len(_dataclasses_of(hints[name])) > 1:
-                values[name] = {"class": type(getattr(config, name)).__name__, **values[name]}
+        names = [field.name for field in dataclasses.fields(config)]
+        values = {name: _named(getattr(config, name), hints[name]) for name in names}
         derived = any(dataclasses.is_dataclass(base) for base in type(config).__bases__)
         if derived or hasattr(config, "gradients"):
             return {"class": type(config).__name__, **values}
@@ -36,6 +34,13 @@ def to_dict(config: Any) -> Any:
     if isinstance(config, dict):
         return {str(key): to_dict(value) for key, value in config.items()}
     return config
+
+
+def _named(value: Any, hint: Any) -> Any:
+    """`to_dict` of a field's value, with the name of its class if the field may hold several."""
+    plain = to_dict(value)
+    has_choice = isinstance(plain, dict) and len(_dataclasses_of(hint)) > 1
+    return {"class": type(value).__name__, **plain} if has_choice else plain
 
 
 def from_dict(cls: type[T], values: dict[str, Any]) -> T:
@@ -101,14 +106,16 @@ def difference(a: Any, b: Any) -> dict[str, tuple[Any, Any]]:
 def with_new_fields(values: dict[str, Any], config: Any) -> dict[str, Any]:
     """What `to_dict` wrote of a config like this one, with the defaults of fields that did not exist then."""
     completed = dict(values)
+    hints = typing.get_type_hints(type(config))
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
         stored = values.get(field.name)
         if field.name not in values:
-            if field.default is not dataclasses.MISSING:
-                completed[field.name] = to_dict(field.default)
-            elif field.default_factory is not dataclasses.MISSING:
-                completed[field.name] = to_dict(field.default_factory())
+            default = field.default
+            if field.default_factory is not dataclasses.MISSING:
+                default = field.default_factory()
+            if default is not dataclasses.MISSING:
+                completed[field.name] = _named(default, hints[field.name])
         elif dataclasses.is_dataclass(value) and isinstance(stored, dict):
             completed[field.name] = with_new_fields(stored, value)
     return completed

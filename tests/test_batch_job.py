@@ -348,3 +348,9 @@ def test_eight_devices_make_the_same_clips(melody: Melody, releases: Path, tmp_p
     assert done.stdout == "eight: all 5 clips exist already\n"
     for path in single_device.out.glob("*.wav"):
         np.testing.assert_allclose(audio.read(tmp_path / "eight" / path.name), audio.read(path), atol=1e-4)
+
+
+def test_a_control_scale_is_for_the_lines_with_controls(tmp_path: Path) -> None:
+    path = write_lines(tmp_path / "a.jsonl", [{"prompt": "a"}, {"prompt": "b", "bpm": 120.0}])
+    lines = prompt_file.read_prompt_file(path, DEFAULTS | {"control_scale": 4.0})
+    assert [line.request.control_scale for line in lines] == [3.0, 4.0]

@@ -169,12 +169,12 @@ def test_prefixes_of_others_come_with_a_told_tempo() -> None:
     genres = jnp.array([1, 1, 2, 3] * 50)
     prefix = jnp.arange(200)[:, None].repeat(12, 1)
     controls = jnp.zeros((200, 5), jnp.int32).at[:, -1].set(genres)
-    made = np.asarray(stage.prompts(jnp.concatenate([prefix, controls], axis=1), jax.random.key(0)))
+    made = np.asarray(stage.perturb_prompt(jnp.concatenate([prefix, controls], axis=1), jax.random.key(0)))
     assert (made[:, 0] != prefix[:, 0]).all()
     np.testing.assert_array_equal(genres[made[:, 0]], genres)
     assert (made[:, 12] == 0).all()
     assert 0.3 < (made[:, 13] == 0).mean() < 0.7
-    alone = np.asarray(stage.prompts(jnp.arange(17)[None], jax.random.key(0)))
+    alone = np.asarray(stage.perturb_prompt(jnp.arange(17)[None], jax.random.key(0)))
     np.testing.assert_array_equal(alone[0, :12], np.arange(12))
     for changes in ({"other_prefix": 1.1}, {"model": lm_config.TINY, "other_prefix": 0.5}):
         with pytest.raises(UserError, match=f"other_prefix is {changes['other_prefix']}"):

@@ -12,6 +12,7 @@ from melody_jax import release
 from melody_jax.evaluation.fidelity import bass_agreement, steady_bass
 from melody_jax.release import WEIGHTS
 from melody_jax.sampling.cascade import NETWORKS
+from melody_jax.sampling.decode import context
 
 MINI = WEIGHTS / "mini"
 
@@ -92,3 +93,9 @@ def test_its_autoencoder_keeps_the_bass() -> None:
 def test_prompts_make_bass(melody, controls: dict) -> None:
     (wave,) = melody.generate("driving techno with a deep bass", seconds=10, steps=2, seed=3, **controls)
     assert steady_bass(wave) > 0.2
+
+
+def test_a_stream_begins_with_the_first_window(melody) -> None:
+    frames = melody.configs["dpd"].frames
+    window = melody._decoder_window(melody.configs["dpd"].frames // melody.configs["dpd"].chunks)
+    assert 2 * context(melody.configs["vae"]) < window < frames

@@ -40,7 +40,7 @@ from melody_jax.sampling.request import make_requests
 from melody_jax.training.digests import DIGEST, digest
 
 BATCH = 16
-LM_SETTINGS = ("lm_guidance_scale", "control_scale", "temperature", "top_k", "top_p")
+LM_SETTINGS = ("lm_guidance_scale", "temperature", "top_k", "top_p")
 """Settings of the language model; all arms of a study share its tokens unless an arm changes one."""
 JUDGE_PIECES = 80
 """Composed clips of each group that the judge is trained on."""

@@ -106,6 +106,10 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any] | None:
                 f"--out {config.out} lies in --{name} {place}, where its players would count as clips; choose another "
                 "folder"
             )
+        if place and Path(place).resolve().is_relative_to(Path(config.out).resolve() / "pieces"):
+            raise UserError(
+                f"--{name} {place} is where the players of --out {config.out} are written; choose another folder"
+            )
     for folder in (config.out, config.cache):
         files.check_folder(folder)
     enable_compile_cache()

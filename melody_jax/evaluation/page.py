@@ -43,6 +43,7 @@ def write(out: Path, result: dict[str, Any], clips: ClipSet, chosen: list[int], 
     files.make_folder(folder)
     by_name = {clip.name: clip for clip in clips.clips}
     sections = []
+    linked: set[str] = set()
     for number in chosen:
         piece = result["pieces"][number]
         clip = by_name[piece["clip"]]
@@ -51,8 +52,9 @@ def write(out: Path, result: dict[str, Any], clips: ClipSet, chosen: list[int], 
         player = f"{number:06d}{'.flac' if fits_flac(rate) else '.wav'}"
         audio.write(folder / player, sound.samples, rate)
         write_bytes(folder / f"{number:06d}.png", spectrogram(sound))
+        linked |= {player, f"{number:06d}.png"}
         sections.append(_section(f"pieces/{number:06d}.png", f"pieces/{player}", piece, clip.prompt))
-    _remove_others(folder, {f"{number:06d}" for number in chosen})
+    _remove_others(folder, linked)
     title = html.escape(f"Evaluation of {clips.name}")
     text = f"""<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8"><title>{title}</title><style>{STYLE}</style></head><body>
@@ -63,10 +65,10 @@ def write(out: Path, result: dict[str, Any], clips: ClipSet, chosen: list[int], 
     write_bytes(out / "index.html", text.encode())
 
 
-def _remove_others(folder: Path, stems: set[str]) -> None:
-    """Removes the players and pictures of an earlier page."""
+def _remove_others(folder: Path, names: set[str]) -> None:
+    """Removes the players and pictures of an earlier page: files of the folder with other names than these."""
     for file in folder.iterdir():
-        if PIECE.fullmatch(file.name) and file.stem not in stems:
+        if PIECE.fullmatch(file.name) and file.name not in names:
             file.unlink()
 
 

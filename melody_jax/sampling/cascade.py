@@ -220,9 +220,16 @@ class Melody(System):
         return decode(self.params["vae"], self.configs["vae"], latents, window, self.mesh)
 
     def _decoder_window(self, least: int) -> int:
-        """Latents that are decoded at a time: at least `least`, and a chunk more than the context on either side."""
+        """Latents that are decoded at a time: at least `least`, and a chunk more than the context on either side.
+
+        If the first window's latents suffice for the context and fewer new ones, the first part comes with them.
+        """
         dpd = self.configs["dpd"]
-        return max(least, dpd.frames // dpd.chunks + 2 * context(self.configs["vae"]))
+        margin = 2 * context(self.configs["vae"])
+        window = dpd.frames // dpd.chunks + margin
+        if margin < dpd.frames - 1:
+            window = min(window, dpd.frames - 1)
+        return max(least, window)
 
     def _best_candidates(
         self, batch: ProgramBatch, waves: list[np.ndarray], encoded: Encoded

@@ -80,10 +80,11 @@ def export_sampler(settings: SamplerExportConfig) -> None:
     settings = with_drawn_seed(settings)
     files.check_new(settings.out)
     melody = load(settings.model, folder=settings.folder, distilled=settings.distilled)
-    if settings.control_scale != 1 and plan.control_vocabulary(melody.configs) is None:
-        raise UserError(f"control_scale is {settings.control_scale}; {settings.model} has no control tokens")
-    common: dict[str, Any] = shared_settings(settings) | {"control_scale": SamplingSettings.control_scale}
-    config = plan.sampler_config(Request(prompt="any", **common), melody.configs)
+    if settings.control_scale != 1 and melody.configs["lm"].controls is None:
+        raise UserError(
+            f"control_scale is {settings.control_scale}; the language model of {settings.model} has no control tokens"
+        )
+    config = plan.sampler_config(Request(prompt="any", **shared_settings(settings)), melody.configs)
     config = replace(config, controlled=settings.control_scale != 1)
     with files.new_folder(settings.out) as folder:
         _write_folder(folder, melody, config, settings)

@@ -38,7 +38,7 @@ class Controls(NamedTuple):
     lm_guidance_scale: Float[Array, " B"]
     """Used if `SamplerConfig.lm_guided`."""
     control_scale: Float[Array, " B"]
-    """Used if `SamplerConfig.controlled`."""
+    """Used if `SamplerConfig.controlled`; 1 for settings without it."""
     guidance_scale: Float[Array, " B"]
     """Used if `SamplerConfig.guided`, and by a distilled diffusion."""
     guidance_rescale: Float[Array, " B"]
@@ -75,7 +75,7 @@ def make_controls(
         top_k=jnp.asarray([min(item.top_k, candidates) for item in items], jnp.int32),
         top_p=column("top_p", np.float32),
         lm_guidance_scale=column("lm_guidance_scale", np.float32),
-        control_scale=column("control_scale", np.float32),
+        control_scale=jnp.asarray([getattr(item, "control_scale", 1.0) for item in items], np.float32),
         guidance_scale=column("guidance_scale", np.float32),
         guidance_rescale=column("guidance_rescale", np.float32),
     )

@@ -160,7 +160,9 @@ def sampler_config(request: Request, configs: Configs) -> SamplerConfig:
         guided=scale != 1 and not distilled_range,
         keeps_tokens=request.keep_tokens,
         lm_guided=request.lm_guidance_scale != 1,
-        controlled=request.control_scale != 1 and bool(request.controls),
+        controlled=request.control_scale != 1
+        and bool(request.controls)
+        and configs["lm"].controls is not None,
         candidates=candidates_for(request.top_k, configs["lm"].semantic_vocab),
     )
 

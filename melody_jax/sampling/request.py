@@ -112,6 +112,12 @@ class Request(ClipSettings):
             raise UserError(f"the times of the story are {times}; they must rise")
         if self.source is None and (self.regions or self.strength < 1 or self.keep_tokens):
             raise UserError("regions, strength and keep_tokens need a source; there is none")
+        unused = {"negative_prompt": self.negative_prompt.strip(), "control_scale": self.control_scale}
+        for name, value in unused.items() if self.keep_tokens else ():
+            if value != getattr(type(self), name):
+                raise UserError(
+                    f"{name} is {shorten(value)}; keep_tokens leaves nothing to the language model, leave it out"
+                )
         if not isinstance(self.regions, Sequence):
             raise UserError(f"regions is {shorten(self.regions)}; it must be a sequence of (begin, end)")
         for region in self.regions:
@@ -205,10 +211,14 @@ def make_requests(
             hint = f"is {closest[0]!r} meant?" if closest else f"the settings are {', '.join(sorted(names))}"
             raise UserError(f"unknown setting {shorten(name)}; {hint}")
     columns = {name: _column(name, value, len(items)) for name, value in ({"seed": 0} | settings).items()}
-    return [
+    requests = [
         Request(prompt=prompt, **{name: values[i] for name, values in columns.items()})
         for i, prompt in enumerate(items)
     ]
+    scales = {request.control_scale for request in requests} - {Request.control_scale}
+    if scales and not any(request.controls for request in requests):
+        raise UserError(f"control_scale is {scales.pop()}, but there is no bpm, key or metre; leave it out")
+    return requests
 
 
 def _column(name: str, value: Any, count: int) -> list[Any]:

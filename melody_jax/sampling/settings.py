@@ -50,9 +50,6 @@ class SamplingSettings:
     """How much of the loudness that guidance adds is taken back (arXiv 2305.08891, section 3.4). 0 in the paper."""
     lm_guidance_scale: float = option(2.0, group=HOW, least=-100, most=100)
     """Classifier-free guidance of the language model. 1 turns it off and halves the cost."""
-    control_scale: float = option(3.0, group=HOW, least=-100, most=100)
-    """Guidance of the language model towards a given --bpm, --key or --metre and away from the same prompt without
-    them, in addition. 1 turns it off; it adds half to the model's cost."""
     temperature: float = option(1.1, group=HOW, least=0, most=100)
     """Temperature of the language model. 0 is greedy."""
     top_k: int = option(250, group=HOW, least=1, most=2**31 - 1)
@@ -87,6 +84,10 @@ class ClipSettings(SamplingSettings):
     1, the clip is a variation of the source."""
     keep_tokens: bool = option(False, group=WHAT)
     """Keeps the semantic tokens of a changed source, which carry most of its notes and rhythm."""
+    control_scale: float = option(3.0, group=HOW, least=-100, most=100)
+    """With --bpm, --key or --metre: additional guidance of the language model towards all control tokens, those of the
+    prompt's words included, and away from the same prompt without them. 1 turns it off; it adds half to the guided
+    model's cost."""
     best_of: int = option(1, group=HOW, least=1, most=64)
     """Candidates per clip. The one closest to the prompt in MuLan's space is returned."""
 
@@ -97,11 +98,6 @@ class ClipSettings(SamplingSettings):
         if self.guidance_scale == 1 and self.guidance_rescale != type(self).guidance_rescale:
             raise UserError(
                 f"guidance_rescale is {self.guidance_rescale}, but guidance_scale is 1, without guidance; leave one out"
-            )
-        is_told = self.bpm or self.key or self.metre
-        if self.control_scale != type(self).control_scale and not is_told:
-            raise UserError(
-                f"control_scale is {self.control_scale}, but there is no bpm, key or metre; leave it out"
             )
         if self.negative_prompt and self.lm_guidance_scale == 1:
             raise UserError("negative_prompt needs guidance; lm_guidance_scale is 1, set e.g. 2")

@@ -17,6 +17,7 @@ from melody_jax.systems import command
 FIELDS = (
     "prompt", "id", "seed", "steps", "seconds", "story", "regions", "source", "strength", "keep_tokens", "best_of",
     "negative_prompt", "schedule", "solver", "guidance_scale", "lm_guidance_scale", "temperature", "top_k", "top_p",
+    "bpm", "key", "metre", "control_scale", "guidance_rescale",
     "text", "",
 )  # fmt: skip
 ODD = (

@@ -44,9 +44,10 @@ class LMStage(Stage):
     level_dropout: float = 0.3
     """Probability that an item with a prefix keeps only its leading 1 to P levels, uniformly drawn; 0 to 1."""
     other_prefix: float = 0.0
-    """Probability that an item is trained with the prefix tokens of another one, if the batch has one of the same
-    genre, 0 to 1; its tempo token is not dropped then. A prefix suggests a tempo, which agrees with the tempo token of
-    its piece: a network that always sees both need not listen to the latter."""
+    """Probability that an item with a tempo token is trained with the prefix tokens of another one, if the batch has
+    one of the same genre, 0 to 1; the tempo token stays then, unless `prefix_dropout` drops everything. A prefix
+    suggests a tempo, which agrees with the tempo token of its piece: a network that always sees both need not listen to
+    the latter."""
     history_corruption: float = 0.0
     """Share of the input semantic tokens that training replaces by random ones; targets are unchanged. The last token
     alone predicts most of the next one, and a network that relies on it learns to use the prefix late."""
@@ -58,9 +59,11 @@ class LMStage(Stage):
     """Share of the target probability spread evenly over the vocabulary, in training only."""
 
     def __post_init__(self) -> None:
-        if not 0 <= self.other_prefix <= 1 or (self.other_prefix and self.model.controls is None):
+        has_genres = self.model.controls is not None and self.model.controls.genres
+        if not 0 <= self.other_prefix <= 1 or (self.other_prefix and not has_genres):
             raise UserError(
-                f"other_prefix is {self.other_prefix}; it must be from 0 to 1, and 0 for a model without controls"
+                f"other_prefix is {self.other_prefix}; it must be from 0 to 1, and 0 for a model without tokens of "
+                "genres"
             )
         if self.mulan and not self.model.prefix_levels:
             raise UserError(f"mulan is {self.mulan!r}, but the model has no prefix_levels; leave it out")
@@ -116,7 +119,7 @@ class LMStage(Stage):
         )
         history = jnp.where(is_corrupted, random_tokens, targets)
         if self.model.controls is not None:
-            batch = batch | {"prefix_tokens": self.prompts(batch["prefix_tokens"], level_key)}
+            batch = batch | {"prefix_tokens": self.perturb_prompt(batch["prefix_tokens"], level_key)}
         log_probs = self._log_probs(params, batch, history, levels, dropout_key)
         target_log_probs = _of_targets(log_probs, targets)
         cross_entropy = -target_log_probs.mean()
@@ -125,7 +128,7 @@ class LMStage(Stage):
         loss = (1 - self.label_smoothing) * cross_entropy + self.label_smoothing * uniform
         return loss, {"cross_entropy": cross_entropy, "accuracy": accuracy}
 
-    def prompts(self, prefix_tokens: jax.Array, key: jax.Array) -> jax.Array:
+    def perturb_prompt(self, prefix_tokens: jax.Array, key: jax.Array) -> jax.Array:
         """Prefix and control tokens (B, P + C), some of the latter replaced by -1 and some prefixes by others'."""
         prefix, controls = jnp.split(prefix_tokens, [self.model.prefix_levels], axis=1)
         key = jax.random.fold_in(key, self.model.prefix_levels)
@@ -133,7 +136,8 @@ class LMStage(Stage):
         tempo, genre = NAMES.index("tempo_bpm"), NAMES.index("genre")
         other_key, partner_key = jax.random.split(jax.random.fold_in(key, 1))
         partner, has_partner = partners(controls[:, genre], partner_key)
-        has_other = has_partner & jax.random.bernoulli(other_key, self.other_prefix, (len(prefix),))
+        is_eligible = has_partner & (controls[:, tempo] >= 0)
+        has_other = is_eligible & jax.random.bernoulli(other_key, self.other_prefix, (len(prefix),))
         prefix = jnp.where(has_other[:, None], prefix[partner], prefix)
         dropped = dropped.at[:, tempo].set(jnp.where(has_other, controls[:, tempo], dropped[:, tempo]))
         return jnp.concatenate([prefix, dropped], axis=1)
