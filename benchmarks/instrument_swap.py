@@ -86,7 +86,7 @@ def main() -> None:
             statistics[name].append(log_mel_statistics(Sound(clip, melody.audio_format).to()))
     leads = {name: lead_of(np.stack(rows), scorer) for name, rows in statistics.items()}
     wanted = {"source": [prompt.group for prompt in sources], "changed": targets}
-    lines = ["| clips | told as | right | 95 % interval |", "| --- | --- | --- | --- |"]
+    lines = ["| clips | judged to have | share | 95 % interval |", "| --- | --- | --- | --- |"]
     for name, expected in (("source", "source"), ("changed", "changed"), ("changed", "source")):
         interval = mean_interval(np.equal(leads[name], wanted[expected]).astype(float))
         label = "their instrument" if expected == "source" else "the prompt's instrument"

@@ -58,7 +58,7 @@ class Arguments:
     """Folder of the page."""
 
 
-def chosen() -> list[tuple[int, ComposedPrompt]]:
+def choose_prompts() -> list[tuple[int, ComposedPrompt]]:
     """The prompts, each with its place in its group, which selects the SoundFont of its composed piece."""
     prompts = composed_prompts.read_prompts(composed_prompts.PROMPTS)
     groups = [list(group) for _, group in itertools.groupby(prompts, lambda prompt: prompt.group)]
@@ -114,7 +114,7 @@ def main() -> None:
     enable_compile_cache()
     make_folder(arguments.out)
     melody = load(arguments.model, folder=arguments.folder)
-    prompts = chosen()
+    prompts = choose_prompts()
     texts = [prompt.text for _, prompt in prompts]
     clips = melody.generate(texts, seconds=SECONDS, seed=list(range(len(texts))))
     sections = []

@@ -1,4 +1,4 @@
-"""Does a piece of a minute keep its tempo, key and level, and does the sound never stop?
+"""Does a piece of a minute keep its tempo, key and level, and does it ever fall silent?
 
     python benchmarks/long_pieces.py --judges corpus/train        # writes docs/evaluation/long-pieces-mini.md
 
@@ -51,7 +51,7 @@ class Arguments:
     """Folder of the table."""
 
 
-def chosen(per_group: int) -> list[ComposedPrompt]:
+def choose_prompts(per_group: int) -> list[ComposedPrompt]:
     """The first prompts of each group, without those that describe music without a beat."""
     prompts = composed_prompts.read_prompts(composed_prompts.PROMPTS)
     groups = itertools.groupby(prompts, lambda prompt: prompt.group)
@@ -59,7 +59,7 @@ def chosen(per_group: int) -> list[ComposedPrompt]:
     return [prompt for prompt in first if prompt.rhythmic]
 
 
-def composed(prompt: ComposedPrompt, number: int) -> np.ndarray:
+def compose_piece(prompt: ComposedPrompt, number: int) -> np.ndarray:
     """A piece of the prompt's group and length and tempo, (T,)."""
     group = next(group for group in GROUPS if group.name == prompt.group)
     piece = compose(
@@ -101,7 +101,7 @@ def main() -> None:
     arguments = tyro.cli(Arguments, description=__doc__)
     enable_compile_cache()
     melody = load(arguments.model, folder=arguments.folder)
-    prompts = chosen(arguments.per_group)
+    prompts = choose_prompts(arguments.per_group)
     scorer = fact_judge(arguments.judges, arguments.cache)
     assert isinstance(scorer, FactJudges)
     generated: list[np.ndarray] = []
@@ -110,7 +110,7 @@ def main() -> None:
         seeds = list(range(first, first + len(texts)))
         clips = melody.generate(texts, seconds=SECONDS, seed=seeds)
         generated += [Sound(clip, melody.audio_format).to() for clip in clips]
-    truth = [composed(prompt, number) for number, prompt in enumerate(tqdm(prompts, unit="piece"))]
+    truth = [compose_piece(prompt, number) for number, prompt in enumerate(tqdm(prompts, unit="piece"))]
     tempi = [prompt.tempo_bpm for prompt in prompts]
     lines = [
         f"{len(prompts)} pieces of {SECONDS} s; 95 % intervals.",

@@ -24,6 +24,7 @@ from melody_jax import audio
 from melody_jax.audio_format import DEFAULT_FORMAT
 from melody_jax.composer.compose import compose
 from melody_jax.control_tokens import KEYS
+from melody_jax.errors import UserError
 from melody_jax.evaluation import composed_prompts, fidelity, reconstruction
 from melody_jax.evaluation.clip_features import chroma
 from melody_jax.evaluation.composed_prompts import SECONDS
@@ -64,6 +65,8 @@ def clips_of(file: Path) -> list[np.ndarray]:
     """Three clips (T,) of a file."""
     wave = audio.read(file, RATE, 1)
     size = round(SECONDS * RATE)
+    if len(wave) < size:
+        raise UserError(f"{file}: {len(wave) / RATE:.1f} s; it must be at least {SECONDS} s long")
     starts = [int(np.clip(place * len(wave) - size / 2, 0, len(wave) - size)) for place in PLACES]
     return [wave[start : start + size] for start in starts]
 

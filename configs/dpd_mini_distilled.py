@@ -1,6 +1,6 @@
 """The diffusion of `mini` for 1, 2 or 4 steps of one pass each, distilled from the released DPD (docs/distillation.md).
 
-melody train dpd_mini_distilled --data.folder features/mini --workdir runs/dpd_distilled
+melody train dpd_mini_distilled --data.folder features/train --workdir runs/dpd_distilled
 """
 
 from dataclasses import replace

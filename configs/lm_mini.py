@@ -4,10 +4,11 @@
         --stage.mulan release/mini --stage.tokenizer release/mini --workdir runs/lm_mini
 
 The last two options start the embeddings from the codebooks of the networks that made the tokens; recall relies on it.
-The released weights learned the control tokens afterwards: 2,000 steps with `--stage.model.controls None`, then
+The released weights learned the control tokens afterwards: 2,000 steps with `LMConfig()` as the model, then
 
     melody train lm_mini --data.folder features/train features/train2 --data.networks release/mini \\
-        --init-from release/mini --steps 1500 --optimizer.learning-rate 2e-3 --optimizer.warmup-steps 30
+        --init-from release/mini --steps 1500 --optimizer.learning-rate 2e-3 --optimizer.warmup-steps 30 \\
+        --workdir runs/lm_mini_controls
 """
 
 from melody_jax.composer.facts import VOCABULARY

@@ -140,7 +140,10 @@ def test_silence_can_be_a_source(melody: Melody) -> None:
         ({"source": sine(3), "regions": (2.0, 1.0)}, "0 <= begin < end"),
         ({"source": sine(3), "strength": 0.0}, "strength is 0.0"),
         ({"regions": ((0.0, 1.0),)}, "there is none"),
-        ({"source": sine(3), "keep_tokens": True, "negative_prompt": "drums"}, "negative_prompt is 'drums'; keep_tok"),
+        (
+            {"source": sine(3), "keep_tokens": True, "negative_prompt": "drums"},
+            "negative_prompt is 'drums'; keep_tok",
+        ),
     ],
 )
 def test_bad_edits_are_named(melody: Melody, arguments: dict, named: str) -> None:
