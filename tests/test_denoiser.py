@@ -223,7 +223,7 @@ def test_it_is_released_and_samples_guided_beside_its_context(config: DenoiserCo
         prefix,
         seeds,
         jnp.arange(3),
-        *[jnp.ones(3)] * 4,
+        *[jnp.ones(3)] * 5,
         jnp.array([1.0, 2.0, 4.0]),
         jnp.array([0.5, 0.0, 0.7]),
     )

@@ -20,6 +20,7 @@ from melody_jax.models import denoiser, lm, mulan
 from melody_jax.sharding import make_mesh
 from melody_jax.training.init_from import load_initial_weights
 from melody_jax.training.lora import merge
+from melody_jax.training.stages.lm import LMStage
 from melody_jax.training.state import TrainState
 
 LORA = LoRAConfig(rank=2, kernels="dense/kernel")
@@ -121,13 +122,25 @@ def test_a_release_that_lacks_a_tensor_is_refused(tmp_path: Path) -> None:
         start(TrainConfig(stage=stage, init_from=str(tmp_path)))
 
 
-def test_a_network_gains_control_tokens_without_effect() -> None:
-    """The release's network and one with control tokens that are absent nearly agree; the new tokens are zero."""
+def without_controls(folder: Path) -> tuple[LMStage, dict[str, str]]:
+    """Writes a release with `mini`'s language model without its control tokens: its stage, and its hashes."""
     weights, model, hashes = release.load_network(release.WEIGHTS / "mini", "lm")
-    stage = dataclasses.replace(STAGES["lm"], model=dataclasses.replace(model, controls=VOCABULARY))
-    model = start(TrainConfig(stage=stage, init_from="mini"), hashes).params["model"]
+    plain = dataclasses.replace(model, controls=None)
+    rows = sum(plain.prefix_sizes) + plain.prompt_length
+    weights = weights | {"prefix": weights["prefix"][:rows]}
+    release.save_network(folder, "lm", weights, plain, hashes)
+    return LMStage(model=plain), hashes
+
+
+def test_a_network_gains_control_tokens_without_effect(tmp_path: Path) -> None:
+    """The release's network and one with control tokens that are absent nearly agree; the new tokens are zero."""
+    plain, hashes = without_controls(tmp_path)
+    weights = release.load_network(tmp_path, "lm")[0]
+    stage = dataclasses.replace(plain, model=dataclasses.replace(plain.model, controls=VOCABULARY))
+    model = start(TrainConfig(stage=stage, init_from=str(tmp_path)), hashes).params["model"]
     rows = len(weights["prefix"])
     np.testing.assert_array_equal(model["prefix"][:rows], weights["prefix"])
+    assert len(model["prefix"]) > rows
     np.testing.assert_array_equal(model["prefix"][rows:], 0.0)
     assert_same(model | {"prefix": weights["prefix"]}, weights)
     prefix = jnp.arange(24).reshape(2, 12)
@@ -160,11 +173,11 @@ def test_a_diffusion_gains_control_tokens_without_effect(tmp_path: Path) -> None
     np.testing.assert_allclose(after, before, atol=1e-5)
 
 
-def test_adapters_gain_no_control_tokens() -> None:
+def test_adapters_gain_no_control_tokens(tmp_path: Path) -> None:
     """They would stay without effect, because the base does not learn."""
-    _, model, hashes = release.load_network(release.WEIGHTS / "mini", "lm")
-    stage = dataclasses.replace(STAGES["lm"], model=dataclasses.replace(model, controls=VOCABULARY))
-    config = TrainConfig(stage=stage, init_from="mini", lora=LoRAConfig(rank=2))
+    plain, hashes = without_controls(tmp_path)
+    stage = dataclasses.replace(plain, model=dataclasses.replace(plain.model, controls=VOCABULARY))
+    config = TrainConfig(stage=stage, init_from=str(tmp_path), lora=LoRAConfig(rank=2))
     state = fresh(stage)
     state = state._replace(params={"base": state.params["model"], "model": {}})
     with pytest.raises(UserError, match=r"controls is None there"):
