@@ -64,7 +64,7 @@ def test_the_description_matches_the_files(folder: Path) -> None:
     assert about["batch"] == 2
     assert about["hash"] == load("tiny", folder=folder).hash
     assert about["settings"] == {
-        "steps": 2, "schedule": "paper", "solver": "ddim", "guided": True, "lm_guided": True
+        "steps": 2, "schedule": "paper", "solver": "ddim", "guided": True, "lm_guided": True, "controlled": False
     }  # fmt: skip
     stored = safetensors.numpy.load_file(folder / "out" / "weights.safetensors")
     assert {name.split("/")[0] for name in stored} == {
@@ -103,3 +103,21 @@ def test_nothing_is_overwritten_or_half_written(folder: Path, tmp_path: Path) ->
     with pytest.raises(UserError, match="steps"):
         run(["export-sampler", "--out", str(tmp_path / "out"), "--steps", "0"])
     assert not any(tmp_path.iterdir())
+
+
+def test_a_control_scale_needs_control_tokens(folder: Path, tmp_path: Path) -> None:
+    options = [
+        "--model",
+        "tiny",
+        "--folder",
+        str(folder),
+        "--out",
+        str(tmp_path / "out"),
+        "--control-scale",
+        "3",
+    ]
+    with pytest.raises(
+        UserError, match=r"control_scale is 3\.0; the language model of tiny has no control tokens"
+    ):
+        run(["export-sampler", *options])
+    assert not (tmp_path / "out").exists()
