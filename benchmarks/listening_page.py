@@ -22,6 +22,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from melody_jax import audio, spectral
+from melody_jax.audio_format import SAMPLE_RATE
 from melody_jax.evaluation import composed_prompts
 from melody_jax.evaluation.composed_prompts import ComposedPrompt
 from melody_jax.evaluation.sound import Sound
@@ -31,12 +32,14 @@ from melody_jax.sampling.cascade import load
 
 ROOT = Path(__file__).parents[1]
 SECONDS = 10
-RATE = 24_000
+RATE = SAMPLE_RATE
 WINDOW = 4096
 """Samples in a frame of the spectrogram: bass notes are apart."""
 HOP = 480
 LOWEST, ROWS = 40.0, 180
 """Hz of the lowest row, and number of rows up to the Nyquist frequency."""
+EDGES = np.geomspace(LOWEST, RATE / 2, ROWS + 1)
+"""Hz between the rows, ROWS + 1."""
 STYLE = """
 body { font-family: sans-serif; max-width: 62em; margin: 2em auto; padding: 0 1em; color: #222; }
 section { border-top: 1px solid #ccc; padding: 1em 0; } h2 { font-size: 1.05em; margin: 0 0 .4em; }
@@ -70,10 +73,9 @@ def choose_prompts() -> list[tuple[int, ComposedPrompt]]:
 def levels(clip: np.ndarray) -> np.ndarray:
     """Log-frequency spectrogram, dB, (ROWS, frames) from LOWEST to the Nyquist frequency; clip (T,) at RATE."""
     power = np.abs(np.asarray(spectral.stft(clip[None], WINDOW, HOP)))[0] ** 2
-    edges = np.geomspace(LOWEST, RATE / 2, ROWS + 1) * WINDOW / RATE
     rows = [
         power[:, int(low) : max(int(low) + 1, int(high))].max(axis=1)
-        for low, high in itertools.pairwise(edges)
+        for low, high in itertools.pairwise(EDGES * WINDOW / RATE)
     ]
     return 10 * np.log10(np.stack(rows) + 1e-10)
 
@@ -82,9 +84,8 @@ def picture(clip: np.ndarray) -> bytes:
     """A PNG of the log-frequency spectrogram with seconds and Hz, 80 dB deep."""
     shown = levels(clip)
     figure, axes = pyplot.subplots(figsize=(5.2, 2.4), dpi=96, layout="constrained")
-    edges = np.geomspace(LOWEST, RATE / 2, ROWS + 1)
     times = np.arange(shown.shape[1] + 1) * HOP / RATE
-    axes.pcolormesh(times, edges, shown, vmin=shown.max() - 80, vmax=shown.max(), cmap="magma")
+    axes.pcolormesh(times, EDGES, shown, vmin=shown.max() - 80, vmax=shown.max(), cmap="magma")
     axes.set_yscale("log")
     axes.set_yticks([50, 100, 200, 500, 1000, 2000, 5000, 10000])
     axes.yaxis.set_major_formatter(lambda hz, _: f"{hz:g}")

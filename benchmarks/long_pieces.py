@@ -17,10 +17,9 @@ import tyro
 from free_prompts import fact_judge
 from tqdm import tqdm
 
-from melody_jax.composer.compose import compose
 from melody_jax.evaluation import composed_prompts, signal
 from melody_jax.evaluation.clip_features import clip_features, is_same_tempo
-from melody_jax.evaluation.composed_prompts import GROUPS, ComposedPrompt
+from melody_jax.evaluation.composed_prompts import ComposedPrompt
 from melody_jax.evaluation.fact_judges import FactJudges
 from melody_jax.evaluation.intervals import mean_interval
 from melody_jax.evaluation.sound import Sound
@@ -28,7 +27,7 @@ from melody_jax.runtime import enable_compile_cache
 from melody_jax.sampling.cascade import load
 
 ROOT = Path(__file__).parents[1]
-SECONDS = 60
+SECONDS = 60.0
 THIRDS = ("first", "second", "last")
 BATCH = 8
 
@@ -57,15 +56,6 @@ def choose_prompts(per_group: int) -> list[ComposedPrompt]:
     groups = itertools.groupby(prompts, lambda prompt: prompt.group)
     first = itertools.chain.from_iterable(list(group)[:per_group] for _, group in groups)
     return [prompt for prompt in first if prompt.rhythmic]
-
-
-def compose_piece(prompt: ComposedPrompt, number: int) -> np.ndarray:
-    """A piece of the prompt's group and length and tempo, (T,)."""
-    group = next(group for group in GROUPS if group.name == prompt.group)
-    piece = compose(
-        prompt.seed, float(SECONDS), genre=group.genre, lead=group.lead, split="test", tempo=prompt.tempo_bpm
-    )
-    return composed_prompts.render_with(piece, "test", number)
 
 
 def thirds(wave: np.ndarray) -> list[np.ndarray]:
@@ -110,10 +100,14 @@ def main() -> None:
         seeds = list(range(first, first + len(texts)))
         clips = melody.generate(texts, seconds=SECONDS, seed=seeds)
         generated += [Sound(clip, melody.audio_format).to() for clip in clips]
-    truth = [compose_piece(prompt, number) for number, prompt in enumerate(tqdm(prompts, unit="piece"))]
+    pieces = [composed_prompts.compose_piece(prompt, SECONDS, prompt.tempo_bpm) for prompt in prompts]
+    truth = [
+        composed_prompts.render_with(piece, "test", number)
+        for number, piece in enumerate(tqdm(pieces, unit="piece"))
+    ]
     tempi = [prompt.tempo_bpm for prompt in prompts]
     lines = [
-        f"{len(prompts)} pieces of {SECONDS} s; 95 % intervals.",
+        f"{len(prompts)} pieces of {SECONDS:g} s; 95 % intervals.",
         "",
         "| pieces | tempo right, first third | second | last | key of the last third is that of the first | RMS of the "
         "thirds | silent for over 2 s |",

@@ -22,7 +22,6 @@ from tqdm import tqdm
 
 from melody_jax import audio
 from melody_jax.audio_format import DEFAULT_FORMAT
-from melody_jax.composer.compose import compose
 from melody_jax.control_tokens import KEYS
 from melody_jax.errors import UserError
 from melody_jax.evaluation import composed_prompts, fidelity, reconstruction
@@ -76,9 +75,8 @@ def composed() -> tuple[np.ndarray, np.ndarray]:
     prompts = composed_prompts.read_prompts(composed_prompts.PROMPTS)[::STRIDE]
     clips, keys = [], []
     for number, prompt in enumerate(tqdm(prompts, unit="piece")):
-        clips.append(composed_prompts.ground_truth(prompt, number, SECONDS))
-        group = next(group for group in composed_prompts.GROUPS if group.name == prompt.group)
-        piece = compose(prompt.seed, SECONDS, genre=group.genre, lead=group.lead, split="test")
+        piece = composed_prompts.compose_piece(prompt)
+        clips.append(composed_prompts.render_with(piece, "test", number)[: round(SECONDS * RATE)])
         keys.append(KEYS.index(piece.facts.key))
     return np.stack(clips), np.array(keys)
 

@@ -156,12 +156,12 @@ def test_the_language_model_reads_every_control() -> None:
 
 def test_partners_are_others_of_the_same_kind() -> None:
     kinds = jnp.array([4, 7, 4, -1, 4, -1])
-    found = set()
+    pairs = set()
     for seed in range(50):
         partner, has_partner = partners(kinds, jax.random.key(seed))
         np.testing.assert_array_equal(has_partner, [True, False, True, False, True, False])
-        found |= {(item, int(partner[item])) for item in (0, 2, 4)}
-    assert found == {(0, 2), (0, 4), (2, 0), (2, 4), (4, 0), (4, 2)}
+        pairs |= {(item, int(partner[item])) for item in (0, 2, 4)}
+    assert pairs == {(0, 2), (0, 4), (2, 0), (2, 4), (4, 0), (4, 2)}
 
 
 def test_prefixes_of_others_come_with_a_told_tempo() -> None:

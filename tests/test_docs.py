@@ -152,7 +152,8 @@ def test_figures_are_those_of_the_reports():
         text = " ".join((ROOT / name).read_text().split())
         for figure in (genre, group, composed, tempo, percent(adherence["genre"]["composed"])):
             assert figure in text, (name, figure)
-        assert text.index(genre) <= text.index(group), f"{name}: the stricter figure comes first"
+        others = text.replace(genre, "", 1)  # the two figures may be equal
+        assert text.index(genre) <= others.index(group), f"{name}: the stricter figure comes first"
     table = (ROOT / "docs/mini.md").read_text()
     for row, stage in {
         "composed pieces": "truth",

@@ -222,14 +222,14 @@ run(toy_config({str(tmp_path)!r}, steps=10, save_every=5), Twice())
 
 def test_a_run_of_an_earlier_version_resumes_with_the_defaults_of_new_fields(tmp_path: Path) -> None:
     config = toy_config(tmp_path / "run", steps=4, save_every=2)
-    whole = run(config)
+    undisturbed = run(config)
     shutil.rmtree(tmp_path / "run" / "checkpoints" / "4")
     file = tmp_path / "run" / "config.json"
     record = json.loads(file.read_text())
     del record["config"]["optimizer"]["weight_decay"]
     del record["config"]["accumulate"]
     file.write_text(json.dumps(record))
-    assert_same(run(config), whole)
+    assert_same(run(config), undisturbed)
     file.write_text(json.dumps(record))
     with pytest.raises(UserError, match=r"another config \(accumulate differ\)"):
         check_resume(tmp_path / "run", dataclasses.replace(config, accumulate=2), {})

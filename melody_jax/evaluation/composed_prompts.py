@@ -140,9 +140,14 @@ def ground_truth(
     prompt: ComposedPrompt, number: int, seconds: float, audio_format: AudioFormat = DEFAULT_FORMAT
 ) -> np.ndarray:
     """The first `seconds` of the piece of a prompt, (T,) or (T, 2); `number` selects a SoundFont of the test split."""
-    group = next(group for group in GROUPS if group.name == prompt.group)
-    piece = compose(prompt.seed, SECONDS, genre=group.genre, lead=group.lead, split="test")
+    piece = compose_piece(prompt)
     return render_with(piece, "test", number, audio_format)[: round(seconds * audio_format.sample_rate)]
+
+
+def compose_piece(prompt: ComposedPrompt, seconds: float = SECONDS, tempo: float | None = None) -> Piece:
+    """The piece of a prompt; at another length or tempo a different one of the same group."""
+    group = next(group for group in GROUPS if group.name == prompt.group)
+    return compose(prompt.seed, seconds, genre=group.genre, lead=group.lead, split="test", tempo=tempo)
 
 
 def render_with(

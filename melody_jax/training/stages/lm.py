@@ -133,6 +133,8 @@ class LMStage(Stage):
         prefix, controls = jnp.split(prefix_tokens, [self.model.prefix_levels], axis=1)
         key = jax.random.fold_in(key, self.model.prefix_levels)
         dropped = drop_controls(controls, key)
+        if not self.other_prefix:  # partners may be on other devices
+            return jnp.concatenate([prefix, dropped], axis=1)
         tempo, genre = NAMES.index("tempo_bpm"), NAMES.index("genre")
         other_key, partner_key = jax.random.split(jax.random.fold_in(key, 1))
         partner, has_partner = partners(controls[:, genre], partner_key)
