@@ -153,8 +153,9 @@ class _Decoder:
         self.prefill_blocks = self.network.blocks
         self.step_blocks: list[Block] | Block = self.prefill_blocks
         if unrolled and rows <= platform.MATVEC_ROWS:
-            if config.tokens_per_pass > 1:
-                params = params | {"group": platform.matvec_layout(params["group"])}
+            params = params | {
+                name: platform.matvec_layout(params[name]) for name in ("group", "head") if name in params
+            }
             self.network = functional.bind(LM, config, platform.matvec, params=params)
             blocks = functional.unstack(self.network.blocks, config.layers)
             self.step_blocks = [platform.matvec_layout(block) for block in blocks]

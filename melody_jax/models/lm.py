@@ -162,6 +162,7 @@ class LM(nnx.Module):
         rows = sum(config.prefix_sizes) + config.prompt_length
         levels = config.code_levels
         self.config = config
+        self.product = product
         if rows:
             self.prefix = nnx.Param(jax.random.normal(prefix_key, (rows, width)), role=EMBEDDING)
         if not config.given_length:
@@ -267,13 +268,22 @@ class LM(nnx.Module):
         head = self.head[...].astype(hidden.dtype)
         if self.config.code_levels > 1:
             return self._predict_levels(hidden, head, start)
-        scores = products.product(hidden, head, preferred_element_type=jnp.float32)
+        scores = self.product(hidden, head, preferred_element_type=jnp.float32)
         if self.recall is None or weights is None:
             return scores
         copy_probs = self.recall.copy_probs(hidden, weights)
         network_share = 1 - copy_probs.sum(axis=-1, keepdims=True)
-        copied = copy_probs @ jax.nn.one_hot(tokens, self.config.semantic_vocab)
+        copied = self._by_token(copy_probs, tokens)
         return jnp.log(network_share * jax.nn.softmax(scores) + copied + 1e-9)
+
+    def _by_token(self, probs: Float[Array, "B N T"], tokens: Int[Array, "B T"]) -> Float[Array, "B N V"]:
+        """The sum, for each token of the vocabulary, of the probabilities of the places that hold it."""
+        vocab = self.config.semantic_vocab
+        if probs.shape[1] > 1:
+            return probs @ jax.nn.one_hot(tokens, vocab)
+        # without a matrix of all places and tokens, which would be larger than the layer's weights
+        add = jax.vmap(lambda place_probs, token: jnp.zeros(vocab).at[token].add(place_probs))
+        return add(probs[:, 0], tokens)[:, None]
 
     def _predict_levels(
         self, hidden: Float[Array, "B N D"], heads: Float[Array, "W D V"], start: Int[Array, ""] | int
