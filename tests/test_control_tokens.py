@@ -23,8 +23,8 @@ from melody_jax.models.controls import drop_controls, pad_controls, partners
 from melody_jax.release import load_tokenizer
 from melody_jax.sampling import plan
 from melody_jax.sampling.cascade import Melody
-from melody_jax.sampling.prompts import facts_of_words
-from melody_jax.sampling.request import Part, Request, Scene, make_requests
+from melody_jax.sampling.prompts import facts_of_words, with_controls
+from melody_jax.sampling.request import Part, PromptLike, Request, Scene, make_requests, prompt_parts
 from melody_jax.training.stages.dpd import DPDStage
 from melody_jax.training.stages.lm import LMStage
 
@@ -258,6 +258,37 @@ def test_settings_outrank_the_words_of_each_scene(controlled: Melody) -> None:
         [2, -1, -1, 1, 0],
         [-1, 0, 0, 1, 1],
     ]
+
+
+@pytest.mark.parametrize(
+    ("prompt", "controls", "words"),
+    [
+        ("techno", {"tempo_bpm": 97.0}, ["techno, 97 bpm"]),
+        ("techno at 97 bpm", {"tempo_bpm": 97.0}, ["techno at 97 bpm"]),
+        ("techno at 130 bpm", {"tempo_bpm": 97.5}, ["techno at 130 bpm, 97.5 bpm"]),
+        ("jazz in A minor", {"tempo_bpm": 60.0, "key": "A", "mode": "minor"}, ["jazz in A minor, 60 bpm"]),
+        ("jazz", {"key": "F#", "metre": "3/4"}, ["jazz, in F#, in 3/4"]),
+        (
+            [Part(text="jazz"), Part(text="drums", weight=-1)],
+            {"key": "C", "mode": "major"},
+            ["jazz, in C major", "drums"],
+        ),
+    ],
+)
+def test_what_the_settings_say_is_also_said_in_words(prompt: PromptLike, controls: dict, words: list) -> None:
+    assert [part.text for part in prompt_parts(with_controls(prompt, controls))] == words
+
+
+def test_the_prefix_follows_the_tempo_that_is_told(controlled: Melody) -> None:
+    encoder = controlled.prompt_encoder
+    (told, plain) = requests = make_requests(["house"] * 2, {"bpm": [90, 0]})
+    encoded = encoder.encode_requests(requests)
+    for request, words in ((told, "house, 90 bpm"), (plain, "house")):
+        np.testing.assert_array_equal(encoded[request].scenes[0][1].point, encoder.target(words))
+    long = " ".join(["la"] * (controlled.configs["mulan"].text.max_length - 3))
+    encoder.check_request(Request(prompt=long))
+    with pytest.raises(UserError, match="shorten it"):
+        encoder.check_request(Request(prompt=long, bpm=90))
 
 
 def test_clips_follow_their_controls_in_any_batch(controlled: Melody) -> None:

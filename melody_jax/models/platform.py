@@ -105,7 +105,11 @@ def matvec(
     if x.dtype == jnp.float32 and 1 < rows <= (MATVEC_ROWS if is_large else ROWS_APART):
         flat = x.reshape(rows, -1)
         # XLA does not fuse a gather: fused, the computation of x would be repeated for every output.
-        y = jnp.sum(kernel * flat[jnp.arange(rows)][:, None], axis=-1) if is_large else _rows_apart(flat, kernel)
+        y = (
+            jnp.sum(kernel * flat[jnp.arange(rows)][:, None], axis=-1)
+            if is_large
+            else _rows_apart(flat, kernel)
+        )
         return y.reshape(*x.shape[:-1], -1)
     return jax.lax.dot_general(x, kernel, (((x.ndim - 1,), (int(is_large),)), ((), ())), **settings)
 
