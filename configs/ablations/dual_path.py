@@ -3,6 +3,7 @@
 melody ablate dual_path --folder features/audio --validation-folder features/validation --workers 2
 """
 
+from dataclasses import replace
 from pathlib import Path
 
 from melody_jax.ablation.study import Study
@@ -21,7 +22,7 @@ def study() -> Study:
         question="Which step from DPD as printed to a diffusion transformer lowers the velocity error: an identity "
         "path that is not blurred, norms before the paths, modulation of each frame, attention inside the segments, "
         "or attention over all frames?",
-        base=load_config(Path(__file__).parents[1] / "dpd_ablation.py"),
+        base=replace(load_config(Path(__file__).parents[1] / "dpd_ablation.py"), steps=1_000),
         arms={
             "printed": {},
             "post-norm": {"stage.model.residual": "post_norm"},
