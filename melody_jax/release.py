@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import safetensors.numpy
 from ml_dtypes import bfloat16
@@ -129,7 +128,7 @@ def load_network(path: str | os.PathLike, name: str) -> tuple[Params, Any, dict[
     """
     check_devices()
     params, config, hashes = read_network(path, name)
-    return jax.tree.map(jnp.asarray, params), config, hashes
+    return jax.device_put(params), config, hashes
 
 
 def root(folder: str | os.PathLike | None) -> Path:

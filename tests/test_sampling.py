@@ -207,7 +207,7 @@ def test_a_distilled_diffusion_takes_the_guidance_scale(releases: Path, tmp_path
         ({"top_p": 0.0}, "top_p is 0.0"),
         ({"best_of": 65}, "best_of is 65"),
         ({"negative_prompt": "drums", "lm_guidance_scale": 1.0}, "needs guidance"),
-        ({"control_scale": 2.0}, "control_scale is 2.0, but there is no bpm, key or metre"),
+        ({"control_scale": 2.0}, "control_scale is 2.0, but there is no key or metre"),
         ({"prompts": [(Part(audio=np.zeros(100, np.float32)),)]}, "at least a second"),
         ({"prompts": [("piano",)]}, "sequence of Part"),
         ({"guidance_scale": float("inf")}, "guidance_scale is inf"),

@@ -161,7 +161,7 @@ def sampler_config(request: Request, configs: Configs) -> SamplerConfig:
         keeps_tokens=request.keep_tokens,
         lm_guided=request.lm_guidance_scale != 1,
         controlled=request.control_scale != 1
-        and bool(request.controls)
+        and request.tells_key_or_metre
         and configs["lm"].controls is not None,
         candidates=candidates_for(request.top_k, configs["lm"].semantic_vocab),
     )

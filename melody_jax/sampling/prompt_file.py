@@ -105,7 +105,7 @@ def _parse_line(line: Any, number: int, place: int, defaults: dict[str, Any], fo
         settings["seed"] = draw_seed()
     elif "seed" not in settings:
         settings["seed"] = seed + place
-    if not any((defaults | settings).get(name) for name in ("bpm", "key", "metre")):
+    if not any((defaults | settings).get(name) for name in ("key", "metre")):
         defaults = {name: value for name, value in defaults.items() if name != "control_scale"}
     (request,) = make_requests([prompt], defaults | settings)
     return PromptLine(

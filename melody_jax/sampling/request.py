@@ -145,6 +145,11 @@ class Request(ClipSettings):
         return {name: value for name, value in given.items() if value}
 
     @property
+    def tells_key_or_metre(self) -> bool:
+        """Whether the language model is guided by `control_scale`. For a tempo, the words of the prompt do better."""
+        return bool(self.key or self.metre)
+
+    @property
     def texts(self) -> tuple[PromptLike, ...]:
         """All prompts of the request, the negative one included."""
         negative = (self.negative_prompt,) if self.negative_prompt.strip() else ()
@@ -216,8 +221,8 @@ def make_requests(
         for i, prompt in enumerate(items)
     ]
     scales = {request.control_scale for request in requests} - {Request.control_scale}
-    if scales and not any(request.controls for request in requests):
-        raise UserError(f"control_scale is {scales.pop()}, but there is no bpm, key or metre; leave it out")
+    if scales and not any(request.tells_key_or_metre for request in requests):
+        raise UserError(f"control_scale is {scales.pop()}, but there is no key or metre; leave it out")
     return requests
 
 
