@@ -351,6 +351,8 @@ def test_eight_devices_make_the_same_clips(melody: Melody, releases: Path, tmp_p
 
 
 def test_a_control_scale_is_for_the_lines_with_a_key(tmp_path: Path) -> None:
-    path = write_lines(tmp_path / "a.jsonl", [{"prompt": "a", "bpm": 120.0}, {"prompt": "b", "key": "A minor"}])
+    path = write_lines(
+        tmp_path / "a.jsonl", [{"prompt": "a", "bpm": 120.0}, {"prompt": "b", "key": "A minor"}]
+    )
     lines = prompt_file.read_prompt_file(path, DEFAULTS | {"control_scale": 4.0})
     assert [line.request.control_scale for line in lines] == [3.0, 4.0]

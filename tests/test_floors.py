@@ -17,6 +17,7 @@ GROUND = (
     "chips",
     "config_json",
     "control_tokens",
+    "melody_tokens",
     "diffusion",
     "guidance",
     "errors",

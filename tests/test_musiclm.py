@@ -5,17 +5,16 @@ import itertools
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 import pytest
 import soundfile
-from helpers.tiny import PROMPTS, tiny_networks
+from helpers.musiclm import musiclm_networks
+from helpers.tiny import PROMPTS
 
 from melody_jax import load, release
 from melody_jax.cli import run
-from melody_jax.config import load_config
 from melody_jax.errors import UserError
-from melody_jax.models import lm, vae
+from melody_jax.models import vae
 from melody_jax.release import load_tokenizer
 from melody_jax.sampling.request import Scene, make_requests
 from melody_jax.systems import musiclm
@@ -26,25 +25,9 @@ SETTINGS = {"seed": 3, "lm_guidance_scale": 1.0}
 PLAIN = Writing(guided=False)
 
 
-def networks() -> dict[str, tuple[Any, Any]]:
-    """Parameters and config of each network; those of one layer compile fastest."""
-    tiny = tiny_networks()
-    configs = {
-        "coarse": dataclasses.replace(load_config("coarse_tiny").stage.model, prefix_codes=8),
-        "fine": load_config("fine_tiny").stage.model,
-    }
-    configs = {name: dataclasses.replace(config, layers=1) for name, config in configs.items()}
-    languages = {
-        name: (lm.init(config, jax.random.key(i)), config) for i, (name, config) in enumerate(configs.items())
-    }
-    codec = vae.init(vae.TINY_CODES, jax.random.key(0))
-    codec |= {"codebooks": jax.random.normal(jax.random.key(1), codec["codebooks"].shape)}
-    return {"mulan": tiny["mulan"], "lm": tiny["lm"], **languages, "vae": (codec, vae.TINY_CODES)}
-
-
 @pytest.fixture(scope="module")
 def system() -> MusicLM:
-    made = networks()
+    made = musiclm_networks()
     params, configs = ({name: part[i] for name, part in made.items()} for i in (0, 1))
     return MusicLM(params, configs, {}, load_tokenizer(".", configs["mulan"].text.vocab_size))
 
@@ -92,7 +75,7 @@ def test_a_scene_begins_with_the_window_after_it(system: MusicLM) -> None:
 
 
 def test_networks_of_two_tokenizers_are_refused(tmp_path: Path) -> None:
-    for name, (params, config) in networks().items():
+    for name, (params, config) in musiclm_networks().items():
         needs = {
             "lm": {"tokenizer": "a" * 64},
             "coarse": {"tokenizer": "b" * 64},
@@ -140,7 +123,7 @@ def test_what_it_lacks_is_refused_by_name(system: MusicLM, settings: dict[str, A
 
 
 def test_a_release_is_loaded_and_checked(tmp_path: Path) -> None:
-    made = networks()
+    made = musiclm_networks()
     folder = tmp_path / "some"
     for name, (params, config) in made.items():
         release.save_network(folder, name, params, config, {})
@@ -188,7 +171,7 @@ def test_networks_that_do_not_fit_are_refused(system: MusicLM, network: str, cha
 
 
 def test_a_wav_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for name, (params, config) in networks().items():
+    for name, (params, config) in musiclm_networks().items():
         release.save_network(tmp_path / "some", name, params, config, {})
     options = ["--system", "musiclm", "--model", "some", "--folder", str(tmp_path), "--seconds", "0.5"]
     out = tmp_path / "song.wav"
@@ -212,7 +195,7 @@ def test_a_wav_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixtu
 
 def test_a_batch_job(tmp_path: Path) -> None:
     """Its clips are those of `generate`; what exists is not made again, and a bad line is refused before any work."""
-    for name, (params, config) in networks().items():
+    for name, (params, config) in musiclm_networks().items():
         release.save_network(tmp_path / "some", name, params, config, {})
     prompts = tmp_path / "prompts.jsonl"
     prompts.write_text('{"id": "a", "prompt": "piano"}\n{"id": "b", "prompt": "drums", "seed": 7}\n')

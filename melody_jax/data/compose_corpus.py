@@ -27,7 +27,7 @@ from melody_jax.audio_format import (
     AudioFormat,
     check_fits_flac,
 )
-from melody_jax.composer import captions, compose, render, soundfont
+from melody_jax.composer import captions, compose, render, soundfont, tune
 from melody_jax.composer.piece import Piece
 from melody_jax.composer.splits import SPLITS, split_index
 from melody_jax.data import compose_workers, records
@@ -65,6 +65,9 @@ class ComposeConfig:
     """Sample rate, Hz. The notes are the same at any rate, and everything is synthesised at it, not resampled."""
     channels: int = option(1, least=1, most=2)
     """1: mono; 2: stereo, with parts and rooms between left and right."""
+    tunes: bool = False
+    """Stores the melody tokens of each piece's tune, its melody played again on another instrument, for networks that
+    follow a melody (docs/systems.md). A piece takes 0.3 s longer."""
     workers: int = option(0, group="how to compose")
     """Processes; 0: one per CPU. The output does not depend on it."""
     soundfonts: tuple[str, ...] = ("auto",)
@@ -200,6 +203,8 @@ def make_piece(
     piece = compose.compose(seed, config.seconds, split=config.split)
     font = sorted(fonts)[rng.integers(len(fonts))] if fonts else None
     meta = _meta(piece, f"{config.split}-{config.seed}-{index:07d}", config.split, font)
+    if config.tunes:
+        meta["melody"] = tune.tune_tokens(piece)
     if not audible:
         return None, meta
     wave = render.render(piece, Path(fonts[font]) if font else None, config.audio_format)

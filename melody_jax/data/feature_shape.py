@@ -47,10 +47,14 @@ class FeatureShape:
     """Semantic tokens of a window."""
     controls: ControlVocabulary | None = None
     """The control tokens that the network needs; None: none."""
+    melody: bool = False
+    """Whether the network follows a melody."""
 
     def as_settings(self) -> dict[str, int]:
         """Name -> size, of the sizes that are known."""
-        return {name: size for name, size in vars(self).items() if size and name != "controls"}
+        return {
+            name: size for name, size in vars(self).items() if size and name not in ("controls", "melody")
+        }
 
 
 def shape_of_networks(folder: str) -> FeatureShape:

@@ -9,7 +9,7 @@ Kinds of batches (B items, T samples, N word pieces, U tokens, L latents, D chan
   audio_text  audio, "text_ids" (B, N) int32, "text_mask" (B, N) float32, "facts" {name: (B, ...)} (composer/facts.py)
   features    {"semantic_tokens" (B, U) int32, "prefix_tokens" (B, 12) int32, "latents" (B, L, D) float32}, or "codes"
               (B, L, V) int32 in place of latents; for a network with control tokens, "prefix_tokens" (B, 12 + C) with
-              these behind the prefix tokens
+              these behind the prefix tokens; for one that follows a melody, "melody" (B, U) int32
 """
 
 import contextlib
@@ -30,6 +30,7 @@ from melody_jax.control_tokens import ControlVocabulary
 from melody_jax.data.feature_shape import FeatureShape, check_audio_source, check_item, check_source
 from melody_jax.data.records import Concatenation, RecordSource, decode_json, frames_name, open_shards
 from melody_jax.errors import UserError
+from melody_jax.melody_tokens import melody_of_meta
 
 Batch = dict[str, Any]
 Record = dict[str, np.ndarray]
@@ -350,6 +351,8 @@ def _feature_item(
         if shape.controls is not None:
             controls = _control_tokens(record, shape.controls)
             item["prefix_tokens"] = np.concatenate([item["prefix_tokens"], controls])
+        if shape.melody:
+            item["melody"] = melody_of_meta(decode_json(record["meta"]), len(tokens))[start : start + window]
     return item
 
 

@@ -59,6 +59,8 @@ class Inputs(NamedTuple):
     """Tokens that are given; -1 where one is drawn."""
     sampling: SamplingParams
     """One number per item."""
+    melody: Int[Array, "R M"] | None = None
+    """Melody tokens, for a network that follows them; with guidance, those of every branch."""
 
 
 class LoopState(NamedTuple):
@@ -150,6 +152,9 @@ class _Decoder:
         self.inputs = inputs
         self.branches = rows // inputs.primer.shape[0]
         self.network = functional.bind(LM, config, params=params)
+        self.melody = None
+        if config.melody_span:
+            self.melody = self.network.embed_melody(inputs.melody, rows, inputs.fixed.shape[1])
         self.prefill_blocks = self.network.blocks
         self.step_blocks: list[Block] | Block = self.prefill_blocks
         if unrolled and rows <= platform.MATVEC_ROWS:
@@ -180,6 +185,13 @@ class _Decoder:
         """Tokens (B, N) for every row (R, N)."""
         return jnp.tile(tokens, (self.branches, 1))
 
+    def with_melody(self, x: jax.Array, first: int, token: jax.Array | int) -> jax.Array:
+        """The stream (R, N, D) with the melody added from position `first` on, which predicts this token."""
+        if self.melody is None:
+            return x
+        added = jax.lax.dynamic_slice_in_dim(self.melody, token, x.shape[1] - first, axis=1)
+        return x.at[:, first:].add(added)
+
     def draw(self, logits: jax.Array, index: jax.Array | int) -> jax.Array:
         """Token `index` of each item (B,), from logits (R, V) or from the fixed tokens."""
         sampling = self.inputs.sampling
@@ -205,10 +217,13 @@ class _Decoder:
         prefix = self.inputs.prefix
         x, weights, recall = self.network.embed_with_recall(self.tile(latest), prefix, start, recall)
         if is_prefill:  # computes many rows once, so it is scanned on every platform
-            x, caches = run_cached(self.prefill_blocks, jnp.concatenate([prefix, x], axis=1), 0, caches)
+            x = jnp.concatenate([prefix, x], axis=1)
+            x = self.with_melody(x, config.prefix_length - 1, 0)
+            x, caches = run_cached(self.prefill_blocks, x, 0, caches)
             caches = functional.unstack(caches, config.layers) if self.unrolled else caches
         else:
             cache_start = config.prefix_length + start // config.tokens_per_pass
+            x = self.with_melody(x, 0, position)
             x, caches = run_cached(self.step_blocks, x, cache_start, caches)
         weights = None if weights is None else lm.pad_prefix(weights)[:, :, -1:]
         for j in range(config.tokens_per_pass):
@@ -263,6 +278,7 @@ def generate(
     candidates: int = CANDIDATES,
     fixed: Int[Array, "B U"] | None = None,
     control_scale: Number = 1.0,
+    melody: Int[Array, "B M"] | None = None,
 ) -> Generated:
     """Samples U = `length` semantic tokens after prefix tokens, and counts the passes.
 
@@ -283,14 +299,14 @@ def generate(
         fixed: Tokens that are given, at any position; -1 where one is drawn. A draw depends only on earlier tokens.
         control_scale: c adds (c - 1) (prefix - prefix without its control tokens) to the guided logits (two conditions
             with a scale each: arXiv 2206.01714); three times the cost of no guidance unless it is the number 1.
+        melody: Melody tokens for a network that follows them, -1 where there is none. Guidance leads away from none.
 
     Raises:
         UserError: the prefix or the primer has the wrong length.
     """
     batch = prefix_tokens.shape[0]
     primer = jnp.zeros((batch, 0), jnp.int32) if primer is None else primer
-    primer_length = primer.shape[1]
-    _check_lengths(config, prefix_tokens.shape[1], primer_length, length)
+    _check_lengths(config, prefix_tokens.shape[1], primer.shape[1], length)
     branches = [prefix_tokens]
     if _in_use(guidance_scale) or _in_use(control_scale):
         null = prefix_tokens.at[:, : config.prompt_length].set(-1)
@@ -298,15 +314,19 @@ def generate(
     if _in_use(control_scale):
         branches.append(prefix_tokens.at[:, config.prefix_levels : config.prompt_length].set(-1))
     prefix = jnp.concatenate([lm.embed_prefix(params, config, branch) for branch in branches])
-    settings = (temperature, top_k, top_p, guidance_scale, control_scale)
-    sampling = SamplingParams(*(jnp.broadcast_to(jnp.asarray(n, jnp.float32), batch) for n in settings))
-    per_pass = config.tokens_per_pass
-    padded_length = length + -length % per_pass
+    sampling = _per_item(batch, temperature, top_k, top_p, guidance_scale, control_scale)
+    padded_length = length + -length % config.tokens_per_pass
     fixed = _merge_fixed(primer, fixed, length, padded_length)
-    primer = primer[:, : primer_length // per_pass * per_pass]
-    inputs = Inputs(prefix, keys, primer, fixed, sampling)
-    tokens, passes = _decode_on_platform(params, config, inputs, padded_length, candidates)
-    return Generated(tokens[:, :length], passes)
+    primer = primer[:, : primer.shape[1] - primer.shape[1] % config.tokens_per_pass]
+    if melody is not None:
+        melody = jnp.concatenate([melody, jnp.full_like(melody, -1), melody][: len(branches)])
+    inputs = Inputs(prefix, keys, primer, fixed, sampling, melody)
+    written = _decode_on_platform(params, config, inputs, padded_length, candidates)
+    return written._replace(tokens=written.tokens[:, :length])
+
+
+def _per_item(batch: int, *settings: Number) -> SamplingParams:
+    return SamplingParams(*(jnp.broadcast_to(jnp.asarray(number, jnp.float32), batch) for number in settings))
 
 
 def _check_lengths(config: LMConfig, prefix: int, primer: int, length: int) -> None:

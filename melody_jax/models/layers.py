@@ -59,6 +59,14 @@ class RMSNorm(nnx.Module):
         return (h * self.scale[...]).astype(x.dtype)
 
 
+def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
+    """Inverted dropout with 16-bit draws; `key` None or rate 0 returns x."""
+    if key is None or rate == 0.0:
+        return x
+    mask = jax.random.bits(key, x.shape, jnp.uint16) >= round(rate * 65536)
+    return x * (mask.astype(x.dtype) / (1.0 - rate))
+
+
 def split_heads(x: Float[Array, "B T W"], heads: int) -> Float[Array, "B H T D"]:
     """The channels of each head on an axis of their own."""
     batch, length, width = x.shape

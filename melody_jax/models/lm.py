@@ -17,6 +17,9 @@ The same network is an acoustic model of AudioLM and MusicLM (arXiv 2209.03143, 
 with `code_levels` its tokens are codes of a residual quantiser (models/rvq.py), frame by frame and level by level, and
 with a `condition` they follow other tokens: semantic ones, or the codes of coarser levels.
 
+With a `melody_span` the network follows a melody (arXiv 2301.11325, section 6): the embedding of each melody token is
+added to the stream where the tokens of its time are predicted.
+
 `models/decoding.py` samples tokens one after the other.
 
 B batch, P prefix levels, C control tokens, M tokens of the condition, U semantic tokens or codes, N tokens of one call,
@@ -32,24 +35,16 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int, Key
 
-from melody_jax import sharding
+from melody_jax import melody_tokens, sharding
 from melody_jax.errors import UserError
 from melody_jax.models import functional, products
-from melody_jax.models.controls import pad_controls
+from melody_jax.models.controls import melody_ids, pad_controls
 from melody_jax.models.functional import Params, make_rngs
-from melody_jax.models.layers import MASKED, Linear, RMSNorm, merge_heads, rotary, split_heads
+from melody_jax.models.layers import MASKED, Linear, RMSNorm, dropout, merge_heads, rotary, split_heads
 from melody_jax.models.lm_config import LMConfig
 from melody_jax.models.platform import DotGeneral, attend
 from melody_jax.models.recall import Recall, RecallState
 from melody_jax.roles import EMBEDDING, HEAD, Kind, Roles
-
-
-def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
-    """Inverted dropout with 16-bit draws; `key` None or rate 0 returns x."""
-    if key is None or rate == 0.0:
-        return x
-    mask = jax.random.bits(key, x.shape, jnp.uint16) >= round(rate * 65536)
-    return x * (mask.astype(x.dtype) / (1.0 - rate))
 
 
 def _linear(
@@ -178,6 +173,8 @@ class LM(nnx.Module):
         shape = (width, config.semantic_vocab)
         head = jax.random.normal(head_key, shape if levels == 1 else (levels, *shape)) * width**-0.5
         self.head = nnx.Param(head, role=HEAD if levels == 1 else replace(HEAD, stacked=True))
+        if config.melody_span:
+            self.melody = nnx.Param(jnp.zeros((melody_tokens.IDS + 1, width)), role=EMBEDDING)
         has_groups = config.tokens_per_pass > 1
         self.group = Group(config, product, rngs=make_rngs(extra_key)) if has_groups else None
         self.recall = Recall(width, config.dtype, rngs=make_rngs(extra_key)) if config.recall else None
@@ -227,6 +224,13 @@ class LM(nnx.Module):
             level = (start + jnp.arange(tokens.shape[1])) % config.code_levels
             tokens = tokens + level * config.semantic_vocab
         return sharding.embed_lookup(self.semantic[...].astype(config.dtype), tokens)
+
+    def embed_melody(
+        self, melody: Int[Array, "B M"] | None, batch: int, length: int
+    ) -> Float[Array, "B _ D"]:
+        """What is added where each of `length` tokens is predicted; melody tokens below 0 and missing ones are null."""
+        ids = melody_ids(melody, batch, length, self.config.melody_span)
+        return sharding.embed_lookup(self.melody[...].astype(self.config.dtype), ids)
 
     def init_recall(self, prefix: Float[Array, "B P D"], places: int) -> RecallState | None:
         """The recall state before the first of `places` tokens; None without recall."""
@@ -309,6 +313,7 @@ class LM(nnx.Module):
         semantic_tokens: Int[Array, "B U"],
         prefix_levels: Int[Array, " B"] | None = None,
         key: Key[Array, ""] | None = None,
+        melody: Int[Array, "B M"] | None = None,
     ) -> Float[Array, "B U V"]:
         """As `logits`."""
         config = self.config
@@ -320,6 +325,8 @@ class LM(nnx.Module):
         state = self.init_recall(prefix, history.shape[1])
         x, weights, _ = self.embed_with_recall(history, prefix, 0, state)
         x = jnp.concatenate([prefix, x], axis=1)
+        if config.melody_span:
+            x = x.at[:, config.prefix_length - 1 :].add(self.embed_melody(melody, len(x), length))
         block_keys = None
         if key is not None:
             keys = jax.random.split(key, 1 + config.layers)
@@ -380,10 +387,12 @@ def logits(
     semantic_tokens: Int[Array, "B U"],
     prefix_levels: Int[Array, " B"] | None = None,
     key: Key[Array, ""] | None = None,
+    melody: Int[Array, "B M"] | None = None,
 ) -> Float[Array, "B U V"]:
     """Teacher-forced logits: entry u predicts `semantic_tokens[:, u]` from the prefix and the tokens before u.
 
-    `prefix_levels` keeps that many leading prefix levels of each item and nulls the others; `key` turns dropout on.
+    `prefix_levels` keeps that many leading prefix levels of each item and nulls the others; `key` turns dropout on;
+    `melody` are the melody tokens of a network that follows them, -1 where there is none.
     """
     network = functional.bind(LM, config, params=params)
-    return network(prefix_tokens, semantic_tokens, prefix_levels, key)
+    return network(prefix_tokens, semantic_tokens, prefix_levels, key, melody)

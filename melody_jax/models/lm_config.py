@@ -51,6 +51,9 @@ class LMConfig:
     training to learn to attend to the prefix; this sum gives the prefix an effect from the start."""
     controls: ControlVocabulary | None = None
     """Control tokens that follow the prefix tokens (control_tokens.py; not in `paper`); None: none."""
+    melody_span: int = 0
+    """Tokens that a melody token (melody_tokens.py) lasts: 1 for semantic tokens, for codes those in the time of a
+    semantic token. 0: the network follows no melody. Requires `tokens_per_pass` 1."""
     recall: bool = True
     """Finds similar earlier passages and may copy their continuation (models/recall.py; not in `paper`)."""
     semantic_vocab: int = 1024
@@ -79,6 +82,10 @@ class LMConfig:
         if self.code_levels < 1 or (self.code_levels > 1 and (self.recall or self.tokens_per_pass > 1)):
             raise UserError(
                 f"code_levels is {self.code_levels}: it must be 1, or more with recall False and tokens_per_pass 1"
+            )
+        if self.melody_span < 0 or (self.melody_span and self.tokens_per_pass > 1):
+            raise UserError(
+                f"melody_span is {self.melody_span}: it must be 0, or more with tokens_per_pass 1"
             )
         if not self.prefix_levels and self.controls:
             raise UserError("prefix_levels is 0: control tokens follow prefix tokens; it must be at least 1")

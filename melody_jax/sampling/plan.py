@@ -18,7 +18,7 @@ from melody_jax.errors import UserError
 from melody_jax.models.decoding import CANDIDATES
 from melody_jax.runtime import available_memory
 from melody_jax.sampling.request import Request
-from melody_jax.sampling.settings import MAX_SECONDS, SamplingSettings
+from melody_jax.sampling.settings import MAX_SECONDS, SamplingSettings, shorten
 from melody_jax.sampling.windows import SamplerConfig
 
 NETWORKS = ("mulan", "lm", "dpd", "vae")
@@ -185,7 +185,11 @@ def control_vocabulary(configs: Configs) -> ControlVocabulary | None:
 
 
 def _check_controls(request: Request, vocabulary: ControlVocabulary | None) -> None:
-    """Raises `UserError` for a tempo, key or metre that the networks do not know."""
+    """Raises `UserError` for a melody, and for a tempo, key or metre that the networks do not know."""
+    if request.melody is not None:
+        raise UserError(
+            f"melody is {shorten(request.melody)}; MeLoDy follows no melody, MusicLM does (--system musiclm)"
+        )
     if request.controls and vocabulary is None:
         given = {"bpm": f"{request.bpm:g}" if request.bpm else "", "key": request.key, "metre": request.metre}
         name, value = next((name, value) for name, value in given.items() if value)

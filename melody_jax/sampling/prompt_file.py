@@ -13,7 +13,7 @@ from typing import Any
 from melody_jax import files
 from melody_jax.errors import UserError
 from melody_jax.sampling import notation
-from melody_jax.sampling.request import Request, make_requests
+from melody_jax.sampling.request import SOUNDS, Request, make_requests
 from melody_jax.sampling.settings import DRAWN_SEED, draw_seed, shorten
 
 CLIP_ID = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]{0,99}")
@@ -86,8 +86,9 @@ def _parse_line(line: Any, number: int, place: int, defaults: dict[str, Any], fo
         settings["story"] = notation.parse_story(settings["story"], folder)
     if "regions" in settings:
         settings["regions"] = notation.parse_regions(settings["regions"])
-    if "source" in settings:
-        settings["source"] = notation.parse_sound(settings["source"], folder, "source")
+    for name in SOUNDS:
+        if name in settings:
+            settings[name] = notation.parse_sound(settings[name], folder, name)
     clip_id = line.get("id", f"{place:06d}")
     if isinstance(clip_id, int) and not isinstance(clip_id, bool):
         clip_id = str(clip_id)

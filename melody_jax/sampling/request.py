@@ -48,6 +48,8 @@ class Part:
             )
 
 
+SOUNDS = ("source", "melody")
+"""Settings whose value may be samples."""
 SEQUENCES = ("story", "regions")
 """Settings whose value is a sequence."""
 PromptLike = str | Sequence[Part]
@@ -88,6 +90,9 @@ class Request(ClipSettings):
     """Music to edit: a sound file, or float32 (T,) or (T, 2) in the model's format (`mini`: 24 kHz mono), one
     second to ten minutes long. It is continued up to `seconds`. With `regions`, `strength` or `keep_tokens` it
     is changed instead, and the clip is as long as the source."""
+    melody: str | Path | ArrayLike | None = None
+    """A hummed, sung or played tune that the music follows, for a system that can: a sound file, or samples as of
+    `source`, at least one second long. The music is free after its end."""
     regions: Sequence[tuple[float, float]] = ()
     """(begin, end) in seconds of the parts of the source to regenerate. All other samples stay
     bit-identical."""
@@ -98,7 +103,8 @@ class Request(ClipSettings):
             object.__setattr__(self, "seed", print_seed(draw_seed()))
         if round(self.seconds * SAMPLE_RATE) < 1:
             raise UserError(f"seconds is {self.seconds}; it must be at least one sample, 1/{SAMPLE_RATE} s")
-        _check_sound(self.source, "source")
+        for name in SOUNDS:
+            _check_sound(getattr(self, name), name)
         self._check_edit()
         for _, prompt in self.scenes:
             prompt_parts(prompt)
@@ -228,7 +234,7 @@ def make_requests(
 
 def _column(name: str, value: Any, count: int) -> list[Any]:
     """The value of a setting for each of `count` items."""
-    if is_array(value) and name != "source":
+    if is_array(value) and name not in SOUNDS:
         value = np.asarray(value).tolist()  # numbers of Python
     if isinstance(value, list) or (isinstance(value, tuple) and name not in SEQUENCES):
         if len(value) != count:

@@ -8,7 +8,7 @@ with a quantiser. The samples of a recording stay bit-identical, as in the edits
 S semantic tokens, L frames, V levels.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,8 @@ from melody_jax.sampling.precision import in_32_bits
 from melody_jax.sampling.prompts import PromptEncoder, UnknownWords
 from melody_jax.sampling.request import Request
 from melody_jax.sampling.system import refuse_settings, require_networks
-from melody_jax.systems.token_cascade import Beginning, ControlsAt, TokenCascade, Writing, require_equal
+from melody_jax.systems.token_cascade import Beginning, ControlsAt, TokenCascade, Writing, Written
+from melody_jax.systems.token_networks import require_equal
 
 NETWORKS = ("tokenizer", "lm", "coarse", "fine", "vae")
 """Networks of the system."""
@@ -48,6 +49,7 @@ ABSENT = (
     "strength",
     "keep_tokens",
     "regions",
+    "melody",
     "bpm",
     "key",
     "metre",
@@ -132,9 +134,9 @@ class AudioLM(TokenCascade):
                 clips[i] = clip
         return clips
 
-    def stream_controls(self, request: Request, writing: Writing) -> ControlsAt:
-        """The controls of a batch of one request, the same at any time."""
-        return _controls_at([request], writing)
+    def stream_parts(self, request: Request, count: int | None, writing: Writing) -> Iterator[Written]:
+        """The codes of one request as they are written."""
+        return self.parts(_controls_at([request], writing), count, writing)
 
     def _continued(
         self, request: Request, samples: Float32[np.ndarray, " T *C"], progress: bool
@@ -148,7 +150,7 @@ class AudioLM(TokenCascade):
         seconds = request.seconds - (tokens - begun) * self.audio_format.token_samples / self.sample_rate
         count = self.window_count(seconds, begun)
         (wave,) = self.waves(
-            self.write(_controls_at([request], writing), count, writing, beginning, progress).codes
+            self.write(_controls_at([request], writing), count, writing, beginning, progress=progress).codes
         )
         before = (tokens - begun) * self.audio_format.token_samples
         wave = np.pad(wave, ((before, 0), *[(0, 0)] * (wave.ndim - 1)))

@@ -44,6 +44,8 @@ class PromptOptions:
     source: Path | None = None
     """A sound file to edit, one second to ten minutes long. It is continued up to --seconds, or changed by
     --regions, --strength or --keep-tokens."""
+    melody: Path | None = None
+    """A sound file with a hummed, sung or played tune that the music follows, with --system musiclm."""
     regions: tuple[str, ...] = ()
     """Seconds of the source to regenerate, such as 3-5 12.5-14. The rest stays bit-identical."""
 
@@ -121,6 +123,7 @@ def _settings(config: SampleConfig) -> dict[str, Any]:
     """The options of every clip, as `make_requests` takes them."""
     settings = shared_settings(config, ClipSettings)
     settings["source"] = config.source
+    settings["melody"] = config.melody
     settings["regions"] = tuple(notation.parse_region(region) for region in config.regions)
     settings["story"] = tuple(notation.parse_scene(scene) for scene in config.story)
     if config.seconds is not None:

@@ -5,22 +5,29 @@
 A release holds the networks `mulan`, `lm`, `coarse`, `fine` and `vae`, an autoencoder with a quantiser.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jaxtyping import Int32
 from tokenizers import Tokenizer
 
+from melody_jax import audio
+from melody_jax.audio_format import DEFAULT_FORMAT
+from melody_jax.errors import UserError
+from melody_jax.melody_tokens import NONE, melody_tokens
 from melody_jax.models.functional import Params
 from melody_jax.sampling import plan
 from melody_jax.sampling.cascade import load_networks
 from melody_jax.sampling.precision import in_32_bits
-from melody_jax.sampling.prompts import PromptEncoder
+from melody_jax.sampling.prompts import PromptEncoder, read_audio
 from melody_jax.sampling.request import Request
+from melody_jax.sampling.settings import shorten
 from melody_jax.sampling.system import Encoded, Rows, controls_at, refuse_settings, require_networks
-from melody_jax.systems.token_cascade import ControlsAt, TokenCascade, Writing, Written, require_equal
+from melody_jax.systems.token_cascade import ControlsAt, TokenCascade, Writing, Written
+from melody_jax.systems.token_networks import require_equal
 
 NETWORKS = ("mulan", "lm", "coarse", "fine", "vae")
 """Networks of the system."""
@@ -79,6 +86,29 @@ class MusicLM(TokenCascade):
         """Raises `UserError` for a setting that MusicLM does not have."""
         del source_samples
         refuse_settings(request, ABSENT, "musiclm")
+        if request.melody is not None and not self.configs["lm"].melody_span:
+            raise UserError(
+                f"melody is {shorten(request.melody)}; the language model of this release follows no melody, train one "
+                "with model.melody_span as docs/systems.md says"
+            )
+
+    def check_prompts(self, request: Request) -> None:
+        """Raises `UserError` for prompts and melodies that cannot be encoded, without running a network."""
+        super().check_prompts(request)
+        self.tune(request)
+
+    def tune(self, request: Request) -> Int32[np.ndarray, " N"]:
+        """The melody tokens of a request. Raises `UserError` for one that is unreadable or shorter than a second."""
+        if request.melody is None:
+            return np.zeros(0, np.int32)
+        wave = read_audio(request.melody, "melody", self.audio_format)
+        return melody_tokens(audio.convert(wave, self.audio_format, DEFAULT_FORMAT))
+
+    def melodies(self, rows: Rows) -> Int32[np.ndarray, "B M"]:
+        """The melody tokens of the rows, requests with candidate numbers; -1 after the end of each."""
+        tunes = [self.tune(request) for request, _ in rows]
+        longest = max(map(len, tunes))
+        return np.stack([np.pad(tune, (0, longest - len(tune)), constant_values=NONE) for tune in tunes])
 
     @in_32_bits
     def run(self, requests: Sequence[Request], *, progress: bool = False) -> list[np.ndarray]:
@@ -105,11 +135,14 @@ class MusicLM(TokenCascade):
         self, rows: Rows, encoded: Encoded, count: int, writing: Writing, progress: bool = False
     ) -> Written:
         """The codes of clips of `count` semantic windows; rows are requests with candidate numbers."""
-        return self.write(_controls_at(rows, encoded, writing), count, writing, progress=progress)
+        controls = _controls_at(rows, encoded, writing)
+        return self.write(controls, count, writing, melody=self.melodies(rows), progress=progress)
 
-    def stream_controls(self, request: Request, writing: Writing) -> ControlsAt:
-        """The controls of a batch of one request, over time."""
-        return _controls_at([(request, 0)], self.prompt_encoder.encode_requests([request]), writing)
+    def stream_parts(self, request: Request, count: int | None, writing: Writing) -> Iterator[Written]:
+        """The codes of one request as they are written."""
+        rows = [(request, 0)]
+        controls = _controls_at(rows, self.prompt_encoder.encode_requests([request]), writing)
+        return self.parts(controls, count, writing, melody=self.melodies(rows))
 
 
 def _controls_at(rows: Rows, encoded: Encoded, writing: Writing) -> ControlsAt:

@@ -39,6 +39,7 @@ ABSENT = (
     "keep_tokens",
     "source",
     "regions",
+    "melody",
     "bpm",
     "key",
     "metre",

@@ -26,7 +26,7 @@ from jaxtyping import Array, Float32, Int
 from tqdm import tqdm
 
 from melody_jax.audio_format import TOKEN_RATE
-from melody_jax.errors import UserError
+from melody_jax.melody_tokens import NONE
 from melody_jax.models import decoding, vae
 from melody_jax.models.decoding import CANDIDATES, Generated
 from melody_jax.models.functional import Params
@@ -38,6 +38,7 @@ from melody_jax.sampling.precision import each_in_32_bits, in_32_bits
 from melody_jax.sampling.request import PromptLike, Request, make_requests
 from melody_jax.sampling.settings import SamplingSettings
 from melody_jax.sampling.system import Evaluations, System, check_streamed
+from melody_jax.systems.token_networks import check_networks
 
 PRIMER_STEPS = 8
 """Context that is shorter than half a window is read at once in multiples of 1/8 of a window, and the rest token by
@@ -80,7 +81,7 @@ class TokenCascade(System):
         self.params = params
         self.configs = configs
         self.hashes = hashes
-        _check(configs)
+        check_networks(configs)
 
     @property
     def window_tokens(self) -> int:
@@ -117,8 +118,8 @@ class TokenCascade(System):
         return 1 + max(0, math.ceil(round((missing - first) / self.hop_tokens, 6)))
 
     @abstractmethod
-    def stream_controls(self, request: Request, writing: Writing) -> ControlsAt:
-        """The controls of a batch of one request, over time."""
+    def stream_parts(self, request: Request, count: int | None, writing: Writing) -> Iterator[Written]:
+        """The codes of one request as they are written, of `count` windows; None: endlessly."""
 
     def parts(
         self,
@@ -126,10 +127,12 @@ class TokenCascade(System):
         count: int | None,
         writing: Writing,
         beginning: Beginning | None = None,
+        melody: Int[np.ndarray, "B _"] | None = None,
     ) -> Iterator[Written]:
         """Yields the codes of clips of `count` windows as they are written, the beginning's included; None: endlessly.
 
         The first part comes with the first window, and one more with every window; memory does not grow with them.
+        `melody` are the melody tokens of the clips from their beginning on, for networks that follow them.
         """
         batch = len(controls_at(0.0).seeds)
         levels = self.configs["coarse"].code_levels
@@ -145,7 +148,10 @@ class TokenCascade(System):
         for number in itertools.count() if count is None else range(count):
             length = semantic.shape[1]
             controls = controls_at(written / TOKEN_RATE)  # of what is new
-            semantic, coarse, passes = self._window(number, writing, controls, semantic, coarse)
+            tune = None
+            if melody is not None:
+                tune = self._tune(melody, written - min(length, self.window_tokens - self.hop_tokens))
+            semantic, coarse, passes = self._window(number, writing, controls, semantic, coarse, tune)
             written += semantic.shape[1] - length
             missing = coarse.shape[1] if number + 1 == count else self._whole_fine_windows(coarse, fine)
             while fine.shape[1] < missing:
@@ -166,10 +172,11 @@ class TokenCascade(System):
         count: int,
         writing: Writing,
         beginning: Beginning | None = None,
+        melody: Int[np.ndarray, "B _"] | None = None,
         progress: bool = False,
     ) -> Written:
-        """The codes of clips of `count` windows, the beginning's included."""
-        parts = self.parts(controls_at, count, writing, beginning)
+        """The codes of clips of `count` windows, the beginning's included. `melody` as in `parts`."""
+        parts = self.parts(controls_at, count, writing, beginning, melody)
         shown = list(tqdm(parts, total=count, unit="window", disable=None if progress else True))
         codes = jnp.concatenate([part.codes for part in shown], axis=1)
         return Written(codes, sum(part.passes for part in shown))
@@ -191,9 +198,7 @@ class TokenCascade(System):
         count, writing = self.program(request)
         self.check_prompts(request)
         self.warn_of_unknown_words([request])
-        parts = self.parts(
-            self.stream_controls(request, writing), None if seconds is None else count, writing
-        )
+        parts = self.stream_parts(request, None if seconds is None else count, writing)
         samples = None if seconds is None else round(seconds * self.sample_rate)
         decoded = truncate(self._decode(part.codes for part in parts), samples)
         return each_in_32_bits(part[0] for part in edges.faded(decoded, self.sample_rate, samples))
@@ -227,10 +232,25 @@ class TokenCascade(System):
         window = max(self.window_tokens * self.frames_per_token, 4 * context(config))
         return decode(self.params["vae"], config, latents, window)
 
+    def _tune(self, melody: np.ndarray, first: int) -> jax.Array:
+        """The melody tokens of a window that begins at this semantic token."""
+        tune = melody[:, first : first + self.window_tokens]
+        missing = self.window_tokens - tune.shape[1]
+        return jnp.asarray(np.pad(tune, ((0, 0), (0, missing)), constant_values=NONE))
+
     def _window(
-        self, number: int, writing: Writing, controls: Controls, semantic: jax.Array, coarse: jax.Array
+        self,
+        number: int,
+        writing: Writing,
+        controls: Controls,
+        semantic: jax.Array,
+        coarse: jax.Array,
+        tune: jax.Array | None,
     ) -> tuple[jax.Array, jax.Array, int]:
-        """Semantic tokens (B, S) and coarse codes (B, L, V), one window longer, and the passes."""
+        """Semantic tokens (B, S) and coarse codes (B, L, V), one window longer, and the passes.
+
+        `tune` (B, U) are the melody tokens of the window.
+        """
         config = self.configs["coarse"]
         batch, _, levels = coarse.shape
         size = self.window_tokens
@@ -239,7 +259,7 @@ class TokenCascade(System):
         length = min(semantic.shape[1], most)
         step = max(size // PRIMER_STEPS, 1)
         at_once = length if length == most else length // step * step
-        window = partial(_write, writing=writing, number=number, controls=controls)
+        window = partial(_write, writing=writing, number=number, controls=controls, melody=tune)
         old = semantic[:, semantic.shape[1] - length :]
         tokens = window(
             self.params["lm"], self.configs["lm"], size, SEMANTIC, controls.prefix_tokens, old, at_once
@@ -309,13 +329,15 @@ def _write(
     writing: Writing,
     number: int,
     controls: Controls,
+    melody: jax.Array | None = None,
 ) -> Generated:
     """A sequence (B, length) that follows a prompt and begins with the tokens `begun`, the first `at_once` of which are
     read in one pass. Every window and use has draws of its own."""
     missing = length - begun.shape[1]
     # of one shape, so that any `begun` has the same program
     fixed = jnp.pad(begun, ((0, 0), (0, missing)), constant_values=-1)
-    return _write_fixed(params, config, use, prompt, fixed, at_once, writing, number, controls)
+    melody = melody if config.melody_span else None
+    return _write_fixed(params, config, use, prompt, fixed, at_once, writing, number, controls, melody)
 
 
 @partial(jax.jit, static_argnames=("config", "use", "at_once", "writing"))
@@ -329,6 +351,7 @@ def _write_fixed(
     writing: Writing,
     number: jax.Array | int,
     controls: Controls,
+    melody: jax.Array | None,
 ) -> Generated:
     """`_write` of the tokens that are given in `fixed` (B, length), with -1 where one is drawn."""
     prompt = prompt[:, : config.given_length]
@@ -348,48 +371,5 @@ def _write_fixed(
         negative_prefix_tokens=jnp.concatenate([negative, prompt[:, config.prompt_length :]], axis=1),
         candidates=writing.candidates,
         fixed=fixed,
+        melody=melody,
     )
-
-
-def _check(configs: dict[str, Any]) -> None:
-    """Raises `UserError` unless the networks fit each other."""
-    codec = configs["vae"]
-    coarse = configs["coarse"]
-    fine = configs["fine"]
-    if codec.quantiser is None:
-        raise UserError(
-            "vae has no quantiser; language models of codes need a codec with codes, such as configs/codec_paper.py"
-        )
-    for name in ("coarse", "fine"):
-        if configs[name].condition is None:
-            raise UserError(f"{name} has no condition, so it is not an acoustic model")
-    levels = coarse.code_levels + fine.code_levels
-    if levels > codec.quantiser.levels or coarse.semantic_vocab != codec.quantiser.codes:
-        raise UserError(
-            f"coarse and fine write {levels} levels of {coarse.semantic_vocab} codes, the codec has "
-            f"{codec.quantiser.levels} of {codec.quantiser.codes}; take all files from one release"
-        )
-    sizes = {
-        "semantic ids of coarse and lm": (coarse.condition.ids, configs["lm"].semantic_vocab),
-        "codes of fine and the codec": (fine.semantic_vocab, codec.quantiser.codes),
-        "codes that fine follows and those of the codec": (fine.condition.ids, codec.quantiser.codes),
-    }
-    require_equal(sizes)
-    frames = codec.audio_format.token_samples // codec.hop
-    if coarse.code_levels != fine.condition.levels:
-        raise UserError(
-            f"fine follows {fine.condition.levels} levels of codes, coarse writes {coarse.code_levels}; take both from "
-            "one release"
-        )
-    if fine.condition.length % (frames * coarse.code_levels):
-        raise UserError(
-            f"fine follows {fine.condition.length} codes; it must be a multiple of {frames * coarse.code_levels}, "
-            "those of a semantic token in this codec; take both from one release"
-        )
-
-
-def require_equal(sizes: dict[str, tuple[int, int]]) -> None:
-    """Raises `UserError` for the first pair of sizes that differ, by its name."""
-    for what, (one, other) in sizes.items():
-        if one != other:
-            raise UserError(f"{what} are {one} and {other}; take all files from one release")

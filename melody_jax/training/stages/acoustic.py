@@ -21,6 +21,7 @@ import jax.numpy as jnp
 from melody_jax.data.feature_shape import FeatureShape
 from melody_jax.errors import UserError
 from melody_jax.models import lm
+from melody_jax.models.controls import drop_melody
 from melody_jax.models.functional import Params
 from melody_jax.models.lm_config import Condition, LMConfig
 from melody_jax.release import network_roles
@@ -50,6 +51,8 @@ class AcousticStage(Stage):
     """Frames of codes in the time of one semantic token."""
     prefix_dropout: float = 0.1
     """Probability that an item of the coarse model is trained without a prefix, for guidance; 0 to 1."""
+    melody_dropout: float = 0.5
+    """As in `LMStage`."""
 
     def __post_init__(self) -> None:
         model = self.model
@@ -76,6 +79,11 @@ class AcousticStage(Stage):
                 "model.condition.levels"
             )
         token = self.coarse_levels * self.frames_per_token
+        if model.melody_span not in ((0,) if self.part == "fine" else (0, token)):
+            raise UserError(
+                f"model.melody_span is {model.melody_span}; it must be 0, or for a coarse model the {token} codes in "
+                "the time of a semantic token"
+            )
         if self.part == "fine" and condition.length % token:
             raise UserError(
                 f"model.condition.length is {condition.length}; it must be a multiple of the {token} coarse codes in "
@@ -113,6 +121,7 @@ class AcousticStage(Stage):
             window_tokens=self.window_tokens,
             code_levels=self.coarse_levels + (model.code_levels if is_fine else 0),
             code_ids=model.semantic_vocab,
+            melody=bool(model.melody_span),
         )
 
     def init(self, key: jax.Array) -> Params:
@@ -135,7 +144,12 @@ class AcousticStage(Stage):
         prompt, codes = self.sequence(batch)
         drops = jax.random.bernoulli(prefix_key, self.prefix_dropout, (len(codes),))
         levels = jnp.where(drops, 0, self.model.prefix_levels)
-        log_probs = self._log_probs(params, prompt, codes, levels, dropout_key)
+        melody = batch.get("melody")
+        if melody is not None:
+            melody_key = jax.random.fold_in(prefix_key, 1)
+            drops |= jax.random.bernoulli(melody_key, self.melody_dropout, drops.shape)
+            melody = drop_melody(melody, drops, melody_key)
+        log_probs = self._log_probs(params, prompt, codes, levels, dropout_key, melody)
         return -log_probs.mean(), {}
 
     def gradients(
@@ -148,7 +162,7 @@ class AcousticStage(Stage):
         """Cross-entropy ("loss") with the full prefix, of all codes and of each level."""
         prompt, codes = self.sequence(batch)
         levels = jnp.full(len(codes), self.model.prefix_levels)
-        losses = -self._log_probs(params, prompt, codes, levels, None)
+        losses = -self._log_probs(params, prompt, codes, levels, None, batch.get("melody"))
         by_level = losses.reshape(-1, self.model.code_levels).mean(axis=0)
         first = self.coarse_levels if self.part == "fine" else 0
         return {"loss": losses.mean()} | {
@@ -160,8 +174,16 @@ class AcousticStage(Stage):
         return model, {}
 
     def _log_probs(
-        self, params: Params, prompt: jax.Array, codes: jax.Array, levels: jax.Array, key: jax.Array | None
+        self,
+        params: Params,
+        prompt: jax.Array,
+        codes: jax.Array,
+        levels: jax.Array,
+        key: jax.Array | None,
+        melody: jax.Array | None,
     ) -> jax.Array:
         """Log-probabilities (B, N) of the codes."""
-        scores = jax.nn.log_softmax(lm.logits(params["model"], self.model, prompt, codes, levels, key))
+        scores = jax.nn.log_softmax(
+            lm.logits(params["model"], self.model, prompt, codes, levels, key, melody)
+        )
         return jnp.take_along_axis(scores, codes[..., None], axis=-1)[..., 0]

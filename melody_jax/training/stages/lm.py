@@ -18,7 +18,7 @@ from melody_jax.control_tokens import NAMES
 from melody_jax.data.feature_shape import FeatureShape
 from melody_jax.errors import UserError
 from melody_jax.models import lm
-from melody_jax.models.controls import drop_controls, partners
+from melody_jax.models.controls import drop_controls, drop_melody, partners
 from melody_jax.models.functional import Params
 from melody_jax.models.lm_config import LMConfig
 from melody_jax.release import network_roles
@@ -48,6 +48,9 @@ class LMStage(Stage):
     one of the same genre, 0 to 1; the tempo token stays then, unless `prefix_dropout` drops everything. A prefix
     suggests a tempo, which agrees with the tempo token of its piece: a network that always sees both need not listen to
     the latter."""
+    melody_dropout: float = 0.5
+    """Probability that an item of a model that follows a melody is trained without, 0 to 1; an item without a prefix
+    has none either, for guidance."""
     history_corruption: float = 0.0
     """Share of the input semantic tokens that training replaces by random ones; targets are unchanged. The last token
     alone predicts most of the next one, and a network that relies on it learns to use the prefix late."""
@@ -82,6 +85,7 @@ class LMStage(Stage):
             prefix_levels=model.prefix_levels,
             prefix_ids=model.prefix_codes if model.prefix_levels else 0,
             controls=model.controls,
+            melody=bool(model.melody_span),
         )
 
     def init(self, key: jax.Array) -> Params:
@@ -120,6 +124,10 @@ class LMStage(Stage):
         history = jnp.where(is_corrupted, random_tokens, targets)
         if self.model.controls is not None:
             batch = batch | {"prefix_tokens": self.perturb_prompt(batch["prefix_tokens"], level_key)}
+        if self.model.melody_span:
+            melody_key = jax.random.fold_in(level_key, 1)
+            is_dropped = (levels == 0) | jax.random.bernoulli(melody_key, self.melody_dropout, levels.shape)
+            batch = batch | {"melody": drop_melody(batch["melody"], is_dropped, melody_key)}
         log_probs = self._log_probs(params, batch, history, levels, dropout_key)
         target_log_probs = _of_targets(log_probs, targets)
         cross_entropy = -target_log_probs.mean()
@@ -156,14 +164,18 @@ class LMStage(Stage):
 
         "loss_opening" and "loss_opening_null_prefix" are those of the first second. The difference to the null prefix
         is the information that the prefix adds, in nats per token: much in the opening, little once the history has it.
+        "loss_no_melody" is the cross-entropy with the prefix alone, of a network that follows a melody.
         """
         targets = batch["semantic_tokens"]
         metrics = {}
-        prefixes = {"": self.model.prefix_levels}
+        without = {name: value for name, value in batch.items() if name != "melody"}
+        cases = {"": (batch, self.model.prefix_levels)}
         if self.model.prefix_levels:
-            prefixes["_null_prefix"] = 0
-        for suffix, levels in prefixes.items():
-            log_probs = self._log_probs(params, batch, targets, jnp.full(targets.shape[0], levels), None)
+            cases["_null_prefix"] = (without, 0)
+        if self.model.melody_span:
+            cases["_no_melody"] = (without, self.model.prefix_levels)
+        for suffix, (given, levels) in cases.items():
+            log_probs = self._log_probs(params, given, targets, jnp.full(targets.shape[0], levels), None)
             target_log_probs = _of_targets(log_probs, targets)
             metrics["loss" + suffix] = -target_log_probs.mean()
             metrics["loss_opening" + suffix] = -target_log_probs[:, :OPENING].mean()
@@ -180,7 +192,9 @@ class LMStage(Stage):
     ) -> jax.Array:
         """Log-probabilities (B, U, V); `history` (B, U) are the tokens that the network reads."""
         prefix = batch["prefix_tokens"].astype(jnp.int32)
-        logits = lm.logits(params["model"], self.model, prefix, history.astype(jnp.int32), levels, key)
+        history = history.astype(jnp.int32)
+        melody = batch.get("melody")
+        logits = lm.logits(params["model"], self.model, prefix, history, levels, key, melody)
         return jax.nn.log_softmax(logits)
 
 

@@ -1,0 +1,26 @@
+"""The networks of a tiny MusicLM with random weights."""
+
+import dataclasses
+from typing import Any
+
+import jax
+
+from helpers.tiny import tiny_networks
+from melody_jax.config import load_config
+from melody_jax.models import lm, vae
+
+
+def musiclm_networks() -> dict[str, tuple[Any, Any]]:
+    """Parameters and config of each network; those of one layer compile fastest."""
+    tiny = tiny_networks()
+    configs = {
+        "coarse": dataclasses.replace(load_config("coarse_tiny").stage.model, prefix_codes=8),
+        "fine": load_config("fine_tiny").stage.model,
+    }
+    configs = {name: dataclasses.replace(config, layers=1) for name, config in configs.items()}
+    languages = {
+        name: (lm.init(config, jax.random.key(i)), config) for i, (name, config) in enumerate(configs.items())
+    }
+    codec = vae.init(vae.TINY_CODES, jax.random.key(0))
+    codec |= {"codebooks": jax.random.normal(jax.random.key(1), codec["codebooks"].shape)}
+    return {"mulan": tiny["mulan"], "lm": tiny["lm"], **languages, "vae": (codec, vae.TINY_CODES)}
