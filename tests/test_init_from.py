@@ -153,6 +153,15 @@ def test_a_network_gains_control_tokens_without_effect(tmp_path: Path) -> None:
     assert (jnp.exp(before) * (before - after)).sum(axis=-1).mean() < 0.05  # their places take some attention
 
 
+def test_a_network_gains_a_melody_without_effect(tmp_path: Path) -> None:
+    plain, hashes = without_controls(tmp_path)
+    weights = release.load_network(tmp_path, "lm")[0]
+    stage = dataclasses.replace(plain, model=dataclasses.replace(plain.model, melody_span=1))
+    model = start(TrainConfig(stage=stage, init_from=str(tmp_path)), hashes).params["model"]
+    assert not model["melody"].any()
+    assert_same({name: value for name, value in model.items() if name != "melody"}, weights)
+
+
 def test_a_diffusion_gains_control_tokens_without_effect(tmp_path: Path) -> None:
     stage = STAGES["dpd"]
     weights = stage.init(jax.random.key(0))["model"]

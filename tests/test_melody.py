@@ -178,6 +178,8 @@ def test_a_melody_lasts_as_long_as_its_codes(part: str, span: int) -> None:
             coarse_levels=2,
             frames_per_token=1,
         )
+    with pytest.raises(UserError, match="melody_span is 2; it must be 0 or 1"):
+        LMStage(model=dataclasses.replace(LM, melody_span=2))
     with pytest.raises(UserError, match="tokens_per_pass 1"):
         dataclasses.replace(lm_config.TINY, recall=False, tokens_per_pass=2, melody_span=1)
 

@@ -106,9 +106,13 @@ class MusicLM(TokenCascade):
 
     def melodies(self, rows: Rows) -> Int32[np.ndarray, "B M"]:
         """The melody tokens of the rows, requests with candidate numbers; -1 after the end of each."""
-        tunes = [self.tune(request) for request, _ in rows]
-        longest = max(map(len, tunes))
-        return np.stack([np.pad(tune, (0, longest - len(tune)), constant_values=NONE) for tune in tunes])
+        tunes = {request: self.tune(request) for request in dict.fromkeys(request for request, _ in rows)}
+        longest = max(map(len, tunes.values()))
+        padded = {
+            request: np.pad(tune, (0, longest - len(tune)), constant_values=NONE)
+            for request, tune in tunes.items()
+        }
+        return np.stack([padded[request] for request, _ in rows])
 
     @in_32_bits
     def run(self, requests: Sequence[Request], *, progress: bool = False) -> list[np.ndarray]:

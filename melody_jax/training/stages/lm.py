@@ -68,6 +68,10 @@ class LMStage(Stage):
                 f"other_prefix is {self.other_prefix}; it must be from 0 to 1, and 0 for a model without tokens of "
                 "genres"
             )
+        if self.model.melody_span not in (0, 1):
+            raise UserError(
+                f"model.melody_span is {self.model.melody_span}; it must be 0 or 1, one for each semantic token"
+            )
         if self.mulan and not self.model.prefix_levels:
             raise UserError(f"mulan is {self.mulan!r}, but the model has no prefix_levels; leave it out")
 
