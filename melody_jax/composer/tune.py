@@ -31,13 +31,13 @@ def tune(piece: Piece) -> np.ndarray | None:
 
     None if the piece has no melody.
     """
-    notes = tuple(note for track in piece.tracks if track.role == "melody" for note in track.notes)
+    parts = [track for track in piece.tracks if track.role == "melody"]
+    notes = tuple(note for part in parts for note in part.notes)
     if not notes:
         return None
-    instruments = {track.instrument for track in piece.tracks if track.role == "melody"}
+    instruments = {part.instrument for part in parts}
     player = Dice(piece.seed, _STREAM).among([name for name in PLAYERS if name not in instruments])
-    lead = next(track for track in piece.tracks if track.role == "melody")
-    track = replace(lead, instrument=player, notes=_in_range(notes, player), effects=(), gain_db=0.0)
+    track = replace(parts[0], instrument=player, notes=_in_range(notes, player), effects=(), gain_db=0.0)
     production = replace(
         piece.production,
         room="dry",

@@ -95,7 +95,8 @@ class MusicLM(TokenCascade):
     def check_prompts(self, request: Request) -> None:
         """Raises `UserError` for prompts and melodies that cannot be encoded, without running a network."""
         super().check_prompts(request)
-        self.tune(request)
+        if request.melody is not None:
+            read_audio(request.melody, "melody", self.audio_format)
 
     def tune(self, request: Request) -> Int32[np.ndarray, " N"]:
         """The melody tokens of a request. Raises `UserError` for one that is unreadable or shorter than a second."""
