@@ -13,8 +13,10 @@ angle and the pooled condition:
     v = RMSNorm(overlap_add(H)) W_out
 
 RoFormer's layers are residual, so its output contains its input: read literally, as `residual` "printed" does, each
-block adds a blurred copy of the stream to itself. "post_norm" and "pre_norm" add only what RoFormer's layers found; in
-"pre_norm" the norms come before the paths, so the stream itself is never normalised.
+block adds a blurred copy of the stream to itself. "post_norm", the default, and "pre_norm" add only what RoFormer's
+layers found; in "pre_norm" the norms come before the paths, so the stream itself is never normalised. The paper's own
+size is `PAPER`; `MODERN` and `MINI` have what our study of the layout found best (docs/studies.md): pre-norm,
+modulation of each frame, and attention instead of the SRU inside the segments.
 
 Without a condition (the null branch of classifier-free guidance) cross-attention attends to the sequence itself with
 the same weights, and the pooled condition is zero: the output does not depend on the tokens or the prefix.
@@ -81,7 +83,7 @@ class DPDConfig(DenoiserConfig):
     """Modulation. "mlp": of the fine path by one vector per segment, MLP(x MLP(m) + MLP(m)), as in the paper. "adaln":
     scale, shift and gate of both paths for each frame by its own angle, as in a DiT; needs `residual` "pre_norm".
     "none": the pooled condition is added to the input instead."""
-    residual: Residual = "printed"
+    residual: Residual = "post_norm"
     """What a block adds to its stream H, and where it normalises. "printed": RMSNorm(H + RoFormer(H)), RoFormer's
     output with its input in it. "post_norm": RMSNorm(H + C), C without the input. "pre_norm": H + C(RMSNorm(H))."""
     merge: bool = True
@@ -156,12 +158,15 @@ MODERN = DPDConfig(
     frames=512,
     frames_per_token=2,
     segment=32,
+    fine="local_attention",
+    residual="pre_norm",
+    film="adaln",
     frame_clock=True,
     aligned_tokens=True,
     prefix_conditioning=True,
 )
-"""The paper's size on 50 Hz latents, with a fifth of the operations."""
-SMALL = dataclasses.replace(MODERN, width=256, blocks=4, heads=4, sru_hidden=128)
+"""The paper's size on 50 Hz latents, with a fifth of the operations and the best layout."""
+SMALL = dataclasses.replace(MODERN, width=256, blocks=4, heads=4)
 """`MODERN` for one GPU."""
 MINI = DPDConfig(
     latent_dim=64,
@@ -173,7 +178,7 @@ MINI = DPDConfig(
     angle_width=128,
     heads=8,
     roformer_layers=1,
-    sru_hidden=128,
+    fine="local_attention",
     residual="pre_norm",
     film="adaln",
     frame_clock=True,
@@ -181,11 +186,19 @@ MINI = DPDConfig(
     prefix_conditioning=True,
     prefix_codes=256,
 )
-"""The released size, with norms, modulation and gates as in a DiT; the release has control tokens as well."""
+"""The released size, with the best layout; the release has control tokens as well."""
 ABLATION = dataclasses.replace(
-    MINI, frames=128, width=96, heads=4, angle_width=64, sru_hidden=48, residual="printed", film="mlp"
+    MINI,
+    frames=128,
+    width=96,
+    heads=4,
+    angle_width=64,
+    fine="sru",
+    sru_hidden=48,
+    residual="printed",
+    film="mlp",
 )
-"""The size that studies compare; each other backbone has an `ABLATION` of equal size."""
+"""The size that studies compare, in the printed layout; each other backbone has an `ABLATION` of equal size."""
 TINY = DPDConfig(
     latent_dim=8,
     frames=80,
