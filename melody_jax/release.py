@@ -11,6 +11,7 @@ The role of a parameter (roles.py) and its size decide how its tensor is stored:
 The JSON holds the network's config, the hashes of the networks it was trained with, metrics, the sha256 of the
 tensors, and its own. A network is loaded only if its tensors are those that its config describes.
 `mulan.tokenizer.json` is written if the vocabulary of MuLan's text tower is not the packaged one.
+A release may take networks from others (release_folder.py).
 """
 
 import hashlib
@@ -31,13 +32,12 @@ from melody_jax import files, release_check
 from melody_jax.config_json import from_dict, to_dict
 from melody_jax.errors import UserError, first_line
 from melody_jax.models.functional import Params
+from melody_jax.release_folder import network_folder
 from melody_jax.roles import Kind, Role, Roles, find_role
 from melody_jax.runtime import check_devices
 from melody_jax.tensor_file import parse_tensors
 from melody_jax.text import read_tokenizer
 
-WEIGHTS = Path(__file__).parent / "weights"
-"""Folder of the releases that ship with the package."""
 FORMAT_VERSION = 1
 TOKENIZER = "mulan.tokenizer.json"
 NETWORKS = {
@@ -131,21 +131,9 @@ def load_network(path: str | os.PathLike, name: str) -> tuple[Params, Any, dict[
     return jax.device_put(params), config, hashes
 
 
-def root(folder: str | os.PathLike | None) -> Path:
-    """The folder that holds releases: `folder`, or for None that of the packaged ones."""
-    return WEIGHTS if folder is None else Path(folder)
-
-
-def locate(path: str | os.PathLike) -> Path:
-    """A folder of released networks: the one at `path`, or the packaged release of this name ("mini")."""
-    packaged = WEIGHTS / Path(path).name
-    is_name = Path(path).name == str(path)
-    return packaged if is_name and not Path(path).exists() and packaged.is_dir() else Path(path)
-
-
 def read_network(path: str | os.PathLike, name: str) -> tuple[Params, Any, dict[str, str]]:
     """`load_network` with NumPy arrays, for callers that place them on devices themselves."""
-    folder = locate(path)
+    folder = network_folder(path, name)
     description = read_description(folder, name)
     place = f"{folder / name}.safetensors"
     data = files.read_bytes(place, MAX_BYTES)
@@ -274,7 +262,7 @@ def save_card(path: str | os.PathLike, name: str, text: str) -> None:
 
 def load_tokenizer(path: str | os.PathLike, size: int) -> Tokenizer:
     """The tokenizer of the MuLan in folder `path`. Raises `UserError` unless it has `size` word pieces."""
-    file = locate(path) / TOKENIZER
+    file = network_folder(path, "mulan") / TOKENIZER
     return read_tokenizer(str(file) if file.exists() else "", size)
 
 
@@ -284,7 +272,7 @@ def read_description(path: str | os.PathLike, name: str) -> dict[str, Any]:
     Raises:
         UserError: the file is missing, does not describe this network, or was changed after it was written.
     """
-    file = locate(path) / f"{name}.json"
+    file = network_folder(path, name) / f"{name}.json"
     description = files.read_json(file, MAX_DESCRIPTION)
     types = {"config": dict, "hashes": dict, "metrics": dict, "sha256": str}
     if not isinstance(description, dict) or not description.keys() >= {"format_version", "network"}:
@@ -312,7 +300,7 @@ def _description_hash(description: dict[str, Any]) -> str:
 
 def network_hash(path: str | os.PathLike, name: str) -> str:
     """The sha256 of the network's tensor file, which identifies it in features and in networks trained on it."""
-    return files.file_hash(locate(path) / f"{name}.safetensors")
+    return files.file_hash(network_folder(path, name) / f"{name}.safetensors")
 
 
 def flatten(params: Params, prefix: str = "") -> dict[str, Any]:

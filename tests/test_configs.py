@@ -53,6 +53,25 @@ def test_config(path: Path) -> None:
         assert size < {"small": 40e6, "modern_distilled": 299e6}.get(path.stem.split("_", 1)[1], 20e6)
 
 
+SYSTEMS = {
+    "melody": ("lm_ablation", "dpd_systems"),
+    "musiclm": ("lm_ablation", "coarse_ablation", "fine_ablation"),
+    "audiolm": ("lm_audiolm_ablation", "coarse_audiolm_ablation", "fine_ablation"),
+    "noise2music": ("generator_ablation", "upsampler_ablation"),
+    "mousai": ("latent_generator_ablation",),
+}
+"""The generating networks of each system that the comparison of systems trains."""
+
+
+def test_compared_systems_are_equally_large() -> None:
+    def size(name: str) -> int:
+        stage = load_config(ROOT / "configs" / f"{name}.py").stage
+        return count(jax.eval_shape(stage.init, jax.random.key(0))["model"])
+
+    sizes = {system: sum(map(size, names)) for system, names in SYSTEMS.items()}
+    assert sizes == pytest.approx(dict.fromkeys(SYSTEMS, 4.35e6), rel=0.02)
+
+
 @pytest.mark.parametrize(
     "path", [path for path in FILES if path.stem.endswith(("_small", "_paper", "_modern"))]
 )

@@ -41,7 +41,7 @@ FLOORS = (
     GROUND,
     ("config",),
     ("models",),
-    ("release", "release_check"),
+    ("release", "release_check", "release_folder"),
     ("composer",),
     ("data",),
     ("convert",),

@@ -12,7 +12,7 @@ from helpers.arrays import assert_same
 from helpers.stages import STAGES
 from helpers.toy import ToyModel, ToyStage, run, toy_config
 
-from melody_jax import release
+from melody_jax import release, release_folder
 from melody_jax.composer.facts import VOCABULARY
 from melody_jax.config import LoRAConfig, TrainConfig
 from melody_jax.errors import UserError
@@ -46,10 +46,10 @@ def save(folder: Path, stage: Any, model: Any, hashes: dict[str, str] | None = N
 def test_from_the_packaged_release() -> None:
     """Through `read_network`: what training starts from is what sampling loads."""
     stage = STAGES["lm"]
-    _, model, hashes = release.load_network(release.WEIGHTS / "mini", "lm")
+    _, model, hashes = release.load_network(release_folder.WEIGHTS / "mini", "lm")
     stage = dataclasses.replace(stage, model=dataclasses.replace(model, dtype="bfloat16", dropout=0.1))
     state = start(TrainConfig(stage=stage, init_from="mini"), hashes)
-    assert_same(state.params["model"], release.load_network(release.WEIGHTS / "mini", "lm")[0])
+    assert_same(state.params["model"], release.load_network(release_folder.WEIGHTS / "mini", "lm")[0])
     assert_same(state.ema, state.params["model"])
     assert state.ema["head"] is not state.params["model"]["head"]
 
@@ -124,7 +124,7 @@ def test_a_release_that_lacks_a_tensor_is_refused(tmp_path: Path) -> None:
 
 def without_controls(folder: Path) -> tuple[LMStage, dict[str, str]]:
     """Writes a release with `mini`'s language model without its control tokens: its stage, and its hashes."""
-    weights, model, hashes = release.load_network(release.WEIGHTS / "mini", "lm")
+    weights, model, hashes = release.load_network(release_folder.WEIGHTS / "mini", "lm")
     plain = dataclasses.replace(model, controls=None)
     rows = sum(plain.prefix_sizes) + plain.prompt_length
     weights = weights | {"prefix": weights["prefix"][:rows]}

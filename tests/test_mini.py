@@ -10,7 +10,7 @@ from helpers.jitted import vae
 import melody_jax
 from melody_jax import release
 from melody_jax.evaluation.fidelity import bass_agreement, steady_bass
-from melody_jax.release import WEIGHTS
+from melody_jax.release_folder import WEIGHTS
 from melody_jax.sampling.cascade import NETWORKS
 from melody_jax.sampling.decode import context
 

@@ -11,7 +11,7 @@ import pytest
 import safetensors.numpy
 from ml_dtypes import bfloat16
 
-from melody_jax import release, tensor_file
+from melody_jax import release, release_folder, tensor_file
 from melody_jax.errors import UserError
 from melody_jax.models import denoiser, lm, lm_config, vae
 from melody_jax.models.dpd import DPDConfig
@@ -252,7 +252,7 @@ def test_bfloat16_is_read(language_model: Path, tmp_path: Path) -> None:
 
 
 def test_the_descriptions_that_ship_have_their_hash() -> None:
-    folder = release.WEIGHTS / "mini"
+    folder = release_folder.WEIGHTS / "mini"
     names = [name for name in release.NETWORKS if (folder / f"{name}.json").exists()]
     assert len(names) == 6
     for name in names:
@@ -308,10 +308,10 @@ def test_a_difference_is_stored_in_four_bits_and_added_on_loading(
 def test_a_packaged_release_has_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where there is no such folder; a folder of that name comes first."""
     monkeypatch.chdir(tmp_path)
-    assert release.locate("mini") == release.WEIGHTS / "mini"
-    assert release.network_hash("mini", "vae") == release.network_hash(release.WEIGHTS / "mini", "vae")
+    assert release_folder.locate("mini") == release_folder.WEIGHTS / "mini"
+    assert release.network_hash("mini", "vae") == release.network_hash(release_folder.WEIGHTS / "mini", "vae")
     assert release.read_description("mini", "lm")["network"] == "lm"
-    assert release.locate("maxi") == Path("maxi")
-    assert release.locate(tmp_path / "mini") == tmp_path / "mini"
+    assert release_folder.locate("maxi") == Path("maxi")
+    assert release_folder.locate(tmp_path / "mini") == tmp_path / "mini"
     (tmp_path / "mini").mkdir()
-    assert release.locate("mini") == Path("mini")
+    assert release_folder.locate("mini") == Path("mini")

@@ -16,7 +16,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from melody_jax import files, release
+from melody_jax import files, release_folder
 from melody_jax.ablation.files import save_arrays
 from melody_jax.ablation.measures import MEASURES, Probe
 from melody_jax.config import DataConfig, TrainConfig, WatchConfig
@@ -96,7 +96,7 @@ def make_probe(config: TrainConfig, folder: Path, quiet: bool = True) -> Probe:
     stage: Any = config.stage
     shapes = jax.eval_shape(lambda: stage.init(jax.random.key(0))["model"])
     model = run_network(folder, shapes, stage.roles["model"], make_mesh((1, 1, 1), jax.devices()[:1]))
-    networks = config.data.networks or str(release.WEIGHTS / "mini")
+    networks = config.data.networks or str(release_folder.WEIGHTS / "mini")
     return Probe(stage, model, held_out_windows(config.data), networks, quiet)
 
 

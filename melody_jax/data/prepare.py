@@ -18,7 +18,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from melody_jax import __version__, files, folders, release
+from melody_jax import __version__, files, folders, release, release_folder
 from melody_jax.audio_format import DEFAULT_FORMAT
 from melody_jax.data import audio_units, layouts, records
 from melody_jax.data.feature_shape import SETTING, check_audio_source, shape_of_networks, vae_format
@@ -69,7 +69,7 @@ def _with_absolute_paths(config: PrepareConfig) -> PrepareConfig:
     for folder in given.values():
         files.refuse_url(folder)
     if config.networks:
-        given["networks"] = str(release.locate(config.networks))
+        given["networks"] = str(release_folder.locate(config.networks))
     absolute = {name: str(Path(folder).absolute()) for name, folder in given.items()}
     return dataclasses.replace(config, **absolute)
 

@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from melody_jax import release
+from melody_jax import release_folder
 from melody_jax.audio_format import CHANNELS, DEFAULT_FORMAT, HIGHEST_RATE, AudioFormat
 from melody_jax.errors import UserError
 from melody_jax.files import file_hash
@@ -133,7 +133,7 @@ def open_embedding(source: str, folder: Path | None = None) -> Embedding:
         UserError: there is no such release, or the file does not follow this module's docstring.
     """
     if not source.endswith(".py"):
-        is_packaged = (release.root(None) / source).is_dir()
+        is_packaged = (release_folder.root(None) / source).is_dir()
         has_release = folder is not None and (folder / source).is_dir()
         return MuLan(source, folder if has_release or not is_packaged else None)
     file = Path(source)

@@ -16,7 +16,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from tokenizers import Tokenizer
 from tqdm import tqdm
 
-from melody_jax import release
+from melody_jax import release, release_folder
 from melody_jax.errors import UserError
 from melody_jax.models.functional import Params
 from melody_jax.sampling import edges, edit, plan, windows
@@ -257,7 +257,7 @@ def load(
     not belong together (the hashes in each JSON name the networks that it was trained with).
     """
     if "dpd" in networks:
-        refuse_other_system(release.root(folder) / name)
+        refuse_other_system(release_folder.root(folder) / name)
     if distilled:
         networks = ["dpd_distilled" if network == "dpd" else network for network in networks]
     params, configs, hashes, tokenizer = load_networks(name, folder, networks)
@@ -271,7 +271,7 @@ def load_networks(
 
     Raises `UserError` as `load` does.
     """
-    root = release.root(folder)
+    root = release_folder.root(folder)
     path = root / name
     if not os.path.isdir(path):
         raise UserError(f"no released model {name!r} in {root}; available: {_releases(root)}")

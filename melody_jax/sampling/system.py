@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from melody_jax import release
+from melody_jax import release, release_folder
 from melody_jax.audio_format import AudioFormat
 from melody_jax.errors import UserError
 from melody_jax.models.functional import Params
@@ -208,9 +208,11 @@ def refuse_settings(request: Request, absent: Sequence[str], system: str) -> Non
 
 def require_networks(name: str, folder: str | Path | None, networks: Sequence[str], system: str) -> None:
     """Raises `UserError` if the release `name` exists but lacks a network of the system."""
-    path = release.root(folder) / name
-    missing = [network for network in networks if not (path / f"{network}.json").exists()]
-    if path.is_dir() and missing:
+    path = release_folder.root(folder) / name
+    if not path.is_dir():
+        return
+    missing = [network for network in networks if not release_folder.has_network(path, network)]
+    if missing:
         raise UserError(
             f"{path} has no {missing[0]}, and {system} needs {', '.join(networks)}; train it as docs/systems.md says, "
             f"then `melody export --run RUN --out {path}`"
@@ -218,18 +220,20 @@ def require_networks(name: str, folder: str | Path | None, networks: Sequence[st
 
 
 def refuse_other_system(path: Path) -> None:
-    """Raises `UserError` if a release without a dpd has the networks of another system than MeLoDy."""
-    signs = {
-        "melody": {"dpd"},
-        "noise2music": {"upsampler"},
-        "mousai": {"dmae"},
-        "musiclm": {"coarse", "mulan"},
-        "audiolm": {"coarse"},
-    }
-    present = {file.stem for file in path.glob("*.json")}
-    kind = next((name for name, networks in signs.items() if networks <= present), "melody")
-    if kind != "melody":
+    """Raises `UserError` if a release without a dpd of its own has the networks of another system than MeLoDy."""
+    signs = {"upsampler": "noise2music", "dmae": "mousai", "coarse": "musiclm"}
+    kind = next(
+        (system for network, system in signs.items() if (path / f"{network}.json").exists()), "melody"
+    )
+    if kind == "musiclm" and not _has_prefix(path):
+        kind = "audiolm"
+    if kind != "melody" and not (path / "dpd.json").exists():
         raise UserError(
             f"{path} has no dpd but the networks of {kind}; load it with --system {kind}, in Python with "
             f"system={kind!r}"
         )
+
+
+def _has_prefix(path: Path) -> bool:
+    """Whether the coarse model of a release follows prefix tokens, as in MusicLM. Raises `UserError` for a bad file."""
+    return release.read_description(path, "coarse")["config"].get("prefix_levels") != 0

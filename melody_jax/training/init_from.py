@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from melody_jax import release
+from melody_jax import release, release_folder
 from melody_jax.config import TrainConfig
 from melody_jax.config_json import difference, network_difference, to_dict
 from melody_jax.errors import UserError
@@ -65,10 +65,10 @@ def load_initial_weights(
 
 def _find(source: str, name: str) -> Path:
     """The run folder, or the folder of the released network `name`, that `source` names."""
-    for folder in (Path(source), release.WEIGHTS / source):
-        if (folder / "config.json").is_file() or (folder / f"{name}.json").is_file():
+    for folder in (Path(source), release_folder.WEIGHTS / source):
+        if (folder / "config.json").is_file() or release_folder.has_network(folder, name):
             return folder
-    packaged = ", ".join(sorted(path.name for path in release.WEIGHTS.iterdir() if path.is_dir()))
+    packaged = ", ".join(sorted(path.name for path in release_folder.WEIGHTS.iterdir() if path.is_dir()))
     raise UserError(
         f"init_from {source}: it must be a run folder (with config.json), a release (with {name}.json) "
         f"or a packaged release ({packaged})"

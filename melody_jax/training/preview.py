@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from melody_jax import audio, diffusion, loudness, release, spectral
+from melody_jax import audio, diffusion, loudness, release, release_folder, spectral
 from melody_jax.audio_format import DEFAULT_FORMAT, AudioFormat
 from melody_jax.config import TrainConfig
 from melody_jax.errors import UserError
@@ -84,7 +84,7 @@ def make_preview(
 
 def _network(config: TrainConfig, name: str) -> tuple[Params, Any, dict[str, str]]:
     folder = config.data.networks
-    if not folder or not (release.locate(folder) / f"{name}.safetensors").is_file():
+    if not folder or not release_folder.has_network(folder, name):
         raise UserError(
             f"watch.preview_every: previews of {config.stage.name} need a released {name}; --data.networks "
             f"{folder or 'is empty'}{' has none' if folder else ''}"

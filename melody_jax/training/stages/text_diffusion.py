@@ -24,7 +24,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
-from melody_jax import diffusion, files, parameterisation, release
+from melody_jax import diffusion, files, parameterisation, release, release_folder
 from melody_jax.audio_format import AudioFormat
 from melody_jax.config_json import network_difference
 from melody_jax.errors import UserError
@@ -160,7 +160,7 @@ class TextDiffusionStage(Stage):
         """Raises `UserError` if captions would be read with another tokenizer than that of the released mulan."""
         if not self.networks:
             return
-        file = release.locate(self.networks) / release.TOKENIZER
+        file = release_folder.network_folder(self.networks, "mulan") / release.TOKENIZER
         wanted = files.file_hash(file) if file.exists() else None
         if wanted != (files.file_hash(Path(tokenizer)) if tokenizer else None):
             name = str(file) if file.exists() else "the packaged one: leave it out"
