@@ -30,7 +30,7 @@ if os.environ.get("MELODY_TYPE_CHECKS", "1") != "0":
     install_import_hook(TYPE_CHECKED, f"{typechecks.__name__}.check")
 SLOW = (
     "test_ablate.py::test_study",
-    "test_ablate_sampling.py::test_study",
+    "test_ablate_sampling.py::",
     "test_batch_job.py::test_eight_devices_make_the_same_clips",
     "test_compose_cli.py::test_same_bytes_for_any_number_of_workers",
     "test_diagnose.py::test_from_end_to_end",

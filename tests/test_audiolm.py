@@ -5,40 +5,22 @@ import itertools
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 import pytest
 import soundfile
-from helpers.tiny import tiny_networks
+from helpers.musiclm import audiolm_networks
 
 from melody_jax import load, release
 from melody_jax.cli import run
-from melody_jax.config import load_config
 from melody_jax.errors import UserError
-from melody_jax.models import lm, lm_config, vae
 from melody_jax.systems.audiolm import AudioLM
 
 RATE = 24_000
 
 
-def networks() -> dict[str, tuple[Any, Any]]:
-    """Parameters and config of each network; those of one layer compile fastest."""
-    small = {"layers": 1, "prefix_levels": 0}
-    semantic = dataclasses.replace(lm_config.TINY, recall=False, **small)
-    coarse = dataclasses.replace(load_config("coarse_tiny").stage.model, **small)
-    fine = dataclasses.replace(load_config("fine_tiny").stage.model, layers=1)
-    codec = vae.init(vae.TINY_CODES, jax.random.key(0))
-    codec |= {"codebooks": jax.random.normal(jax.random.key(1), codec["codebooks"].shape)}
-    languages = {
-        name: (lm.init(config, jax.random.key(i)), config)
-        for i, (name, config) in enumerate({"lm": semantic, "coarse": coarse, "fine": fine}.items())
-    }
-    return {"tokenizer": tiny_networks()["tokenizer"], **languages, "vae": (codec, vae.TINY_CODES)}
-
-
 @pytest.fixture(scope="module")
 def system() -> AudioLM:
-    params, configs = ({name: part[i] for name, part in networks().items()} for i in (0, 1))
+    params, configs = ({name: part[i] for name, part in audiolm_networks().items()} for i in (0, 1))
     return AudioLM(params, configs, {})
 
 
@@ -118,7 +100,7 @@ def test_a_language_model_of_prompts_is_refused(system: AudioLM) -> None:
 
 
 def test_from_the_command_line(tmp_path: Path, recording: np.ndarray) -> None:
-    for name, (params, config) in networks().items():
+    for name, (params, config) in audiolm_networks().items():
         release.save_network(tmp_path / "some", name, params, config, {})
     options = ["--model", "some", "--folder", str(tmp_path)]
     out = tmp_path / "song.wav"

@@ -24,8 +24,8 @@ from melody_jax.models import diffusion_codec, unet1d
 from melody_jax.models.conditioning import TextCondition
 from melody_jax.models.diffusion_codec import TINY, DiffusionCodecConfig
 from melody_jax.release import load_tokenizer
+from melody_jax.sampling.passes import Evaluations
 from melody_jax.sampling.request import make_requests
-from melody_jax.sampling.system import Evaluations
 from melody_jax.systems.mousai import Mousai
 from melody_jax.training.stages.text_diffusion import TextDiffusionStage
 

@@ -10,10 +10,11 @@ from melody_jax.cli import run
 from melody_jax.config import load_config
 from melody_jax.errors import UserError
 from melody_jax.models import dpd, lm
+from melody_jax.sampling.passes import Evaluations, cascade_count
 from melody_jax.sampling.request import Request
 from melody_jax.systems import nfe
 from melody_jax.systems.musiclm import MusicLM
-from melody_jax.systems.nfe import Evaluations, NFEConfig
+from melody_jax.systems.nfe import NFEConfig
 
 FRAME = 96 / 24_000
 """Seconds per latent frame at the paper's size."""
@@ -26,25 +27,23 @@ def test_table_3_of_the_paper(seconds, melody, musiclm):
 
 
 def test_windows_of_a_longer_piece():
-    assert nfe.cascade_count(dpd.PAPER, FRAME, 10, 20) == Evaluations(250, 20)
-    assert nfe.cascade_count(dpd.PAPER, FRAME, 30, 20) == Evaluations(
-        750, 9 * 20
-    )  # one window and eight chunks
-    assert nfe.cascade_count(dpd.PAPER, FRAME, 10.01, 20) == Evaluations(312, 2 * 20)  # one more chunk
-    assert nfe.cascade_count(dpd.PAPER, FRAME, 1, 20) == Evaluations(
+    assert cascade_count(dpd.PAPER, FRAME, 10, 20) == Evaluations(250, 20)
+    assert cascade_count(dpd.PAPER, FRAME, 30, 20) == Evaluations(750, 9 * 20)  # one window and eight chunks
+    assert cascade_count(dpd.PAPER, FRAME, 10.01, 20) == Evaluations(312, 2 * 20)  # one more chunk
+    assert cascade_count(dpd.PAPER, FRAME, 1, 20) == Evaluations(
         250, 20
     )  # the first window is sampled completely
 
 
 def test_guidance_doubles_its_network():
-    assert nfe.cascade_count(dpd.PAPER, FRAME, 10, 20, guided=True) == Evaluations(250, 40)
-    assert nfe.cascade_count(dpd.PAPER, FRAME, 30, 5, lm_guided=True) == Evaluations(1500, 9 * 5)
+    assert cascade_count(dpd.PAPER, FRAME, 10, 20, guided=True) == Evaluations(250, 40)
+    assert cascade_count(dpd.PAPER, FRAME, 30, 5, lm_guided=True) == Evaluations(1500, 9 * 5)
 
 
 def test_two_tokens_a_pass_are_half_of_the_passes():
-    assert nfe.cascade_count(
-        dpd.MODERN, 480 / 24_000, 10, 4, lm_guided=True, tokens_per_pass=2
-    ) == Evaluations(256, 4)
+    assert cascade_count(dpd.MODERN, 480 / 24_000, 10, 4, lm_guided=True, tokens_per_pass=2) == Evaluations(
+        256, 4
+    )
 
 
 def test_command(capsys):

@@ -23,8 +23,8 @@ from melody_jax.errors import UserError
 from melody_jax.models import diffusion_codec, vae
 from melody_jax.models.conditioning import TextCondition
 from melody_jax.release import load_tokenizer
+from melody_jax.sampling.passes import Evaluations
 from melody_jax.sampling.request import Part, Scene, make_requests
-from melody_jax.sampling.system import Evaluations
 from melody_jax.systems.noise2music import Noise2Music
 from melody_jax.training.stages.text_diffusion import TextDiffusionStage, lower_rate
 

@@ -8,6 +8,7 @@ import numpy as np
 
 from melody_jax.ablation.findings import Findings
 from melody_jax.ablation.measures import ANGLES, METRICS
+from melody_jax.ablation.study import SystemSampling
 from melody_jax.evaluation.intervals import Difference
 
 DIFFERENCE_PANELS = 3
@@ -69,17 +70,18 @@ def _by_angle(axis: Any, findings: Findings) -> None:
 
 
 def _quality_by_time(axis: Any, findings: Findings) -> None:
-    """The study's first metric against the seconds per window."""
+    """The study's first metric against the seconds per window, or per clip in a study of systems."""
     from matplotlib.ticker import LogLocator, NullLocator
 
     metric = findings.study.metrics[0]
     values = {findings.study.baseline: findings.base_value(metric)}
     values |= {comparison.arm: comparison.value for comparison in findings.comparisons[metric]}
+    unit = "clip" if isinstance(findings.study.base, SystemSampling) else "window"
     for number, (arm, value) in enumerate(values.items()):
-        seconds = findings.costs[arm]["seconds_window"]
+        seconds = findings.costs[arm][f"seconds_{unit}"]
         axis.plot(seconds, value, "o", color=f"C{number}")
         axis.annotate(arm, (seconds, value), fontsize=7, xytext=(4, 3), textcoords="offset points")
-    axis.set(xlabel="seconds per window", xscale="log")
+    axis.set(xlabel=f"seconds per {unit}", xscale="log")
     axis.set_title(METRICS[metric].title, fontsize=8)
     axis.margins(x=0.3)
     axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))

@@ -6,7 +6,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
 
-from melody_jax.ablation.study import Sampling, Study, resolve, run_name
+from melody_jax.ablation.study import Sampling, Study, SystemSampling, resolve, run_name
 from melody_jax.errors import UserError
 from melody_jax.options import option
 
@@ -78,8 +78,10 @@ def runs_of(study: Study, config: AblateConfig) -> Iterator[Run]:
 
 def runner_of(base: Any) -> ModuleType:
     """The module that runs a study's runs: it has `identity`, `row_count` and `run_arm`."""
-    from melody_jax.ablation import sampling, training
+    from melody_jax.ablation import sampling, system_sampling, training
 
+    if isinstance(base, SystemSampling):
+        return system_sampling
     return sampling if isinstance(base, Sampling) else training
 
 

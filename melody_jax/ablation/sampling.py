@@ -9,7 +9,6 @@ holds:
 The LM draws the semantic tokens once per seed, so arms differ in the diffusion only.
 """
 
-import hashlib
 import json
 import os
 import time
@@ -21,17 +20,14 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-import safetensors.numpy
 from tqdm import tqdm
 
 from melody_jax import audio, diffusion, files, loudness
+from melody_jax.ablation.clip_scores import BATCH, hash_prompts, score_clips, select_prompts
 from melody_jax.ablation.files import save_arrays
 from melody_jax.ablation.study import Sampling
 from melody_jax.audio_format import DEFAULT_FORMAT
-from melody_jax.evaluation import clip_features, composed_prompts, group_judge
-from melody_jax.evaluation.adherence import Judge
-from melody_jax.evaluation.composed_prompts import ComposedPrompt
-from melody_jax.models import denoiser, mulan
+from melody_jax.models import denoiser
 from melody_jax.models.functional import count
 from melody_jax.sampling import windows
 from melody_jax.sampling.cascade import Melody, load
@@ -39,49 +35,28 @@ from melody_jax.sampling.item_controls import item_keys
 from melody_jax.sampling.request import make_requests
 from melody_jax.training.digests import DIGEST, digest
 
-BATCH = 16
 LM_SETTINGS = ("lm_guidance_scale", "temperature", "top_k", "top_p")
 """Settings of the language model; all arms of a study share its tokens unless an arm changes one."""
-JUDGE_PIECES = 80
-"""Composed clips of each group that the judge is trained on."""
 
 
 def identity(config: Sampling) -> dict[str, Any]:
     """The identity of a run's data: the hashes of the networks and of the prompts."""
-    texts = [prompt.text for prompt in _prompts(config.prompts).values()]
     return {
         "networks": _cascade(config.model, config.distilled).hashes,
-        "prompts": hashlib.sha256(json.dumps(texts).encode()).hexdigest(),
+        "prompts": hash_prompts(config.prompts),
     }
 
 
 def row_count(config: Sampling) -> int:
     """Number of rows that the run writes to metrics.jsonl: one per batch of clips."""
-    return -(-len(_prompts(config.prompts)) // BATCH)
+    return -(-len(select_prompts(config.prompts)) // BATCH)
 
 
 def run_arm(config: Sampling, folder: Path, measures: Iterable[str], minutes: float, quiet: bool) -> bool:
     """Samples and scores the clips; takes minutes and ignores the time limit. Always returns True."""
     melody = _cascade(config.model, config.distilled)
     waves, cost = _sample(config, melody, folder / "metrics.jsonl", quiet)
-    prompts = list(_prompts(config.prompts).values())
-    pairs = list(zip(prompts, waves, strict=True))
-    tempi = [clip_features.estimate_tempo(wave) if p.rhythmic else np.nan for p, wave in pairs]
-    features = {
-        "statistics": np.stack([clip_features.log_mel_statistics(wave) for wave in waves]),
-        "tempo": np.asarray(tempi),
-    }
-    adherence = _judge(folder.parent).scores(features, [prompt.facts for prompt in prompts])
-    tempo_scores = adherence["tempo"][~np.isnan(adherence["tempo"])]
-    encoder = melody.prompt_encoder
-    similarity = [encoder.target(prompt.text) @ encoder.embed_audio(wave) for prompt, wave in pairs]
-    scores = {
-        "group_right": adherence["group"].astype(np.float32),
-        "tempo_right": tempo_scores.astype(np.float32),
-        "text_similarity": np.asarray(similarity, np.float32),
-        "embeddings": _embed(melody, waves),
-        "true_embeddings": _described_embeddings(melody, config.prompts, folder.parent),
-    }
+    scores = score_clips(waves, config.prompts, melody, folder.parent)
     files.write_json(folder / "cost.json", cost)
     save_arrays(folder / "sampled.safetensors", scores)
     return True
@@ -170,7 +145,7 @@ def _token_batches(
 ) -> list[TokenBatch]:
     """The LM's semantic tokens for `count` prompts of each group, in batches."""
     melody = _cascade(model, False)
-    texts = [prompt.text for prompt in _prompts(count).values()]
+    texts = [prompt.text for prompt in select_prompts(count).values()]
     write_tokens = jax.jit(windows.prefix_to_tokens, static_argnums=1)
     batches = []
     for start in range(0, len(texts), BATCH):
@@ -183,40 +158,3 @@ def _token_batches(
         tokens = write_tokens(melody.params["lm"], batch.config, controls, keys)
         batches.append(TokenBatch(batch.config, controls, keys, tokens))
     return batches
-
-
-@lru_cache(maxsize=2)
-def _prompts(count: int) -> dict[int, ComposedPrompt]:
-    """Number in the list -> prompt, for the first `count` prompts of each group."""
-    prompts = composed_prompts.read_prompts(composed_prompts.PROMPTS)
-    ranks = [sum(other.group == prompt.group for other in prompts[:i]) for i, prompt in enumerate(prompts)]
-    return {i: prompts[i] for i, rank in enumerate(ranks) if rank < count}
-
-
-@lru_cache(maxsize=1)
-def _judge(runs: Path) -> Judge:
-    """The group judge; one process composes its training clips, once."""
-    with files.claim_folder(runs / "judge", wait=True):
-        return group_judge.train_group_judge(runs / "judge", JUDGE_PIECES)
-
-
-def _described_embeddings(melody: Melody, count: int, runs: Path) -> np.ndarray:
-    """Embeddings (N, E) of the pieces that the prompts describe; one process composes them, once."""
-    with files.claim_folder(runs / "described", wait=True):
-        file = runs / "described" / f"{melody.hashes['mulan'][:16]}-{count}.safetensors"
-        if not file.is_file():
-            pieces = tqdm(_prompts(count).items(), desc="described pieces", disable=None)
-            waves = [composed_prompts.ground_truth(prompt, i, melody.window_seconds) for i, prompt in pieces]
-            limited = np.stack([loudness.peak_limit(wave) for wave in waves])
-            save_arrays(file, {"embeddings": _embed(melody, limited)})
-        return safetensors.numpy.load_file(file)["embeddings"]
-
-
-def _embed(melody: Melody, waves: np.ndarray) -> np.ndarray:
-    params = melody.params["mulan"]
-    config = melody.configs["mulan"]
-    batches = [_embed_batch(params, config, waves[i : i + BATCH]) for i in range(0, len(waves), BATCH)]
-    return np.concatenate([np.asarray(batch) for batch in batches])
-
-
-_embed_batch = jax.jit(mulan.embed_music, static_argnums=1)

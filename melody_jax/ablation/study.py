@@ -18,7 +18,8 @@ from melody_jax.config_json import to_dict
 from melody_jax.errors import UserError
 from melody_jax.options import option, replace_fields
 from melody_jax.python_file import function_of
-from melody_jax.sampling.settings import SamplingSettings
+from melody_jax.sampling.settings import MAX_SECONDS, SamplingSettings
+from melody_jax.systems import SYSTEMS
 
 PLACES = (
     "workdir", "hosts", "watch", "data.folder", "data.validation_folder", "data.networks", "data.threads",
@@ -43,6 +44,21 @@ class Sampling(SamplingSettings):
     """As in `SamplingSettings`; 0, as in the paper, if a study does not say otherwise."""
     prompts: int = 5
     """Prompts of each of the 16 groups: the first ones of the ten in the list."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SystemSampling(Sampling):
+    """How a released model of any system makes clips of these prompts, language models and decoder included."""
+
+    system: str = option("melody", choices=tuple(SYSTEMS))
+    """Kind of the released model."""
+    folder: str = ""
+    """Folder of the release; empty: the packaged ones."""
+    embedding: str = "mini"
+    """Packaged release whose MuLan compares clips with prompts and pieces."""
+    seconds: float = option(10.0, above=0, most=MAX_SECONDS)
+    """Length of the clips."""
+    guidance_rescale: float = SamplingSettings.guidance_rescale
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -29,6 +29,9 @@ COSTS = {
     "seconds_step": ("seconds per training step", 1),
     "seconds_training": ("training time, minutes", 1 / 60),
     "seconds_window": ("seconds per window", 1),
+    "nfe_clip": ("network passes per clip, without guidance", 1),
+    "seconds_clip": ("seconds per clip", 1),
+    "seconds_clip_batch": ("seconds per clip in a batch of 16", 1),
     "bytes_peak": ("peak memory, MB", 1e-6),
 }
 """Name in cost.json -> column header and factor."""

@@ -16,13 +16,14 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from tokenizers import Tokenizer
 from tqdm import tqdm
 
-from melody_jax import release, release_folder
+from melody_jax import diffusion, release, release_folder
 from melody_jax.errors import UserError
 from melody_jax.models.functional import Params
 from melody_jax.sampling import edges, edit, plan, windows
 from melody_jax.sampling.decode import context, decode, truncate
 from melody_jax.sampling.edit import EditedClip
 from melody_jax.sampling.item_controls import Controls
+from melody_jax.sampling.passes import Evaluations, cascade_count
 from melody_jax.sampling.plan import NETWORKS, ProgramBatch
 from melody_jax.sampling.precision import each_in_32_bits, in_32_bits
 from melody_jax.sampling.prompts import PromptEncoder
@@ -118,6 +119,17 @@ class Melody(System):
     def program(self, request: Request) -> Hashable:
         """The settings that are compiled into the program of a request, and its chunks."""
         return plan.sampler_config(request, self.configs), plan.chunk_count(request.seconds, self.configs)
+
+    def count_passes(self, request: Request) -> Evaluations:
+        """Passes through the language model and the diffusion, without the second pass of guidance."""
+        sampler = plan.sampler_config(request, self.configs)
+        return cascade_count(
+            self.configs["dpd"],
+            self.configs["vae"].hop / self.sample_rate,
+            request.seconds,
+            diffusion.nfe(sampler.solver, sampler.steps),
+            tokens_per_pass=self.configs["lm"].tokens_per_pass,
+        )
 
     def plan(
         self, requests: Sequence[Request], source_samples: Mapping[Request, int] | None = None

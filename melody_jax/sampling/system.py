@@ -5,7 +5,7 @@ import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -18,6 +18,7 @@ from melody_jax.models.functional import Params
 from melody_jax.sampling import plan
 from melody_jax.sampling.edit import read_sources
 from melody_jax.sampling.item_controls import Controls, make_controls
+from melody_jax.sampling.passes import Evaluations
 from melody_jax.sampling.prompts import EncodedRequest, PromptEncoder, UnknownWords
 from melody_jax.sampling.request import PromptLike, Request, is_array, make_requests
 from melody_jax.sampling.settings import shorten
@@ -26,18 +27,6 @@ Encoded = Mapping[Request, EncodedRequest]
 """The encoded prompts of requests."""
 Rows = Sequence[tuple[Request, int]]
 """The rows of a batch: requests, each with the number of a candidate."""
-
-
-class Evaluations(NamedTuple):
-    """Passes through language models and through diffusion networks."""
-
-    lm: int
-    diffusion: int
-
-    @property
-    def total(self) -> int:
-        """The sum of both."""
-        return self.lm + self.diffusion
 
 
 class System(ABC):

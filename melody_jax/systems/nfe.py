@@ -13,18 +13,16 @@ guidance; for one of another system, they follow from the number of steps and th
 For 10 s the paper counts 270 passes, 95.7 % fewer than MusicLM's 6250; for 30 s 770, 95.9 % fewer than 18750.
 """
 
-import math
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 from melody_jax import diffusion
 from melody_jax.models import dpd, vae
-from melody_jax.models.denoiser import DenoiserConfig
 from melody_jax.options import option
+from melody_jax.sampling.passes import Evaluations, cascade_count
 from melody_jax.sampling.request import Request
 from melody_jax.sampling.settings import MAX_SECONDS, MODEL, SamplingSettings, check_settings
-from melody_jax.sampling.system import Evaluations
 from melody_jax.systems import SYSTEMS, load
 
 MUSICLM_RATE = 25 + 200 + 400
@@ -68,30 +66,6 @@ def paper_count(seconds: float, steps: int = PAPER_STEPS) -> Evaluations:
 def musiclm_count(seconds: float) -> int:
     """The count of the paper's table 3 for MusicLM."""
     return round(MUSICLM_RATE * seconds)
-
-
-def cascade_count(
-    config: DenoiserConfig,
-    frame_seconds: float,
-    seconds: float,
-    steps: int,
-    *,
-    guided: bool = False,
-    lm_guided: bool = False,
-    tokens_per_pass: int = 1,
-) -> Evaluations:
-    """The passes that `Melody.generate` runs: for the first window, then for each chunk up to `seconds`.
-
-    frame_seconds: seconds per latent frame. steps: passes of the solver per window. tokens_per_pass: of the
-    language model. All tokens of a window are sampled, even for a shorter clip. Guidance doubles the passes
-    of its network.
-    """
-    chunk_frames = config.frames / config.chunks
-    missing_frames = seconds / frame_seconds - config.frames
-    chunks = max(0, math.ceil(missing_frames / chunk_frames - 1e-9))
-    tokens = (config.frames + chunks * chunk_frames) / config.frames_per_token
-    passes = math.ceil(math.floor(tokens) / tokens_per_pass)
-    return Evaluations(passes * (1 + lm_guided), (1 + chunks) * steps * (1 + guided))
 
 
 def table(settings: NFEConfig) -> list[tuple[str, Evaluations | int]]:

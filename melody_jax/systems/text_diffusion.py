@@ -22,10 +22,11 @@ from melody_jax.models.denoiser import DenoiserConfig
 from melody_jax.models.functional import Params
 from melody_jax.sampling import edges, plan
 from melody_jax.sampling.item_controls import Controls, fold_in, make_controls, normal
+from melody_jax.sampling.passes import Evaluations
 from melody_jax.sampling.precision import in_32_bits
 from melody_jax.sampling.prompts import PromptEncoder, tokenize_prompt
 from melody_jax.sampling.request import Request
-from melody_jax.sampling.system import Evaluations, Rows, System, refuse_settings
+from melody_jax.sampling.system import Rows, System, refuse_settings
 
 ABSENT = (
     "story",

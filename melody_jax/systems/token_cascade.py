@@ -34,10 +34,11 @@ from melody_jax.models.lm_config import LMConfig
 from melody_jax.sampling import edges, plan
 from melody_jax.sampling.decode import context, decode, truncate
 from melody_jax.sampling.item_controls import Controls, item_keys, make_controls
+from melody_jax.sampling.passes import Evaluations
 from melody_jax.sampling.precision import each_in_32_bits, in_32_bits
 from melody_jax.sampling.request import PromptLike, Request, make_requests
 from melody_jax.sampling.settings import SamplingSettings
-from melody_jax.sampling.system import Evaluations, System, check_streamed
+from melody_jax.sampling.system import System, check_streamed
 from melody_jax.systems.token_networks import check_networks
 
 PRIMER_STEPS = 8
