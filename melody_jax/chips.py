@@ -20,15 +20,17 @@ class Chip:
     bandwidth: float
     """Bandwidth of the HBM, bytes/s."""
     interconnect: float
-    """Bandwidth between chips of a slice, bytes/s in one direction."""
+    """Bandwidth between chips of a slice over all links of a chip, bytes/s in one direction."""
+    axes: int
+    """Axes of the slice's torus. A chip has two links on each, with the same share of `interconnect`."""
     network: float
     """Bandwidth between slices, over the data centre's network, bytes/s in one direction."""
 
 
 CHIPS = {
-    "v5e": Chip(flops=197e12, memory=16e9, bandwidth=819e9, interconnect=200e9, network=3.125e9),
-    "v5p": Chip(flops=459e12, memory=95e9, bandwidth=2765e9, interconnect=600e9, network=6.25e9),
-    "v6e": Chip(flops=918e12, memory=32e9, bandwidth=1638e9, interconnect=400e9, network=12.5e9),
+    "v5e": Chip(flops=197e12, memory=16e9, bandwidth=819e9, interconnect=200e9, axes=2, network=3.125e9),
+    "v5p": Chip(flops=459e12, memory=95e9, bandwidth=2765e9, interconnect=600e9, axes=3, network=6.25e9),
+    "v6e": Chip(flops=918e12, memory=32e9, bandwidth=1638e9, interconnect=400e9, axes=2, network=12.5e9),
 }
 
 
@@ -63,9 +65,8 @@ def roofline(chip: Chip, flops: float, moved: float, inside: float, across: floa
         chip: specification of the chips.
         flops: FLOPs per chip.
         moved: bytes to and from HBM per chip.
-        inside: bytes that a chip receives inside its slice.
+        inside: bytes that a chip receives inside its slice over the busiest axis (`collectives.busiest_axis`).
         across: bytes that a chip receives from other slices.
     """
-    return Roofline(
-        flops / chip.flops, moved / chip.bandwidth, inside / chip.interconnect, across / chip.network
-    )
+    interconnect = inside / (chip.interconnect / chip.axes)
+    return Roofline(flops / chip.flops, moved / chip.bandwidth, interconnect, across / chip.network)

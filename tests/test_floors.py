@@ -15,6 +15,7 @@ GROUND = (
     "audio_format",
     "audio_headers",
     "chips",
+    "collectives",
     "config_json",
     "control_tokens",
     "melody_tokens",

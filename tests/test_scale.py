@@ -13,10 +13,11 @@ import jax.numpy as jnp
 import pytest
 
 from melody_jax.chips import CHIPS, roofline
+from melody_jax.collectives import Collective, busiest_axis, read_collectives, total_by_kind
 from melody_jax.composer.facts import VOCABULARY
 from melody_jax.config import DataConfig, TrainConfig, load_config, with_fields
 from melody_jax.errors import UserError
-from melody_jax.flops import collectives, matmul_cost
+from melody_jax.flops import matmul_cost
 from melody_jax.models import ast, dpd, functional, htsat, lm, lm_config, mulan, tokenizer, vae
 from melody_jax.models.wav2vec2 import Wav2Vec2Config
 from melody_jax.sampling.windows import SamplerConfig
@@ -97,7 +98,7 @@ ENTRY %main (a: f32[8]) -> f32[8] {
 
 
 def test_collectives_by_kind_and_bytes() -> None:
-    assert collectives(HLO) == {
+    assert total_by_kind(read_collectives(HLO)) == {
         "all-gather": (7, 7 * 16 * 8 * 2 * 3 / 4),
         "collective-permute": (7, 7 * 4 * 2 * 4),
         "all-reduce": (1, 16 * 4 * 2 * 3 / 4),
@@ -106,9 +107,58 @@ def test_collectives_by_kind_and_bytes() -> None:
     }
 
 
+@pytest.mark.parametrize(
+    ("notation", "devices"),
+    [
+        ("{{0,4},{1,5}}", (0, 4)),
+        ("[2,4]<=[8]", (0, 1, 2, 3)),
+        ("[4,2]<=[8]", (0, 1)),
+        ("[4,2]<=[2,4]T(1,0), dimensions={0}", (0, 4)),
+        ("mesh['a'=2,'b'=4], device_ids=([4,2]T(1,0)) {'b'}", (0, 2, 4, 6)),
+        ("mesh['a'=2,'b'=4] {'a'}", (0, 4)),
+        ("mesh['a'=2,'b'=4] {'a','b'}", (0, 1, 2, 3, 4, 5, 6, 7)),
+        ("mesh['a'=2,'b'=4] {'b':(1)2}", (0, 2)),
+        ("mesh['a'=2,'b'=4] {'b':(2)2}", (0, 1)),
+    ],
+)
+def test_groups_in_every_notation(notation: str, devices: tuple[int, ...]) -> None:
+    hlo = f"""
+ENTRY %main (a: f32[8]) -> f32[8] {{
+  %all-gather = f32[16]{{0}} all-gather(%a), channel_id=1, replica_groups={notation}, use_global_device_ids=true
+}}
+"""
+    (one,) = read_collectives(hlo)
+    n = len(devices)
+    assert one == Collective("all-gather", 1, pytest.approx(64 * (n - 1) / n), devices)
+
+
+def test_a_collective_over_one_axis_has_the_links_of_that_axis() -> None:
+    """On 16 x 16 chips, a gather along rows leaves the links of columns idle; one over all chips uses both."""
+    positions = [(x, y) for x in range(16) for y in range(16)]
+    rows = Collective("all-gather", 3, 100.0, tuple(range(16)))
+    columns = Collective("all-reduce", 1, 120.0, tuple(range(0, 256, 16)))
+    everywhere = Collective("all-reduce", 2, 80.0, tuple(range(256)))
+    neighbour = Collective("collective-permute", 1, 7.0, (0, 16))
+    elsewhere = Collective("recv", 1, 1e9, ())
+    assert busiest_axis([rows, elsewhere], positions) == 300
+    assert busiest_axis([rows, columns], positions) == 300
+    assert busiest_axis([rows, columns, everywhere], positions) == 380
+    assert busiest_axis([columns, neighbour], positions) == 127
+    assert busiest_axis([], positions) == 0
+
+
+def test_a_gather_of_weights_on_a_v5e_takes_what_was_derived() -> None:
+    """5.6 GB along one axis of a 16 x 16 slice: 56 ms on the two links of that axis, not 28 on all four."""
+    chip = CHIPS["v5e"]
+    line = roofline(chip, flops=0.0397 * chip.flops, moved=0, inside=5.6e9)
+    assert line.interconnect == pytest.approx(0.056)
+    assert line.bound == "interconnect"
+    assert line.utilisation == pytest.approx(0.71, abs=0.01)
+
+
 def test_unreadable_groups_are_not_counted_as_none() -> None:
     with pytest.raises(ValueError, match="no replica groups"):
-        collectives(HLO.replace("replica_groups=[2,4]<=[8]", "replica_groups=?"))
+        read_collectives(HLO.replace("replica_groups=[2,4]<=[8]", "replica_groups=?"))
 
 
 def test_what_takes_longest_binds() -> None:
@@ -116,7 +166,7 @@ def test_what_takes_longest_binds() -> None:
     line = roofline(chip, flops=chip.flops, moved=2 * chip.bandwidth, inside=0)
     assert (line.compute, line.memory, line.interconnect, line.network, line.bound) == (1, 2, 0, 0, "memory")
     assert line.utilisation == 0.5
-    line = roofline(chip, flops=chip.flops, moved=0, inside=chip.interconnect, across=4 * chip.network)
+    line = roofline(chip, flops=chip.flops, moved=0, inside=chip.interconnect / 2, across=4 * chip.network)
     assert (line.interconnect, line.network, line.bound, line.utilisation) == (1, 4, "network", 0.25)
 
 
@@ -190,7 +240,7 @@ def test_sampler_is_one_program_a_chip_without_collectives() -> None:
     assert one.out_info.shape[0] == 1
     assert two.out_info.shape == (2, *one.out_info.shape[1:])
     assert matmul_cost(two.jaxpr)[0] == pytest.approx(2 * matmul_cost(one.jaxpr)[0], rel=1e-6)
-    assert collectives(one.lower().compile().as_text()) == {}
+    assert read_collectives(one.lower().compile().as_text()) == []
 
 
 def test_batches_that_do_not_divide_are_refused() -> None:

@@ -18,10 +18,11 @@ import jax
 from jax.sharding import Mesh
 
 from melody_jax.chips import CHIPS, Chip, Roofline, roofline
+from melody_jax.collectives import busiest_axis, read_collectives, total_by_kind
 from melody_jax.config import TrainConfig, load_config, with_fields
 from melody_jax.errors import UserError, first_line
 from melody_jax.extras import install_hint
-from melody_jax.flops import collectives, matmul_cost
+from melody_jax.flops import matmul_cost
 from melody_jax.models.functional import Remat
 from melody_jax.options import option
 from melody_jax.sharding import make_mesh
@@ -145,13 +146,14 @@ def examine(traced: Any, batch_size: int, mesh: Mesh, config: CompileConfig) -> 
         )
         raise UserError(f"{config.topology}: the program does not compile ({reason.strip()[:300]})") from None
     sizes = compiled.memory_analysis()
-    sent = collectives(compiled.as_text())
+    sent = read_collectives(compiled.as_text())
+    totals = total_by_kind(sent)
     persistent = sizes.argument_size_in_bytes + sizes.output_size_in_bytes
     flops, products = (total / mesh.size for total in matmul_cost(traced.jaxpr))
     moved = max(persistent + 2 * sizes.temp_size_in_bytes, products)
     peak = persistent - sizes.alias_size_in_bytes + sizes.temp_size_in_bytes
-    across = sent.get("recv", (0, 0.0))[1]
-    inside = sum(size for _, size in sent.values()) - across
+    inside = busiest_axis(sent, [device.coords[: chip.axes] for device in mesh.devices.flat])
+    across = totals.get("recv", (0, 0.0))[1]
     return CompileReport(
         devices=mesh.size,
         batch_size=batch_size,
@@ -161,7 +163,7 @@ def examine(traced: Any, batch_size: int, mesh: Mesh, config: CompileConfig) -> 
         flops=flops,
         moved_bytes=moved,
         accessed_bytes=compiled.cost_analysis()["bytes accessed"],
-        collectives=sent,
+        collectives=totals,
         roofline=roofline(chip, flops, moved, inside, across),
         fits=peak <= chip.memory,
     )
