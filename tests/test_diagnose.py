@@ -6,12 +6,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers.swapped import assert_ground_truth_enters_each_stage
 
 from melody_jax.errors import UserError
 from melody_jax.evaluation import clip_features, composed_prompts, diagnose, stage_swap
 from melody_jax.evaluation.diagnose import DiagnoseConfig
-from melody_jax.evaluation.losses import ADVICE, STAGES, markdown, summarise
+from melody_jax.evaluation.entry_stages import STAGES
+from melody_jax.evaluation.losses import markdown, summarise
 from melody_jax.sampling.cascade import Melody
+
+MELODY = STAGES["melody"]
+NAMES = ("truth", *(stage.name for stage in MELODY))
 
 
 def test_the_network_that_loses_is_named() -> None:
@@ -24,8 +29,8 @@ def test_the_network_that_loses_is_named() -> None:
     scores["shuffled"]["tempo"][:] = 0.25
     scores["lm"]["tempo"] *= np.arange(80) % 5 > 0
     truth = rng.normal(size=(80, 4))
-    points = {stage: truth + 0.1 * place + 3.0 * (place >= 2) for place, stage in enumerate(STAGES)}
-    result = summarise(scores, points, groups, 50)
+    points = {stage: truth + 0.1 * place + 3.0 * (place >= 2) for place, stage in enumerate(NAMES)}
+    result = summarise(scores, points, groups, 50, MELODY)
     assert result["largest"][0]["network"] == "tokenizer and diffusion"
     assert {one["score"] for one in result["largest"][:2]} == {"group", "cycle"}
     losses = {(one["stage"], one["score"]): one["lost"] for one in result["losses"]}
@@ -38,9 +43,9 @@ def test_the_network_that_loses_is_named() -> None:
     assert np.mean([result["by_group"]["dpd"][name] for name in ("jazz", "metal")]) == pytest.approx(
         result["stages"]["dpd"]["group"].value
     )
-    text = markdown(result | {"prompts": {"count": 80}, "embedding": "none"})
+    text = markdown(result | {"prompts": {"count": 80}, "embedding": "none"}, MELODY)
     assert "1. tokenizer and diffusion" in text
-    assert ADVICE["dpd"] in text
+    assert MELODY[1].advice in text
 
 
 def test_from_end_to_end(tmp_path: Path, releases: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -48,7 +53,7 @@ def test_from_end_to_end(tmp_path: Path, releases: Path, monkeypatch: pytest.Mon
 
     def swapped(melody: Melody, waves: np.ndarray, texts: list[str], *_: float) -> dict[str, np.ndarray]:
         assert len(texts) == len(waves)
-        return {stage: waves + rng.normal(0, 0.1, waves.shape).astype(np.float32) for stage in STAGES[1:]}
+        return {stage: waves + rng.normal(0, 0.1, waves.shape).astype(np.float32) for stage in NAMES[1:]}
 
     monkeypatch.setattr(diagnose, "enable_compile_cache", lambda: None)
     sound = rng.normal(0, 0.1, 245_760).astype(np.float32)
@@ -76,7 +81,7 @@ def test_from_end_to_end(tmp_path: Path, releases: Path, monkeypatch: pytest.Mon
                             cache=str(tmp_path / "cache"), judge_pieces=10, draws=20)  # fmt: skip
     diagnose.diagnose(config)
     result = json.loads((tmp_path / "diagnosis-tiny.json").read_text())
-    assert list(result["stages"]) == [*STAGES, "shuffled"]
+    assert list(result["stages"]) == [*NAMES, "shuffled"]
     assert result["prompts"]["count"] == 3
     assert result["stages"]["truth"]["tempo"][0] == 1.0  # 120 bpm is the double of 60 bpm
     assert len(result["losses"]) == 16
@@ -89,6 +94,16 @@ def test_from_end_to_end(tmp_path: Path, releases: Path, monkeypatch: pytest.Mon
     assert str(tmp_path) not in json.dumps(result)
     monkeypatch.setattr(stage_swap, "swap_stages", lambda *_: pytest.fail("a measured batch was made again"))
     diagnose.diagnose(config)
+
+
+def test_ground_truth_enters_each_stage(releases: Path) -> None:
+    melody = stage_swap.load_system("tiny", "melody", str(releases))
+    assert_ground_truth_enters_each_stage(melody, list(NAMES[1:]))
+
+
+def test_a_system_without_prompts_is_refused(releases: Path) -> None:
+    with pytest.raises(UserError, match=r"system is 'audiolm'; it must be one of melody, musiclm"):
+        stage_swap.load_system("tiny", "audiolm", str(releases))
 
 
 def test_prompts_are_checked(tmp_path: Path) -> None:

@@ -9,17 +9,19 @@ import numpy as np
 import pytest
 import soundfile
 from helpers.musiclm import musiclm_networks
-from helpers.tiny import PROMPTS
+from helpers.swapped import assert_ground_truth_enters_each_stage
+from helpers.tiny import PROMPTS, tiny_networks
 
 from melody_jax import load, release
 from melody_jax.cli import run
 from melody_jax.errors import UserError
+from melody_jax.evaluation import stage_swap
 from melody_jax.models import vae
 from melody_jax.release import load_tokenizer
 from melody_jax.sampling.request import Scene, make_requests
 from melody_jax.systems import musiclm
 from melody_jax.systems.musiclm import MusicLM
-from melody_jax.systems.token_cascade import Writing
+from melody_jax.systems.token_writing import Writing
 
 SETTINGS = {"seed": 3, "lm_guidance_scale": 1.0}
 PLAIN = Writing(guided=False)
@@ -120,6 +122,14 @@ def test_codes_are_written_level_by_level(system: MusicLM) -> None:
 def test_what_it_lacks_is_refused_by_name(system: MusicLM, settings: dict[str, Any], says: str) -> None:
     with pytest.raises(UserError, match=says):
         system.generate("piano", seconds=0.5, **settings)
+
+
+def test_ground_truth_enters_each_stage(tmp_path: Path) -> None:
+    networks = {"tokenizer": tiny_networks()["tokenizer"]} | musiclm_networks()
+    for name, (params, config) in networks.items():
+        release.save_network(tmp_path / "some", name, params, config, {})
+    system = stage_swap.load_system("some", "musiclm", str(tmp_path))
+    assert_ground_truth_enters_each_stage(system, ["vae", "fine", "coarse", "lm", "text"])
 
 
 def test_a_release_is_loaded_and_checked(tmp_path: Path) -> None:

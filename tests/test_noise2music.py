@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import soundfile
 from helpers.stages import STAGES, Batches
+from helpers.swapped import assert_ground_truth_enters_each_stage
 from helpers.tiny import random_denoiser, tiny_networks
 from helpers.word_systems import (
     SETTINGS,
@@ -63,6 +64,10 @@ def system(folder: Path) -> Noise2Music:
 
 def test_clips_do_not_depend_on_their_batch(system: Noise2Music) -> None:
     assert_clips_do_not_depend_on_their_batch(system)
+
+
+def test_ground_truth_enters_each_stage(system: Noise2Music) -> None:
+    assert_ground_truth_enters_each_stage(system, ["vae", "upsampler", "text"])
 
 
 def test_words_guidance_and_candidates_matter(system: Noise2Music) -> None:

@@ -27,6 +27,10 @@ class Hum(System):
         self.params, self.configs, self.hashes, self.tokenizer = params, configs, hashes, tokenizer
 
     @property
+    def window_seconds(self) -> float:
+        return 3.2
+
+    @property
     def prompt_encoder(self) -> PromptEncoder:
         return PromptEncoder(self.params["mulan"], self.configs["mulan"], self.tokenizer, 76_800)
 

@@ -2,7 +2,7 @@
 
     melody diagnose --model mini
 
-Composed test pieces enter the cascade one stage later each time (evaluation/stage_swap.py). The drop of a
+Composed test pieces enter the system one stage later each time (evaluation/entry_stages.py). The drop of a
 score from one stage to the next is the loss of one network. Writes `diagnosis-<model>.json` and `.md`.
 """
 
@@ -21,23 +21,21 @@ from melody_jax.evaluation import clip_features, composed_prompts, fidelity, gro
 from melody_jax.evaluation.adherence import Judge
 from melody_jax.evaluation.composed_prompts import ComposedPrompt
 from melody_jax.evaluation.embedding import MuLan
-from melody_jax.evaluation.losses import STAGES, markdown, summarise
+from melody_jax.evaluation.entry_stages import STAGES, TRUTH
+from melody_jax.evaluation.losses import markdown, summarise
 from melody_jax.evaluation.npz import write_npz
 from melody_jax.evaluation.sound import Sound
 from melody_jax.options import option
 from melody_jax.runtime import enable_compile_cache
-from melody_jax.sampling.cascade import Melody, load
-from melody_jax.sampling.plan import NETWORKS
 from melody_jax.sampling.settings import SamplingSettings, shared_settings, with_drawn_seed
+from melody_jax.sampling.system import System
 
 BATCH = 16
 COLUMNS = ("statistics", "tempo", "points", "fidelity")
 """Measurements of a clip: log-mel statistics, tempo in bpm, embedding, and the measures in `fidelity.TITLES`."""
-ALIGNED = ("truth", "vae", "dpd")
-"""Stages whose clips follow the truth in time."""
 FIDELITY_NOTE = (
-    "Sound compared with the truth, means over clips. The clips of lm and text follow their prompts, not the "
-    "truth's bars: their bass and bands have no original."
+    "Sound compared with the truth, means over clips. Clips that follow a prompt, not the truth's bars, have no "
+    "original for their bass and bands."
 )
 
 
@@ -49,6 +47,8 @@ class DiagnoseConfig(SamplingSettings):
     """Name of the release; it must contain a tokenizer."""
     folder: str = ""
     """Folder of releases; empty: the packaged ones."""
+    system: str = option("melody", choices=tuple(STAGES))
+    """Kind of the model. Of other kinds than these, clips follow no prompts."""
     prompts: str = str(composed_prompts.PROMPTS)
     """List of composed test prompts (evaluation/composed_prompts.py); composed if there is no such file."""
     out: str = option(".", group="where to write")
@@ -81,9 +81,9 @@ def diagnose(config: DiagnoseConfig) -> dict[str, Any]:
         composed_prompts.write_prompts(file)
     prompts = composed_prompts.read_prompts(file)
     folder = Path(config.folder) if config.folder else None
-    melody = load(config.model, folder=folder, networks=(*NETWORKS, "tokenizer"))
+    system = stage_swap.load_system(config.model, config.system, config.folder)
     mulan = MuLan(config.model, folder)
-    measured = _measure_stages(config, melody, mulan, prompts)
+    measured = _measure_stages(config, system, mulan, prompts)
     scorer = group_judge.train_group_judge(Path(config.cache), config.judge_pieces)
     scores = {stage: _scores(rows, prompts, scorer, mulan) for stage, rows in measured.items()}
     scores["shuffled"] = _scores(measured["text"], _other_groups(prompts), scorer, mulan)
@@ -91,16 +91,18 @@ def diagnose(config: DiagnoseConfig) -> dict[str, Any]:
     result = {
         "version": __version__,
         "settings": {f.name: getattr(config, f.name) for f in fields(config) if f.name not in PLACES},
-        "model_hash": melody.hash,
+        "model_hash": system.hash,
         "prompts": {"sha256": files.file_hash(file), "count": len(prompts)},
         "embedding": mulan.name,
-        **summarise(scores, embeddings, [prompt.group for prompt in prompts], config.draws),
+        **summarise(
+            scores, embeddings, [prompt.group for prompt in prompts], config.draws, STAGES[config.system]
+        ),
         "fidelity": {
             stage: fidelity.summarise(dict(zip(fidelity.TITLES, rows["fidelity"].T, strict=True)))
             for stage, rows in measured.items()
         },
     }
-    text = f"{markdown(result)}\n{FIDELITY_NOTE}\n\n{fidelity.markdown(result['fidelity'])}"
+    text = f"{markdown(result, STAGES[config.system])}\n{FIDELITY_NOTE}\n\n{fidelity.markdown(result['fidelity'])}"
     files.make_folder(out)
     report = out / f"diagnosis-{config.model}.json"
     files.write_json(report, result)
@@ -111,7 +113,7 @@ def diagnose(config: DiagnoseConfig) -> dict[str, Any]:
 
 
 def _measure_stages(
-    config: DiagnoseConfig, melody: Melody, mulan: MuLan, prompts: list[ComposedPrompt]
+    config: DiagnoseConfig, system: System, mulan: MuLan, prompts: list[ComposedPrompt]
 ) -> dict[str, dict[str, np.ndarray]]:
     """Stage -> `COLUMNS`: (N, F), (N,), (N, E) and (N, measures). Batches in the cache are not measured again."""
     parts: list[dict[str, np.ndarray]] = []
@@ -121,7 +123,7 @@ def _measure_stages(
         inputs = [
             COLUMNS,
             list(fidelity.TITLES),
-            melody.hashes,
+            system.hashes,
             settings,
             start,
             [asdict(prompt) for prompt in batch],
@@ -129,38 +131,39 @@ def _measure_stages(
         key = hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()[:16]
         file = Path(config.cache) / f"{key}.npz"
         if not file.exists():
-            write_npz(file, _measure_batch(config, melody, mulan, batch, start))
+            write_npz(file, _measure_batch(config, system, mulan, batch, start))
         parts.append(dict(np.load(file, allow_pickle=False)))
     return {
         stage: {name: np.concatenate([part[f"{stage}/{name}"] for part in parts]) for name in COLUMNS}
-        for stage in STAGES
+        for stage in (TRUTH, *(stage.name for stage in STAGES[config.system]))
     }
 
 
 def _measure_batch(
-    config: DiagnoseConfig, melody: Melody, mulan: MuLan, prompts: list[ComposedPrompt], start: int
+    config: DiagnoseConfig, system: System, mulan: MuLan, prompts: list[ComposedPrompt], start: int
 ) -> dict[str, np.ndarray]:
     """ "<stage>/<column>" -> measurements of the prompts from number `start` on."""
     truth = np.stack(
         [
-            composed_prompts.ground_truth(prompt, number, melody.window_seconds, melody.audio_format)
+            composed_prompts.ground_truth(prompt, number, system.window_seconds, system.audio_format)
             for number, prompt in enumerate(prompts, start=start)
         ]
     )
     texts = [prompt.text for prompt in prompts]
     settings = replace(config, seed=config.seed + start)
-    swapped = stage_swap.swap_stages(melody, truth, texts, settings)
+    swapped = stage_swap.swap_stages(system, truth, texts, settings)
+    aligned = {TRUTH, *(stage.name for stage in STAGES[config.system] if stage.follows_truth)}
     columns = {}
-    originals = [Sound(wave, melody.audio_format) for wave in truth]
-    for stage, waves in ({"truth": truth} | swapped).items():
-        sounds = [Sound(wave, melody.audio_format) for wave in waves]
+    originals = [Sound(wave, system.audio_format) for wave in truth]
+    for stage, waves in ({TRUTH: truth} | swapped).items():
+        sounds = [Sound(wave, system.audio_format) for wave in waves]
         mono = np.stack([sound.to() for sound in sounds])
         statistics = [clip_features.log_mel_statistics(wave) for wave in mono]
         columns[f"{stage}/statistics"] = np.stack(statistics)
         columns[f"{stage}/tempo"] = np.asarray([clip_features.estimate_tempo(wave) for wave in mono])
         columns[f"{stage}/points"] = np.asarray(mulan(mono))
         pairs = zip(sounds, originals, strict=True)
-        measured = [fidelity.measures(wave, original, stage in ALIGNED) for wave, original in pairs]
+        measured = [fidelity.measures(wave, original, stage in aligned) for wave, original in pairs]
         columns[f"{stage}/fidelity"] = np.asarray(
             [[row[name] for name in fidelity.TITLES] for row in measured]
         )

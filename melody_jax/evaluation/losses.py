@@ -1,37 +1,23 @@
 """The summary of `melody diagnose`: scores of every stage, the loss of every network, and advice."""
 
-from itertools import pairwise
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
+from melody_jax.evaluation.entry_stages import TRUTH, EntryStage
 from melody_jax.evaluation.frechet import frechet_distance
 from melody_jax.evaluation.intervals import Interval, mean_interval, set_interval
 
-STAGES = ("truth", "vae", "dpd", "lm", "text")
-"""Where ground truth enters the cascade; see `stage_swap`."""
 SCORES = ("group", "tempo", "cycle")
-NETWORKS = {
-    "vae": "VAE",
-    "dpd": "tokenizer and diffusion",
-    "lm": "language model",
-    "text": "MuLan's text tower",
-}
-"""Stage -> the networks between it and the previous stage."""
-ADVICE = {
-    "vae": "the decoder limits all other stages: train the VAE longer, with more latent channels, with a wider "
-    "decoder, or on more music of the groups that it loses; `benchmarks/reconstruction.py` measures it alone",
-    "dpd": "the tokens may lack the information, or the diffusion may ignore it: try more steps first "
-    "(`--steps 20`), then compare a larger semantic vocabulary with a longer trained or wider diffusion",
-    "lm": "tune its sampling first (temperature, guidance), then train the language model longer or on more music",
-    "text": "train MuLan on more captions of the groups and facts that it loses; prefixes from captions "
-    "(data.text_prefix_probability) close the gap for the language model",
-}
-"""Stage -> what to try if its networks lose much."""
 
 
 def summarise(
-    scores: dict[str, dict[str, np.ndarray]], embeddings: dict[str, np.ndarray], groups: list[str], draws: int
+    scores: dict[str, dict[str, np.ndarray]],
+    embeddings: dict[str, np.ndarray],
+    groups: list[str],
+    draws: int,
+    stages: Sequence[EntryStage],
 ) -> dict[str, Any]:
     """The stages' scores, the loss of each network and the three largest losses; intervals are paired by
     prompt.
@@ -41,46 +27,49 @@ def summarise(
         embeddings: stage -> embeddings (N, E).
         groups: group of each prompt, N names.
         draws: bootstrap resamples for the Fréchet distances.
+        stages: those of the system after the truth.
 
     Returns:
         "stages", "by_group", "losses" and "largest". The "share" of a loss is relative to the score of the
         truth minus that of shuffled prompts; it is missing if that is not positive.
     """
-    truth = embeddings["truth"]
-    stages = {
+    truth = embeddings[TRUTH]
+    results = {
         stage: {name: mean_interval(values[~np.isnan(values)]) for name, values in columns.items()}
         for stage, columns in scores.items()
     }
-    for stage in STAGES[1:]:
-        pairs = np.stack([embeddings[stage], truth], 1)
-        stages[stage]["frechet"] = set_interval(_paired_distance, pairs, draws=draws)
+    for stage in stages:
+        pairs = np.stack([embeddings[stage.name], truth], 1)
+        results[stage.name]["frechet"] = set_interval(_paired_distance, pairs, draws=draws)
     masks = {group: np.asarray(groups) == group for group in dict.fromkeys(groups)}
     by_group = {
         stage: {group: float(columns["group"][mask].mean()) for group, mask in masks.items()}
         for stage, columns in scores.items()
     }
     losses = []
-    for before, stage in pairwise(STAGES):
-        losses += [_loss(scores, stages, before, stage, name) for name in SCORES]
-        triples = np.stack([embeddings[before], embeddings[stage], truth], 1)
+    before = TRUTH
+    for stage in stages:
+        losses += [_loss(scores, results, before, stage, name) for name in SCORES]
+        triples = np.stack([embeddings[before], embeddings[stage.name], truth], 1)
         added = set_interval(_added_distance, triples, draws=draws)
-        losses.append({"network": NETWORKS[stage], "stage": stage, "score": "frechet", "lost": added})
+        losses.append({"network": stage.networks, "stage": stage.name, "score": "frechet", "lost": added})
+        before = stage.name
     ranked = sorted((loss for loss in losses if "share" in loss), key=lambda loss: -loss["share"])
-    return {"stages": stages, "by_group": by_group, "losses": losses, "largest": ranked[:3]}
+    return {"stages": results, "by_group": by_group, "losses": losses, "largest": ranked[:3]}
 
 
 def _loss(
     scores: dict[str, dict[str, np.ndarray]],
-    stages: dict[str, dict[str, Interval]],
+    results: dict[str, dict[str, Interval]],
     before: str,
-    stage: str,
+    stage: EntryStage,
     name: str,
 ) -> dict[str, Any]:
     """The drop of one score from one stage to the next."""
-    differences = scores[before][name] - scores[stage][name]
+    differences = scores[before][name] - scores[stage.name][name]
     lost = mean_interval(differences[~np.isnan(differences)])
-    loss = {"network": NETWORKS[stage], "stage": stage, "score": name, "lost": lost}
-    possible = stages["truth"][name].value - stages["shuffled"][name].value
+    loss = {"network": stage.networks, "stage": stage.name, "score": name, "lost": lost}
+    possible = results[TRUTH][name].value - results["shuffled"][name].value
     if possible > 0:
         loss["share"] = lost.value / possible
     return loss
@@ -94,7 +83,7 @@ def _added_distance(triples: np.ndarray) -> float:
     return frechet_distance(triples[:, 1], triples[:, 2]) - frechet_distance(triples[:, 0], triples[:, 2])
 
 
-def markdown(result: dict[str, Any]) -> str:
+def markdown(result: dict[str, Any], stages: Sequence[EntryStage]) -> str:
     """The result as Markdown tables."""
     columns = (*SCORES, "frechet")
     lines = [
@@ -108,19 +97,21 @@ def markdown(result: dict[str, Any]) -> str:
     lines += ["", "Loss of each network, paired by prompt (a negative loss is a gain):", ""]
     lines += ["| network | correct group | correct tempo | cycle consistency | added Fréchet distance |"]
     lines += ["| --- | --- | --- | --- | --- |"]
-    for stage, network in NETWORKS.items():
-        losses = {loss["score"]: loss["lost"] for loss in result["losses"] if loss["stage"] == stage}
-        lines.append(f"| {network} | " + " | ".join(_cell(losses[name]) for name in columns) + " |")
+    for stage in stages:
+        losses = {loss["score"]: loss["lost"] for loss in result["losses"] if loss["stage"] == stage.name}
+        lines.append(f"| {stage.networks} | " + " | ".join(_cell(losses[name]) for name in columns) + " |")
     lines += ["", "Largest losses, relative to the truth's score minus that of shuffled prompts:", ""]
+    advice = {stage.name: stage.advice for stage in stages}
+    names = [TRUTH, *advice]
     for number, loss in enumerate(result["largest"], start=1):
         lines.append(
             f"{number}. {loss['network']}, {loss['score']}: {loss['share']:.0%}, {_cell(loss['lost'])}. "
-            f"{_worst_groups(result, loss)}To try: {ADVICE[loss['stage']]}."
+            f"{_worst_groups(result, loss, names)}To try: {advice[loss['stage']]}."
         )
-    stages = list(result["by_group"])
-    lines += ["", "| correct group | " + " | ".join(stages) + " |", "| --- |" + " --- |" * len(stages)]
+    columns = list(result["by_group"])
+    lines += ["", "| correct group | " + " | ".join(columns) + " |", "| --- |" + " --- |" * len(columns)]
     for group in result["by_group"]["truth"]:
-        shares = " | ".join(f"{result['by_group'][stage][group]:.1f}" for stage in stages)
+        shares = " | ".join(f"{result['by_group'][stage][group]:.1f}" for stage in columns)
         lines.append(f"| {group} | {shares} |")
     return "\n".join(lines) + "\n"
 
@@ -129,11 +120,11 @@ def _cell(interval: Interval | None) -> str:
     return f"{interval.value:.3f} ({interval.low:.3f} to {interval.high:.3f})" if interval is not None else ""
 
 
-def _worst_groups(result: dict[str, Any], loss: dict[str, Any]) -> str:
+def _worst_groups(result: dict[str, Any], loss: dict[str, Any], names: Sequence[str]) -> str:
     """A sentence with the groups that lose most, if the loss is one of groups."""
     if loss["score"] != "group":
         return ""
-    before = STAGES[STAGES.index(loss["stage"]) - 1]
+    before = names[names.index(loss["stage"]) - 1]
     lost = {
         group: share - result["by_group"][loss["stage"]][group]
         for group, share in result["by_group"][before].items()

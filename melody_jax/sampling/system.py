@@ -60,6 +60,11 @@ class System(ABC):
 
     @property
     @abstractmethod
+    def window_seconds(self) -> float:
+        """Seconds of one window, the longest stretch that the networks process at a time."""
+
+    @property
+    @abstractmethod
     def prompt_encoder(self) -> PromptEncoder:
         """MuLan with its tokenizer."""
 

@@ -29,8 +29,9 @@ from melody_jax.sampling.precision import in_32_bits
 from melody_jax.sampling.prompts import PromptEncoder, UnknownWords
 from melody_jax.sampling.request import Request
 from melody_jax.sampling.system import refuse_settings, require_networks
-from melody_jax.systems.token_cascade import Beginning, ControlsAt, TokenCascade, Writing, Written
+from melody_jax.systems.token_cascade import Beginning, ControlsAt, TokenCascade, Written
 from melody_jax.systems.token_networks import require_equal
+from melody_jax.systems.token_writing import Writing
 
 NETWORKS = ("tokenizer", "lm", "coarse", "fine", "vae")
 """Networks of the system."""

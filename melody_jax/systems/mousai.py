@@ -82,34 +82,47 @@ class Mousai(TextDiffusion):
         self, program: Program, words: WordPieces, controls: Controls
     ) -> Float32[np.ndarray, " B T *C"]:
         """The waveforms of a window in [-1, 1]; item i depends on row i of its inputs alone."""
-        networks = {name: self.params[name] for name in ("latent_generator", "dmae")}
-        configs = (self.configs["latent_generator"], self.configs["dmae"])
-        waves = np.asarray(_sample(networks, configs, program, words, controls))
+        return self.decode(program, controls, self.latents(program, words, controls))
+
+    def latents(self, program: Program, words: WordPieces, controls: Controls) -> Float[Array, "B L D"]:
+        """The normalised latents of a window."""
+        network = self.params["latent_generator"]
+        return _write_latents(network, self.configs["latent_generator"], program, words, controls)
+
+    def decode(
+        self, program: Program, controls: Controls, latents: Float[Array, "B L D"]
+    ) -> Float32[np.ndarray, " B T *C"]:
+        """The waveforms of normalised latents in [-1, 1]."""
+        waves = np.asarray(_decode(self.params["dmae"], self.configs["dmae"], program, controls, latents))
         return np.stack([loudness.peak_limit(wave, sample_rate=self.sample_rate) for wave in waves])
 
 
-@partial(jax.jit, static_argnames=("configs", "program"))
-def _sample(
-    params: dict[str, Params],
-    configs: tuple[DenoiserConfig, DiffusionCodecConfig],
+@partial(jax.jit, static_argnames=("config", "program"))
+def _write_latents(
+    params: Params, config: DenoiserConfig, program: Program, words: WordPieces, controls: Controls
+) -> Float[Array, "B L D"]:
+    """The latents that the generator writes."""
+    return follow_words(params, config, program, words, controls, fold_in(item_keys(controls), GENERATOR))
+
+
+@partial(jax.jit, static_argnames=("config", "program"))
+def _decode(
+    params: Params,
+    config: DiffusionCodecConfig,
     program: Program,
-    words: WordPieces,
     controls: Controls,
+    latents: Float[Array, "B L D"],
 ) -> Float[Array, " B T *C"]:
-    """The audio of a window."""
-    keys = item_keys(controls)
-    generator, codec = configs
-    latents = follow_words(
-        params["latent_generator"], generator, program, words, controls, fold_in(keys, GENERATOR)
-    )
+    """The audio that the decoder writes from noise and latents."""
     # the encoder's latents lie in [-1, 1]; guided ones may not
-    raw = jnp.clip(diffusion_codec.denormalise(params["dmae"], latents), -1, 1)
+    raw = jnp.clip(diffusion_codec.denormalise(params, latents), -1, 1)
 
     def velocity(noisy: Array, angle: Array) -> Array:
-        return diffusion_codec.velocity(params["dmae"], codec, noisy, angle, raw)
+        return diffusion_codec.velocity(params, config, noisy, angle, raw)
 
-    shape = (generator.frames * codec.codec.downsample, codec.decoder.latent_dim)
-    return diffusion_codec.from_frames(codec, diffuse(velocity, shape, program, fold_in(keys, DECODER)))
+    shape = (latents.shape[1] * config.codec.downsample, config.decoder.latent_dim)
+    keys = fold_in(item_keys(controls), DECODER)
+    return diffusion_codec.from_frames(config, diffuse(velocity, shape, program, keys))
 
 
 @in_32_bits

@@ -26,8 +26,9 @@ from melody_jax.sampling.prompts import PromptEncoder, read_audio
 from melody_jax.sampling.request import Request
 from melody_jax.sampling.settings import shorten
 from melody_jax.sampling.system import Encoded, Rows, controls_at, refuse_settings, require_networks
-from melody_jax.systems.token_cascade import ControlsAt, TokenCascade, Writing, Written
+from melody_jax.systems.token_cascade import ControlsAt, TokenCascade, Written
 from melody_jax.systems.token_networks import require_equal
+from melody_jax.systems.token_writing import Writing
 
 NETWORKS = ("mulan", "lm", "coarse", "fine", "vae")
 """Networks of the system."""

@@ -73,19 +73,29 @@ class Noise2Music(TextDiffusion):
         """Samples of a window, the longest clip."""
         return self.configs["upsampler"].frames * self.configs["vae"].hop
 
-    def latents(self, program: Program, words: WordPieces, controls: Controls) -> Float[Array, "B L D"]:
-        """The latents of a window."""
+    def latents(
+        self,
+        program: Program,
+        words: WordPieces,
+        controls: Controls,
+        low: Float[Array, "B _ D"] | None = None,
+    ) -> Float[Array, "B L D"]:
+        """The latents of a window, from latents of a low rate; None: from those that the generator writes."""
         networks = {name: self.params[name] for name in ("generator", "upsampler")}
         configs = (self.configs["generator"], self.configs["upsampler"])
-        return _sample(networks, configs, program, words, controls)
+        return _sample(networks, configs, program, words, controls, low)
 
     def waves(
         self, program: Program, words: WordPieces, controls: Controls
     ) -> Float32[np.ndarray, " B T *C"]:
         """The waveforms of a window in [-1, 1]; item i depends on row i of its inputs alone."""
+        return self.decode(self.latents(program, words, controls))
+
+    def decode(self, latents: Float[Array, "B L D"]) -> Float32[np.ndarray, " B T *C"]:
+        """The waveforms of the latents of a window in [-1, 1]."""
         config = self.configs["vae"]
         window = max(self.configs["upsampler"].frames, 4 * context(config))
-        parts = decode(self.params["vae"], config, [self.latents(program, words, controls)], window)
+        parts = decode(self.params["vae"], config, [latents], window)
         return np.concatenate(list(parts), axis=1)
 
 
@@ -96,11 +106,13 @@ def _sample(
     program: Program,
     words: WordPieces,
     controls: Controls,
+    low: Float[Array, "B _ D"] | None,
 ) -> Float[Array, "B L D"]:
-    """The latents that generator and upsampler write."""
+    """The latents that the upsampler writes from those of a low rate, or for None from the generator's."""
     keys = item_keys(controls)
     generator, upsampler = configs
-    low = follow_words(params["generator"], generator, program, words, controls, fold_in(keys, GENERATOR))
+    if low is None:
+        low = follow_words(params["generator"], generator, program, words, controls, fold_in(keys, GENERATOR))
     noise = normal(fold_in(keys, LOWER), low.shape[1:])
     angle = upsampler.lower_noise / 2
     noisy, _ = diffusion.corrupt(low, noise, angle)

@@ -27,27 +27,25 @@ from tqdm import tqdm
 
 from melody_jax.audio_format import TOKEN_RATE
 from melody_jax.melody_tokens import NONE
-from melody_jax.models import decoding, vae
-from melody_jax.models.decoding import CANDIDATES, Generated
+from melody_jax.models import vae
+from melody_jax.models.decoding import Generated
 from melody_jax.models.functional import Params
-from melody_jax.models.lm_config import LMConfig
 from melody_jax.sampling import edges, plan
 from melody_jax.sampling.decode import context, decode, truncate
-from melody_jax.sampling.item_controls import Controls, item_keys, make_controls
+from melody_jax.sampling.item_controls import Controls, make_controls
 from melody_jax.sampling.passes import Evaluations
 from melody_jax.sampling.precision import each_in_32_bits, in_32_bits
 from melody_jax.sampling.request import PromptLike, Request, make_requests
 from melody_jax.sampling.settings import SamplingSettings
 from melody_jax.sampling.system import System, check_streamed
 from melody_jax.systems.token_networks import check_networks
+from melody_jax.systems.token_writing import COARSE, FINE, SEMANTIC, Writing, write_tokens
 
 PRIMER_STEPS = 8
 """Context that is shorter than half a window is read at once in multiples of 1/8 of a window, and the rest token by
 token, so that few programs are compiled for recordings of any length."""
 ControlsAt = Callable[[float], Controls]
 """A function of seconds from the beginning to the controls of a batch."""
-SEMANTIC, COARSE, FINE = range(3)
-"""Uses of randomness."""
 
 
 class Beginning(NamedTuple):
@@ -64,15 +62,6 @@ class Written(NamedTuple):
     codes: Int[Array, "B L V"]
     passes: int
     """Passes through the three language models, as their loops counted them."""
-
-
-class Writing(NamedTuple):
-    """Settings that are compiled into the programs of a batch."""
-
-    guided: bool
-    """Whether the semantic and the coarse model are guided away from the negative prompt."""
-    candidates: int = CANDIDATES
-    """Number of best ids that sampling looks at."""
 
 
 class TokenCascade(System):
@@ -252,29 +241,64 @@ class TokenCascade(System):
 
         `tune` (B, U) are the melody tokens of the window.
         """
-        config = self.configs["coarse"]
-        batch, _, levels = coarse.shape
         size = self.window_tokens
-        per_token = self.frames_per_token * levels
         most = size - self.hop_tokens
         length = min(semantic.shape[1], most)
         step = max(size // PRIMER_STEPS, 1)
         at_once = length if length == most else length // step * step
-        window = partial(_write, writing=writing, number=number, controls=controls, melody=tune)
+        window = partial(write_tokens, writing=writing, number=number, controls=controls, melody=tune)
         old = semantic[:, semantic.shape[1] - length :]
         tokens = window(
             self.params["lm"], self.configs["lm"], size, SEMANTIC, controls.prefix_tokens, old, at_once
         )
+        codes, passes = self._coarse_window(window, controls, tokens.tokens, coarse, length, at_once)
+        semantic = jnp.concatenate([semantic, tokens.tokens[:, length:]], axis=1)
+        return semantic, codes, int(tokens.passes) + passes
+
+    def _coarse_window(
+        self,
+        window: Callable[..., Generated],
+        controls: Controls,
+        tokens: jax.Array,
+        coarse: jax.Array,
+        length: int = 0,
+        at_once: int = 0,
+    ) -> tuple[jax.Array, int]:
+        """The coarse codes (B, L, V), longer by what they lack of a window, and the passes.
+
+        tokens: the semantic tokens (B, U) of the window, of which the first `length` have codes already; `at_once` of
+        these are read in one pass.
+        """
+        config = self.configs["coarse"]
+        batch, _, levels = coarse.shape
+        per_token = self.frames_per_token * levels
         prefix = controls.prefix_tokens[:, : config.prompt_length]
-        prompt = jnp.concatenate([prefix, tokens.tokens], axis=1)
+        prompt = jnp.concatenate([prefix, tokens], axis=1)
         flat = coarse.reshape(batch, -1)
         old = flat[:, flat.shape[1] - length * per_token :]
-        codes = window(
-            self.params["coarse"], config, size * per_token, COARSE, prompt, old, at_once * per_token
-        )
-        semantic = jnp.concatenate([semantic, tokens.tokens[:, length:]], axis=1)
+        count = self.window_tokens * per_token
+        codes = window(self.params["coarse"], config, count, COARSE, prompt, old, at_once * per_token)
         new = codes.tokens[:, length * per_token :].reshape(batch, -1, levels)
-        return semantic, jnp.concatenate([coarse, new], axis=1), int(tokens.passes) + int(codes.passes)
+        return jnp.concatenate([coarse, new], axis=1), int(codes.passes)
+
+    def coarse_codes(
+        self, controls: Controls, writing: Writing, semantic: Int[Array, "B U"]
+    ) -> Int[Array, "B L V"]:
+        """The coarse codes of one window of semantic tokens."""
+        window = partial(write_tokens, writing=writing, number=0, controls=controls)
+        none = jnp.zeros((len(semantic), 0, self.configs["coarse"].code_levels), jnp.int32)
+        return self._coarse_window(window, controls, semantic, none)[0]
+
+    def all_codes(
+        self, controls: Controls, writing: Writing, coarse: Int[Array, "B L V"]
+    ) -> Int[Array, "B L _"]:
+        """Coarse codes of at least a window of the fine model, with the fine codes of their time."""
+        fine = jnp.zeros((len(coarse), 0, self.configs["fine"].code_levels), jnp.int32)
+        number = 0
+        while fine.shape[1] < coarse.shape[1]:
+            fine, _ = self._fine_window(number, writing, controls, coarse, fine)
+            number += 1
+        return jnp.concatenate([coarse, fine], axis=2)
 
     @property
     def _fine_frames(self) -> int:
@@ -302,7 +326,7 @@ class TokenCascade(System):
         start = fine.shape[1] - overlap
         first = max(0, min(start, count - size))
         old = fine[:, first:].reshape(batch, -1)
-        written = _write(
+        written = write_tokens(
             self.params["fine"],
             config,
             min(size, count - first) * config.code_levels,
@@ -316,61 +340,3 @@ class TokenCascade(System):
         )
         new = written.tokens[:, old.shape[1] :].reshape(batch, -1, config.code_levels)
         return jnp.concatenate([fine, new], axis=1), int(written.passes)
-
-
-def _write(
-    params: Params,
-    config: LMConfig,
-    length: int,
-    use: int,
-    prompt: jax.Array,
-    begun: jax.Array,
-    at_once: int,
-    *,
-    writing: Writing,
-    number: int,
-    controls: Controls,
-    melody: jax.Array | None = None,
-) -> Generated:
-    """A sequence (B, length) that follows a prompt and begins with the tokens `begun`, the first `at_once` of which are
-    read in one pass. Every window and use has draws of its own."""
-    missing = length - begun.shape[1]
-    # of one shape, so that any `begun` has the same program
-    fixed = jnp.pad(begun, ((0, 0), (0, missing)), constant_values=-1)
-    melody = melody if config.melody_span else None
-    return _write_fixed(params, config, use, prompt, fixed, at_once, writing, number, controls, melody)
-
-
-@partial(jax.jit, static_argnames=("config", "use", "at_once", "writing"))
-def _write_fixed(
-    params: Params,
-    config: LMConfig,
-    use: int,
-    prompt: jax.Array,
-    fixed: jax.Array,
-    at_once: int,
-    writing: Writing,
-    number: jax.Array | int,
-    controls: Controls,
-    melody: jax.Array | None,
-) -> Generated:
-    """`_write` of the tokens that are given in `fixed` (B, length), with -1 where one is drawn."""
-    prompt = prompt[:, : config.given_length]
-    keys = jax.vmap(lambda key: jax.random.fold_in(jax.random.fold_in(key, use), number))(item_keys(controls))
-    negative = controls.negative_prefix_tokens[:, : config.prompt_length]
-    return decoding.generate(
-        params,
-        config,
-        prompt,
-        keys,
-        fixed.shape[1],
-        temperature=controls.temperature,
-        top_k=controls.top_k,
-        top_p=controls.top_p,
-        guidance_scale=controls.lm_guidance_scale if writing.guided and config.prompt_length else 1.0,
-        primer=fixed[:, :at_once],
-        negative_prefix_tokens=jnp.concatenate([negative, prompt[:, config.prompt_length :]], axis=1),
-        candidates=writing.candidates,
-        fixed=fixed,
-        melody=melody,
-    )
