@@ -7,10 +7,13 @@ from dataclasses import replace
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import pytest
+from helpers.musiclm import audiolm_networks, musiclm_networks
+from helpers.stages import STAGES as TINY_STAGES
 
 from melody_jax.chips import CHIPS, roofline
 from melody_jax.collectives import Collective, busiest_axis, read_collectives, total_by_kind
@@ -18,11 +21,24 @@ from melody_jax.composer.facts import VOCABULARY
 from melody_jax.config import DataConfig, TrainConfig, load_config, with_fields
 from melody_jax.errors import UserError
 from melody_jax.flops import matmul_cost
-from melody_jax.models import ast, dpd, functional, htsat, lm, lm_config, mulan, tokenizer, vae
+from melody_jax.models import (
+    ast,
+    diffusion_codec,
+    dpd,
+    functional,
+    htsat,
+    lm,
+    lm_config,
+    mulan,
+    tokenizer,
+    vae,
+)
+from melody_jax.models.conditioning import TextCondition
 from melody_jax.models.wav2vec2 import Wav2Vec2Config
 from melody_jax.sampling.windows import SamplerConfig
-from melody_jax.scale import compile_tpu, programs
+from melody_jax.scale import compile_tpu, programs, system_programs
 from melody_jax.sharding import make_mesh
+from melody_jax.systems import SYSTEMS
 from melody_jax.training.stages.consistency import ConsistencyStage
 from melody_jax.training.stages.dpd import DPDStage
 from melody_jax.training.stages.lm import LMStage
@@ -231,6 +247,33 @@ def test_example_batches_fit_every_stage(name: str, dtype: str) -> None:
 
 
 TINY_SAMPLER = SamplerConfig(lm=lm_config.TINY, dpd=dpd.TINY, lm_guided=True)
+
+
+def tiny_configs(system: str) -> dict[str, Any]:
+    """The networks of a system at the size of the tests."""
+    if system in ("musiclm", "audiolm"):
+        networks = {"musiclm": musiclm_networks, "audiolm": audiolm_networks}[system]()
+        return {name: config for name, (_, config) in networks.items()}
+    text = TextCondition(width=mulan.TINY.text.width, length=16)
+    diffusions = ("latent_generator",) if system == "mousai" else ("generator", "upsampler")
+    configs = {name: replace(TINY_STAGES[name].model, text=text) for name in diffusions}
+    autoencoder = {"dmae": diffusion_codec.TINY} if system == "mousai" else {"vae": vae.TINY_MEL}
+    return {"mulan": mulan.TINY, **configs, **autoencoder}
+
+
+@pytest.mark.parametrize("system", system_programs.PAPER)
+def test_samplers_of_other_systems_are_traced(system: str) -> None:
+    """From word pieces to one window of sound, each device with its own items."""
+    mesh = make_mesh((1, 1, 1), jax.devices()[:1])
+    traced = system_programs.trace_system(system, tiny_configs(system), 2, mesh)
+    assert traced.out_info.shape == (2, 15_360)
+    assert matmul_cost(traced.jaxpr)[0] > 0
+
+
+def test_every_system_has_a_paper_s_size() -> None:
+    assert {"melody", *system_programs.PAPER} == set(SYSTEMS)
+    for system in system_programs.PAPER:
+        assert system_programs.paper_configs(system).keys() == system_programs.PAPER[system].keys()
 
 
 def test_sampler_is_one_program_a_chip_without_collectives() -> None:

@@ -26,6 +26,7 @@ from melody_jax.flops import matmul_cost
 from melody_jax.models.functional import Remat
 from melody_jax.options import option
 from melody_jax.sharding import make_mesh
+from melody_jax.systems import SYSTEMS
 
 SAMPLER = "sampler"
 
@@ -36,6 +37,8 @@ class CompileConfig:
 
     config: str = option("", group="what to compile")
     """Config of the stage, or "sampler": text to waveform with networks of the paper's size."""
+    system: str = option("melody", choices=tuple(SYSTEMS))
+    """The system whose sampler is compiled."""
     topology: str = option("v5e:4x4", group="chips")
     """Chips of a slice: v5e:2x2 to v5e:16x16, v5p:2x2x1 to v5p:4x4x4, v6e:2x2 to v6e:16x16."""
     slices: int = 1
@@ -119,16 +122,23 @@ def _traced(config: CompileConfig, mesh: Mesh) -> tuple[Any, int]:
     """The traced program and its items per step."""
     from melody_jax.models import mulan, vae
     from melody_jax.scale.programs import PAPER_SAMPLER, trace_sampler, trace_step
+    from melody_jax.scale.system_programs import paper_configs, trace_system
 
     if config.config == SAMPLER:
         if config.remat not in (None, "none"):
             raise UserError(
                 f"--remat is {config.remat}; it must be none, for the sampler has no backward pass"
             )
+        size = config.batch_size or mesh.size
+        if config.system != "melody":
+            configs = {
+                name: with_fields(network, dtype=config.dtype)
+                for name, network in paper_configs(config.system).items()
+            }
+            return trace_system(config.system, configs, size, mesh), size
         sampler = with_fields(PAPER_SAMPLER, dtype=config.dtype)
         encoder = with_fields(mulan.PAPER, dtype=config.dtype)
         decoder = with_fields(vae.PAPER, dtype=config.dtype)
-        size = config.batch_size or mesh.size
         return trace_sampler(sampler, encoder, decoder, size, mesh), size
     run = _adapted(load_config(config.config), config)
     return trace_step(run, mesh), run.data.batch_size

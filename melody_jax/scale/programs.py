@@ -3,6 +3,7 @@
 Both are traced from shapes alone, for a mesh of devices that need not be attached.
 """
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -58,19 +59,32 @@ def trace_sampler(
         window = first_window(params, config, controls)
         return latents_to_wave(params["vae"], decoder, window.latents)
 
-    replicated = NamedSharding(mesh, PartitionSpec())
-    params = _placed(
-        jax.eval_shape(partial(_sampler_params, config, encoder, decoder), jax.random.key(0)), replicated
-    )
-    items = jax.eval_shape(partial(_inputs, batch_size, encoder.levels))
+    shapes = jax.eval_shape(partial(_sampler_params, config, encoder, decoder), jax.random.key(0))
+    return trace_per_device(sample, shapes, batch_size, encoder.levels, mesh)
+
+
+def trace_per_device(
+    sample: Callable[[dict[str, Params], jax.Array, jax.Array, Controls], jax.Array],
+    shapes: dict[str, Params],
+    batch_size: int,
+    levels: int,
+    mesh: Mesh,
+    pieces: int = PAPER_PIECES,
+) -> Any:
+    """A traced function of weights, word pieces, their mask and controls, each device with its own items.
+
+    shapes: those of the weights. levels: prefix tokens of an item. pieces: word pieces of a prompt.
+    """
+    params = _placed(shapes, NamedSharding(mesh, PartitionSpec()))
+    items = jax.eval_shape(partial(_inputs, batch_size, levels, pieces))
     specs = (PartitionSpec(), ITEMS, ITEMS, ITEMS)
     per_device = jax.shard_map(sample, mesh=mesh, in_specs=specs, out_specs=ITEMS, check_vma=False)
     return jax.jit(per_device).trace(params, *_placed(items, batch_sharding(mesh)))
 
 
-def _inputs(batch_size: int, levels: int) -> tuple[jax.Array, jax.Array, Controls]:
+def _inputs(batch_size: int, levels: int, length: int) -> tuple[jax.Array, jax.Array, Controls]:
     """Word pieces, their mask, and the controls of each item."""
-    pieces = jnp.zeros((batch_size, PAPER_PIECES), jnp.int32)
+    pieces = jnp.zeros((batch_size, length), jnp.int32)
     controls = make_controls(jnp.zeros((batch_size, levels), jnp.int32), [SamplingSettings()])
     return pieces, pieces.astype(jnp.float32), controls
 

@@ -93,7 +93,7 @@ class Mousai(TextDiffusion):
         self, program: Program, controls: Controls, latents: Float[Array, "B L D"]
     ) -> Float32[np.ndarray, " B T *C"]:
         """The waveforms of normalised latents in [-1, 1]."""
-        waves = np.asarray(_decode(self.params["dmae"], self.configs["dmae"], program, controls, latents))
+        waves = np.asarray(decode(self.params["dmae"], self.configs["dmae"], program, controls, latents))
         return np.stack([loudness.peak_limit(wave, sample_rate=self.sample_rate) for wave in waves])
 
 
@@ -106,7 +106,7 @@ def _write_latents(
 
 
 @partial(jax.jit, static_argnames=("config", "program"))
-def _decode(
+def decode(
     params: Params,
     config: DiffusionCodecConfig,
     program: Program,

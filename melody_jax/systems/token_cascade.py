@@ -60,7 +60,7 @@ class Written(NamedTuple):
     """The codes of clips."""
 
     codes: Int[Array, "B L V"]
-    passes: int
+    passes: Int[Array, ""]
     """Passes through the three language models, as their loops counted them."""
 
 
@@ -169,7 +169,7 @@ class TokenCascade(System):
         parts = self.parts(controls_at, count, writing, beginning, melody)
         shown = list(tqdm(parts, total=count, unit="window", disable=None if progress else True))
         codes = jnp.concatenate([part.codes for part in shown], axis=1)
-        return Written(codes, sum(part.passes for part in shown))
+        return Written(codes, jnp.sum(jnp.stack([part.passes for part in shown])))
 
     @in_32_bits
     def stream(
@@ -198,7 +198,7 @@ class TokenCascade(System):
         prefix = jnp.zeros((1, self.configs["lm"].prompt_length), jnp.int32)
         controls = make_controls(prefix, [SamplingSettings()])
         passes = self.write(lambda _: controls, self.window_count(request.seconds), Writing(False)).passes
-        return Evaluations(passes, 0)
+        return Evaluations(int(passes), 0)
 
     def clips(
         self, requests: Sequence[Request], codes: Int[Array, "B L V"]
@@ -236,7 +236,7 @@ class TokenCascade(System):
         semantic: jax.Array,
         coarse: jax.Array,
         tune: jax.Array | None,
-    ) -> tuple[jax.Array, jax.Array, int]:
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Semantic tokens (B, S) and coarse codes (B, L, V), one window longer, and the passes.
 
         `tune` (B, U) are the melody tokens of the window.
@@ -253,7 +253,7 @@ class TokenCascade(System):
         )
         codes, passes = self._coarse_window(window, controls, tokens.tokens, coarse, length, at_once)
         semantic = jnp.concatenate([semantic, tokens.tokens[:, length:]], axis=1)
-        return semantic, codes, int(tokens.passes) + passes
+        return semantic, codes, tokens.passes + passes
 
     def _coarse_window(
         self,
@@ -263,7 +263,7 @@ class TokenCascade(System):
         coarse: jax.Array,
         length: int = 0,
         at_once: int = 0,
-    ) -> tuple[jax.Array, int]:
+    ) -> tuple[jax.Array, jax.Array]:
         """The coarse codes (B, L, V), longer by what they lack of a window, and the passes.
 
         tokens: the semantic tokens (B, U) of the window, of which the first `length` have codes already; `at_once` of
@@ -279,7 +279,7 @@ class TokenCascade(System):
         count = self.window_tokens * per_token
         codes = window(self.params["coarse"], config, count, COARSE, prompt, old, at_once * per_token)
         new = codes.tokens[:, length * per_token :].reshape(batch, -1, levels)
-        return jnp.concatenate([coarse, new], axis=1), int(codes.passes)
+        return jnp.concatenate([coarse, new], axis=1), codes.passes
 
     def coarse_codes(
         self, controls: Controls, writing: Writing, semantic: Int[Array, "B U"]
@@ -312,7 +312,7 @@ class TokenCascade(System):
 
     def _fine_window(
         self, number: int, writing: Writing, controls: Controls, coarse: jax.Array, fine: jax.Array
-    ) -> tuple[jax.Array, int]:
+    ) -> tuple[jax.Array, jax.Array]:
         """The fine codes (B, L, V), one window longer, of coarse ones (B, L, V), and the passes.
 
         The last window ends with the coarse codes. If there are fewer than a window of them, the last frame is followed
@@ -339,4 +339,4 @@ class TokenCascade(System):
             controls=controls,
         )
         new = written.tokens[:, old.shape[1] :].reshape(batch, -1, config.code_levels)
-        return jnp.concatenate([fine, new], axis=1), int(written.passes)
+        return jnp.concatenate([fine, new], axis=1), written.passes
