@@ -93,6 +93,10 @@ class ControlVocabulary:
             if value is not None and value not in values:
                 raise UserError(f"{name} is {value!r}; it must be one of {', '.join(values)}")
 
+    def tempo(self, token: int) -> float:
+        """The tempo of a tempo token, beats per minute."""
+        return self.slowest * (self.fastest / self.slowest) ** (token / (self.tempos - 1))
+
     def _tempo_token(self, tempo: Any) -> int:
         """The nearest tempo's token; -1 for what is no tempo, or is more than half a step outside."""
         if isinstance(tempo, bool) or not isinstance(tempo, int | float) or not tempo > 0:

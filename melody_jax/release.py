@@ -53,6 +53,7 @@ NETWORKS = {
     "upsampler": ("denoiser", "DenoiserConfig"),
     "latent_generator": ("denoiser", "DenoiserConfig"),
     "dmae": ("diffusion_codec", "DiffusionCodecConfig"),
+    "tempo": ("tempo_head", "TempoHeadConfig"),
 }
 """Name -> module in `models/` and class of its config, which for diffusions is the base class of all backbones."""
 INDEPENDENT = {"lm": ("vae",), "fine": ("mulan", "tokenizer")}

@@ -310,7 +310,7 @@ def _audio_text_item(
     return crop(record, rng) | {
         "text_ids": ids[0],
         "text_mask": mask[0],
-        "facts": facts.labels(meta.get("facts") or {}),
+        "facts": facts.labels(facts.without_absent_pulse(meta.get("facts") or {})),
     }
 
 

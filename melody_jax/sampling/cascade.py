@@ -81,6 +81,7 @@ class Melody(System):
             self.window_samples,
             plan.control_vocabulary(self.configs),
             self.audio_format,
+            (self.params["tempo"], self.configs["tempo"]) if "tempo" in self.params else None,
         )
 
     @in_32_bits
@@ -270,6 +271,10 @@ def load(
     """
     if "dpd" in networks:
         refuse_other_system(release_folder.root(folder) / name)
+    if set(NETWORKS) <= set(networks) and release_folder.has_network(
+        release_folder.root(folder) / name, "tempo"
+    ):
+        networks = [*networks, "tempo"]
     if distilled:
         networks = ["dpd_distilled" if network == "dpd" else network for network in networks]
     params, configs, hashes, tokenizer = load_networks(name, folder, networks)

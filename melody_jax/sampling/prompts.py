@@ -28,12 +28,15 @@ from melody_jax.models import mulan, rvq, text_tower
 from melody_jax.models.conditioning import WordPieces
 from melody_jax.models.functional import Params
 from melody_jax.models.mulan import MuLanConfig
+from melody_jax.models.tempo_head import TempoHeadConfig, draw_tempo
 from melody_jax.models.text_tower import TextConfig
 from melody_jax.sampling.request import PromptLike, Request, is_array, prompt_parts
 from melody_jax.sampling.settings import shorten
 
 SHOWN_WORDS = 8
 """Unknown words that a warning lists."""
+SHARPNESS = 2.0
+"""Power to which the probabilities of tempi are raised before one is drawn: likely ones become likelier."""
 
 
 @partial(jax.jit, static_argnames="config")
@@ -140,6 +143,7 @@ class PromptEncoder:
         window_samples: int,
         controls: ControlVocabulary | None = None,
         audio_format: AudioFormat = DEFAULT_FORMAT,
+        tempo_head: tuple[Params, TempoHeadConfig] | None = None,
     ) -> None:
         self.params = params
         self.config = config
@@ -147,6 +151,7 @@ class PromptEncoder:
         self.audio_format = audio_format
         self.window_samples = window_samples * DEFAULT_FORMAT.sample_rate // audio_format.sample_rate
         self.controls = controls
+        self.tempo_head = tempo_head
 
     def target(self, prompt: PromptLike) -> Float[np.ndarray, " E"]:
         """The point of a prompt, on the unit sphere.
@@ -216,7 +221,8 @@ class PromptEncoder:
     def encode_requests(self, requests: Sequence[Request]) -> dict[Request, EncodedRequest]:
         """The prompts of every request; each distinct prompt is encoded once. Raises as `target`.
 
-        The settings that say a tempo, key or metre are both control tokens and words of the prompt.
+        The settings that say a tempo, key or metre are both control tokens and words of the prompt; so is the tempo
+        that is drawn where nothing says one, if there is a tempo head.
         """
         cache: dict[Any, EncodedPrompt] = {}
         null = np.full(self.config.levels, -1, np.int32)
@@ -227,14 +233,17 @@ class PromptEncoder:
                 cache[key] = self.encode(with_controls(prompt, controls))
             return cache[key]
 
-        def encode_scene(request: Request, prompt: PromptLike) -> EncodedPrompt:
-            encoded = encode(prompt, request.controls)
-            tokens = self._control_tokens(request, prompt)
+        def encode_scene(prompt: PromptLike, controls: Mapping[str, Any]) -> EncodedPrompt:
+            encoded = encode(prompt, controls)
+            tokens = self._control_tokens(prompt, controls)
             return replace(encoded, prefix_tokens=np.concatenate([encoded.prefix_tokens, tokens]))
 
         def encode_request(request: Request) -> EncodedRequest:
             _require_prompt(request)
-            scenes = [(start, encode_scene(request, prompt)) for start, prompt in request.scenes]
+            controls = request.controls
+            if self._needs_tempo(request):
+                controls = self._drawn_tempo(request, encode(request.scenes[0][1], controls)) | controls
+            scenes = [(start, encode_scene(prompt, controls)) for start, prompt in request.scenes]
             is_guided = request.negative_prompt.strip()
             negative = encode(request.negative_prompt, {}).prefix_tokens if is_guided else null
             missing = len(scenes[0][1].prefix_tokens) - len(negative)
@@ -243,11 +252,36 @@ class PromptEncoder:
 
         return {request: encode_request(request) for request in dict.fromkeys(requests)}
 
-    def _control_tokens(self, request: Request, prompt: PromptLike) -> Int32[np.ndarray, " C"]:
-        """The control tokens of a scene: what the request says, and else the words of its prompt."""
+    def _needs_tempo(self, request: Request) -> bool:
+        """Whether a tempo is drawn: nothing says one, and neither a source nor a sound of the prompt has its own."""
+        if self.tempo_head is None or request.source is not None or "tempo_bpm" in request.controls:
+            return False
+        prompts = [prompt for _, prompt in request.scenes]
+        has_sound = any(part.audio is not None for prompt in prompts for part in prompt_parts(prompt))
+        return not has_sound and not any("tempo_bpm" in facts_of_words(prompt) for prompt in prompts)
+
+    def _drawn_tempo(self, request: Request, encoded: EncodedPrompt) -> dict[str, float]:
+        """The control of a tempo that the first scene may mean.
+
+        None for music without a beat, and where a prompt is too long for more words.
+        """
+        assert self.tempo_head is not None
+        tempo = draw_tempo(*self.tempo_head, encoded.point, request.seed, SHARPNESS)
+        if tempo is None:
+            return {}
+        drawn = {"tempo_bpm": float(round(tempo))}
+        try:
+            for _, prompt in request.scenes:
+                self.check(with_controls(prompt, request.controls | drawn))
+        except UserError:
+            return {}
+        return drawn
+
+    def _control_tokens(self, prompt: PromptLike, controls: Mapping[str, Any]) -> Int32[np.ndarray, " C"]:
+        """The control tokens of a scene: what the controls say, and else the words of its prompt."""
         if self.controls is None:
             return np.zeros(0, np.int32)
-        return self.controls.tokens(facts_of_words(prompt) | request.controls)
+        return self.controls.tokens(facts_of_words(prompt) | dict(controls))
 
     def embed_audio(self, wave: Float[np.ndarray, " T *C"]) -> Float[np.ndarray, " E"]:
         """The point of a sound in `audio_format`: the mean of the points of its windows, scaled to the unit sphere.

@@ -72,7 +72,8 @@ class ClipSettings(SamplingSettings):
     """
 
     bpm: float = option(0.0, group=WHAT, least=0, most=1000)
-    """Tempo in beats per minute, for models with control tokens. 0: what the prompt says."""
+    """Tempo in beats per minute, for models with control tokens. 0: what the prompt says or, with a tempo head, one
+    that it may mean."""
     key: str = option("", group=WHAT)
     """Key, such as "A minor" or "Bb major", for models with control tokens. Empty: what the prompt says."""
     metre: str = option("", group=WHAT)

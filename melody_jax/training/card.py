@@ -21,6 +21,7 @@ PURPOSES = {
     "upsampler": "latents of a lower rate to those of the autoencoder, by diffusion",
     "dmae": "audio to latents, and back by diffusion",
     "vae": "latents to audio and back",
+    "tempo": "a prompt to the tempi that it may mean",
 }
 
 

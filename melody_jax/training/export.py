@@ -36,6 +36,7 @@ STAGES = {
     "ConsistencyStage": "consistency",
     "DiffusionCodecStage": "diffusion_codec",
     "TextDiffusionStage": "text_diffusion",
+    "TempoStage": "tempo",
 }
 
 

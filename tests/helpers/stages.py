@@ -12,11 +12,13 @@ from melody_jax.models import diffusion_codec, discriminators, dpd, mulan, unet1
 from melody_jax.models.conditioning import TextCondition
 from melody_jax.models.conformer import ConformerConfig
 from melody_jax.models.lm_config import LMConfig
+from melody_jax.models.tempo_head import TempoHeadConfig
 from melody_jax.models.tokenizer import TokenizerConfig
 from melody_jax.training.stages.diffusion_codec import DiffusionCodecStage
 from melody_jax.training.stages.dpd import DPDStage
 from melody_jax.training.stages.lm import LMStage
 from melody_jax.training.stages.mulan import MuLanStage
+from melody_jax.training.stages.tempo import TempoStage
 from melody_jax.training.stages.text_diffusion import TextDiffusionStage
 from melody_jax.training.stages.tokenizer import TokenizerStage
 from melody_jax.training.stages.vae import VAEStage
@@ -74,6 +76,7 @@ STAGES: dict[str, Any] = {
     "dpd": DPDStage(model=DPD),
     "generator": TextDiffusionStage(model=WORDS, text=mulan.TINY.text, autoencoder=vae.TINY_MEL),
     "dmae": DiffusionCodecStage(model=diffusion_codec.TINY),
+    "tempo": TempoStage(model=TempoHeadConfig(embedding=mulan.TINY.embedding), mulan=mulan.TINY),
     "latent_generator": TextDiffusionStage(
         part="latent_generator",
         model=dataclasses.replace(WORDS, latent_dim=8),

@@ -16,7 +16,6 @@ B batch, T samples, L latents, D latent width, U word pieces.
 
 import dataclasses
 from collections.abc import Iterator
-from pathlib import Path
 from types import ModuleType
 from typing import Any, ClassVar, Literal, NamedTuple, get_args
 
@@ -24,7 +23,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
-from melody_jax import diffusion, files, parameterisation, release, release_folder
+from melody_jax import diffusion, parameterisation, release
 from melody_jax.audio_format import AudioFormat
 from melody_jax.config_json import network_difference
 from melody_jax.errors import UserError
@@ -39,6 +38,7 @@ from melody_jax.models.vae import VAEConfig
 from melody_jax.roles import Roles
 from melody_jax.training.angle_errors import error_at_angles
 from melody_jax.training.stage import Batch, Metrics, Stage, loss_gradients
+from melody_jax.training.text_tokenizer import check_tokenizer
 
 Part = Literal["generator", "upsampler", "latent_generator"]
 
@@ -158,13 +158,7 @@ class TextDiffusionStage(Stage):
 
     def check_tokenizer(self, tokenizer: str) -> None:
         """Raises `UserError` if captions would be read with another tokenizer than that of the released mulan."""
-        if not self.networks:
-            return
-        file = release_folder.network_folder(self.networks, "mulan") / release.TOKENIZER
-        wanted = files.file_hash(file) if file.exists() else None
-        if wanted != (files.file_hash(Path(tokenizer)) if tokenizer else None):
-            name = str(file) if file.exists() else "the packaged one: leave it out"
-            raise UserError(f"data.text_tokenizer is {tokenizer!r}; the mulan of {self.networks} has {name}")
+        check_tokenizer(self.networks, tokenizer)
 
     @property
     def _codec(self) -> ModuleType:

@@ -1,0 +1,71 @@
+"""Which tempi a prompt that says none may mean: a linear classifier of its point in MuLan's space.
+
+Quantised to prefix tokens, a prompt loses its tempo (docs/mini.md), and a language model then plays techno at 90 bpm.
+Sampling draws a tempo from this distribution and says it, in words and as a control token.
+
+B batch, E width of MuLan's space, N tempi of the control vocabulary.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from melody_jax.control_tokens import ControlVocabulary
+from melody_jax.models.functional import Params
+from melody_jax.roles import BIAS, WEIGHT, Roles
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TempoHeadConfig:
+    """Shape of the classifier."""
+
+    embedding: int = 128
+    """Width E of MuLan's space."""
+    controls: ControlVocabulary = dataclasses.field(default_factory=ControlVocabulary)
+    """The control tokens of the networks; the classes are its tempi, and one for music without a beat."""
+
+
+TINY = TempoHeadConfig(embedding=16, controls=ControlVocabulary(tempos=8))
+"""For tests."""
+
+
+def init(config: TempoHeadConfig, key: PRNGKeyArray) -> Params:
+    """Fresh parameters: all tempi are equally likely."""
+    del key
+    classes = config.controls.tempos + 1
+    return {"kernel": jnp.zeros((config.embedding, classes)), "bias": jnp.zeros(classes)}
+
+
+def roles(config: TempoHeadConfig) -> Roles:
+    """The role of every parameter."""
+    del config
+    return {"kernel": WEIGHT, "bias": BIAS}
+
+
+def shapes(config: TempoHeadConfig) -> Params:
+    """The shape and type of every parameter."""
+    return jax.eval_shape(lambda key: init(config, key), jax.random.key(0))
+
+
+def log_probabilities(params: Params, points: Float[Array, "B E"]) -> Float[Array, "B _"]:
+    """Log probabilities (B, N + 1) of centred embeddings on the unit sphere; the last class is music without a beat."""
+    scaled = points * points.shape[-1] ** 0.5  # unit variance per channel
+    return jax.nn.log_softmax(scaled @ params["kernel"] + params["bias"], axis=-1)
+
+
+def draw_tempo(
+    params: Params, config: TempoHeadConfig, point: Float[np.ndarray, " E"], seed: int, sharpness: float
+) -> float | None:
+    """A tempo in bpm for a prompt's point; None for music without a beat.
+
+    sharpness: power to which the probabilities are raised; 0 forgets the prompt, infinity takes the likeliest tempo.
+    """
+    logits = sharpness * np.asarray(log_probabilities(params, jnp.asarray(point)[None])[0], np.float64)
+    probabilities = np.exp(logits - logits.max())
+    drawn = np.random.default_rng([seed, len(logits)]).choice(
+        len(logits), p=probabilities / probabilities.sum()
+    )
+    return None if drawn == config.controls.tempos else config.controls.tempo(int(drawn))
