@@ -14,6 +14,7 @@ from itertools import islice
 import numpy as np
 import tyro
 
+from melody_jax.composer import prompt_facts
 from melody_jax.composer.phrases.frames import TEMPO
 from melody_jax.evaluation import composed_prompts
 from melody_jax.evaluation.clip_features import is_same_tempo
@@ -30,11 +31,6 @@ class Arguments:
 
     pieces: int = 300
     """Composed pieces of each group; nothing is rendered."""
-
-
-def names_a_number(text: str) -> bool:
-    """Whether a prompt gives beats per minute."""
-    return bool(re.search(r"\d+ ?(bpm|beats)|bpm \d|tempo \d", text.lower()))
 
 
 def allowed(text: str) -> tuple[float, float]:
@@ -65,7 +61,7 @@ def main(arguments: Arguments) -> None:
     prompts = [
         prompt for prompt in composed_prompts.read_prompts(composed_prompts.PROMPTS) if prompt.rhythmic
     ]
-    open_prompts = [prompt for prompt in prompts if not names_a_number(prompt.text)]
+    open_prompts = [prompt for prompt in prompts if prompt_facts.of_text(prompt.text).tempo_bpm is None]
     results = []
     for group in composed_prompts.GROUPS:
         pieces = islice(composed_prompts.pieces(group, "test", FIRST_SEED, 10.24), arguments.pieces)

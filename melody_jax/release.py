@@ -144,7 +144,7 @@ def read_network(path: str | os.PathLike, name: str) -> tuple[Params, Any, dict[
     shapes = _network_shapes(folder / f"{name}.json", name, config)
     params = _decode(parse_tensors(data, place), name, config, place)
     if name in DIFFERENCES:
-        base = _read_base(folder, name, description["hashes"])
+        base = _read_base(path, name, description["hashes"])
         if differ := [path for path in params if path in base and base[path].shape != params[path].shape]:
             raise UserError(f"{place}: {differ[0]} has another shape than in {DIFFERENCES[name]}")
         params = _add(base, params)
@@ -232,13 +232,13 @@ def _add(base: dict[str, Any], difference: dict[str, Any]) -> dict[str, Any]:
     return base | {path: base[path] + value if path in base else value for path, value in difference.items()}
 
 
-def _read_base(folder: Path, name: str, hashes: dict[str, str]) -> dict[str, np.ndarray]:
+def _read_base(path: str | os.PathLike, name: str, hashes: dict[str, str]) -> dict[str, np.ndarray]:
     base = DIFFERENCES[name]
-    if hashes.get(base) != network_hash(folder, base):
+    if hashes.get(base) != network_hash(path, base):
         raise UserError(
-            f"{folder}: {name} was made from another {base} than the one here; use both from one release"
+            f"{path}: {name} was made from another {base} than the one here; use both from one release"
         )
-    return flatten(read_network(folder, base)[0])
+    return flatten(read_network(path, base)[0])
 
 
 def save_tokenizer(path: str | os.PathLike, source: str, size: int) -> None:

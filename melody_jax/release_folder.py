@@ -57,7 +57,8 @@ def _bases(folder: Path) -> list[Path]:
     names = files.read_json(file, _MAX_BYTES)
     if not isinstance(names, list) or not all(isinstance(n, str) and _NAME.fullmatch(n) for n in names):
         raise UserError(f'{file}: must be a list of names of releases, such as ["mini"]')
-    candidates = [(folder.parent / name, WEIGHTS / name) for name in names]
+    parent = Path(os.path.abspath(folder)).parent  # of "." too
+    candidates = [(parent / name, WEIGHTS / name) for name in names]
     for beside, packaged in candidates:
         if not beside.is_dir() and not packaged.is_dir():
             raise UserError(

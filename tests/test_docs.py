@@ -26,7 +26,8 @@ EXAMPLES = re.compile(
     r"^(runs|corpus|features|release|report|clips|exported|player|audio2?|validation|my_music|shared|tfds|<|/|\.\.\.)"
 )
 """Paths that a command of the reader makes, or that stand for one of theirs."""
-FILES_MADE = {"bases.json", 
+FILES_MADE = {
+    "bases.json",
     "captions.csv", "config.json", "dataset_info.json", "decoder.cpu.jax", "decoder.accelerator.jax", "diverged.json",
     "captions.jsonl",
     "evaluation.json", "evaluation.md", "evaluation.png", "index.html", "manifest.json", "manifest.jsonl",

@@ -26,6 +26,13 @@ def test_by_hand() -> None:
     [
         ("techno at 128.5 bpm in Bb major", 128.5, "A#", "major", None),
         ("1200 bpm", None, None, None, None),
+        ("techno, tempo 174", 174.0, None, None, None),
+        ("BPM: 174, techno", 174.0, None, None, None),
+        ("a tempo of 90.5", 90.5, None, None, None),
+        ("120 beats a minute", 120.0, None, None, None),
+        ("120-BPMs", 120.0, None, None, None),
+        ("tempo 1200", None, None, None, None),
+        ("120 cellos at a slow tempo", None, None, None, None),
         ("a waltz in B-flat Minor, 3/4", None, "A#", "minor", "3/4"),
         ("march, 4/4, F-sharp minor", None, "F#", "minor", "4/4"),
         ("A major hit song", None, None, None, None),

@@ -54,6 +54,26 @@ def test_it_samples_with_the_networks_of_its_base(folder: Path) -> None:
     assert young.hashes == load("mini").hashes
 
 
+def test_a_release_may_be_the_working_folder(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    beside = folder.parent / "mini"
+    beside.mkdir()
+    for file in MINI.glob("vae.*"):
+        shutil.copy(file, beside)
+    write_bases(folder, "mini")
+    monkeypatch.chdir(folder)
+    assert release_folder.network_folder(".", "vae") == beside
+
+
+def test_a_difference_needs_its_own_base(folder: Path) -> None:
+    """The distilled diffusion of a base is the difference to the diffusion of that base."""
+    write_bases(folder, "mini")
+    params, config, _ = release.read_network(MINI, "dpd")
+    changed = jax.tree.map(lambda leaf: 1.5 * leaf, params)
+    release.save_network(folder, "dpd", changed, config, {})
+    with pytest.raises(UserError, match="dpd_distilled was made from another dpd"):
+        release.read_network(folder, "dpd_distilled")
+
+
 @pytest.mark.parametrize(
     ("text", "says"),
     [

@@ -65,6 +65,7 @@ def test_a_tempo_is_said_where_nothing_says_one() -> None:
     assert tempo_token(params) == [40]
     assert tempo_token(None) == [-1]
     assert tempo_token(head(t60=0.0)) == [-1], "music without a beat"
+    assert tempo_token(params, bpm=-1.0) == [-1]
     assert tempo_token(params, bpm=60.0) == VOCABULARY.tokens({"tempo_bpm": 60.0})[:1].tolist()
     assert tempo_token(params, "techno at 150 bpm") == VOCABULARY.tokens({"tempo_bpm": 150.0})[:1].tolist()
     story = (Scene(start=3.0, prompt="house"),)
@@ -107,6 +108,8 @@ def test_a_release_with_a_head_draws(tmp_path: Path) -> None:
     assert plain.prompt_encoder.tempo_head is None
     assert drawing.prompt_encoder.tempo_head is not None
     assert "tempo" not in load("drawing", folder=tmp_path, networks=("mulan", "dpd", "vae")).params
+    (tmp_path / "plain" / "bases.json").write_text('["drawing"]')
+    assert "tempo" not in load("plain", folder=tmp_path).params, "the head of a base is for the base's model"
 
 
 def test_the_target_is_around_the_tempo_or_the_last_class() -> None:
@@ -126,6 +129,11 @@ def test_items_without_facts_do_not_count() -> None:
     unknown = {name: np.stack([value] * 4) for name, value in labels({}).items()}
     assert stage._loss(model, network, batch) == pytest.approx(np.log(61), rel=1e-5)
     assert stage._loss(model, network, batch | {"facts": unknown}) == 0
+
+
+def test_a_tempo_is_a_tempo() -> None:
+    with pytest.raises(UserError, match=r"bpm is -0\.5; it must be a tempo, 0 or -1"):
+        make_requests(["techno"], {"bpm": -0.5})
 
 
 def test_sizes_must_agree() -> None:

@@ -23,6 +23,8 @@ class AblateConfig:
     """Folders of feature shards whose records are the held-out clips."""
     networks: str = ""
     """Folder of the released networks that made the features; empty: the packaged mini."""
+    releases: str = ""
+    """Folder of the releases that a study of systems samples; empty: the packaged ones."""
     runs: str = option("runs/ablations", group="where to write")
     """Folder of the run folders of all studies."""
     out: str = "studies"
@@ -87,7 +89,9 @@ def runner_of(base: Any) -> ModuleType:
 
 def _with_data(resolved: Any, config: AblateConfig) -> Any:
     if isinstance(resolved, Sampling):
-        return resolved
+        if config.folder or config.validation_folder:
+            raise UserError("this study trains nothing: leave out --folder and --validation-folder")
+        return dataclasses.replace(resolved, folder=config.releases) if config.releases else resolved
     if not config.folder or not config.validation_folder:
         raise UserError("this study trains: give folders of feature shards, --folder and --validation-folder")
     data = dataclasses.replace(

@@ -22,7 +22,7 @@ from melody_jax.sampling.settings import MAX_SECONDS, SamplingSettings
 from melody_jax.systems import SYSTEMS
 
 PLACES = (
-    "workdir", "hosts", "watch", "data.folder", "data.validation_folder", "data.networks", "data.threads",
+    "workdir", "folder", "hosts", "watch", "data.folder", "data.validation_folder", "data.networks", "data.threads",
     "data.prefetch", "log_every", "eval_every", "eval_batches", "save_every", "save_minutes", "stop_minutes",
     "sigterm_seconds", "keep_last",
 )  # fmt: skip
@@ -58,7 +58,8 @@ class SystemSampling(Sampling):
     """Packaged release whose MuLan compares clips with prompts and pieces."""
     seconds: float = option(10.0, above=0, most=MAX_SECONDS)
     """Length of the clips."""
-    guidance_rescale: float = SamplingSettings.guidance_rescale
+    guidance_rescale: float = option(SamplingSettings.guidance_rescale, least=0, most=1)
+    """As in `SamplingSettings`, with its default."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -33,7 +33,7 @@ from melody_jax.sampling.system import System
 from melody_jax.systems import load
 from melody_jax.training.digests import DIGEST, digest
 
-SHARED = ("mulan", "tokenizer", "vae", "dmae")
+SHARED = ("mulan", "tokenizer", "tempo", "vae", "dmae")
 """Networks that generate nothing: they read prompts and recordings, and decode."""
 
 
@@ -41,7 +41,7 @@ def identity(config: SystemSampling) -> dict[str, Any]:
     """The identity of a run's data: the hashes of the networks, of the MuLan that embeds clips, and of the prompts."""
     return {
         "networks": _system(config).hashes,
-        "embedding": _embedding(config.embedding).hashes,
+        "embedding": _embedding(config.embedding).hashes["mulan"],
         "prompts": hash_prompts(config.prompts),
     }
 
@@ -92,7 +92,7 @@ def _generate(config: SystemSampling, texts: list[str], seeds: list[int]) -> lis
 
 
 def _settings(config: SystemSampling) -> dict[str, Any]:
-    """The settings of sampling that are not their defaults, which no system refuses."""
+    """The settings of sampling that are not their defaults: a system that lacks one refuses it."""
     names = [field.name for field in dataclasses.fields(SamplingSettings) if field.name != "seed"]
     defaults = {name: getattr(SamplingSettings, name) for name in names}
     return {name: getattr(config, name) for name in names if getattr(config, name) != defaults[name]}

@@ -17,7 +17,12 @@ from melody_jax.composer.phrases.instrument_words import NAMES
 from melody_jax.composer.theory import MINOR_MODES, MODES
 from melody_jax.control_tokens import parse_key
 
-_TEMPO = re.compile(r"(?<![\d.])(\d{2,3}(?:\.\d+)?) ?(?:bpm|beats per minute)\b", re.IGNORECASE)
+_TEMPO = re.compile(
+    r"(?<![\d.])(\d{2,3}(?:\.\d+)?)[ -]?(?:bpms?|beats (?:per|a) minute)\b"
+    r"|\b(?:bpm|tempo)(?: of| is)?\W{1,2}(\d{2,3}(?:\.\d+)?)(?![\d.]*\d)",
+    re.IGNORECASE,
+)
+"""A number before or after the words that make it a tempo."""
 _KEY = re.compile(rf"\b([A-G](?:#|♯|b|♭|[ -]sharp|[ -]flat)?)[ -]((?i:{'|'.join(MODES)}))\b(?!.key)")
 _ARTICLE = re.compile(r"A (?:major|minor) +[a-z]")
 """Words in which "A" is no note, unless "in" or "of" precedes it: "A major hit"."""
@@ -82,7 +87,7 @@ def of_text(text: str) -> PromptFacts:
     return PromptFacts(
         genre=next(iter(genres[0][1])) if genres and len(genres[0][1]) == 1 else None,
         instruments=tuple(meanings for _, meanings in instruments),
-        tempo_bpm=float(tempo.group(1)) if tempo else None,
+        tempo_bpm=float(tempo.group(1) or tempo.group(2)) if tempo else None,
         key=tonic,
         mode=key.group(2).lower() if key else mode.group(1).lower() if mode else None,
         metre=metre or next(iter(written), None),

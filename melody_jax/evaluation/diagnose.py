@@ -44,7 +44,7 @@ class DiagnoseConfig(SamplingSettings):
     """Which model is diagnosed, and with which pieces."""
 
     model: str = option("mini", group="what to measure")
-    """Name of the release; it must contain a tokenizer."""
+    """Name of the release; of melody and musiclm, it must contain a tokenizer."""
     folder: str = ""
     """Folder of releases; empty: the packaged ones."""
     system: str = option("melody", choices=tuple(STAGES))

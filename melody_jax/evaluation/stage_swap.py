@@ -11,20 +11,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from melody_jax import release, release_folder
 from melody_jax.errors import UserError
 from melody_jax.evaluation.entry_stages import STAGES
 from melody_jax.evaluation.sound import Sound
 from melody_jax.models import diffusion_codec, mulan, tokenizer, vae
 from melody_jax.models.functional import Params
 from melody_jax.sampling import windows
-from melody_jax.sampling.cascade import Melody
+from melody_jax.sampling.cascade import Melody, load_networks
 from melody_jax.sampling.item_controls import item_keys
 from melody_jax.sampling.plan import NETWORKS
 from melody_jax.sampling.request import Request, make_requests
 from melody_jax.sampling.settings import SamplingSettings, shared_settings
-from melody_jax.sampling.system import System, controls_at
-from melody_jax.systems import load
+from melody_jax.sampling.system import System, controls_at, require_networks
+from melody_jax.systems import load, musiclm
 from melody_jax.systems.mousai import Mousai
 from melody_jax.systems.musiclm import MusicLM
 from melody_jax.systems.noise2music import Noise2Music
@@ -42,12 +41,13 @@ def load_system(name: str, system: str, folder: str) -> System:
         )
     if system == "melody":
         return load(name, folder=folder or None, networks=(*NETWORKS, "tokenizer"))
-    loaded = load(name, system=system, folder=folder or None)
     if system == "musiclm":
-        path = release_folder.root(folder or None) / name
-        loaded.params["tokenizer"], loaded.configs["tokenizer"], _ = release.load_network(path, "tokenizer")
-        loaded.hashes["tokenizer"] = release.network_hash(path, "tokenizer")
-    return loaded
+        networks = (*musiclm.NETWORKS, "tokenizer")
+        require_networks(name, folder or None, networks, "melody diagnose")
+        params, configs, hashes, text_tokenizer = load_networks(name, folder or None, networks)
+        assert text_tokenizer is not None
+        return MusicLM(params, configs, hashes, text_tokenizer)
+    return load(name, system=system, folder=folder or None)
 
 
 def swap_stages(

@@ -61,9 +61,10 @@ def draw_tempo(
 ) -> float | None:
     """A tempo in bpm for a prompt's point; None for music without a beat.
 
-    sharpness: power to which the probabilities are raised; 0 forgets the prompt, infinity takes the likeliest tempo.
+    sharpness: power to which the probabilities are raised; 0 forgets the prompt.
     """
-    logits = sharpness * np.asarray(log_probabilities(params, jnp.asarray(point)[None])[0], np.float64)
+    kernel, bias = (np.asarray(params[name], np.float64) for name in ("kernel", "bias"))
+    logits = sharpness * (np.asarray(point, np.float64) * len(point) ** 0.5 @ kernel + bias)
     probabilities = np.exp(logits - logits.max())
     drawn = np.random.default_rng([seed, len(logits)]).choice(
         len(logits), p=probabilities / probabilities.sum()

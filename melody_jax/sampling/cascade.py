@@ -271,9 +271,7 @@ def load(
     """
     if "dpd" in networks:
         refuse_other_system(release_folder.root(folder) / name)
-    if set(NETWORKS) <= set(networks) and release_folder.has_network(
-        release_folder.root(folder) / name, "tempo"
-    ):
+    if set(NETWORKS) <= set(networks) and _has_tempo_head(release_folder.root(folder) / name):
         networks = [*networks, "tempo"]
     if distilled:
         networks = ["dpd_distilled" if network == "dpd" else network for network in networks]
@@ -319,6 +317,12 @@ def _check_shared(path: Path, needs: dict[str, dict[str, str]]) -> None:
                     f"{path}: {first} was trained with {other} {expected[:12]}, {network} with {digest[:12]}; "
                     "take all files from one release"
                 )
+
+
+def _has_tempo_head(path: Path) -> bool:
+    """Whether a release has a tempo head beside its language model, not that of a base for another one."""
+    home = release_folder.network_folder(path, "lm")
+    return release_folder.network_folder(path, "tempo") == home and (home / "tempo.json").is_file()
 
 
 def _releases(root: Path) -> str:

@@ -99,7 +99,8 @@ def _write_folder(folder: Path, melody: Melody, config: SamplerConfig, settings:
     length = melody.configs["mulan"].text.max_length
     weights = {
         name: np.asarray(value)
-        for name, value in release.flatten(melody.params).items()
+        for network in (name for names in WEIGHTS.values() for name in names)
+        for name, value in release.flatten({network: melody.params[network]}).items()
         if not name.startswith("mulan/music/")  # prompts are texts
     }
     files.write_bytes(folder / "weights.safetensors", safetensors.numpy.save(weights))

@@ -191,7 +191,11 @@ def _check_controls(request: Request, vocabulary: ControlVocabulary | None) -> N
             f"melody is {shorten(request.melody)}; MeLoDy follows no melody, MusicLM does (--system musiclm)"
         )
     if request.controls and vocabulary is None:
-        given = {"bpm": f"{request.bpm:g}" if request.bpm else "", "key": request.key, "metre": request.metre}
+        given = {
+            "bpm": f"{request.bpm:g}" if request.bpm > 0 else "",
+            "key": request.key,
+            "metre": request.metre,
+        }
         name, value = next((name, value) for name, value in given.items() if value)
         raise UserError(f"{name} is {value}; this model has no control tokens: say it in the prompt")
     if vocabulary is not None:

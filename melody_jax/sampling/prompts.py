@@ -254,7 +254,7 @@ class PromptEncoder:
 
     def _needs_tempo(self, request: Request) -> bool:
         """Whether a tempo is drawn: nothing says one, and neither a source nor a sound of the prompt has its own."""
-        if self.tempo_head is None or request.source is not None or "tempo_bpm" in request.controls:
+        if self.tempo_head is None or request.source is not None or request.bpm:
             return False
         prompts = [prompt for _, prompt in request.scenes]
         has_sound = any(part.audio is not None for prompt in prompts for part in prompt_parts(prompt))

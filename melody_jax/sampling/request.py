@@ -145,7 +145,7 @@ class Request(ClipSettings):
     @property
     def controls(self) -> dict[str, Any]:
         """The facts (control_tokens.py) that the settings say."""
-        given = {"tempo_bpm": float(self.bpm), "metre": self.metre} | (
+        given = {"tempo_bpm": max(float(self.bpm), 0.0), "metre": self.metre} | (
             parse_key(self.key) if self.key else {}
         )
         return {name: value for name, value in given.items() if value}

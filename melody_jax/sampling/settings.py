@@ -71,9 +71,9 @@ class ClipSettings(SamplingSettings):
     Raises `UserError` for a value out of its range.
     """
 
-    bpm: float = option(0.0, group=WHAT, least=0, most=1000)
+    bpm: float = option(0.0, group=WHAT, least=-1, most=1000)
     """Tempo in beats per minute, for models with control tokens. 0: what the prompt says or, with a tempo head, one
-    that it may mean."""
+    that it may mean. -1: only what the prompt says."""
     key: str = option("", group=WHAT)
     """Key, such as "A minor" or "Bb major", for models with control tokens. Empty: what the prompt says."""
     metre: str = option("", group=WHAT)
@@ -94,6 +94,8 @@ class ClipSettings(SamplingSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if -1 < self.bpm < 0:
+            raise UserError(f"bpm is {self.bpm:g}; it must be a tempo, 0 or -1")
         if self.key:
             parse_key(self.key)
         if self.guidance_scale == 1 and self.guidance_rescale != type(self).guidance_rescale:

@@ -214,14 +214,17 @@ def require_networks(name: str, folder: str | Path | None, networks: Sequence[st
 
 
 def refuse_other_system(path: Path) -> None:
-    """Raises `UserError` if a release without a dpd of its own has the networks of another system than MeLoDy."""
-    signs = {"upsampler": "noise2music", "dmae": "mousai", "coarse": "musiclm"}
-    kind = next(
-        (system for network, system in signs.items() if (path / f"{network}.json").exists()), "melody"
-    )
+    """Raises `UserError` if a release is of another system than MeLoDy: by its own networks, or if they do not tell, by
+    those of its bases."""
+    signs = {"dpd": "melody", "upsampler": "noise2music", "dmae": "mousai", "coarse": "musiclm"}
+    own = [system for network, system in signs.items() if (path / f"{network}.json").exists()]
+    systems = own or [
+        system for network, system in signs.items() if release_folder.has_network(path, network)
+    ]
+    kind = systems[0] if systems else "melody"
     if kind == "musiclm" and not _has_prefix(path):
         kind = "audiolm"
-    if kind != "melody" and not (path / "dpd.json").exists():
+    if kind != "melody":
         raise UserError(
             f"{path} has no dpd but the networks of {kind}; load it with --system {kind}, in Python with "
             f"system={kind!r}"

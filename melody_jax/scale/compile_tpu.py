@@ -140,6 +140,10 @@ def _traced(config: CompileConfig, mesh: Mesh) -> tuple[Any, int]:
         encoder = with_fields(mulan.PAPER, dtype=config.dtype)
         decoder = with_fields(vae.PAPER, dtype=config.dtype)
         return trace_sampler(sampler, encoder, decoder, size, mesh), size
+    if config.system != "melody":
+        raise UserError(
+            f"--system is {config.system}, but --config {config.config} is a stage; it must be sampler"
+        )
     run = _adapted(load_config(config.config), config)
     return trace_step(run, mesh), run.data.batch_size
 

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from melody_jax import release
+from melody_jax import release, release_folder
 from melody_jax.config import DataConfig, LoRAConfig
 from melody_jax.config_json import from_dict
 from melody_jax.data import pipeline
@@ -163,7 +163,7 @@ def check_release(out: str, hashes: dict[str, str]) -> None:
         UserError: a network differs; the message names it.
     """
     for network, digest in hashes.items():
-        if (Path(out) / f"{network}.safetensors").is_file() and release.network_hash(out, network) != digest:
+        if release_folder.has_network(out, network) and release.network_hash(out, network) != digest:
             raise UserError(
                 f"{out} holds another {network} than the one this run was trained on ({digest[:12]})"
             )
