@@ -1,10 +1,11 @@
-"""How often a tempo could be right for the committed prompts, if a listener knew all that a prompt says about it.
+"""Upper bounds on tempo accuracy for the committed prompts, given everything that a prompt says about its tempo.
 
     python benchmarks/tempo_bound.py
 
-A prompt that names a number says its tempo. For one that does not, composed pieces of the same group whose tempo its
-words allow ("slow", "at a brisk tempo") show which tempi are meant: the best guess is right for the largest share of
-them, a draw among them as often as two of them have the same tempo. Prints both, for prompts with a beat.
+A prompt with a number gives its tempo exactly. For any other prompt, the plausible tempi are those of composed pieces
+of the same group that fit its words ("slow", "at a brisk tempo"). The best single guess is the tempo that matches most
+of these pieces. A random draw is right as often as two of the pieces have the same tempo. Prints both bounds, for
+prompts with a beat.
 """
 
 import re

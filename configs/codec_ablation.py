@@ -11,7 +11,7 @@ from melody_jax.models.rvq import QuantiserConfig
 
 
 def config() -> TrainConfig:
-    """The networks of `vae_ablation.py`, half the rate of the paper's codec, and 256 codes a level instead of 1,024."""
+    """The networks of `vae_ablation.py`, half the paper's frame rate, 256 codes per level instead of 1,024."""
     vae = load_config(Path(__file__).with_name("vae_ablation.py"))
     model = replace(vae.stage.model, quantiser=QuantiserConfig(levels=12, codes=256))
     return replace(vae, stage=replace(vae.stage, model=model), workdir="runs/codec_ablation")

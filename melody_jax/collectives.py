@@ -75,12 +75,13 @@ def total_by_kind(collectives: Iterable[Collective]) -> dict[str, tuple[int, flo
 
 
 def busiest_axis(collectives: Iterable[Collective], positions: Sequence[Sequence[int]]) -> float:
-    """Bytes that a device receives over the links of the chips' axis that carries most of them.
+    """Bytes that a device receives along the busiest axis of the torus.
 
-    A collective uses the links of those axes along which the devices of a group differ, in equal parts: one over a
-    single row of a torus leaves the links of the other axes idle. Communication between slices is left out.
+    A collective splits its traffic equally over the axes along which the devices of its group differ. A collective
+    within a single row of the torus therefore leaves the links of the other axes idle. Communication between slices is
+    not counted.
 
-    positions: the coordinates of every device in its slice.
+    positions: the coordinates of each device in its slice, in the order of the mesh.
     """
     sizes = np.zeros(len(positions[0]))
     for one in collectives:

@@ -1,8 +1,8 @@
-"""Where released networks lie: in the folder of a release, or in that of a release it is based on.
+"""Locates the files of released networks: in the folder of the release, or in that of one of its bases.
 
-A release that shares networks with others holds its own only, and names the others in `bases.json`, a list such as
-["musiclm", "mini"]. Each is a folder beside it or, failing that, a packaged release. A network that a release lacks is
-the one of its first base that has it; bases of bases are not searched.
+A release that shares networks with other releases (its bases) holds only its own networks. It lists the bases in
+`bases.json`, for example ["musiclm", "mini"]. A base is a folder next to the release or, if there is none, a packaged
+release. A missing network is taken from the first base that has it; bases of bases are not searched.
 """
 
 import os
@@ -35,8 +35,8 @@ def locate(path: str | os.PathLike) -> Path:
 def network_folder(path: str | os.PathLike, network: str) -> Path:
     """The folder that holds the files of a network of the release at `path`: its own, or that of a base.
 
-    Its own where none has the network, so that errors name it. Raises `UserError` if `bases.json` is no list of names,
-    or names a release that does not exist.
+    If neither has the network, the folder of the release itself, so that error messages name that folder. Raises
+    `UserError` if `bases.json` is not a list of names, or if it names a release that does not exist.
     """
     folder = locate(path)
     if (folder / f"{network}.json").is_file():

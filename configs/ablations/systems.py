@@ -1,6 +1,6 @@
 """MeLoDy and four others with equally large generating networks, on the same music (docs/systems.md).
 
-melody ablate systems
+melody ablate systems --releases release
 """
 
 from melody_jax.ablation.study import Study, SystemSampling
@@ -10,8 +10,8 @@ def study() -> Study:
     """Whole clips from prompts, with the settings that each system has by default; AudioLM has no prompts."""
     return Study(
         title="Systems",
-        question="How good and how fast are five systems whose generating networks are equally large and were trained "
-        "with as many operations on the same music?",
+        question="How do five systems compare in quality and speed if their generative networks have the same number "
+        "of parameters and are trained on the same music?",
         base=SystemSampling(model="melody_ablation", prompts=10),
         arms={
             "MeLoDy": {},

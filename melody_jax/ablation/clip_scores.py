@@ -1,4 +1,4 @@
-"""Scores of sampled clips: what a listener would check against the prompt, and distances to the pieces it describes."""
+"""Scores of sampled clips: adherence to the prompt, and embeddings for the distance to the pieces that it describes."""
 
 import hashlib
 import json
@@ -44,8 +44,8 @@ def score_clips(
 ) -> dict[str, np.ndarray]:
     """Arrays of the clips of `select_prompts(count)`, 24 kHz mono: one row per clip, or per clip with a beat.
 
-    melody: a cascade with a MuLan, that which embeds clips and prompts. runs: the folder of all runs, for what they
-    share.
+    melody: a cascade whose MuLan embeds the clips and prompts. runs: the folder of all runs; it caches the judge and
+    the embeddings of the described pieces.
     """
     prompts = list(select_prompts(count).values())
     pairs = list(zip(prompts, waves, strict=True))

@@ -91,7 +91,11 @@ def _with_data(resolved: Any, config: AblateConfig) -> Any:
     if isinstance(resolved, Sampling):
         if config.folder or config.validation_folder:
             raise UserError("this study trains nothing: leave out --folder and --validation-folder")
-        return dataclasses.replace(resolved, folder=config.releases) if config.releases else resolved
+        if not config.releases:
+            return resolved
+        if not isinstance(resolved, SystemSampling):
+            raise UserError("--releases is for studies of systems; this one samples a packaged release")
+        return dataclasses.replace(resolved, folder=config.releases)
     if not config.folder or not config.validation_folder:
         raise UserError("this study trains: give folders of feature shards, --folder and --validation-folder")
     data = dataclasses.replace(

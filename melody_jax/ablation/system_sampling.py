@@ -1,8 +1,8 @@
 """One run of a study that compares systems: clips of the committed prompts from one release, with their scores.
 
-Unlike `sampling.py`, a run makes its clips with `generate`: from the prompt to the waveform, with all language models.
-The run folder holds the same files; the digests are those of the prompts and seeds of a batch. Clips of a system
-without prompts, AudioLM, are compared with the prompts all the same: that is what chance reaches.
+Unlike `sampling.py`, a run generates its clips end to end, from prompt to waveform, including the language models.
+The run folder holds the same files; the digests cover the prompts and seeds of each batch. AudioLM takes no prompts,
+but its clips are scored against them as well: its scores are the chance level.
 """
 
 import dataclasses
@@ -86,7 +86,7 @@ def _sample(config: SystemSampling, metrics: Path, quiet: bool) -> tuple[np.ndar
 
 
 def _generate(config: SystemSampling, texts: list[str], seeds: list[int]) -> list[np.ndarray]:
-    """Clips of the prompts, or of as many nothings for a system without prompts."""
+    """One clip per prompt; AudioLM, which takes no prompts, generates as many clips without them."""
     prompts = [None] * len(texts) if config.system == "audiolm" else texts
     return _system(config).generate(prompts, seconds=config.seconds, seed=seeds, **_settings(config))
 

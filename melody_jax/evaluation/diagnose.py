@@ -2,7 +2,7 @@
 
     melody diagnose --model mini
 
-Composed test pieces enter the system one stage later each time (evaluation/entry_stages.py). The drop of a
+Composed test pieces enter the system one stage earlier each time (evaluation/entry_stages.py). The drop of a
 score from one stage to the next is the loss of one network. Writes `diagnosis-<model>.json` and `.md`.
 """
 

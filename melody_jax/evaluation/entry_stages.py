@@ -1,4 +1,4 @@
-"""Where ground truth enters each system for `melody diagnose`, one stage later each time.
+"""Where ground truth enters each system for `melody diagnose`, one stage earlier each time.
 
 MeLoDy:
     vae      the latents of the truth, decoded

@@ -1,4 +1,4 @@
-"""Clips of a system that ground truth enters one stage later each time, so that a loss can be located.
+"""Clips of a system with ground truth inserted one stage earlier each time, to locate the stage that loses quality.
 
 `entry_stages.py` names the stages of every system; `melody diagnose` is the command.
 """

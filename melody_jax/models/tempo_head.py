@@ -1,7 +1,7 @@
-"""Which tempi a prompt that says none may mean: a linear classifier of its point in MuLan's space.
+"""Predicts a distribution over tempi for prompts that give none: a linear classifier of MuLan's text embedding.
 
-Quantised to prefix tokens, a prompt loses its tempo (docs/mini.md), and a language model then plays techno at 90 bpm.
-Sampling draws a tempo from this distribution and says it, in words and as a control token.
+Quantisation to prefix tokens removes much of the tempo that a style implies (docs/mini.md), so the language model may
+play techno at 90 bpm. The sampler draws a tempo from this distribution and adds it to the prompt and control tokens.
 
 B batch, E width of MuLan's space, N tempi of the control vocabulary.
 """

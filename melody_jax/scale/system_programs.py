@@ -1,4 +1,4 @@
-"""The samplers of other systems than MeLoDy that are compiled ahead of time: word pieces to one window of sound.
+"""Samplers of the systems other than MeLoDy, for ahead-of-time compilation: from word pieces to one window of audio.
 
 Traced from shapes alone, data parallel, with all weights on every device.
 """
@@ -69,9 +69,10 @@ def paper_configs(system: str) -> Configs:
 
 
 def trace_system(system: str, configs: Configs, batch_size: int, mesh: Mesh) -> Any:
-    """The traced sampler of one window (`jax.stages.Traced`), with guidance and five steps of each diffusion.
+    """The traced sampler of one window (`jax.stages.Traced`), with the default number of steps of each diffusion.
 
-    AudioLM, which follows no words, is given them all the same. Raises `UserError` as `sharding.check_batch`.
+    All systems are guided except AudioLM, which takes no prompt: it receives the word pieces and ignores them, so that
+    all samplers have the same inputs. Raises `UserError` as `sharding.check_batch`.
     """
     check_batch(batch_size, mesh)
     function, pieces = {

@@ -13,7 +13,7 @@ from melody_jax.models.lm_config import LMConfig
 from melody_jax.sampling.item_controls import Controls, item_keys
 
 SEMANTIC, COARSE, FINE = range(3)
-"""Uses of randomness."""
+"""Values of `use`: each language model folds its own into the random key."""
 
 
 class Writing(NamedTuple):
@@ -39,8 +39,8 @@ def write_tokens(
     controls: Controls,
     melody: jax.Array | None = None,
 ) -> Generated:
-    """A sequence (B, length) that follows a prompt and begins with the tokens `begun`, the first `at_once` of which are
-    read in one pass. Every window and use has draws of its own."""
+    """Generates a sequence (B, length) from a prompt. It starts with the given tokens `begun`, of which the first
+    `at_once` are read in one pass. Each window (`number`) and each `use` has its own random key."""
     missing = length - begun.shape[1]
     # of one shape, so that any `begun` has the same program
     fixed = jnp.pad(begun, ((0, 0), (0, missing)), constant_values=-1)

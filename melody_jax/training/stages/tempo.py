@@ -1,6 +1,6 @@
-"""Training of the tempo head: the tempo of a piece from its caption, whose words may not say it.
+"""Training of the tempo head: predicts the tempo of a piece from its caption, which need not mention it.
 
-The text tower is a released MuLan's that does not learn: `params["frozen"]`. The audio of the batches is not used.
+The text tower is that of a released MuLan and stays frozen (`params["frozen"]`). The audio of the batches is not used.
 """
 
 import dataclasses
@@ -105,7 +105,7 @@ class TempoStage(Stage):
         return jnp.sum(losses * has_facts) / jnp.maximum(jnp.sum(has_facts), 1)
 
     def _target(self, tempo: Float[Array, " B"]) -> Float[Array, "B _"]:
-        """A normal distribution over the tempi around that of a piece, a class wide; the last class for nan."""
+        """Target probabilities: a Gaussian around the true tempo, one class wide; the last class if it is nan."""
         controls = self.model.controls
         has_beat = jnp.isfinite(tempo)
         octaves = jnp.log2(controls.fastest / controls.slowest)
