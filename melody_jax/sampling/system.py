@@ -217,8 +217,8 @@ def refuse_other_system(path: Path) -> None:
     """Raises `UserError` if a release is of another system than MeLoDy: by its own networks, or if they do not tell, by
     those of its bases."""
     signs = {"dpd": "melody", "upsampler": "noise2music", "dmae": "mousai", "coarse": "musiclm"}
-    own = [system for network, system in signs.items() if (path / f"{network}.json").exists()]
-    systems = own or [
+    systems = [system for network, system in signs.items() if (path / f"{network}.json").exists()]
+    systems = systems or [
         system for network, system in signs.items() if release_folder.has_network(path, network)
     ]
     kind = systems[0] if systems else "melody"
