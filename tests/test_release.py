@@ -254,7 +254,7 @@ def test_bfloat16_is_read(language_model: Path, tmp_path: Path) -> None:
 def test_the_descriptions_that_ship_have_their_hash() -> None:
     folder = release_folder.WEIGHTS / "mini"
     names = [name for name in release.NETWORKS if (folder / f"{name}.json").exists()]
-    assert len(names) == 6
+    assert len(names) == 7
     for name in names:
         description = json.loads((folder / f"{name}.json").read_text())
         assert release.DESCRIPTION_HASH in description
