@@ -59,7 +59,12 @@ def trace_sampler(
         window = first_window(params, config, controls)
         return latents_to_wave(params["vae"], decoder, window.latents)
 
-    shapes = jax.eval_shape(partial(_sampler_params, config, encoder, decoder), jax.random.key(0))
+    shapes = {
+        "mulan": mulan.shapes(encoder),
+        "lm": lm.shapes(config.lm),
+        "dpd": denoiser.shapes(config.dpd),
+        "vae": vae.shapes(decoder),
+    }
     return trace_per_device(sample, shapes, batch_size, encoder.levels, mesh)
 
 
@@ -87,21 +92,6 @@ def _inputs(batch_size: int, levels: int, length: int) -> tuple[jax.Array, jax.A
     pieces = jnp.zeros((batch_size, length), jnp.int32)
     controls = make_controls(jnp.zeros((batch_size, levels), jnp.int32), [SamplingSettings()])
     return pieces, pieces.astype(jnp.float32), controls
-
-
-def _sampler_params(
-    config: SamplerConfig, encoder: MuLanConfig, decoder: VAEConfig, key: jax.Array
-) -> dict[str, Params]:
-    """Parameters of the four networks, with the arrays that are fitted to MuLan after training."""
-    model = mulan.init(encoder, key)
-    model |= {"music_mean": jnp.zeros(encoder.embedding), "text_mean": jnp.zeros(encoder.embedding)}
-    model |= {"codebooks": jnp.zeros((encoder.levels, encoder.codes, encoder.embedding))}
-    return {
-        "mulan": model,
-        "lm": lm.init(config.lm, key),
-        "dpd": denoiser.init(config.dpd, key),
-        "vae": vae.init(decoder, key),
-    }
 
 
 def _placed(shapes: Any, sharding: NamedSharding) -> Any:

@@ -10,6 +10,12 @@ from melody_jax.config import load_config
 from melody_jax.models import lm, lm_config, vae
 
 
+def codec() -> dict[str, Any]:
+    """Parameters of the tiny codec, with random codebooks."""
+    params = vae.init(vae.TINY_CODES, jax.random.key(0))
+    return params | {"codebooks": jax.random.normal(jax.random.key(1), params["codebooks"].shape)}
+
+
 def musiclm_networks() -> dict[str, tuple[Any, Any]]:
     """Parameters and config of each network; those of one layer compile fastest."""
     tiny = tiny_networks()
@@ -21,9 +27,7 @@ def musiclm_networks() -> dict[str, tuple[Any, Any]]:
     languages = {
         name: (lm.init(config, jax.random.key(i)), config) for i, (name, config) in enumerate(configs.items())
     }
-    codec = vae.init(vae.TINY_CODES, jax.random.key(0))
-    codec |= {"codebooks": jax.random.normal(jax.random.key(1), codec["codebooks"].shape)}
-    return {"mulan": tiny["mulan"], "lm": tiny["lm"], **languages, "vae": (codec, vae.TINY_CODES)}
+    return {"mulan": tiny["mulan"], "lm": tiny["lm"], **languages, "vae": (codec(), vae.TINY_CODES)}
 
 
 def audiolm_networks() -> dict[str, tuple[Any, Any]]:
@@ -32,10 +36,8 @@ def audiolm_networks() -> dict[str, tuple[Any, Any]]:
     semantic = dataclasses.replace(lm_config.TINY, recall=False, **small)
     coarse = dataclasses.replace(load_config("coarse_tiny").stage.model, **small)
     fine = dataclasses.replace(load_config("fine_tiny").stage.model, layers=1)
-    codec = vae.init(vae.TINY_CODES, jax.random.key(0))
-    codec |= {"codebooks": jax.random.normal(jax.random.key(1), codec["codebooks"].shape)}
     languages = {
         name: (lm.init(config, jax.random.key(i)), config)
         for i, (name, config) in enumerate({"lm": semantic, "coarse": coarse, "fine": fine}.items())
     }
-    return {"tokenizer": tiny_networks()["tokenizer"], **languages, "vae": (codec, vae.TINY_CODES)}
+    return {"tokenizer": tiny_networks()["tokenizer"], **languages, "vae": (codec(), vae.TINY_CODES)}

@@ -36,6 +36,7 @@ from melody_jax.roles import Roles
 from melody_jax.text import vocabulary
 from melody_jax.training.fit_kmeans import fit_residual
 from melody_jax.training.stage import Batch, Metrics, Stage, loss_gradients
+from melody_jax.training.tempo_target import tempo_target
 
 MAX_LOGIT_SCALE = 100.0
 
@@ -234,7 +235,7 @@ class MuLanStage(Stage):
             losses.append(masked_mean(cross_entropy(logits[name], target), label >= 0))
             metrics[f"{name}_accuracy"] = masked_mean(jnp.argmax(logits[name], -1) == label, label >= 0)
         tempo = jnp.asarray(facts["tempo"])
-        target = self._tempo_target(tempo)
+        target = tempo_target(tempo, self.slowest, self.fastest, self.tempo_bins)
         losses.append(masked_mean(cross_entropy(logits["tempo"], target), jnp.isfinite(tempo)))
         bins_off = jnp.abs(jnp.argmax(logits["tempo"], -1) - jnp.argmax(target, -1))
         metrics["tempo_accuracy"] = masked_mean(bins_off <= 1, jnp.isfinite(tempo))
@@ -242,13 +243,6 @@ class MuLanStage(Stage):
         binary = jnp.sum(jax.nn.softplus(logits["instruments"]) - present * logits["instruments"], axis=-1)
         losses.append(masked_mean(binary / jnp.maximum(present.sum(-1), 1.0), present[:, 0] >= 0))
         return losses, metrics
-
-    def _tempo_target(self, tempo: jax.Array) -> jax.Array:
-        """Soft one-hot (B, bins) of tempos (B,) in bpm; the row of a missing tempo (nan) is finite, for masking."""
-        octaves = np.log2(self.fastest / self.slowest)
-        share = jnp.log2(jnp.where(jnp.isfinite(tempo), tempo, self.slowest) / self.slowest) / octaves
-        position = jnp.clip(share, 0.0, 1.0) * (self.tempo_bins - 1)
-        return jax.nn.softmax(-0.5 * (position[:, None] - jnp.arange(self.tempo_bins)) ** 2, axis=-1)
 
 
 def load_text(path: str, config: TextConfig) -> Params:

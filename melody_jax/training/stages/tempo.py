@@ -20,6 +20,7 @@ from melody_jax.models.mulan import MuLanConfig
 from melody_jax.models.tempo_head import TempoHeadConfig
 from melody_jax.roles import Roles
 from melody_jax.training.stage import Batch, Metrics, Stage, loss_gradients
+from melody_jax.training.tempo_target import tempo_target
 from melody_jax.training.text_tokenizer import check_tokenizer
 
 TEXT = ("text", "text_mean")
@@ -108,10 +109,7 @@ class TempoStage(Stage):
         """Target probabilities: a Gaussian around the true tempo, one class wide; the last class if it is nan."""
         controls = self.model.controls
         has_beat = jnp.isfinite(tempo)
-        octaves = jnp.log2(controls.fastest / controls.slowest)
-        share = jnp.log2(jnp.where(has_beat, tempo, controls.slowest) / controls.slowest) / octaves
-        place = jnp.clip(share, 0.0, 1.0) * (controls.tempos - 1)
-        near = jax.nn.softmax(-0.5 * (place[:, None] - jnp.arange(controls.tempos)) ** 2, axis=-1)
+        near = tempo_target(tempo, controls.slowest, controls.fastest, controls.tempos)
         return jnp.concatenate([near * has_beat[:, None], ~has_beat[:, None]], axis=-1)
 
     def evaluate(self, params: Params, batch: Batch, key: PRNGKeyArray) -> Metrics:
