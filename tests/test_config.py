@@ -119,7 +119,7 @@ def test_bad_files_are_one_line(path: Path) -> None:
         load_config(path.with_name("broken.py"))
     with pytest.raises(UserError, match=r"no function config\(\)"):
         load_config(path.with_name("empty.py"))
-    with pytest.raises(UserError, match=r"[Tt]he package has coarse_audiolm_paper, .*, vae_tiny"):
+    with pytest.raises(UserError, match=r"[Tt]he package has coarse_ablation, .*, vae_tiny"):
         load_config("dpd_minni")
     with pytest.raises(UserError, match=r"[Tt]he package has backbones, "):
         load_study("chonks")

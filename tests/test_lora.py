@@ -61,7 +61,9 @@ def test_every_matrix_of_a_stack_has_its_own() -> None:
             4 / 5,
             {"qkv", "out", "gate_up", "down"},
         ),  # stacked: 5 in one
-        (load_config(CONFIGS / "dpd_mini.py").stage, 10, {"query", "key_value", "out", "hidden"}),
+        # ten in a layer of the coarse path; where the fine path has attention too, six there
+        (load_config(CONFIGS / "dpd_paper.py").stage, 20, {"query", "key_value", "out", "hidden"}),
+        (load_config(CONFIGS / "dpd_mini.py").stage, 16, {"query", "key_value", "out", "hidden"}),
         (load_config(CONFIGS / "lm_paper.py").stage, 4 / 24, {"qkv", "out", "gate_up", "down"}),
     ],
 )
@@ -71,7 +73,7 @@ def test_attention_and_feed_forward_have_them(stage: Any, per_block: float, name
     assert {path.split("/")[-2] for path in kernels} == names
     blocks = getattr(stage.model, "layers", None) or stage.model.blocks
     assert len(kernels) == round(per_block * blocks)
-    assert not any("film" in path or "fine" in path for path in kernels)
+    assert not any("film" in path or "modulation" in path for path in kernels)
     assert count(params["model"]) < 0.12 * count(params["base"])
 
 
