@@ -210,6 +210,10 @@ class TrainConfig:
     """Number of skips or rollbacks after which a process stops."""
     mesh: tuple[int, int, int] = option((-1, 1, 1), group="devices")
     """Devices on the axes (data, fsdp, tensor); one may be -1: all remaining devices."""
+    zero_stage: typing.Literal[1, 3] = 3
+    """What the mesh axis fsdp splits, as ZeRO (arXiv 1910.02054) numbers it. 3: parameters, optimiser moments and
+    average; the parameters of each block are gathered where they are used. 1: moments and average only; parameters are
+    gathered once per step, but take more memory."""
     matmul_precision: typing.Literal["default", "bfloat16"] = "default"
     """"bfloat16": the factors of linear layers' products are rounded to bfloat16, their sums are float32. The
     gradients of a step take 0.75 to 0.85 times as long on a CPU with bfloat16 units; TPUs do so by default."""

@@ -38,6 +38,8 @@ class Role:
     """Whether it is a projection of attention or of a feed-forward layer, which gets an adapter by default."""
     stacked: bool = False
     """Whether the first axis stacks identical blocks."""
+    gathered: bool = False
+    """Whether each device of the mesh axis `fsdp` stores the whole array."""
 
 
 EMBEDDING = Role("embedding")
@@ -85,7 +87,16 @@ def without(kind: Kind, tree: dict[str, Any], roles: Roles) -> dict[str, Any]:
 
 def stack(roles: Roles) -> Roles:
     """The roles of identical blocks whose parameters are stacked along a first axis."""
+    return _replace(roles, stacked=True)
+
+
+def gather(roles: Roles) -> Roles:
+    """The roles of parameters of which each device of the mesh axis `fsdp` stores all."""
+    return _replace(roles, gathered=True)
+
+
+def _replace(roles: Roles, **changes: bool) -> Roles:
     return {
-        name: stack(part) if isinstance(part, dict) else dataclasses.replace(part, stacked=True)
+        name: _replace(part, **changes) if isinstance(part, dict) else dataclasses.replace(part, **changes)
         for name, part in roles.items()
     }

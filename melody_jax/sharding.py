@@ -4,6 +4,7 @@
 Axes are Auto: inputs and outputs have explicit placements, the compiler derives the rest.
 """
 
+import dataclasses
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache
@@ -113,7 +114,9 @@ def parameter_spec(role: Role | None, shape: tuple[int, ...], mesh: Mesh | Abstr
         return PartitionSpec()
     spec: list[str | None] = [None] * len(shape)
     for offset, axis in enumerate(reversed(PLACEMENT[role.kind]), start=1):
-        if axis is not None and mesh.shape[axis] > 1 and shape[-offset] % mesh.shape[axis] == 0:
+        if axis is None or (axis == "fsdp" and role.gathered):
+            continue
+        if mesh.shape[axis] > 1 and shape[-offset] % mesh.shape[axis] == 0:
             spec[-offset] = axis
     return PartitionSpec(*spec) if any(spec) else PartitionSpec()
 
@@ -129,6 +132,31 @@ def state_sharding(shapes: Any, roles: Roles, mesh: Mesh) -> Any:
         return NamedSharding(mesh, parameter_spec(role, leaf.shape, mesh))
 
     return jax.tree_util.tree_map_with_path(place, shapes)
+
+
+def gather_kernel(kernel: jax.Array, role: Role) -> jax.Array:
+    """A kernel of which each device of the mesh axis `fsdp` has all; the kernel unchanged outside of `mesh_context`.
+
+    Left to itself, the compiler gathers a kernel anew for each of several products with it.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if not mesh.auto_axes:
+        return kernel
+    spec = parameter_spec(dataclasses.replace(role, gathered=True), kernel.shape, mesh)
+    return jax.lax.with_sharding_constraint(kernel, spec)
+
+
+def constrain_state(tree: Any, roles: Roles) -> Any:
+    """A tree whose leaves are placed as `state_sharding` does; the tree unchanged outside of `mesh_context`."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if not mesh.auto_axes:
+        return tree
+
+    def place(path: jax.tree_util.KeyPath, leaf: Any) -> jax.Array:
+        spec = parameter_spec(find_role(roles, path_names(path)), leaf.shape, mesh)
+        return jax.lax.with_sharding_constraint(leaf, spec)
+
+    return jax.tree_util.tree_map_with_path(place, tree)
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:

@@ -23,12 +23,14 @@ from helpers.arrays import assert_same
 from helpers.toy import run, toy_config
 mesh = {mesh}
 with tempfile.TemporaryDirectory() as folder:
-    state = run(toy_config(folder, mesh=mesh, steps=12, save_every=0))
+    state = run(toy_config(folder, mesh=mesh, zero_stage={zero_stage}, steps=12, save_every=0))
     restored = run(toy_config(folder, mesh=(-1, 1, 1), steps=12, save_every=0))
     assert_same(restored, state)
     resumed = run(toy_config(folder, mesh=(-1, 1, 1), steps=14, save_every=0))
 kernel = state.params["model"]["dense"]["kernel"]
-print(json.dumps([len(jax.devices()), list(kernel.sharding.spec), np.asarray(kernel).tolist(), int(resumed.step)]))
+average = state.ema["dense"]["kernel"]
+specs = [list(kernel.sharding.spec), list(average.sharding.spec)]
+print(json.dumps([len(jax.devices()), specs, np.asarray(kernel).tolist(), int(resumed.step)]))
 """
 
 
@@ -51,6 +53,21 @@ print(json.dumps(losses))
 """
 
 
+GATHERED = """
+import json, jax
+from melody_jax.collectives import read_collectives, total_by_kind
+from melody_jax.config import load_config
+from melody_jax.models.functional import count
+from melody_jax.scale.programs import trace_step
+from melody_jax.sharding import make_mesh
+config = load_config("lm_tiny", ["--data.batch-size", "8", "--stage.model.dtype", "bfloat16"])
+compiled = trace_step(config, make_mesh((1, 8, 1))).lower().compile()
+received = total_by_kind(read_collectives(compiled.as_text()))["all-gather"][1]
+weights = count(jax.eval_shape(config.stage.init, jax.random.key(0)))
+print(json.dumps(received / (2 * weights * 7 / 8)))
+"""
+
+
 def run_on(devices: int, script: str, **fields: Any) -> tuple[Any, str]:
     """What a script prints in JSON, and its standard error, in a process with so many devices."""
     tests = Path(__file__).parent
@@ -65,8 +82,8 @@ def run_on(devices: int, script: str, **fields: Any) -> tuple[Any, str]:
     return json.loads(done.stdout.splitlines()[-1]), done.stderr
 
 
-def train_on(devices: int, mesh: tuple[int, int, int]) -> list:
-    result, errors = run_on(devices, SCRIPT, mesh=mesh)
+def train_on(devices: int, mesh: tuple[int, int, int], zero_stage: int = 3) -> list:
+    result, errors = run_on(devices, SCRIPT, mesh=mesh, zero_stage=zero_stage)
     note = (
         "resumes with processes 1, data 8, fsdp 1, tensor 1 after processes 1, data 2, fsdp 2, tensor 2: the"
     )
@@ -76,11 +93,12 @@ def train_on(devices: int, mesh: tuple[int, int, int]) -> list:
 
 def test_sharded_equals_single_device() -> None:
     one = train_on(1, (1, 1, 1))
-    eight = train_on(8, (2, 2, -1))
-    assert (one[0], eight[0]) == (1, 8)
-    assert eight[1] == ["fsdp", "tensor"]
-    assert eight[3] == 14
-    np.testing.assert_allclose(one[2], eight[2], rtol=1e-5, atol=1e-6)
+    for zero_stage, parameters in ((3, ["fsdp", "tensor"]), (1, [None, "tensor"])):
+        eight = train_on(8, (2, 2, -1), zero_stage)
+        assert (one[0], eight[0]) == (1, 8)
+        assert eight[1] == [parameters, ["fsdp", "tensor"]]
+        assert eight[3] == 14
+        np.testing.assert_allclose(one[2], eight[2], rtol=1e-5, atol=1e-6)
 
 
 def test_sharded_equals_single_device_in_every_stage_of_audiolm_and_musiclm() -> None:
@@ -90,6 +108,12 @@ def test_sharded_equals_single_device_in_every_stage_of_audiolm_and_musiclm() ->
     for name in STAGES:
         assert len(one[name]) == 3
         np.testing.assert_allclose(one[name], eight[name], rtol=1e-4, err_msg=name)
+
+
+def test_kernels_are_gathered_once_in_each_direction() -> None:
+    """In the type in which they are multiplied, bfloat16."""
+    passes, _ = run_on(8, GATHERED)
+    assert 1 < passes < 2.2
 
 
 def test_specs_leave_out_what_does_not_divide() -> None:

@@ -27,6 +27,7 @@ from melody_jax import roles
 from melody_jax.models.products import product
 from melody_jax.models.roformer import Attention
 from melody_jax.models.sru import SRU, SRUConfig
+from melody_jax.sharding import gather_kernel
 
 FinePath = Literal["sru", "linear_recurrence", "local_attention"]
 SHARPNESS = 8.0
@@ -53,7 +54,8 @@ class LinearRecurrenceLayer(nnx.Module):
     def __call__(self, x: Float[Array, "T N D"]) -> Float[Array, "T N _"]:
         """(T, N, D) to (T, N, 2 H)."""
         bias = self.bias[...]
-        candidate, forget, enter, gate = jnp.split(product(x, self.kernel[...].astype(x.dtype)), 4, axis=-1)
+        kernel = gather_kernel(self.kernel[...].astype(x.dtype), roles.COLUMN)
+        candidate, forget, enter, gate = jnp.split(product(x, kernel), 4, axis=-1)
         forget = jax.nn.sigmoid(forget.astype(jnp.float32) + bias[0])
         enter = jax.nn.sigmoid(enter.astype(jnp.float32) + bias[1])
         log_decay = -SHARPNESS * jax.nn.softplus(self.decay[...]) * forget

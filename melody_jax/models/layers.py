@@ -3,17 +3,20 @@
 B batch, T time, H heads, D channels, W = H * D.
 """
 
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from flax.nnx.nn import dtypes
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Num
 
 from melody_jax import roles
 from melody_jax.models.products import product
 from melody_jax.roles import Kind, Role
+from melody_jax.sharding import gather_kernel
 
 MASKED = -1e9
 """Additive bias that removes an attention score."""
@@ -36,14 +39,22 @@ class Linear(nnx.Linear):
         **options: Any,
     ) -> None:
         options.setdefault("dot_general", product)
+        kernel_role = Role(role, lora)
         super().__init__(
             inputs,
             outputs,
-            kernel_metadata={"role": Role(role, lora)},
+            promote_dtype=partial(_promote, kernel_role),
+            kernel_metadata={"role": kernel_role},
             bias_metadata={"role": roles.BIAS},
             rngs=rngs,
             **options,
         )
+
+
+def _promote(role: Role, arrays: Any, /, *, dtype: Any = None, inexact: bool = True) -> Any:
+    """Input, kernel and bias of a layer in the type that it multiplies in, the kernel gathered in that type."""
+    x, kernel, bias = dtypes.promote_dtype(arrays, dtype=dtype, inexact=inexact)
+    return x, gather_kernel(kernel, role), bias
 
 
 class RMSNorm(nnx.Module):

@@ -25,6 +25,7 @@ from melody_jax import roles
 from melody_jax.models import functional
 from melody_jax.models.functional import Params
 from melody_jax.models.products import product
+from melody_jax.sharding import gather_kernel
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -56,7 +57,7 @@ class SRULayer(nnx.Module):
     def __call__(self, x: Float[Array, "T N D"]) -> Float[Array, "T N _"]:
         """(T, N, D) to (T, N, 2 H)."""
         hidden = self.config.hidden
-        kernel = self.kernel[...].astype(x.dtype)
+        kernel = gather_kernel(self.kernel[...].astype(x.dtype), roles.COLUMN)
         candidate, forget, gate, skip = (
             product(x, kernel[:, i : i + 2 * hidden]) for i in range(0, 8 * hidden, 2 * hidden)
         )

@@ -23,6 +23,7 @@ from melody_jax.models.functional import Params
 from melody_jax.roles import without
 from melody_jax.sharding import (
     check_batch,
+    constrain_state,
     make_mesh,
     mesh_context,
     place_batch,
@@ -172,6 +173,7 @@ def make_step(config: TrainConfig, state: TrainState) -> jax.stages.Wrapped:
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(seed_key, state.step)
         grads, metrics = accumulated(stage, config.accumulate, state.params, batch, key, state.step)
+        grads = constrain_state(grads, stage.roles)
         updates, opt_state = optimizer.update(grads, state.opt_state, trained(state.params))
         updated_params = cast(Params, optax.apply_updates(trained(state.params), updates))
         params = state.params | updated_params

@@ -22,8 +22,8 @@ from melody_jax.training.notes import print_note
 
 FREE_FIELDS = (
     "steps", "log_every", "eval_every", "eval_batches", "save_every", "save_minutes", "stop_minutes",
-    "sigterm_seconds", "keep_last", "keep_every", "on_nonfinite", "nonfinite_limit", "mesh", "workdir", "init_from",
-    "data.threads", "data.prefetch", "data.networks", "stage.networks",
+    "sigterm_seconds", "keep_last", "keep_every", "on_nonfinite", "nonfinite_limit", "mesh", "zero_stage", "workdir",
+    "init_from", "data.threads", "data.prefetch", "data.networks", "stage.networks",
 )  # fmt: skip
 """Fields that may change when a run resumes: they set its length, intervals, folder and devices, not what it
 computes."""

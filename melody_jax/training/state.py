@@ -11,7 +11,7 @@ from optax import contrib
 
 from melody_jax.config import OptimizerConfig, TrainConfig
 from melody_jax.models.functional import Params
-from melody_jax.roles import Kind, Role, Roles, find_role
+from melody_jax.roles import Kind, Role, Roles, find_role, gather
 from melody_jax.sharding import path_name, path_names
 from melody_jax.training.lora import adapted
 
@@ -152,9 +152,13 @@ def trained(params: Params) -> Params:
 
 
 def state_roles(config: TrainConfig) -> Roles:
-    """The roles of the arrays of a run's `TrainState`: parameters, optimiser moments and average."""
+    """The roles of the arrays of a run's `TrainState`: parameters, optimiser moments and average.
+
+    With `zero_stage` 1 only those of the moments and the average are split over the mesh axis `fsdp`.
+    """
     roles = adapted(config.stage, config.lora).roles
-    return roles | {"ema": roles["model"]}
+    parameters = gather(roles) if config.zero_stage == 1 else roles
+    return roles | {"ema": roles["model"], "params": parameters}
 
 
 def create_state(config: TrainConfig, key: jax.Array) -> TrainState:
