@@ -1,6 +1,8 @@
-"""A page to listen to: clips of a released model beside the composed pieces whose captions were their prompts.
+"""A page to listen to: clips of released models beside the composed pieces whose captions were their prompts.
 
     python benchmarks/listening_page.py        # writes docs/listen/: index.html, OGG files and spectrograms
+    python benchmarks/listening_page.py --prompts 12 --out docs/listen/systems \\
+        --models melody_ablation musiclm:musiclm_ablation audiolm:audiolm_ablation
 
 The prompts are not chosen by ear: they are the last one of each of the 16 groups of `melody_jax/assets/prompts.jsonl`,
 and the last but one of the first 8 groups. Clip i has the seed i, and all other settings are the defaults.
@@ -28,7 +30,7 @@ from melody_jax.evaluation.composed_prompts import ComposedPrompt
 from melody_jax.evaluation.sound import Sound
 from melody_jax.files import make_folder, write_bytes
 from melody_jax.runtime import enable_compile_cache
-from melody_jax.sampling.cascade import load
+from melody_jax.systems import load
 
 ROOT = Path(__file__).parents[1]
 SECONDS = 10
@@ -43,18 +45,20 @@ EDGES = np.geomspace(LOWEST, RATE / 2, ROWS + 1)
 STYLE = """
 body { font-family: sans-serif; max-width: 62em; margin: 2em auto; padding: 0 1em; color: #222; }
 section { border-top: 1px solid #ccc; padding: 1em 0; } h2 { font-size: 1.05em; margin: 0 0 .4em; }
-.pair { display: grid; grid-template-columns: 1fr 1fr; gap: 1em; } img { width: 100%; } audio { width: 100%; }
-h3 { font-size: .85em; font-weight: normal; margin: 0; }
-@media (max-width: 40em) { .pair { grid-template-columns: 1fr; } }
+.clips { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(20em, 100%), 1fr)); gap: 1em; }
+img, audio { width: 100%; } h3 { font-size: .85em; font-weight: normal; margin: 0; }
 """
+UNPROMPTED = """ AudioLM takes no prompts: its clips come from their seeds alone."""
 
 
 @dataclass(frozen=True)
 class Arguments:
-    """Writes the listening page of a released model."""
+    """Writes a listening page."""
 
-    model: str = "mini"
-    """Name of the release."""
+    models: tuple[str, ...] = ("mini",)
+    """The releases, each as NAME, or as SYSTEM:NAME unless it is a MeLoDy."""
+    prompts: int = 24
+    """Number of prompts, up to 24."""
     folder: str | None = None
     """Folder of releases; none: the packaged ones."""
     out: Path = ROOT / "docs" / "listen"
@@ -109,40 +113,65 @@ def column(folder: Path, name: str, title: str, clip: np.ndarray) -> str:
     )
 
 
+def sections(models: tuple[str, ...], count: int, folder: str | None, out: Path) -> list[str]:
+    """Writes clips and spectrograms; returns the HTML of every prompt."""
+    prompts = choose_prompts()[:count]
+    clips = {model: generate(model, [prompt.text for _, prompt in prompts], folder) for model in models}
+    written = []
+    for seed, (place, prompt) in enumerate(tqdm(prompts, unit="prompt")):
+        columns = [
+            column(
+                out,
+                f"{seed:02d}-{release_name(model)}",
+                f"{release_name(model)}, seed {seed}",
+                clips[model][seed],
+            )
+            for model in models
+        ]
+        composed = composed_prompts.ground_truth(prompt, place, SECONDS)
+        columns.append(
+            column(out, f"{seed:02d}-composed", "the composed piece that the caption describes", composed)
+        )
+        heading = f"<h2>{html.escape(prompt.text)}</h2>"
+        written.append(f'<section>{heading}<div class="clips">{"".join(columns)}</div></section>')
+    return written
+
+
+def generate(model: str, texts: list[str], folder: str | None) -> list[np.ndarray]:
+    """A clip for each text with the seeds 0, 1, ..., 24 kHz mono; AudioLM's do not follow the texts."""
+    system = system_of(model)
+    loaded = load(release_name(model), system=system, folder=folder)
+    prompts = [None] * len(texts) if system == "audiolm" else texts
+    clips = loaded.generate(prompts, seconds=SECONDS, seed=list(range(len(texts))))
+    return [Sound(clip, loaded.audio_format).to() for clip in clips]
+
+
+def system_of(model: str) -> str:
+    """The system of SYSTEM:NAME, or MeLoDy."""
+    return model.rpartition(":")[0] or "melody"
+
+
+def release_name(model: str) -> str:
+    """NAME, of NAME or SYSTEM:NAME."""
+    return model.rpartition(":")[2]
+
+
 def main() -> None:
     """Samples, renders and writes the page."""
     arguments = tyro.cli(Arguments, description=__doc__)
     enable_compile_cache()
     make_folder(arguments.out)
-    melody = load(arguments.model, folder=arguments.folder)
-    prompts = choose_prompts()
-    texts = [prompt.text for _, prompt in prompts]
-    clips = melody.generate(texts, seconds=SECONDS, seed=list(range(len(texts))))
-    sections = []
-    for seed, ((place, prompt), clip) in enumerate(zip(tqdm(prompts, unit="piece"), clips, strict=True)):
-        composed = composed_prompts.ground_truth(prompt, place, SECONDS)
-        generated = Sound(clip, melody.audio_format).to()
-        columns = (
-            column(
-                arguments.out, f"{seed:02d}-{arguments.model}", f"{arguments.model}, seed {seed}", generated
-            ),
-            column(
-                arguments.out,
-                f"{seed:02d}-composed",
-                "the composed piece that the caption describes",
-                composed,
-            ),
-        )
-        heading = f"<h2>{html.escape(prompt.text)}</h2>"
-        sections.append(f'<section>{heading}<div class="pair">{"".join(columns)}</div></section>')
-    title = f"{html.escape(arguments.model)}: 24 prompts"
+    written = sections(arguments.models, arguments.prompts, arguments.folder, arguments.out)
+    title = html.escape(f"{', '.join(map(release_name, arguments.models))}: {len(written)} prompts")
+    note = UNPROMPTED if "audiolm" in map(system_of, arguments.models) else ""
     text = f"""<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
 <title>{title}</title><style>{STYLE}</style></head><body><main><h1>{title}</h1>
 <p>The prompts are captions of composed pieces of the test split, chosen by rule: the last one of each of the 16 groups
-of music, and the last but one of the first 8 groups. Each clip was generated once, with the default settings and the
-seed beside it; none was left out. <code>melody sample "PROMPT" --seed SEED</code> makes it again.</p>
-{"".join(sections)}</main></body></html>
+of music, then the last but one of the first 8 groups, of which the first {len(written)} are here. Each clip was
+generated once, with the default settings and the seed beside it; none was left out.
+<code>melody sample "PROMPT" --seed SEED</code> makes it again.{note}</p>
+{"".join(written)}</main></body></html>
 """
     write_bytes(arguments.out / "index.html", text.encode())
 

@@ -69,6 +69,8 @@ HEAD = (
     "network, ms",
     "largest bound",
     "largest possible MFU, %",
+    "estimate: products + rest, ms",
+    "estimated MFU, %",
     "collectives per step, received MB",
     "compile effort",
 )
@@ -113,7 +115,7 @@ def compile_row(program: str, place: str) -> dict[str, Any]:
     except UserError as error:
         return row | {"refused": str(error)}
     flops = report.flops if config.remat == "none" else model_flops(config) / report.devices
-    row |= dataclasses.asdict(report) | {"model_flops": flops}
+    row |= dataclasses.asdict(report) | {"model_flops": flops, "estimate": report.estimate}
     return row | {"bound": report.roofline.bound, "seconds": round(time.monotonic() - start)}
 
 
@@ -128,7 +130,7 @@ def cells(name: str, row: dict[str, Any]) -> list[str]:
     ]
     effort = "quick" if row["quick"] else "full"
     if "refused" in row:
-        return [*start, *["-"] * 9, row["refused"], effort]
+        return [*start, *["-"] * 11, row["refused"], effort]
     bounds = row["roofline"]
     chip = CHIPS[PLACES[place][0].split(":")[0]]
     longest = max(bounds.values())
@@ -146,9 +148,18 @@ def cells(name: str, row: dict[str, Any]) -> list[str]:
         *times,
         row["bound"],
         f"{100 * row['model_flops'] / chip.flops / longest:.0f}",
+        *_estimated(row, row["model_flops"] / chip.flops),
         sent or "none",
         effort,
     ]
+
+
+def _estimated(row: dict[str, Any], compute: float) -> tuple[str, str]:
+    """The cells of the compiler's estimate; `compute`: seconds of the network's FLOPs at the chip's peak."""
+    if not row["estimate"]:
+        return "none", "-"
+    parts = f"{row['products'] * 1e3:.1f} + {row['others'] * 1e3:.1f}"
+    return parts, f"{100 * compute / row['estimate']:.0f}"
 
 
 def write(rows: dict[str, Any], out: Path) -> None:

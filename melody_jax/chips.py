@@ -15,6 +15,9 @@ class Chip:
 
     flops: float
     """Peak of bfloat16 matrix products, FLOP/s."""
+    clock: float
+    """Cycles/s that follow from this peak and the chip's matrix units: 4 (v5e) or 8 (v5p) of 128 x 128, 4 of 256 x 256
+    (v6e)."""
     memory: float
     """Size of the HBM, bytes."""
     bandwidth: float
@@ -28,9 +31,33 @@ class Chip:
 
 
 CHIPS = {
-    "v5e": Chip(flops=197e12, memory=16e9, bandwidth=819e9, interconnect=200e9, axes=2, network=3.125e9),
-    "v5p": Chip(flops=459e12, memory=95e9, bandwidth=2765e9, interconnect=600e9, axes=3, network=6.25e9),
-    "v6e": Chip(flops=918e12, memory=32e9, bandwidth=1638e9, interconnect=400e9, axes=2, network=12.5e9),
+    "v5e": Chip(
+        flops=197e12,
+        clock=197e12 / (2 * 4 * 128**2),
+        memory=16e9,
+        bandwidth=819e9,
+        interconnect=200e9,
+        axes=2,
+        network=3.125e9,
+    ),
+    "v5p": Chip(
+        flops=459e12,
+        clock=459e12 / (2 * 8 * 128**2),
+        memory=95e9,
+        bandwidth=2765e9,
+        interconnect=600e9,
+        axes=3,
+        network=6.25e9,
+    ),
+    "v6e": Chip(
+        flops=918e12,
+        clock=918e12 / (2 * 4 * 256**2),
+        memory=32e9,
+        bandwidth=1638e9,
+        interconnect=400e9,
+        axes=2,
+        network=12.5e9,
+    ),
 }
 
 

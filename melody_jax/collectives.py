@@ -7,10 +7,12 @@ all-reduce. Devices are numbered in the order of the mesh.
 
 import math
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
+
+from melody_jax.hlo import operations
 
 ELEMENT_BYTES = {
     "pred": 1,
@@ -47,22 +49,12 @@ def read_collectives(hlo: str) -> list[Collective]:
     Raises:
         ValueError: a collective's replica groups cannot be read.
     """
-    bodies = _computations(hlo)
-
-    def visit(name: str, times: int) -> Iterator[Collective]:
-        for line in bodies.get(name, ()):
-            for kind in KINDS:
-                if re.search(rf" {kind}(-start)?\(", line):
-                    yield _collective(line, kind, times)
-            if loop := re.search(r"condition=%?([\w.-]+), body=%?([\w.-]+)", line):
-                yield from visit(loop[2], times * _iterations(line, bodies.get(loop[1], [])))
-            for called in re.findall(
-                r"(?:to_apply|calls|true_computation|false_computation)=%?([\w.-]+)", line
-            ):
-                yield from visit(called, times)
-
-    entry = re.search(r"^ENTRY %?([\w.-]+)", hlo, re.MULTILINE)
-    return list(visit(entry[1], 1)) if entry else []
+    return [
+        _collective(operation.line, kind, operation.times)
+        for operation in operations(hlo)
+        for kind in KINDS
+        if re.search(rf" {kind}(-start)?\(", operation.line)
+    ]
 
 
 def total_by_kind(collectives: Iterable[Collective]) -> dict[str, tuple[int, float]]:
@@ -102,26 +94,6 @@ def _collective(line: str, kind: str, times: int) -> Collective:
     n = len(devices)
     share = {"reduce-scatter": n - 1.0, "all-reduce": 2 * (n - 1) / n}.get(kind, (n - 1) / n)
     return Collective(kind, times, share * size, devices)
-
-
-def _iterations(line: str, condition: list[str]) -> int:
-    """Iterations of a loop: the compiler's trip count, or the constant that its counter is compared with."""
-    if trip_count := re.search(r'"known_trip_count":\{"n":"(\d+)"\}', line):
-        return int(trip_count[1])
-    bounds = [int(n) for text in condition for n in re.findall(r"[su]32\[\]\S* constant\((\d+)\)", text)]
-    return max(bounds) if bounds and any("direction=LT" in text for text in condition) else 1
-
-
-def _computations(hlo: str) -> dict[str, list[str]]:
-    """Name -> lines of every computation of the module."""
-    computations: dict[str, list[str]] = {}
-    current: list[str] = []
-    for line in hlo.splitlines():
-        if head := re.match(r"(?:ENTRY )?%?([\w.-]+) .*\{$", line):
-            current = computations.setdefault(head[1], [])
-        elif line.startswith("  "):
-            current.append(line)
-    return computations
 
 
 def _result_bytes(line: str, kind: str) -> float:

@@ -26,6 +26,7 @@ GROUND = (
     "files",
     "flops",
     "folders",
+    "hlo",
     "mpeg_audio",
     "options",
     "parameterisation",

@@ -21,6 +21,7 @@ from melody_jax.composer.facts import VOCABULARY
 from melody_jax.config import DataConfig, TrainConfig, load_config, with_fields
 from melody_jax.errors import UserError
 from melody_jax.flops import matmul_cost
+from melody_jax.hlo import estimated_cycles
 from melody_jax.models import (
     ast,
     diffusion_codec,
@@ -111,6 +112,35 @@ ENTRY %main (a: f32[8]) -> f32[8] {
   ROOT %call = f32[8] call(%e), to_apply=%inner
 }
 """
+
+
+def test_cycles_count_in_every_iteration_and_once_for_what_is_fused() -> None:
+    cost = ', backend_config={"estimated_cycles":"%d"}'
+    hlo = f"""
+%cond (p: u32[]) -> pred[] {{
+  %constant.1 = u32[] constant(3)
+  ROOT %compare = pred[] compare(%gte, %constant.1), direction=LT
+}}
+
+%inner (p: bf16[8]) -> bf16[8] {{
+  ROOT %convolution.1 = bf16[8] convolution(%p, %p){cost % 1_000}
+}}
+
+%fused (p: bf16[8]) -> bf16[8] {{
+  ROOT %fusion.1 = bf16[8] fusion(%p), kind=kOutput, calls=%inner{cost % 1_000}
+}}
+
+%body (p: bf16[8]) -> bf16[8] {{
+  %fusion.2 = bf16[8] fusion(%p), kind=kOutput, calls=%fused{cost % 40}
+  ROOT %fusion.3 = bf16[8] fusion(%fusion.2), kind=kLoop, calls=%sum{cost % 5}
+}}
+
+ENTRY %main (p: bf16[8]) -> bf16[8] {{
+  %while.1 = bf16[8] while(%p), condition=%cond, body=%body
+  ROOT %copy.1 = bf16[8] copy(%while.1){cost % 7}
+}}
+"""
+    assert estimated_cycles(hlo) == (3 * 40, 3 * 5 + 7)
 
 
 def test_collectives_by_kind_and_bytes() -> None:

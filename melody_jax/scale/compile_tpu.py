@@ -23,6 +23,7 @@ from melody_jax.config import TrainConfig, load_config, with_fields
 from melody_jax.errors import UserError, first_line
 from melody_jax.extras import install_hint
 from melody_jax.flops import matmul_cost
+from melody_jax.hlo import estimated_cycles
 from melody_jax.models.functional import Remat
 from melody_jax.options import option
 from melody_jax.sharding import make_mesh
@@ -82,8 +83,17 @@ class CompileReport:
     """Kind -> (number per step, received bytes); "recv" is between slices."""
     roofline: Roofline
     """Lower bounds on the time of a step."""
+    products: float
+    """Seconds of the operations with matrix products, by the compiler's estimate."""
+    others: float
+    """Seconds of all other operations but communication, by the compiler's estimate."""
     fits: bool
     """Whether the peak fits into the chip's memory."""
+
+    @property
+    def estimate(self) -> float:
+        """Seconds of a step if communication and the rest overlap perfectly: the longer of the two counts."""
+        return max(self.products + self.others, self.roofline.interconnect, self.roofline.network)
 
 
 def compile_tpu(config: CompileConfig) -> CompileReport:
@@ -160,7 +170,9 @@ def examine(traced: Any, batch_size: int, mesh: Mesh, config: CompileConfig) -> 
         )
         raise UserError(f"{config.topology}: the program does not compile ({reason.strip()[:300]})") from None
     sizes = compiled.memory_analysis()
-    sent = read_collectives(compiled.as_text())
+    text = compiled.as_text()
+    sent = read_collectives(text)
+    cycles = estimated_cycles(text)
     totals = total_by_kind(sent)
     persistent = sizes.argument_size_in_bytes + sizes.output_size_in_bytes
     flops, products = (total / mesh.size for total in matmul_cost(traced.jaxpr))
@@ -179,6 +191,8 @@ def examine(traced: Any, batch_size: int, mesh: Mesh, config: CompileConfig) -> 
         accessed_bytes=compiled.cost_analysis()["bytes accessed"],
         collectives=totals,
         roofline=roofline(chip, flops, moved, inside, across),
+        products=cycles.products / chip.clock,
+        others=cycles.others / chip.clock,
         fits=peak <= chip.memory,
     )
 
@@ -240,4 +254,9 @@ def describe(report: CompileReport, topology: str, slices: int = 1) -> str:
         for kind, (count, size) in sorted(report.collectives.items())
     ]
     lines.append(f"  bound by {bounds.bound}; at most {100 * bounds.utilisation:.0f} % of the peak FLOP/s")
+    lines.append(
+        f"  estimate     {report.estimate * 1e3:.1f} ms: by the compiler {report.products * 1e3:.1f} ms with "
+        f"products, {report.others * 1e3:.1f} ms with the rest; {100 * bounds.compute / report.estimate:.0f} % of the "
+        "peak FLOP/s"
+    )
     return "\n".join(lines)
