@@ -12,7 +12,7 @@ import dataclasses
 import json
 import time
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ import tyro
 
 from melody_jax.chips import CHIPS
 from melody_jax.errors import UserError
+from melody_jax.models.functional import Remat
 from melody_jax.scale.compile_tpu import CompileConfig, analyse, model_flops
 
 ROOT = Path(__file__).parents[1]
@@ -41,15 +42,15 @@ class Plan:
     """Size of the fsdp axis; the data axis has the remaining chips."""
     items: dict[str, int]
     """Chip type -> items per chip."""
-    remat: tuple[str, ...] = ()
-    """Chip types with rematerialised blocks."""
+    remat: dict[str, Remat] = field(default_factory=dict)
+    """Chip type -> what the backward pass recomputes, where that is not nothing."""
     quick: bool = True
     """Compile with little effort, where full effort takes more than ten minutes."""
 
 
 PLANS = {
-    "lm": Plan(fsdp=16, items={"v5e": 12, "v5p": 64}, quick=False),
-    "dpd": Plan(items={"v5e": 6, "v5p": 8}, remat=("v5e",)),
+    "lm": Plan(fsdp=16, items={"v5e": 12, "v5p": 64}, remat={"v5e": "dots", "v5p": "dots"}, quick=False),
+    "dpd": Plan(items={"v5e": 6, "v5p": 8}, remat={"v5e": "blocks"}),
     "mulan": Plan(items={"v5e": 4, "v5p": 16}),
     "tokenizer": Plan(items={"v5e": 4, "v5p": 16}),
     "vae": Plan(items={"v5e": 8, "v5p": 8}),
@@ -100,7 +101,7 @@ def plan(program: str, place: str) -> CompileConfig:
         slices=slices,
         mesh=(chips // program_plan.fsdp, program_plan.fsdp, 1),
         batch_size=chips * program_plan.items[chip],
-        remat="blocks" if chip in program_plan.remat else "none",
+        remat=program_plan.remat.get(chip, "none"),
         quick=program_plan.quick,
     )
 

@@ -14,7 +14,7 @@ def config() -> TrainConfig:
     """424.7 M parameters. This size is untrained so far."""
     paper = load_config(Path(__file__).with_name("lm_paper.py"))
     stage, data = (
-        replace(paper.stage, model=with_fields(lm_config.MODERN, dtype="bfloat16")),
+        replace(paper.stage, model=with_fields(lm_config.MODERN, dtype="bfloat16", remat="dots")),
         replace(paper.data, window_tokens=256),
     )
     return replace(paper, stage=stage, data=data, workdir="runs/lm_modern")

@@ -13,7 +13,7 @@ from melody_jax.training.stages.lm import LMStage
 def config() -> TrainConfig:
     """417.4 M parameters. The paper does not state its training: rates and batch are those of its ablations."""
     return TrainConfig(
-        stage=LMStage(model=with_fields(lm_config.PAPER, dtype="bfloat16")),
+        stage=LMStage(model=with_fields(lm_config.PAPER, dtype="bfloat16", remat="dots")),
         data=DataConfig(batch_size=96, window_tokens=250),
         optimizer=OptimizerConfig(learning_rate=5e-4, warmup_steps=2_000),
         steps=100_000,
