@@ -86,9 +86,9 @@ class ClipSettings(SamplingSettings):
     keep_tokens: bool = option(False, group=WHAT)
     """Keeps the semantic tokens of a changed source, which carry most of its notes and rhythm."""
     control_scale: float = option(3.0, group=HOW, least=-100, most=100)
-    """With --key or --metre: additional guidance of the language model towards all control tokens, those of the
-    prompt's words included, and away from the same prompt without them. 1 turns it off; it adds half to the guided
-    model's cost."""
+    """Used only with --key or --metre: guides the language model towards all control tokens, including those read
+    from the prompt, and away from the same prompt without them. 1 turns it off. It raises the cost of the guided
+    language model by half."""
     best_of: int = option(1, group=HOW, least=1, most=64)
     """Candidates per clip. The one closest to the prompt in MuLan's space is returned."""
 
