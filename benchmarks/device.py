@@ -1,19 +1,20 @@
 """What this machine's device does: a training step of every stage and the sampler, relative to its peak, and memory.
 
-    python benchmarks/device.py                     # the paper's size, in under ten minutes; writes device.md
+    python benchmarks/device.py                     # the paper's size; writes device.md
     python benchmarks/device.py --size small --dtype float32 --remat none --only lm dpd vae mulan tokenizer
 
 One device, random weights and batches. FLOPs count the matrix products and convolutions of the traced program
 (`melody_jax/flops.py`); in training they include optimiser and discriminators, and what is recomputed. The peak is the
 published one for TPUs, otherwise that of a large matrix product, measured before and after each row; the larger counts.
-Memory is the compiler's plan. A batch that does not fit is halved until it does. Rows that would begin after
-`--minutes` are left out, and the page says so.
+Memory is the compiler's plan. A batch that does not fit is halved until it does. The page names the rows that failed,
+and those that were left out because they would have begun after `--minutes`.
 """
 
 import itertools
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,8 +28,11 @@ import numpy as np
 import tyro
 from jax.sharding import Mesh
 
+from melody_jax.audio_format import TOKEN_RATE
 from melody_jax.composer import facts
 from melody_jax.config import TrainConfig, load_config, with_fields
+from melody_jax.errors import first_line
+from melody_jax.files import write_bytes
 from melody_jax.flops import matmul_cost
 from melody_jax.models.functional import Remat
 from melody_jax.sampling.windows import SamplerConfig
@@ -70,7 +74,7 @@ class Arguments:
 
     size: Literal["tiny", "small", "paper"] = "paper"
     """Size of the networks."""
-    only: tuple[str, ...] = (*STAGES, "sampler")
+    only: tuple[Literal["lm", "dpd", "mulan", "tokenizer", "vae", "sampler"], ...] = (*STAGES, "sampler")
     """Stages whose training step is measured, and "sampler"."""
     batches: tuple[int, ...] = BATCHES
     """Clips that the sampler makes at a time."""
@@ -87,6 +91,12 @@ class Arguments:
     out: Path = Path("device.md")
     """File of the tables."""
 
+    def __post_init__(self) -> None:
+        if min(self.runs, *self.batches, *([] if self.only else [0])) < 1:
+            raise SystemExit(
+                f"runs {self.runs}, batches {self.batches}, only {self.only}: at least one of each"
+            )
+
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:
@@ -100,8 +110,6 @@ class Measured:
     """Seconds of compilation."""
     seconds: float
     """Seconds of its fastest run."""
-    peak: float
-    """FLOP/s of the device."""
     memory: float
     """Bytes that the compiler plans."""
 
@@ -132,7 +140,10 @@ def stage_config(name: str, arguments: Arguments, items: int) -> TrainConfig:
     config = load_config(f"{name}_{arguments.size}")
     model = with_fields(config.stage.model, dtype=arguments.dtype, remat=arguments.remat)
     data = replace(config.data, batch_size=items)
-    return replace(config, stage=replace(config.stage, model=model), data=data)
+    changes = (
+        {"adversarial_start": 0} if name == "vae" else {}
+    )  # the discriminators' work counts, so they must run
+    return replace(config, stage=replace(config.stage, model=model, **changes), data=data)
 
 
 def training_step(name: str, arguments: Arguments, items: int) -> tuple[Any, Callable[[Any], Program]]:
@@ -197,7 +208,6 @@ def timed(
     compiled = traced.lower().compile()
     compiling = time.perf_counter() - start
     run = bound(compiled)
-    before = peak()
     seconds = list(itertools.islice(durations(run), arguments.runs + 1))[1:]
     if arguments.trace:
         with jax.profiler.trace(f"{arguments.trace}/{name}"):
@@ -209,7 +219,6 @@ def timed(
         flops=matmul_cost(traced.jaxpr)[0],
         compiling=compiling,
         seconds=min(seconds),
-        peak=max(before, peak()),
         memory=whole - sizes.alias_size_in_bytes,
     )
 
@@ -229,28 +238,28 @@ def peak() -> float:
     return peak_flops() if jax.local_devices()[0].device_kind in TPUS else measured_flops()
 
 
-def training_row(name: str, m: Measured) -> list[str]:
-    """Cells of the table of training steps."""
+def training_row(name: str, m: Measured, peak: float) -> list[str]:
+    """Cells of the table of training steps; `peak`: FLOP/s of the device."""
     rate = m.flops / m.seconds
     return [
         name, f"{m.items}", f"{m.flops / 1e12:.3g}", f"{m.compiling:.0f}", f"{m.seconds:.3f}", f"{rate / 1e12:.3g}",
-        f"{m.peak / 1e12:.3g}", f"{rate / m.peak:.0%}", f"{m.memory / 1e9:.2f}",
+        f"{peak / 1e12:.3g}", f"{rate / peak:.0%}", f"{m.memory / 1e9:.2f}",
     ]  # fmt: skip
 
 
-def sampling_row(length: float, m: Measured) -> list[str]:
-    """Cells of the table of the sampler; `length` is that of a clip in seconds."""
+def sampling_row(length: float, m: Measured, peak: float) -> list[str]:
+    """Cells of the table of the sampler; `length`: seconds of a clip, `peak`: FLOP/s of the device."""
     rate = m.flops / m.seconds
     return [
         f"{m.items}", f"{length:.1f}", f"{m.flops / 1e12:.3g}", f"{m.compiling:.0f}", f"{m.seconds:.3f}",
-        f"{m.items * length / m.seconds:.1f}", f"{rate / 1e12:.3g}", f"{rate / m.peak:.0%}", f"{m.memory / 1e9:.2f}",
+        f"{m.items * length / m.seconds:.1f}", f"{rate / 1e12:.3g}", f"{rate / peak:.0%}", f"{m.memory / 1e9:.2f}",
     ]  # fmt: skip
 
 
 def clip_seconds(arguments: Arguments) -> float:
     """Seconds of one window of the sampler."""
     dpd = load_config(f"dpd_{arguments.size}").stage.model
-    return dpd.frames / dpd.frames_per_token / 25
+    return dpd.frames / dpd.frames_per_token / TOKEN_RATE
 
 
 def table(head: tuple[str, ...], rows: list[list[str]]) -> str:
@@ -258,44 +267,73 @@ def table(head: tuple[str, ...], rows: list[list[str]]) -> str:
     return "".join(f"| {' | '.join(row)} |\n" for row in (list(head), ["---"] * len(head), *rows))
 
 
-def page(
-    arguments: Arguments, training: list[list[str]], sampling: list[list[str]], left_out: list[str]
-) -> str:
-    """The report."""
-    device = jax.local_devices()[0]
-    how = f"size `{arguments.size}`, {arguments.dtype}, remat {arguments.remat}"
-    parts = [f"{device.device_kind} ({device.platform}), one device, jax {jax.__version__}, {how}.\n"]
-    parts += [f"Training:\n\n{table(TRAINING, training)}"] if training else []
-    parts += (
-        [f"Sampling, text to waveform, five guided steps:\n\n{table(SAMPLING, sampling)}"] if sampling else []
-    )
-    parts += [f"Left out for lack of time: {', '.join(left_out)}.\n"] if left_out else []
-    return "\n".join(parts)
+@dataclass
+class Report:
+    """What has been measured so far."""
+
+    training: list[list[str]] = field(default_factory=list)
+    """Rows of the table of training steps."""
+    sampling: list[list[str]] = field(default_factory=list)
+    """Rows of the table of the sampler."""
+    failed: list[str] = field(default_factory=list)
+    """Rows that failed, with the reason."""
+    left_out: list[str] = field(default_factory=list)
+    """Rows for which there was no time."""
+
+    def page(self, arguments: Arguments) -> str:
+        """The report as Markdown."""
+        device = jax.local_devices()[0]
+        how = f"size `{arguments.size}`, {arguments.dtype}, remat {arguments.remat}"
+        parts = [f"{device.device_kind} ({device.platform}), one device, jax {jax.__version__}, {how}.\n"]
+        if self.training:
+            parts.append(f"Training:\n\n{table(TRAINING, self.training)}")
+        if self.sampling:
+            parts.append(
+                f"Sampling, text to waveform, five guided steps:\n\n{table(SAMPLING, self.sampling)}"
+            )
+        if self.failed:
+            parts.append("Failed:\n\n" + "".join(f"- {row}\n" for row in self.failed))
+        if self.left_out:
+            parts.append(f"Left out for lack of time: {', '.join(self.left_out)}.\n")
+        return "\n".join(parts)
+
+
+def add_row(report: Report, name: str, batch: int, arguments: Arguments) -> None:
+    """Measures one program and adds its row to the report, or why it failed."""
+    before = peak()
+    label = f"{name} {batch or ''}".strip()
+    is_sampler = name == "sampler"
+    items = batch if is_sampler else ITEMS[arguments.size][name]
+    try:
+        if is_sampler:
+            measured = measure(partial(sampler, arguments), items, arguments, label)
+        else:
+            measured = measure(partial(training_step, name, arguments), items, arguments, label)
+    except (jax.errors.JaxRuntimeError, ValueError) as error:
+        report.failed.append(f"{label}: {first_line(error)}")
+        return
+    fastest = max(before, peak())
+    if is_sampler:
+        report.sampling.append(sampling_row(clip_seconds(arguments), measured, fastest))
+    else:
+        report.training.append(training_row(name, measured, fastest))
 
 
 def main() -> None:
     """Measures, prints and writes the tables."""
     arguments = tyro.cli(Arguments, description=__doc__)
     start = time.monotonic()
-    training: list[list[str]] = []
-    sampling: list[list[str]] = []
-    left_out: list[str] = []
-    stages = [name for name in STAGES if name in arguments.only]
-    programs = [(name, 0) for name in stages]
+    report = Report()
+    programs = [(name, 0) for name in STAGES if name in arguments.only]
     programs += [("sampler", batch) for batch in arguments.batches if "sampler" in arguments.only]
     for name, batch in programs:
         if time.monotonic() - start > 60 * arguments.minutes:
-            left_out.append(f"{name} {batch or ''}".strip())
-        elif name == "sampler":
-            m = measure(lambda items: sampler(arguments, items), batch, arguments, f"sampler_{batch}")
-            sampling.append(sampling_row(clip_seconds(arguments), m))
+            report.left_out.append(f"{name} {batch or ''}".strip())
         else:
-            items = ITEMS[arguments.size][name]
-            build = lambda items, name=name: training_step(name, arguments, items)  # noqa: E731
-            training.append(training_row(name, measure(build, items, arguments, name)))
-        arguments.out.write_text(page(arguments, training, sampling, left_out))
+            add_row(report, name, batch, arguments)
+        write_bytes(arguments.out, report.page(arguments).encode())
         print(f"{name} {batch or ''}: {time.monotonic() - start:.0f} s so far", flush=True)
-    print(arguments.out.read_text())
+    print(report.page(arguments))
 
 
 if __name__ == "__main__":

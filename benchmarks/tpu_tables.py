@@ -21,6 +21,7 @@ import tyro
 
 from melody_jax.chips import CHIPS
 from melody_jax.errors import UserError
+from melody_jax.files import write_bytes, write_json
 from melody_jax.models.functional import Remat
 from melody_jax.scale.compile_tpu import CompileConfig, analyse, model_flops
 
@@ -157,18 +158,18 @@ def cells(name: str, row: dict[str, Any]) -> list[str]:
 
 def _estimated(row: dict[str, Any], compute: float) -> tuple[str, str]:
     """The cells of the compiler's estimate; `compute`: seconds of the network's FLOPs at the chip's peak."""
-    if not row["estimate"]:
-        return "none", "-"
+    if not row.get("estimate"):  # from an earlier version, or without cycle counts
+        return "-", "-"
     parts = f"{row['products'] * 1e3:.1f} + {row['others'] * 1e3:.1f}"
     return parts, f"{100 * compute / row['estimate']:.0f}"
 
 
 def write(rows: dict[str, Any], out: Path) -> None:
     """Writes the JSON file and the table."""
-    out.write_text(json.dumps(rows, indent=1, sort_keys=True) + "\n")
+    write_json(out, dict(sorted(rows.items())))
     names = [name for program in PLANS for place in PLACES if (name := f"{program} on {place}") in rows]
     table = [HEAD, ("---",) * len(HEAD), *(cells(name, rows[name]) for name in names)]
-    out.with_suffix(".md").write_text("".join(f"| {' | '.join(line)} |\n" for line in table))
+    write_bytes(out.with_suffix(".md"), "".join(f"| {' | '.join(line)} |\n" for line in table).encode())
 
 
 def main() -> None:

@@ -68,7 +68,7 @@ def inspect_mpeg(file: BinaryIO, size: int, place: str) -> bytes | None:
             f"{place}: not an audio file that can be read, or damaged (no MPEG frames of one kind)"
         )
     declared = frames.declared
-    if declared == frames.count:
+    if declared == frames.count or frames.layer != 3:  # decoders know the Info frame in layer III only
         return None
     if declared is not None and frames.count < declared - 1:
         raise UserError(f"{place}: cut short, {frames.count} of {declared} MPEG frames are present")

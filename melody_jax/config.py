@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from melody_jax.errors import UserError
-from melody_jax.options import option, parse_options
+from melody_jax.options import check_fields, option, parse_options
 from melody_jax.python_file import docstring, function_of
 
 
@@ -25,27 +25,30 @@ class OptimizerConfig:
     updates (0.2 RMS, arXiv 2502.16982) so that learning rates carry over. Embeddings, heads and vectors use Adam
     without decay."""
 
-    learning_rate: float = 5e-4
+    learning_rate: float = option(5e-4, least=0)
     """Peak learning rate, reached at the end of the warm-up."""
-    warmup_steps: int = 200
+    warmup_steps: int = option(200, least=0)
     """Steps of linear warm-up from zero."""
-    final_fraction: float = 0.05
+    final_fraction: float = option(0.05, least=0, most=1)
     """The cosine ends at this fraction of the peak."""
-    beta1: float = 0.9
+    beta1: float = option(0.9, least=0, most=0.99999)
     """Decay of the first moment, per step."""
-    beta2: float = 0.99
+    beta2: float = option(0.99, least=0, most=0.99999)
     """Decay of the second moment, per step."""
-    weight_decay: float = 0.01
+    weight_decay: float = option(0.01, least=0)
     """Decoupled weight decay on leaves of two or more axes."""
-    clip_norm: float = 1.0
+    clip_norm: float = option(1.0, above=0)
     """Global gradient norm above which gradients are scaled down."""
-    discriminator_learning_rate: float = 2e-4
+    discriminator_learning_rate: float = option(2e-4, least=0)
     """Peak learning rate of params["discriminator"], whose moments and clipping are separate; same schedule shape."""
-    discriminator_beta1: float = 0.8
+    discriminator_beta1: float = option(0.8, least=0, most=0.99999)
     """First-moment decay of the discriminator (HiFi-GAN's value)."""
     rate_scales: tuple[tuple[str, float], ...] = ()
     """(path prefix, multiplier) pairs: the learning rate of leaves of `params` whose path ("model/text/...") has the
     prefix is multiplied; 0 freezes them and turns off their decay."""
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -234,6 +237,17 @@ class TrainConfig:
         if self.data.batch_size % self.accumulate:
             raise UserError(
                 f"data.batch_size {self.data.batch_size} does not divide into accumulate {self.accumulate}"
+            )
+        if not 0 <= self.seed < 2**32 - 1:  # keys have 32 bits, and evaluation uses the next seed
+            raise UserError(f"seed is {self.seed}; it must be from 0 to {2**32 - 2}")
+        if self.accumulate > 1 and self.data.hard_negative_group > 1:
+            raise UserError(
+                f"accumulate {self.accumulate} with data.hard_negative_group {self.data.hard_negative_group}: the "
+                "parts of a batch would divide the groups; set one of them to 1"
+            )
+        if self.accumulate > 1 and getattr(self.stage.model, "quantiser", None) is not None:
+            raise UserError(
+                f"accumulate is {self.accumulate}; it must be 1 with a quantiser, whose codebooks follow whole batches"
             )
         if self.watch.digests and self.accumulate > 1:
             raise UserError(f"watch.digests with accumulate {self.accumulate}: digests need accumulate 1")

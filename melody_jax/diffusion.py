@@ -259,7 +259,8 @@ class StepInputs(NamedTuple):
     previous_clean: Latents
     """(B, L, D) clean estimate of the step before."""
     predict: Callable[[Array, Array], Prediction]
-    """Latents (B, L, D) and their scalar angle to the prediction, by one more evaluation of the velocity."""
+    """Latents (B, L, D) and their scalar angle to the prediction, by one more evaluation of the velocity, which sees
+    the context as it is."""
     noise_fn: NoiseFn | None
     """Fresh noise, see `sample`."""
 
@@ -364,9 +365,15 @@ def sample(
         """From (latents, clean estimate of the step before) to the next."""
         latents, previous_clean = carry
         prediction = predict(latents, step.angle)
-        arrival = step_fn(StepInputs(step, latents, prediction, previous_clean, predict, noise_fn))
-        arrival = jnp.where(new[..., None], arrival, latents).astype(latents.dtype)
-        return arrival, prediction.clean
+
+        def with_context(moved: Array) -> Array:
+            return jnp.where(new[..., None], moved, latents).astype(latents.dtype)
+
+        def predict_again(moved: Array, angle: Array) -> Prediction:
+            return predict(with_context(moved), angle)
+
+        inputs = StepInputs(step, latents, prediction, previous_clean, predict_again, noise_fn)
+        return with_context(step_fn(inputs)), prediction.clean
 
     def body(carry: tuple[Array, Array], step: Step) -> tuple[tuple[Array, Array], None]:
         return advance(carry, step, chosen.step), None

@@ -34,7 +34,7 @@ def _equation(equation: Any) -> tuple[float, float]:
         if name == "dot_general":
             each = math.prod(first.shape[i] for i in numbers[0][0])
         else:
-            each = second.size / second.shape[numbers.rhs_spec[0]]
+            each = second.size / second.shape[numbers.rhs_spec[0]] / math.prod(params["lhs_dilation"])
         return 2.0 * out.size * each, float(sum(x.size * x.dtype.itemsize for x in (first, second, out)))
     inner = [matmul_cost(part) for part in _inner(params)]
     if name == "cond":

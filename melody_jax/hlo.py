@@ -26,7 +26,11 @@ class Cycles(NamedTuple):
 
 
 def operations(hlo: str) -> Iterator[Operation]:
-    """The operations of a compiled module, from its text; those in the body of a loop count once per iteration."""
+    """The operations of a compiled module, from its text.
+
+    Those in the body of a loop count once per iteration. Of a conditional, all branches count: in training, what most
+    steps skip is an empty branch.
+    """
     bodies = _computations(hlo)
 
     def visit(name: str, times: int, fused: bool) -> Iterator[Operation]:
@@ -36,6 +40,9 @@ def operations(hlo: str) -> Iterator[Operation]:
                 yield from visit(loop[2], times * _iterations(line, bodies.get(loop[1], [])), fused)
             for kind, called in re.findall(_CALLED, line):
                 yield from visit(called, times, fused or kind == "calls")
+            if branches := re.search(r"branch_computations=\{([^}]*)\}", line):
+                for branch in re.findall(r"[\w.-]+", branches[1]):
+                    yield from visit(branch, times, fused)
 
     entry = re.search(r"^ENTRY %?([\w.-]+)", hlo, re.MULTILINE)
     return visit(entry[1], 1, False) if entry else iter(())

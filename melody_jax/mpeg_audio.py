@@ -45,6 +45,8 @@ class Header:
 class Frames:
     """The frames of a file."""
 
+    layer: int
+    """1, 2 or 3."""
     count: int
     """Frames with audio."""
     declared: int | None
@@ -99,7 +101,7 @@ def count_frames(data: bytes) -> Frames | None:
         else:
             count += 1
             offset += frame.size
-    return Frames(count, declared, first, start) if count else None
+    return Frames(header.layer, count, declared, first, start) if count else None
 
 
 def info_frame(header: bytes, count: int) -> bytes:

@@ -94,6 +94,15 @@ def test_overrides_reach_every_level(path: Path) -> None:
         (["--data.holdout", "nan"], "data.holdout is nan; it must be at least 0 and below 1"),
         (["--data.jitter_probability", "nan"], "data.jitter_probability is nan; it must be from 0 to 1"),
         (["--ema_decay", "1.5"], "ema_decay is 1.5"),
+        (["--seed", "-1"], "seed is -1; it must be from 0 to 4294967294"),
+        (["--seed", "4294967295"], "seed is 4294967295; it must be from 0"),
+        (["--optimizer.clip_norm", "0"], "clip_norm is 0.0; it must be above 0"),
+        (["--optimizer.beta2", "1.5"], "beta2 is 1.5; it must be"),
+        (["--optimizer.warmup_steps", "-5"], "warmup_steps is -5; it must be at least 0"),
+        (
+            ["--accumulate", "4", "--data.hard_negative_group", "4"],
+            "accumulate 4 with data.hard_negative_group 4: the parts of a batch would divide the groups",
+        ),
         (["7"], "unexpected argument '7'"),
         (
             ["--stage.causal", "True"],
@@ -210,3 +219,41 @@ def test_a_misspelt_name_is_answered_with_the_closest(name: str, given: str, mea
         function_of(given, name)
     with pytest.raises(UserError, match="; the package has"):
         function_of("zzzzz", name)
+
+
+@pytest.mark.parametrize(
+    ("config", "arguments", "message"),
+    [
+        (
+            "dpd_tiny",
+            ["--stage.condition-dropout", "10"],
+            "condition_dropout is 10.0; it must be from 0 to 1",
+        ),
+        (
+            "dpd_tiny",
+            ["--stage.shared-angle", "0.8", "--stage.clean-prefix", "0.8"],
+            "together they must be at most 1",
+        ),
+        (
+            "dpd_tiny",
+            ["--stage.model.guidance-range", "1", "4"],
+            "model.guidance_range is .* must be None in this stage",
+        ),
+        ("dpd_paper", ["--stage.mulan", "x"], "the model has no prefix_conditioning; leave it out"),
+        ("lm_tiny", ["--stage.prefix-dropout", "nan"], "prefix_dropout is nan; it must be"),
+        ("lm_tiny", ["--stage.label-smoothing", "3"], "label_smoothing is 3.0; it must be"),
+        ("coarse_tiny", ["--stage.melody-dropout", "-1"], "melody_dropout is -1.0; it must be"),
+        ("codec_tiny", ["--stage.dead-share", "2"], "dead_share is 2.0; it must be"),
+        ("codec_tiny", ["--accumulate", "2"], "accumulate is 2; it must be 1 with a quantiser"),
+        ("tokenizer_tiny", ["--stage.codebooks", "3"], "codebooks is 3; it must be even"),
+        ("tokenizer_tiny", ["--stage.mask-span", "0"], "mask_span is 0; it must be at least 1"),
+        (
+            "dmae_tiny",
+            ["--stage.model.decoder.lower-noise", "0.6"],
+            "decoder.lower_noise is 0.6; this codec needs 0",
+        ),
+    ],
+)
+def test_settings_out_of_range_are_one_line(config: str, arguments: list[str], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        load_config(config, arguments)

@@ -9,7 +9,7 @@ from melody_jax.errors import UserError
 from melody_jax.sampling import edit, plan
 from melody_jax.sampling.cascade import Melody
 from melody_jax.sampling.plan import Fill
-from melody_jax.sampling.request import Request, make_requests
+from melody_jax.sampling.request import Request, Scene, make_requests
 
 
 def test_a_short_gap_has_source_on_both_sides() -> None:
@@ -94,7 +94,7 @@ def test_continuing_and_regenerating(melody: Melody) -> None:
         "regions": [(), ((0.5, 1.0),), ((0.5, 1.0),)],
         "keep_tokens": [False, False, True],
         "guidance_scale": 1.0,
-        "lm_guidance_scale": 1.0,
+        "lm_guidance_scale": [1.0, 1.0, 2.0],
     }
     longer, regenerated, same_tokens = melody.run(make_requests(PROMPTS[:3], settings))
     assert len(longer) == 4 * SAMPLE_RATE
@@ -107,6 +107,15 @@ def test_continuing_and_regenerating(melody: Melody) -> None:
         assert changed[region].mean() > 0.9
         changed[region] = False
         assert not changed.any()
+
+
+def test_an_edit_does_not_depend_on_longer_ones_in_its_batch(melody: Melody) -> None:
+    rng = np.random.default_rng(2)
+    short, long = (rng.normal(0, 0.1, size).astype(np.float32) for size in (48_000, 60_000))
+    settings = {"steps": 1, "strength": 0.5, "guidance_scale": 1.0}
+    together = melody.run(make_requests(PROMPTS[:2], settings | {"source": [short, long], "seed": [3, 4]}))
+    alone = melody.run(make_requests(PROMPTS[:1], settings | {"source": [short], "seed": [3]}))
+    np.testing.assert_allclose(together[0], alone[0], atol=1e-4)
 
 
 def test_a_small_strength_stays_close(melody: Melody) -> None:
@@ -143,6 +152,19 @@ def test_silence_can_be_a_source(melody: Melody) -> None:
         (
             {"source": sine(3), "keep_tokens": True, "negative_prompt": "drums"},
             "negative_prompt is 'drums'; keep_tok",
+        ),
+        ({"source": sine(3), "keep_tokens": True, "temperature": 0.5}, "temperature is 0.5; keep_tok"),
+        ({"source": sine(3), "keep_tokens": True, "top_k": 5}, "top_k is 5; keep_tok"),
+        ({"source": sine(3), "keep_tokens": True, "top_p": 0.5}, "top_p is 0.5; keep_tok"),
+        (
+            {"source": sine(3), "keep_tokens": True, "lm_guidance_scale": 1.0},
+            "lm_guidance_scale is 1.0; keep_tok",
+        ),
+        ({"source": sine(3), "strength": 0.5, "seconds": 30}, "seconds is 30; .* as long as its source"),
+        ({"source": sine(3), "regions": ((1, 2),), "seconds": 3}, "seconds is 3; .* as long as its source"),
+        (
+            {"source": sine(3), "strength": 0.5, "story": (Scene(start=3, prompt="drums"),)},
+            "a scene of the story begins at 3 s; the source ends at 3 s",
         ),
     ],
 )

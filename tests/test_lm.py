@@ -1,4 +1,5 @@
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -58,6 +59,35 @@ def test_no_gradient_from_later_tokens():
     touched = np.abs(jax.grad(score)(PARAMS["semantic"])).sum(-1)
     assert np.all(touched[:7] > 0)
     assert np.all(touched[7:] == 0)
+
+
+def test_melodies_and_levels_are_dropped_independently(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Random keys that are derived in two ways from one key may be equal."""
+    stage = LMStage(
+        model=dataclasses.replace(lm_config.TINY, recall=False, melody_span=1), prefix_dropout=0.0
+    )
+    count = 4_000
+    drawn: dict[str, Any] = {}
+
+    def drop(melody: jax.Array, is_dropped: jax.Array, key: jax.Array) -> jax.Array:
+        drawn["melody"] = np.asarray(is_dropped)
+        return melody
+
+    def log_probs(params: Any, batch: Any, history: Any, levels: jax.Array, key: Any) -> jax.Array:
+        drawn["levels"] = np.asarray(levels)
+        return jnp.zeros((count, 2, stage.model.semantic_vocab))
+
+    monkeypatch.setattr("melody_jax.training.stages.lm.drop_melody", drop)
+    monkeypatch.setattr(LMStage, "_log_probs", lambda self, *arguments: log_probs(*arguments))
+    batch = {
+        "semantic_tokens": jnp.zeros((count, 2), jnp.int32),
+        "prefix_tokens": jnp.zeros((count, 12), jnp.int32),
+        "melody": jnp.zeros((count, 2), jnp.int32),
+    }
+    stage.loss({}, batch, jax.random.key(0))
+    is_short = drawn["levels"] < 12
+    assert np.mean(drawn["melody"][is_short]) == pytest.approx(0.5, abs=0.06)
+    assert np.mean(drawn["melody"][~is_short]) == pytest.approx(0.5, abs=0.06)
 
 
 def test_prefix_levels():

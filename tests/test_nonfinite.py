@@ -1,6 +1,7 @@
 """Steps whose numbers are not finite: named, kept, repeated, and survived as the config says."""
 
 import json
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +61,7 @@ def test_skipping_goes_on_without_the_batch(tmp_path: Path, capsys: pytest.Captu
 
 
 def test_rolling_back_repeats_steps_on_later_data(tmp_path: Path) -> None:
-    options: dict[str, Any] = {"steps": 20, "save_every": 4, "log_every": 3}
+    options: dict[str, Any] = {"steps": 20, "save_every": 4, "log_every": 3, "eval_every": 4}
     back = run(toy_config(tmp_path / "a", on_nonfinite="rollback", **options), ToyBatches(poison=7))
     assert_same(back, run(toy_config(tmp_path / "b", **options), Jumping()))
     assert [untimed(row) for row in rows(tmp_path / "a")] == [untimed(row) for row in rows(tmp_path / "b")]
@@ -92,6 +93,19 @@ def test_replay_gives_the_same_numbers(
     file.write_text(json.dumps(bundle))
     replay(ReplayConfig(bundle=str(file.parent), locate=False))
     assert "after 7 steps: the same metrics as in the run" in capsys.readouterr().out
+
+
+def test_replay_multiplies_as_the_run_did(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, toy_is_known: None
+) -> None:
+    settings = []
+    monkeypatch.setattr(
+        "melody_jax.training.replay.product_precision", lambda name: settings.append(name) or nullcontext()
+    )
+    with pytest.raises(UserError):
+        run(toy_config(tmp_path, matmul_precision="bfloat16"), ToyBatches(poison=7))
+    replay(ReplayConfig(bundle=str(tmp_path / "nonfinite" / "7"), locate=False))
+    assert settings == ["bfloat16"]
 
 
 def test_damaged_bundles_are_one_line(tmp_path: Path) -> None:

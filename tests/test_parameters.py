@@ -62,3 +62,11 @@ if __name__ == "__main__":
     sections = [f"{path.stem}\n{table(load_config(path))}" for path in CONFIGS]
     GOLDEN.parent.mkdir(exist_ok=True)
     GOLDEN.write_text("\n\n".join(sections) + "\n")
+
+
+def test_placement_follows_the_zero_stage() -> None:
+    """Stage 1 leaves parameters whole on the axis fsdp."""
+    for zero_stage, placement in ((3, "-,fsdp,tensor"), (1, "-,-,tensor")):
+        config = load_config("lm_tiny", ["--zero-stage", str(zero_stage)])
+        rows = {row[0]: row for row in parameter_rows(config, AbstractMesh((1, 8, 2), AXES))}
+        assert rows["model/blocks/qkv/kernel"][3] == placement

@@ -74,6 +74,20 @@ def test_convolutions() -> None:
     assert matmul_cost(traced) == (2 * 2 * 10 * 7 * 3 * 5, 4 * (2 * 21 * 5 + 3 * 5 * 7 + 2 * 10 * 7))
 
 
+def test_dilated_inputs_of_convolutions_do_not_count() -> None:
+    """The gradient of a strided convolution inserts zeros, which nobody multiplies."""
+    convolve = partial(
+        jax.lax.conv_general_dilated,
+        window_strides=(2,),
+        padding="VALID",
+        dimension_numbers=("NWC", "WIO", "NWC"),
+    )
+    x, kernel = jnp.ones((1, 64, 4)), jnp.ones((4, 4, 4))
+    forward = matmul_cost(jax.make_jaxpr(convolve)(x, kernel))[0]
+    backward = matmul_cost(jax.make_jaxpr(jax.grad(lambda x: convolve(x, kernel).sum()))(x))[0] - forward
+    assert backward == pytest.approx(forward, rel=0.1)
+
+
 def test_a_language_models_step_costs_six_flops_a_weight_and_token() -> None:
     config = lm_config.LMConfig(layers=3, width=64, heads=2, ffn=128, recall=False, prefix_everywhere=False)
     config_tokens = 2 * (12 + 20 - 1)
@@ -112,6 +126,24 @@ ENTRY %main (a: f32[8]) -> f32[8] {
   ROOT %call = f32[8] call(%e), to_apply=%inner
 }
 """
+
+
+def test_branches_of_conditionals_count() -> None:
+    hlo = """
+%reduces (p: f32[8]) -> f32[8] {
+  ROOT %all-reduce = f32[8] all-reduce(%p), replica_groups={{0,1}}
+}
+
+%skips (p: f32[8]) -> f32[8] {
+  ROOT %copy = f32[8] copy(%p), backend_config={"estimated_cycles":"9"}
+}
+
+ENTRY %main (p: f32[8]) -> f32[8] {
+  ROOT %conditional = f32[8] conditional(%index, %p, %p), branch_computations={%reduces, %skips}
+}
+"""
+    assert total_by_kind(read_collectives(hlo)) == {"all-reduce": (1, 8 * 4)}
+    assert estimated_cycles(hlo) == (0, 9)
 
 
 def test_cycles_count_in_every_iteration_and_once_for_what_is_fused() -> None:

@@ -27,10 +27,14 @@ with tempfile.TemporaryDirectory() as folder:
     restored = run(toy_config(folder, mesh=(-1, 1, 1), steps=12, save_every=0))
     assert_same(restored, state)
     resumed = run(toy_config(folder, mesh=(-1, 1, 1), steps=14, save_every=0))
+    options = dict(mesh=mesh, zero_stage={zero_stage}, steps=1, init_from=folder)
+    started = run(toy_config(folder + "/started", **options))
+specs_of = lambda state: [
+    list(part["dense"]["kernel"].sharding.spec) for part in (state.params["model"], state.ema)
+]
+assert specs_of(started) == specs_of(state), specs_of(started)
 kernel = state.params["model"]["dense"]["kernel"]
-average = state.ema["dense"]["kernel"]
-specs = [list(kernel.sharding.spec), list(average.sharding.spec)]
-print(json.dumps([len(jax.devices()), specs, np.asarray(kernel).tolist(), int(resumed.step)]))
+print(json.dumps([len(jax.devices()), specs_of(state), np.asarray(kernel).tolist(), int(resumed.step)]))
 """
 
 
@@ -85,7 +89,8 @@ def run_on(devices: int, script: str, **fields: Any) -> tuple[Any, str]:
 def train_on(devices: int, mesh: tuple[int, int, int], zero_stage: int = 3) -> list:
     result, errors = run_on(devices, SCRIPT, mesh=mesh, zero_stage=zero_stage)
     note = (
-        "resumes with processes 1, data 8, fsdp 1, tensor 1 after processes 1, data 2, fsdp 2, tensor 2: the"
+        "resumes with processes 1, data 8, fsdp 1, tensor 1 after processes 1, data 2, fsdp 2, tensor 2, "
+        f"ZeRO stage {zero_stage}: the"
     )
     assert (note in errors) == (devices == 8)
     return result

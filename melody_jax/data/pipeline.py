@@ -230,8 +230,8 @@ class ConcatenatedRecords(Concatenation[RecordSource]):
 class EpochOrder:
     """Maps the i-th item of an endless run to a record, with a new permutation each epoch.
 
-    With `group` > 1, items i to i + group - 1 (i a multiple of `group`) share a genre, except for the items that are
-    left over when a genre is divided into groups.
+    With `group` > 1, items i to i + group - 1 of an epoch (i a multiple of `group`, counted from the epoch's first
+    item) share a genre, except for the items that are left over when a genre is divided into groups.
     """
 
     def __init__(self, length: int, seed: int, group: int = 1, genres: np.ndarray | None = None) -> None:

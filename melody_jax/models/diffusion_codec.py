@@ -65,7 +65,16 @@ class DiffusionCodecConfig:
 
     def __post_init__(self) -> None:
         numbers = 2 * self.codec.channels * self.codec.bins
-        wanted = {"latent_dim": numbers, "lower_ratio": self.codec.downsample, "lower_dim": self.latent_width}
+        wanted = {
+            "latent_dim": numbers,
+            "lower_ratio": self.codec.downsample,
+            "lower_dim": self.latent_width,
+            "lower_noise": 0.0,
+            "chunks": 1,
+            "prefix_conditioning": False,
+            "controls": None,
+            "guidance_range": None,
+        }
         for name, value in wanted.items():
             if getattr(self.decoder, name) != value:
                 raise UserError(f"decoder.{name} is {getattr(self.decoder, name)}; this codec needs {value}")

@@ -269,7 +269,7 @@ class LM(nnx.Module):
         """Logits of the tokens start.., from the residual stream and, with recall, from its weights over the tokens at
         all places. With several `code_levels`, N is 1, or start is 0."""
         hidden = self.norm(x)
-        head = self.head[...].astype(hidden.dtype)
+        head = sharding.gather_kernel(self.head[...].astype(hidden.dtype), HEAD)
         if self.config.code_levels > 1:
             return self._predict_levels(hidden, head, start)
         scores = self.product(hidden, head, preferred_element_type=jnp.float32)

@@ -7,6 +7,7 @@ sums. That is what TPUs compute by default. XLA:CPU ignores the setting, althoug
 D channels, E channels of the result.
 """
 
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -32,6 +33,11 @@ def product(
     if in_float32 and setting == SETTING:
         return _bfloat16_product(x, kernel)
     return jax.lax.dot_general(x, kernel, _channels_last(x), **settings)
+
+
+def product_precision(setting: str) -> AbstractContextManager[Any]:
+    """A context in which products follow `TrainConfig.matmul_precision`."""
+    return nullcontext() if setting == "default" else jax.default_matmul_precision(setting)
 
 
 def _channels_last(x: Array) -> Any:

@@ -201,14 +201,16 @@ class Melody(System):
 
     def _decode_edits(self, clips: list[EditedClip], batch: ProgramBatch) -> list[np.ndarray]:
         """The waveform of each edited clip, spliced into its source."""
-        longest = max(len(clip.latents) for clip in clips)
-        latents = np.stack([np.pad(c.latents, ((0, longest - len(c.latents)), (0, 0))) for c in clips])
         window = self._decoder_window(batch.config.dpd.frames)
-        parts = decode(self.params["vae"], self.configs["vae"], [latents], window)
-        waves = np.concatenate(list(parts), axis=1)
+        waves: dict[int, np.ndarray] = {}
+        for length in {len(clip.latents) for clip in clips}:  # padding would be heard before the end
+            numbers = [i for i, clip in enumerate(clips) if len(clip.latents) == length]
+            latents = np.stack([clips[i].latents for i in numbers])
+            parts = decode(self.params["vae"], self.configs["vae"], [latents], window)
+            waves |= zip(numbers, np.concatenate(list(parts), axis=1), strict=True)
         return [
-            edit.splice(clip.samples, clip.plan.regions, wave / np.float32(clip.gain), self.sample_rate)
-            for clip, wave in zip(clips, waves, strict=True)
+            edit.splice(clip.samples, clip.plan.regions, waves[i] / np.float32(clip.gain), self.sample_rate)
+            for i, clip in enumerate(clips)
         ]
 
     def _sample_batch(self, batch: ProgramBatch, encoded: Encoded, progress: bool) -> list[np.ndarray]:

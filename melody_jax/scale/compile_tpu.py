@@ -12,7 +12,7 @@ import dataclasses
 import os
 from dataclasses import dataclass
 from importlib.util import find_spec
-from typing import Any
+from typing import Any, Literal
 
 import jax
 from jax.sharding import Mesh
@@ -46,6 +46,8 @@ class CompileConfig:
     """Number of slices, connected by the data centre's network; it must divide the mesh's data axis."""
     mesh: tuple[int, int, int] = (1, -1, 1)
     """Sizes of the mesh axes data, fsdp and tensor; one may be -1."""
+    zero_stage: Literal[1, 3] | None = None
+    """What the axis fsdp splits, as in `melody train`; None: the config's."""
     batch_size: int = option(0, group="how to train")
     """Items per step on all chips; 0: the config's, or one per chip for the sampler."""
     dtype: str = "bfloat16"
@@ -207,6 +209,7 @@ def _adapted(config: TrainConfig, options: CompileConfig) -> TrainConfig:
         stage=dataclasses.replace(config.stage, model=model),
         data=dataclasses.replace(config.data, batch_size=size),
         mesh=options.mesh,
+        zero_stage=options.zero_stage or config.zero_stage,
     )
 
 
@@ -254,6 +257,8 @@ def describe(report: CompileReport, topology: str, slices: int = 1) -> str:
         for kind, (count, size) in sorted(report.collectives.items())
     ]
     lines.append(f"  bound by {bounds.bound}; at most {100 * bounds.utilisation:.0f} % of the peak FLOP/s")
+    if report.estimate == 0:
+        return "\n".join(lines)
     lines.append(
         f"  estimate     {report.estimate * 1e3:.1f} ms: by the compiler {report.products * 1e3:.1f} ms with "
         f"products, {report.others * 1e3:.1f} ms with the rest; {100 * bounds.compute / report.estimate:.0f} % of the "

@@ -58,9 +58,16 @@ def load_initial_weights(
         gains = [name for name in GAINS if part == "model" and not getattr(model, name, None)]
         check(type(stage).__name__, to_dict(model), source_hashes, gains=gains)
         network = _placed(values, state.params[part], stage.roles["model"], f"{folder}: {name}")
-    state = state._replace(params=state.params | {part: network})
-    # a copy: the step donates both
-    return state if part == "base" else state._replace(ema=jax.tree.map(jnp.copy, network))
+    average = state.ema if part == "base" else jax.tree.map(_copy_like, network, state.ema)
+    network = jax.tree.map(
+        lambda leaf, fresh: jax.device_put(leaf, fresh.sharding), network, state.params[part]
+    )
+    return state._replace(params=state.params | {part: network}, ema=average)
+
+
+def _copy_like(leaf: jax.Array, placed: jax.Array) -> jax.Array:
+    """A copy, because the training step donates the average and the parameters, placed like another array."""
+    return jnp.copy(jax.device_put(leaf, placed.sharding))
 
 
 def _find(source: str, name: str) -> Path:

@@ -20,6 +20,7 @@ from melody_jax.config import TrainConfig
 from melody_jax.data.pipeline import BatchIterator
 from melody_jax.errors import UserError
 from melody_jax.models.functional import Params
+from melody_jax.models.products import product_precision
 from melody_jax.roles import without
 from melody_jax.sharding import (
     check_batch,
@@ -73,8 +74,7 @@ def train(
     rate = learning_rate(config.optimizer, config.optimizer.learning_rate, config.steps)
     with contextlib.ExitStack() as closing:
         closing.enter_context(run_folder.claim_workdir(workdir))
-        if config.matmul_precision != "default":
-            closing.enter_context(jax.default_matmul_precision(config.matmul_precision))
+        closing.enter_context(product_precision(config.matmul_precision))
         stop_signal = StopSignal(config)
         closing.callback(stop_signal.close)
         checkpoints = checkpoint.Checkpoints(workdir, config.keep_last, config.keep_every)
@@ -117,6 +117,8 @@ def _train(
                     with log.timer("other"):
                         state = nonfinite.handle(bad, state)
                     step = int(state.step)
+                    if config.on_nonfinite == "rollback":
+                        start = step  # evaluated and saved already
                     log.rewind(step)
                     continue
             with log.timer("other"):

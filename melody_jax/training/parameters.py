@@ -13,11 +13,11 @@ import jax
 from jax.sharding import AbstractMesh, Mesh
 
 from melody_jax import release
-from melody_jax.config import TrainConfig
+from melody_jax.config import OptimizerConfig, TrainConfig
 from melody_jax.roles import Role
 from melody_jax.sharding import make_mesh, parameter_spec
 from melody_jax.training.lora import adapted
-from melody_jax.training.state import is_decayed, muon_axes, trained
+from melody_jax.training.state import is_decayed, muon_axes, state_roles, trained
 
 HEADER = ("path", "shape", "role", "placement", "bytes/device", "decay", "optimiser", "stored", "adapter")
 Row = tuple[str, ...]
@@ -38,32 +38,46 @@ def parameter_rows(config: TrainConfig, mesh: Mesh | AbstractMesh) -> list[Row]:
     """One row per parameter, with the columns of `HEADER`."""
     stage = adapted(config.stage, config.lora)
     shapes = jax.eval_shape(stage.init, jax.random.key(0))
-    roles = release.flatten(stage.roles)
+    roles = release.flatten(state_roles(config)["params"])
     optimised = release.flatten(trained(shapes)).keys()
     return [
-        _row(path, leaf, roles[path], mesh, path in optimised)
+        _row(
+            path,
+            leaf,
+            roles[path],
+            mesh,
+            _optimiser(config.optimizer, path, leaf, roles[path], path in optimised),
+        )
         for path, leaf in release.flatten(shapes).items()
     ]
 
 
-def _row(path: str, leaf: Any, role: Role, mesh: Mesh | AbstractMesh, optimised: bool) -> Row:
+def _optimiser(config: OptimizerConfig, path: str, leaf: Any, role: Role, is_trained: bool) -> str:
+    """How a parameter is updated; with Muon, the input axes and the output axis of its matrix."""
+    if not is_trained:
+        return "frozen"
+    if role.kind == "tracked":
+        return "average"
+    muon = muon_axes(role, leaf.ndim)
+    if not config.muon or path.startswith("discriminator/"):
+        return "adamw"
+    if muon is None:
+        return "adam"
+    inputs = ",".join(str(axis) for axis in range(int(role.stacked), leaf.ndim - 1))
+    return f"muon {inputs}>{muon.output_axis}"
+
+
+def _row(path: str, leaf: Any, role: Role, mesh: Mesh | AbstractMesh, optimiser: str) -> Row:
     spec = tuple(parameter_spec(role, leaf.shape, mesh))
     split = math.prod(mesh.shape[axis] for axis in spec if axis is not None)
-    muon = muon_axes(role, leaf.ndim)
-    if not optimised:
-        optimiser = "frozen"
-    elif muon is None or path.startswith("discriminator/"):
-        optimiser = "adamw"
-    else:
-        inputs = ",".join(str(axis) for axis in range(int(role.stacked), leaf.ndim - 1))
-        optimiser = f"muon {inputs}>{muon.output_axis}"
+    decays = optimiser not in ("frozen", "average", "adam") and is_decayed(role)
     return (
         path,
         "x".join(map(str, leaf.shape)) or "-",
         role.kind + (" stacked" if role.stacked else ""),
         ",".join(str(axis or "-") for axis in spec) or "-",
         str(leaf.size * leaf.dtype.itemsize // split),
-        "decay" if optimised and is_decayed(role) else "-",
+        "decay" if decays else "-",
         optimiser,
         release.stored_type(leaf.shape, role) if path.startswith("model/") else "-",
         "lora" if role.lora and path.startswith("model/") else "-",

@@ -20,9 +20,11 @@ from melody_jax.config import LoRAConfig
 from melody_jax.config_json import from_dict
 from melody_jax.errors import UserError, first_line
 from melody_jax.models.functional import Params
+from melody_jax.models.products import product_precision
 from melody_jax.options import option
 from melody_jax.release import unflatten
-from melody_jax.sharding import make_mesh, mesh_context, place_batch, state_sharding
+from melody_jax.roles import gather, without
+from melody_jax.sharding import constrain_state, make_mesh, mesh_context, place_batch, state_sharding
 from melody_jax.tensor_file import parse_tensors
 from melody_jax.training.checkpoint import abstract_like
 from melody_jax.training.digests import DIGEST
@@ -59,16 +61,18 @@ def replay(config: ReplayConfig) -> dict[str, float]:
     stage = adapted(stage_from_dict(described["stage"]), from_dict(LoRAConfig, described["lora"]))
     mesh = make_mesh(config.mesh, jax.devices()[: math.prod(config.mesh)] if min(config.mesh) > 0 else None)
     shapes = jax.eval_shape(stage.init, jax.random.key(0))
-    params = _restore(folder, abstract_like(shapes, state_sharding(shapes, stage.roles, mesh)))
+    placed = gather(stage.roles) if described.get("zero_stage") == 1 else stage.roles
+    params = _restore(folder, abstract_like(shapes, state_sharding(shapes, placed, mesh)))
     key = jax.random.fold_in(jax.random.key(described["seed"]), bundle["step"])
 
     def step(params: Params, batch: Batch) -> Any:
         grads, metrics = accumulated(
             stage, described["accumulate"], params, batch, key, jnp.int32(bundle["step"])
         )
-        return metrics | gradient_norms(grads)
+        grads = constrain_state(grads, stage.roles)
+        return metrics | gradient_norms(without("tracked", grads, stage.roles))
 
-    with mesh_context(mesh):
+    with mesh_context(mesh), product_precision(described["matmul_precision"]):
         metrics = {
             name: float(value) for name, value in jax.jit(step)(params, place_batch(batch, mesh)).items()
         }

@@ -142,6 +142,8 @@ def check_resume(workdir: Path, config: TrainConfig, hashes: dict[str, str]) -> 
             f"{workdir} was trained on features of another {', '.join(networks)}; choose another --workdir"
         )
     layout = _layout(config)
+    if layout.get("fsdp", 1) > 1:
+        old_layout = {"ZeRO stage": 3} | old_layout
     if layout != old_layout and jax.process_index() == 0:
         print_note(
             f"{workdir} resumes with {_in_words(layout)} after {_in_words(old_layout)}: "
@@ -150,8 +152,11 @@ def check_resume(workdir: Path, config: TrainConfig, hashes: dict[str, str]) -> 
 
 
 def _layout(config: TrainConfig) -> dict[str, int]:
-    """The layout, on which the order of a run's sums depends: processes, and devices on each axis of the mesh."""
-    return {"processes": jax.process_count(), **make_mesh(config.mesh).shape}
+    """The layout, on which the order of a run's sums depends: processes, devices on each axis of the mesh, what fsdp
+    splits."""
+    mesh = make_mesh(config.mesh).shape
+    layout = {"processes": jax.process_count(), **mesh}
+    return layout | ({"ZeRO stage": config.zero_stage} if mesh["fsdp"] > 1 else {})
 
 
 def _in_words(layout: dict[str, int]) -> str:

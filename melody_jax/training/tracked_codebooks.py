@@ -113,6 +113,7 @@ def follow(
         share = early_decay(decay, age)
         counts = share * counts + (1 - share) * member.sum(0)
         sums = share * sums + (1 - share) * (member.T @ rows)
+        mean = counts.mean()
         is_dead = counts < dead_share * mean
         moved = rows[jax.random.randint(key, counts.shape, 0, len(rows))]
         counts = jnp.where(is_dead, mean, counts)

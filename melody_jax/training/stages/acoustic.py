@@ -24,6 +24,7 @@ from melody_jax.models import lm
 from melody_jax.models.controls import drop_melody
 from melody_jax.models.functional import Params
 from melody_jax.models.lm_config import Condition, LMConfig
+from melody_jax.options import check_fields, option
 from melody_jax.release import network_roles
 from melody_jax.roles import Roles
 from melody_jax.training.stage import Batch, Metrics, Stage, loss_gradients
@@ -45,25 +46,27 @@ class AcousticStage(Stage):
         )
     )
     """The network: `code_levels` are those that it writes, `condition` what it follows."""
-    coarse_levels: int = 4
+    coarse_levels: int = option(4, least=1)
     """Levels that the coarse model writes and that the fine one follows."""
-    frames_per_token: int = 2
+    frames_per_token: int = option(2, least=1)
     """Frames of codes in the time of one semantic token."""
-    prefix_dropout: float = 0.1
+    prefix_dropout: float = option(0.1, least=0, most=1)
     """Probability that an item of the coarse model is trained without a prefix, for guidance; 0 to 1."""
-    melody_dropout: float = 0.5
+    melody_dropout: float = option(0.5, least=0, most=1)
     """As in `LMStage`."""
 
     def __post_init__(self) -> None:
+        check_fields(self)
         model = self.model
         condition = model.condition
         if self.part not in get_args(Part):
             raise UserError(f"part is {self.part!r}; it must be coarse or fine")
         if condition is None:
             raise UserError("the model has no condition; an acoustic model follows other tokens")
-        for name in ("coarse_levels", "frames_per_token"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        if model.controls is not None:
+            raise UserError(
+                "the model has control tokens; an acoustic model takes none: set model.controls to None"
+            )
         if self.part == "coarse" and model.code_levels != self.coarse_levels:
             raise UserError(
                 f"model.code_levels is {model.code_levels} and coarse_levels {self.coarse_levels}; set them alike"
@@ -140,15 +143,14 @@ class AcousticStage(Stage):
 
     def loss(self, params: Params, batch: Batch, key: jax.Array) -> tuple[jax.Array, Metrics]:
         """Cross-entropy in nats per code, with dropout of the network and of the prefix."""
-        prefix_key, dropout_key = jax.random.split(key)
+        prefix_key, dropout_key, melody_key, ending_key = jax.random.split(key, 4)
         prompt, codes = self.sequence(batch)
         drops = jax.random.bernoulli(prefix_key, self.prefix_dropout, (len(codes),))
         levels = jnp.where(drops, 0, self.model.prefix_levels)
         melody = batch.get("melody")
         if melody is not None:
-            melody_key = jax.random.fold_in(prefix_key, 1)
             drops |= jax.random.bernoulli(melody_key, self.melody_dropout, drops.shape)
-            melody = drop_melody(melody, drops, melody_key)
+            melody = drop_melody(melody, drops, ending_key)
         log_probs = self._log_probs(params, prompt, codes, levels, dropout_key, melody)
         return -log_probs.mean(), {}
 

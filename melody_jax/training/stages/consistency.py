@@ -37,6 +37,7 @@ from melody_jax.models.conditioning import GuidanceEmbedding
 from melody_jax.models.denoiser import DenoiserConfig
 from melody_jax.models.dpd import DPDConfig
 from melody_jax.models.functional import Params
+from melody_jax.options import check_fields, option
 from melody_jax.release import add_difference
 from melody_jax.roles import Roles
 from melody_jax.training.stage import Batch, Metrics, Stage, loss_gradients
@@ -79,23 +80,24 @@ class ConsistencyStage(Stage):
 
     model: DenoiserConfig = dataclasses.field(default_factory=lambda: DPDConfig(guidance_range=(1.0, 4.0)))
     """The student; the teacher is the same without `guidance_range`."""
-    teacher_steps: int = 5
+    teacher_steps: int = option(5, least=1)
     """Guided steps of a trajectory, N."""
     span: float = diffusion.HALF_PI
     """Largest angle that a trajectory covers, radians; pi/2: always to its end."""
-    points: int = 3
+    points: int = option(3, least=1)
     """Points of a trajectory that the student learns from, P: its start and random ones of the N visited."""
-    start_at_noise: float = 0.5
+    start_at_noise: float = option(0.5, least=0, most=1)
     """Share of trajectories that start at pi/2, as sampling does; the others start at a random smaller angle."""
-    clean_prefix: float = 0.2
+    clean_prefix: float = option(0.2, least=0, most=1)
     """Share of items with clean leading chunks, as in continuation."""
-    guidance_rescale: float = 0.0
+    guidance_rescale: float = option(0.0, least=0, most=1)
     """How much of the spread that guidance adds is taken back, 0 to 1 (`guidance.rescale`). The student
     learns it: sampling with it has no such setting."""
     usual_guidance: float = 2.5
     """Guidance scale of half of the items, and of evaluation; the other half is log-uniform over `guidance_range`."""
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if self.model.guidance_range is None:
             raise UserError(
                 "stage.model.guidance_range is None; the student takes the guidance scale as an input"

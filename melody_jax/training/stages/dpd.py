@@ -18,11 +18,13 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from melody_jax import diffusion, parameterisation
 from melody_jax.data.feature_shape import FeatureShape
+from melody_jax.errors import UserError
 from melody_jax.models import denoiser
 from melody_jax.models.controls import drop_controls
 from melody_jax.models.denoiser import DenoiserConfig
 from melody_jax.models.dpd import DPDConfig
 from melody_jax.models.functional import Params
+from melody_jax.options import check_fields, option
 from melody_jax.roles import Roles
 from melody_jax.training.angle_errors import error_at_angles
 from melody_jax.training.codebooks import prefix_embeddings, semantic_embeddings
@@ -53,29 +55,47 @@ class DPDStage(Stage):
 
     model: DenoiserConfig = dataclasses.field(default_factory=DPDConfig)
     """The network: the config of any backbone (models/denoiser.py)."""
-    condition_dropout: float = 0.1
+    condition_dropout: float = option(0.1, least=0, most=1)
     """Share of items trained without a condition, for classifier-free guidance."""
-    shared_angle: float = 0.0
+    shared_angle: float = option(0.0, least=0, most=1)
     """Share of items with one angle for the whole window, as in generation."""
-    clean_prefix: float = 0.0
+    clean_prefix: float = option(0.0, least=0, most=1)
     """Share of items with clean leading chunks, as in continuation."""
     angles: diffusion.AngleDistribution = "uniform"
     """Distribution of the training angles, see `diffusion.warp_angles`; with "trigflow", of the network's c_noise."""
     angle_mean: float = 0.0
     """Mean of log tan(angle), for "logit_normal": above 0 for more noise."""
-    angle_std: float = 1.0
+    angle_std: float = option(1.0, above=0)
     """Standard deviation of log tan(angle), for "logit_normal", above 0."""
-    token_corruption: float = 0.0
+    token_corruption: float = option(0.0, least=0, most=1)
     """Share of semantic tokens replaced by random ones: the LM makes errors too."""
-    prefix_dropout: float = 0.1
+    prefix_dropout: float = option(0.1, least=0, most=1)
     """Share of items whose prefix is absent; for `prefix_conditioning` only."""
-    prefix_level_dropout: float = 0.1
+    prefix_level_dropout: float = option(0.1, least=0, most=1)
     """Share of individual prefix levels that are absent; for `prefix_conditioning` only."""
 
     mulan: str = ""
     """Folder of the released MuLan whose codebooks initialise the prefix embeddings; empty: random embeddings."""
     tokenizer: str = ""
     """Folder of the released tokenizer whose codebook initialises the token embeddings; empty: random embeddings."""
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        if not self.shared_angle + self.clean_prefix <= 1:
+            raise UserError(
+                f"shared_angle {self.shared_angle} and clean_prefix {self.clean_prefix} are shares of the same items; "
+                "together they must be at most 1"
+            )
+        if self.mulan and not self.model.prefix_conditioning:
+            raise UserError(
+                f"mulan is {self.mulan!r}, but the model has no prefix_conditioning; leave it out"
+            )
+        for name in ("guidance_range", "text", "lower_ratio"):
+            if getattr(self.model, name):
+                raise UserError(
+                    f"model.{name} is {getattr(self.model, name)}; it must be {getattr(DenoiserConfig, name)} in this "
+                    "stage"
+                )
 
     @property
     def roles(self) -> Roles:
@@ -138,7 +158,7 @@ class DPDStage(Stage):
 
     def _perturb(self, batch: Batch, key: PRNGKeyArray) -> tuple[Array, Array]:
         """Semantic tokens with some replaced, and prefix and control tokens with some absent (-1)."""
-        replaced_key, token_key, prefix_key, level_key = jax.random.split(key, 4)
+        replaced_key, token_key, prefix_key, level_key, control_key = jax.random.split(key, 5)
         tokens = batch["semantic_tokens"]
         controls = batch["prefix_tokens"][:, self.model.prefix_levels :]
         prefix = batch["prefix_tokens"][:, : self.model.prefix_levels]
@@ -148,7 +168,7 @@ class DPDStage(Stage):
         absent |= jax.random.bernoulli(level_key, self.prefix_level_dropout, prefix.shape)
         prefix = jnp.where(absent, -1, prefix)
         if self.model.controls is not None:
-            dropped = drop_controls(controls, jax.random.fold_in(level_key, self.model.prefix_levels))
+            dropped = drop_controls(controls, control_key)
             prefix = jnp.concatenate([prefix, dropped], axis=1)
         return jnp.where(replaced, random, tokens), prefix
 

@@ -21,6 +21,7 @@ from melody_jax.models import lm
 from melody_jax.models.controls import drop_controls, drop_melody, partners
 from melody_jax.models.functional import Params
 from melody_jax.models.lm_config import LMConfig
+from melody_jax.options import check_fields, option
 from melody_jax.release import network_roles
 from melody_jax.roles import Roles
 from melody_jax.training.codebooks import prefix_embeddings, semantic_embeddings
@@ -39,34 +40,34 @@ class LMStage(Stage):
 
     model: LMConfig = field(default_factory=LMConfig)
     """The network."""
-    prefix_dropout: float = 0.1
+    prefix_dropout: float = option(0.1, least=0, most=1)
     """Probability that an item is trained without a prefix, 0 to 1."""
-    level_dropout: float = 0.3
+    level_dropout: float = option(0.3, least=0, most=1)
     """Probability that an item with a prefix keeps only its leading 1 to P levels, uniformly drawn; 0 to 1."""
-    other_prefix: float = 0.0
+    other_prefix: float = option(0.0, least=0, most=1)
     """Probability that an item with a tempo token is trained with the prefix tokens of another one, if the batch has
     one of the same genre, 0 to 1; the tempo token stays then, unless `prefix_dropout` drops everything. A prefix
     suggests a tempo, which agrees with the tempo token of its piece: a network that always sees both need not listen to
     the latter."""
-    melody_dropout: float = 0.5
+    melody_dropout: float = option(0.5, least=0, most=1)
     """Probability that an item of a model that follows a melody is trained without, 0 to 1; an item without a prefix
     has none either, for guidance."""
-    history_corruption: float = 0.0
+    history_corruption: float = option(0.0, least=0, most=1)
     """Share of the input semantic tokens that training replaces by random ones; targets are unchanged. The last token
     alone predicts most of the next one, and a network that relies on it learns to use the prefix late."""
     mulan: str = ""
     """Folder of the released MuLan whose codebooks initialise the prefix embeddings; empty: random embeddings."""
     tokenizer: str = ""
     """Folder of the released tokenizer whose codebook initialises the token embeddings; empty: random embeddings."""
-    label_smoothing: float = 0.0
+    label_smoothing: float = option(0.0, least=0, most=1)
     """Share of the target probability spread evenly over the vocabulary, in training only."""
 
     def __post_init__(self) -> None:
+        check_fields(self)
         has_genres = self.model.controls is not None and self.model.controls.genres
-        if not 0 <= self.other_prefix <= 1 or (self.other_prefix and not has_genres):
+        if self.other_prefix and not has_genres:
             raise UserError(
-                f"other_prefix is {self.other_prefix}; it must be from 0 to 1, and 0 for a model without tokens of "
-                "genres"
+                f"other_prefix is {self.other_prefix}; it must be 0 for a model without tokens of genres"
             )
         if self.model.melody_span not in (0, 1):
             raise UserError(
@@ -118,7 +119,8 @@ class LMStage(Stage):
 
     def loss(self, params: Params, batch: Batch, key: jax.Array) -> tuple[jax.Array, Metrics]:
         """Smoothed cross-entropy in nats per token, with dropout of the network, the prefix and its levels."""
-        level_key, dropout_key, mask_key, token_key = jax.random.split(key, 4)
+        keys = jax.random.split(key, 7)
+        level_key, dropout_key, mask_key, token_key, prompt_key, melody_key, ending_key = keys
         targets = batch["semantic_tokens"]
         levels = self.draw_levels(level_key, targets.shape[0])
         is_corrupted = jax.random.bernoulli(mask_key, self.history_corruption, targets.shape)
@@ -127,11 +129,10 @@ class LMStage(Stage):
         )
         history = jnp.where(is_corrupted, random_tokens, targets)
         if self.model.controls is not None:
-            batch = batch | {"prefix_tokens": self.perturb_prompt(batch["prefix_tokens"], level_key)}
+            batch = batch | {"prefix_tokens": self.perturb_prompt(batch["prefix_tokens"], prompt_key)}
         if self.model.melody_span:
-            melody_key = jax.random.fold_in(level_key, 1)
             is_dropped = (levels == 0) | jax.random.bernoulli(melody_key, self.melody_dropout, levels.shape)
-            batch = batch | {"melody": drop_melody(batch["melody"], is_dropped, melody_key)}
+            batch = batch | {"melody": drop_melody(batch["melody"], is_dropped, ending_key)}
         log_probs = self._log_probs(params, batch, history, levels, dropout_key)
         target_log_probs = _of_targets(log_probs, targets)
         cross_entropy = -target_log_probs.mean()
@@ -143,12 +144,11 @@ class LMStage(Stage):
     def perturb_prompt(self, prefix_tokens: jax.Array, key: jax.Array) -> jax.Array:
         """Prefix and control tokens (B, P + C), some of the latter replaced by -1 and some prefixes by others'."""
         prefix, controls = jnp.split(prefix_tokens, [self.model.prefix_levels], axis=1)
-        key = jax.random.fold_in(key, self.model.prefix_levels)
-        dropped = drop_controls(controls, key)
+        drop_key, other_key, partner_key = jax.random.split(key, 3)
+        dropped = drop_controls(controls, drop_key)
         if not self.other_prefix:  # partners may be on other devices
             return jnp.concatenate([prefix, dropped], axis=1)
         tempo, genre = NAMES.index("tempo_bpm"), NAMES.index("genre")
-        other_key, partner_key = jax.random.split(jax.random.fold_in(key, 1))
         partner, has_partner = partners(controls[:, genre], partner_key)
         is_eligible = has_partner & (controls[:, tempo] >= 0)
         has_other = is_eligible & jax.random.bernoulli(other_key, self.other_prefix, (len(prefix),))

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from melody_jax import release
 from melody_jax.config_json import network_difference
@@ -93,7 +93,8 @@ class TempoStage(Stage):
         """Gradients of the cross-entropy on {"text_ids" (B, U), "text_mask", "facts"}."""
 
         def loss(trained: Params, batch: Batch, key: PRNGKeyArray) -> tuple[Array, Metrics]:
-            return self._loss(trained["model"], params["frozen"], batch), {}
+            weight = jnp.sum(_has_facts(batch)).astype(jnp.float32)
+            return self._loss(trained["model"], params["frozen"], batch), {"weight": weight}
 
         return loss_gradients(loss, {"model": params["model"]}, batch, key)
 
@@ -102,7 +103,7 @@ class TempoStage(Stage):
         embedded = mulan.embed_text(frozen, self.mulan, batch["text_ids"], batch["text_mask"])
         log_probabilities = tempo_head.log_probabilities(model, mulan.centre(frozen, embedded, "text"))
         losses = -jnp.sum(self._target(jnp.asarray(batch["facts"]["tempo"])) * log_probabilities, axis=-1)
-        has_facts = jnp.asarray(batch["facts"]["genre"]) >= 0
+        has_facts = _has_facts(batch)
         return jnp.sum(losses * has_facts) / jnp.maximum(jnp.sum(has_facts), 1)
 
     def _target(self, tempo: Float[Array, " B"]) -> Float[Array, "B _"]:
@@ -119,3 +120,7 @@ class TempoStage(Stage):
     def finish(self, model: Params, batches: Iterator[Any], key: PRNGKeyArray) -> tuple[Params, Metrics]:
         """Nothing is fitted after training."""
         return model, {}
+
+
+def _has_facts(batch: Batch) -> Bool[Array, " B"]:
+    return jnp.asarray(batch["facts"]["genre"]) >= 0

@@ -26,6 +26,7 @@ from melody_jax.models import functional, nearest_code, tokenizer
 from melody_jax.models.conformer import ConformerConfig
 from melody_jax.models.functional import Params
 from melody_jax.models.tokenizer import TokenizerConfig
+from melody_jax.options import check_fields, option
 from melody_jax.release import network_roles
 from melody_jax.roles import Roles
 from melody_jax.training.fit_kmeans import fit_kmeans
@@ -58,22 +59,27 @@ class TokenizerStage(Stage):
     """The network."""
     weights: str = ""
     """Folder or safetensors file of a Wav2Vec2-Conformer, HuBERT or MERT for the encoder; empty: random."""
-    codebooks: int = 4
+    codebooks: int = option(4, least=2)
     """Random codebooks Q, even: the first half for timbre, the second for pitch."""
-    codes: int = 512
+    codes: int = option(512, least=1)
     """Entries C per codebook."""
-    code_dim: int = 16
+    code_dim: int = option(16, least=1)
     """Dimensions of the random projections."""
-    target_seed: int = 0
+    target_seed: int = option(0, least=0)
     """Seed of the projections and codebooks."""
-    mask_start: float = 0.07
+    mask_start: float = option(0.07, least=0, most=1)
     """Probability that a masked span begins at a token."""
-    mask_span: int = 5
+    mask_span: int = option(5, least=1)
     """Tokens in a masked span."""
-    mask_noise: float = 0.1
+    mask_noise: float = option(0.1, least=0)
     """Standard deviation of the noise that replaces masked (normalised) input."""
-    cluster_frames: int = 100_000
+    cluster_frames: int = option(100_000, least=1)
     """Tokens to fit the clusters on."""
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        if self.codebooks % 2:
+            raise UserError(f"codebooks is {self.codebooks}; it must be even")
 
     @property
     def roles(self) -> Roles:

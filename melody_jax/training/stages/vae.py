@@ -37,6 +37,7 @@ from melody_jax.models.functional import Params
 from melody_jax.models.stft_config import StftCodecConfig
 from melody_jax.models.stft_synthesis import MagnitudePair
 from melody_jax.models.vae import VAEConfig
+from melody_jax.options import check_fields, option
 from melody_jax.release import network_roles
 from melody_jax.roles import Roles
 from melody_jax.training import tracked_codebooks
@@ -62,61 +63,57 @@ class VAEStage(Stage):
     """Shapes of the discriminators, which see the channels of the model."""
     resolutions: tuple[tuple[int, int], ...] = ((2048, 480), (1024, 240), (512, 120), (256, 60))
     """(n_fft, hop) in samples of the spectral losses."""
-    window_share: float = 1.0
+    window_share: float = option(1.0, above=0, most=1)
     """Length of their windows as a fraction of n_fft (0.5 in the paper)."""
     plain_magnitudes: bool = False
     """Uses raw magnitudes, not divided by the root of the window's energy (the paper's literal loss)."""
-    linear_weight: float = 10.0
+    linear_weight: float = option(10.0, least=0)
     """Weight of the L1 distance of magnitudes (mean over bins and frames, mean over resolutions)."""
-    log_weight: float = 0.5
+    log_weight: float = option(0.5, least=0)
     """Weight of the L1 distance of log magnitudes, nepers (same means)."""
-    log_floor: float = 1e-3
+    log_floor: float = option(1e-3, above=0)
     """Added to magnitudes before the logarithm: 60 dB below noise of full scale."""
-    loss_corner_hz: float = 0.0
+    loss_corner_hz: float = option(0.0, least=0)
     """Above 0: bins weigh 1 / (frequency + this) in the spectral losses, scaled to a mean of 1, so that octaves above
     this frequency count equally. 0: all bins weigh the same, and the bass, a few bins of many, hardly counts."""
-    magnitude_weight: float = 0.0
+    magnitude_weight: float = option(0.0, least=0)
     """Weight of the same two losses between the magnitudes that the decoder writes and the original's at the decoder's
     windows. The spectral losses alone see them after a borrowed phase and an inverse STFT."""
     quantile: float = 0.5
     """Quantile of the magnitudes, above 0 and below 1, that the spectral losses aim at where a magnitude cannot be
     predicted. 0.5 (plain L1) is the median, which makes noise 1.6 dB too quiet; 0.632 is the RMS of noise."""
-    mel_weight: float = 0.5
+    mel_weight: float = option(0.5, least=0)
     """Weight of the L1 distance of log mel magnitudes, nepers."""
-    kl_weight: float = 3e-3
+    kl_weight: float = option(3e-3, least=0)
     """Weight of the KL divergence to a unit Gaussian, nats per latent value."""
-    commitment_weight: float = 0.25
+    commitment_weight: float = option(0.25, least=0)
     """With a quantiser: weight of the mean squared distance of what a level quantises from its codes."""
-    codebook_decay: float = 0.99
+    codebook_decay: float = option(0.99, least=0, most=0.99999)
     """With a quantiser: decay per step of the averages that its codes are, less in the first steps, as for weights."""
-    dead_share: float = 0.2
+    dead_share: float = option(0.2, least=0, most=1)
     """With a quantiser: a code used less often than this share of the mean moves to a random vector of the batch."""
-    level_dropout: float = 0.5
+    level_dropout: float = option(0.5, least=0, most=1)
     """With a quantiser: share of the items with a random number of levels, so that few levels make sound, too."""
-    adversarial_start: int = 2_000
+    adversarial_start: int = option(2_000, least=0)
     """First step with discriminators; earlier steps skip their cost."""
-    adversarial_ramp: int = 500
+    adversarial_ramp: int = option(500, least=0)
     """Steps over which the two adversarial weights rise from zero, while the discriminators are still untrained."""
-    adversarial_weight: float = 0.1
+    adversarial_weight: float = option(0.1, least=0)
     """Weight of the least-squares adversarial loss (summed over discriminators)."""
-    feature_weight: float = 0.5
+    feature_weight: float = option(0.5, least=0)
     """Weight of feature matching (mean over hidden layers, summed over discriminators)."""
-    adversarial_share: float = 0.0
+    adversarial_share: float = option(0.0, least=0)
     """Above 0: the adversarial gradient at the decoded audio is scaled to this multiple of the norm of the
     reconstruction gradient of the same items, as EnCodec's balancer does per loss (arXiv 2210.13438). 0: no scaling."""
-    adversarial_crop: int = 17_280
+    adversarial_crop: int = option(17_280, least=1)
     """Samples of the random crop for the discriminators (17,280 = 0.72 s at 24 kHz), at most T."""
-    adversarial_items: int = 8
+    adversarial_items: int = option(8, least=1)
     """Most items per batch for the discriminators: they cost more than the autoencoder."""
 
     def __post_init__(self) -> None:
-        if not 0 < self.window_share <= 1:
-            raise UserError(f"window_share {self.window_share}: it must be above 0 and at most 1")
+        check_fields(self)
         if not 0 < self.quantile < 1:
             raise UserError(f"quantile {self.quantile:g}: it must be above 0 and below 1")
-        for name in ("loss_corner_hz", "magnitude_weight"):
-            if getattr(self, name) < 0:
-                raise UserError(f"{name} {getattr(self, name):g}: it must be at least 0")
         if self.magnitude_weight and not isinstance(self.model.codec, StftCodecConfig):
             raise UserError(
                 f"magnitude_weight {self.magnitude_weight:g}: the decoder writes samples, not magnitudes; use 0"
@@ -156,7 +153,7 @@ class VAEStage(Stage):
     ) -> tuple[Params, Metrics]:
         """Gradients of the autoencoder's and the discriminators' losses, from one forward pass of the former."""
         target = batch["audio"].astype(jnp.float32)
-        noise_key, crop_key = jax.random.split(key)
+        noise_key, crop_key, code_key = jax.random.split(key, 3)
         (audio, terms), model_vjp, quantised = jax.vjp(
             lambda model: self._autoencode(model, target, noise_key), params["model"], has_aux=True
         )
@@ -188,7 +185,7 @@ class VAEStage(Stage):
                 quantised,
                 self.codebook_decay,
                 self.dead_share,
-                jax.random.fold_in(key, 2),
+                code_key,
             )
             grads = grads | {"model": d_model | {"codebooks": books}, "quantiser": averages}
         return grads, metrics
