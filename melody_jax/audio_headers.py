@@ -59,8 +59,11 @@ def inspect(file: BinaryIO, size: int, place: str) -> bytes | None:
     return None
 
 
-def inspect_mpeg(file: BinaryIO, size: int, place: str) -> bytes | None:
-    """As `inspect`, for MPEG audio, which has no magic number: libsndfile recognises it."""
+def inspect_mpeg(file: BinaryIO, size: int, place: str) -> tuple[int, bytes | None]:
+    """As `inspect`, for MPEG audio, which has no magic number: libsndfile recognises it. The layer comes first.
+
+    Layers I and II have no header with a length, and libsndfile reads no more than it guesses.
+    """
     data = _content(file, size, place)
     frames = count_frames(data)
     if frames is None:
@@ -68,11 +71,12 @@ def inspect_mpeg(file: BinaryIO, size: int, place: str) -> bytes | None:
             f"{place}: not an audio file that can be read, or damaged (no MPEG frames of one kind)"
         )
     declared = frames.declared
-    if declared == frames.count or frames.layer != 3:  # decoders know the Info frame in layer III only
-        return None
+    if declared == frames.count or frames.layer != 3:
+        return frames.layer, None
     if declared is not None and frames.count < declared - 1:
         raise UserError(f"{place}: cut short, {frames.count} of {declared} MPEG frames are present")
-    return info_frame(data[frames.first : frames.first + 4], frames.count) + data[frames.start :]
+    header = info_frame(data[frames.first : frames.first + 4], frames.count)
+    return frames.layer, header + data[frames.start :]
 
 
 def aac_container(file: BinaryIO) -> str:

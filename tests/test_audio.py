@@ -76,6 +76,26 @@ def test_read_refuses_cut_files(tmp_path, suffix):
         audio.read(path)
 
 
+@pytest.mark.parametrize(
+    ("rate", "bit_rate"), [(44_100, 128_000), (48_000, 96_000), (48_000, 160_000), (24_000, 64_000)]
+)
+def test_layer_two_is_read_to_its_end(tmp_path, rate, bit_rate):
+    """Whatever the file is called: with an Info frame, decoders read too little of it."""
+    av = pytest.importorskip("av")
+    path = tmp_path / "a.mp3"
+    wave = np.sin(2 * np.pi * 440 * np.arange(3 * rate) / rate)
+    with av.open(path, "w", format="mp2") as container:
+        stream = container.add_stream("mp2", rate=rate, layout="mono")
+        stream.bit_rate = bit_rate
+        frame = av.AudioFrame.from_ndarray((9_000 * wave).astype(np.int16)[None], format="s16", layout="mono")
+        frame.rate = rate
+        container.mux([*stream.encode(frame), *stream.encode(None)])
+    read, _ = audio.read_as_stored(path)
+    assert 3 * rate <= len(read) < 3 * rate + 2 * 1152
+    assert np.abs(read[: rate // 10]).max() > 0.2
+    assert np.abs(read[2 * rate : 3 * rate - 2304]).max() > 0.2
+
+
 @pytest.mark.parametrize("bad", [np.zeros(0), np.zeros((2, 100)), np.array([0.0, np.inf])])
 def test_write_refuses_bad_audio(tmp_path, bad):
     with pytest.raises(UserError, match="audio"):
