@@ -213,13 +213,13 @@ def timed(
         with jax.profiler.trace(f"{arguments.trace}/{name}"):
             jax.block_until_ready(run())
     sizes = compiled.memory_analysis()
-    whole = sizes.argument_size_in_bytes + sizes.output_size_in_bytes + sizes.temp_size_in_bytes
+    planned = sizes.argument_size_in_bytes + sizes.output_size_in_bytes + sizes.temp_size_in_bytes
     return Measured(
         items=items,
         flops=matmul_cost(traced.jaxpr)[0],
         compiling=compiling,
         seconds=min(seconds),
-        memory=whole - sizes.alias_size_in_bytes,
+        memory=planned - sizes.alias_size_in_bytes,
     )
 
 

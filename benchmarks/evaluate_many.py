@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 import tyro
 
+from melody_jax.audio_format import SAMPLE_RATE
 from melody_jax.evaluation.clips import Clip, ClipSet, open_set
 from melody_jax.evaluation.embed_clips import Share, measure
 from melody_jax.evaluation.embedding import open_embedding
@@ -59,7 +60,7 @@ def main() -> None:
     enable_compile_cache()
     embedding = open_embedding(arguments.embedding)
     sounds = [
-        clip.read().to()[: round(24_000 * arguments.seconds)]
+        clip.read().to()[: round(SAMPLE_RATE * arguments.seconds)]
         for clip in open_set(arguments.shards).clips[:40]
     ]
 

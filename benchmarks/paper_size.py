@@ -22,6 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 import tyro
 
+from melody_jax.audio_format import SAMPLE_RATE, TOKEN_RATE
 from melody_jax.config import TrainConfig, load_config
 from melody_jax.models.functional import count
 from melody_jax.scale import programs
@@ -65,7 +66,10 @@ def example(config: TrainConfig, seconds: float) -> dict[str, Any]:
     """A training batch with one item of the given length."""
     rng = np.random.default_rng(0)
     data = replace(
-        config.data, batch_size=1, crop_samples=round(24_000 * seconds), window_tokens=round(25 * seconds)
+        config.data,
+        batch_size=1,
+        crop_samples=round(SAMPLE_RATE * seconds),
+        window_tokens=round(TOKEN_RATE * seconds),
     )
 
     def fill(shape: jax.ShapeDtypeStruct) -> np.ndarray:

@@ -26,7 +26,7 @@ MAX_CHANNELS = 64
 SAMPLE_RATES = (1_000, 768_000)
 """Lowest and highest sample rate, Hz."""
 MAX_SAMPLES = 1 << 29
-"""Samples per channel that are decoded at once: 6.2 hours at 24 kHz, 3.1 hours at 48 kHz."""
+"""Samples over all channels that one block may hold: 6.2 hours of mono at 24 kHz, 1.6 hours of stereo at 48 kHz."""
 CHUNK = 1 << 20
 """Samples that are decoded at once, over all channels."""
 
@@ -118,7 +118,7 @@ def read_samples(sound: soundfile.SoundFile, count: int) -> np.ndarray:
     """Reads float32 (at most `count`, channels) from an open file, in no more memory than the samples need.
 
     Raises:
-        UserError: `count` is above `MAX_SAMPLES`.
+        UserError: the samples of all channels are more than `MAX_SAMPLES`.
     """
     return _read_block(_SoundFileDecoder(sound), count, "FLAC bytes")
 
@@ -126,7 +126,8 @@ def read_samples(sound: soundfile.SoundFile, count: int) -> np.ndarray:
 def _read_block(decoder: Decoder, count: float, path: str | os.PathLike) -> np.ndarray:
     """The next `count` samples, or those to the end; no more memory is taken than they need."""
     chunk = max(1, CHUNK // decoder.channels)
-    longest = MAX_SAMPLES * min(1.0, decoder.rate / SAMPLE_RATE)  # low rates are resampled to more samples
+    longest = MAX_SAMPLES / decoder.channels
+    longest *= min(1.0, decoder.rate / SAMPLE_RATE)  # low rates are resampled to more samples
     parts: list[np.ndarray] = []
     size = 0
     while size < count:
@@ -137,7 +138,7 @@ def _read_block(decoder: Decoder, count: float, path: str | os.PathLike) -> np.n
         size += len(part)
         if size > longest:
             raise UserError(
-                f"{path}: longer than the {longest:.0f} samples that are decoded at once; cut it into parts"
+                f"{path}: longer than the {longest:.0f} samples per channel that are decoded at once; cut it into parts"
             )
     if len(parts) == 1:
         return parts[0]
@@ -165,7 +166,9 @@ def _open(file: BinaryIO, path: Path, stack: contextlib.ExitStack) -> Decoder:
         return _AVDecoder(_open_av(file, path, aac, stack), path)
     sound = stack.enter_context(_open_sound(path, content))
     if sound.format == "MP3":
-        content = audio_headers.inspect_mpeg(file, size, str(path))
+        layer, content = audio_headers.inspect_mpeg(file, size, str(path))
+        if layer != 3:
+            return _AVDecoder(_open_av(file, path, "mp3", stack), path)
         if content is not None:
             sound = stack.enter_context(_open_sound(path, content))
     return _SoundFileDecoder(sound)
@@ -204,7 +207,8 @@ def _open_av(file: BinaryIO, path: Path, container: str, stack: contextlib.ExitS
         import av
         from av.error import FFmpegError
     except ModuleNotFoundError:
-        raise UserError(f"{path}: AAC audio; {install_hint('av')}") from None
+        kind = "MPEG audio of layer I or II" if container == "mp3" else "AAC audio"
+        raise UserError(f"{path}: {kind}; {install_hint('av')}") from None
     file.seek(0)
     try:
         return stack.enter_context(av.open(file, "r", format=container, metadata_errors="replace"))
@@ -231,7 +235,8 @@ class _AVDecoder:
         self.rate = stream.rate or 0
         self.channels = stream.channels
         self.frames = None
-        if container.format.name != "aac" and stream.duration:  # without a container, the length is a guess
+        is_bare = container.format.name in ("aac", "mp3")
+        if not is_bare and stream.duration:  # without a container, the length is a guess
             self.frames = round(stream.duration * stream.time_base * self.rate)
         self._path = path
         self._error = FFmpegError

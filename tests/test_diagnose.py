@@ -2,17 +2,21 @@
 
 import dataclasses
 import json
+from collections import defaultdict
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from helpers.swapped import assert_ground_truth_enters_each_stage
 
+from melody_jax.composer import soundfont
 from melody_jax.errors import UserError
-from melody_jax.evaluation import clip_features, composed_prompts, diagnose, stage_swap
+from melody_jax.evaluation import clip_features, composed_prompts, diagnose, group_judge, stage_swap
 from melody_jax.evaluation.diagnose import DiagnoseConfig
 from melody_jax.evaluation.entry_stages import STAGES
 from melody_jax.evaluation.losses import markdown, summarise
+from melody_jax.evaluation.npz import write_npz
 from melody_jax.sampling.cascade import Melody
 
 MELODY = STAGES["melody"]
@@ -46,6 +50,23 @@ def test_the_network_that_loses_is_named() -> None:
     text = markdown(result | {"prompts": {"count": 80}, "embedding": "none"}, MELODY)
     assert "1. tokenizer and diffusion" in text
     assert MELODY[1].advice in text
+    other_seed = summarise(scores, points, groups, 50, MELODY, seed=1)
+    assert other_seed["stages"]["dpd"]["group"] != result["stages"]["dpd"]["group"]
+    more = summarise(scores, points, groups, 60, MELODY)
+    assert more["losses"][0]["lost"] != result["losses"][0]["lost"]
+
+
+def test_one_group_without_a_beat_has_no_control_and_no_tempo() -> None:
+    scores = {
+        stage: {"group": np.ones(4), "tempo": np.full(4, np.nan), "cycle": np.arange(4.0)} for stage in NAMES
+    }
+    points = {stage: np.random.default_rng(0).normal(size=(4, 2)) for stage in NAMES}
+    result = summarise(scores, points, ["jazz"] * 4, 20, MELODY)
+    assert list(result["stages"]) == list(NAMES)
+    assert result["largest"] == []
+    text = markdown(result | {"prompts": {"count": 4}, "embedding": "none"}, MELODY)
+    assert "All prompts have the same group, so no clips are judged against prompts of other groups." in text
+    assert "shuffled" not in text
 
 
 def test_from_end_to_end(tmp_path: Path, releases: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -67,8 +88,8 @@ def test_from_end_to_end(tmp_path: Path, releases: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(
         clip_features, "log_mel_statistics", lambda wave: np.resize(np.abs(wave), 8)
     )  # windows are short here
-    (tmp_path / "cache").mkdir()
-    np.savez(tmp_path / "cache" / "features-10.npz", features=rng.normal(size=(160, 8)))
+    statistics = group_judge.statistics_file(tmp_path / "cache", 10)
+    write_npz(statistics, {"features": rng.normal(size=(160, 8))})
     prompts = [
         composed_prompts.ComposedPrompt(
             group=name, text=f"some {name}", seed=i, tempo_bpm=60.0, rhythmic=i > 0
@@ -101,6 +122,34 @@ def test_ground_truth_enters_each_stage(releases: Path) -> None:
     assert_ground_truth_enters_each_stage(melody, list(NAMES[1:]))
 
 
+def test_caches_know_what_their_numbers_depend_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another SoundFont, composer or set of features gets other files."""
+    font = tmp_path / "font.sf2"
+    prompt = composed_prompts.ComposedPrompt(group="jazz", text="a", seed=0, tempo_bpm=60.0, rhythmic=True)
+    config = DiagnoseConfig(cache=str(tmp_path / "cache"))
+    monkeypatch.setattr(diagnose, "_measure_batch", lambda *_: {})
+    monkeypatch.setattr(diagnose, "read_npz", lambda *_: defaultdict(lambda: np.zeros(1)))
+    names = []
+
+    def add_names(mulan: str = "a") -> None:
+        network = SimpleNamespace(sha256=mulan)
+        diagnose._measure_stages(config, SimpleNamespace(hashes={}), network, [prompt])
+        names.append(group_judge.statistics_file(tmp_path, 3).name)
+        names.extend(path.name for path in (tmp_path / "cache").iterdir() if path.name not in names)
+
+    monkeypatch.setattr(soundfont, "installed", lambda _: {"font": font})
+    for content in (b"1", b"1", b"2"):
+        font.write_bytes(content)
+        add_names()
+    monkeypatch.setattr(composed_prompts, "VERSION", 99)
+    add_names()
+    monkeypatch.setattr(clip_features, "VERSION", 99)
+    add_names()
+    assert len(set(names)) == 2 * 4
+    add_names(mulan="b")
+    assert len(set(names)) == 2 * 4 + 1
+
+
 def test_a_system_without_prompts_is_refused(releases: Path) -> None:
     with pytest.raises(UserError, match=r"system is 'audiolm'; it must be one of melody, musiclm"):
         stage_swap.load_system("tiny", "audiolm", str(releases))
@@ -114,7 +163,25 @@ def test_prompts_are_checked(tmp_path: Path) -> None:
         '{"group": "polka", "text": "x", "seed": 1, "tempo_bpm": 60, "rhythmic": true}',
     ):
         file.write_text(content)
-        with pytest.raises(UserError, match=r"prompts\.jsonl: "):
+        with pytest.raises(UserError, match=r"prompts\.jsonl(, line 1)?: "):
+            composed_prompts.read_prompts(file)
+    line = {"group": "jazz", "text": "x", "seed": 1, "tempo_bpm": 60, "rhythmic": True}
+    file.write_text(f"\n{json.dumps(line)}\n \n")
+    assert composed_prompts.read_prompts(file) == [composed_prompts.ComposedPrompt(**line)]
+    for changes, message in (
+        ({"group": "polka"}, "unknown group 'polka'; the groups are accordion"),
+        ({"group": ["jazz"]}, r"group is \['jazz'\]; it must be a text"),
+        ({"text": 3}, "text is 3; it must be a text"),
+        ({"text": " "}, "text is empty"),
+        ({"seed": True}, "seed is True; it must be a whole number"),
+        ({"seed": -1}, "seed is -1; it must be from 0"),
+        ({"tempo_bpm": "fast"}, "tempo_bpm is 'fast'; it must be a number"),
+        ({"tempo_bpm": float("nan")}, "tempo_bpm is nan; it must be above 0 and at most 1,000"),
+        ({"rhythmic": 1}, "rhythmic is 1; it must be true or false"),
+        ({"other": 1}, "it must be an object with group, text, seed, tempo_bpm, rhythmic"),
+    ):
+        file.write_text(f"{json.dumps(line)}\n\n{json.dumps(line | changes)}\n")
+        with pytest.raises(UserError, match=rf"prompts\.jsonl, line 3: .*{message}"):
             composed_prompts.read_prompts(file)
     with pytest.raises(UserError, match="at least 10"):
         DiagnoseConfig(judge_pieces=5)

@@ -8,7 +8,7 @@ import pytest
 from melody_jax.audio_format import AudioFormat
 from melody_jax.errors import UserError
 from melody_jax.evaluation import embedding
-from melody_jax.evaluation.embedding import MuLan, open_embedding
+from melody_jax.evaluation.embedding import MuLan, embedding_width, open_embedding
 
 BROUGHT = """
 import numpy as np
@@ -31,8 +31,10 @@ def test_mulan_hears_windows_and_averages(releases: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(embedding, "WINDOW", 24_000)
     waves = np.random.default_rng(0).normal(0, 0.1, (2, 50_000)).astype(np.float32)
     points = result(waves)
-    expected = (result(waves[:, :24_000]) + result(waves[:, 24_000:48_000])) / 2
-    np.testing.assert_allclose(points, expected, atol=1e-5)
+    windows = [result(waves[:, start : start + 24_000]) for start in (0, 24_000, 26_000)]
+    np.testing.assert_allclose(points, np.mean(windows, axis=0), atol=1e-5)
+    np.testing.assert_allclose(result(waves[:, :48_000]), np.mean(windows[:2], axis=0), atol=1e-5)
+    assert embedding_width(result) == points.shape[1]
     cosines = result.cycle(points, ["a waltz", "jazz"])
     assert cosines.shape == (2,)
     assert np.all(np.abs(cosines) <= 1 + 1e-5)
@@ -54,6 +56,7 @@ def test_brought_embedding_has_a_format_and_is_hashed(tmp_path: Path) -> None:
     points = result(np.full((3, 8_000), 0.5, np.float32))
     assert points.shape == (3, 2)
     np.testing.assert_allclose(points, [[8000, 0.5]] * 3, atol=0.01)
+    assert embedding_width(result) == 2
     assert result.name.startswith("levels (")
     (tmp_path / "weights.bin").write_bytes(b"2")
     assert open_embedding(str(file)).sha256 != result.sha256

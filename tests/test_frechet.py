@@ -5,7 +5,7 @@ import pytest
 import scipy.linalg
 
 from melody_jax.errors import UserError
-from melody_jax.evaluation.frechet import Moments, clip_distances, extrapolated, frechet_distance, in_parts
+from melody_jax.evaluation.frechet import Moments, clip_distances, extrapolated, frechet_distance
 
 
 def test_closed_forms() -> None:
@@ -42,20 +42,10 @@ def test_agrees_with_the_matrix_square_root() -> None:
         assert frechet_distance(x, y) == pytest.approx(expected, rel=1e-3)
 
 
-def test_moments_are_gathered_part_by_part() -> None:
-    x = np.random.default_rng(2).normal(3, 2, size=(1025, 5)).astype(np.float32)
-    expected = Moments.of(x)
-    parts = in_parts(x, 64)
-    assert parts.count == expected.count == 1025
-    np.testing.assert_allclose(parts.mean, expected.mean, rtol=1e-9)
-    np.testing.assert_allclose(parts.covariance, expected.covariance, rtol=1e-9)
-    assert in_parts(x[:2]).count == 2
-
-
 def test_extrapolation_takes_the_bias_out() -> None:
     rng = np.random.default_rng(3)
     width = 32
-    reference = Moments(0, np.zeros(width), np.eye(width))
+    reference = Moments(np.zeros(width), np.eye(width))
     result = [extrapolated(rng.normal(0.3, 1, size=(400, width)), reference) for _ in range(5)]
     finite = [frechet_distance(rng.normal(0.3, 1, size=(400, width)), reference) for _ in range(5)]
     true = width * 0.09

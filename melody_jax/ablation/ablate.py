@@ -22,10 +22,18 @@ from typing import Any
 
 from melody_jax import files
 from melody_jax.ablation.files import DIVERGED, last_step
-from melody_jax.ablation.results import RunResult, add_results, find_results, read_folder, read_results
+from melody_jax.ablation.results import (
+    RunResult,
+    add_results,
+    find_results,
+    published_config,
+    read_folder,
+    read_results,
+)
 from melody_jax.ablation.runs import AblateConfig, Run, measures_of, runner_of, runs_of
 from melody_jax.ablation.study import load_study
 from melody_jax.config import TrainConfig
+from melody_jax.config_json import difference, to_dict
 from melody_jax.errors import Diverged, UserError
 from melody_jax.python_file import shipped_names
 from melody_jax.runtime import ALLOCATOR, enable_compile_cache
@@ -123,11 +131,9 @@ def _finish(
 
     position: which run of the study this is, for the line that names it.
     """
-    if (run.folder / "config.json").is_file() and isinstance(run.config, TrainConfig):
-        from melody_jax.training.run_folder import read_run
-
-        _refuse_changed_defaults(run.config, {"config": read_run(run.folder)[0]}, str(run.folder))
-    if read_folder(run.folder, run.arm, run.seed).is_complete(measures):
+    result = read_folder(run.folder, run.arm, run.seed)
+    _refuse_changed_defaults(run.config, result.config, str(run.folder))
+    if result.is_complete(measures):
         return True
     print(f"{config.name}, {position}: {run.arm}, seed {run.seed} ({run.folder})", file=sys.stderr)
     try:
@@ -141,19 +147,26 @@ def _finish(
 def _refuse_changed_defaults(config: Any, record: Any, source: str) -> None:
     """Raises `UserError` if a default changed: a run's name omits defaults, so another run could have the
     same name."""
-    from melody_jax.config_json import difference, to_dict
-    from melody_jax.training.run_folder import FREE_FIELDS, FREE_PARTS
-
     if record is None:
         return
-    free_parts = (*FREE_PARTS, "data.folder", "data.validation_folder")
-    for name, (before, now) in difference(record["config"], to_dict(config)).items():
-        is_free = name in FREE_FIELDS or name.startswith(free_parts)
+    free_fields, free_parts = _free_fields(config)
+    stored = published_config(record["config"])
+    for name, (before, now) in difference(stored, published_config(to_dict(config))).items():
+        is_free = name in free_fields or name.startswith(free_parts)
         if not is_free and "absent" not in (before, now):
             raise UserError(
                 f"{source} has a run with {name} {before}, and the default is {now} now; move the file or folder away, "
                 "or give another --runs and --out"
             )
+
+
+def _free_fields(config: Any) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Fields, and beginnings of the names of fields, that do not change what a run computes."""
+    if not isinstance(config, TrainConfig):
+        return ("folder",), ()
+    from melody_jax.training.run_folder import FREE_FIELDS, FREE_PARTS
+
+    return FREE_FIELDS, (*FREE_PARTS, "data.folder", "data.validation_folder")
 
 
 def _run_workers(config: AblateConfig, runs: Sequence[Run]) -> None:

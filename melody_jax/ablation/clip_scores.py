@@ -1,5 +1,6 @@
 """Scores of sampled clips: adherence to the prompt, and embeddings for the distance to the pieces that it describes."""
 
+import dataclasses
 import hashlib
 import json
 from functools import lru_cache
@@ -7,13 +8,13 @@ from pathlib import Path
 
 import jax
 import numpy as np
-import safetensors.numpy
 from jaxtyping import Float32
 from tqdm import tqdm
 
 from melody_jax import files, loudness
-from melody_jax.ablation.files import save_arrays
+from melody_jax.ablation.files import read_arrays, save_arrays
 from melody_jax.audio_format import DEFAULT_FORMAT
+from melody_jax.errors import UserError
 from melody_jax.evaluation import clip_features, composed_prompts, group_judge
 from melody_jax.evaluation.adherence import Judge
 from melody_jax.evaluation.composed_prompts import ComposedPrompt
@@ -78,13 +79,26 @@ def load_judge(runs: Path) -> Judge:
 def _described_embeddings(melody: Melody, count: int, seconds: float, runs: Path) -> np.ndarray:
     """Embeddings (N, E) of the pieces that the prompts describe; one process composes them, once."""
     with files.claim_folder(runs / "described", wait=True):
-        file = runs / "described" / f"{melody.hashes['mulan'][:16]}-{count}-{seconds:g}.safetensors"
+        file = described_file(melody.hashes["mulan"], count, seconds, runs)
         if not file.is_file():
             pieces = tqdm(select_prompts(count).items(), desc="described pieces", disable=None)
             waves = [composed_prompts.ground_truth(prompt, i, seconds) for i, prompt in pieces]
             limited = np.stack([loudness.peak_limit(wave) for wave in waves])
             save_arrays(file, {"embeddings": _embed(melody, limited)})
-        return safetensors.numpy.load_file(file)["embeddings"]
+        try:
+            return read_arrays(file)["embeddings"]
+        except (UserError, KeyError) as error:
+            raise UserError(
+                f"{file}: damaged; delete it, and its pieces are embedded again ({error})"
+            ) from None
+
+
+def described_file(mulan_hash: str, count: int, seconds: float, runs: Path) -> Path:
+    """The file of the embeddings of the described pieces; its name has hashes of all that they depend on."""
+    prompts = [[i, dataclasses.asdict(prompt)] for i, prompt in select_prompts(count).items()]
+    inputs = json.dumps([prompts, composed_prompts.rendering_hash("test")])
+    key = hashlib.sha256(inputs.encode()).hexdigest()[:16]
+    return runs / "described" / f"{mulan_hash[:16]}-{count}-{seconds:g}-{key}.safetensors"
 
 
 def _embed(melody: Melody, waves: np.ndarray) -> np.ndarray:

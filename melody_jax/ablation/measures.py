@@ -43,6 +43,10 @@ RESYNTHESIS_WINDOWS = 2
 """Windows of each clip that `resynthesis` samples: decoding takes most of the time."""
 
 
+SAMPLED = "sampled"
+"""The one measure of a study that only samples."""
+
+
 class Probe(NamedTuple):
     """A trained network with the data that it is measured on."""
 
@@ -70,7 +74,7 @@ class Metric(NamedTuple):
     """A metric of the report."""
 
     measure: str
-    """The measure it comes from: a name in `MEASURES`, or "sampled" in a study that only samples."""
+    """The measure it comes from: a name in `MEASURES`, or `SAMPLED` in a study that only samples."""
     title: str
     """Name in the report, with the unit."""
     better: Literal["lower", "higher"]
@@ -86,10 +90,10 @@ METRICS = {
     "log_mel_l1": Metric("resynthesis", "log-mel L1 of sampled clips, nepers", "lower"),
     "mulan_similarity": Metric("resynthesis", "MuLan cosine between sampled and true clips", "higher"),
     "kernel_distance": Metric("resynthesis", "kernel distance to the true clips, MuLan", "lower"),
-    "group_right": Metric("sampled", "correct group, share of clips", "higher"),
-    "tempo_right": Metric("sampled", "correct tempo, share of clips with a beat", "higher"),
-    "text_similarity": Metric("sampled", "MuLan cosine between clip and prompt", "higher"),
-    "prompt_kernel_distance": Metric("sampled", "kernel distance to the described pieces, MuLan", "lower"),
+    "group_right": Metric(SAMPLED, "correct group, share of clips", "higher"),
+    "tempo_right": Metric(SAMPLED, "correct tempo, share of clips with a beat", "higher"),
+    "text_similarity": Metric(SAMPLED, "MuLan cosine between clip and prompt", "higher"),
+    "prompt_kernel_distance": Metric(SAMPLED, "kernel distance to the described pieces, MuLan", "lower"),
 }
 """All metrics. The kernel distances have one value per set of clips, the others one per clip."""
 

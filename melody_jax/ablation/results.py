@@ -10,6 +10,7 @@ import base64
 import dataclasses
 import hashlib
 import json
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,10 +19,28 @@ from typing import Any
 import numpy as np
 
 from melody_jax import files
-from melody_jax.ablation.files import DIVERGED, read_measures, read_steps, short_path
-from melody_jax.errors import UserError
+from melody_jax.ablation.files import (
+    is_cost,
+    read_config,
+    read_cost,
+    read_divergence,
+    read_measures,
+    read_steps,
+    short_path,
+)
+from melody_jax.errors import UserError, first_line
 
 Arrays = Mapping[str, np.ndarray]
+PATHS = (
+    "workdir", "folder", "init_from", "data.folder", "data.validation_folder", "data.networks", "data.text_tokenizer",
+    "stage.networks", "stage.mulan", "stage.tokenizer", "stage.weights", "stage.music_weights", "stage.text_weights",
+    "stage.clap_weights",
+)  # fmt: skip
+"""Fields of a `TrainConfig` or a `Sampling` that hold paths."""
+PRIVATE = ("hosts.coordinator",)
+"""Fields that a results file leaves out."""
+ENTRY_TYPES = {"arm": str, "seed": int, "config": dict, "cost": dict, "diverged_after": int}
+"""Field of a run in a results file -> type of its value, if it is neither an array nor made of arrays."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -33,7 +52,7 @@ class RunResult:
     seed: int
     """Seed of the run."""
     config: Any = None
-    """Content of the run's config.json; None for a run that only samples."""
+    """Content of the run's config.json; None for early runs that only sampled and have no such file."""
     cost: Any = None
     """Content of the run's cost.json; None if the run diverged."""
     diverged_after: int | None = None
@@ -56,31 +75,32 @@ class RunResult:
 
 
 def read_folder(folder: Path, arm: str, seed: int) -> RunResult:
-    """The result of the run in a run folder. Of the paths in its config the last two parts remain."""
-    diverged = folder / DIVERGED
-    cost = folder / "cost.json"
+    """The result of the run in a run folder, with `published_config`. Raises `UserError` for a damaged file."""
+    record = read_config(folder)
     return RunResult(
         arm=arm,
         seed=seed,
-        config=_published_config(folder / "config.json"),
-        cost=files.read_json(cost) if cost.is_file() else None,
-        diverged_after=files.read_json(diverged)["steps"] if diverged.is_file() else None,
+        config=None if record is None else record | {"config": published_config(record["config"])},
+        cost=read_cost(folder),
+        diverged_after=read_divergence(folder),
         steps=read_steps(folder),
         measures=read_measures(folder),
     )
 
 
-def _published_config(file: Path) -> Any:
-    if not file.is_file():
-        return None
-    record = files.read_json(file)
-    config = record["config"]
-    data = config["data"]
-    config["workdir"] = short_path(config["workdir"])
-    data["networks"] = short_path(data["networks"])
-    for name in ("folder", "validation_folder"):
-        data[name] = [short_path(folder) for folder in data[name]]
-    return record
+def published_config(config: Any, prefix: str = "") -> Any:
+    """A config as JSON values, with the last two parts of each path and without what names other machines."""
+    if isinstance(config, dict):
+        return {
+            name: published_config(value, f"{prefix}{name}.")
+            for name, value in config.items()
+            if prefix + name not in PRIVATE
+        }
+    if prefix.removesuffix(".") not in PATHS:
+        return config
+    if isinstance(config, list):
+        return [short_path(str(folder)) for folder in config]
+    return short_path(config) if isinstance(config, str) else config
 
 
 def read_results(file: Path) -> dict[str, RunResult]:
@@ -88,12 +108,19 @@ def read_results(file: Path) -> dict[str, RunResult]:
     damaged."""
     if not file.is_file():
         return {}
+    content = files.read_json(file)
     try:
-        content = files.read_json(file)
-        arrays = {name: _decode(entry) for name, entry in content["arrays"].items()}
-        return {name: _from_json(entry, arrays) for name, entry in content["runs"].items()}
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{file}: not a results file of a study ({error})") from None
+        sections = _typed(content, dict, "it")
+        arrays = {
+            name: _decode(_typed(entry, dict, f"array {name}"))
+            for name, entry in _typed(sections.get("arrays"), dict, "arrays").items()
+        }
+        return {
+            name: _from_json(_typed(entry, dict, f"run {name}"), arrays)
+            for name, entry in _typed(sections.get("runs"), dict, "runs").items()
+        }
+    except (ValueError, KeyError, TypeError, OverflowError) as error:
+        raise UserError(f"{file}: not a results file of a study ({first_line(error)})") from None
 
 
 def find_results(folder: Path, names: Iterable[str]) -> dict[str, RunResult]:
@@ -141,12 +168,29 @@ def _to_json(result: RunResult, arrays: dict[str, Any]) -> dict[str, Any]:
 
 
 def _from_json(entry: dict[str, Any], arrays: Arrays) -> RunResult:
-    steps = {name: arrays[key] for name, key in entry["steps"].items()}
+    """The run of an entry. Raises `ValueError`, `KeyError` or `TypeError` for values of other types than we write."""
+    for name, kind in ENTRY_TYPES.items():
+        if name in entry or name in ("arm", "seed"):
+            _typed(entry.get(name), kind, name)
+    if "cost" in entry and not is_cost(entry["cost"]):
+        raise ValueError("cost is no object of numbers and texts")
+    if "config" in entry:
+        _typed(entry["config"].get("config"), dict, "config")
+    steps = {name: arrays[key] for name, key in _typed(entry.get("steps"), dict, "steps").items()}
+    if "step" not in steps or {array.shape for array in steps.values()} != {(len(steps["step"]),)}:
+        raise ValueError("steps are no columns of one length")
     measures = {
-        measure: {name: arrays[key] for name, key in names.items()}
-        for measure, names in entry["measures"].items()
+        measure: {name: arrays[key] for name, key in _typed(names, dict, measure).items()}
+        for measure, names in _typed(entry.get("measures"), dict, "measures").items()
     }
     return RunResult(**{**entry, "steps": steps, "measures": measures})
+
+
+def _typed(value: Any, kind: type, name: str) -> Any:
+    """The value. Raises `ValueError` unless it is of this type; True is no number."""
+    if not isinstance(value, kind) or isinstance(value, bool):
+        raise ValueError(f"{name} is {type(value).__name__}, not {kind.__name__}")
+    return value
 
 
 def _store(values: Arrays, arrays: dict[str, Any]) -> dict[str, str]:
@@ -166,6 +210,15 @@ def _encode(array: np.ndarray) -> dict[str, Any]:
 
 
 def _decode(entry: dict[str, Any]) -> np.ndarray:
-    dtype = np.dtype(entry["dtype"])
-    data = np.frombuffer(base64.b64decode(entry["base64"]), dtype.newbyteorder("<"))
-    return data.astype(dtype).reshape(entry["shape"])
+    """The array of an entry. Raises `ValueError` or `TypeError` unless it is one of numbers, with an axis or more."""
+    dtype = np.dtype(_typed(entry["dtype"], str, "dtype"))
+    shape = [_typed(size, int, "shape") for size in _typed(entry["shape"], list, "shape")]
+    data = base64.b64decode(_typed(entry["base64"], str, "base64"), validate=True)
+    if (
+        dtype.kind not in "biuf"
+        or not shape
+        or min(shape) < 0
+        or math.prod(shape) * dtype.itemsize != len(data)
+    ):
+        raise ValueError(f"an array of {dtype} {shape} in {len(data)} bytes")
+    return np.frombuffer(data, dtype.newbyteorder("<")).astype(dtype).reshape(shape)

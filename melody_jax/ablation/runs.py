@@ -1,14 +1,14 @@
 """The runs of a study: the settings of `melody ablate`, and the arms and seeds that they select."""
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
 
 from melody_jax.ablation.study import Sampling, Study, SystemSampling, resolve, run_name
 from melody_jax.errors import UserError
-from melody_jax.options import option
+from melody_jax.options import check_fields, option
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -33,12 +33,15 @@ class AblateConfig:
     """Arms to run; empty: all. A part of a study gives no report."""
     seed: tuple[int, ...] = ()
     """Seeds to run; empty: all. A part of a study gives no report."""
-    workers: int = 0
+    workers: int = option(0, least=0)
     """Processes that share the runs, each with one thread; 0: only this process, with a thread per core."""
-    minutes: float = 0.0
+    minutes: float = option(0.0, least=0)
     """Minutes after which runs are saved and left, to be resumed later; 0: no limit."""
-    steps: int = 0
+    steps: int = option(0, least=0)
     """Training steps of every run instead of the study's, for a trial; 0: the study's."""
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
     @property
     def name(self) -> str:
@@ -88,14 +91,13 @@ def runner_of(base: Any) -> ModuleType:
 
 
 def _with_data(resolved: Any, config: AblateConfig) -> Any:
+    """The config of a run with the folders that the command names. Raises `UserError` for those it does not use."""
     if isinstance(resolved, Sampling):
-        if config.folder or config.validation_folder:
-            raise UserError("this study trains nothing: leave out --folder and --validation-folder")
-        if not config.releases:
-            return resolved
+        _refuse(config, ("folder", "validation_folder", "networks", "steps"), "this study trains nothing")
         if not isinstance(resolved, SystemSampling):
-            raise UserError("--releases is for studies of systems; this one samples a packaged release")
-        return dataclasses.replace(resolved, folder=config.releases)
+            _refuse(config, ("releases",), "this study samples a packaged release, not systems")
+        return dataclasses.replace(resolved, folder=config.releases) if config.releases else resolved
+    _refuse(config, ("releases",), "this study trains and samples no release")
     if not config.folder or not config.validation_folder:
         raise UserError("this study trains: give folders of feature shards, --folder and --validation-folder")
     data = dataclasses.replace(
@@ -107,11 +109,17 @@ def _with_data(resolved: Any, config: AblateConfig) -> Any:
     return dataclasses.replace(resolved, data=data)
 
 
+def _refuse(config: AblateConfig, options: Sequence[str], reason: str) -> None:
+    """Raises `UserError` if the command has one of these options."""
+    given = [name for name in options if getattr(config, name)]
+    if given:
+        value = getattr(config, given[0])
+        words = " ".join(value) if isinstance(value, tuple) else value
+        raise UserError(f"--{given[0].replace('_', '-')} {words}: {reason}; leave the option out")
+
+
 def measures_of(study: Study) -> list[str]:
     """The measures that the study's metrics come from."""
     from melody_jax.ablation.measures import METRICS
 
-    for name in study.metrics:
-        if name not in METRICS:
-            raise UserError(f"unknown metric {name!r}; there are {', '.join(METRICS)}")
     return sorted({METRICS[name].measure for name in study.metrics})

@@ -1,6 +1,7 @@
 """One run of a study that only samples: clips of the committed prompts, with their scores. The run folder
 holds:
 
+  config.json           the resolved `Sampling`
   metrics.jsonl         for every batch of clips the digests of the arms' shared inputs: prefixes, tokens, first noise
   sampled.safetensors   one row per clip (tempo: one per clip with a beat), the MuLan embeddings of the clips, and those
                         of the pieces that the prompts describe
@@ -24,7 +25,8 @@ from tqdm import tqdm
 
 from melody_jax import audio, diffusion, files, loudness
 from melody_jax.ablation.clip_scores import BATCH, hash_prompts, score_clips, select_prompts
-from melody_jax.ablation.files import save_arrays
+from melody_jax.ablation.files import COST, save_arrays, write_config
+from melody_jax.ablation.measures import SAMPLED
 from melody_jax.ablation.study import Sampling
 from melody_jax.audio_format import DEFAULT_FORMAT
 from melody_jax.models import denoiser
@@ -54,11 +56,12 @@ def row_count(config: Sampling) -> int:
 
 def run_arm(config: Sampling, folder: Path, measures: Iterable[str], minutes: float, quiet: bool) -> bool:
     """Samples and scores the clips; takes minutes and ignores the time limit. Always returns True."""
+    write_config(folder, config)
     melody = _cascade(config.model, config.distilled)
     waves, cost = _sample(config, melody, folder / "metrics.jsonl", quiet)
     scores = score_clips(waves, config.prompts, melody, folder.parent)
-    files.write_json(folder / "cost.json", cost)
-    save_arrays(folder / "sampled.safetensors", scores)
+    files.write_json(folder / COST, cost)
+    save_arrays(folder / f"{SAMPLED}.safetensors", scores)
     return True
 
 

@@ -106,6 +106,7 @@ class Study:
             raise UserError(f"base is {type(self.base).__name__}; it must be a TrainConfig or a Sampling")
         if len(self.arms) < 2 or not self.seeds or not self.metrics:
             raise UserError(f"study {self.title!r} needs at least two arms, one seed and one metric")
+        self._check_metrics()
         named = {*self.against, *self.against.values()}
         others = [arm for arm in self.arms if arm != self.baseline]
         if not named <= set(self.arms) or set(others) <= set(self.against):
@@ -115,6 +116,19 @@ class Study:
         for claim in self.claims:
             if claim.arm not in self.arms or claim.metric not in self.metrics:
                 raise UserError(f"claim about {claim.arm!r}, {claim.metric!r}: no such arm or no such metric")
+
+    def _check_metrics(self) -> None:
+        """Raises `UserError` for a metric that does not exist or that runs of this kind do not have."""
+        from melody_jax.ablation.measures import METRICS, SAMPLED
+
+        samples = isinstance(self.base, Sampling)
+        valid = [name for name, metric in METRICS.items() if (metric.measure == SAMPLED) == samples]
+        for name in self.metrics:
+            if name not in METRICS:
+                raise UserError(f"unknown metric {name!r}; there are {', '.join(valid)}")
+            if name not in valid:
+                kind = "samples a release" if samples else "trains"
+                raise UserError(f"metric {name!r} in a study that {kind}; it can have {', '.join(valid)}")
 
     @property
     def baseline(self) -> str:

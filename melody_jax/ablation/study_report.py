@@ -61,7 +61,7 @@ def command_line(config: AblateConfig) -> str:
     defaults = AblateConfig()
     is_shipped = config.name in shipped_names("study")
     words = ["melody ablate", config.name if is_shipped else short_path(config.study)]
-    for name in ("folder", "validation_folder", "networks", "steps"):
+    for name in ("folder", "validation_folder", "networks", "releases", "steps"):
         value = getattr(config, name)
         if value != getattr(defaults, name):
             values = value if isinstance(value, tuple) else (value,)

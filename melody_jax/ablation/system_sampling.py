@@ -21,7 +21,8 @@ from tqdm import tqdm
 
 from melody_jax import audio, files
 from melody_jax.ablation.clip_scores import BATCH, hash_prompts, score_clips, select_prompts
-from melody_jax.ablation.files import save_arrays
+from melody_jax.ablation.files import COST, save_arrays, write_config
+from melody_jax.ablation.measures import SAMPLED
 from melody_jax.ablation.study import SystemSampling
 from melody_jax.audio_format import DEFAULT_FORMAT
 from melody_jax.models.functional import count
@@ -55,10 +56,11 @@ def run_arm(
     config: SystemSampling, folder: Path, measures: Iterable[str], minutes: float, quiet: bool
 ) -> bool:
     """Samples and scores the clips; takes minutes and ignores the time limit. Always returns True."""
+    write_config(folder, config)
     waves, seconds = _sample(config, folder / "metrics.jsonl", quiet)
     scores = score_clips(waves, config.prompts, _embedding(config.embedding), folder.parent)
-    files.write_json(folder / "cost.json", _cost(config, seconds))
-    save_arrays(folder / "sampled.safetensors", scores)
+    files.write_json(folder / COST, _cost(config, seconds))
+    save_arrays(folder / f"{SAMPLED}.safetensors", scores)
     return True
 
 

@@ -17,7 +17,7 @@ import jax
 import numpy as np
 
 from melody_jax import files, release_folder
-from melody_jax.ablation.files import save_arrays
+from melody_jax.ablation.files import COST, save_arrays
 from melody_jax.ablation.measures import MEASURES, Probe
 from melody_jax.config import DataConfig, TrainConfig, WatchConfig
 from melody_jax.data import pipeline
@@ -72,7 +72,7 @@ def run_arm(config: TrainConfig, folder: Path, measures: Iterable[str], minutes:
         stop_minutes=minutes,
         watch=WatchConfig(digests=True),
     )
-    if not (folder / "cost.json").is_file():
+    if not (folder / COST).is_file():
         hashes = pipeline.check_provenance(config.data, config.stage.batch)
         shape = config.stage.features
         batches = pipeline.TrainingBatches(config.data, config.stage.batch, shape=shape)
@@ -82,7 +82,7 @@ def run_arm(config: TrainConfig, folder: Path, measures: Iterable[str], minutes:
         state = train(config, batches, held_out, hashes, quiet=quiet)
         if int(state.step) < config.steps:
             return False
-        files.write_json(folder / "cost.json", cost(config, folder, held_out[0]))
+        files.write_json(folder / COST, cost(config, folder, held_out[0]))
     missing = [name for name in measures if not (folder / f"{name}.safetensors").is_file()]
     if missing:
         probe = make_probe(config, folder, quiet)

@@ -38,9 +38,9 @@ class Judge(Protocol):
 
 
 def adherence(
-    scorer: Judge, features: ClipFeatures, facts: Sequence[PromptFacts], seed: int
+    scorer: Judge, features: ClipFeatures, facts: Sequence[PromptFacts], seed: int, draws: int = 1000
 ) -> dict[str, dict[str, Any]]:
-    """Mean scores of clips with their intervals, for every fact that a prompt mentions.
+    """Mean scores of clips with their intervals from `draws` resamples, for every fact that a prompt mentions.
 
     Returns:
         Fact -> {"right": `Interval` of the score, "clips": number of clips, "composed": the judge's accuracy
@@ -51,7 +51,7 @@ def adherence(
         valid = scores[~np.isnan(scores)]
         if len(valid):
             summary[name] = {
-                "right": mean_interval(valid, seed=seed),
+                "right": mean_interval(valid, draws, seed),
                 "clips": len(valid),
                 "composed": scorer.accuracy.get(name),
                 "chance": scorer.chance.get(name),

@@ -10,6 +10,8 @@ import numpy as np
 from melody_jax import spectral
 from melody_jax.audio_format import SAMPLE_RATE
 
+VERSION = 1
+"""Version of the features: raise it when a clip gets other numbers."""
 BANDS = 64
 """Mel bands."""
 MODULATIONS_HZ = (0.5, 1.0, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 6.0, 8.0, 10.0, 12.0, 16.0, 20.0)

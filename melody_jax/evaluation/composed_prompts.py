@@ -2,10 +2,12 @@
 clips."""
 
 import dataclasses
+import hashlib
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -21,11 +23,16 @@ from melody_jax.composer.prompt_facts import PromptFacts
 from melody_jax.composer.render import render
 from melody_jax.errors import UserError
 from melody_jax.files import write_bytes
+from melody_jax.sampling.settings import MAX_SEED, check_settings, shorten
 
 PROMPTS = Path(__file__).parents[1] / "assets" / "prompts.jsonl"
 """The committed list: 10 prompts of each group."""
+VERSION = 1
+"""Version of the composed music: raise it when a piece gets other notes or another sound."""
 SECONDS = 10.24
 """Length of the composed pieces: one window of the shipped model."""
+FASTEST_BPM = 1000
+"""Largest tempo of a prompt in a list."""
 MAX_WORDS = 40
 """Longest caption that becomes a prompt."""
 
@@ -113,17 +120,46 @@ def make_prompts(group: MusicGroup, count: int, seed: int, seconds: float) -> li
 
 
 def read_prompts(file: Path) -> list[ComposedPrompt]:
-    """Reads a list of prompts, one JSON object per line. Raises `UserError` for a missing or malformed
-    file."""
-    try:
-        lines = files.split_lines(files.read_text(file))
-        prompts = [ComposedPrompt(**files.parse_json(line, str(file))) for line in lines]
-    except TypeError as error:
-        raise UserError(f"{file}: not a list of composed prompts ({error})") from None
-    names = {group.name for group in GROUPS}
-    if not prompts or any(prompt.group not in names for prompt in prompts):
-        raise UserError(f"{file}: no prompts, or an unknown group; the groups are {', '.join(sorted(names))}")
+    """Reads a list of prompts, one JSON object per line; blank lines do not count.
+
+    Raises:
+        UserError: the file is missing or has no prompts, or a line is malformed; the error names the line.
+    """
+    prompts: list[ComposedPrompt] = []
+    for number, line in enumerate(files.split_lines(files.read_text(file)), start=1):
+        if line.strip():
+            place = f"{file}, line {number}"
+            values = files.parse_json(line, place)
+            try:
+                prompts.append(_parse_prompt(values))
+            except UserError as error:
+                raise UserError(f"{place}: {error}") from None
+    if not prompts:
+        raise UserError(
+            f"{file}: no composed prompts; `melody diagnose` writes a list if there is no such file"
+        )
     return prompts
+
+
+def _parse_prompt(values: Any) -> ComposedPrompt:
+    """Raises `UserError` for values that are not those of a line."""
+    names = [field.name for field in dataclasses.fields(ComposedPrompt)]
+    if not isinstance(values, dict) or set(values) != set(names):
+        raise UserError(f"{shorten(values)}; it must be an object with {', '.join(names)}")
+    prompt = ComposedPrompt(**values)
+    check_settings(prompt)
+    groups = sorted(group.name for group in GROUPS)
+    if prompt.group not in groups:
+        raise UserError(f"unknown group {shorten(prompt.group)}; the groups are {', '.join(groups)}")
+    if not prompt.text.strip():
+        raise UserError("text is empty; it must be a caption")
+    if not 0 <= prompt.seed <= MAX_SEED:
+        raise UserError(f"seed is {shorten(prompt.seed)}; it must be from 0 to {MAX_SEED:,}")
+    if not 0 < prompt.tempo_bpm <= FASTEST_BPM:
+        raise UserError(
+            f"tempo_bpm is {shorten(prompt.tempo_bpm)}; it must be above 0 and at most {FASTEST_BPM:,}"
+        )
+    return prompt
 
 
 def write_prompts(file: Path, count: int = 10) -> None:
@@ -148,6 +184,12 @@ def compose_piece(prompt: ComposedPrompt, seconds: float = SECONDS, tempo: float
     """The piece of a prompt; at another length or tempo a different one of the same group."""
     group = next(group for group in GROUPS if group.name == prompt.group)
     return compose(prompt.seed, seconds, genre=group.genre, lead=group.lead, split="test", tempo=tempo)
+
+
+def rendering_hash(split: str) -> str:
+    """Hash of what `render_with` depends on besides the piece: the version and the installed SoundFonts of a split."""
+    fonts = {name: files.file_hash(path) for name, path in sorted(soundfont.installed(split).items())}
+    return hashlib.sha256(json.dumps([VERSION, fonts]).encode()).hexdigest()
 
 
 def render_with(

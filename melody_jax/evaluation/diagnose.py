@@ -23,7 +23,8 @@ from melody_jax.evaluation.composed_prompts import ComposedPrompt
 from melody_jax.evaluation.embedding import MuLan
 from melody_jax.evaluation.entry_stages import STAGES, TRUTH
 from melody_jax.evaluation.losses import markdown, summarise
-from melody_jax.evaluation.npz import write_npz
+from melody_jax.evaluation.metrics import shuffled
+from melody_jax.evaluation.npz import DAMAGED, read_npz, write_npz
 from melody_jax.evaluation.sound import Sound
 from melody_jax.options import option
 from melody_jax.runtime import enable_compile_cache
@@ -31,6 +32,8 @@ from melody_jax.sampling.settings import SamplingSettings, shared_settings, with
 from melody_jax.sampling.system import System
 
 BATCH = 16
+VERSION = 1
+"""Version of the swapped clips and of their fidelity: raise it when a prompt gets other measurements."""
 COLUMNS = ("statistics", "tempo", "points", "fidelity")
 """Measurements of a clip: log-mel statistics, tempo in bpm, embedding, and the measures in `fidelity.TITLES`."""
 FIDELITY_NOTE = (
@@ -86,7 +89,9 @@ def diagnose(config: DiagnoseConfig) -> dict[str, Any]:
     measured = _measure_stages(config, system, mulan, prompts)
     scorer = group_judge.train_group_judge(Path(config.cache), config.judge_pieces)
     scores = {stage: _scores(rows, prompts, scorer, mulan) for stage, rows in measured.items()}
-    scores["shuffled"] = _scores(measured["text"], _other_groups(prompts), scorer, mulan)
+    others = shuffled([prompt.group for prompt in prompts])
+    if others is not None:
+        scores["shuffled"] = _scores(measured["text"], [prompts[i] for i in others], scorer, mulan)
     embeddings = {stage: rows["points"] for stage, rows in measured.items()}
     result = {
         "version": __version__,
@@ -95,10 +100,12 @@ def diagnose(config: DiagnoseConfig) -> dict[str, Any]:
         "prompts": {"sha256": files.file_hash(file), "count": len(prompts)},
         "embedding": mulan.name,
         **summarise(
-            scores, embeddings, [prompt.group for prompt in prompts], config.draws, STAGES[config.system]
+            scores, embeddings, [p.group for p in prompts], config.draws, STAGES[config.system], config.seed
         ),
         "fidelity": {
-            stage: fidelity.summarise(dict(zip(fidelity.TITLES, rows["fidelity"].T, strict=True)))
+            stage: fidelity.summarise(
+                dict(zip(fidelity.TITLES, rows["fidelity"].T, strict=True)), config.draws, config.seed
+            )
             for stage, rows in measured.items()
         },
     }
@@ -116,11 +123,18 @@ def _measure_stages(
     config: DiagnoseConfig, system: System, mulan: MuLan, prompts: list[ComposedPrompt]
 ) -> dict[str, dict[str, np.ndarray]]:
     """Stage -> `COLUMNS`: (N, F), (N,), (N, E) and (N, measures). Batches in the cache are not measured again."""
+    stages = (TRUTH, *(stage.name for stage in STAGES[config.system]))
+    names = [f"{stage}/{name}" for stage in stages for name in COLUMNS]
+    rendering = composed_prompts.rendering_hash("test")
     parts: list[dict[str, np.ndarray]] = []
     for start in tqdm(range(0, len(prompts), BATCH), desc="stages", unit="batch", disable=None):
         batch = prompts[start : start + BATCH]
         settings = shared_settings(config)
         inputs = [
+            VERSION,
+            clip_features.VERSION,
+            rendering,
+            mulan.sha256,
             COLUMNS,
             list(fidelity.TITLES),
             system.hashes,
@@ -132,10 +146,10 @@ def _measure_stages(
         file = Path(config.cache) / f"{key}.npz"
         if not file.exists():
             write_npz(file, _measure_batch(config, system, mulan, batch, start))
-        parts.append(dict(np.load(file, allow_pickle=False)))
+        parts.append(read_npz(file, names, DAMAGED))
     return {
         stage: {name: np.concatenate([part[f"{stage}/{name}"] for part in parts]) for name in COLUMNS}
-        for stage in (TRUTH, *(stage.name for stage in STAGES[config.system]))
+        for stage in stages
     }
 
 
@@ -178,9 +192,3 @@ def _scores(
     scores = scorer.scores(rows, [prompt.facts for prompt in prompts])
     cosines = mulan.cycle(rows["points"], [prompt.text for prompt in prompts])
     return scores | {"cycle": cosines.astype(float)}
-
-
-def _other_groups(prompts: list[ComposedPrompt]) -> list[ComposedPrompt]:
-    """A prompt of another group for every prompt: the list rotated by half its length."""
-    half = len(prompts) // 2
-    return [*prompts[half:], *prompts[:half]]

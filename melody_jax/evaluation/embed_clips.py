@@ -22,7 +22,7 @@ from melody_jax.evaluation import fidelity, signal
 from melody_jax.evaluation.clip_features import ClipFeatures, clip_features
 from melody_jax.evaluation.clips import ClipSet, pieces
 from melody_jax.evaluation.embedding import Embedding
-from melody_jax.evaluation.npz import write_npz
+from melody_jax.evaluation.npz import DAMAGED, read_npz, write_npz
 from melody_jax.evaluation.sound import Sound
 from melody_jax.evaluation.stereo import STEREO
 
@@ -30,7 +30,7 @@ CHUNK = 64
 """Clips per file."""
 BATCH = 8
 """Pieces of equal length that are embedded together."""
-VERSION = 6
+VERSION = 7
 """Version of the columns; rows of another version are measured again."""
 REJECTS = "rejects"
 """Column with JSON: index of a clip that cannot be measured -> why."""
@@ -174,14 +174,8 @@ def _batches(measured: Iterator[tuple[np.ndarray, Row]]) -> Iterator[tuple[np.nd
 def _read(chunk_files: list[Path]) -> Rows:
     parts: dict[str, list[np.ndarray]] = {}
     for file in chunk_files:
-        try:
-            with np.load(file, allow_pickle=False) as columns:
-                for name in columns.files:
-                    parts.setdefault(name, []).append(columns[name])
-        except (OSError, ValueError, EOFError) as error:
-            raise UserError(
-                f"{file}: damaged; delete it, and its clips are measured again ({error})"
-            ) from None
+        for name, column in read_npz(file, (REJECTS,), DAMAGED).items():
+            parts.setdefault(name, []).append(column)
     rejects: dict[int, str] = {}
     for part in parts.pop(REJECTS):
         rejects |= {int(index): reason for index, reason in records.decode_json(part).items()}

@@ -69,16 +69,18 @@ class MuLan:
         self.name = f"MuLan of {model} ({self.sha256[:12]})"
         self._params = melody.params["mulan"]
         self._config = melody.configs["mulan"]
+        self.width = self._config.embedding
         self._embed = partial(jax.jit(mulan.embed_music, static_argnums=1), self._params, self._config)
 
     def __call__(self, waves: np.ndarray) -> np.ndarray:
-        """Mean (B, E) of the unit embeddings of all full windows of the clips (B, T).
+        """Mean (B, E) of the unit embeddings of the windows of the clips (B, T), which cover all of them.
 
-        A clip shorter than a window is embedded as it is. The rest after the last full window is ignored.
+        The last window ends with the clip, as those of audio prompts do. A clip shorter than a window is embedded as
+        it is.
         """
         size = min(WINDOW, waves.shape[1])
-        starts = range(0, waves.shape[1] - size + 1, size)
-        windows = [self._embed(jnp.asarray(waves[:, start : start + size])) for start in starts]
+        ends = dict.fromkeys([*range(size, waves.shape[1], size), waves.shape[1]])
+        windows = [self._embed(jnp.asarray(waves[:, end - size : end])) for end in ends]
         return np.mean(windows, axis=0)
 
     def cycle(self, embeddings: np.ndarray, prompts: Sequence[str]) -> np.ndarray:
@@ -124,6 +126,16 @@ class _UserEmbedding:
                 f"finite and ({len(waves)}, E)"
             )
         return embeddings
+
+
+def embedding_width(embedding: Embedding) -> int:
+    """Width E of the embeddings: that of a MuLan's config; any other embedding embeds a window of noise."""
+    if isinstance(embedding, MuLan):
+        return embedding.width
+    samples = WINDOW * embedding.audio_format.sample_rate // DEFAULT_FORMAT.sample_rate
+    shape = (1, samples) if embedding.audio_format.channels == 1 else (1, samples, 2)
+    noise = np.random.default_rng(0).normal(0, 0.1, shape).astype(np.float32)
+    return embedding(noise).shape[1]
 
 
 def open_embedding(source: str, folder: Path | None = None) -> Embedding:

@@ -23,7 +23,7 @@ from melody_jax.errors import InputWarning, UserError
 from melody_jax.evaluation import adherence, metrics, page, report
 from melody_jax.evaluation.clips import Clip, ClipSet, count_pieces, open_set
 from melody_jax.evaluation.embed_clips import Rows, Share, measure
-from melody_jax.evaluation.embedding import Embedding, MuLan, open_embedding
+from melody_jax.evaluation.embedding import Embedding, MuLan, embedding_width, open_embedding
 from melody_jax.evaluation.fact_judges import LEAST_CLIPS, FactJudges, check_size, train_fact_judges
 from melody_jax.evaluation.frechet import Moments
 from melody_jax.options import check_fields, option
@@ -60,7 +60,8 @@ class EvaluateConfig:
     seconds: float = option(10.24, group="how to measure", least=2, most=3600)
     """Length of the pieces that all clips are cut into; a shorter clip is one piece."""
     draws: int = option(200, least=20)
-    """Bootstrap resamples per interval."""
+    """Bootstrap resamples per interval. One of the extrapolated distance takes 0.03 s with 300 pieces and 0.16 s with
+    10,000, for embeddings of 128 numbers; for 512 numbers and 2,000 pieces it takes 1 s."""
     seed: int = option(0, least=0)
     """Seed of the made clips, the resamples and the judges."""
     listen: int = option(40, least=0)
@@ -97,31 +98,22 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any] | None:
     Raises:
         UserError: an input is missing, unreadable or too small to be measured, or a folder cannot be written.
     """
-    if not config.clips and not (config.model and config.prompts):
-        raise UserError("--clips is empty; give a folder, or --model and --prompts to make the clips from")
-    for name in ("clips", "reference", "training"):
-        place = getattr(config, name)
-        if place and Path(config.out).resolve().is_relative_to(Path(place).resolve()):
-            raise UserError(
-                f"--out {config.out} lies in --{name} {place}, where its players would count as clips; choose another "
-                "folder"
-            )
-        if place and Path(place).resolve().is_relative_to(Path(config.out).resolve() / "pieces"):
-            raise UserError(
-                f"--{name} {place} is where the players of --out {config.out} are written; choose another folder"
-            )
+    _check_inputs(config)
     for folder in (config.out, config.cache):
         files.check_folder(folder)
     enable_compile_cache()
     embedding = open_embedding(config.embedding, Path(config.folder) if config.folder else None)
+    moments = _read_reference(config, embedding)
+    compared = _open_compared(config)
+    if "judges" in compared:
+        _check_judges(compared["judges"], config.seconds)
     if not config.clips and not _make_clips(config):
         print(
             "Other processes are still making clips; the last one to finish measures them.", file=sys.stderr
         )
         return None
-    sets = _open_sets(config)
-    if "judges" in sets:
-        _check_judges(sets["judges"], config.seconds)
+    prompts = Path(config.prompts) if config.prompts and config.clips else None
+    sets = {"clips": open_set(Path(config.clips or _clips_folder(config)), prompts)} | compared
     share = Share(
         cache=Path(config.cache), seconds=config.seconds, process=config.process, processes=config.processes
     )
@@ -135,7 +127,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any] | None:
             "Other processes are still measuring; the last one to finish writes the result.", file=sys.stderr
         )
         return None
-    result = _result(config, embedding, sets, rows)
+    result = _result(config, embedding, sets, rows, moments)
     for role, described in result["sets"].items():
         for name, reason in described.get("rejects", {}).items():
             print(f"{role}: {name} is not measured: {reason}", file=sys.stderr)
@@ -143,16 +135,49 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any] | None:
     return result
 
 
-def _open_sets(config: EvaluateConfig) -> dict[str, ClipSet]:
-    """The sets by role: "clips" and, where given as folders, "reference", "training" and "judges"."""
-    folder = Path(config.clips or _clips_folder(config))
-    prompts = Path(config.prompts) if config.prompts and config.clips else None
-    sets = {"clips": open_set(folder, prompts)}
-    for role in ("reference", "training", "judges"):
-        path = getattr(config, role)
-        if path and not path.endswith(".npz"):
-            sets[role] = open_set(Path(path))
-    return sets
+def _check_inputs(config: EvaluateConfig) -> None:
+    """Raises `UserError` for options that do not go together, or folders that lie in each other."""
+    if not config.clips and not (config.model and config.prompts):
+        raise UserError("--clips is empty; give a folder, or --model and --prompts to make the clips from")
+    for name in ("model", "system"):
+        value = getattr(config, name)
+        if config.clips and value != getattr(EvaluateConfig, name):
+            raise UserError(
+                f"--clips {config.clips} and --{name} {value}: either a folder or a model is measured; leave one out"
+            )
+    for name in ("clips", "reference", "training"):
+        place = getattr(config, name)
+        if place and Path(config.out).resolve().is_relative_to(Path(place).resolve()):
+            raise UserError(
+                f"--out {config.out} lies in --{name} {place}, where its players would count as clips; choose another "
+                "folder"
+            )
+        if place and Path(place).resolve().is_relative_to(Path(config.out).resolve() / "pieces"):
+            raise UserError(
+                f"--{name} {place} is where the players of --out {config.out} are written; choose another folder"
+            )
+
+
+def _read_reference(config: EvaluateConfig, embedding: Embedding) -> Moments | None:
+    """The moments of a reference that is a .npz, before anything is made. Raises `UserError` for another width."""
+    if not config.reference.endswith(".npz"):
+        return None
+    moments = metrics.read_moments(Path(config.reference))
+    width = embedding_width(embedding)
+    if len(moments.mean) != width:
+        raise UserError(
+            f"--reference {config.reference}: statistics of embeddings of width {len(moments.mean)}; "
+            f"{embedding.name} has width {width}"
+        )
+    return moments
+
+
+def _open_compared(config: EvaluateConfig) -> dict[str, ClipSet]:
+    """The sets that are given as folders, by role: "reference", "training" and "judges"."""
+    paths = {role: getattr(config, role) for role in ("reference", "training", "judges")}
+    if config.reference.endswith(".npz"):
+        del paths["reference"]
+    return {role: open_set(Path(path)) for role, path in paths.items() if path}
 
 
 def _clips_folder(config: EvaluateConfig) -> Path:
@@ -184,13 +209,21 @@ def _make_clips(config: EvaluateConfig) -> bool:
 
 
 def _result(
-    config: EvaluateConfig, embedding: Embedding, sets: dict[str, ClipSet], rows: dict[str, Rows]
+    config: EvaluateConfig,
+    embedding: Embedding,
+    sets: dict[str, ClipSet],
+    rows: dict[str, Rows],
+    moments: Moments | None,
 ) -> dict[str, Any]:
-    """All metrics; intervals are [value, low, high]."""
+    """All metrics; intervals are [value, low, high].
+
+    moments: those of a reference of which the clips are not available.
+    """
     clips = rows["clips"]
     pieces = [sets["clips"].clips[i] for i in clips.clip]
     prompts = [piece.prompt for piece in pieces]
-    reference, real = _reference(config, rows)
+    real = rows["reference"].embeddings if "reference" in rows else None
+    reference = moments if real is None else Moments.of(real)
     result: dict[str, Any] = {
         "version": __version__,
         "settings": {f.name: getattr(config, f.name) for f in fields(config) if f.name not in PLACES},
@@ -199,7 +232,7 @@ def _result(
     }
     if reference is not None:
         result["distance"] = metrics.distances(clips.embeddings, reference, real, config.draws, config.seed)
-    result["diversity"] = metrics.diversity(clips.embeddings, prompts, real, config.seed)
+    result["diversity"] = metrics.diversity(clips, prompts, rows.get("reference"), config.draws, config.seed)
     if any(prompts) and not all(prompts):
         count = prompts.count("")
         warnings.warn(
@@ -208,14 +241,17 @@ def _result(
             stacklevel=2,
         )
     if isinstance(embedding, MuLan) and all(prompts):
-        result["cycle"] = metrics.cycle(embedding, clips.embeddings, prompts, config.seed)
+        result["cycle"] = metrics.cycle(embedding, clips.embeddings, prompts, config.draws, config.seed)
     if "training" in rows:
-        result["memorisation"] = metrics.memorisation(clips.embeddings, rows["training"].embeddings, real)
+        training = rows["training"].embeddings
+        result["memorisation"] = metrics.memorisation(
+            clips.embeddings, training, real, config.draws, config.seed
+        )
     if "judges" in rows:
         judges = train_judges(sets["judges"], rows["judges"], config.seed)
         facts = [_facts(piece) for piece in pieces]
-        result["adherence"] = adherence.adherence(judges, clips.features, facts, config.seed)
-    result["signal"] = metrics.signals(clips.signal, config.seed)
+        result["adherence"] = adherence.adherence(judges, clips.features, facts, config.seed, config.draws)
+    result["signal"] = metrics.signals(clips.signal, config.draws, config.seed)
     result["pieces"] = _per_piece(clips, pieces, metrics.per_piece(clips, reference, result))
     return result
 
@@ -252,14 +288,6 @@ def _per_piece(
         {"clip": piece.name, "start": float(start)} | dict(zip(columns, row, strict=True))
         for piece, start, row in zip(pieces, rows.start, values, strict=True)
     ]
-
-
-def _reference(config: EvaluateConfig, rows: dict[str, Rows]) -> tuple[Moments | None, np.ndarray | None]:
-    """The moments of the reference and, if it is a set of clips, its embeddings."""
-    if "reference" in rows:
-        embeddings = rows["reference"].embeddings
-        return Moments.of(embeddings), embeddings
-    return (metrics.read_moments(Path(config.reference)), None) if config.reference else (None, None)
 
 
 def _facts(clip: Clip) -> prompt_facts.PromptFacts:

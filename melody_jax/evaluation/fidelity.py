@@ -188,10 +188,13 @@ def _aligned_measures(clip: Sound, original: Sound) -> dict[str, float]:
     }
 
 
-def summarise(columns: dict[str, np.ndarray]) -> dict[str, Interval]:
-    """The mean of each measure (N,) over the clips where it is not nan; without those that are nan everywhere."""
+def summarise(columns: dict[str, np.ndarray], draws: int = 1000, seed: int = 0) -> dict[str, Interval]:
+    """The mean of each measure (N,) over the clips where it is not nan; without those that are nan everywhere.
+
+    draws, seed: number and seed of the bootstrap resamples per interval.
+    """
     values = {name: column[~np.isnan(column)] for name, column in columns.items()}
-    return {name: mean_interval(column) for name, column in values.items() if len(column)}
+    return {name: mean_interval(column, draws, seed) for name, column in values.items() if len(column)}
 
 
 def markdown(stages: dict[str, dict[str, Interval]]) -> str:

@@ -8,7 +8,7 @@ Legend: N clips, E embedding width.
 """
 
 from dataclasses import dataclass
-from functools import cached_property, reduce
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -24,9 +24,8 @@ SUBSETS = 4
 
 @dataclass(frozen=True, eq=False)
 class Moments:
-    """Moments of a set in float64: number of clips, mean (E,) and unbiased covariance (E, E)."""
+    """Moments of a set in float64: mean (E,) and unbiased covariance (E, E)."""
 
-    count: int
     mean: np.ndarray
     covariance: np.ndarray
 
@@ -38,16 +37,7 @@ class Moments:
                 f"embeddings of shape {embeddings.shape}: it must be (items, width), 2 items or more"
             )
         embeddings = embeddings.astype(np.float64)
-        return cls(len(embeddings), embeddings.mean(axis=0), np.atleast_2d(np.cov(embeddings, rowvar=False)))
-
-    def __add__(self, other: "Moments") -> "Moments":
-        """The moments of the union, so that large sets can be processed in parts."""
-        count = self.count + other.count
-        gap = other.mean - self.mean
-        mean = self.mean + gap * other.count / count
-        scatter = (self.count - 1) * self.covariance + (other.count - 1) * other.covariance
-        scatter += np.outer(gap, gap) * self.count * other.count / count
-        return Moments(count, mean, scatter / (count - 1))
+        return cls(embeddings.mean(axis=0), np.atleast_2d(np.cov(embeddings, rowvar=False)))
 
     @cached_property
     def root(self) -> np.ndarray:
@@ -80,13 +70,6 @@ def frechet_distance(a: np.ndarray | Moments, b: np.ndarray | Moments) -> float:
     root_trace = np.sqrt(np.maximum(np.linalg.eigvalsh(b.root @ a.covariance @ b.root), 0)).sum()
     mean_term = np.sum((a.mean - b.mean) ** 2)
     return float(mean_term + np.trace(a.covariance) + np.trace(b.covariance) - 2 * root_trace)
-
-
-def in_parts(embeddings: np.ndarray, size: int = 1024) -> Moments:
-    """`Moments.of` embeddings (N, E), with `size` clips in float64 at a time."""
-    starts = range(0, max(len(embeddings) - 1, 1), size)  # a part of one clip would have no covariance
-    ends = [*list(starts)[1:], len(embeddings)]
-    return reduce(Moments.__add__, (Moments.of(embeddings[i:j]) for i, j in zip(starts, ends, strict=True)))
 
 
 def clip_distances(embeddings: np.ndarray, reference: Moments) -> np.ndarray:

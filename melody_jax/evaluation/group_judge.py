@@ -1,6 +1,8 @@
 """The group judge: a classifier from log-mel statistics to one of 16 groups, and the tempo (see
 `adherence`)."""
 
+import hashlib
+import json
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
@@ -12,9 +14,13 @@ import numpy as np
 from tqdm import tqdm
 
 from melody_jax.composer.prompt_facts import PromptFacts
+from melody_jax.evaluation import clip_features
 from melody_jax.evaluation.clip_features import ClipFeatures, is_same_tempo, log_mel_statistics
-from melody_jax.evaluation.composed_prompts import GROUPS, SECONDS, pieces, render_with
-from melody_jax.evaluation.npz import write_npz
+from melody_jax.evaluation.composed_prompts import GROUPS, SECONDS, pieces, render_with, rendering_hash
+from melody_jax.evaluation.npz import DAMAGED, read_npz, write_npz
+
+FIRST_SEED = 10_000_019
+"""Seed of the first training clip; each of the others has 1,000 more than the one before."""
 
 if TYPE_CHECKING:  # scikit-learn comes with an extra
     from sklearn.pipeline import Pipeline
@@ -71,9 +77,10 @@ def training_statistics(cache: Path, count: int) -> tuple[np.ndarray, np.ndarray
     """Log-mel statistics (N, F) of `count` composed clips of each group, train split, and their group indices
     (N,).
 
-    Two processes render the clips once; the folder `cache` keeps the statistics.
+    Two processes render the clips once; the folder `cache` keeps the statistics. Raises `UserError` if they are
+    damaged.
     """
-    file = cache / f"features-{count}.npz"
+    file = statistics_file(cache, count)
     labels = np.repeat(np.arange(len(GROUPS)), count)
     if not file.exists():
         jobs = [(int(group), number) for number, group in enumerate(labels)]
@@ -81,10 +88,23 @@ def training_statistics(cache: Path, count: int) -> tuple[np.ndarray, np.ndarray
             results = pool.map(_statistics_of_job, jobs, chunksize=8)
             rows = list(tqdm(results, total=len(jobs), desc="judge", unit="clip", disable=None))
         write_npz(file, {"features": np.stack(rows)})
-    return np.load(file, allow_pickle=False)["features"], labels
+    return read_npz(file, ("features",), DAMAGED)["features"], labels
+
+
+def statistics_file(cache: Path, count: int) -> Path:
+    """The file of `training_statistics`; a hash of all that they depend on is part of its name."""
+    inputs = [
+        rendering_hash("train"),
+        clip_features.VERSION,
+        [group.name for group in GROUPS],
+        FIRST_SEED,
+        SECONDS,
+    ]
+    key = hashlib.sha256(json.dumps(inputs).encode()).hexdigest()[:16]
+    return cache / f"features-{count}-{key}.npz"
 
 
 def _statistics_of_job(job: tuple[int, int]) -> np.ndarray:
     group, number = job
-    piece = next(pieces(GROUPS[group], "train", 10_000_019 + 1_000 * number, SECONDS))
+    piece = next(pieces(GROUPS[group], "train", FIRST_SEED + 1_000 * number, SECONDS))
     return log_mel_statistics(render_with(piece, "train", number))

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from scipy import stats
+from tqdm import tqdm
 
 from melody_jax.evaluation.threads import single_blas_thread
 
@@ -48,13 +49,19 @@ def mean_interval(values: np.ndarray, draws: int = 1000, seed: int = 0) -> Inter
 
 
 def set_interval(
-    statistic: Callable[..., float], *sets: np.ndarray, draws: int = 200, seed: int = 0
+    statistic: Callable[..., float], *sets: np.ndarray, draws: int = 200, seed: int = 0, title: str = ""
 ) -> Interval:
-    """`statistic(*sets)`; the interval is from `draws` resamples of the clips (first axis) of every set."""
+    """`statistic(*sets)`; the interval is from `draws` resamples of the clips (first axis) of every set.
+
+    Resamples for which the statistic is nan do not count. `title` shows a progress bar of that name on a terminal.
+    """
     rng = np.random.default_rng(seed)
+    bar = tqdm(range(draws), desc=title, unit="resample", leave=False, disable=None if title else True)
     with single_blas_thread():
-        resampled = [statistic(*(x[rng.integers(0, len(x), len(x))] for x in sets)) for _ in range(draws)]
-        return centred_interval(statistic(*sets), resampled)
+        resampled = [statistic(*(x[rng.integers(0, len(x), len(x))] for x in sets)) for _ in bar]
+        value = statistic(*sets)
+    defined = [one for one in resampled if not np.isnan(one)]
+    return centred_interval(value, defined or [value])
 
 
 def centred_interval(value: float, resampled: Sequence[float] | np.ndarray) -> Interval:

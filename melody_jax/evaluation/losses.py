@@ -1,6 +1,7 @@
 """The summary of `melody diagnose`: scores of every stage, the loss of every network, and advice."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -18,29 +19,32 @@ def summarise(
     groups: list[str],
     draws: int,
     stages: Sequence[EntryStage],
+    seed: int = 0,
 ) -> dict[str, Any]:
     """The stages' scores, the loss of each network and the three largest losses; intervals are paired by
     prompt.
 
     Args:
-        scores: stage, or "shuffled" -> scores (N,) by name.
+        scores: stage, or "shuffled" if the prompts have several groups -> scores (N,) by name.
         embeddings: stage -> embeddings (N, E).
         groups: group of each prompt, N names.
-        draws: bootstrap resamples for the Fréchet distances.
+        draws: bootstrap resamples per interval.
         stages: those of the system after the truth.
+        seed: seed of the resamples.
 
     Returns:
         "stages", "by_group", "losses" and "largest". The "share" of a loss is relative to the score of the
-        truth minus that of shuffled prompts; it is missing if that is not positive.
+        truth minus that of shuffled prompts; it is missing if that is not positive or there are none.
     """
+    interval = partial(_interval, draws=draws, seed=seed)
     truth = embeddings[TRUTH]
     results = {
-        stage: {name: mean_interval(values[~np.isnan(values)]) for name, values in columns.items()}
+        stage: {name: interval(values) for name, values in columns.items() if not np.isnan(values).all()}
         for stage, columns in scores.items()
     }
     for stage in stages:
         pairs = np.stack([embeddings[stage.name], truth], 1)
-        results[stage.name]["frechet"] = set_interval(_paired_distance, pairs, draws=draws)
+        results[stage.name]["frechet"] = set_interval(_paired_distance, pairs, draws=draws, seed=seed)
     masks = {group: np.asarray(groups) == group for group in dict.fromkeys(groups)}
     by_group = {
         stage: {group: float(columns["group"][mask].mean()) for group, mask in masks.items()}
@@ -49,27 +53,30 @@ def summarise(
     losses = []
     before = TRUTH
     for stage in stages:
-        losses += [_loss(scores, results, before, stage, name) for name in SCORES]
+        for name in SCORES:
+            differences = scores[before][name] - scores[stage.name][name]
+            if not np.isnan(differences).all():
+                losses.append(_loss(stage, name, interval(differences), results))
         triples = np.stack([embeddings[before], embeddings[stage.name], truth], 1)
-        added = set_interval(_added_distance, triples, draws=draws)
+        added = set_interval(_added_distance, triples, draws=draws, seed=seed)
         losses.append({"network": stage.networks, "stage": stage.name, "score": "frechet", "lost": added})
         before = stage.name
     ranked = sorted((loss for loss in losses if "share" in loss), key=lambda loss: -loss["share"])
     return {"stages": results, "by_group": by_group, "losses": losses, "largest": ranked[:3]}
 
 
+def _interval(values: np.ndarray, draws: int, seed: int) -> Interval:
+    """The mean of the values that are not nan."""
+    return mean_interval(values[~np.isnan(values)], draws, seed)
+
+
 def _loss(
-    scores: dict[str, dict[str, np.ndarray]],
-    results: dict[str, dict[str, Interval]],
-    before: str,
-    stage: EntryStage,
-    name: str,
+    stage: EntryStage, name: str, lost: Interval, results: dict[str, dict[str, Interval]]
 ) -> dict[str, Any]:
     """The drop of one score from one stage to the next."""
-    differences = scores[before][name] - scores[stage.name][name]
-    lost = mean_interval(differences[~np.isnan(differences)])
     loss = {"network": stage.networks, "stage": stage.name, "score": name, "lost": lost}
-    possible = results[TRUTH][name].value - results["shuffled"][name].value
+    floor = results.get("shuffled", {}).get(name)
+    possible = results[TRUTH][name].value - floor.value if floor is not None else 0.0
     if possible > 0:
         loss["share"] = lost.value / possible
     return loss
@@ -99,8 +106,13 @@ def markdown(result: dict[str, Any], stages: Sequence[EntryStage]) -> str:
     lines += ["| --- | --- | --- | --- | --- |"]
     for stage in stages:
         losses = {loss["score"]: loss["lost"] for loss in result["losses"] if loss["stage"] == stage.name}
-        lines.append(f"| {stage.networks} | " + " | ".join(_cell(losses[name]) for name in columns) + " |")
-    lines += ["", "Largest losses, relative to the truth's score minus that of shuffled prompts:", ""]
+        lines.append(
+            f"| {stage.networks} | " + " | ".join(_cell(losses.get(name)) for name in columns) + " |"
+        )
+    title = "Largest losses, relative to the truth's score minus that of shuffled prompts:"
+    if "shuffled" not in result["stages"]:
+        title = "All prompts have the same group, so no clips are judged against prompts of other groups."
+    lines += ["", title, ""]
     advice = {stage.name: stage.advice for stage in stages}
     names = [TRUTH, *advice]
     for number, loss in enumerate(result["largest"], start=1):

@@ -5,6 +5,7 @@ Legend: N and M clips, E embedding width.
 """
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,10 @@ from melody_jax.errors import UserError
 from melody_jax.evaluation.embed_clips import Rows
 from melody_jax.evaluation.embedding import MuLan
 from melody_jax.evaluation.fidelity import LONG_SILENCE
-from melody_jax.evaluation.frechet import Moments, clip_distances, extrapolated, frechet_distance, in_parts
-from melody_jax.evaluation.intervals import centred_interval, mean_interval, set_interval
+from melody_jax.evaluation.frechet import Moments, clip_distances, extrapolated, frechet_distance
+from melody_jax.evaluation.intervals import Interval, mean_interval, set_interval
 from melody_jax.evaluation.kernel import kernel_interval
+from melody_jax.evaluation.npz import read_npz
 
 BLOCK = 1024
 """Clips that are compared with the training set at a time."""
@@ -24,20 +26,19 @@ BLOCK = 1024
 
 def read_moments(file: Path) -> Moments:
     """The moments of a .npz with "mu" (E,) and "sigma" (E, E). Raises `UserError` for any other content."""
-    try:
-        with np.load(file, allow_pickle=False) as arrays:
-            moments = Moments(0, arrays["mu"].astype(np.float64), arrays["sigma"].astype(np.float64))
-    except OSError as error:
-        raise UserError(f"{file}: cannot be read ({error.strerror or error})") from None
-    except (ValueError, KeyError, EOFError):
+    problem = 'not statistics of a reference, a .npz with "mu" (E,) and "sigma" (E, E)'
+    arrays = read_npz(file, ("mu", "sigma"), problem)
+    mean = arrays["mu"]
+    covariance = arrays["sigma"]
+    if mean.dtype.kind not in "fiu" or covariance.dtype.kind not in "fiu":
         raise UserError(
-            f'{file}: not statistics of a reference, a .npz with "mu" (E,) and "sigma" (E, E)'
-        ) from None
-    if moments.mean.ndim != 1 or moments.covariance.shape != (moments.mean.size,) * 2:
-        raise UserError(
-            f'{file}: "mu" has shape {moments.mean.shape} and "sigma" {moments.covariance.shape}; '
-            "it must be (E,) and (E, E)"
+            f'{file}: "mu" is {mean.dtype} and "sigma" {covariance.dtype}; they must be real numbers'
         )
+    if mean.ndim != 1 or not mean.size or covariance.shape != (mean.size,) * 2:
+        raise UserError(
+            f'{file}: "mu" has shape {mean.shape} and "sigma" {covariance.shape}; it must be (E,) and (E, E)'
+        )
+    moments = Moments(mean.astype(np.float64), covariance.astype(np.float64))
     if not (np.isfinite(moments.mean).all() and np.isfinite(moments.covariance).all()):
         raise UserError(f'{file}: "mu" or "sigma" is not finite')
     eigenvalues = np.linalg.eigvalsh(moments.covariance)
@@ -69,55 +70,106 @@ def distances(
     else:
         values["frechet"] = set_interval(frechet_distance, embeddings, real, draws=draws, seed=seed)
         values["kernel"] = kernel_interval(embeddings, real, draws, seed)
-    expected = frechet_distance(in_parts(embeddings), reference)
-    assert np.isclose(values["frechet"].value, expected, rtol=1e-6, atol=1e-9)
     limit = extrapolated(embeddings, reference, seed)
     if limit is not None:
-        rng = np.random.default_rng(seed)
-        resampled = []
-        for _ in range(max(20, draws // 10)):
-            rows = rng.integers(0, len(embeddings), len(embeddings))
-            extrapolation = extrapolated(embeddings[rows], reference, seed)
-            resampled.append(extrapolation.value if extrapolation else np.nan)
-        values["frechet_infinite"] = centred_interval(limit.value, resampled)
+        sets = (embeddings,) if real is None else (embeddings, real)
+        values["frechet_infinite"] = set_interval(
+            partial(_extrapolated_value, reference, seed),
+            *sets,
+            draws=draws,
+            seed=seed,
+            title="extrapolated distance",
+        )
         values["frechet_infinite_fit"] = limit.fit
     return values
 
 
-def diversity(
-    embeddings: np.ndarray, prompts: Sequence[str], real: np.ndarray | None, seed: int
+def _extrapolated_value(
+    reference: Moments, seed: int, embeddings: np.ndarray, real: np.ndarray | None = None
+) -> float:
+    """The extrapolated distance to the clips `real` (M, E) or, without them, to the moments of the reference."""
+    limit = extrapolated(embeddings, reference if real is None else Moments.of(real), seed)
+    return np.nan if limit is None else limit.value
+
+
+def diversity(rows: Rows, prompts: Sequence[str], real: Rows | None, draws: int, seed: int) -> dict[str, Any]:
+    """Mean cosine distance between pieces of different clips: of all clips, within a prompt, and of the reference.
+
+    Args:
+        rows: the pieces (N).
+        prompts: prompt of each piece, N; "" if unknown.
+        real: pieces of the reference, if available.
+        draws: bootstrap resamples per interval.
+        seed: seed of the resamples.
+
+    Returns:
+        "all", None if there is only one clip; "within_a_prompt" if a prompt has several clips, the mean over prompts;
+        "reference" if it has several clips.
+    """
+    by_prompt: dict[str, list[int]] = {}
+    for piece, prompt in enumerate(prompts):
+        if prompt:
+            by_prompt.setdefault(prompt, []).append(piece)
+    within = np.asarray([_mean_distance(rows.embeddings[one], rows.clip[one]) for one in by_prompt.values()])
+    within = within[~np.isnan(within)]
+    values: dict[str, Any] = {"all": _distance_interval(rows, draws, seed)}
+    if len(within):
+        values["within_a_prompt"] = mean_interval(within, draws, seed)
+    reference = None if real is None else _distance_interval(real, draws, seed)
+    return values | ({} if reference is None else {"reference": reference})
+
+
+def _distance_interval(rows: Rows, draws: int, seed: int) -> Interval | None:
+    """`_mean_distance` of the pieces with its interval; None if there is only one clip."""
+    if len(np.unique(rows.clip)) < 2:
+        return None
+
+    def distance(pieces: np.ndarray) -> float:
+        return _mean_distance(rows.embeddings[pieces], rows.clip[pieces])
+
+    return set_interval(distance, np.arange(len(rows)), draws=draws, seed=seed)
+
+
+def cycle(
+    embedding: MuLan, embeddings: np.ndarray, prompts: Sequence[str], draws: int, seed: int
 ) -> dict[str, Any]:
-    """Mean cosine distance between different clips: of all clips, within a prompt, and of the reference."""
-    by_prompt = [
-        np.flatnonzero([one == prompt for one in prompts]) for prompt in dict.fromkeys(prompts) if prompt
-    ]
-    repeated = [rows for rows in by_prompt if len(rows) > 1]
-    has_pairs = len(embeddings) > 1
+    """Cycle consistency: MuLan cosine between clips and their own prompts, and between clips and other prompts.
+
+    There is no "others" if all prompts are equal.
+    """
+    cosines = embedding.cycle(embeddings, prompts)
     values: dict[str, Any] = {
-        "all": set_interval(_mean_distance, embeddings, seed=seed) if has_pairs else None
+        "encoder": embedding.name,
+        "own": mean_interval(cosines, draws, seed),
+        "per_piece": cosines.tolist(),
     }
-    if repeated:
-        within = np.asarray([_mean_distance(embeddings[rows]) for rows in repeated])
-        values["within_a_prompt"] = mean_interval(within, seed=seed)
-    if real is not None:
-        values["reference"] = set_interval(_mean_distance, real, seed=seed)
+    others = shuffled(prompts)
+    if others is not None:
+        other_cosines = embedding.cycle(embeddings, [prompts[i] for i in others])
+        values["others"] = mean_interval(other_cosines, draws, seed)
     return values
 
 
-def cycle(embedding: MuLan, embeddings: np.ndarray, prompts: Sequence[str], seed: int) -> dict[str, Any]:
-    """Cycle consistency: MuLan cosine between clips and their own prompts, and the prompts of other clips."""
-    half = len(prompts) // 2
-    other_prompts = [*prompts[half:], *prompts[:half]]
-    cosines = embedding.cycle(embeddings, prompts)
-    return {
-        "encoder": embedding.name,
-        "own": mean_interval(cosines, seed=seed),
-        "others": mean_interval(embedding.cycle(embeddings, other_prompts), seed=seed),
-        "per_piece": cosines.tolist(),
-    }
+def shuffled(labels: Sequence[str]) -> list[int] | None:
+    """For every item the index of one with another label, as a control; None if all labels are equal.
+
+    It is the first such item from half of the list's length on, in a circle.
+    """
+    if len(set(labels)) < 2:
+        return None
+    count = len(labels)
+    change = [0] * count
+    for i in reversed(range(2 * count)):  # the second round corrects what the first did not know of the end
+        following = (i + 1) % count
+        is_change = labels[following] != labels[i % count]
+        change[i % count] = following if is_change else change[following]
+    opposite = [(i + count // 2) % count for i in range(count)]
+    return [j if labels[j] != label else change[j] for j, label in zip(opposite, labels, strict=True)]
 
 
-def memorisation(embeddings: np.ndarray, training: np.ndarray, real: np.ndarray | None) -> dict[str, Any]:
+def memorisation(
+    embeddings: np.ndarray, training: np.ndarray, real: np.ndarray | None, draws: int, seed: int
+) -> dict[str, Any]:
     """Cosines between each clip, and each held-out clip of the reference, and its nearest training clip.
 
     The mean of the training set is subtracted first, otherwise all cosines would be close to 1. "above" is
@@ -129,7 +181,7 @@ def memorisation(embeddings: np.ndarray, training: np.ndarray, real: np.ndarray 
     if real is not None:
         held_out = nearest(real, training)
         values["held_out"] = _summary(held_out)
-        values["above"] = mean_interval(cosines > np.percentile(held_out, 99))
+        values["above"] = mean_interval(cosines > np.percentile(held_out, 99), draws, seed)
     return values
 
 
@@ -148,11 +200,11 @@ def nearest(embeddings: np.ndarray, training: np.ndarray) -> np.ndarray:
     return np.concatenate(maxima)
 
 
-def signals(columns: dict[str, np.ndarray], seed: int) -> dict[str, Any]:
+def signals(columns: dict[str, np.ndarray], draws: int, seed: int) -> dict[str, Any]:
     """Means of the columns (`embed_clips.Rows.signal`), and the shares of clips with clipping, of clips that are half
     silent, and of clips that fall silent."""
     values: dict[str, Any] = {
-        name: mean_interval(column[~np.isnan(column)], seed=seed) for name, column in columns.items()
+        name: mean_interval(column[~np.isnan(column)], draws, seed) for name, column in columns.items()
     }
     values["clips_with_clipping"] = float(np.mean(columns["clipped"] > 0))
     values["clips_half_silent"] = float(np.mean(columns["silent"] > 0.5))
@@ -182,11 +234,18 @@ def _summary(cosines: np.ndarray) -> dict[str, float]:
     }
 
 
-def _mean_distance(embeddings: np.ndarray) -> float:
-    """1 minus the mean cosine of all pairs, from the length of the sum of unit vectors."""
-    total = np.sum(_unit(embeddings.astype(np.float64)), axis=0)
-    pairs = len(embeddings) * (len(embeddings) - 1)
-    return float(1 - (total @ total - len(embeddings)) / pairs)
+def _mean_distance(embeddings: np.ndarray, clips: np.ndarray) -> float:
+    """1 minus the mean cosine of all pairs of embeddings (N, E) of different clips (N,); nan without such a pair.
+
+    The sum of the cosines of all pairs is the squared length of the sum of the unit vectors.
+    """
+    unit = _unit(embeddings.astype(np.float64))
+    order = np.argsort(clips, kind="stable")
+    _, starts, counts = np.unique(clips[order], return_index=True, return_counts=True)
+    by_clip = np.add.reduceat(unit[order], starts)
+    total = by_clip.sum(axis=0)
+    pairs = len(clips) ** 2 - np.sum(counts**2)
+    return float(1 - (total @ total - np.sum(by_clip**2)) / pairs) if pairs else np.nan
 
 
 def _unit(embeddings: np.ndarray) -> np.ndarray:

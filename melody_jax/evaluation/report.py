@@ -68,7 +68,9 @@ def _distance_rows(result: dict[str, Any]) -> list[Row]:
             rows.append(("kernel distance (KAD)", distance["kernel"], note))
     if "cycle" in result:
         cycle = result["cycle"]
-        other = f"with prompts of other clips {_value(cycle['others'])}"
+        other = "no comparison, as all prompts are equal"
+        if "others" in cycle:
+            other = f"with other prompts {_value(cycle['others'])}"
         rows.append(("MuLan cycle consistency", cycle["own"], other))
     return rows
 

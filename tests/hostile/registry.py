@@ -1,6 +1,6 @@
 """All kinds of hostile input, by name. A module of kinds defines `KINDS` and has one line here."""
 
-from hostile import audio_bytes, corpora, prompts, releases, run_folders, tables
+from hostile import audio_bytes, corpora, measurements, prompts, releases, run_folders, tables
 from hostile.kind import Kind
 
 KINDS: dict[str, Kind] = {
@@ -10,4 +10,5 @@ KINDS: dict[str, Kind] = {
     **prompts.KINDS,
     **releases.KINDS,
     **run_folders.KINDS,
+    **measurements.KINDS,
 }
