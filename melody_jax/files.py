@@ -205,7 +205,9 @@ def remove_unfinished(folder: str | os.PathLike) -> None:
 
 @contextlib.contextmanager
 def open_regular(path: str | os.PathLike, max_bytes: int | None = None) -> Iterator[BufferedReader]:
-    """Opens a regular file to read; devices, pipes and folders are refused before they are opened.
+    """Opens a regular file to read. Whatever else the name stands for, such as a device, is opened but not read.
+
+    Opening does not wait for the other end of a pipe.
 
     Raises:
         UserError: the file is missing, not regular, larger than `max_bytes`, or cannot be read.

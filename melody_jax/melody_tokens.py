@@ -26,6 +26,8 @@ NONE = -1
 """Stands for no token: there the model is free."""
 WINDOW = 4096
 """Samples of the window of a frame, 171 ms."""
+BLOCK = 250
+"""Frames that are analysed at once, 10 s."""
 LOWEST, HIGHEST = 40, 88
 """MIDI pitches that are looked for, 82 Hz to 1.3 kHz."""
 STEPS = 3
@@ -48,14 +50,22 @@ def melody_tokens(wave: Float[np.ndarray, " T"]) -> Int32[np.ndarray, " N"]:
         return np.zeros(0, np.int32)
     padded = np.pad(wave.astype(np.float32), (WINDOW // 2, WINDOW // 2))
     frames = np.lib.stride_tricks.sliding_window_view(padded, WINDOW)[hop // 2 :: hop][:count]
-    window = np.hanning(WINDOW).astype(np.float32)
-    size = np.abs(np.fft.rfft(frames * window)) / (window.sum() / 2)
-    level = 10 * np.log10((size**2).sum(axis=1) + 1e-12)
-    salience = _salience(size)
+    parts = [_analyse(frames[first : first + BLOCK]) for first in range(0, count, BLOCK)]
+    level, salience = (np.concatenate(column) for column in zip(*parts, strict=True))
     around = np.pad(salience, ((1, 1), (0, 0)), mode="edge")
     pitch = (around[:-2] + salience + around[2:]).argmax(axis=1) + LOWEST
     is_silent = level < max(level.max() - RANGE_DB, QUIETEST_DB)
     return np.where(is_silent, SILENT, pitch % 12).astype(np.int32)
+
+
+def _analyse(
+    frames: Float[np.ndarray, "N window"],
+) -> tuple[Float[np.ndarray, " N"], Float[np.ndarray, "N pitches"]]:
+    """The level of every frame, dB relative to a sine of full scale, and the strength of every pitch in it."""
+    window = np.hanning(WINDOW).astype(np.float32)
+    size = np.abs(np.fft.rfft(frames * window)) / (window.sum() / 2)
+    level = 10 * np.log10((size**2).sum(axis=1) + 1e-12)
+    return level, _salience(size)
 
 
 def melody_of_meta(meta: Mapping[str, Any], length: int) -> Int32[np.ndarray, " N"]:

@@ -143,14 +143,21 @@ def parse_options(
         summary: first paragraph of the help; empty: the docstring of the dataclass.
 
     Raises:
-        UserError: an option is unknown (the error suggests one), or a value has the wrong type.
+        UserError: an option is unknown (the error suggests one), a value has the wrong type, or a field is set twice.
         SystemExit: after printing the help.
     """
     if any(argument in ("-h", "--help") for argument in arguments):
         print(help_text(config, command, positional, summary))
         raise SystemExit(0)
     options = {entry.name: entry for entry in options_of(config)}
-    return replace_fields(config, dict(_read(list(arguments), options, positional)))
+    values: dict[str, Any] = {}
+    for name, value in _read(list(arguments), options, positional):
+        if name in values:
+            raise UserError(
+                f"{options[name].shown()} is set twice, to {values[name]} and to {value}; leave one out"
+            )
+        values[name] = value
+    return replace_fields(config, values)
 
 
 def options_of(config: "DataclassInstance", prefix: str = "") -> Iterator[Option]:

@@ -120,16 +120,6 @@ class Anchor(NamedTuple):
         return share * self.spectrum + (1 - share) * spectrum
 
 
-def griffin_lim(
-    magnitudes: Float[Array, "B F bins"], n_fft: int, hop: int, steps: int, first: ArrayLike = 0
-) -> Float[Array, "B F*{hop}"]:
-    """A waveform whose centred `stft` has nearly these magnitudes: (B, F, n_fft // 2 + 1) -> (B, F * hop).
-
-    See `griffin_lim_spectrum`.
-    """
-    return istft(griffin_lim_spectrum(magnitudes, n_fft, hop, steps, first), n_fft, hop)
-
-
 def griffin_lim_spectrum(
     magnitudes: Float[Array, "B F bins"],
     n_fft: int,
@@ -180,7 +170,7 @@ def frame_reach(length: int, other: int, hop: int) -> int:
 
 
 def griffin_lim_reach(n_fft: int, hop: int, steps: int) -> int:
-    """Receptive field of `griffin_lim`: frames before or after its own that a hop depends on, at most."""
+    """Receptive field of `griffin_lim_spectrum`: frames before or after its own that a hop depends on, at most."""
     hops = -(-n_fft // hop)
     return steps * frame_reach(n_fft, n_fft, hop) + hops // 2
 

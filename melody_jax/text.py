@@ -16,9 +16,12 @@ from tokenizers.normalizers import BertNormalizer
 from tokenizers.pre_tokenizers import BertPreTokenizer
 from tokenizers.processors import BertProcessing
 
+from melody_jax import files
 from melody_jax.errors import UserError
 
 VOCABULARY_FILE = Path(__file__).parent / "assets" / "vocab.txt"
+MAX_BYTES = 1 << 26
+"""Size of the largest `tokenizer.json` that is read."""
 
 
 @lru_cache(maxsize=1)
@@ -48,7 +51,8 @@ def read_tokenizer(path: str, size: int | None = None) -> Tokenizer:
     """Returns the tokenizer of a Hugging Face `tokenizer.json` (BERT or RoBERTa); "" is the packaged one.
 
     Raises:
-        UserError: the file is missing or not a tokenizer, or does not have the `size` pieces of the text tower.
+        UserError: the file is missing, too large or not a tokenizer, or does not have the `size` pieces of the text
+            tower.
     """
     loaded = _load_tokenizer(path) if path else tokenizer()
     if size is not None and loaded.get_vocab_size() != size:
@@ -61,8 +65,9 @@ def read_tokenizer(path: str, size: int | None = None) -> Tokenizer:
 def _load_tokenizer(path: str) -> Tokenizer:
     if not Path(path).is_file():
         raise UserError(f"{path}: no such file; a Hugging Face tokenizer.json is needed")
+    content = files.read_bytes(path, MAX_BYTES)
     try:
-        loaded = Tokenizer.from_file(path)
+        loaded = Tokenizer.from_buffer(content)
     except Exception as error:  # the library raises plain `Exception`
         raise UserError(f"{path}: not a tokenizer.json ({error})") from None
     loaded.no_padding()

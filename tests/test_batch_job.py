@@ -17,6 +17,7 @@ from melody_jax.errors import InputWarning, UserError
 from melody_jax.sampling import batch_job, manifest, plan, prompt_file
 from melody_jax.sampling.batch_job import BatchJobConfig, run_batch_job
 from melody_jax.sampling.cascade import Melody
+from melody_jax.sampling.request import Request
 
 DEFAULTS = {"seconds": 0.5, "steps": 1, "guidance_scale": 1.0, "lm_guidance_scale": 1.0}
 LINES = [
@@ -106,7 +107,7 @@ def test_changed_settings_are_reported(melody: Melody, tmp_path: Path) -> None:
     run(melody, config)
     before = (config.out / "cello.wav").read_bytes()
     changed = [{"prompt": "slow sad cello", "id": "cello", "seed": 5}, LINES[1]]
-    with pytest.raises(UserError, match="cello was made with seed 0 and now 5"):
+    with pytest.raises(UserError, match=r"cello was made with seed 0 and now 5 .* delete .*cello\.wav"):
         run(melody, job(tmp_path, changed))
     with pytest.raises(UserError, match=r"was made with file cello\.wav and now cello\.flac"):
         run(melody, job(tmp_path, LINES[:2], suffix=".flac"))
@@ -120,6 +121,8 @@ def test_changed_settings_are_reported(melody: Melody, tmp_path: Path) -> None:
     other_model = Melody(melody.params, melody.configs, melody.tokenizer, melody.hashes | {"dpd": "0" * 64})
     with pytest.raises(UserError, match=f"was made with model {melody.hash} and now {other_model.hash}"):
         run(other_model, job(tmp_path, changed))
+    (config.out / "cello.wav").unlink()
+    assert run(melody, job(tmp_path, LINES[:2])) == 1
 
 
 def test_processes_share_a_job(melody: Melody, tmp_path: Path) -> None:
@@ -176,6 +179,14 @@ def test_unknown_words_are_in_the_manifest(melody: Melody, tmp_path: Path) -> No
     assert len(caught) == 1
     words = {name: entry["unknown_words"] for name, entry in entries(config).items()}
     assert words == {"none": ["悲", "しいチェロ"], "all": [], "some": ["悲", "🎻"]}
+
+
+def test_the_first_scene_without_effect_is_named(melody: Melody, tmp_path: Path) -> None:
+    lines = [{"prompt": "a", "story": [{"at": start, "prompt": "b"}]} for start in (0, 0.2, 0.3)]
+    says = r"prompts.jsonl, line 2: the scene at 0.2 s has no effect: .* \(and 1 more scenes\)"
+    with pytest.warns(InputWarning, match=says) as caught:
+        run(melody, job(tmp_path, lines))
+    assert len(caught) == 1
 
 
 def test_only_line_feeds_end_lines(tmp_path: Path) -> None:
@@ -286,6 +297,10 @@ def test_batches_have_one_size(melody: Melody, tmp_path: Path) -> None:
         ([{"prompt": "a", "id": ["b"]}], "is not a valid file name"),
         ([{"prompt": "a", "story": [{"at": "x", "prompt": "b"}]}], "start is 'x'; it must be a number"),
         ([{"prompt": "a", "seed": "7"}], "seed is '7'"),
+        (
+            [{"prompt": "a", "story": [{"at": 20, "prompt": "b"}]}],
+            "line 1: a scene of the story begins at 20 s",
+        ),
         ([], "no prompts"),
     ],
 )
@@ -356,3 +371,30 @@ def test_a_control_scale_is_for_the_lines_with_a_key(tmp_path: Path) -> None:
     )
     lines = prompt_file.read_prompt_file(path, DEFAULTS | {"control_scale": 4.0})
     assert [line.request.control_scale for line in lines] == [3.0, 4.0]
+
+
+def test_a_default_is_for_the_lines_that_it_has_an_effect_on(tmp_path: Path) -> None:
+    """A default for other lines is no mistake; one for no line is, and so is a line's own setting without effect."""
+    changed = {"prompt": "a", "source": "mine.wav", "keep_tokens": True}
+    soundfile.write(tmp_path / "mine.wav", np.zeros(24_000), 24_000)
+    given = {
+        "temperature": 0.5,
+        "top_k": 7,
+        "negative_prompt": "drums",
+        "lm_guidance_scale": 3.0,
+        "seconds": 5.0,
+    }
+    path = write_lines(tmp_path / "a.jsonl", [changed, {"prompt": "b"}])
+    first, second = (line.request for line in prompt_file.read_prompt_file(path, given))
+    assert {name: getattr(first, name) for name in given} == {name: getattr(Request, name) for name in given}
+    assert {name: getattr(second, name) for name in given} == given
+    write_lines(path, [changed])
+    for name, value in (*given.items(), ("control_scale", 5.0)):
+        with pytest.raises(UserError, match=rf"{name} is {value!r}, but no line of .*a\.jsonl uses it"):
+            prompt_file.read_prompt_file(path, {name: value})
+    write_lines(path, [changed | {"top_p": 0.5}])
+    with pytest.raises(UserError, match=r"line 1: top_p is 0\.5; keep_tokens leaves nothing"):
+        prompt_file.read_prompt_file(path, {})
+    write_lines(path, [{"prompt": "a", "bpm": 90.0}])
+    with pytest.raises(UserError, match=r"control_scale is 5\.0, but no line of .* uses it"):
+        prompt_file.read_prompt_file(path, {"control_scale": 5.0})

@@ -7,13 +7,17 @@ import pytest
 
 from melody_jax.composer.compose import compose
 from melody_jax.composer.dice import Dice
+from melody_jax.composer.drum_kits import KITS
+from melody_jax.composer.effects import EFFECTS
 from melody_jax.composer.form import METRES
 from melody_jax.composer.genres import GENRES
 from melody_jax.composer.grid import compile_grid
-from melody_jax.composer.instruments import INSTRUMENTS, SYNTH_PATCHES
+from melody_jax.composer.instruments import INSTRUMENTS
 from melody_jax.composer.melody import Motif, melody_hash
 from melody_jax.composer.moods import MOODS
-from melody_jax.composer.piece import DRUM_KITS, EFFECTS, RENDERERS, ROLES, ROOMS
+from melody_jax.composer.patches import PATCHES
+from melody_jax.composer.render import BALANCE
+from melody_jax.composer.rooms import ROOMS
 from melody_jax.composer.splits import SPLITS, split_of
 from melody_jax.composer.theory import MODES, QUALITIES, Chord, chord_scale, voicing
 from melody_jax.control_tokens import KEYS
@@ -62,13 +66,13 @@ def test_fields_are_of_the_vocabularies(pieces):
         assert facts.energy in ("low", "medium", "high")
         assert facts.instruments[0] == facts.lead
         assert set(facts.instruments) == {track.instrument for track in piece.tracks}
-        assert production.room in ROOMS
-        assert production.drum_kit in DRUM_KITS
-        assert production.renderer in RENDERERS
+        assert production.room in ("dry", *ROOMS)
+        assert production.drum_kit in KITS
+        assert production.renderer in ("synth", "soundfont")
         assert all(
             0 <= value <= 1 for value in (production.reverb, production.master_drive, production.brightness)
         )
-        assert all(track.role in ROLES and set(track.effects) <= set(EFFECTS) for track in piece.tracks)
+        assert all(track.role in BALANCE and set(track.effects) <= set(EFFECTS) for track in piece.tracks)
 
 
 def test_the_lead_is_loudest_and_sounds_in_every_ten_seconds(pieces):
@@ -236,4 +240,4 @@ def test_instruments_are_general_midi():
     for instrument in INSTRUMENTS.values():
         assert 0 <= instrument.program <= 127
         assert instrument.low + 12 <= instrument.high
-        assert instrument.synth_patch in SYNTH_PATCHES
+        assert instrument.synth_patch in PATCHES

@@ -16,7 +16,7 @@ from helpers.hosts import Run, assert_same_run, write_features
 from melody_jax.config import HostsConfig
 from melody_jax.errors import UserError
 
-OPTIONS = ["--steps", "24", "--save_every", "6", "--eval_every", "12"]
+OPTIONS = {"--steps": "24", "--save_every": "6", "--eval_every": "12"}
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +43,7 @@ def test_two_processes_learn_what_one_would(features: str, two: Run, tmp_path: P
 def test_two_processes_that_a_tensor_axis_spans_read_the_same_rows(
     features: str, two: Run, tmp_path: Path
 ) -> None:
-    run = Run(features, tmp_path, [*OPTIONS, "--mesh", "1", "1", "-1"])
+    run = Run(features, tmp_path, OPTIONS | {"--mesh": "1 1 -1"})
     run.train()
     losses = [[row.get("loss", row.get("eval/loss")) for row in one.rows()] for one in (run, two)]
     np.testing.assert_allclose(losses[0], losses[1], rtol=1e-4)
@@ -79,7 +79,7 @@ def test_killed_three_times_and_terminated_ends_with_the_same_bits(
 def test_a_lost_process_ends_the_others_with_one_line(
     loss: signal.Signals, reason: str, features: str, tmp_path: Path
 ) -> None:
-    run = Run(features, tmp_path, [*OPTIONS, "--steps", "100000"])
+    run = Run(features, tmp_path, OPTIONS | {"--steps": "100000"})
     run.start()
     run.until(lambda: run.reached() >= 6)
     survivor, victim = run.processes

@@ -1,12 +1,14 @@
 """Melody tokens: from sounds and composed tunes, through the batches, into the language models, and in MusicLM."""
 
 import dataclasses
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import soundfile
 from helpers.jitted import lm
 from helpers.musiclm import musiclm_networks
 
@@ -19,6 +21,8 @@ from melody_jax.melody_tokens import NONE, SILENT, melody_of_meta, melody_tokens
 from melody_jax.models import decoding, lm_config
 from melody_jax.models.controls import drop_melody, melody_ids
 from melody_jax.release import load_tokenizer
+from melody_jax.sampling.request import make_requests
+from melody_jax.systems import musiclm
 from melody_jax.systems.musiclm import MusicLM
 from melody_jax.training.stages.acoustic import AcousticStage
 from melody_jax.training.stages.lm import LMStage
@@ -209,6 +213,34 @@ def test_musiclm_follows_a_melody_in_any_batch(system: MusicLM) -> None:
     np.testing.assert_allclose(stream, led, atol=1e-4)
     (other,) = system.generate("piano", melody=np.concatenate([tone(60, 1), tone(64, 0.2)]), **settings)
     assert not np.array_equal(other, led)
+
+
+def test_a_tune_is_read_once(system: MusicLM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "tune.wav"
+    soundfile.write(path, tone(60, 1.2), RATE)
+    reads = []
+    read = musiclm.read_audio
+    monkeypatch.setattr(musiclm, "read_audio", lambda *args: (reads.append(args[0]), read(*args))[1])
+    requests = make_requests(["piano"] * 3, {"melody": path, "seconds": [0.5, 1.0, 1.2], "best_of": 2})
+    rows = [(request, number) for request in requests for number in range(2)]
+    for request in requests:
+        system.check_inputs(request)
+    tokens = system.melodies(rows)
+    assert len(reads) == 1
+    np.testing.assert_array_equal(tokens, np.tile(melody_tokens(tone(60, 1.2)), (6, 1)))
+    soundfile.write(path, tone(64, 1.5), RATE)
+    assert set(system.tune(requests[0])) == {4}
+
+
+def test_a_long_tune_is_analysed_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    wave = np.concatenate([tone(60, 1), 0.3 * tone(64, 1), np.zeros(RATE, np.float32), tone(67, 0.5)])
+    tokens = melody_tokens(wave)
+    sizes = []
+    transform = np.fft.rfft
+    monkeypatch.setattr(np.fft, "rfft", lambda frames: (sizes.append(len(frames)), transform(frames))[1])
+    monkeypatch.setattr("melody_jax.melody_tokens.BLOCK", 20)
+    np.testing.assert_array_equal(melody_tokens(wave), tokens)
+    assert sizes == [20, 20, 20, 20, 7]
 
 
 @pytest.mark.parametrize(

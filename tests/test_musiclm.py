@@ -11,10 +11,11 @@ import soundfile
 from helpers.musiclm import musiclm_networks
 from helpers.swapped import assert_ground_truth_enters_each_stage
 from helpers.tiny import PROMPTS, tiny_networks
+from helpers.word_systems import assert_best_of_returns_the_closest_candidate
 
 from melody_jax import load, release
 from melody_jax.cli import run
-from melody_jax.errors import UserError
+from melody_jax.errors import InputWarning, UserError
 from melody_jax.evaluation import stage_swap
 from melody_jax.models import vae
 from melody_jax.release import load_tokenizer
@@ -76,6 +77,16 @@ def test_a_scene_begins_with_the_window_after_it(system: MusicLM) -> None:
     np.testing.assert_array_equal(codes(Scene(start=0.7, prompt="driving techno")), plain)
 
 
+def test_a_scene_that_no_window_follows_gives_a_warning(system: MusicLM) -> None:
+    story = (Scene(start=0.7, prompt="driving techno"),)
+    says = r"the scene at 0\.7 s has no effect: .* begin at 0 s, 0\.64 s and every 0\.32 s"
+    with pytest.warns(InputWarning, match=says):
+        system.generate("piano", seconds=0.9, story=story, **SETTINGS)
+    with pytest.warns(InputWarning, match=says):
+        system.stream("piano", seconds=0.9, story=story, **SETTINGS)
+    system.stream("piano", story=story, **SETTINGS)  # endless
+
+
 def test_networks_of_two_tokenizers_are_refused(tmp_path: Path) -> None:
     for name, (params, config) in musiclm_networks().items():
         needs = {
@@ -89,14 +100,20 @@ def test_networks_of_two_tokenizers_are_refused(tmp_path: Path) -> None:
         musiclm.load("mixed", folder=tmp_path)
 
 
-def test_lengths_guidance_and_candidates(system: MusicLM) -> None:
+def test_guidance_and_candidates_matter(system: MusicLM) -> None:
+    """So does a negative prompt. A clip has as many samples as its length says, and its seed determines it."""
     short, again = system.generate(["piano", "piano"], seconds=0.3, seed=[5, 5])
     assert short.shape == (7_200,)
     np.testing.assert_array_equal(short, again)
-    steered, best = system.generate(
-        ["piano", "piano"], seconds=0.5, seed=5, negative_prompt=["", "drums"], best_of=[1, 2]
+    guided, steered, other = system.generate(
+        ["piano"] * 3, seconds=0.5, seed=[5] * 3, negative_prompt=["", "drums", "a slow waltz"]
     )
-    assert steered.shape == best.shape == (12_000,)
+    (plain,) = system.generate("piano", seconds=0.5, seed=5, lm_guidance_scale=1.0)
+    clips = (guided, steered, other, plain)
+    assert {clip.shape for clip in clips} == {(12_000,)}
+    for one, two in itertools.combinations(clips, 2):
+        assert np.abs(one - two).max() > 1e-4
+    assert_best_of_returns_the_closest_candidate(system, guided, seconds=0.5, seed=5)
 
 
 def test_codes_are_written_level_by_level(system: MusicLM) -> None:

@@ -86,6 +86,22 @@ def test_out_of_range(setting):
         nfe.table(NFEConfig(**setting))
 
 
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"system": "musiclm", "steps": 100}, "steps is 100: musiclm has no such setting; leave it out"),
+        ({"system": "audiolm", "solver": "heun"}, "solver is heun: audiolm has no such setting"),
+        ({"system": "musiclm", "distilled_steps": 4}, "distilled_steps is 4: musiclm has"),
+        ({"system": "noise2music", "distilled_steps": 4}, "distilled_steps is 4: noise2music has"),
+        ({"system": "mousai", "distilled_steps": 4}, "distilled_steps is 4: mousai has"),
+    ],
+)
+def test_what_changes_no_count_is_refused(settings, message):
+    with pytest.raises(UserError, match=message):
+        NFEConfig(**settings)
+    assert NFEConfig(system="mousai", steps=100, solver="heun").steps == 100
+
+
 @pytest.mark.parametrize(("seconds", "passes"), [(10.0, 6250), (30.0, 18750)])
 def test_the_paper_s_count_is_what_musiclm_runs(seconds, passes):
     """Its own configs in windows, levels and rates; only the layers are small, so that the passes can be run."""

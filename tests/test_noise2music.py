@@ -22,10 +22,12 @@ from melody_jax import load, release
 from melody_jax.cli import run
 from melody_jax.errors import UserError
 from melody_jax.models import diffusion_codec, vae
-from melody_jax.models.conditioning import TextCondition
+from melody_jax.models.conditioning import LowerFrames, TextCondition
 from melody_jax.release import load_tokenizer
+from melody_jax.sampling.item_controls import item_keys
 from melody_jax.sampling.passes import Evaluations
 from melody_jax.sampling.request import Part, Scene, make_requests
+from melody_jax.systems import noise2music
 from melody_jax.systems.noise2music import Noise2Music
 from melody_jax.training.stages.text_diffusion import TextDiffusionStage, lower_rate
 
@@ -85,6 +87,26 @@ def test_the_upsampler_refines_what_the_generator_wrote(system: Noise2Music) -> 
     assert np.abs(first - other.latents(program, *other.inputs([(request, 0)]))).max() > 1e-3
     candidate = system.latents(program, *system.inputs([(request, 1)]))
     assert np.abs(first - candidate).max() > 1e-3
+
+
+def test_the_upsampler_sees_the_low_rate_with_half_of_its_noise(
+    system: Noise2Music, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is trained with angles up to 0.6."""
+    rows = [(request, 0) for request in make_requests(["piano", "drums"], SETTINGS | {"seconds": 0.5})]
+    words, controls = system.inputs(rows)
+    low = jax.random.normal(jax.random.key(3), (2, 16, 16))
+    seen: list[LowerFrames] = []
+    monkeypatch.setattr(noise2music, "follow_words", lambda *arguments: seen.append(arguments[-1]))
+    networks = {name: system.params[name] for name in ("generator", "upsampler")}
+    configs = tuple(system.configs[name] for name in networks)
+    program = system.program(rows[0][0])
+    noise2music._sample.__wrapped__(networks, configs, program, words, controls, low)
+    (lower,) = seen
+    for row, key in enumerate(item_keys(controls)):
+        noise = jax.random.normal(jax.random.fold_in(key, noise2music.LOWER), (16, 16))
+        np.testing.assert_allclose(lower.noisy[row], np.cos(0.3) * low[row] + np.sin(0.3) * noise, atol=1e-5)
+    np.testing.assert_allclose(lower.angle, [0.3, 0.3])
 
 
 @pytest.mark.parametrize(

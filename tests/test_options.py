@@ -62,9 +62,11 @@ def test_a_prompt_stands_anywhere(arguments: tuple[str, ...]) -> None:
 
 
 def test_flags_and_names() -> None:
-    assert parse("--stream", "--no-stream").stream is False
+    assert parse("--stream").stream is True
+    assert parse("--no-stream").stream is False
     assert parse("--inner.no-fast").inner.fast is False
-    assert parse("--inner.no_fast", "--inner.fast").inner.fast is True
+    assert parse("--inner.fast").inner.fast is True
+    assert parse("--inner.no_fast").inner.fast is False
     assert parse("--inner.batch-size", "2") == parse("--inner.batch_size=2")
     assert parse("--mesh", "-1", "2", "a prompt").mesh == (-1, 2)
     assert parse("--blend", "a=1", "b=2", "--stream").blend == ("a=1", "b=2")
@@ -83,6 +85,10 @@ def test_flags_and_names() -> None:
         (("a", "b"), "unexpected argument 'b' after 'a'; quote a prompt of several words"),
         (("--stream=yes",), "--stream takes no value: write --stream or --no-stream"),
         (("--no-seconds",), "unknown option --no-seconds"),
+        (("jazz", "--prompt", "techno"), "--prompt is set twice, to techno and to jazz; leave one out"),
+        (("--seconds", "3", "--seconds=5"), "--seconds is set twice, to 3.0 and to 5.0; leave one out"),
+        (("--stream", "--no-stream"), "--stream is set twice, to True and to False"),
+        (("--inner.batch-size", "2", "--inner.batch_size", "2"), "--inner.batch-size is set twice"),
     ],
 )
 def test_bad_options_are_one_line(arguments: tuple[str, ...], message: str) -> None:

@@ -11,8 +11,8 @@ from melody_jax.audio_format import SAMPLE_RATE, AudioFormat
 from melody_jax.composer import drum_kits, dsp, effects, patches, rooms, soundfont, stems, stereo, synth
 from melody_jax.composer.clock import Clock
 from melody_jax.composer.instruments import INSTRUMENTS
-from melody_jax.composer.piece import DRUM_KITS, EFFECTS, ROLES, ROOMS, Facts, Note, Piece, Production, Track
-from melody_jax.composer.render import render
+from melody_jax.composer.piece import Facts, Note, Piece, Production, Track
+from melody_jax.composer.render import BALANCE, render
 from melody_jax.composer.stems import Studio
 from melody_jax.composer.stereo import Place
 from melody_jax.composer.voice import BODIES
@@ -223,7 +223,7 @@ def test_every_instrument_plays_its_range(instrument: str):
         assert not audio[:1000].any()
 
 
-@pytest.mark.parametrize("kit", DRUM_KITS)
+@pytest.mark.parametrize("kit", drum_kits.KITS)
 def test_every_drum_key_sounds(kit: str):
     for key in drum_kits.KEYS:
         hit = drum_kits.play(Clock(), kit, [(0.0, 0.25, key, 100)], 12_000, seed=key)
@@ -237,7 +237,7 @@ def test_closed_hat_chokes_the_open_one():
     assert Clock().level(choked[9600:12_000]) < 0.3 * Clock().level(ringing[9600:12_000])
 
 
-@pytest.mark.parametrize("name", EFFECTS)
+@pytest.mark.parametrize("name", effects.EFFECTS)
 def test_effects_keep_length_and_level(name: str):
     audio = synth.play(
         Clock(), "electric guitar", "guitar", [(0.0, 1.0, 52, 100), (1.0, 1.0, 59, 100)], 60_000, 0
@@ -251,13 +251,11 @@ def test_effects_keep_length_and_level(name: str):
         assert 0.05 < Clock().level(changed) / Clock().level(audio) < 3.0
 
 
-def test_names_agree_with_the_composer():
-    assert set(effects.EFFECTS) == set(EFFECTS)
-    assert set(drum_kits.KITS) == set(DRUM_KITS)
-    for room in set(ROOMS) - {"dry"}:
+def test_every_room_and_role_sounds():
+    for room in rooms.ROOMS:
         response = rooms.room_response(Clock(), room, 0)
         assert np.square(response).sum() == pytest.approx(1.0, abs=1e-3)
-    for role in ROLES:
+    for role in BALANCE:
         track = Track(role, "drums" if role == "drums" else "piano", (Note(0, 1, 38, 100),), 0.0)
         assert render(replace(make_piece(seconds=0.5), tracks=(track,))).any()
 

@@ -19,6 +19,11 @@ from melody_jax.sampling.request import Request
         (["x", "--replace"], "--replace needs --prompts"),
         (["x", "--audio-weight", "1"], "--audio-weight needs --audio-prompt"),
         (["x", "--stream", "--out", "y.wav"], "--out is y.wav; --stream writes to standard output"),
+        (
+            ["x", "--source", "y.wav", "--strength", "0.5", "--seconds", "10"],
+            "--seconds is 10; with --regions",
+        ),
+        (["x", "--story", "20=techno"], "a scene of the story begins at 20 s; the clip ends at 10 s"),
         (["--prompts", "p.jsonl"], "--out is song.wav; with --prompts it must name a folder"),
         (["x", "--batch", "2", "--out", "."], "the name must end in one of"),
         (["x", "--batch", "2", "--out", "/"], "the name must end in one of"),

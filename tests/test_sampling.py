@@ -13,7 +13,7 @@ import pytest
 import soundfile
 from helpers.tiny import PROMPTS, tiny_networks
 
-from melody_jax import load, release
+from melody_jax import audio_decoding, load, release
 from melody_jax.audio_format import DEFAULT_FORMAT
 from melody_jax.errors import InputWarning, UserError
 from melody_jax.models import conditioning, functional
@@ -142,6 +142,27 @@ def test_a_story_changes_the_prompt_at_its_times(melody) -> None:
     assert np.any(begin != later)
     for seconds, expected in ((0.0, begin), (3.2, begin), (4.0, later), (9.6, later)):
         np.testing.assert_array_equal(controls_at([seconds]).prefix_tokens[0], expected)
+
+
+def test_a_scene_after_the_end_is_refused(melody) -> None:
+    story = (Scene(start=20, prompt="techno"),)
+    with pytest.raises(UserError, match="a scene of the story begins at 20 s; the clip ends at 10 s"):
+        melody.generate("piano", story=story)
+    with pytest.raises(UserError, match="the clip ends at 20 s"):
+        melody.stream("piano", story=story, seconds=20)
+    assert next(melody.stream("piano", story=story, steps=1)).size  # endless
+
+
+def test_a_scene_that_no_chunk_follows_gives_a_warning(melody) -> None:
+    """Windows of 3.2 s and chunks of 0.8 s."""
+    says = r"the scene at 1 s has no effect: .* chunks begin at 0 s, 3\.2 s and every 0\.8 s from there"
+    with pytest.warns(InputWarning, match=says):
+        melody.generate("piano", story=(Scene(start=1, prompt="drums"),), seconds=1.5, steps=1)
+    cases = {(3.2, 4.8): [], (4.9,): [4.9], (3.9, 4.0): [3.9], (1.0, 3.0): [1.0], (4.1, 4.2): [4.1]}
+    for starts, unused in cases.items():
+        story = tuple(Scene(start=start, prompt="drums") for start in starts)
+        messages = melody.unused_scenes(Request(prompt="piano", story=story, seconds=5.6))
+        assert [float(message.split()[3]) for message in messages] == unused, starts
 
 
 def test_guidance_of_one_is_no_guidance(melody) -> None:
@@ -313,6 +334,15 @@ def test_bad_stories_and_parts_are_named() -> None:
         Part(text="piano", weight=11)
 
 
+@pytest.mark.parametrize("role", ["a source", "an audio prompt", "melody"])
+def test_a_sound_of_hours_is_not_decoded(role: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "long.flac"
+    soundfile.write(path, np.zeros(601_000), 1_000)
+    monkeypatch.setattr(audio_decoding, "read_blocks", lambda *_: pytest.fail("decoded"))
+    with pytest.raises(UserError, match=rf"{role} of .*long\.flac lasts 601\.0 s; it must be at most 600 s"):
+        read_audio(path, role, DEFAULT_FORMAT)
+
+
 def test_an_unknown_release_lists_the_others(releases: Path) -> None:
     with pytest.raises(UserError, match=r"'huge'.*tiny"):
         load("huge", folder=releases)
@@ -359,8 +389,8 @@ def test_sample_script_writes_a_batch(releases: Path, tmp_path: Path) -> None:
 def test_sample_script_reports_errors_in_one_line(
     releases: Path, tmp_path: Path, arguments: list[str]
 ) -> None:
-    prompt, *options = arguments
-    done = sample(prompt, "--model", "tiny", "--folder", str(releases), *options, cwd=tmp_path)
+    model = [] if "--model" in arguments else ["--model", "tiny"]
+    done = sample(*arguments, *model, "--folder", str(releases), cwd=tmp_path)
     assert done.returncode == 2
     assert len(done.stderr.strip().splitlines()) == 1, done.stderr
     assert not list(tmp_path.iterdir())

@@ -82,13 +82,17 @@ def test_bad_sizes_are_refused(call) -> None:
         call()
 
 
+def griffin_lim(magnitudes: jnp.ndarray, steps: int) -> jnp.ndarray:
+    return spectral.istft(spectral.griffin_lim_spectrum(magnitudes, 1024, 240, steps), 1024, 240)
+
+
 def test_griffin_lim_finds_a_phase_that_fits():
     time = np.arange(24_000) / 24_000
     audio = jnp.asarray((0.3 * np.sin(2 * np.pi * 443 * time) * np.exp(-3 * time))[None], jnp.float32)
     size = jnp.abs(spectral.stft(audio, 1024, 240))
 
     def misfit(steps: int) -> float:
-        waveform = spectral.griffin_lim(size, 1024, 240, steps)
+        waveform = griffin_lim(size, steps)
         assert waveform.shape == audio.shape
         rebuilt = jnp.abs(spectral.stft(waveform, 1024, 240))
         return float(jnp.linalg.norm(rebuilt - size) / jnp.linalg.norm(size))
@@ -97,10 +101,10 @@ def test_griffin_lim_finds_a_phase_that_fits():
     assert random > 0.3
     assert sixteen < 0.15
     np.testing.assert_array_equal(
-        spectral.griffin_lim(size, 1024, 240, 3),
-        spectral.griffin_lim(jnp.tile(size, (2, 1, 1)), 1024, 240, 3)[1:],
+        griffin_lim(size, 3),
+        griffin_lim(jnp.tile(size, (2, 1, 1)), 3)[1:],
     )
-    assert np.isfinite(spectral.griffin_lim(jnp.zeros((1, 8, 513)), 1024, 240, 4)).all()
+    assert np.isfinite(griffin_lim(jnp.zeros((1, 8, 513)), 4)).all()
 
 
 def test_tempogram_peaks_at_the_beat_and_its_multiples() -> None:

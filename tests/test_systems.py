@@ -1,15 +1,21 @@
 """The seam of systems: one that is written here, in a few lines, is loaded, sampled and run as a batch job."""
 
+import importlib
+import re
 from collections.abc import Hashable, Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
+from helpers.docs import ROOT
 from helpers.tiny import tiny_networks
 
-from melody_jax import release, systems
+from melody_jax import release, release_folder, systems
+from melody_jax.config import load_config
 from melody_jax.errors import UserError
+from melody_jax.options import replace_fields
+from melody_jax.python_file import function_of
 from melody_jax.sampling.batch_job import BatchJobConfig, run_batch_job
 from melody_jax.sampling.cascade import load_networks
 from melody_jax.sampling.prompt_file import read_prompt_file
@@ -86,3 +92,27 @@ def test_a_sixth_system_is_one_file_and_one_line(folder: Path) -> None:
     (folder / "some" / "vae.json").unlink()
     with pytest.raises(UserError, match="some has no vae, and hum needs mulan, vae; train it as"):
         systems.load("some", system="hum", folder=folder)
+
+
+def test_the_compared_releases_are_complete(tmp_path: Path) -> None:
+    """The table of folders in docs/systems.md: each release has the networks of its system, its own or its bases'."""
+    page = (ROOT / "docs" / "systems.md").read_text()
+    rows = re.findall(r"^\| `(\w+_ablation)` \| (.*) \| `(\[.*\])` \| (.*) \|$", page, re.M)
+    owned = {folder: dict(re.findall(r"`(\w+)`: `(\w+)`", exported)) for folder, exported, _, _ in rows}
+    for folder, _, bases, _ in rows:
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / release_folder.BASES).write_text(bases)
+        for network, config in owned[folder].items():
+            assert load_config(config).stage.name == network
+            (tmp_path / folder / f"{network}.json").touch()
+    study = function_of(ROOT / "configs" / "ablations" / "systems.py", "study")()
+    arms = [replace_fields(study.base, arm) for arm in study.arms.values()]
+    assert {arm.model for arm in arms} == owned.keys()
+    shared = {folder: re.findall(r"`(\w+)`", networks) for folder, _, _, networks in rows}
+    for arm in arms:
+        needed = importlib.import_module(systems.SYSTEMS[arm.system]).NETWORKS
+        assert set(needed) <= {*owned[arm.model], *shared[arm.model]}
+        for network in (*needed, *shared[arm.model]):
+            home = release_folder.network_folder(tmp_path / arm.model, network)
+            assert (home / f"{network}.json").is_file()
+            assert (home == tmp_path / arm.model) == (network in owned[arm.model])

@@ -100,6 +100,10 @@ def test_other_tokenizers_are_read_from_their_file(tmp_path):
     (tmp_path / "bad.json").write_text("{}")
     with pytest.raises(UserError, match=r"bad.json: not a tokenizer.json"):
         prompts.read_tokenizer(str(tmp_path / "bad.json"))
+    with (tmp_path / "huge.json").open("wb") as huge:
+        huge.truncate(1 << 40)
+    with pytest.raises(UserError, match=r"huge.json: 1099511627776 bytes, at most 67108864 are read"):
+        prompts.read_tokenizer(str(tmp_path / "huge.json"))
 
 
 @pytest.mark.parametrize(

@@ -2,12 +2,6 @@
 
 from dataclasses import dataclass
 
-SYNTH_PATCHES = (
-    "piano", "epiano", "organ", "pluck", "bass_pluck", "bass_saw", "bass_square", "bass_sub", "lead_saw",
-    "lead_square", "lead_soft", "pad_warm", "pad_glass", "strings", "brass", "reed", "flute", "bell", "mallet",
-    "guitar", "guitar_muted", "choir", "chip_square", "chip_triangle", "chip_noise", "harp", "sitar",
-)  # fmt: skip
-
 
 @dataclass(frozen=True)
 class Instrument:

@@ -7,25 +7,6 @@ Times are in felt beats, so that seconds = beats * 60 / `Facts.tempo_bpm` in eve
 from dataclasses import dataclass
 from typing import NamedTuple
 
-ROLES = ("melody", "bass", "chords", "pad", "arp", "counter", "drums")
-ROOMS = ("dry", "studio", "room", "hall", "plate")
-DRUM_KITS = ("acoustic", "electronic", "808", "brushes", "chip")
-RENDERERS = ("synth", "soundfont")
-EFFECTS = (
-    "distortion",
-    "overdrive",
-    "chorus",
-    "tremolo",
-    "delay",
-    "lowpass",
-    "highpass",
-    "bitcrush",
-    "wah",
-    "phaser",
-    "vibrato",
-    "autofilter",
-)
-
 
 class Note(NamedTuple):
     """One note: `start` and `duration` in beats, MIDI `pitch` (drums: a GM percussion key), `velocity` 1..127."""
@@ -38,7 +19,8 @@ class Note(NamedTuple):
 
 @dataclass(frozen=True)
 class Track:
-    """The part of one instrument, a key of `INSTRUMENTS` ("drums" for the kit), with effects from `EFFECTS`."""
+    """The part of one instrument, a key of `INSTRUMENTS` ("drums" for the kit); `role` and `effects` are keys of
+    `render.BALANCE` and `effects.EFFECTS`."""
 
     role: str
     instrument: str
@@ -82,6 +64,7 @@ class Facts:
 class Production:
     """How to render the piece. `reverb`, `master_drive` and `brightness` lie in 0..1 (brightness 0.5 is neutral).
 
+    `room` is "dry" or a key of `rooms.ROOMS`, `drum_kit` one of `drum_kits.KITS`, `renderer` "synth" or "soundfont".
     `swing` (0 straight .. 1 triplet) is already applied to the start times of the notes.
     """
 

@@ -18,11 +18,7 @@ from melody_jax.composer.stems import Studio
 from melody_jax.errors import UserError
 from melody_jax.loudness import normalise, peak_limit
 
-TARGET_LUFS = -16.0
-CEILING = 0.98
-
-# Level of a stem while it plays (dB), room send, depth of the ducking by the kick.
-_BALANCE = {
+BALANCE = {
     "melody": (0.0, 1.0, 0.35),
     "counter": (-4.5, 1.0, 0.5),
     "chords": (-4.0, 0.9, 0.8),
@@ -31,6 +27,7 @@ _BALANCE = {
     "bass": (-1.0, 0.08, 0.8),
     "drums": (2.5, 0.3, 0.0),
 }
+"""Role of a track -> level of its stem while it plays (dB), room send, depth of the ducking by the kick."""
 
 
 def render(
@@ -59,11 +56,11 @@ def render(
     room_send = np.zeros_like(dry)
     pump = _pump(clock, piece, count)
     for index, (track, place) in enumerate(zip(piece.tracks, stereo.places(piece), strict=True)):
-        if track.role not in _BALANCE:
-            raise UserError(f"{track.role!r} is not a role; use one of {', '.join(_BALANCE)}")
+        if track.role not in BALANCE:
+            raise UserError(f"{track.role!r} is not a role; use one of {', '.join(BALANCE)}")
         if not track.notes:
             continue
-        balance_db, send, ducked = _BALANCE[track.role]
+        balance_db, send, ducked = BALANCE[track.role]
         stem = _levelled(clock, stems.stem(studio, index, place), track, balance_db)
         if pump is not None and ducked:
             stem *= 1 - np.float32(ducked) * pump
@@ -121,7 +118,7 @@ def _master(studio: Studio, dry: np.ndarray, room_send: np.ndarray) -> np.ndarra
     mixed[:, -fade:] *= np.linspace(1, 0, fade, dtype=np.float32)
     audio = np.ascontiguousarray(mixed.T) if studio.stereo else mixed[0]
     rate = clock.sample_rate
-    return peak_limit(normalise(audio, TARGET_LUFS, sample_rate=rate), CEILING, sample_rate=rate)
+    return peak_limit(normalise(audio, sample_rate=rate), sample_rate=rate)
 
 
 def _in_room(studio: Studio, sent: np.ndarray, variant: int) -> np.ndarray:

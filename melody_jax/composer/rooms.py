@@ -12,28 +12,29 @@ from melody_jax.errors import UserError
 
 ROOM_VARIANTS = 8
 
-# Reverberation time at low and at high frequencies (s), pre-delay (s), energy fraction of early reflections.
-_ROOMS = {
+ROOMS = {
     "studio": (0.35, 0.22, 0.004, 0.5),
     "room": (0.7, 0.4, 0.009, 0.45),
     "hall": (2.2, 1.1, 0.024, 0.25),
     "plate": (1.5, 1.2, 0.002, 0.05),
 }
+"""Room -> reverberation time at low and at high frequencies (s), pre-delay (s), energy fraction of early reflections.
+"""
 _BANDS = (120.0, 700.0, 2200.0, 5000.0)
 """Lower edges of the bands of a reverberation, Hz."""
 
 
-@functools.lru_cache(maxsize=2 * len(_ROOMS) * ROOM_VARIANTS)
+@functools.lru_cache(maxsize=2 * len(ROOMS) * ROOM_VARIANTS)
 def room_response(clock: Clock, room: str, variant: int, side: int = LEFT) -> np.ndarray:
     """Impulse response of a room without the direct sound, float32, with unit energy.
 
     Early reflections are followed by noise in four bands, the higher ones with a shorter decay. The sides of stereo
     have reflections and noise of their own; mono has the left side's. Raises `UserError` for unknown rooms.
     """
-    if room not in _ROOMS:
-        raise UserError(f"{room!r} is not a room; use one of dry, {', '.join(_ROOMS)}")
-    low, high, before, early = _ROOMS[room]
-    seed = [sorted(_ROOMS).index(room), variant]
+    if room not in ROOMS:
+        raise UserError(f"{room!r} is not a room; use one of dry, {', '.join(ROOMS)}")
+    low, high, before, early = ROOMS[room]
+    seed = [sorted(ROOMS).index(room), variant]
     rng = np.random.default_rng(seed)
     size = 2 ** rng.uniform(-0.35, 0.35)
     if side != LEFT:
@@ -83,7 +84,7 @@ def reverb(clock: Clock, audio: np.ndarray, room: str, variant: int, side: int =
     return output.reshape(-1)[: len(audio)]
 
 
-@functools.lru_cache(maxsize=2 * len(_ROOMS) * ROOM_VARIANTS)
+@functools.lru_cache(maxsize=2 * len(ROOMS) * ROOM_VARIANTS)
 def _room_spectrum(clock: Clock, room: str, variant: int, side: int) -> tuple[np.ndarray, int]:
     response = room_response(clock, room, variant, side)
     size = max(16_384, 1 << (4 * len(response) - 1).bit_length() - 1)

@@ -71,7 +71,8 @@ def share(lines: list[PromptLine], config: BatchJobConfig) -> list[PromptLine]:
 def run_batch_job(system: System, config: BatchJobConfig, lines: list[PromptLine]) -> int:
     """Makes the missing clips of this process's share, and returns how many it made.
 
-    Warns of prompts with words that the model does not know, and of clips that are not as they were written.
+    Warns of prompts with words that the model does not know, of scenes that no chunk follows, and of clips that are
+    not as they were written.
 
     Raises:
         UserError: before any work, if lines are bad, the folder cannot be written or is in use by another job, clips
@@ -80,7 +81,7 @@ def run_batch_job(system: System, config: BatchJobConfig, lines: list[PromptLine
     """
     source_samples = _check_lines(system, config, lines)
     lines = share(lines, config)
-    _warn_of_unknown_words(system, config, lines)
+    _warn_of_prompts(system, config, lines)
     with open_manifest(config.out, config.process, config.processes) as manifest:
         missing = _missing_lines(lines, manifest, config, system.hash)
         _remove_partial_files(config, missing)
@@ -121,14 +122,20 @@ def _check_lines(system: System, config: BatchJobConfig, lines: list[PromptLine]
     return lengths
 
 
-def _warn_of_unknown_words(system: System, config: BatchJobConfig, lines: list[PromptLine]) -> None:
-    """Warns of the first prompt with words that the model does not know, and counts the others."""
-    unknown = [(line, entry) for line in lines for entry in system.unknown_words(line.request)]
-    if unknown:
-        line, entry = unknown[0]
-        others = f" (and {len(unknown) - 1} more prompts; see unknown_words in the manifest)"
-        others = others if len(unknown) > 1 else ""
-        warnings.warn(f"{config.prompts}, line {line.number}: {entry}{others}", InputWarning, stacklevel=3)
+def _warn_of_prompts(system: System, config: BatchJobConfig, lines: list[PromptLine]) -> None:
+    """Warns of the first prompt with words that the model does not know, and of the first scene without effect."""
+    unknown = [(line, str(entry)) for line in lines for entry in system.unknown_words(line.request)]
+    _warn_of_first(unknown, "prompts; see unknown_words in the manifest", config)
+    scenes = [(line, message) for line in lines for message in system.unused_scenes(line.request)]
+    _warn_of_first(scenes, "scenes", config)
+
+
+def _warn_of_first(entries: list[tuple[PromptLine, str]], kind: str, config: BatchJobConfig) -> None:
+    """Warns of the first of the entries (line, message), if there are any, and counts the others."""
+    if entries:
+        line, message = entries[0]
+        others = f" (and {len(entries) - 1} more {kind})" if len(entries) > 1 else ""
+        warnings.warn(f"{config.prompts}, line {line.number}: {message}{others}", InputWarning, stacklevel=4)
 
 
 def _missing_lines(
@@ -153,8 +160,8 @@ def _missing_lines(
         if changed and not config.replace:
             name, (old, new) = next(iter(changed.items()))
             raise UserError(
-                f"{line.clip_id} was made with {name} {old} and now {new} is requested; use another id or folder, or "
-                "--replace"
+                f"{line.clip_id} was made with {name} {old} and now {new} is requested; use another id or folder, "
+                f"delete {config.out / entry['file']}, or give `melody sample` --replace"
             )
         if changed or not _is_as_written(config.out / entry["file"], entry):
             missing.append(line)

@@ -158,6 +158,8 @@ class Melody(System):
         check_streamed(request)
         (batch,) = self.plan([request])
         self.warn_of_unknown_words([request])
+        if seconds is not None:
+            self.warn_of_unused_scenes([request])
         latents = self.latents(batch, self.prompt_encoder.encode_requests([request]))
         samples = None
         if seconds is not None:

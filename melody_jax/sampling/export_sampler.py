@@ -8,7 +8,7 @@ A folder holds, for one batch size and one window of music:
   decoder.cpu.jax, decoder.accelerator.jax   latents -> waveform, its peaks limited, its ends faded
   weights.safetensors, tokenizer.json        float32; the tokenizer pads and truncates to the programs' length
   sampler.json                               shapes and defaults of the inputs, settings, hashes of all files
-  play.py                                    runs the programs, in about sixty lines
+  play.py                                    runs the programs, in about a hundred lines
 A program takes a dict of weights by name and a dict of inputs (the decoder: latents) as sampler.json describes them;
 "controls" are control tokens (control_tokens.py), of width 0 for a model without them. The language model's loop is
 unrolled for CPUs and scanned for TPUs and GPUs.

@@ -17,7 +17,7 @@ from melody_jax.control_tokens import ControlVocabulary
 from melody_jax.errors import UserError
 from melody_jax.models.decoding import CANDIDATES
 from melody_jax.runtime import available_memory
-from melody_jax.sampling.request import Request
+from melody_jax.sampling.request import Request, check_story
 from melody_jax.sampling.settings import MAX_SECONDS, SamplingSettings, shorten
 from melody_jax.sampling.windows import SamplerConfig
 
@@ -226,12 +226,15 @@ def plan_edit(
     """The regions and windows of an edit of a source of `source_samples` samples in this format.
 
     Raises:
-        UserError: the source is too long, a region ends after it, or a continuation would not be longer than it.
+        UserError: the source is too long, a region ends or a scene begins after it, or a continuation would not be
+            longer than it.
     """
     rate = audio_format.sample_rate
     hop = audio_format.token_samples
     seconds = source_samples / rate
     check_source_length(request, source_samples, rate)
+    if request.changes_source:
+        check_story(request.story, seconds, "source")
     if late := [end for _, end in request.regions if end > seconds + 1e-6]:
         raise UserError(f"a region ends at {late[0]} s; the source ends at {seconds:.2f} s")
     if request.continues_source:

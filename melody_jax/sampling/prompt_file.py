@@ -6,6 +6,7 @@ the prompt file.
 """
 
 import re
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 from melody_jax import files
 from melody_jax.errors import UserError
 from melody_jax.sampling import notation
-from melody_jax.sampling.request import SOUNDS, Request, make_requests
+from melody_jax.sampling.request import LANGUAGE_MODEL_SETTINGS, SOUNDS, Request, make_requests
 from melody_jax.sampling.settings import DRAWN_SEED, draw_seed, shorten
 
 CLIP_ID = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]{0,99}")
@@ -34,17 +35,19 @@ class PromptLine:
     """The request as JSON values. A clip that was made with equal settings need not be made again."""
     draws_seed: bool = False
     """Whether the seed was drawn now, so that a clip with another one is as good."""
+    unused: frozenset[str] = frozenset()
+    """Settings whose default has no effect on this clip."""
 
 
 def read_prompt_file(path: Path, defaults: dict[str, Any]) -> list[PromptLine]:
     """The lines of a prompt file in order; empty lines do not count.
 
-    Settings that a line lacks are taken from `defaults`. Without a seed, it has the default seed plus its position
-    (from 0); without an id, its id is the position. The seed null or -1 is drawn.
+    Settings that a line lacks are taken from `defaults`, if they have an effect on its clip. Without a seed, it has the
+    default seed plus its position (from 0); without an id, its id is the position. The seed null or -1 is drawn.
 
     Raises:
-        UserError: the file cannot be read or has no prompts, or lines are bad: the error describes the first one and
-            counts the others.
+        UserError: the file cannot be read or has no prompts, lines are bad (the error describes the first one and
+            counts the others), or a default has no effect on any of them.
     """
     lines = files.split_lines(files.read_text(path))
     parsed: dict[str, PromptLine] = {}
@@ -65,6 +68,7 @@ def read_prompt_file(path: Path, defaults: dict[str, Any]) -> list[PromptLine]:
     raise_line_errors(errors, path)
     if not parsed:
         raise UserError(f'{path}: no prompts; a line is like {{"prompt": "slow sad cello"}}')
+    _check_defaults(parsed.values(), defaults, path)
     return list(parsed.values())
 
 
@@ -106,13 +110,35 @@ def _parse_line(line: Any, number: int, place: int, defaults: dict[str, Any], fo
         settings["seed"] = draw_seed()
     elif "seed" not in settings:
         settings["seed"] = seed + place
-    if not any((defaults | settings).get(name) for name in ("key", "metre")):
-        defaults = {name: value for name, value in defaults.items() if name != "control_scale"}
-    (request,) = make_requests([prompt], defaults | settings)
+    unused = _unused_defaults(defaults | settings)
+    used = {name: value for name, value in defaults.items() if name not in unused}
+    (request,) = make_requests([prompt], {"seconds": Request.seconds} | used | settings)
     return PromptLine(
         number=number,
         clip_id=clip_id,
         request=request,
         settings=notation.request_to_json(request),
         draws_seed=draws_seed,
+        unused=unused,
     )
+
+
+def _unused_defaults(settings: dict[str, Any]) -> frozenset[str]:
+    """The settings of a line that, if they are defaults, have no effect on it; a line's own are refused."""
+    unused: list[str] = []
+    if not settings.get("key") and not settings.get("metre"):
+        unused.append("control_scale")
+    if settings.get("keep_tokens"):
+        unused += LANGUAGE_MODEL_SETTINGS
+    changes = settings.get("regions") or settings.get("keep_tokens") or settings.get("strength", 1) != 1
+    if settings.get("source") is not None and changes:
+        unused.append("seconds")
+    return frozenset(unused)
+
+
+def _check_defaults(lines: Collection[PromptLine], defaults: dict[str, Any], path: Path) -> None:
+    """Raises `UserError` for a default that is given but has no effect on any line."""
+    for name in sorted(frozenset.intersection(*(line.unused for line in lines))):
+        value = defaults.get(name, getattr(Request, name))
+        if value != getattr(Request, name):
+            raise UserError(f"{name} is {shorten(value)}, but no line of {path} uses it; leave it out")

@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -31,7 +32,7 @@ from melody_jax.models.mulan import MuLanConfig
 from melody_jax.models.tempo_head import TempoHeadConfig, draw_tempo
 from melody_jax.models.text_tower import TextConfig
 from melody_jax.sampling.request import PromptLike, Request, is_array, prompt_parts
-from melody_jax.sampling.settings import shorten
+from melody_jax.sampling.settings import MAX_SECONDS, shorten
 
 SHOWN_WORDS = 8
 """Unknown words that a warning lists."""
@@ -351,9 +352,12 @@ def read_audio(sound: Any, role: str, wanted: AudioFormat) -> Float32[np.ndarray
     `role` names the sound in the error. A mono array fills both channels.
 
     Raises:
-        UserError: it cannot be read, has other channels, is not finite or far too loud, or is shorter than one second.
+        UserError: it cannot be read, has other channels, is not finite or far too loud, or is shorter than one second;
+            a file is longer than `MAX_SECONDS`.
     """
     rate = wanted.sample_rate
+    if not is_array(sound):
+        _check_duration(sound, role)
     wave = np.asarray(sound) if is_array(sound) else audio.read(sound, rate, wanted.channels)
     if not np.issubdtype(wave.dtype, np.floating):
         raise UserError(f"{role} of {wave.dtype}; samples must be floats in [-1, 1]")
@@ -369,6 +373,13 @@ def read_audio(sound: Any, role: str, wanted: AudioFormat) -> Float32[np.ndarray
         raise UserError(f"{role} of {label}: samples of up to {peak:g}; they must be floats in [-1, 1]")
     wave = wave.astype(np.float32)
     return wave if wave.ndim == 2 or wanted.channels == 1 else np.repeat(wave[:, None], 2, axis=1)
+
+
+def _check_duration(path: str | Path, role: str) -> None:
+    """Raises `UserError` for a file that is too long, before its samples take memory."""
+    seconds = audio.seconds(path)
+    if seconds > MAX_SECONDS:
+        raise UserError(f"{role} of {path} lasts {seconds:.1f} s; it must be at most {MAX_SECONDS} s long")
 
 
 def _require_prompt(request: Request) -> None:

@@ -34,7 +34,7 @@ class Part:
     text: str = ""
     """A text. Exactly one of `text` and `audio` is set."""
     audio: str | Path | ArrayLike | None = None
-    """A sound file, or float32 (T,) or (T, 2) in the model's format, at least one second long."""
+    """A sound file, one second to ten minutes long, or float32 (T,) or (T, 2) in the model's format."""
     weight: float = option(1.0, least=-10, most=10)
     """Weight relative to the other parts. A negative weight steers away from the part."""
 
@@ -52,6 +52,15 @@ SOUNDS = ("source", "melody")
 """Settings whose value may be samples."""
 SEQUENCES = ("story", "regions")
 """Settings whose value is a sequence."""
+LANGUAGE_MODEL_SETTINGS = (
+    "negative_prompt",
+    "lm_guidance_scale",
+    "control_scale",
+    "temperature",
+    "top_k",
+    "top_p",
+)
+"""Settings of the language model, which does not run with `keep_tokens`."""
 PromptLike = str | Sequence[Part]
 """A text, or several parts that are blended by weight."""
 
@@ -92,7 +101,7 @@ class Request(ClipSettings):
     is changed instead, and the clip is as long as the source."""
     melody: str | Path | ArrayLike | None = None
     """A hummed, sung or played tune that the music follows, for a system that can: a sound file, or samples as of
-    `source`, at least one second long. The music is free after its end."""
+    `source`, one second to ten minutes long. The music is free after its end."""
     regions: Sequence[tuple[float, float]] = ()
     """(begin, end) in seconds of the parts of the source to regenerate. All other samples stay
     bit-identical."""
@@ -118,21 +127,36 @@ class Request(ClipSettings):
             raise UserError(f"the times of the story are {times}; they must rise")
         if self.source is None and (self.regions or self.strength < 1 or self.keep_tokens):
             raise UserError("regions, strength and keep_tokens need a source; there is none")
-        unused = {"negative_prompt": self.negative_prompt.strip(), "control_scale": self.control_scale}
-        for name, value in unused.items() if self.keep_tokens else ():
-            if value != getattr(type(self), name):
+        for name in LANGUAGE_MODEL_SETTINGS if self.keep_tokens else ():
+            if not self._is_default(name):
                 raise UserError(
-                    f"{name} is {shorten(value)}; keep_tokens leaves nothing to the language model, leave it out"
+                    f"{name} is {shorten(getattr(self, name))}; keep_tokens leaves nothing to the language model, "
+                    "leave it out"
                 )
         if not isinstance(self.regions, Sequence):
             raise UserError(f"regions is {shorten(self.regions)}; it must be a sequence of (begin, end)")
         for region in self.regions:
             check_region(region)
+        if self.changes_source and not self._is_default("seconds"):
+            raise UserError(
+                f"seconds is {self.seconds:g}; with regions, strength or keep_tokens a clip is as long as its source, "
+                "leave it out"
+            )
+
+    def _is_default(self, name: str) -> bool:
+        """Whether a setting has its default; a blank text is an empty one."""
+        value = getattr(self, name)
+        return (value.strip() if isinstance(value, str) else value) == getattr(type(self), name)
 
     @property
     def continues_source(self) -> bool:
         """Whether the source is continued rather than changed."""
-        return self.source is not None and not (self.regions or self.strength < 1 or self.keep_tokens)
+        return self.source is not None and not self.changes_source
+
+    @property
+    def changes_source(self) -> bool:
+        """Whether the source is changed rather than continued, so that the clip is as long as it."""
+        return self.source is not None and bool(self.regions or self.strength < 1 or self.keep_tokens)
 
     @cached_property
     def scenes(self) -> tuple[tuple[float, PromptLike], ...]:
@@ -160,6 +184,12 @@ class Request(ClipSettings):
         """All prompts of the request, the negative one included."""
         negative = (self.negative_prompt,) if self.negative_prompt.strip() else ()
         return *(prompt for _, prompt in self.scenes), *negative
+
+
+def check_story(story: Sequence[Scene], seconds: float, sound: str) -> None:
+    """Raises `UserError` for a scene that begins when the `sound`, a clip or a source, has ended."""
+    if late := [scene.start for scene in story if scene.start >= seconds]:
+        raise UserError(f"a scene of the story begins at {late[0]:g} s; the {sound} ends at {seconds:g} s")
 
 
 def check_region(region: Any) -> None:
@@ -204,11 +234,12 @@ def make_requests(
 
     The values of `story` and `regions` are tuples themselves, so that only a list gives one per prompt; a `source` is
     always one for all unless it is a list. With a single `seed` (default 0), item i has seed + i; None and -1 draw a
-    seed, which is printed.
+    seed, which is printed. Without `seconds`, a request may be for an endless stream: its story is not compared with
+    its length.
 
     Raises:
-        UserError: there are no prompts, a setting is unknown, a list has another length than the prompts, or a value is
-            out of range.
+        UserError: there are no prompts, a setting is unknown, a list has another length than the prompts, a value is
+            out of range, or a scene begins after its clip.
     """
     if not isinstance(prompts, str | Iterable):
         raise UserError(f"prompts is {shorten(prompts)}; it must be a text, or a list of them")
@@ -226,6 +257,9 @@ def make_requests(
         Request(prompt=prompt, **{name: values[i] for name, values in columns.items()})
         for i, prompt in enumerate(items)
     ]
+    for request in requests if "seconds" in settings else ():
+        if not request.changes_source:
+            check_story(request.story, request.seconds, "clip")
     scales = {request.control_scale for request in requests} - {Request.control_scale}
     if scales and not any(request.tells_key_or_metre for request in requests):
         raise UserError(f"control_scale is {scales.pop()}, but there is no key or metre; leave it out")

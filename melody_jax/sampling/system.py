@@ -2,6 +2,8 @@
 
 import dataclasses
 import hashlib
+import math
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -13,7 +15,7 @@ from jax.sharding import Mesh
 
 from melody_jax import release, release_folder
 from melody_jax.audio_format import AudioFormat
-from melody_jax.errors import UserError
+from melody_jax.errors import InputWarning, UserError
 from melody_jax.models.functional import Params
 from melody_jax.sampling import plan
 from melody_jax.sampling.edit import read_sources
@@ -62,6 +64,11 @@ class System(ABC):
     @abstractmethod
     def window_seconds(self) -> float:
         """Seconds of one window, the longest stretch that the networks process at a time."""
+
+    @property
+    def chunk_seconds(self) -> float:
+        """Seconds that each chunk adds after the first window; by default a window."""
+        return self.window_seconds
 
     @property
     @abstractmethod
@@ -136,6 +143,33 @@ class System(ABC):
         """Warns once of each text of the requests that has words which the vocabulary cannot spell."""
         self.prompt_encoder.warn_of_unknown_words(requests)
 
+    def unused_scenes(self, request: Request) -> list[str]:
+        """A sentence on each scene of a clip without a source that no chunk follows. Raises `UserError` as `check`."""
+        if not request.story or request.source is not None:
+            return []
+        self.check(request)
+        window = self.window_seconds
+        step = self.chunk_seconds
+        later = math.ceil((request.seconds - window) / step - 1e-9)
+        begins = [0.0, *(window + number * step for number in range(later))]
+        starts = [scene.start for scene in request.story]
+        unused = [
+            start
+            for start, end in zip(starts, [*starts[1:], math.inf], strict=True)
+            if not any(start <= begin + 1e-9 < end for begin in begins)
+        ]
+        return [
+            f"the scene at {start:g} s has no effect: no chunk begins between it and the next scene or the end; chunks "
+            f"begin at 0 s, {window:g} s and every {step:g} s from there"
+            for start in unused
+        ]
+
+    def warn_of_unused_scenes(self, requests: Sequence[Request]) -> None:
+        """Warns once of each scene that no chunk follows."""
+        messages = [message for request in requests for message in self.unused_scenes(request)]
+        for message in dict.fromkeys(messages):
+            warnings.warn(message, InputWarning, stacklevel=3)  # of the caller of `generate`
+
     def generate(
         self, prompts: PromptLike | Sequence[PromptLike | None], *, progress: bool = False, **settings: Any
     ) -> list[np.ndarray]:
@@ -148,10 +182,12 @@ class System(ABC):
         clip depends on its own settings only.
         progress: whether to show a progress bar of the windows on a terminal.
         Raises `UserError`, one line, for a value out of its range, and for a setting that the system does not have.
-        Warns (`InputWarning`) of a prompt with words that the model does not know.
+        Warns (`InputWarning`) of a prompt with words that the model does not know, and of a scene that no chunk
+        follows.
         """
-        requests = make_requests(prompts, settings)
+        requests = make_requests(prompts, {"seconds": Request.seconds} | settings)
         self.warn_of_unknown_words(requests)
+        self.warn_of_unused_scenes(requests)
         return self.run(requests, progress=progress)
 
     def best_candidate(self, prompt: EncodedRequest, candidates: Sequence[np.ndarray]) -> np.ndarray:

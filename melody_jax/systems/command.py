@@ -36,7 +36,7 @@ class PromptOptions:
     blend: tuple[str, ...] = ()
     """Further texts with their weights, relative to PROMPT's 1: "sad cello=0.5" "drums=-0.3"."""
     audio_prompt: Path | None = None
-    """A sound file whose style is blended into the prompt (not its notes)."""
+    """A sound file, one second to ten minutes long, whose style is blended into the prompt (not its notes)."""
     audio_weight: float = option(0.5, least=-10, most=10)
     """Weight of --audio-prompt, relative to PROMPT's 1."""
     story: tuple[str, ...] = ()
@@ -45,7 +45,8 @@ class PromptOptions:
     """A sound file to edit, one second to ten minutes long. It is continued up to --seconds, or changed by
     --regions, --strength or --keep-tokens."""
     melody: Path | None = None
-    """A sound file with a hummed, sung or played tune that the music follows, with --system musiclm."""
+    """A sound file, one second to ten minutes long, with a hummed, sung or played tune that the music follows, with
+    --system musiclm."""
     regions: tuple[str, ...] = ()
     """Seconds of the source to regenerate, such as 3-5 12.5-14. The rest stays bit-identical."""
 
@@ -115,6 +116,12 @@ def _refuse_unused(config: SampleConfig) -> None:
         if getattr(config, name) != getattr(SampleConfig, name) and getattr(config, partner) is None:
             options = (f"--{field.replace('_', '-')}" for field in (name, partner))
             raise UserError(" needs ".join(options))
+    changes_source = config.regions or config.strength < 1 or config.keep_tokens
+    if config.source is not None and changes_source and config.seconds is not None:
+        raise UserError(
+            f"--seconds is {config.seconds:g}; with --regions, --strength or --keep-tokens a clip is as long as its "
+            "source, leave it out"
+        )
     if config.stream and config.out != SampleConfig.out:
         raise UserError(f"--out is {config.out}; --stream writes to standard output, leave --out away")
 
@@ -126,6 +133,8 @@ def _settings(config: SampleConfig) -> dict[str, Any]:
     settings["melody"] = config.melody
     settings["regions"] = tuple(notation.parse_region(region) for region in config.regions)
     settings["story"] = tuple(notation.parse_scene(scene) for scene in config.story)
+    if not config.stream:
+        settings["seconds"] = Request.seconds
     if config.seconds is not None:
         settings["seconds"] = config.seconds
     return settings
@@ -166,6 +175,7 @@ def _write_clips(config: SampleConfig) -> None:
     system.check_inputs(requests[0])
     files.make_folder(config.out.parent)
     system.warn_of_unknown_words(requests)
+    system.warn_of_unused_scenes(requests)
     started = time.perf_counter()
     waves = system.run(requests, progress=True)
     seconds = time.perf_counter() - started

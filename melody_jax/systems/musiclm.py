@@ -5,7 +5,9 @@
 A release holds the networks `mulan`, `lm`, `coarse`, `fine` and `vae`, an autoencoder with a quantiser.
 """
 
+import os
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,7 @@ from jaxtyping import Int32
 from tokenizers import Tokenizer
 
 from melody_jax import audio
-from melody_jax.audio_format import DEFAULT_FORMAT
+from melody_jax.audio_format import DEFAULT_FORMAT, AudioFormat
 from melody_jax.errors import UserError
 from melody_jax.melody_tokens import NONE, melody_tokens
 from melody_jax.models.functional import Params
@@ -96,15 +98,19 @@ class MusicLM(TokenCascade):
     def check_prompts(self, request: Request) -> None:
         """Raises `UserError` for prompts and melodies that cannot be encoded, without running a network."""
         super().check_prompts(request)
-        if request.melody is not None:
-            read_audio(request.melody, "melody", self.audio_format)
+        self.tune(request)
 
     def tune(self, request: Request) -> Int32[np.ndarray, " N"]:
-        """The melody tokens of a request. Raises `UserError` for one that is unreadable or shorter than a second."""
-        if request.melody is None:
+        """The melody tokens of a request; a file is read once for all requests, unless it changes.
+
+        Raises `UserError` for a melody that is unreadable, shorter than a second or longer than `MAX_SECONDS`.
+        """
+        melody = request.melody
+        if melody is None:
             return np.zeros(0, np.int32)
-        wave = read_audio(request.melody, "melody", self.audio_format)
-        return melody_tokens(audio.convert(wave, self.audio_format, DEFAULT_FORMAT))
+        if isinstance(melody, str | Path):
+            return _tune_of_file(str(melody), _version(str(melody)), self.audio_format)
+        return _tune(melody, self.audio_format)
 
     def melodies(self, rows: Rows) -> Int32[np.ndarray, "B M"]:
         """The melody tokens of the rows, requests with candidate numbers; -1 after the end of each."""
@@ -149,6 +155,30 @@ class MusicLM(TokenCascade):
         rows = [(request, 0)]
         controls = _controls_at(rows, self.prompt_encoder.encode_requests([request]), writing)
         return self.parts(controls, count, writing, melody=self.melodies(rows))
+
+
+def _tune(melody: Any, audio_format: AudioFormat) -> Int32[np.ndarray, " N"]:
+    """The melody tokens of a file, or of samples in this format. Raises `UserError` as `read_audio`."""
+    wave = read_audio(melody, "melody", audio_format)
+    return melody_tokens(audio.convert(wave, audio_format, DEFAULT_FORMAT))
+
+
+@lru_cache(maxsize=1024)
+def _tune_of_file(
+    path: str, version: tuple[int, int] | None, audio_format: AudioFormat
+) -> Int32[np.ndarray, " N"]:
+    """The melody tokens of a file in this version of it. Raises `UserError` as `read_audio`."""
+    del version
+    return _tune(path, audio_format)
+
+
+def _version(path: str) -> tuple[int, int] | None:
+    """What changes with the content of a file: its size and the time of its last change. None if there is none."""
+    try:
+        status = os.stat(path)
+    except (OSError, ValueError):
+        return None
+    return status.st_size, status.st_mtime_ns
 
 
 def _controls_at(rows: Rows, encoded: Encoded, writing: Writing) -> ControlsAt:

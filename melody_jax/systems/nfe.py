@@ -16,8 +16,11 @@ For 10 s the paper counts 270 passes, 95.7 % fewer than MusicLM's 6250; for 30 s
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from melody_jax import diffusion
+from melody_jax.audio_format import TOKEN_RATE
+from melody_jax.errors import UserError
 from melody_jax.models import dpd, vae
 from melody_jax.options import option
 from melody_jax.sampling.passes import Evaluations, cascade_count
@@ -25,14 +28,20 @@ from melody_jax.sampling.request import Request
 from melody_jax.sampling.settings import MAX_SECONDS, MODEL, SamplingSettings, check_settings
 from melody_jax.systems import SYSTEMS, load
 
-MUSICLM_RATE = 25 + 200 + 400
+MUSICLM_RATE = TOKEN_RATE + 200 + 400
 """Tokens per second of MusicLM's semantic, coarse and fine models; each token is one pass."""
 NOISE2MUSIC_STEPS = 1000 + 800 + 800
 """Diffusion steps of Noise2Music's generator and its two cascaded models."""
-TOKEN_RATE = 25
-"""Semantic tokens per second."""
 PAPER_STEPS = 20
 """Diffusion steps of the paper's table 3."""
+UNUSED = {
+    "melody": (),
+    "musiclm": ("steps", "solver", "distilled_steps"),
+    "audiolm": ("steps", "solver", "distilled_steps"),
+    "noise2music": ("distilled_steps",),
+    "mousai": ("distilled_steps",),
+}
+"""System -> the options that its count does not depend on."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +65,10 @@ class NFEConfig:
 
     def __post_init__(self) -> None:
         check_settings(self)
+        for name in UNUSED[self.system]:
+            value = getattr(self, name)
+            if value != getattr(type(self), name):
+                raise UserError(f"{name} is {value}: {self.system} has no such setting; leave it out")
 
 
 def paper_count(seconds: float, steps: int = PAPER_STEPS) -> Evaluations:
@@ -93,8 +106,8 @@ def table(settings: NFEConfig) -> list[tuple[str, Evaluations | int]]:
 
 def _request(settings: NFEConfig) -> Request:
     """A clip of another system; what has no diffusion has no steps either."""
-    has_steps = settings.system not in ("musiclm", "audiolm")
-    given = {"steps": settings.steps, "solver": settings.solver} if has_steps else {}
+    used = {"steps", "solver"} - set(UNUSED[settings.system])
+    given: dict[str, Any] = {name: getattr(settings, name) for name in used}
     prompt = None if settings.system == "audiolm" else "any"
     return Request(prompt=prompt, seconds=settings.seconds, **given)
 

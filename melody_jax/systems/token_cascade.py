@@ -88,6 +88,11 @@ class TokenCascade(System):
         """Seconds of one window."""
         return self.window_tokens / TOKEN_RATE
 
+    @property
+    def chunk_seconds(self) -> float:
+        """Seconds that each window after the first adds."""
+        return self.hop_tokens / TOKEN_RATE
+
     def program(self, request: Request) -> tuple[int, Writing]:
         """The windows of a request, and the settings that are compiled into its programs."""
         self.check(request)
@@ -188,6 +193,8 @@ class TokenCascade(System):
         count, writing = self.program(request)
         self.check_prompts(request)
         self.warn_of_unknown_words([request])
+        if seconds is not None:
+            self.warn_of_unused_scenes([request])
         parts = self.stream_parts(request, None if seconds is None else count, writing)
         samples = None if seconds is None else round(seconds * self.sample_rate)
         decoded = truncate(self._decode(part.codes for part in parts), samples)

@@ -25,10 +25,15 @@ ROOT = Path(__file__).parents[2]
 CONFIG = "configs/lm_tiny.py"
 
 
-SIZE = ["--stage.model.layers", "1", "--stage.model.width", "32", "--stage.model.ffn", "32"]
-
-
-SIZE += ["--data.window_tokens", "40", "--eval_batches", "1", "--log_every", "1", "--mesh", "-1", "2", "1"]
+SIZE = {
+    "--stage.model.layers": "1",
+    "--stage.model.width": "32",
+    "--stage.model.ffn": "32",
+    "--data.window_tokens": "40",
+    "--eval_batches": "1",
+    "--log_every": "1",
+    "--mesh": "-1 2 1",
+}
 
 
 def write_features(folder: Path) -> str:
@@ -60,12 +65,13 @@ class Run:
     """
 
     def __init__(
-        self, features: str, workdir: Path, options: list[str], processes: int = 2, timeout: float = 300
+        self, features: str, workdir: Path, options: dict[str, str], processes: int = 2, timeout: float = 300
     ) -> None:
         self.timeout = timeout
         self.workdir = workdir
         self.count = processes
-        self.options = [*SIZE, "--data.folder", features, "--workdir", str(workdir), *options]
+        words = (word for name, value in (SIZE | options).items() for word in (name, *value.split()))
+        self.options = [*words, "--data.folder", features, "--workdir", str(workdir)]
         self.processes: list[subprocess.Popen[str]] = []
 
     def start(self) -> None:

@@ -42,7 +42,8 @@ VALUES = st.one_of(
 )
 VALID = (
     b'{"prompt": "slow sad cello", "id": "cello"}\n{"prompt": "bossa nova", "seconds": 30, "seed": 9}\n'
-    b'{"prompt": [{"text": "piano", "weight": 2}], "story": [{"at": 20, "prompt": "techno"}], "steps": 3}\n'
+    b'{"prompt": [{"text": "piano", "weight": 2}], "story": [{"at": 20, "prompt": "techno"}], "steps": 3, '
+    b'"seconds": 30}\n'
 )
 
 

@@ -153,6 +153,9 @@ def test_what_is_decoded_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     with pytest.raises(UserError, match="longer than the 100000 samples"):
         audio.read(path)
     assert sum(len(block) for block, _ in audio.stream(path, 2.0)) == 192_000
+    eight = put(tmp_path, audio_files.encoded(np.zeros((20_000, 8)), "FLAC"))
+    with pytest.raises(UserError, match="longer than the 12500 samples per channel"):
+        audio.read(eight)
 
 
 def test_only_regular_files_are_read(tmp_path: Path) -> None:
