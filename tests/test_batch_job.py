@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from melody_jax import audio, load
+from melody_jax import audio, cli, load
 from melody_jax.errors import InputWarning, UserError
 from melody_jax.sampling import batch_job, manifest, plan, prompt_file
 from melody_jax.sampling.batch_job import BatchJobConfig, run_batch_job
@@ -398,3 +398,42 @@ def test_a_default_is_for_the_lines_that_it_has_an_effect_on(tmp_path: Path) -> 
     write_lines(path, [{"prompt": "a", "bpm": 90.0}])
     with pytest.raises(UserError, match=r"control_scale is 5\.0, but no line of .* uses it"):
         prompt_file.read_prompt_file(path, {"control_scale": 5.0})
+
+
+def test_beam_makes_every_share(releases: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The clips of one process, in three manifests; what exists is not made again, and errors are one line."""
+    pytest.importorskip("apache_beam")
+    config = job(tmp_path)
+    arguments = ["sample", "--prompts", str(config.prompts), "--batch", "2", "--model", "tiny"]
+    arguments += ["--folder", str(releases), "--seconds", "0.5", "--steps", "1", "--guidance-scale", "1"]
+    arguments += ["--lm-guidance-scale", "1"]
+    cli.run([*arguments, "--out", str(config.out)])
+    cli.run(
+        [*arguments, "--out", str(tmp_path / "shared"), "--processes", "3", "--beam", "runner=DirectRunner"]
+    )
+    assert "5 clips made" in capsys.readouterr().out
+    assert len(list((tmp_path / "shared").glob("manifest-*-of-003.jsonl"))) == 3
+    for name, entry in entries(config).items():
+        shared = audio.read(tmp_path / "shared" / entry["file"])
+        np.testing.assert_allclose(shared, audio.read(config.out / entry["file"]), atol=1e-4, err_msg=name)
+    cli.run(
+        [*arguments, "--out", str(tmp_path / "shared"), "--processes", "3", "--beam", "runner=DirectRunner"]
+    )
+    assert "all 5 clips exist already" in capsys.readouterr().out
+    changed = [*arguments, "--out", str(tmp_path / "shared"), "--temperature", "0.7", "--processes", "3"]
+    with pytest.raises(UserError, match="was made with temperature"):
+        cli.run([*changed, "--beam", "runner=DirectRunner"])
+    with pytest.raises(UserError, match="--process is 1; with --beam"):
+        cli.run(
+            [
+                *arguments,
+                "--out",
+                str(config.out),
+                "--process",
+                "1",
+                "--processes",
+                "3",
+                "--beam",
+                "runner=DirectRunner",
+            ]
+        )

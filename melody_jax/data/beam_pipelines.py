@@ -5,32 +5,23 @@ see the source and the output folder under the same path: a network disk, or a m
 """
 
 import contextlib
-import logging
 import os
-import re
 import threading
 from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager
 from typing import Any
 
-with contextlib.ExitStack() as _quiet:  # Beam warns about optional Google packages that are not installed
-    logging.disable(logging.WARNING)
-    _quiet.callback(logging.disable, logging.NOTSET)
-    import apache_beam as beam
-    from apache_beam import pvalue
-    from apache_beam.options.pipeline_options import PipelineOptions
-
+from apache_beam import pvalue
 from tqdm import tqdm
 
-from melody_jax.data import audio_units, fingerprint
+from melody_jax.data import audio_units, beam_runner, fingerprint
+from melody_jax.data.beam_runner import ALL_CORES, ONE_PROCESS, beam
 from melody_jax.data.fingerprint import RecordingKey
 from melody_jax.data.stderr import silenced_stderr
 from melody_jax.data.work_folder import PART, Job
-from melody_jax.errors import UserError
 
 MAX_COMPARED = 100
 """Up to this many recordings with a common landmark are compared pairwise, more are compared with their neighbours."""
-ONE_PROCESS = ("runner=DirectRunner",)
-ALL_CORES = (*ONE_PROCESS, "direct_running_mode=multi_processing", "direct_num_workers=0")
 REFRESH_SECONDS = 0.5
 
 Landmark = tuple[RecordingKey, int, int]
@@ -150,29 +141,20 @@ def are_duplicates(
     return fewer == 0 or fingerprint.is_copy(offsets, fewer, share)
 
 
-@contextlib.contextmanager
-def _running(job: Job, options: tuple[str, ...], items: str, first_stage: str) -> Iterator[Any]:
-    """Yields a pipeline that runs when the block ends, with a progress bar that counts finished items.
+def _running(job: Job, options: tuple[str, ...], items: str, first_stage: str) -> AbstractContextManager[Any]:
+    """A pipeline that runs when the block ends, with a progress bar that counts finished items.
 
     `first_stage` is shown until the first item is finished.
     """
-    # Without the option, DirectRunner would download a runner written in Go and start it.
-    arguments = ["allow_unsafe_triggers", "default_sdk_harness_log_level=ERROR", *options]
-    logging.getLogger("apache_beam").setLevel(logging.CRITICAL)  # failures are raised with their traceback
-    pipeline = beam.Pipeline(options=PipelineOptions([f"--{argument}" for argument in arguments]))
-    yield pipeline
-    try:
-        # Beam's local workers log their start on stderr; errors are raised here.
+
+    @contextlib.contextmanager
+    def while_running() -> Iterator[None]:
+        # Beam's local workers log their start on stderr; errors are raised.
         quiet = silenced_stderr() if options is ALL_CORES else contextlib.nullcontext()
         with _progress_bar(job, items, first_stage), quiet:
-            pipeline.run().wait_until_finish()
-    except Exception as error:
-        # A runner passes on a worker's error as text.
-        if message := re.search(
-            r"UserError: (.+?)(?: \[while running|\\n|\n|$)", f"{type(error).__name__}: {error}"
-        ):
-            raise UserError(message[1]) from error
-        raise
+            yield
+
+    return beam_runner.running(options, while_running)
 
 
 @contextlib.contextmanager

@@ -9,6 +9,7 @@ import os
 import sys
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,9 @@ from melody_jax.sampling.settings import MAX_SECONDS, MODEL, WHAT, WHERE, ClipSe
 from melody_jax.systems import SYSTEMS, load
 
 if TYPE_CHECKING:  # `--help` does not need the networks
+    from collections.abc import Callable
+
+    from melody_jax.sampling.batch_job import BatchJobConfig
     from melody_jax.sampling.system import System
 
 
@@ -72,6 +76,9 @@ class SampleConfig(ClipSettings, PromptOptions):
     """Index of this process, from 0, if several share the prompt file."""
     processes: int = option(1, least=1)
     """Number of processes that share the prompt file."""
+    beam: tuple[str, ...] = ()
+    """Apache Beam options without their dashes, such as runner=FlinkRunner flink_master=host:8081: Beam's workers make
+    the clips of a prompt file, in --processes parts. Needs the extra beam."""
     replace: bool = False
     """Makes clips of a prompt file again if their settings have changed."""
 
@@ -109,6 +116,7 @@ def _refuse_unused(config: SampleConfig) -> None:
         "suffix": "prompts",
         "process": "prompts",
         "processes": "prompts",
+        "beam": "prompts",
         "replace": "prompts",
         "audio_weight": "audio_prompt",
     }
@@ -239,12 +247,30 @@ def _run_prompt_file(config: SampleConfig, prompts: Path) -> None:
     )
     lines = read_prompt_file(prompts, _settings(config))
     files.check_folder(config.out)
-    system = _load(config, any(line.request.source is not None for line in lines))
-    written = run_batch_job(system, job, lines)
-    existing = len(share(lines, job)) - written
+    load_system = partial(_load, config, any(line.request.source is not None for line in lines))
+    if config.beam:
+        written = _run_with_beam(config, job, load_system)
+        existing = len(lines) - written
+    else:
+        written = run_batch_job(load_system(), job, lines)
+        existing = len(share(lines, job)) - written
     if not written:
         print(f"{config.out}: all {existing} clips exist already")
     elif existing:
         print(f"{config.out}: {written} clips made, {existing} existed already")
     else:
         print(f"{config.out}: {written} clips made")
+
+
+def _run_with_beam(config: SampleConfig, job: "BatchJobConfig", load_system: "Callable[[], System]") -> int:
+    """Makes the clips by Apache Beam and returns their number."""
+    if config.process:
+        raise UserError(
+            f"--process is {config.process}; with --beam every worker makes all parts that it is given"
+        )
+    from melody_jax.sampling.beam_job import run_shares
+    from melody_jax.sampling.manifest import read_entries
+
+    before = read_entries(config.out)
+    run_shares(load_system, job, _settings(config), config.beam)
+    return sum(before.get(name) != entry for name, entry in read_entries(config.out).items())
