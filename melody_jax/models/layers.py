@@ -3,7 +3,8 @@
 B batch, T time, H heads, D channels, W = H * D.
 """
 
-from functools import partial
+from collections.abc import Callable
+from functools import lru_cache, partial
 from typing import Any
 
 import jax
@@ -25,7 +26,8 @@ MASKED = -1e9
 class Linear(nnx.Linear):
     """`nnx.Linear` whose parameters have roles: the kernel's is `role`, with `lora` as in `roles.Role`.
 
-    It multiplies with `products.product`, unless the option `dot_general` says otherwise.
+    It multiplies with `products.product`, unless the option `dot_general` says otherwise. On a mesh, a kernel that is
+    split over the axis `fsdp` is gathered first.
     """
 
     def __init__(
@@ -43,12 +45,18 @@ class Linear(nnx.Linear):
         super().__init__(
             inputs,
             outputs,
-            promote_dtype=partial(_promote, kernel_role),
+            promote_dtype=_promotion(kernel_role),
             kernel_metadata={"role": kernel_role},
             bias_metadata={"role": roles.BIAS},
             rngs=rngs,
             **options,
         )
+
+
+@lru_cache
+def _promotion(role: Role) -> Callable[..., Any]:
+    """`_promote` of a role; one object for equal layers, which then have equal structures."""
+    return partial(_promote, role)
 
 
 def _promote(role: Role, arrays: Any, /, *, dtype: Any = None, inexact: bool = True) -> Any:
