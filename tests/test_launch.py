@@ -1,5 +1,6 @@
 """The files that start training on clusters: complete, accepted by the schemas of their systems, with valid options."""
 
+import math
 import os
 import re
 import shlex
@@ -87,9 +88,8 @@ class Mesh:
 
     def __init__(self, sizes: tuple[int, ...], count: int) -> None:
         given = [size for size in sizes if size > 0]
-        rest = count
-        for size in given:
-            rest //= size
+        rest = count // math.prod(given)
+        assert rest * math.prod(given) == count
         self.shape = dict(zip(("data", "fsdp", "tensor"), (s if s > 0 else rest for s in sizes), strict=True))
 
 
