@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.ad_checkpoint import checkpoint_name
 from jax.experimental.mesh_utils import create_hybrid_device_mesh
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
@@ -19,6 +20,8 @@ from melody_jax.errors import UserError
 from melody_jax.roles import Kind, Role, Roles, find_role
 
 AXES = ("data", "fsdp", "tensor")
+GATHERED = "gathered kernel"
+"""Name of what `gather_kernel` returns, for rematerialisation policies."""
 
 PLACEMENT: dict[Kind, tuple[str | None, str | None]] = {
     "embedding": ("tensor", "fsdp"),
@@ -140,10 +143,10 @@ def gather_kernel(kernel: jax.Array, role: Role) -> jax.Array:
     Left to itself, the compiler gathers a kernel anew for each of several products with it.
     """
     mesh = jax.sharding.get_abstract_mesh()
-    if not mesh.auto_axes:
+    if not mesh.auto_axes or mesh.shape["fsdp"] == 1:
         return kernel
     spec = parameter_spec(dataclasses.replace(role, gathered=True), kernel.shape, mesh)
-    return jax.lax.with_sharding_constraint(kernel, spec)
+    return checkpoint_name(jax.lax.with_sharding_constraint(kernel, spec), GATHERED)
 
 
 def constrain_state(tree: Any, roles: Roles) -> Any:

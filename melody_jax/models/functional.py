@@ -15,13 +15,14 @@ from flax import nnx
 
 from melody_jax.errors import UserError
 from melody_jax.roles import Role, Roles
-from melody_jax.sharding import constrain_batch
+from melody_jax.sharding import GATHERED, constrain_batch
 
 Params = dict[str, Any]
 
 Remat = Literal["none", "dots", "blocks"]
 """What the backward pass recomputes instead of storing: "none"; "dots", everything in a block except its products with
-weights, which are most of the work; "blocks", everything except a block's input, for a third more work."""
+weights, which are most of the work, and weights that were gathered for them; "blocks", everything except a block's
+input, for a third more work."""
 
 M = TypeVar("M", bound=nnx.Module)
 T = TypeVar("T")
@@ -184,8 +185,11 @@ def rematerialised(
         raise UserError(f"remat {remat!r}: it must be one of {', '.join(get_args(Remat))}")
     if remat == "none":
         return block
-    policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if remat == "dots" else None
-    return jax.checkpoint(block, policy=policy, static_argnums=static_argnums)
+    policies = jax.checkpoint_policies
+    dots = policies.save_from_both_policies(
+        policies.dots_with_no_batch_dims_saveable, policies.save_only_these_names(GATHERED)
+    )
+    return jax.checkpoint(block, policy=dots if remat == "dots" else None, static_argnums=static_argnums)
 
 
 def count(params: Any) -> int:
