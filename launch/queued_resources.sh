@@ -1,7 +1,8 @@
 #!/bin/bash
 # Training on a slice of Cloud TPU: queues for the slice, whose hosts then install the package and train.
 #
-#   PROJECT=... ZONE=us-west4-a NAME=melody TYPE=v5litepod-256 RUNTIME=v2-alpha-tpuv5-lite PACKAGE=gs://BUCKET/melody_jax.tar.gz \
+#   PROJECT=... ZONE=us-west4-a NAME=melody TYPE=v5litepod-256 RUNTIME=v2-alpha-tpuv5-lite \
+#     PACKAGE=gs://BUCKET/melody_jax.tar.gz SHARE=10.0.0.2:/data \
 #     TRAINING="dpd_paper_aligned --mesh -1 16 1 --data.batch-size 256 --data.folder /data/features --workdir /data/runs/dpd" \
 #     launch/queued_resources.sh
 #

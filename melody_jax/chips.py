@@ -15,9 +15,9 @@ class Chip:
 
     flops: float
     """Peak of bfloat16 matrix products, FLOP/s."""
-    clock: float
-    """Cycles/s that follow from this peak and the chip's matrix units: 4 (v5e) or 8 (v5p) of 128 x 128, 4 of 256 x 256
-    (v6e)."""
+    multipliers: int
+    """Multiplications per cycle of the matrix units: 4 (v5e) or 8 (v5p) of 128 x 128. Those of v6e are assumed to be 4
+    of 256 x 256."""
     memory: float
     """Size of the HBM, bytes."""
     bandwidth: float
@@ -29,11 +29,16 @@ class Chip:
     network: float
     """Bandwidth between slices, over the data centre's network, bytes/s in one direction."""
 
+    @property
+    def clock(self) -> float:
+        """Cycles/s at which the matrix units reach the peak."""
+        return self.flops / (2 * self.multipliers)
+
 
 CHIPS = {
     "v5e": Chip(
         flops=197e12,
-        clock=197e12 / (2 * 4 * 128**2),
+        multipliers=4 * 128**2,
         memory=16e9,
         bandwidth=819e9,
         interconnect=200e9,
@@ -42,7 +47,7 @@ CHIPS = {
     ),
     "v5p": Chip(
         flops=459e12,
-        clock=459e12 / (2 * 8 * 128**2),
+        multipliers=8 * 128**2,
         memory=95e9,
         bandwidth=2765e9,
         interconnect=600e9,
@@ -51,7 +56,7 @@ CHIPS = {
     ),
     "v6e": Chip(
         flops=918e12,
-        clock=918e12 / (2 * 4 * 256**2),
+        multipliers=4 * 256**2,
         memory=32e9,
         bandwidth=1638e9,
         interconnect=400e9,

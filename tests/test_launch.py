@@ -101,7 +101,7 @@ def test_examples_have_valid_options_and_batches(name: str) -> None:
     mesh: Any = Mesh(run.mesh, devices(variables))
     check_batch(run.data.batch_size, mesh)
     text = (LAUNCH / name).read_text()
-    used = set(re.findall(r"\$\{?([A-Z]+)\b", text)) - {"SHARE", "STARTUP"}
+    used = set(re.findall(r"\$\{?([A-Z]+)\b", text)) - {"STARTUP"}
     assert used == set(variables)
 
 
@@ -135,7 +135,7 @@ def test_hosts_of_cloud_tpu_get_a_complete_script(tmp_path: Path) -> None:
     )
     command.chmod(0o755)
     copy = tmp_path / "startup"
-    variables = example("queued_resources.sh") | {"SHARE": "10.0.0.2:/data", "COPY": str(copy)}
+    variables = example("queued_resources.sh") | {"COPY": str(copy)}
     environment = os.environ | variables | {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
     subprocess.run([LAUNCH / "queued_resources.sh"], check=True, env=environment)
     subprocess.run(["bash", "-n", copy], check=True)

@@ -63,28 +63,25 @@ def test_loops_count_as_often_as_they_run() -> None:
     assert matmul_cost(back)[0] >= 2 * 5 * 2 * 4 * 8 * 8
 
 
+CONVOLVE = partial(
+    jax.lax.conv_general_dilated,
+    window_strides=(2,),
+    padding="VALID",
+    dimension_numbers=("NWC", "WIO", "NWC"),
+)
+"""A convolution along time with a stride of two."""
+
+
 def test_convolutions() -> None:
-    convolve = partial(
-        jax.lax.conv_general_dilated,
-        window_strides=(2,),
-        padding="VALID",
-        dimension_numbers=("NWC", "WIO", "NWC"),
-    )
-    traced = jax.make_jaxpr(convolve)(jnp.ones((2, 21, 5)), jnp.ones((3, 5, 7)))
+    traced = jax.make_jaxpr(CONVOLVE)(jnp.ones((2, 21, 5)), jnp.ones((3, 5, 7)))
     assert matmul_cost(traced) == (2 * 2 * 10 * 7 * 3 * 5, 4 * (2 * 21 * 5 + 3 * 5 * 7 + 2 * 10 * 7))
 
 
 def test_dilated_inputs_of_convolutions_do_not_count() -> None:
     """The gradient of a strided convolution inserts zeros, which nobody multiplies."""
-    convolve = partial(
-        jax.lax.conv_general_dilated,
-        window_strides=(2,),
-        padding="VALID",
-        dimension_numbers=("NWC", "WIO", "NWC"),
-    )
     x, kernel = jnp.ones((1, 64, 4)), jnp.ones((4, 4, 4))
-    forward = matmul_cost(jax.make_jaxpr(convolve)(x, kernel))[0]
-    backward = matmul_cost(jax.make_jaxpr(jax.grad(lambda x: convolve(x, kernel).sum()))(x))[0] - forward
+    forward = matmul_cost(jax.make_jaxpr(CONVOLVE)(x, kernel))[0]
+    backward = matmul_cost(jax.make_jaxpr(jax.grad(lambda x: CONVOLVE(x, kernel).sum()))(x))[0] - forward
     assert backward == pytest.approx(forward, rel=0.1)
 
 

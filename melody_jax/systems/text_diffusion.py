@@ -25,17 +25,12 @@ from melody_jax.sampling.item_controls import Controls, fold_in, make_controls, 
 from melody_jax.sampling.passes import Evaluations
 from melody_jax.sampling.precision import in_32_bits
 from melody_jax.sampling.prompts import PromptEncoder, tokenize_prompt
-from melody_jax.sampling.request import Request
+from melody_jax.sampling.request import LANGUAGE_MODEL_SETTINGS, Request
 from melody_jax.sampling.system import Rows, System, refuse_settings
 
 ABSENT = (
     "story",
-    "negative_prompt",
-    "lm_guidance_scale",
-    "control_scale",
-    "temperature",
-    "top_k",
-    "top_p",
+    *LANGUAGE_MODEL_SETTINGS,
     "strength",
     "keep_tokens",
     "source",
