@@ -9,7 +9,7 @@ from melody_jax.training.stages.acoustic import AcousticStage
 
 
 def config() -> TrainConfig:
-    """1.4 M parameters: 4 layers of width 120, for the codes of `codec_ablation.py`."""
+    """1.4 M parameters: 4 layers of width 120, for the codes of `codec_ablation.py`; it follows a melody."""
     model = LMConfig(
         layers=4,
         width=120,
@@ -17,11 +17,12 @@ def config() -> TrainConfig:
         recall=False,
         semantic_vocab=256,
         code_levels=4,
+        melody_span=4,
         condition=Condition(length=256, ids=1024),
     )
     return TrainConfig(
         stage=AcousticStage(part="coarse", model=model, frames_per_token=1),
-        data=DataConfig(batch_size=8, window_tokens=256, text_prefix_probability=0.5),
+        data=DataConfig(batch_size=4, window_tokens=256, text_prefix_probability=0.5),
         optimizer=OptimizerConfig(learning_rate=4e-3, muon=True, warmup_steps=60, weight_decay=0.1),
         steps=1_000,
         eval_every=100,

@@ -10,7 +10,8 @@ from melody_jax.config import TrainConfig, load_config
 
 
 def config() -> TrainConfig:
-    """`coarse_ablation` without a prefix, with two layers more."""
+    """`coarse_ablation` without a prefix and a melody, with two layers more."""
     coarse = load_config(Path(__file__).with_name("coarse_ablation.py"))
-    model = replace(coarse.stage.model, prefix_levels=0, prefix_everywhere=False, layers=6)
-    return replace(coarse, stage=replace(coarse.stage, model=model), workdir="runs/coarse_audiolm_ablation")
+    model = replace(coarse.stage.model, prefix_levels=0, prefix_everywhere=False, melody_span=0, layers=6)
+    stage = replace(coarse.stage, model=model)
+    return replace(coarse, stage=stage, steps=660, workdir="runs/coarse_audiolm_ablation")

@@ -11,17 +11,17 @@ from melody_jax.models.lm_config import Condition
 
 
 def config() -> TrainConfig:
-    """1.5 M parameters: the network of `coarse_ablation.py`, without a prefix and with a layer more."""
+    """1.5 M parameters: the network of `coarse_ablation.py`, without a prefix and a melody, with a layer more."""
     coarse = load_config(Path(__file__).with_name("coarse_ablation.py"))
     model = replace(
         coarse.stage.model,
         prefix_levels=0,
         prefix_everywhere=False,
+        melody_span=0,
         layers=5,
         code_levels=8,
         condition=Condition(length=256, ids=256, levels=4),
     )
-    data = replace(coarse.data, window_tokens=64, batch_size=16)
-    return replace(
-        coarse, stage=replace(coarse.stage, part="fine", model=model), data=data, workdir="runs/fine_ablation"
-    )
+    data = replace(coarse.data, window_tokens=64, batch_size=8)
+    stage = replace(coarse.stage, part="fine", model=model)
+    return replace(coarse, stage=stage, data=data, steps=880, workdir="runs/fine_ablation")

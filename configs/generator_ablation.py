@@ -36,7 +36,7 @@ def config() -> TrainConfig:
         stage=TextDiffusionStage(model=model, text=text, autoencoder=vocoder),
         data=DataConfig(batch_size=8, crop_samples=245_760, text_length=40),
         optimizer=OptimizerConfig(learning_rate=3e-3, muon=True, warmup_steps=60),
-        steps=1_000,
+        steps=2_400,
         eval_every=100,
         ema_decay=0.998,
         matmul_precision="bfloat16",

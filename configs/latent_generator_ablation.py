@@ -17,4 +17,4 @@ def config() -> TrainConfig:
     codec = load_config(configs / "dmae_ablation.py").stage.model
     model = replace(generator.stage.model, latent_dim=codec.latent_width, channels=(128, 192, 192))
     stage = replace(generator.stage, part="latent_generator", model=model, ratio=1, autoencoder=codec)
-    return replace(generator, stage=stage, workdir="runs/latent_generator_ablation")
+    return replace(generator, stage=stage, steps=4_740, workdir="runs/latent_generator_ablation")

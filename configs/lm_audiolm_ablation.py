@@ -11,7 +11,8 @@ from melody_jax.config import TrainConfig, load_config
 
 
 def config() -> TrainConfig:
-    """`lm_ablation` without a prefix, with two layers more."""
+    """`lm_ablation` without a prefix and a melody, with two layers more."""
     lm = load_config(Path(__file__).with_name("lm_ablation.py"))
-    model = replace(lm.stage.model, prefix_levels=0, prefix_everywhere=False, layers=6)
-    return replace(lm, stage=replace(lm.stage, model=model), workdir="runs/lm_audiolm_ablation")
+    model = replace(lm.stage.model, prefix_levels=0, prefix_everywhere=False, melody_span=0, layers=6)
+    stage = replace(lm.stage, model=model)
+    return replace(lm, stage=stage, steps=1_200, workdir="runs/lm_audiolm_ablation")

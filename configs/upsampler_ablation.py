@@ -15,4 +15,4 @@ def config() -> TrainConfig:
     generator = load_config(Path(__file__).with_name("generator_ablation.py"))
     model = replace(generator.stage.model, frames=1024, frames_per_token=4, lower_ratio=4, lower_noise=0.6)
     stage = replace(generator.stage, part="upsampler", model=model)
-    return replace(generator, stage=stage, workdir="runs/upsampler_ablation")
+    return replace(generator, stage=stage, steps=1_590, workdir="runs/upsampler_ablation")

@@ -113,6 +113,8 @@ def example(config: TrainConfig) -> dict[str, Any]:
             "semantic_tokens": rows(data.window_tokens, dtype=jnp.int32),
             "prefix_tokens": rows(12 + controls, dtype=jnp.int32),
         }
+        if shape.melody:
+            tokens["melody"] = rows(data.window_tokens, dtype=jnp.int32)
         if shape.code_levels:
             frames = data.window_tokens * shape.latents_per_token
             return tokens | {"codes": rows(frames, shape.code_levels, dtype=jnp.int32)}
