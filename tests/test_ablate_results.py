@@ -203,6 +203,14 @@ def test_the_cache_of_described_pieces_knows_its_prompts(
     file.write_bytes(b"damaged")
     melody: Any = SimpleNamespace(hashes={"mulan": "0" * 64})
     with pytest.raises(UserError, match="damaged; delete it, and its pieces are embedded again"):
-        clip_scores._described_embeddings(melody, 1, 5.0, tmp_path)
-    files.save_arrays(file, {"embeddings": np.ones((2, 3), np.float32)})
-    assert clip_scores._described_embeddings(melody, 1, 5.0, tmp_path).shape == (2, 3)
+        clip_scores._described_pieces(melody, 1, 5.0, tmp_path)
+    arrays = {
+        "true_embeddings": np.ones((2, 3), np.float32),
+        "true_log_mel": np.zeros((2, 4), np.float32),
+    }
+    files.save_arrays(file, arrays)
+    described = clip_scores._described_pieces(melody, 1, 5.0, tmp_path)
+    assert {name: array.shape for name, array in described.items()} == {
+        "true_embeddings": (2, 3),
+        "true_log_mel": (2, 4),
+    }

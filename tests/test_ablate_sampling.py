@@ -18,6 +18,7 @@ from melody_jax.ablation.study import Sampling
 from melody_jax.evaluation import clip_features, composed_prompts
 from melody_jax.evaluation.clip_features import is_same_tempo
 from melody_jax.evaluation.group_judge import GroupJudge
+from melody_jax.models import denoiser
 from melody_jax.models.functional import count
 
 FILE = """
@@ -44,7 +45,7 @@ def study():
             "MusicLM": {{"system": "musiclm", "model": "musiclm", "steps": 5}},
             "AudioLM": {{"system": "audiolm", "model": "audiolm", "steps": 5}},
         }},
-        metrics=("text_similarity", "group_right"),
+        metrics=("text_similarity", "group_right", "prompt_kernel_distance_log_mel"),
     )
 """
 
@@ -128,6 +129,9 @@ def test_a_study_of_systems(tmp_path: Path, melody: Any, monkeypatch: pytest.Mon
     )
     assert costs["MeLoDy"]["nfe_clip"] == 80 + 1
     assert costs["MusicLM"]["nfe_clip"] == 16 + 2 * 16 + 16
+    assert all(cost["nfe_30_seconds"] > cost["nfe_clip"] for cost in costs.values())
+    diffusion = 2 * denoiser.flops(melody.configs["dpd"])
+    assert diffusion < costs["MeLoDy"]["flops_second"] * melody.window_seconds < 20 * diffusion
     assert {pairing["equal"][0] for (pairing,) in report["pairing"].values()} == {"prompts"}
     runs = [result.arrays for result in results.read_results(config.results_file).values()]
     assert len({run["embeddings"].tobytes() for run in runs}) == 3

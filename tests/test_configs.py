@@ -3,12 +3,15 @@
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import pytest
 from helpers.docs import ROOT
 
 from melody_jax.config import load_config
 from melody_jax.config_json import difference, from_dict, to_dict
+from melody_jax.flops import matmul_cost
 from melody_jax.models.functional import count
+from melody_jax.scale.programs import example
 
 FILES = sorted((Path(__file__).parents[1] / "configs").glob("*.py"))
 SIZES = {
@@ -65,6 +68,19 @@ def test_compared_systems_are_equally_large() -> None:
 
     sizes = {system: sum(map(size, names)) for system, names in SYSTEMS.items()}
     assert sizes == pytest.approx(dict.fromkeys(SYSTEMS, 4.35e6), rel=0.02)
+
+
+def test_compared_systems_train_with_equally_many_flops() -> None:
+    def flops(name: str) -> float:
+        config = load_config(ROOT / "configs" / f"{name}.py")
+        shapes = jax.eval_shape(config.stage.init, jax.random.key(0))
+        key, step = jax.random.key(0), jnp.int32(0)
+        gradients = jax.make_jaxpr(lambda params, batch: config.stage.gradients(params, batch, key, step))
+        return config.steps * matmul_cost(gradients(shapes, example(config)))[0]
+
+    trained = {name: flops(name) for name in {name for names in SYSTEMS.values() for name in names}}
+    totals = {system: sum(trained[name] for name in names) for system, names in SYSTEMS.items()}
+    assert totals == pytest.approx(dict.fromkeys(SYSTEMS, 171e12), rel=0.01)
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,12 @@ def study() -> Study:
             "Moûsai": {"system": "mousai", "model": "mousai_ablation"},
             "AudioLM": {"system": "audiolm", "model": "audiolm_ablation"},
         },
-        metrics=("group_right", "tempo_right", "text_similarity", "prompt_kernel_distance"),
+        metrics=(
+            "group_right",
+            "tempo_right",
+            "text_similarity",
+            "prompt_kernel_distance",
+            "prompt_kernel_distance_log_mel",
+        ),
         limits="The networks are small, and each was trained for less than an hour.",
     )

@@ -51,10 +51,8 @@ def score_clips(
     prompts = list(select_prompts(count).values())
     pairs = list(zip(prompts, waves, strict=True))
     tempi = [clip_features.estimate_tempo(wave) if p.rhythmic else np.nan for p, wave in pairs]
-    features = {
-        "statistics": np.stack([clip_features.log_mel_statistics(wave) for wave in waves]),
-        "tempo": np.asarray(tempi),
-    }
+    statistics = _statistics(waves)
+    features = {"statistics": statistics, "tempo": np.asarray(tempi)}
     adherence = load_judge(runs).scores(features, [prompt.facts for prompt in prompts])
     tempo_scores = adherence["tempo"][~np.isnan(adherence["tempo"])]
     encoder = melody.prompt_encoder
@@ -65,8 +63,8 @@ def score_clips(
         "tempo_right": tempo_scores.astype(np.float32),
         "text_similarity": np.asarray(similarity, np.float32),
         "embeddings": _embed(melody, waves),
-        "true_embeddings": _described_embeddings(melody, count, seconds, runs),
-    }
+        "log_mel": statistics,
+    } | _described_pieces(melody, count, seconds, runs)
 
 
 @lru_cache(maxsize=1)
@@ -76,17 +74,19 @@ def load_judge(runs: Path) -> Judge:
         return group_judge.train_group_judge(runs / "judge", JUDGE_PIECES)
 
 
-def _described_embeddings(melody: Melody, count: int, seconds: float, runs: Path) -> np.ndarray:
-    """Embeddings (N, E) of the pieces that the prompts describe; one process composes them, once."""
+def _described_pieces(melody: Melody, count: int, seconds: float, runs: Path) -> dict[str, np.ndarray]:
+    """The pieces that the prompts describe, in MuLan and as log-mel statistics; one process composes them, once."""
     with files.claim_folder(runs / "described", wait=True):
         file = described_file(melody.hashes["mulan"], count, seconds, runs)
         if not file.is_file():
             pieces = tqdm(select_prompts(count).items(), desc="described pieces", disable=None)
             waves = [composed_prompts.ground_truth(prompt, i, seconds) for i, prompt in pieces]
             limited = np.stack([loudness.peak_limit(wave) for wave in waves])
-            save_arrays(file, {"embeddings": _embed(melody, limited)})
+            described = {"true_embeddings": _embed(melody, limited), "true_log_mel": _statistics(limited)}
+            save_arrays(file, described)
         try:
-            return read_arrays(file)["embeddings"]
+            arrays = read_arrays(file)
+            return {name: arrays[name] for name in ("true_embeddings", "true_log_mel")}
         except (UserError, KeyError) as error:
             raise UserError(
                 f"{file}: damaged; delete it, and its pieces are embedded again ({error})"
@@ -99,6 +99,11 @@ def described_file(mulan_hash: str, count: int, seconds: float, runs: Path) -> P
     inputs = json.dumps([prompts, composed_prompts.rendering_hash("test")])
     key = hashlib.sha256(inputs.encode()).hexdigest()[:16]
     return runs / "described" / f"{mulan_hash[:16]}-{count}-{seconds:g}-{key}.safetensors"
+
+
+def _statistics(waves: np.ndarray) -> np.ndarray:
+    """Log-mel statistics (N, F): an embedding without a network."""
+    return np.stack([clip_features.log_mel_statistics(wave) for wave in waves])
 
 
 def _embed(melody: Melody, waves: np.ndarray) -> np.ndarray:

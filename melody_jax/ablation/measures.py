@@ -94,6 +94,9 @@ METRICS = {
     "tempo_right": Metric(SAMPLED, "correct tempo, share of clips with a beat", "higher"),
     "text_similarity": Metric(SAMPLED, "MuLan cosine between clip and prompt", "higher"),
     "prompt_kernel_distance": Metric(SAMPLED, "kernel distance to the described pieces, MuLan", "lower"),
+    "prompt_kernel_distance_log_mel": Metric(
+        SAMPLED, "kernel distance to the described pieces, log-mel statistics", "lower"
+    ),
 }
 """All metrics. The kernel distances have one value per set of clips, the others one per clip."""
 

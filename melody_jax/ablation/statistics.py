@@ -26,8 +26,12 @@ from melody_jax.evaluation.threads import single_blas_thread
 DRAWS = 200
 """Bootstrap resamples."""
 NOT_SIGNIFICANT = "not significant"
-SET_METRICS = ("kernel_distance", "prompt_kernel_distance")
-"""Metrics of a whole set of clips, from the arrays "embeddings" and "true_embeddings", (N, E) or (N, W, E)."""
+SET_METRICS = {
+    "kernel_distance": "embeddings",
+    "prompt_kernel_distance": "embeddings",
+    "prompt_kernel_distance_log_mel": "log_mel",
+}
+"""Metric of a whole set of clips -> its array NAME; with "true_NAME" they are the points, (N, E) or (N, W, E)."""
 
 
 class Comparison(NamedTuple):
@@ -78,13 +82,13 @@ def compare(arm: str, metric: str, runs: Sequence[Arrays], base_runs: Sequence[A
 
 
 def _compare_sets(arm: str, metric: str, runs: Sequence[Arrays], base_runs: Sequence[Arrays]) -> Comparison:
-    count = len(runs[0]["embeddings"])
+    count = len(runs[0][SET_METRICS[metric]])
     once = np.ones(count)
     resampled_counts = np.random.default_rng(0).multinomial(count, once / count, DRAWS)
     resampled_counts = resampled_counts[(resampled_counts > 0).sum(axis=1) > 1]  # a distance needs two clips
     with single_blas_thread():
-        terms = [_terms(run) for run in runs]
-        base_terms = [_terms(run) for run in base_runs]
+        terms = [_terms(run, metric) for run in runs]
+        base_terms = [_terms(run, metric) for run in base_runs]
     values = np.array([paired_distance(rows, once) for rows in terms])
     base_values = np.array([paired_distance(rows, once) for rows in base_terms])
     resampled = np.stack(
@@ -106,8 +110,9 @@ def _compare_sets(arm: str, metric: str, runs: Sequence[Arrays], base_runs: Sequ
     )
 
 
-def _terms(run: Arrays) -> np.ndarray:
-    """The terms (N, N) of a run's kernel distance, from embeddings (N, E) or (N, W, E)."""
-    count, width = run["embeddings"].shape[0], run["embeddings"].shape[-1]
-    generated, true = (run[name].reshape(count, -1, width) for name in ("embeddings", "true_embeddings"))
+def _terms(run: Arrays, metric: str) -> np.ndarray:
+    """The terms (N, N) of a run's kernel distance."""
+    name = SET_METRICS[metric]
+    count, width = run[name].shape[0], run[name].shape[-1]
+    generated, true = (run[array].reshape(count, -1, width) for array in (name, f"true_{name}"))
     return paired_terms(generated, true)

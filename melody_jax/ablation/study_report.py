@@ -30,6 +30,8 @@ COSTS = {
     "seconds_training": ("training time, minutes", 1 / 60),
     "seconds_window": ("seconds per window", 1),
     "nfe_clip": ("network passes per clip, without guidance", 1),
+    "nfe_30_seconds": ("network passes per 30 s, without guidance", 1),
+    "flops_second": ("GFLOP per second of music, guided", 1e-9),
     "seconds_clip": ("seconds per clip", 1),
     "seconds_clip_batch": ("seconds per clip in a batch of 16", 1),
     "bytes_peak": ("peak memory, MB", 1e-6),

@@ -7,6 +7,7 @@ but its clips are scored against them as well: its scores are the chance level.
 
 import dataclasses
 import json
+import math
 import os
 import time
 from collections.abc import Iterable
@@ -25,17 +26,23 @@ from melody_jax.ablation.files import COST, save_arrays, write_config
 from melody_jax.ablation.measures import SAMPLED
 from melody_jax.ablation.study import SystemSampling
 from melody_jax.audio_format import DEFAULT_FORMAT
+from melody_jax.flops import matmul_cost
 from melody_jax.models.functional import count
 from melody_jax.sampling.cascade import Melody
 from melody_jax.sampling.cascade import load as load_melody
 from melody_jax.sampling.request import Request
 from melody_jax.sampling.settings import SamplingSettings
 from melody_jax.sampling.system import System
+from melody_jax.scale.programs import trace_sampler
+from melody_jax.scale.system_programs import trace_system
+from melody_jax.sharding import make_mesh
 from melody_jax.systems import load
 from melody_jax.training.digests import DIGEST, digest
 
 SHARED = ("mulan", "tokenizer", "tempo", "vae", "dmae")
 """Networks that generate nothing: they read prompts and recordings, and decode."""
+CONTINUED = ("melody", "musiclm", "audiolm")
+"""Systems whose clips may be longer than one window."""
 
 
 def identity(config: SystemSampling) -> dict[str, Any]:
@@ -101,22 +108,48 @@ def _settings(config: SystemSampling) -> dict[str, Any]:
 
 
 def _cost(config: SystemSampling, seconds: float) -> dict[str, Any]:
-    """What a clip costs: network passes without guidance, and the time of one clip, in a batch and alone."""
+    """What a clip costs: network passes without guidance, FLOPs, and the time of one clip, in a batch and alone."""
     system = _system(config)
-    prompt = None if config.system == "audiolm" else "any"
-    request = Request(prompt=prompt, seconds=config.seconds, **_settings(config))
     text = next(iter(select_prompts(config.prompts).values())).text
     _generate(config, [text], [0])  # compiles
     begin = time.perf_counter()
     _generate(config, [text], [0])
+    seconds_alone = time.perf_counter() - begin
     return {
         "parameters": sum(count(params) for name, params in system.params.items() if name not in SHARED),
-        "nfe_clip": system.count_passes(request).total,
+        "nfe_clip": _passes(config, config.seconds),
+        "nfe_30_seconds": _passes(config, 30.0),
+        "flops_second": _window_flops(config) / system.window_seconds,
         "seconds_clip_batch": seconds,
-        "seconds_clip": time.perf_counter() - begin,
+        "seconds_clip": seconds_alone,
         "threads": int(os.environ.get("PJRT_NPROC", os.cpu_count() or 1)),
         "device": jax.devices()[0].device_kind,
     }
+
+
+def _passes(config: SystemSampling, seconds: float) -> int:
+    """Network passes for this many seconds; of a system whose clips are one window, for as many clips as needed."""
+    system = _system(config)
+    clips = 1 if config.system in CONTINUED else math.ceil(seconds / system.window_seconds)
+    return clips * system.count_passes(_request(config, seconds / clips)).total
+
+
+def _window_flops(config: SystemSampling) -> float:
+    """FLOPs of the products and convolutions that make one window from a text; of other systems than MeLoDy, with the
+    default settings."""
+    system = _system(config)
+    configs = system.configs
+    mesh = make_mesh((1, 1, 1), jax.local_devices()[:1])
+    if isinstance(system, Melody):
+        sampler, _ = system.program(_request(config, system.window_seconds))
+        return matmul_cost(trace_sampler(sampler, configs["mulan"], configs["vae"], 1, mesh).jaxpr)[0]
+    return matmul_cost(trace_system(config.system, configs, 1, mesh).jaxpr)[0]
+
+
+def _request(config: SystemSampling, seconds: float) -> Request:
+    """A clip of this length."""
+    prompt = None if config.system == "audiolm" else "any"
+    return Request(prompt=prompt, seconds=seconds, **_settings(config))
 
 
 def _system(config: SystemSampling) -> System:

@@ -5,7 +5,7 @@ A call is planned (`plan.py`), its prompts are encoded (`prompts.py`), and the p
 """
 
 import os
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ from melody_jax.sampling.precision import each_in_32_bits, in_32_bits
 from melody_jax.sampling.prompts import PromptEncoder
 from melody_jax.sampling.request import PromptLike, Request, make_requests
 from melody_jax.sampling.system import Encoded, System, check_streamed, controls_at, refuse_other_system
+from melody_jax.sampling.windows import SamplerConfig
 
 
 class Melody(System):
@@ -117,7 +118,7 @@ class Melody(System):
         elif source_samples is not None:
             self.plan([request], {request: source_samples})
 
-    def program(self, request: Request) -> Hashable:
+    def program(self, request: Request) -> tuple[SamplerConfig, int]:
         """The settings that are compiled into the program of a request, and its chunks."""
         return plan.sampler_config(request, self.configs), plan.chunk_count(request.seconds, self.configs)
 
