@@ -283,6 +283,7 @@ STAGES = {
     "lm": LMStage(model=lm_config.TINY),
     "dpd": DPDStage(model=dpd.TINY),
     "dpd with controls": DPDStage(model=replace(dpd.TINY, controls=VOCABULARY)),
+    "lm with a melody": LMStage(model=replace(lm_config.TINY, melody_span=1)),
     "coarse": load_config("coarse_tiny").stage,
     "dpd_distilled": ConsistencyStage(model=replace(dpd.TINY, guidance_range=(1.0, 4.0))),
 }
