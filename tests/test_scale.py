@@ -7,13 +7,11 @@ from dataclasses import replace
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import pytest
-from helpers.musiclm import audiolm_networks, musiclm_networks
-from helpers.stages import STAGES as TINY_STAGES
+from helpers.systems import tiny_configs
 
 from melody_jax.chips import CHIPS, roofline
 from melody_jax.collectives import Collective, busiest_axis, read_collectives, total_by_kind
@@ -24,7 +22,6 @@ from melody_jax.flops import matmul_cost
 from melody_jax.hlo import estimated_cycles
 from melody_jax.models import (
     ast,
-    diffusion_codec,
     dpd,
     functional,
     htsat,
@@ -34,7 +31,6 @@ from melody_jax.models import (
     tokenizer,
     vae,
 )
-from melody_jax.models.conditioning import TextCondition
 from melody_jax.models.wav2vec2 import Wav2Vec2Config
 from melody_jax.sampling.windows import SamplerConfig
 from melody_jax.scale import compile_tpu, programs, system_programs
@@ -307,18 +303,6 @@ def test_example_batches_fit_every_stage(name: str, dtype: str) -> None:
 
 
 TINY_SAMPLER = SamplerConfig(lm=lm_config.TINY, dpd=dpd.TINY, lm_guided=True)
-
-
-def tiny_configs(system: str) -> dict[str, Any]:
-    """The networks of a system at the size of the tests."""
-    if system in ("musiclm", "audiolm"):
-        networks = {"musiclm": musiclm_networks, "audiolm": audiolm_networks}[system]()
-        return {name: config for name, (_, config) in networks.items()}
-    text = TextCondition(width=mulan.TINY.text.width, length=16)
-    diffusions = ("latent_generator",) if system == "mousai" else ("generator", "upsampler")
-    configs = {name: replace(TINY_STAGES[name].model, text=text) for name in diffusions}
-    autoencoder = {"dmae": diffusion_codec.TINY} if system == "mousai" else {"vae": vae.TINY_MEL}
-    return {"mulan": mulan.TINY, **configs, **autoencoder}
 
 
 @pytest.mark.parametrize("system", system_programs.PAPER)
