@@ -38,7 +38,16 @@ print(json.dumps([len(jax.devices()), specs_of(state), np.asarray(kernel).tolist
 """
 
 
-STAGES = ("lm without a prefix", "coarse", "fine", "codec", "generator", "upsampler", "dmae")
+STAGES = (
+    "lm without a prefix",
+    "coarse",
+    "fine",
+    "codec",
+    "generator",
+    "upsampler",
+    "dmae",
+    "latent_generator",
+)
 LOSSES = """
 import sys, json, tempfile
 from pathlib import Path
@@ -106,7 +115,7 @@ def test_sharded_equals_single_device() -> None:
         np.testing.assert_allclose(one[2], eight[2], rtol=1e-5, atol=1e-6)
 
 
-def test_sharded_equals_single_device_in_every_stage_of_audiolm_and_musiclm() -> None:
+def test_sharded_equals_single_device_in_every_stage_of_other_systems() -> None:
     """The later losses depend on the earlier steps' gradients."""
     one, _ = run_on(1, LOSSES, stages=STAGES, mesh=(1, 1, 1))
     eight, _ = run_on(8, LOSSES, stages=STAGES, mesh=(2, 2, 2))
