@@ -14,34 +14,24 @@ import itertools
 from dataclasses import dataclass
 from pathlib import Path
 
-import matplotlib
-
-matplotlib.use("agg")
 import numpy as np
 import tyro
-from matplotlib import pyplot
 from PIL import Image
 from tqdm import tqdm
 
-from melody_jax import audio, spectral
+from melody_jax import audio
 from melody_jax.audio_format import SAMPLE_RATE
 from melody_jax.evaluation import composed_prompts
 from melody_jax.evaluation.composed_prompts import ComposedPrompt
 from melody_jax.evaluation.sound import Sound
 from melody_jax.files import make_folder, write_bytes
 from melody_jax.runtime import enable_compile_cache
+from melody_jax.studio.spectrogram import spectrogram_png
 from melody_jax.systems import load
 
 ROOT = Path(__file__).parents[1]
 SECONDS = 10
 RATE = SAMPLE_RATE
-WINDOW = 4096
-"""Samples in a frame of the spectrogram: bass notes are apart."""
-HOP = 480
-LOWEST, ROWS = 40.0, 180
-"""Hz of the lowest row, and number of rows up to the Nyquist frequency."""
-EDGES = np.geomspace(LOWEST, RATE / 2, ROWS + 1)
-"""Hz between the rows, ROWS + 1."""
 STYLE = """
 body { font-family: sans-serif; max-width: 62em; margin: 2em auto; padding: 0 1em; color: #222; }
 section { border-top: 1px solid #ccc; padding: 1em 0; } h2 { font-size: 1.05em; margin: 0 0 .4em; }
@@ -74,30 +64,10 @@ def choose_prompts() -> list[tuple[int, ComposedPrompt]]:
     return last + last_but_one
 
 
-def levels(clip: np.ndarray) -> np.ndarray:
-    """Log-frequency spectrogram, dB, (ROWS, frames) from LOWEST to the Nyquist frequency; clip (T,) at RATE."""
-    power = np.abs(np.asarray(spectral.stft(clip[None], WINDOW, HOP)))[0] ** 2
-    rows = [
-        power[:, int(low) : max(int(low) + 1, int(high))].max(axis=1)
-        for low, high in itertools.pairwise(EDGES * WINDOW / RATE)
-    ]
-    return 10 * np.log10(np.stack(rows) + 1e-10)
-
-
 def picture(clip: np.ndarray) -> bytes:
-    """A PNG of the log-frequency spectrogram with seconds and Hz, 80 dB deep."""
-    shown = levels(clip)
-    figure, axes = pyplot.subplots(figsize=(5.2, 2.4), dpi=96, layout="constrained")
-    times = np.arange(shown.shape[1] + 1) * HOP / RATE
-    axes.pcolormesh(times, EDGES, shown, vmin=shown.max() - 80, vmax=shown.max(), cmap="magma")
-    axes.set_yscale("log")
-    axes.set_yticks([50, 100, 200, 500, 1000, 2000, 5000, 10000])
-    axes.yaxis.set_major_formatter(lambda hz, _: f"{hz:g}")
-    axes.yaxis.set_minor_formatter("")
-    axes.set(xlabel="seconds", ylabel="Hz", xlim=(0, SECONDS), ylim=(LOWEST, RATE / 2))
-    drawn, small = io.BytesIO(), io.BytesIO()
-    figure.savefig(drawn, format="png")
-    pyplot.close(figure)
+    """A PNG of the log-frequency spectrogram with seconds and Hz, in 64 colours; clip (T,) at RATE."""
+    small = io.BytesIO()
+    drawn = io.BytesIO(spectrogram_png(clip, RATE, 500, 230))
     Image.open(drawn).convert("RGB").quantize(64).save(small, format="png", optimize=True)
     return small.getvalue()
 

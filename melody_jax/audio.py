@@ -9,7 +9,7 @@ import io
 import math
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -160,18 +160,45 @@ def write(
     file_format = check_writable(path)
     audio = _checked(audio, str(path))
     _warn_of_clipping(path, audio)
+    data = encode(audio, sample_rate, file_format, str(path))
+    with files.replace_file(path, sync) as file:
+        file.write(data)
+
+
+def encode(
+    audio: np.ndarray,
+    sample_rate: int,
+    file_format: str,
+    place: str = "audio",
+    tags: Mapping[str, str] | None = None,
+) -> bytes:
+    """The bytes of a file of float32 (T,) or (T, C), as `write` writes it.
+
+    Args:
+        audio: the samples; those beyond [-1, 1] are clipped.
+        sample_rate: samples per second.
+        file_format: one of the values of `FORMATS`.
+        place: what errors call the audio.
+        tags: texts of the file, such as {"title": ...}: title, artist, comment, date, software and the others of
+            soundfile. They change no sample.
+
+    Raises:
+        UserError: the audio is empty, not finite or of another shape, or the format cannot hold it.
+    """
+    audio = _checked(audio, place)
     buffer = io.BytesIO()  # libsndfile ignores some errors of a disk
     try:
         with soundfile.SoundFile(buffer, "w", sample_rate, channel_count(audio), format=file_format) as sound:
+            for name, text in (tags or {}).items():
+                setattr(sound, name, text.replace("\0", ""))
             for first in range(0, len(audio), BLOCK):  # bounds the memory for conversion
-                samples = to_int16(audio[first : first + BLOCK], str(path))
+                samples = to_int16(audio[first : first + BLOCK], place)
                 if file_format == "MP3":  # libsndfile 1.2.2 mixes the channels of 16-bit samples
                     samples = samples / np.float32(32768)
                 sound.write(samples)
     except (soundfile.SoundFileError, RuntimeError) as error:
-        raise UserError(f"{path}: cannot be written ({error})") from error
-    with files.replace_file(path, sync) as file:
-        file.write(buffer.getbuffer())
+        raise UserError(f"{place}: cannot be written ({error})") from error
+    return buffer.getvalue()
 
 
 def _warn_of_clipping(path: Path, audio: np.ndarray) -> None:

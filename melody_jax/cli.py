@@ -56,6 +56,12 @@ COMMANDS: dict[str, Command] = {
     "export": Command(
         "training.export:export", "training.export:ExportConfig", "release a trained network", extra="train"
     ),
+    "push": Command(
+        "training.push:push",
+        "training.push:PushConfig",
+        "publish a release on the Hugging Face Hub",
+        extra="hub",
+    ),
     "export-sampler": Command(
         "sampling.export_sampler:export_sampler",
         "sampling.export_sampler:SamplerExportConfig",
@@ -63,7 +69,7 @@ COMMANDS: dict[str, Command] = {
     ),
     "evaluate": Command(
         "evaluation.evaluate:evaluate",
-        "evaluation.evaluate:EvaluateConfig",
+        "evaluation.evaluate_config:EvaluateConfig",
         "compare clips, or a model, with real music",
         extra="evaluate",
     ),
@@ -87,6 +93,12 @@ COMMANDS: dict[str, Command] = {
         positional="bundle",
         extra="train",
     ),
+    "studio": Command(
+        "studio.command:studio",
+        "studio.command:StudioConfig",
+        "make music in the browser, or through an HTTP API",
+        extra="studio",
+    ),
     "nfe": Command(
         "systems.nfe:nfe", "systems.nfe:NFEConfig", "count network evaluations, compared with MusicLM"
     ),
@@ -97,7 +109,7 @@ COMMANDS: dict[str, Command] = {
         extra="tpu",
     ),
 }
-ALLOCATOR_COMMANDS = ("sample", "train")
+ALLOCATOR_COMMANDS = ("sample", "studio", "train")
 """Commands that restart once with another memory allocation, before JAX is imported (`runtime.tune_allocator`)."""
 
 

@@ -84,7 +84,8 @@ class DataConfig:
     holdout: float = 0.02
     """Fraction of the records (at least one) held out when there is no validation folder."""
     networks: str = ""
-    """Folder of the released networks the features were made with, for the provenance check; empty: unchecked."""
+    """Folder of the released networks the features were made with, or hf://owner/name on the Hugging Face Hub, for the
+    provenance check; empty: unchecked."""
     batch_size: int = 8
     """Items per step, over all devices."""
     crop_samples: int = 245_760
@@ -162,6 +163,8 @@ class WatchConfig:
     `log_every` to 1 to get them at every step."""
     peak_tflops: float = 0.0
     """Peak of one device in TFLOP/s, for the utilisation; 0: the published peak on TPUs, a measured one elsewhere."""
+    wandb_project: str = ""
+    """Project of Weights & Biases that gets what TensorBoard gets; empty: none. It needs the extra `wandb`."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -227,8 +230,8 @@ class TrainConfig:
     workdir: str = option("runs/default", group="where to write")
     """Folder of checkpoints, metrics.jsonl and config.json; training resumes if it holds a checkpoint."""
     init_from: str = option("", group="initial weights")
-    """Initial weights of a new run: a run folder (its EMA), a folder of released networks, or the name of a packaged
-    release ("mini"); empty: random initialisation."""
+    """Initial weights of a new run: a run folder (its EMA), a folder of released networks, the name of a packaged
+    release ("mini"), or hf://owner/name on the Hugging Face Hub; empty: random initialisation."""
 
     def __post_init__(self) -> None:
         for name in ("steps", "accumulate", "log_every", "eval_batches", "keep_last"):

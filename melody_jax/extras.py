@@ -10,18 +10,24 @@ EXTRAS = {
     "array_record": "train",
     "av": "aac",
     "fluidsynth": "compose",
+    "fsspec": "buckets",
+    "gcsfs": "buckets",
     "grain": "train",
+    "httpx2": "hub",
+    "huggingface_hub": "hub",
     "librosa": "evaluate",
     "libtpu": "tpu",
     "matplotlib": "evaluate",
     "PIL": "train",
+    "s3fs": "buckets",
     "sklearn": "evaluate",
     "tensorboardX": "train",
     "tensorflow_datasets": "train",
     "threadpoolctl": "evaluate",
     "visqol": "evaluate",
+    "wandb": "wandb",
 }
-"""Optional module -> the smallest extra that provides it; used where no command names an extra."""
+"""Optional module -> the smallest extra that provides it."""
 
 
 def install_hint(module: str, extra: str = "") -> str:
@@ -29,10 +35,12 @@ def install_hint(module: str, extra: str = "") -> str:
 
     Args:
         module: import name, such as "grain".
-        extra: the extra that the running command needs; empty: the one in `EXTRAS`.
+        extra: the extra that the running command needs. It is named if it provides all of the one in `EXTRAS`.
     """
     name = module.partition(".")[0]
-    extra = extra or EXTRAS.get(name, "")
+    smallest = EXTRAS.get(name, "")
+    if not extra or not requirements(smallest) <= requirements(extra):
+        extra = smallest
     if not extra:
         return f"the package {name} is not installed"
     return f"{name} is not installed; the extra '{extra}' provides it: {install_command(extra)}"

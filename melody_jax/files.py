@@ -113,7 +113,7 @@ def refuse_url(path: str | os.PathLike) -> None:
     """Raises `UserError` for a URL, which would otherwise name a local folder such as `gs:`."""
     if URL.match(os.fspath(path)):
         raise UserError(
-            f"{path}: a URL, buckets are not supported yet; give a folder of a disk or a mounted bucket"
+            f"{path}: a URL; this must be on a disk or a mounted bucket (docs/scale.md: where gs:// and s3:// work)"
         )
 
 
@@ -268,6 +268,15 @@ def split_lines(text: str) -> list[str]:
     """The lines of a JSONL file. Only a line feed ends one: JSON strings may hold other separators, as U+2028."""
     lines = text.split("\n")
     return [line.removesuffix("\r") for line in lines[: -1 if lines[-1] == "" else None]]
+
+
+def remove_torn_line(file: IO[bytes]) -> None:
+    """Removes the incomplete last line that a killed process left in a JSONL file, open to read and write."""
+    file.seek(0)
+    content = file.read()
+    complete = content.rfind(b"\n") + 1
+    if complete < len(content):
+        file.truncate(complete)
 
 
 def file_hash(path: str | os.PathLike) -> str:

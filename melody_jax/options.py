@@ -349,7 +349,7 @@ def _heading(config: "DataclassInstance", entry: Option, previous: str) -> str:
         return f"{prefix}: {group}" if prefix else group
     if not prefix:
         return previous
-    words = _descriptions(type(config)).get(prefix, "").rstrip(".")
+    words = descriptions(type(config)).get(prefix, "").rstrip(".")
     title = f"--{prefix}.*".replace("_", "-")
     return f"{title} ({words})" if words else title
 
@@ -371,7 +371,7 @@ def _entry_text(entry: Option, width: int) -> str:
     elif entry.default is True:
         notes.append(f"default {entry.shown()}")
     note = "; ".join(filter(None, notes))
-    text = _descriptions(entry.owner).get(entry.field, "")
+    text = descriptions(entry.owner).get(entry.field, "")
     lines = textwrap.wrap(
         f"{text} ({note})" if note else text, max(width - _INDENT, 30), break_on_hyphens=False
     )
@@ -380,7 +380,7 @@ def _entry_text(entry: Option, width: int) -> str:
     return "\n".join([name, *(" " * _INDENT + line for line in lines)])
 
 
-def _descriptions(owner: type) -> dict[str, str]:
+def descriptions(owner: type) -> dict[str, str]:
     """Field -> the docstring below it, for a dataclass and its base classes."""
     texts: dict[str, str] = {}
     for cls in reversed(owner.__mro__):

@@ -49,14 +49,21 @@ def has_network(path: str | os.PathLike, network: str) -> bool:
     return (network_folder(path, network) / f"{network}.json").is_file()
 
 
-def _bases(folder: Path) -> list[Path]:
-    """The folders of the releases that the one in `folder` is based on."""
+def base_names(folder: Path) -> list[str]:
+    """The names of the releases that the one in `folder` is based on. Raises `UserError` unless they are names."""
     file = folder / BASES
     if not file.exists():
         return []
     names = files.read_json(file, _MAX_BYTES)
     if not isinstance(names, list) or not all(isinstance(n, str) and _NAME.fullmatch(n) for n in names):
         raise UserError(f'{file}: must be a list of names of releases, such as ["mini"]')
+    return names
+
+
+def _bases(folder: Path) -> list[Path]:
+    """The folders of the releases that the one in `folder` is based on."""
+    file = folder / BASES
+    names = base_names(folder)
     parent = Path(os.path.abspath(folder)).parent  # of "." too
     candidates = [(parent / name, WEIGHTS / name) for name in names]
     for beside, packaged in candidates:

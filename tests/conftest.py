@@ -32,6 +32,7 @@ SLOW = (
     "test_ablate.py::test_study",
     "test_ablate_sampling.py::",
     "test_batch_job.py::test_eight_devices_make_the_same_clips",
+    "test_buckets.py::",
     "test_compose_cli.py::test_same_bytes_for_any_number_of_workers",
     "test_diagnose.py::test_from_end_to_end",
     "test_evaluate.py::test_a_folder_against_another",

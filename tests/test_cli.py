@@ -64,4 +64,5 @@ def test_a_missing_package_names_one_extra() -> None:
         f"grain is not installed; the extra 'train' provides it: {install_command('train')}"
     )
     assert "the extra 'ablate' provides it" in install_hint("grain", "ablate")
+    assert "the extra 'beam' provides it" in install_hint("apache_beam", "evaluate")
     assert install_hint("torch") == "the package torch is not installed"

@@ -16,11 +16,12 @@ import pytest
 from helpers.sounds import sounds
 
 from melody_jax.errors import UserError
-from melody_jax.evaluation import adherence, metrics, report
+from melody_jax.evaluation import adherence, embed_clips, metrics, report
 from melody_jax.evaluation import evaluate as evaluating
 from melody_jax.evaluation.clips import Clip, ClipSet
 from melody_jax.evaluation.embed_clips import Rows
-from melody_jax.evaluation.evaluate import EvaluateConfig, evaluate
+from melody_jax.evaluation.evaluate import evaluate
+from melody_jax.evaluation.evaluate_config import EvaluateConfig
 from melody_jax.evaluation.frechet import Moments
 from melody_jax.evaluation.intervals import Interval
 
@@ -120,10 +121,41 @@ def test_a_model_with_prompts(tmp_path: Path, releases: Path) -> None:
         evaluate(config(tmp_path, releases, model="tiny", prompts=str(prompts)))
 
 
+@pytest.mark.slow
+def test_beam_measures_every_share(tmp_path: Path, releases: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its workers make and measure what one process does; the result is the same but for rounding."""
+    pytest.importorskip("apache_beam")
+    monkeypatch.setattr(embed_clips, "CHUNK", 1)
+    prompts = tmp_path / "prompts.jsonl"
+    cheap = {"seconds": 2.0, "steps": 1, "guidance_scale": 1.0, "lm_guidance_scale": 1.0}
+    lines = [{"prompt": prompt} | cheap for prompt in ("jazz", "techno", "a waltz")]
+    prompts.write_text("\n".join(map(json.dumps, lines)))
+    options = {"model": "tiny", "prompts": str(prompts)}
+    alone = evaluate(config(tmp_path, releases, **options))
+    measure_share = evaluating._measure_share
+
+    def count(config: EvaluateConfig, process: int, inputs: Any) -> None:
+        (tmp_path / f"measured-{process}").touch()
+        measure_share(config, process, inputs)
+
+    monkeypatch.setattr(evaluating, "_measure_share", count)
+    beam = ("runner=DirectRunner",)
+    shared = evaluate(config(tmp_path / "shared", releases, **options, processes=2, beam=beam))
+    assert alone is not None
+    assert shared is not None
+    assert len(list((tmp_path / "shared" / "out" / "clips").glob("manifest-*-of-002.jsonl"))) == 2
+    assert {path.name for path in tmp_path.glob("measured-*")} == {"measured-0", "measured-1"}
+    cosines = [[piece["cycle"] for piece in result["pieces"]] for result in (alone, shared)]
+    assert len(cosines[0]) == 3
+    assert cosines[1] == pytest.approx(cosines[0], abs=1e-3)
+    with pytest.raises(UserError, match="--process is 1; with --beam"):
+        config(tmp_path, releases, process=1, processes=2, beam=("runner=DirectRunner",))
+
+
 def test_statistics_of_a_reference_are_read_first(
     tmp_path: Path, releases: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(evaluating, "_make_clips", lambda _: pytest.fail("made clips first"))
+    monkeypatch.setattr(evaluating, "make_clips", lambda _: pytest.fail("made clips first"))
     statistics = tmp_path / "statistics.npz"
     options = {"model": "tiny", "prompts": "prompts.jsonl", "reference": str(statistics)}
     np.savez(statistics, mu=np.zeros(3), sigma=np.eye(3))

@@ -32,6 +32,7 @@ from melody_jax.composer.piece import Piece
 from melody_jax.composer.splits import SPLITS, split_index
 from melody_jax.data import compose_workers, records
 from melody_jax.errors import UserError
+from melody_jax.mirror import mirrored
 from melody_jax.options import check_fields, option
 
 CAPTIONS = 8
@@ -137,16 +138,17 @@ def compose_corpus(config: ComposeConfig) -> None:
     if not config.out:
         raise UserError("a folder for the corpus is needed: --out FOLDER")
     sources = _sources(config)
-    folder = Path(config.out)
-    files.make_folder(folder)
     started = time.monotonic()
-    contents = (
-        _compose_shards(config, sources) if config.format == "shards" else _compose_files(config, sources)
-    )
-    files.remove_unfinished(folder)
+    with mirrored(config.out) as mirror:
+        config = dataclasses.replace(config, out=str(mirror.folder))
+        files.make_folder(mirror.folder)
+        contents = (
+            _compose_shards(config, sources) if config.format == "shards" else _compose_files(config, sources)
+        )
+        files.remove_unfinished(mirror.folder)
     hours = config.pieces * config.seconds / 3600
     print(
-        f"{folder}: {config.pieces} pieces, {hours:.2f} h, in {contents}; "
+        f"{mirror}: {config.pieces} pieces, {hours:.2f} h, in {contents}; "
         f"this run took {time.monotonic() - started:.0f} s",
         flush=True,
     )

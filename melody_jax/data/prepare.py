@@ -18,7 +18,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from melody_jax import __version__, files, folders, release, release_folder
+from melody_jax import __version__, files, folders, hub, object_store, release, release_folder
 from melody_jax.audio_format import DEFAULT_FORMAT
 from melody_jax.data import audio_units, layouts, records
 from melody_jax.data.feature_shape import SETTING, check_audio_source, shape_of_networks, vae_format
@@ -27,6 +27,7 @@ from melody_jax.data.prepare_config import FEATURE_NETWORKS, FeatureConfig, Piec
 from melody_jax.data.records import MANIFEST, Shard, ShardManifest, read_manifest, write_manifest
 from melody_jax.data.work_folder import WORK, Job
 from melody_jax.errors import UserError
+from melody_jax.mirror import mirrored
 
 REJECTS = "rejects.jsonl"
 NOTES = "notes.jsonl"
@@ -41,7 +42,34 @@ def prepare(config: PrepareConfig) -> ShardManifest:
     Raises:
         UserError: the source or the networks do not exist, nothing is usable, or `out` was made with other settings.
     """
-    config = _with_format(_with_absolute_paths(config))
+    config = _with_local_source(config)
+    if object_store.is_remote(config.out) and config.beam:
+        raise UserError(
+            f"--out is {config.out}; workers of --beam share a folder for unfinished work, so --out must be on a disk "
+            "that all of them see"
+        )
+    with mirrored(config.out) as mirror:
+        out = str(mirror.folder) if config.out else ""
+        manifest = _prepare(_with_format(_with_absolute_paths(dataclasses.replace(config, out=out))))
+    if mirror.remote is not None:
+        print(f"{mirror}: uploaded", flush=True)
+    return manifest
+
+
+def _with_local_source(config: PrepareConfig) -> PrepareConfig:
+    """The settings with a copy of the audio shards, if they are in a bucket; recordings in one are refused."""
+    if not object_store.is_remote(config.source):
+        return config
+    try:
+        return dataclasses.replace(config, source=str(records.local_shards(config.source)))
+    except UserError as error:
+        raise UserError(
+            f"--source: {error}; recordings must be on a disk, only audio shards may be in a bucket"
+        ) from error
+
+
+def _prepare(config: PrepareConfig) -> ShardManifest:
+    """Writes the missing shards to a local folder."""
     if folders.size_of(Path(config.source) / MANIFEST) >= 0:
         if config.captions:
             raise UserError(
@@ -65,6 +93,7 @@ def _with_absolute_paths(config: PrepareConfig) -> PrepareConfig:
     for name in ("source", "out"):
         if not getattr(config, name):
             raise UserError(f"--{name} is missing; see melody prepare --help")
+    config = dataclasses.replace(config, networks=hub.local_folder(config.networks))
     given = {name: getattr(config, name) for name in ("source", "out", "networks") if getattr(config, name)}
     for folder in given.values():
         files.refuse_url(folder)

@@ -84,8 +84,8 @@ class PrepareConfig(FeatureConfig, PieceConfig):
     captions_may_leave: bool = False
     """Accepts tables that name files outside of `source`."""
     networks: str = ""
-    """Folder of the released mulan, tokenizer and vae, or the name of a packaged release ("mini"), to make feature
-    shards. Empty: only audio shards are made."""
+    """Folder of the released mulan, tokenizer and vae, the name of a packaged release ("mini"), or hf://owner/name
+    on the Hugging Face Hub, to make feature shards. Empty: only audio shards are made."""
     out: str = option("", group="where to write")
     """Folder for the shards. An interrupted run resumes when the same command runs again."""
     shard_recordings: int = 64

@@ -28,6 +28,7 @@ import safetensors.numpy
 
 from melody_jax import files, folders
 from melody_jax.errors import UserError
+from melody_jax.object_store import RemoteFolder, is_remote, local_copy
 
 MANIFEST = "manifest.json"
 FORMAT_VERSION = 1
@@ -190,9 +191,12 @@ def write_manifest(folder: str | os.PathLike, manifest: ShardManifest) -> None:
 def read_manifest(folder: str | os.PathLike) -> ShardManifest:
     """Reads `manifest.json`. Raises `UserError` if it is missing, has another format or is not what we write."""
     path = Path(folder) / MANIFEST
-    if folders.size_of(path) < 0:
+    if is_remote(folder):
+        content = files.parse_json(RemoteFolder(folder).read(MANIFEST).decode("utf-8", "replace"), str(path))
+    elif folders.size_of(path) < 0:
         raise UserError(f"{folder}: not a folder of shards, it has no {MANIFEST}")
-    content = files.read_json(path)
+    else:
+        content = files.read_json(path)
     try:
         if content["format"] != FORMAT_VERSION:
             raise UserError(
@@ -348,16 +352,27 @@ class _WholeShard:
     examples_in_shard: int
 
 
+def local_shards(folder: str | os.PathLike) -> Path:
+    """A local folder with the shards of `folder`: itself or, if it is in a bucket, a copy. Raises `UserError`."""
+    if not is_remote(folder):
+        folders.check_present(folder, "shards")
+        return Path(folder)
+
+    def listed(copy: Path) -> dict[str, tuple[int, str]]:
+        return {shard.name: (shard.bytes, shard.sha256) for shard in read_manifest(copy).shards}
+
+    return local_copy(RemoteFolder(folder), MANIFEST, listed)
+
+
 def open_shards(folder: str | os.PathLike, kind: str | None = None, verify: bool = False) -> RecordSource:
-    """Opens the records of a finished folder of shards.
+    """Opens the records of a finished folder of shards; those in a bucket are copied to this machine first.
 
     `kind` is the kind that the manifest must have ("audio" or "features"); `verify` compares the sha256 of every file.
 
     Raises:
         UserError: the folder is missing, unfinished, empty or of another kind, or a shard does not match the manifest.
     """
-    folders.check_present(folder, "shards")
-    folder = Path(folder)
+    folder = local_shards(folder)
     manifest = read_manifest(folder)
     if kind is not None and manifest.kind != kind:
         raise UserError(f"{folder}: holds {manifest.kind} records, {kind} records are needed")

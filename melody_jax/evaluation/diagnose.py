@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from melody_jax import __version__, files
+from melody_jax import __version__, files, hub
 from melody_jax.evaluation import clip_features, composed_prompts, fidelity, group_judge, stage_swap
 from melody_jax.evaluation.adherence import Judge
 from melody_jax.evaluation.composed_prompts import ComposedPrompt
@@ -47,7 +47,8 @@ class DiagnoseConfig(SamplingSettings):
     """Which model is diagnosed, and with which pieces."""
 
     model: str = option("mini", group="what to measure")
-    """Name of the release; of melody and musiclm, it must contain a tokenizer."""
+    """Name of the release, or owner/name on the Hugging Face Hub; of melody and musiclm, it must contain a
+    tokenizer."""
     folder: str = ""
     """Folder of releases; empty: the packaged ones."""
     system: str = option("melody", choices=tuple(STAGES))
@@ -84,6 +85,7 @@ def diagnose(config: DiagnoseConfig) -> dict[str, Any]:
         composed_prompts.write_prompts(file)
     prompts = composed_prompts.read_prompts(file)
     folder = Path(config.folder) if config.folder else None
+    config = replace(config, model=hub.pin(config.model, folder))
     system = stage_swap.load_system(config.model, config.system, config.folder)
     mulan = MuLan(config.model, folder)
     measured = _measure_stages(config, system, mulan, prompts)

@@ -11,82 +11,26 @@ listen to. Several processes can share the work (`--process 0 --processes 4`, ..
 
 import sys
 import warnings
-from dataclasses import dataclass, fields
+from dataclasses import fields, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from melody_jax import __version__, files
+from melody_jax import __version__, files, hub
 from melody_jax.composer import prompt_facts
 from melody_jax.errors import InputWarning, UserError
-from melody_jax.evaluation import adherence, metrics, page, report
+from melody_jax.evaluation import adherence, metrics, page, report, votes
 from melody_jax.evaluation.clips import Clip, ClipSet, count_pieces, open_set
 from melody_jax.evaluation.embed_clips import Rows, Share, measure
 from melody_jax.evaluation.embedding import Embedding, MuLan, embedding_width, open_embedding
+from melody_jax.evaluation.evaluate_config import PLACES, EvaluateConfig
 from melody_jax.evaluation.fact_judges import LEAST_CLIPS, FactJudges, check_size, train_fact_judges
 from melody_jax.evaluation.frechet import Moments
-from melody_jax.options import check_fields, option
 from melody_jax.runtime import enable_compile_cache
-from melody_jax.systems import SYSTEMS, load
+from melody_jax.systems import load
 
-
-@dataclass(frozen=True, kw_only=True)
-class EvaluateConfig:
-    """What is measured, and against what."""
-
-    clips: str = option("", group="what to measure")
-    """Folder of sound files or of audio shards; empty: clips are made from `model` and `prompts` into
-    `out`/clips."""
-    model: str = ""
-    """Released model that makes the clips, with the default sampling settings."""
-    prompts: str = ""
-    """File of prompts, one JSON object per line with "id" and "prompt"; empty: those in the folder's
-    manifest."""
-    folder: str = ""
-    """Folder of releases; empty: the packaged ones."""
-    system: str = option("melody", choices=tuple(SYSTEMS))
-    """Kind of the model (docs/systems.md)."""
-    reference: str = option("", group="what to compare with")
-    """Real music that was not trained on: a folder like `clips`, or a .npz with the mean "mu" (E,) and the
-    covariance "sigma" (E, E) of its embeddings; empty: no distances."""
-    training: str = ""
-    """The model's training music, a folder like `clips`, to detect memorised clips; empty: no such test."""
-    judges: str = ""
-    """Audio shards of composed music, train split, to train the judges of genre, instruments, tempo, key,
-    mode and metre; empty: no adherence."""
-    embedding: str = "mini"
-    """Release whose MuLan music tower embeds the clips, or a Python file (see evaluation/embedding.py)."""
-    seconds: float = option(10.24, group="how to measure", least=2, most=3600)
-    """Length of the pieces that all clips are cut into; a shorter clip is one piece."""
-    draws: int = option(200, least=20)
-    """Bootstrap resamples per interval. One of the extrapolated distance takes 0.03 s with 300 pieces and 0.16 s with
-    10,000, for embeddings of 128 numbers; for 512 numbers and 2,000 pieces it takes 1 s."""
-    seed: int = option(0, least=0)
-    """Seed of the made clips, the resamples and the judges."""
-    listen: int = option(40, least=0)
-    """Pieces on the page, evenly spaced."""
-    out: str = option("evaluation", group="where to write")
-    """Folder of the result; created if it does not exist."""
-    cache: str = "runs/evaluation"
-    """Folder of measurements, for later runs and for other processes."""
-    process: int = 0
-    """Index of this process, from 0."""
-    processes: int = option(1, least=1)
-    """Number of processes that share the work."""
-
-    def __post_init__(self) -> None:
-        check_fields(self)
-        if not 0 <= self.process < self.processes:
-            raise UserError(
-                f"process is {self.process}; with {self.processes} processes it must be 0 to {self.processes - 1}"
-            )
-
-
-PLACES = (
-    "folder", "out", "cache", "process", "processes", "clips", "reference", "training", "judges", "prompts",
-)  # fmt: skip
-"""Fields with folders of this machine; the result names sets by their hashes instead."""
 WITH_FEATURES = ("clips", "judges")
 """Sets that the judges see."""
 
@@ -98,36 +42,31 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any] | None:
     Raises:
         UserError: an input is missing, unreadable or too small to be measured, or a folder cannot be written.
     """
+    if config.votes and not (config.clips or config.model or config.prompts):
+        return votes.evaluate_alone(config)
     _check_inputs(config)
+    summary = votes.summarise(Path(config.votes)) if config.votes else None
     for folder in (config.out, config.cache):
         files.check_folder(folder)
+    config = replace(config, model=hub.pin(config.model, config.folder or None))
     enable_compile_cache()
-    embedding = open_embedding(config.embedding, Path(config.folder) if config.folder else None)
-    moments = _read_reference(config, embedding)
-    compared = _open_compared(config)
-    if "judges" in compared:
-        _check_judges(compared["judges"], config.seconds)
-    if not config.clips and not _make_clips(config):
+    inputs = open_inputs(config)
+    if config.beam:
+        config = _run_with_beam(config)
+    elif not config.clips and not make_clips(config):
         print(
             "Other processes are still making clips; the last one to finish measures them.", file=sys.stderr
         )
         return None
-    prompts = Path(config.prompts) if config.prompts and config.clips else None
-    sets = {"clips": open_set(Path(config.clips or _clips_folder(config)), prompts)} | compared
-    share = Share(
-        cache=Path(config.cache), seconds=config.seconds, process=config.process, processes=config.processes
-    )
-    rows: dict[str, Rows] = {}
-    for name, clips in sets.items():
-        measured = measure(clips, embedding, share, bool(config.judges) and name in WITH_FEATURES)
-        if measured is not None:
-            rows[name] = measured
+    sets, rows = measure_sets(config, inputs)
     if len(rows) < len(sets):
         print(
             "Other processes are still measuring; the last one to finish writes the result.", file=sys.stderr
         )
         return None
-    result = _result(config, embedding, sets, rows, moments)
+    result = _result(config, inputs.embedding, sets, rows, inputs.moments)
+    if summary is not None:
+        result["votes"] = summary
     for role, described in result["sets"].items():
         for name, reason in described.get("rejects", {}).items():
             print(f"{role}: {name} is not measured: {reason}", file=sys.stderr)
@@ -135,10 +74,66 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any] | None:
     return result
 
 
+def _run_with_beam(config: EvaluateConfig) -> EvaluateConfig:
+    """Has Apache Beam's workers make and measure the clips; returns the config of the one process that remains."""
+    from melody_jax.evaluation.beam_evaluation import run_shares
+
+    make = None if config.clips else partial(_make_share, config)
+    run_shares(
+        config.beam, config.processes, make, partial(open_inputs, config), partial(_measure_share, config)
+    )
+    return replace(config, processes=1)
+
+
+def _make_share(config: EvaluateConfig, process: int) -> None:
+    make_clips(replace(config, beam=(), process=process))
+
+
+def _measure_share(config: EvaluateConfig, process: int, inputs: "Inputs") -> None:
+    measure_sets(replace(config, beam=(), process=process), inputs)
+
+
+class Inputs(NamedTuple):
+    """What clips are measured with and compared with."""
+
+    embedding: Embedding
+    moments: Moments | None
+    """Of a reference that is a .npz."""
+    compared: dict[str, ClipSet]
+    """Role -> set."""
+
+
+def open_inputs(config: EvaluateConfig) -> Inputs:
+    """Everything but the clips themselves. Raises `UserError` if something is missing or too small."""
+    embedding = open_embedding(config.embedding, Path(config.folder) if config.folder else None)
+    moments = _read_reference(config, embedding)
+    compared = _open_compared(config)
+    if "judges" in compared:
+        _check_judges(compared["judges"], config.seconds)
+    return Inputs(embedding, moments, compared)
+
+
+def measure_sets(config: EvaluateConfig, inputs: Inputs) -> tuple[dict[str, ClipSet], dict[str, Rows]]:
+    """The sets by role, and the measurements of those of which no other process has to finish its share."""
+    prompts = Path(config.prompts) if config.prompts and config.clips else None
+    sets = {"clips": open_set(Path(config.clips or _clips_folder(config)), prompts)} | inputs.compared
+    share = Share(
+        cache=Path(config.cache), seconds=config.seconds, process=config.process, processes=config.processes
+    )
+    rows: dict[str, Rows] = {}
+    for name, clips in sets.items():
+        measured = measure(clips, inputs.embedding, share, bool(config.judges) and name in WITH_FEATURES)
+        if measured is not None:
+            rows[name] = measured
+    return sets, rows
+
+
 def _check_inputs(config: EvaluateConfig) -> None:
     """Raises `UserError` for options that do not go together, or folders that lie in each other."""
     if not config.clips and not (config.model and config.prompts):
-        raise UserError("--clips is empty; give a folder, or --model and --prompts to make the clips from")
+        raise UserError(
+            "--clips is empty; give a folder, or --model and --prompts to make the clips from, or --votes"
+        )
     for name in ("model", "system"):
         value = getattr(config, name)
         if config.clips and value != getattr(EvaluateConfig, name):
@@ -184,7 +179,7 @@ def _clips_folder(config: EvaluateConfig) -> Path:
     return Path(config.out) / "clips"
 
 
-def _make_clips(config: EvaluateConfig) -> bool:
+def make_clips(config: EvaluateConfig) -> bool:
     """Makes this process's share of the clips with a batch job; returns whether all clips exist."""
     from melody_jax.sampling.batch_job import BatchJobConfig, run_batch_job
     from melody_jax.sampling.manifest import read_entries

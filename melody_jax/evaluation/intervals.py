@@ -1,5 +1,5 @@
-"""All 95 % intervals: bootstrap over clips (Efron and Tibshirani 1993, chapter 13) and Student's t for paired
-runs."""
+"""All 95 % intervals: bootstrap over clips (Efron and Tibshirani 1993, chapter 13), Student's t for paired runs, and
+Wilson's for rates."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -72,6 +72,19 @@ def centred_interval(value: float, resampled: Sequence[float] | np.ndarray) -> I
     """
     low, high = np.percentile(resampled, PERCENTILES) - np.mean(resampled) + value
     return Interval(float(value), float(low), float(high))
+
+
+def wilson_interval(wins: float, count: int) -> Interval:
+    """The rate `wins` / `count` with Wilson's score interval (1927, JASA 22), which lies in [0, 1] for any count.
+
+    wins: 0 to `count`; may have halves. count: at least 1.
+    """
+    rate = wins / count
+    z = stats.norm.ppf(PERCENTILES[1] / 100)
+    weight = z * z / count
+    centre = (rate + weight / 2) / (1 + weight)
+    half = z * math.sqrt(rate * (1 - rate) / count + weight / (4 * count)) / (1 + weight)
+    return Interval(rate, float(max(0.0, centre - half)), float(min(1.0, centre + half)))
 
 
 def paired_bootstrap(mean: float, resampled: np.ndarray) -> Difference:

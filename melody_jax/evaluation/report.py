@@ -4,6 +4,7 @@ import io
 from pathlib import Path
 from typing import Any
 
+from melody_jax.evaluation import votes
 from melody_jax.evaluation.intervals import Interval
 from melody_jax.files import write_bytes
 
@@ -52,6 +53,8 @@ def markdown(result: dict[str, Any]) -> str:
     lines += [f"| {name} | {_value(value)} | {_ends(value)} | {other} |" for name, value, other in rows]
     if "adherence" in result:
         lines += ["", *_adherence_table(result["adherence"])]
+    if "votes" in result:
+        lines += ["", *votes.tables(result["votes"])]
     return "\n".join(lines) + "\n"
 
 

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from melody_jax import hub
 from melody_jax.errors import UserError
 from melody_jax.evaluation.entry_stages import STAGES
 from melody_jax.evaluation.sound import Sound
@@ -39,15 +40,16 @@ def load_system(name: str, system: str, folder: str) -> System:
         raise UserError(
             f"system is {system!r}; it must be one of {', '.join(STAGES)}: others follow no prompts"
         )
+    name, root = hub.local_name(name, folder or None)
     if system == "melody":
-        return load(name, folder=folder or None, networks=(*NETWORKS, "tokenizer"))
+        return load(name, folder=root, networks=(*NETWORKS, "tokenizer"))
     if system == "musiclm":
         networks = (*musiclm.NETWORKS, "tokenizer")
-        require_networks(name, folder or None, networks, "melody diagnose")
-        params, configs, hashes, text_tokenizer = load_networks(name, folder or None, networks)
+        require_networks(name, root, networks, "melody diagnose")
+        params, configs, hashes, text_tokenizer = load_networks(name, root, networks)
         assert text_tokenizer is not None
         return MusicLM(params, configs, hashes, text_tokenizer)
-    return load(name, system=system, folder=folder or None)
+    return load(name, system=system, folder=root)
 
 
 def swap_stages(

@@ -7,10 +7,12 @@ job resumes with the same command.
 """
 
 import dataclasses
+import fnmatch
 import math
 import time
 import warnings
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,8 +23,9 @@ from tqdm import tqdm
 from melody_jax import audio, files
 from melody_jax.config_json import difference
 from melody_jax.errors import InputWarning, UserError
+from melody_jax.mirror import Mirror, mirrored
 from melody_jax.sampling import plan
-from melody_jax.sampling.manifest import ClipManifest, open_manifest
+from melody_jax.sampling.manifest import FILES, ClipManifest, file_name, open_manifest
 from melody_jax.sampling.prompt_file import PromptLine, raise_line_errors
 from melody_jax.sampling.system import System
 from melody_jax.sharding import make_mesh
@@ -82,8 +85,30 @@ def run_batch_job(system: System, config: BatchJobConfig, lines: list[PromptLine
     source_samples = _check_lines(system, config, lines)
     lines = share(lines, config)
     _warn_of_prompts(system, config, lines)
+    with mirrored_out(config) as mirror:
+        return _run(system, dataclasses.replace(config, out=mirror.folder), lines, source_samples, mirror)
+
+
+def mirrored_out(config: BatchJobConfig) -> AbstractContextManager[Mirror]:
+    """The folder of the clips or, in a bucket, a local copy of its manifests; clips are uploaded, then deleted here."""
+    return mirrored(
+        config.out,
+        fetches=lambda name: fnmatch.fnmatch(name, FILES),
+        discards=lambda name: name.endswith(tuple(audio.FORMATS)),
+        part=file_name(config.process, config.processes),
+    )
+
+
+def _run(
+    system: System,
+    config: BatchJobConfig,
+    lines: list[PromptLine],
+    source_samples: dict[Any, int],
+    mirror: Mirror,
+) -> int:
+    """Makes the missing clips of these lines in a local folder, and returns their number."""
     with open_manifest(config.out, config.process, config.processes) as manifest:
-        missing = _missing_lines(lines, manifest, config, system.hash)
+        missing = _missing_lines(lines, manifest, config, system.hash, mirror)
         _remove_partial_files(config, missing)
         devices = jax.local_devices()
         replicated = system
@@ -97,14 +122,14 @@ def run_batch_job(system: System, config: BatchJobConfig, lines: list[PromptLine
             total=len(lines),
             initial=len(lines) - len(missing),
             unit=" clips",
-            desc=f"{config.out}: compiling and sampling",
+            desc=f"{mirror}: compiling and sampling",
             bar_format=BAR,
             disable=None,
         ) as progress:
             for batch, size in group_lines(system, missing, config.batch, parts):
                 has_source = batch[0].request.source is not None
-                _make_clips(system if has_source else replicated, batch, size, config, manifest)
-                progress.set_description(str(config.out), refresh=False)
+                _make_clips(system if has_source else replicated, batch, size, config, manifest, mirror)
+                progress.set_description(str(mirror), refresh=False)
                 progress.update(len(batch))
     return len(missing)
 
@@ -139,9 +164,11 @@ def _warn_of_first(entries: list[tuple[PromptLine, str]], kind: str, config: Bat
 
 
 def _missing_lines(
-    lines: list[PromptLine], manifest: ClipManifest, config: BatchJobConfig, model_hash: str
+    lines: list[PromptLine], manifest: ClipManifest, config: BatchJobConfig, model_hash: str, mirror: Mirror
 ) -> list[PromptLine]:
     """The lines whose clip is missing or not as it was written, or was made with other settings.
+
+    In a bucket only the size of a clip is compared, not its hash.
 
     Raises `UserError` for a clip with other settings unless `config.replace`.
     """
@@ -150,7 +177,7 @@ def _missing_lines(
         entry = manifest.entries.get(line.clip_id)
         if entry is not None and line.draws_seed and isinstance(entry.get("seed"), int):
             line = _with_seed(line, entry["seed"])
-        if entry is None or not (config.out / entry["file"]).is_file():
+        if entry is None or not (entry["file"] in mirror.sizes or (config.out / entry["file"]).is_file()):
             missing.append(line)
             continue
         previous = {name: value for name, value in entry.items() if name not in ENTRY_ONLY}
@@ -161,9 +188,9 @@ def _missing_lines(
             name, (old, new) = next(iter(changed.items()))
             raise UserError(
                 f"{line.clip_id} was made with {name} {old} and now {new} is requested; use another id or folder, "
-                f"delete {config.out / entry['file']}, or give `melody sample` --replace"
+                f"delete {mirror}/{entry['file']}, or give `melody sample` --replace"
             )
-        if changed or not _is_as_written(config.out / entry["file"], entry):
+        if changed or not _is_as_written(config.out / entry["file"], entry, mirror.sizes.get(entry["file"])):
             missing.append(line)
     return missing
 
@@ -174,9 +201,12 @@ def _with_seed(line: PromptLine, seed: int) -> PromptLine:
     return dataclasses.replace(line, request=request, settings=line.settings | {"seed": seed})
 
 
-def _is_as_written(path: Path, entry: dict[str, Any]) -> bool:
-    """Whether a clip has the size and the hash of its line; warns if not."""
-    if path.stat().st_size == entry.get("bytes") and files.file_hash(path) == entry.get("sha256"):
+def _is_as_written(path: Path, entry: dict[str, Any], remote_size: int | None) -> bool:
+    """Whether a clip has the size and, on a disk, the hash of its line; warns if not."""
+    size = path.stat().st_size if remote_size is None else remote_size
+    if size == entry.get("bytes") and (
+        remote_size is not None or files.file_hash(path) == entry.get("sha256")
+    ):
         return True
     warnings.warn(f"{path}: not the clip that was written, so it is made again", InputWarning, stacklevel=4)
     return False
@@ -215,7 +245,12 @@ def group_lines(
 
 
 def _make_clips(
-    system: System, lines: list[PromptLine], size: int, config: BatchJobConfig, manifest: ClipManifest
+    system: System,
+    lines: list[PromptLine],
+    size: int,
+    config: BatchJobConfig,
+    manifest: ClipManifest,
+    mirror: Mirror,
 ) -> None:
     """Makes and writes the clips as a batch of `size` requests, padded with copies of the last."""
     started = time.perf_counter()
@@ -239,4 +274,4 @@ def _make_clips(
         previous = manifest.entries.get(line.clip_id)
         manifest.add(entry | line.settings)
         if previous is not None and previous["file"] != path.name:
-            (config.out / previous["file"]).unlink(missing_ok=True)
+            mirror.remove(previous["file"])

@@ -14,9 +14,8 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from tokenizers import Tokenizer
-from tqdm import tqdm
 
-from melody_jax import diffusion, release, release_folder
+from melody_jax import diffusion, hub, release, release_folder
 from melody_jax.errors import UserError
 from melody_jax.models.functional import Params
 from melody_jax.sampling import edges, edit, plan, windows
@@ -26,6 +25,7 @@ from melody_jax.sampling.item_controls import Controls
 from melody_jax.sampling.passes import Evaluations, cascade_count
 from melody_jax.sampling.plan import NETWORKS, ProgramBatch
 from melody_jax.sampling.precision import each_in_32_bits, in_32_bits
+from melody_jax.sampling.progress import Progress, count_windows
 from melody_jax.sampling.prompts import PromptEncoder
 from melody_jax.sampling.request import PromptLike, Request, make_requests
 from melody_jax.sampling.system import Encoded, System, check_streamed, controls_at, refuse_other_system
@@ -86,7 +86,7 @@ class Melody(System):
         )
 
     @in_32_bits
-    def run(self, requests: Sequence[Request], *, progress: bool = False) -> list[np.ndarray]:
+    def run(self, requests: Sequence[Request], *, progress: Progress = False) -> list[np.ndarray]:
         """The clips (samples,) of the requests, in order. Requests that share a program are one batch.
 
         Raises `UserError` for a request that does not fit the networks or its source, and for more samples than the
@@ -145,14 +145,15 @@ class Melody(System):
 
     @in_32_bits
     def stream(
-        self, prompt: PromptLike, *, seconds: float | None = None, **settings: Any
+        self, prompt: PromptLike, *, seconds: float | None = None, progress: Progress = False, **settings: Any
     ) -> Iterator[np.ndarray]:
         """Yields music for one prompt while it is made: parts, float32 (n,) or (n, channels), at `sample_rate`.
 
-        The first part comes with the first window, and one more with every chunk. Concatenated, they equal the
-        clip of `generate` to within 1e-4. Memory does not grow with the length.
-        seconds: the length, at most 600; None: endless. settings: other fields of `Request`; there is no
-        `source`, and `best_of` must be 1.
+        The first part comes with the first window, and later ones with the chunks. Memory does not grow with the
+        length. With `seconds`, the same windows are decoded as in `generate`, so that the concatenated parts equal its
+        clip to the bit. An endless stream decodes less at a time, and equals it to within 1e-4 but for its end.
+        seconds: the length, at most 600; None: endless. progress: as in `generate`. settings: other fields of
+        `Request`; there is no `source`, and `best_of` must be 1.
         Raises `UserError`, one line, for a value out of its range. Warns as `generate` does.
         """
         (request,) = make_requests([prompt], settings if seconds is None else settings | {"seconds": seconds})
@@ -162,11 +163,12 @@ class Melody(System):
         if seconds is not None:
             self.warn_of_unused_scenes([request])
         latents = self.latents(batch, self.prompt_encoder.encode_requests([request]))
-        samples = None
-        if seconds is not None:
-            latents = islice(latents, batch.windows)
+        if seconds is None:
+            samples = None
+            decoded = self._decode_stream(count_windows(latents, None, progress), batch.config.chunk_frames)
+        else:
             samples = round(seconds * self.sample_rate)
-        decoded = self._decode_stream(latents, batch.config.chunk_frames)
+            decoded = self._decode_windows(latents, batch, progress)
         parts = edges.faded(truncate(decoded, samples), self.sample_rate, samples)
         return each_in_32_bits(part[0] for part in parts)
 
@@ -196,10 +198,10 @@ class Melody(System):
         return clips
 
     def fill_windows(
-        self, batch: ProgramBatch, clips: list[EditedClip], encoded: Encoded, progress: bool = False
+        self, batch: ProgramBatch, clips: list[EditedClip], encoded: Encoded, progress: Progress = False
     ) -> list[EditedClip]:
         """The edited clips with every window of their plans filled."""
-        numbers = _progress(range(batch.windows), batch.windows, progress)
+        numbers = count_windows(range(batch.windows), batch.windows, progress)
         return edit.fill_windows(self.params, batch, clips, self.controls_at(batch, encoded), numbers)
 
     def _decode_edits(self, clips: list[EditedClip], batch: ProgramBatch) -> list[np.ndarray]:
@@ -216,11 +218,10 @@ class Melody(System):
             for i, clip in enumerate(clips)
         ]
 
-    def _sample_batch(self, batch: ProgramBatch, encoded: Encoded, progress: bool) -> list[np.ndarray]:
+    def _sample_batch(self, batch: ProgramBatch, encoded: Encoded, progress: Progress) -> list[np.ndarray]:
         """The waveform of each row of a batch without sources."""
         lengths = [round(request.seconds * self.sample_rate) for request, _ in batch.rows]
-        latents = islice(self.latents(batch, encoded), batch.windows)
-        decoded = self._decode_stream(_progress(latents, batch.windows, progress), batch.config.dpd.frames)
+        decoded = self._decode_windows(self.latents(batch, encoded), batch, progress)
         waves = np.empty((len(lengths), max(lengths), self.channels), np.float32)
         waves = waves[..., 0] if self.channels == 1 else waves
         written = 0
@@ -232,10 +233,21 @@ class Melody(System):
             edges.fade_ends(clip, self.sample_rate)
         return clips
 
-    def _decode_stream(self, latents: Iterable[jax.Array], window: int) -> Iterator[np.ndarray]:
+    def _decode_windows(
+        self, latents: Iterable[jax.Array], batch: ProgramBatch, progress: Progress
+    ) -> Iterator[np.ndarray]:
+        """Parts (rows, n) of the waveform of the batch's windows, of which `latents` are."""
+        config = batch.config
+        total = config.dpd.frames + (batch.windows - 1) * config.chunk_frames
+        counted = count_windows(islice(latents, batch.windows), batch.windows, progress)
+        return self._decode_stream(counted, config.dpd.frames, total)
+
+    def _decode_stream(
+        self, latents: Iterable[jax.Array], window: int, total: int | None = None
+    ) -> Iterator[np.ndarray]:
         """Parts (rows, n) of the waveform of latents, of which at least `window` are decoded at a time."""
         window = self._decoder_window(window)
-        return decode(self.params["vae"], self.configs["vae"], latents, window, self.mesh)
+        return decode(self.params["vae"], self.configs["vae"], latents, window, self.mesh, total)
 
     def _decoder_window(self, least: int) -> int:
         """Latents that are decoded at a time: at least `least`, and a chunk more than the context on either side.
@@ -266,7 +278,7 @@ def load(
     networks: Sequence[str] = NETWORKS,
     distilled: bool = False,
 ) -> Melody:
-    """The released cascade `name`, from the package or from `folder/name`; nothing is downloaded.
+    """The released cascade `name`: a packaged one, that in `folder/name`, or "owner/name" on the Hugging Face Hub.
 
     networks: those to load. Generating needs the default; a source needs the "tokenizer" as well.
     distilled: loads the distilled diffusion, for 1, 2 or 4 steps, in place of the full one (docs/distillation.md).
@@ -274,6 +286,7 @@ def load(
     Raises `UserError` if there is no such release, one of its files is missing or damaged, or its networks do
     not belong together (the hashes in each JSON name the networks that it was trained with).
     """
+    name, folder = hub.local_name(name, folder)
     if "dpd" in networks:
         refuse_other_system(release_folder.root(folder) / name)
     if set(NETWORKS) <= set(networks) and _has_tempo_head(release_folder.root(folder) / name):
@@ -337,13 +350,3 @@ def _releases(root: Path) -> str:
     except OSError as error:
         return f"none ({error.strerror})"
     return ", ".join(names) or "none"
-
-
-def _progress(windows: Iterable[Any], total: int, shown: bool) -> Iterator[Any]:
-    """The windows, with a progress bar on a terminal that indicates when a program may be compiling."""
-    with tqdm(total=total, unit="window", disable=None if shown else True) as bar:
-        bar.set_description("compiling and sampling")
-        for window in windows:
-            yield window
-            bar.set_description("sampling")
-            bar.update()

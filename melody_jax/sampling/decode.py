@@ -47,16 +47,18 @@ def decode(
     blocks: Iterable[Float[Arrays, "B _ D"]],  # L may differ from block to block
     window: int,
     mesh: Mesh | None = None,
+    total: int | None = None,
 ) -> Iterator[Float32[np.ndarray, " B T *C"]]:
     """Parts (B, T), or (B, T, C), of a clip's waveform in [-1, 1] from consecutive blocks of its latents (B, L, D).
 
     Concatenated, they equal `vae.decode` of all latents with `loudness.peak_limit` applied to each item, to
-    within about 1e-5. L may differ from block to block. A part is yielded once `window` + 1 latents have
-    arrived, so a clip of one window is decoded in one piece.
+    within about 1e-5. L may differ from block to block. A part is yielded once its window has arrived and another
+    latent follows, so a clip of one window is decoded in one piece.
 
     window: latents decoded at a time, more than 2 `context(config)`; of each window 2 `context` are decoded
     again.
     mesh: splits the items over devices.
+    total: latents of the clip. If it is given, a part does not wait for the latent after its window.
     """
     margin = context(config)
     rate = config.audio_format.sample_rate
@@ -81,7 +83,9 @@ def decode(
         latents = np.asarray(block)
         buffer = latents if buffer is None else np.concatenate([buffer, latents], axis=1)
         arrived += latents.shape[1]
-        while arrived - start > window:
+        while arrived - start > window or (
+            arrived - start == window and total is not None and arrived < total
+        ):
             offset = start - (arrived - buffer.shape[1])
             first = margin if start else 0
             yield decode_window(buffer[:, offset : offset + window], start, first, window - margin)

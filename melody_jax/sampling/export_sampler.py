@@ -28,7 +28,7 @@ from jaxtyping import Array, Float
 from tokenizers import Tokenizer
 from tqdm import tqdm
 
-from melody_jax import __version__, files, loudness, release
+from melody_jax import __version__, files, hub, loudness, release
 from melody_jax.config_json import to_dict
 from melody_jax.errors import UserError
 from melody_jax.models import mulan
@@ -62,7 +62,7 @@ class SamplerExportConfig(SamplingSettings):
     batch: int = option(1, least=1, most=1024)
     """Clips made at a time."""
     model: str = option("mini", group=MODEL)
-    """Name of a released model."""
+    """Name of a released model, or owner/name of one on the Hugging Face Hub."""
     folder: Path | None = None
     """Folder of released models. Default: those that ship with the package."""
     control_scale: float = option(1.0, group=HOW, least=-100, most=100)
@@ -79,6 +79,7 @@ def export_sampler(settings: SamplerExportConfig) -> None:
     """
     settings = with_drawn_seed(settings)
     files.check_new(settings.out)
+    settings = replace(settings, model=hub.pin(settings.model, settings.folder))
     melody = load(settings.model, folder=settings.folder, distilled=settings.distilled)
     if settings.control_scale != 1 and melody.configs["lm"].controls is None:
         raise UserError(

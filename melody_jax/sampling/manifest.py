@@ -5,13 +5,15 @@ model does not know, the hash of the networks, the seconds that it took, and the
 """
 
 import contextlib
+import fnmatch
 import json
 import os
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from melody_jax import files
+from melody_jax import files, object_store
 from melody_jax.errors import UserError
 
 FILES = "manifest*.jsonl"
@@ -54,7 +56,7 @@ def open_manifest(folder: Path, process: int, processes: int) -> Iterator[ClipMa
     busy = "another process is writing it; give each its own --process and the same --processes"
     with _locked(path, "a+b", busy) as file:
         _refuse_other_jobs(folder, processes)
-        _remove_torn_line(file)
+        files.remove_torn_line(file)
         yield ClipManifest(file, read_entries(folder))
 
 
@@ -90,21 +92,19 @@ def _locked(path: Path, mode: str, busy: str) -> Iterator[IO[bytes]]:
         yield file
 
 
-def _remove_torn_line(file: IO[bytes]) -> None:
-    file.seek(0)
-    content = file.read()
-    complete = content.rfind(b"\n") + 1
-    if complete < len(content):
-        file.truncate(complete)
-
-
 def read_entries(folder: Path) -> dict[str, dict[str, Any]]:
-    """The latest line of each id in all manifests.
+    """The latest line of each id in all manifests of a folder, which may be in a bucket.
 
     An unfinished last line is skipped: the process that writes it is still running.
 
     Raises `UserError` where a line in the middle is damaged.
     """
+    if object_store.is_remote(folder):
+        remote = object_store.RemoteFolder(folder)
+        sizes = {name: size for name, size in remote.sizes().items() if fnmatch.fnmatch(name, FILES)}
+        with tempfile.TemporaryDirectory() as copy:
+            remote.download(sizes, Path(copy))
+            return read_entries(Path(copy))
     entries: dict[str, dict[str, Any]] = {}
     for path in sorted(folder.glob(FILES)):
         for number, line in enumerate(files.read_bytes(path).split(b"\n")[:-1], start=1):

@@ -2,7 +2,7 @@
 
 A line has a "prompt", unless the system has none. It may have an "id", which becomes the name of the clip's file, and
 any field of `Request` (`notation.py` describes blends, stories and regions). Sound files are relative to the folder of
-the prompt file.
+the prompt file; a prompt file in a bucket has none.
 """
 
 import re
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from melody_jax import files
+from melody_jax import files, object_store
 from melody_jax.errors import UserError
 from melody_jax.sampling import notation
 from melody_jax.sampling.request import LANGUAGE_MODEL_SETTINGS, SOUNDS, Request, make_requests
@@ -49,7 +49,7 @@ def read_prompt_file(path: Path, defaults: dict[str, Any]) -> list[PromptLine]:
         UserError: the file cannot be read or has no prompts, lines are bad (the error describes the first one and
             counts the others), or a default has no effect on any of them.
     """
-    lines = files.split_lines(files.read_text(path))
+    lines = files.split_lines(object_store.read_text(path))
     parsed: dict[str, PromptLine] = {}
     errors: list[str] = []
     numbers = [number for number, line in enumerate(lines, start=1) if line.strip()]

@@ -21,6 +21,7 @@ from melody_jax.sampling import plan
 from melody_jax.sampling.edit import read_sources
 from melody_jax.sampling.item_controls import Controls, make_controls
 from melody_jax.sampling.passes import Evaluations
+from melody_jax.sampling.progress import Progress
 from melody_jax.sampling.prompts import EncodedRequest, PromptEncoder, UnknownWords
 from melody_jax.sampling.request import PromptLike, Request, is_array, make_requests
 from melody_jax.sampling.settings import shorten
@@ -76,7 +77,7 @@ class System(ABC):
         """MuLan with its tokenizer."""
 
     @abstractmethod
-    def run(self, requests: Sequence[Request], *, progress: bool = False) -> list[np.ndarray]:
+    def run(self, requests: Sequence[Request], *, progress: Progress = False) -> list[np.ndarray]:
         """The clips (samples,) of the requests, in order."""
 
     @abstractmethod
@@ -122,13 +123,18 @@ class System(ABC):
         return self
 
     def stream(
-        self, prompt: PromptLike | None = None, *, seconds: float | None = None, **settings: Any
+        self,
+        prompt: PromptLike | None = None,
+        *,
+        seconds: float | None = None,
+        progress: Progress = False,
+        **settings: Any,
     ) -> Iterator[np.ndarray]:
         """Yields music for one prompt while it is made, as `Melody.stream`.
 
         By default raises `UserError`: not every system can.
         """
-        del prompt, seconds, settings
+        del prompt, seconds, progress, settings
         raise UserError(f"{type(self).__name__} makes whole clips only; it has no streams")
 
     def check_prompts(self, request: Request) -> None:
@@ -171,7 +177,11 @@ class System(ABC):
             warnings.warn(message, InputWarning, stacklevel=3)  # of the caller of `generate`
 
     def generate(
-        self, prompts: PromptLike | Sequence[PromptLike | None], *, progress: bool = False, **settings: Any
+        self,
+        prompts: PromptLike | Sequence[PromptLike | None],
+        *,
+        progress: Progress = False,
+        **settings: Any,
     ) -> list[np.ndarray]:
         """Generates music for each prompt: float32 (samples,), or (samples, channels), in [-1, 1] at `sample_rate`.
 
@@ -180,7 +190,8 @@ class System(ABC):
         settings: any field of `Request` by name, such as seconds=30 or guidance_scale=[1.5, 2.5]: one value
         for all prompts, or a list with one value per prompt. A single seed gives item i the seed + i. An item's
         clip depends on its own settings only.
-        progress: whether to show a progress bar of the windows on a terminal.
+        progress: whether to show a progress bar of the windows on a terminal, or a function that is called with the
+        windows that are done and those of all clips (`progress.Progress`).
         Raises `UserError`, one line, for a value out of its range, and for a setting that the system does not have.
         Warns (`InputWarning`) of a prompt with words that the model does not know, and of a scene that no chunk
         follows.

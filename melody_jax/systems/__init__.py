@@ -7,6 +7,7 @@ import importlib
 from pathlib import Path
 from typing import Any
 
+from melody_jax import hub
 from melody_jax.errors import UserError
 
 SYSTEMS = {
@@ -22,7 +23,9 @@ SYSTEMS = {
 def load(
     name: str = "mini", *, system: str = "melody", folder: str | Path | None = None, **options: Any
 ) -> Any:
-    """The release `name` as a system, from the package or from `folder/name`; nothing is downloaded.
+    """The release `name` as a system: a packaged one, that in `folder/name`, or "owner/name" on the Hugging Face Hub.
+
+    "owner/name@revision" is that of a branch, a tag or a commit; nothing is downloaded for a name without a slash.
 
     options: those of the system's own `load`, such as networks and distilled of `sampling.cascade.load`.
 
@@ -32,4 +35,5 @@ def load(
         raise UserError(f"system {system!r}; it must be one of {', '.join(SYSTEMS)}")
     if system != "melody" and options:
         raise UserError(f"{next(iter(options))}: {system} has no such option of loading")
+    name, folder = hub.local_name(name, folder)
     return importlib.import_module(SYSTEMS[system]).load(name, folder=folder, **options)

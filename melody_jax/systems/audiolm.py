@@ -26,6 +26,7 @@ from melody_jax.sampling import edit, plan
 from melody_jax.sampling.cascade import load_networks
 from melody_jax.sampling.item_controls import make_controls
 from melody_jax.sampling.precision import in_32_bits
+from melody_jax.sampling.progress import Progress
 from melody_jax.sampling.prompts import PromptEncoder, UnknownWords
 from melody_jax.sampling.request import Request
 from melody_jax.sampling.system import refuse_settings, require_networks
@@ -97,7 +98,7 @@ class AudioLM(TokenCascade):
         plan.check_source_length(request, source_samples or 0, self.sample_rate)
 
     def generate(
-        self, prompts: Sequence[Any] = (None,), *, progress: bool = False, **settings: Any
+        self, prompts: Sequence[Any] = (None,), *, progress: Progress = False, **settings: Any
     ) -> list[np.ndarray]:
         """Makes a clip for each None: float32 (samples,), or (samples, channels), in [-1, 1] at `sample_rate`.
 
@@ -107,7 +108,7 @@ class AudioLM(TokenCascade):
         return super().generate(prompts, progress=progress, **settings)
 
     @in_32_bits
-    def run(self, requests: Sequence[Request], *, progress: bool = False) -> list[np.ndarray]:
+    def run(self, requests: Sequence[Request], *, progress: Progress = False) -> list[np.ndarray]:
         """The clips (samples,) of the requests, in order; those without a source that share a program are one batch.
 
         Raises `UserError` for a setting that AudioLM does not have, and for a source that cannot be read, or is not
@@ -140,7 +141,7 @@ class AudioLM(TokenCascade):
         return self.parts(_controls_at([request], writing), count, writing)
 
     def _continued(
-        self, request: Request, samples: Float32[np.ndarray, " T *C"], progress: bool
+        self, request: Request, samples: Float32[np.ndarray, " T *C"], progress: Progress
     ) -> np.ndarray:
         """The source and its continuation. The models read the end of its last window, the decoder all of it."""
         _, writing = self.program(request)

@@ -8,12 +8,12 @@ melody sample "a calm solo piano piece" --stream | ffplay -f s16le -ar 24000 -ch
 import os
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from melody_jax import audio, files
+from melody_jax import audio, files, hub, object_store
 from melody_jax.errors import UserError
 from melody_jax.options import option
 from melody_jax.sampling import notation
@@ -83,7 +83,8 @@ class SampleConfig(ClipSettings, PromptOptions):
     """Makes clips of a prompt file again if their settings have changed."""
 
     model: str = option("mini", group=MODEL)
-    """Name of a released model."""
+    """Name of a released model, or owner/name of one on the Hugging Face Hub, as owner/name@revision if it is not the
+    newest (docs/hub.md)."""
     folder: Path | None = None
     """Folder of released models. Default: those that ship with the package."""
     system: str = option("melody", choices=tuple(SYSTEMS))
@@ -246,7 +247,9 @@ def _run_prompt_file(config: SampleConfig, prompts: Path) -> None:
         replace=config.replace,
     )
     lines = read_prompt_file(prompts, _settings(config))
-    files.check_folder(config.out)
+    if not object_store.is_remote(config.out):
+        files.check_folder(config.out)
+    config = replace(config, model=hub.pin(config.model, config.folder))  # one commit for all workers
     load_system = partial(_load, config, any(line.request.source is not None for line in lines))
     if config.beam:
         written = _run_with_beam(config, job, load_system)
@@ -254,12 +257,13 @@ def _run_prompt_file(config: SampleConfig, prompts: Path) -> None:
     else:
         written = run_batch_job(load_system(), job, lines)
         existing = len(share(lines, job)) - written
+    out = object_store.display(config.out)
     if not written:
-        print(f"{config.out}: all {existing} clips exist already")
+        print(f"{out}: all {existing} clips exist already")
     elif existing:
-        print(f"{config.out}: {written} clips made, {existing} existed already")
+        print(f"{out}: {written} clips made, {existing} existed already")
     else:
-        print(f"{config.out}: {written} clips made")
+        print(f"{out}: {written} clips made")
 
 
 def _run_with_beam(config: SampleConfig, job: "BatchJobConfig", load_system: "Callable[[], System]") -> int:

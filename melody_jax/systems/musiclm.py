@@ -24,6 +24,7 @@ from melody_jax.models.functional import Params
 from melody_jax.sampling import plan
 from melody_jax.sampling.cascade import load_networks
 from melody_jax.sampling.precision import in_32_bits
+from melody_jax.sampling.progress import Progress
 from melody_jax.sampling.prompts import PromptEncoder, read_audio
 from melody_jax.sampling.request import Request
 from melody_jax.sampling.settings import shorten
@@ -123,7 +124,7 @@ class MusicLM(TokenCascade):
         return np.stack([padded[request] for request, _ in rows])
 
     @in_32_bits
-    def run(self, requests: Sequence[Request], *, progress: bool = False) -> list[np.ndarray]:
+    def run(self, requests: Sequence[Request], *, progress: Progress = False) -> list[np.ndarray]:
         """The clips (samples,) of the requests, in order; those that share a program are one batch.
 
         Raises `UserError` for a setting that MusicLM does not have.
@@ -144,7 +145,7 @@ class MusicLM(TokenCascade):
         return clips
 
     def codes(
-        self, rows: Rows, encoded: Encoded, count: int, writing: Writing, progress: bool = False
+        self, rows: Rows, encoded: Encoded, count: int, writing: Writing, progress: Progress = False
     ) -> Written:
         """The codes of clips of `count` semantic windows; rows are requests with candidate numbers."""
         controls = _controls_at(rows, encoded, writing)

@@ -57,7 +57,7 @@ class NFEConfig:
     solver: str = option(SamplingSettings.solver, choices=tuple(diffusion.SOLVERS))
     """Diffusion solver; heun runs the network twice per step, except in the last."""
     model: str = option("mini", group=MODEL)
-    """Name of a released model."""
+    """Name of a released model, or owner/name of one on the Hugging Face Hub."""
     folder: Path | None = None
     """Folder of released models. Default: those that ship with the package."""
     system: str = option("melody", choices=tuple(SYSTEMS))

@@ -24,6 +24,7 @@ from melody_jax.sampling import edges, plan
 from melody_jax.sampling.item_controls import Controls, fold_in, make_controls, normal
 from melody_jax.sampling.passes import Evaluations
 from melody_jax.sampling.precision import in_32_bits
+from melody_jax.sampling.progress import Progress
 from melody_jax.sampling.prompts import PromptEncoder, tokenize_prompt
 from melody_jax.sampling.request import LANGUAGE_MODEL_SETTINGS, Request
 from melody_jax.sampling.system import Rows, System, refuse_settings
@@ -138,7 +139,7 @@ class TextDiffusion(System):
         return Evaluations(0, passes)
 
     @in_32_bits
-    def run(self, requests: Sequence[Request], *, progress: bool = False) -> list[np.ndarray]:
+    def run(self, requests: Sequence[Request], *, progress: Progress = False) -> list[np.ndarray]:
         """The clips (samples,) of the requests, in order; those that share a program are one batch.
 
         Raises `UserError` for a setting that the system does not have.

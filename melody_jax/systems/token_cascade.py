@@ -23,7 +23,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float32, Int
-from tqdm import tqdm
 
 from melody_jax.audio_format import TOKEN_RATE
 from melody_jax.melody_tokens import NONE
@@ -35,6 +34,7 @@ from melody_jax.sampling.decode import context, decode, truncate
 from melody_jax.sampling.item_controls import Controls, make_controls
 from melody_jax.sampling.passes import Evaluations
 from melody_jax.sampling.precision import each_in_32_bits, in_32_bits
+from melody_jax.sampling.progress import Progress, count_windows
 from melody_jax.sampling.request import PromptLike, Request, make_requests
 from melody_jax.sampling.settings import SamplingSettings
 from melody_jax.sampling.system import System, check_streamed
@@ -168,24 +168,29 @@ class TokenCascade(System):
         writing: Writing,
         beginning: Beginning | None = None,
         melody: Int[np.ndarray, "B _"] | None = None,
-        progress: bool = False,
+        progress: Progress = False,
     ) -> Written:
         """The codes of clips of `count` windows, the beginning's included. `melody` as in `parts`."""
         parts = self.parts(controls_at, count, writing, beginning, melody)
-        shown = list(tqdm(parts, total=count, unit="window", disable=None if progress else True))
-        codes = jnp.concatenate([part.codes for part in shown], axis=1)
-        return Written(codes, jnp.sum(jnp.stack([part.passes for part in shown])))
+        written = list(count_windows(parts, count, progress))
+        codes = jnp.concatenate([part.codes for part in written], axis=1)
+        return Written(codes, jnp.sum(jnp.stack([part.passes for part in written])))
 
     @in_32_bits
     def stream(
-        self, prompt: PromptLike | None = None, *, seconds: float | None = None, **settings: Any
+        self,
+        prompt: PromptLike | None = None,
+        *,
+        seconds: float | None = None,
+        progress: Progress = False,
+        **settings: Any,
     ) -> Iterator[np.ndarray]:
         """Yields music while it is made: parts, float32 (n,) or (n, channels), at `sample_rate`.
 
         A part comes with a window of the language models, as soon as the decoder has what it looks ahead. Concatenated,
-        the parts equal the clip of `generate` to within 1e-4.
-        seconds: the length, at most 600; None: endless. settings: other fields of `Request`; there is no `source`, and
-        `best_of` must be 1.
+        the parts equal the clip of `generate` to the bit.
+        seconds: the length, at most 600; None: endless. progress: as in `generate`. settings: other fields of
+        `Request`; there is no `source`, and `best_of` must be 1.
         Raises `UserError`, one line, for a value out of its range. Warns as `generate` does.
         """
         (request,) = make_requests([prompt], settings if seconds is None else settings | {"seconds": seconds})
@@ -195,7 +200,8 @@ class TokenCascade(System):
         self.warn_of_unknown_words([request])
         if seconds is not None:
             self.warn_of_unused_scenes([request])
-        parts = self.stream_parts(request, None if seconds is None else count, writing)
+        windows = None if seconds is None else count
+        parts = count_windows(self.stream_parts(request, windows, writing), windows, progress)
         samples = None if seconds is None else round(seconds * self.sample_rate)
         decoded = truncate(self._decode(part.codes for part in parts), samples)
         return each_in_32_bits(part[0] for part in edges.faded(decoded, self.sample_rate, samples))

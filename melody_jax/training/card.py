@@ -47,7 +47,7 @@ def model_card(
         "## Data",
         *(_data(folder) for folder in folders),
         "## Measured",
-        *([_table(metrics)] if metrics else ["Nothing."]),
+        *([metrics_table(metrics)] if metrics else ["Nothing."]),
     ]
     if hashes:
         lines += [
@@ -71,7 +71,8 @@ def _data(folder: str) -> str:
     )
 
 
-def _table(metrics: Mapping[str, float]) -> str:
+def metrics_table(metrics: Mapping[str, float]) -> str:
+    """Names and values as a table in Markdown."""
     return "\n".join(
         ["| metric | value |", "| --- | --- |", *(f"| {k} | {v:.4g} |" for k, v in metrics.items())]
     )

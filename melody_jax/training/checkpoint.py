@@ -1,7 +1,8 @@
 """Checkpoints: Orbax, written in the background, complete or absent.
 
 `<workdir>/checkpoints/<step>/` holds three items: `state` (step, parameters, optimiser), `ema` (restorable alone) and
-`data` (the iterator's position with its sha256, JSON: the library checks the sums of arrays only).
+`data` (the iterator's position with its sha256, JSON: the library checks the sums of arrays only). In a bucket they are
+written by the library on gs://, and uploaded otherwise (`remote_checkpoints.py`).
 """
 
 import errno
@@ -21,6 +22,8 @@ import orbax.checkpoint as ocp
 from melody_jax.config import TrainConfig
 from melody_jax.errors import UserError, first_line
 from melody_jax.models.functional import Params
+from melody_jax.object_store import RemoteFolder, is_remote
+from melody_jax.training import remote_checkpoints
 from melody_jax.training.notes import ReportedOnce, shorten_library_messages
 from melody_jax.training.run_folder import check_path
 from melody_jax.training.state import TrainState
@@ -33,11 +36,21 @@ ITEMS = ("state", "ema", "data")
 class Checkpoints:
     """The checkpoints of one run folder, read-only unless `keep_last` sets how many to keep.
 
-    A checkpoint has a temporary name until it is complete; the next writer removes unfinished ones of a killed process.
+    A checkpoint has a temporary name, on gs:// no marker, until it is complete; the next writer removes unfinished ones
+    of a killed process. `workdir` is the local folder of a run, `remote` the folder in a bucket that it stands for.
     """
 
-    def __init__(self, workdir: Path, keep_last: int = 0, keep_every: int = 0) -> None:
-        self._folder = workdir.absolute() / "checkpoints"
+    def __init__(
+        self, workdir: Path, keep_last: int = 0, keep_every: int = 0, remote: RemoteFolder | None = None
+    ) -> None:
+        self._folder = remote_checkpoints.library_path(workdir, remote, "checkpoints")
+        self._is_local = self._folder == workdir.absolute() / "checkpoints"
+        self._uploads: remote_checkpoints.CheckpointUploads | None = None
+        if remote is not None and self._is_local:
+            remote_checkpoints.check_scheme(remote)
+            self._uploads = remote_checkpoints.CheckpointUploads(
+                remote / "checkpoints", Path(self._folder), keep_last, keep_every
+            )
         shorten_library_messages()
         check_path(workdir)
         options = ocp.CheckpointManagerOptions(
@@ -62,9 +75,9 @@ class Checkpoints:
         Raises:
             OSError: the disk has too little space, or was full while the previous checkpoint was written.
         """
-        self._manager.wait_until_finished()
+        self._wait()
         needed = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
-        free = shutil.disk_usage(self._folder).free
+        free = shutil.disk_usage(self._folder).free if self._is_local else needed
         if free < needed:
             raise OSError(
                 errno.ENOSPC, f"a checkpoint takes {needed / 1e9:.3g} GB, {free / 1e9:.3g} GB are free"
@@ -78,6 +91,8 @@ class Checkpoints:
                 data=ocp.args.JsonSave({"position": data, "sha256": _digest(data)}),
             ),
         )
+        if self._uploads is not None:
+            self._uploads.start(int(state.step), self._manager.wait_until_finished)
 
     def restore(self, abstract: TrainState) -> tuple[TrainState, dict[str, Any]]:
         """The latest state, shaped and placed like `abstract` (`ShapeDtypeStruct`s with shardings), and `data`.
@@ -145,11 +160,18 @@ class Checkpoints:
         return UserError(f"checkpoint {self._folder / str(step)} cannot be read ({reason}); {advice}")
 
     def close(self) -> None:
-        """Waits until everything is on disk."""
+        """Waits until everything is on disk, or in the bucket."""
         try:
-            self._manager.wait_until_finished()
+            self._wait()
         finally:
+            if self._uploads is not None:
+                self._uploads.close()
             self._manager.close()
+
+    def _wait(self) -> None:
+        self._manager.wait_until_finished()
+        if self._uploads is not None:
+            self._uploads.wait()
 
 
 def _digest(value: Any) -> str:
@@ -157,8 +179,11 @@ def _digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
-def last_complete(workdir: Path) -> str:
-    """A phrase that names the checkpoint from which a run would resume."""
+def last_complete(path: str) -> str:
+    """A phrase that names the checkpoint from which a run in a folder would resume."""
+    if is_remote(path):
+        return f"the last complete one is in {path}/checkpoints"
+    workdir = Path(path)
     steps = [int(folder.name) for folder in (workdir / "checkpoints").glob("*") if folder.name.isdecimal()]
     return (
         f"{workdir / 'checkpoints' / str(max(steps))} is complete" if steps else "there is no checkpoint yet"
@@ -178,10 +203,14 @@ def report_disk_full(train: Train) -> Train:
         except Exception as error:
             if not _is_disk_full(error):
                 raise
-            workdir = Path(config.workdir)
+            place = (
+                f"this machine, with copies of {config.workdir},"
+                if is_remote(config.workdir)
+                else config.workdir
+            )
             raise UserError(
-                f"the disk of {workdir} is full; {last_complete(workdir)}: free some space, then run the same command "
-                "again"
+                f"the disk of {place} is full; {last_complete(config.workdir)}: free some space, then run the same "
+                "command again"
             ) from error
 
     return cast(Train, wrapped)

@@ -7,10 +7,13 @@ every field. `melody train CONFIG --print-parameters` prints a table of all para
 """
 
 import sys
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import jax
 
+from melody_jax import hub
 from melody_jax.config import TrainConfig, load_config
 from melody_jax.data import pipeline
 from melody_jax.errors import UserError
@@ -38,9 +41,18 @@ def main(arguments: list[str]) -> None:
         print_parameters(load_config(arguments[0], [x for x in arguments[1:] if x != "--print-parameters"]))
         return
     enable_compile_cache()
-    config = load_config(arguments[0], arguments[1:])
+    config = with_local_releases(load_config(arguments[0], arguments[1:]))
     with joined(config.hosts):
         run(config)
+
+
+def with_local_releases(config: TrainConfig) -> TrainConfig:
+    """The config with the folders of the releases that it names on the hub. Raises `UserError` as `hub.fetch` does."""
+    data = replace(config.data, networks=hub.local_folder(config.data.networks))
+    stage: Any = config.stage
+    if getattr(stage, "networks", ""):
+        stage = replace(stage, networks=hub.local_folder(stage.networks))
+    return replace(config, data=data, stage=stage, init_from=hub.local_folder(config.init_from))
 
 
 def run(config: TrainConfig) -> None:

@@ -19,6 +19,7 @@ from jax.sharding import Mesh
 from melody_jax.config import TrainConfig
 from melody_jax.data.pipeline import BatchIterator
 from melody_jax.errors import UserError
+from melody_jax.mirror import Mirror
 from melody_jax.models.functional import Params
 from melody_jax.models.products import product_precision
 from melody_jax.roles import without
@@ -49,6 +50,7 @@ from melody_jax.training.state import (
     trained,
 )
 from melody_jax.training.stop_signal import StopSignal
+from melody_jax.training.wandb_log import WandbLog
 
 
 @checkpoint.report_disk_full
@@ -68,27 +70,29 @@ def train(
         Diverged: the loss or a gradient is not finite (see `TrainConfig.on_nonfinite`).
         UserError: the run folder holds another run, or the disk is full.
     """
-    workdir = Path(config.workdir)
     mesh = make_mesh(config.mesh)
     check_batch(config.data.batch_size, mesh, config.accumulate)
     rate = learning_rate(config.optimizer, config.optimizer.learning_rate, config.steps)
     with contextlib.ExitStack() as closing:
-        closing.enter_context(run_folder.claim_workdir(workdir))
+        folder = closing.enter_context(run_folder.open_workdir(config.workdir))
+        workdir = folder.folder
         closing.enter_context(product_precision(config.matmul_precision))
+        wandb = closing.enter_context(WandbLog(config, workdir))  # waits for the service after the last save
         stop_signal = StopSignal(config)
         closing.callback(stop_signal.close)
-        checkpoints = checkpoint.Checkpoints(workdir, config.keep_last, config.keep_every)
+        checkpoints = checkpoint.Checkpoints(workdir, config.keep_last, config.keep_every, folder.remote)
         closing.callback(checkpoints.close)
-        state = _begin(config, checkpoints, batches, hashes or {}, mesh)
-        log = MetricLog(workdir, int(state.step), config.steps, config.stage.name, rate, quiet)
+        state = _begin(config, workdir, checkpoints, batches, hashes or {}, mesh)
+        log = MetricLog(workdir, int(state.step), config.steps, config.stage.name, rate, quiet, wandb)
         closing.callback(log.close)
         if 0 < int(state.step) < config.steps:
             log.note(f"resuming after step {int(state.step)} of {config.steps}")
-        return _train(config, state, batches, held_out, mesh, checkpoints, stop_signal, log)
+        return _train(config, folder, state, batches, held_out, mesh, checkpoints, stop_signal, log)
 
 
 def _train(
     config: TrainConfig,
+    folder: Mirror,
     state: TrainState,
     batches: BatchIterator,
     held_out: Sequence[Batch],
@@ -101,9 +105,9 @@ def _train(
     start = step = int(state.step)
     evaluate = make_evaluate(config, held_out, mesh)
     preview = make_preview(config, held_out, mesh)
-    nonfinite = NonfiniteHandler(config, checkpoints, batches, mesh)
+    nonfinite = NonfiniteHandler(config, folder, checkpoints, batches, mesh)
     compiled_step: jax.stages.Compiled | None = None
-    with Profile(Path(config.workdir), config.watch.profile_first, config.watch.profile_steps) as profile:
+    with Profile(folder.folder, config.watch.profile_first, config.watch.profile_steps) as profile:
         while True:
             last = step == config.steps
             due = _due_after(step, start)
@@ -132,6 +136,7 @@ def _train(
                         f"{stop_signal.reason}: {action} at step {step} of {config.steps}, then stopping"
                     )
                 if step > start and (last or save):
+                    folder.try_sweep()  # the metrics up to this step come before its checkpoint
                     checkpoints.save(state, batches.get_state())
             if last or stop:
                 return state
@@ -244,12 +249,12 @@ def make_evaluate(
 
 def _begin(
     config: TrainConfig,
+    workdir: Path,
     checkpoints: checkpoint.Checkpoints,
     batches: BatchIterator,
     hashes: dict[str, str],
     mesh: Mesh,
 ) -> TrainState:
-    workdir = Path(config.workdir)
     roles = state_roles(config)
     key = jax.random.fold_in(jax.random.key(config.seed), 2**31)  # larger than any step number
     if checkpoints.latest is not None:

@@ -1,4 +1,4 @@
-"""The metrics of a run: rows of JSON in metrics.jsonl, TensorBoard's curves, and a progress bar."""
+"""The metrics of a run: rows of JSON in metrics.jsonl, curves in TensorBoard and W&B, and a progress bar."""
 
 import contextlib
 import json
@@ -18,6 +18,7 @@ from melody_jax.training.nonfinite import NORM, BadStep
 from melody_jax.training.notes import print_note
 from melody_jax.training.stage import Metrics
 from melody_jax.training.utilisation import peak_flops
+from melody_jax.training.wandb_log import WandbLog
 
 if TYPE_CHECKING:
     from tensorboardX import SummaryWriter
@@ -28,7 +29,8 @@ class MetricLog:
 
     Step metrics stay on the device until `flush`, so that the device never waits for the log; a row is their mean. Rows
     past `start` are dropped first: a resumed run repeats those steps and would write them twice. Of several processes
-    the first one writes and shows. The same numbers go to `<workdir>/tensorboard`. The bar is shown on terminals only.
+    the first one writes and shows. The same numbers go to `<workdir>/tensorboard` and to `wandb`. The bar is shown on
+    terminals only.
 
     In addition to the stage's metrics, a row of training has `learning_rate`, `time/steps_per_second`, and
       time/data_wait  share of the time spent waiting for batches; if above a few percent, increase `data.threads`
@@ -47,8 +49,10 @@ class MetricLog:
         name: str,
         rate: Callable[[int], Any],
         quiet: bool = False,
+        wandb: WandbLog | None = None,
     ) -> None:
         self._path = workdir / "metrics.jsonl"
+        self._wandb = wandb
         self._writes = jax.process_index() == 0
         self._quiet = quiet or not self._writes
         self._curves = _curves(workdir / "tensorboard", start) if self._writes else None
@@ -133,17 +137,20 @@ class MetricLog:
         row |= {key: value if math.isfinite(value) else None for key, value in metrics.items()}
         with self._path.open("a") as file:
             file.write(json.dumps(row) + "\n")
+        curves = {key if "/" in key else f"train/{key}": value for key, value in metrics.items()}
         if self._curves is not None:
             self._curves.flush()
-            for key, value in metrics.items():
-                self._curves.add_scalar(key if "/" in key else f"train/{key}", value, step)
+            for key, value in curves.items():
+                self._curves.add_scalar(key, value, step)
+        if self._wandb is not None:
+            self._wandb.write(step, curves)
         for key, label in (("loss", "loss"), ("eval/loss", "held_out")):
             if key in metrics:
                 self._postfix[label] = f"{metrics[key]:.4g}"
         self._bar.set_postfix(self._postfix, refresh=False)
 
     def show(self, step: int, previews: Mapping[str, tuple[np.ndarray, int, np.ndarray]]) -> None:
-        """Adds players and spectrograms to TensorBoard.
+        """Adds players and spectrograms to TensorBoard and W&B.
 
         `previews` maps names to (audio (T,) or (T, C), its sample rate, image (height, width) in [0, 1]).
         """
@@ -151,6 +158,8 @@ class MetricLog:
             for name, (audio, sample_rate, image) in previews.items():
                 self._curves.add_audio(name, audio, step, sample_rate)
                 self._curves.add_image(name, image, step, dataformats="HW")
+        if self._wandb is not None:
+            self._wandb.show(step, previews)
 
     def close(self) -> None:
         """Closes the bar and TensorBoard's file."""

@@ -11,7 +11,6 @@ bad step. `<workdir>/nonfinite/<step>/` then holds everything that the step was 
 import dataclasses
 import math
 import shutil
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -28,11 +27,13 @@ from melody_jax.config import TrainConfig
 from melody_jax.config_json import to_dict
 from melody_jax.data.pipeline import BatchIterator
 from melody_jax.errors import Diverged
+from melody_jax.mirror import Mirror
 from melody_jax.models.functional import Params
 from melody_jax.release import flatten
 from melody_jax.sharding import place_batch
 from melody_jax.training.checkpoint import Checkpoints, abstract_like
 from melody_jax.training.notes import print_note
+from melody_jax.training.remote_checkpoints import library_path
 from melody_jax.training.stage import Batch, Metrics
 from melody_jax.training.state import TrainState
 
@@ -87,9 +88,15 @@ class NonfiniteHandler:
     """Handles bad steps according to `TrainConfig.on_nonfinite`."""
 
     def __init__(
-        self, config: TrainConfig, checkpoints: Checkpoints, batches: BatchIterator, mesh: Mesh
+        self,
+        config: TrainConfig,
+        workdir: Mirror,
+        checkpoints: Checkpoints,
+        batches: BatchIterator,
+        mesh: Mesh,
     ) -> None:
         self._config = config
+        self._workdir = workdir
         self._checkpoints = checkpoints
         self._batches = batches
         self._mesh = mesh
@@ -132,8 +139,8 @@ class NonfiniteHandler:
         self._note(f"{problem}; skipped")
         return at_step(state, bad.step + 1)
 
-    def _write_bundle(self, bad: BadStep, state: TrainState) -> tuple[Path, str]:
-        """The bundle's folder, and a description of the problem. All processes take part, the first one writes."""
+    def _write_bundle(self, bad: BadStep, state: TrainState) -> tuple[str, str]:
+        """The bundle's path, and a description of the problem. All processes take part, the first one writes."""
         position = self._positions[bad.step]
         self._batches.set_state(position)
         rows = next(self._batches)
@@ -141,7 +148,8 @@ class NonfiniteHandler:
         processes = np.flatnonzero(multihost_utils.process_allgather(np.array([not_finite(rows).any()])))
         records = self._batches.records_of(position)
         bad_records = [records[i] for i in np.flatnonzero(not_finite(batch))]
-        folder = Path(self._config.workdir).absolute() / "nonfinite" / str(bad.step)
+        name = f"nonfinite/{bad.step}"
+        folder = self._workdir.folder.absolute() / name
         if jax.process_index() == 0:
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir(parents=True)
@@ -160,8 +168,10 @@ class NonfiniteHandler:
             files.write_json(folder / "bundle.json", bundle, indent=2)
         multihost_utils.sync_global_devices("bundle")
         with ocp.StandardCheckpointer() as writer:
-            writer.save(folder / "params", state.params)
-        return folder, _describe(bad, records, bad_records, processes.tolist())
+            target = library_path(self._workdir.folder, self._workdir.remote, f"{name}/params")
+            writer.save(target, state.params, force=True)
+        path = str(folder) if self._workdir.remote is None else f"{self._workdir.remote.url}/{name}"
+        return path, _describe(bad, records, bad_records, processes.tolist())
 
     def _note(self, line: str) -> None:
         if jax.process_index() == 0:

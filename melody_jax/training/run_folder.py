@@ -13,10 +13,11 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from melody_jax import files
+from melody_jax import files, object_store
 from melody_jax.config import TrainConfig
 from melody_jax.config_json import difference, to_dict, with_new_fields
 from melody_jax.errors import UserError
+from melody_jax.mirror import Mirror, mirrored
 from melody_jax.sharding import make_mesh
 from melody_jax.training.notes import print_note
 
@@ -31,6 +32,8 @@ FREE_PARTS = ("hosts.", "watch.")
 """Parts of the config whose fields may all change when a run resumes."""
 
 
+RESTORED = ("config.json", "metrics.jsonl", "wandb_run.json")
+"""Files that a run in a bucket needs to resume, besides its checkpoints."""
 PATTERNS = "*?[\\"
 """Characters that the checkpoint library takes for a pattern, or for another character, in any part of a path."""
 BUCKETS = ("gs:", "s3:")
@@ -40,8 +43,10 @@ LOCK = "training.lock"
 
 def check_path(workdir: Path) -> None:
     """Raises `UserError` unless the checkpoint library writes to exactly this folder, and can read it again."""
-    files.refuse_url(workdir)
-    path = str(workdir.absolute())
+    path = str(workdir)
+    if not object_store.is_remote(workdir):
+        files.refuse_url(workdir)
+        path = str(workdir.absolute())
     characters = sorted(set(PATTERNS) & set(path))
     if characters:
         raise UserError(
@@ -49,7 +54,7 @@ def check_path(workdir: Path) -> None:
             f"without {' '.join(PATTERNS)} in its path"
         )
     folders = sorted(set(BUCKETS) & set(workdir.absolute().parts))
-    if folders:
+    if folders and not object_store.is_remote(workdir):
         raise UserError(
             f"workdir {path}: the checkpoint library takes {folders[0]} for a bucket; choose another name"
         )
@@ -84,6 +89,31 @@ def claim_workdir(workdir: Path) -> Iterator[None]:
                 f"{workdir}: another training is running in this folder; wait for its end, or choose another --workdir"
             )
         yield
+
+
+@contextlib.contextmanager
+def open_workdir(workdir: str) -> Iterator[Mirror]:
+    """Claims the folder of a run while the context lasts, and yields it, or its local copy if it is in a bucket.
+
+    Process 0 uploads metrics and config at each sweep of the copy, and at the end. Checkpoints are not part of it.
+
+    Raises:
+        UserError: as `claim_workdir`; the bucket cannot be used. Trainings on other machines are not noticed here.
+    """
+    if not object_store.is_remote(workdir):
+        with claim_workdir(Path(workdir)):
+            yield Mirror(Path(workdir))
+        return
+    check_path(Path(workdir))
+    index = jax.process_index()
+    with mirrored(
+        workdir,
+        fetches=lambda name: name in RESTORED,
+        skips=lambda name: index > 0 or name.startswith("checkpoints/"),
+        part=f"process {index}",
+        seconds=0,
+    ) as mirror:
+        yield mirror
 
 
 def write_run(workdir: Path, config: TrainConfig, hashes: dict[str, str]) -> None:

@@ -3,7 +3,6 @@
 import signal
 import threading
 import time
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -49,7 +48,7 @@ class StopSignal:
         self._received = self._received or "Ctrl-C"
         print_note(
             f"Ctrl-C: saving after the current step, then stopping; Ctrl-C again stops at once, and "
-            f"{last_complete(Path(self._config.workdir))}"
+            f"{last_complete(self._config.workdir)}"
         )
         if self._multiprocess:
             signal.raise_signal(signal.SIGTERM)
@@ -88,7 +87,7 @@ class StopSignal:
         return save or stop or received, stop or received
 
     def _warn_late(self) -> None:
-        complete = last_complete(Path(self._config.workdir))
+        complete = last_complete(self._config.workdir)
         print_note(
             f"{self._received} came over {self._config.sigterm_seconds:g} s ago and the save is not done; "
             f"if killed now, {complete}: leave more time before SIGKILL, or use a faster disk"

@@ -18,7 +18,8 @@ from melody_jax.errors import InputWarning, UserError
 from melody_jax.evaluation import evaluate as evaluating
 from melody_jax.evaluation.clips import open_set
 from melody_jax.evaluation.embed_clips import Share, measure
-from melody_jax.evaluation.evaluate import EvaluateConfig, evaluate
+from melody_jax.evaluation.evaluate import evaluate
+from melody_jax.evaluation.evaluate_config import EvaluateConfig
 from melody_jax.evaluation.report import SIGNAL_TITLES, markdown
 
 

@@ -12,7 +12,8 @@ from melody_jax.ablation.runs import AblateConfig
 from melody_jax.data.layouts import recordings
 from melody_jax.errors import UserError
 from melody_jax.evaluation.diagnose import DiagnoseConfig, diagnose
-from melody_jax.evaluation.evaluate import EvaluateConfig, evaluate
+from melody_jax.evaluation.evaluate import evaluate
+from melody_jax.evaluation.evaluate_config import EvaluateConfig
 from melody_jax.folders import walk
 
 

@@ -1,0 +1,130 @@
+// The page of the studio: connects gradio's forms with takes, sounds, story and comparison. See studio/page.py.
+
+import { api, LARGEST_EXACT } from "./api.js";
+import { alertUser, announce, attempt, clearAlert, digits, present } from "./dom.js";
+import { ComparePanel } from "./compare.js";
+import { SourcePanel } from "./source.js";
+import { StoryPanel } from "./story.js";
+import { Takes } from "./takes.js";
+
+const SEEDS = 2 ** 32;
+const WARMING_MS = 2000;
+const TEXTS = ["prompt", "second_prompt", "negative_prompt"];
+// Settings of the language model, which does not run where the tokens are kept, are never sent empty.
+
+class Studio {
+  constructor() {
+    this.features = new Set();
+    present("facts").then((node) => {
+      this.features = new Set(node.dataset.features.split(" ").filter(Boolean));
+      this.footer = node;
+      this.showMachine();
+    });
+    Promise.all([present("takes"), present("facts")]).then(([root]) => { this.takes = new Takes(this, root); });
+    present("sound").then((root) => { this.source = new SourcePanel(this, root); });
+    present("story").then((root) => { this.story = new StoryPanel(root); });
+    present("compare").then((root) => { this.compare = new ComparePanel(root); });
+    document.addEventListener("play", (event) => this.silenceOthers(event.target), true);
+  }
+
+  can(feature) {
+    return this.features.has(feature);
+  }
+
+  // One sound at a time.
+  silenceOthers(playing) {
+    for (const audio of document.querySelectorAll("audio")) {
+      if (audio !== playing) audio.pause();
+    }
+  }
+
+  // A setting form calls this with the names and values of its inputs.
+  run(action, names, values) {
+    attempt(async () => {
+      const form = this.read(names, values);
+      if (action === "makeFour" || action === "makeOne") await this.make(form, action === "makeFour" ? 4 : 1);
+      else if (action === "story") await this.send(this.story.settings(form));
+      else await this.send(this.source.settings(action, form));
+    });
+  }
+
+  // The settings of a form; what is empty is left out. Throws for a seed that is no whole number.
+  read(names, values) {
+    const form = {};
+    names.forEach((name, i) => {
+      const value = typeof values[i] === "string" ? values[i].trim() : values[i];
+      if (value !== "" && value !== null && value !== undefined) form[name] = value;
+    });
+    if (form.seed !== undefined && (!/^\d+$/.test(form.seed) || Number(form.seed) > LARGEST_EXACT)) {
+      throw new Error(`The seed is “${form.seed}”; it must be a whole number of at most 16 digits, or empty`);
+    }
+    return form;
+  }
+
+  async make({ second_prompt: second, second_weight: weight, ...form }, count) {
+    if (document.getElementById("prompt") && !form.prompt) throw new Error("Describe the music in a few words first");
+    const prompt = second ? [{ text: form.prompt }, { text: second, weight }] : form.prompt;
+    await this.send({ ...form, prompt, count });
+  }
+
+  async submit(settings) {
+    await attempt(() => this.send(settings));
+  }
+
+  async send(settings) {
+    const jobs = await api.submit(settings);
+    announce(jobs.length === 1 ? "One take is in the queue" : `${jobs.length} takes are in the queue`);
+    this.takes.add(jobs);
+  }
+
+  openTake(take) {
+    document.querySelectorAll('#tabs [role="tab"]').forEach((tab) => {
+      if (tab.textContent.trim() === "Your sound") tab.click();
+    });
+    this.source.openTake(take);
+    document.getElementById("sound").scrollIntoView({ block: "nearest" });
+  }
+
+  ready() {
+    this.showMachine();
+  }
+
+  removed() {
+    this.takes.show(this.takes.begins);
+  }
+
+  drawSeed() {
+    return String(Math.floor(Math.random() * SEEDS));
+  }
+
+  setStoryLength(seconds) {
+    this.story?.setLength(seconds);
+  }
+
+  // The footer: what plays here, and how fast.
+  async showMachine() {
+    let info;
+    try {
+      info = await api.info();
+    } catch (error) {
+      alertUser(error.message);
+      return;
+    }
+    const gigabytes = (bytes) => `${digits(bytes / 2 ** 30)} GB`;
+    const items = [
+      `${info.release} (${info.system}${info.distilled ? ", distilled" : ""}, ${info.model_hash})`,
+      `${digits(info.parameters / 1e6)} million parameters`,
+      `${info.sample_rate / 1000} kHz ${info.channels === 1 ? "mono" : "stereo"}`,
+      info.memory_bytes ? `uses ${gigabytes(info.memory_bytes)} of ${gigabytes(info.machine_memory_bytes)} of memory` : null,
+      info.real_time_factor ? `${digits(info.real_time_factor)} s of music per second` : "speed not measured yet",
+      info.warm ? "ready" : "warming up",
+      `melody_jax ${info.version}`,
+    ];
+    this.footer.textContent = items.filter(Boolean).join(" · ");
+    if (!info.warm) setTimeout(() => this.showMachine(), WARMING_MS);
+  }
+}
+
+window.studio = new Studio();
+window.addEventListener("unhandledrejection", (event) => alertUser(event.reason?.message ?? "Something failed"));
+window.addEventListener("keydown", (event) => { if (event.key === "Escape") clearAlert(); });

@@ -1,0 +1,37 @@
+"""The memory of this machine and of this process, and the size of networks."""
+
+import os
+import resource
+import sys
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from melody_jax.studio.job import QueueStats
+
+PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
+
+
+def memory_bytes() -> int:
+    """Memory of this process that is in the machine: now on Linux, elsewhere at its peak."""
+    try:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * PAGE_BYTES
+    except OSError:
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak if sys.platform == "darwin" else peak * 1024
+
+
+def machine_memory() -> int:
+    """Memory of this machine, bytes."""
+    return os.sysconf("SC_PHYS_PAGES") * PAGE_BYTES
+
+
+def parameter_count(params: Any) -> int:
+    """Numbers in all arrays of networks."""
+    return sum(leaf.size for leaf in jax.tree.leaves(params) if hasattr(leaf, "size"))
+
+
+def real_time_factor(stats: QueueStats) -> float | None:
+    """Seconds of music per second of work of all takes since the start; None before the first."""
+    return round(stats.music_seconds / stats.work_seconds, 3) if stats.work_seconds else None
