@@ -53,34 +53,29 @@ class Mirror:
     def __str__(self) -> str:
         return str(self.folder) if self.remote is None else self.remote.url
 
-    def sweep(self, is_last: bool = False) -> None:
+    def sweep(self, running: bool = False) -> None:
         """Uploads what is new or changed; deletes local files that need not stay. Raises `UserError`.
 
-        Unless `is_last`, files of the last moment wait: if a file was there, so were all that were complete before it.
+        running: others are writing files meanwhile. Those of the last moment wait for the next sweep: if a file is
+        uploaded, so are all that were complete before it.
         """
         if self.remote is None:
             return
         with self._lock:
-            limit = float("inf") if is_last else (time.time() - CLOCK_STEP) * 1e9
+            limit = (time.time() - CLOCK_STEP) * 1e9 if running else float("inf")
             versions = {name: _version(self.folder / name) for name in self._names()}
             changed = {
                 name: version
                 for name, version in versions.items()
                 if version is not None and version[0] < limit and version != self._uploaded.get(name)
             }
-            uploaded_before = [
-                name
-                for name in versions
-                if self._discards(name) and versions[name] == self._uploaded.get(name)
-            ]
+            finished = [name for name in versions if self._discards(name) and name not in changed]
             for group in (False, True):
                 self._upload([name for name in changed if name.endswith((".json", ".jsonl")) == group])
+            for name in finished:  # of an earlier sweep: their writer may still look at new ones
+                if versions[name] == self._uploaded.get(name):
+                    (self.folder / name).unlink()
             self._uploaded |= changed
-            if is_last:
-                gone = self._uploaded.keys() - versions.keys()
-                self.remote.delete(name for name in gone if not self._discards(name))
-            for name in uploaded_before:  # not at once: its writer may still look at it
-                (self.folder / name).unlink()
 
     def remove(self, name: str) -> None:
         """Deletes a file here and in the bucket."""
@@ -98,7 +93,7 @@ class Mirror:
 
         def work() -> None:
             while not stopping.wait(seconds):
-                self.try_sweep()
+                self.try_sweep(running=True)
 
         thread = threading.Thread(target=work, name="object store", daemon=True)
         if seconds:
@@ -106,21 +101,27 @@ class Mirror:
         try:
             yield
         except BaseException:
-            stopping.set()
-            self.try_sweep()
+            self.try_sweep(running=True)
             raise
         finally:
             stopping.set()
             if seconds:
                 thread.join()
-        self.sweep(is_last=True)
+        self.sweep()
+        self._delete_removed()
 
-    def try_sweep(self) -> None:
+    def try_sweep(self, running: bool = False) -> None:
         """Sweeps; a failure is a warning, since a later sweep uploads the same files."""
         try:
-            self.sweep()
+            self.sweep(running)
         except UserError as error:
             tqdm.write(f"warning: {error}; the upload is tried again later", file=sys.stderr)
+
+    def _delete_removed(self) -> None:
+        """Deletes the objects of files that were removed from the local folder."""
+        if self.remote is not None:
+            removed = self._uploaded.keys() - set(self._names())
+            self.remote.delete(name for name in removed if not self._discards(name))
 
     def _upload(self, names: list[str]) -> None:
         """Uploads copies of the files that other threads may append to, and the others themselves."""

@@ -10,6 +10,7 @@ import hashlib
 import importlib
 import os
 import re
+import secrets
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -86,9 +87,10 @@ class RemoteFolder:
 
     def check_writable(self) -> None:
         """Writes and removes an empty object, so that a missing bucket or right is noticed before long work."""
+        name = f".write-test-{secrets.token_hex(8)}"  # of this process alone
         with self._reported():
-            self._store.pipe_file(self._path(".write-test"), b"")
-            self._store.rm_file(self._path(".write-test"))
+            self._store.pipe_file(self._path(name), b"")
+            self._store.rm_file(self._path(name))
 
     def download(self, sizes: Mapping[str, int], folder: Path) -> None:
         """Copies objects, name -> bytes, to the same names below a local folder; each file appears when complete."""

@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers.buckets import BUCKET, CLIENTS, missing_package, serving, write_data
+from helpers.buckets import BUCKET, CLIENTS, missing_package, sample, serving, train_toy, write_data
 
 from melody_jax import object_store
+from melody_jax.files import make_folder
 from melody_jax.object_store import RemoteFolder
 from melody_jax.training.remote_checkpoints import complete_steps
 
-HELPERS = Path(__file__).parent
+TESTS = Path(__file__).parent
 
 
 @pytest.fixture(params=sorted(CLIENTS), scope="module")
@@ -35,63 +36,57 @@ def scheme(request: pytest.FixtureRequest) -> Iterator[str]:
         yield request.param
 
 
-def program(*arguments: object, cache: Path) -> subprocess.CompletedProcess[str]:
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of copies of this process; a killed one has another, as on another machine."""
+    monkeypatch.setenv(object_store.CACHE_VARIABLE, str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def run_killed(*arguments: object, cache: Path) -> None:
     environment = os.environ | {
         object_store.CACHE_VARIABLE: str(cache),
-        "PYTHONPATH": f"{HELPERS.parent}:{HELPERS}",
+        "PYTHONPATH": f"{TESTS.parent}:{TESTS}",
     }
     command = [sys.executable, "-m", "helpers.buckets", *map(str, arguments)]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
-
-
-def completed(*arguments: object, cache: Path) -> str:
-    result = program(*arguments, cache=cache)
-    assert result.returncode == 0, result.stderr[-3000:]
-    return result.stdout
-
-
-def objects(url: str) -> dict[str, bytes]:
-    remote = RemoteFolder(url)
-    return {name: remote.read(name) for name in remote.sizes()}
+    killed = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr[-3000:]
 
 
 def test_a_killed_training_resumes_bit_for_bit(scheme: str, tmp_path: Path) -> None:
     """Data and work folder in the bucket; the run is resumed by a machine that has seen neither."""
     data = f"{scheme}://{BUCKET}/data"
     workdir = f"{scheme}://{BUCKET}/run"
-    write_data(tmp_path)
-    RemoteFolder(data).upload(tmp_path, [path.name for path in tmp_path.iterdir()])
-    expected = completed("train", tmp_path, tmp_path / "run", cache=tmp_path / "cache")
-    killed = program("train", data, workdir, "kill", cache=tmp_path / "one")
-    assert killed.returncode == -signal.SIGKILL, killed.stderr[-3000:]
+    write_data(make_folder(tmp_path / "data"))
+    RemoteFolder(data).upload(tmp_path / "data", [path.name for path in (tmp_path / "data").iterdir()])
+    run_killed("train", data, workdir, cache=tmp_path / "killed")
     steps = complete_steps(RemoteFolder(workdir) / "checkpoints")
     assert steps
     assert max(steps) <= 10
-    assert completed("train", data, workdir, cache=tmp_path / "two") == expected
+    assert train_toy(data, workdir) == train_toy(str(tmp_path / "data"), str(tmp_path / "run"))
     assert complete_steps(RemoteFolder(workdir) / "checkpoints") == [15, 20]
     rows = [json.loads(line) for line in RemoteFolder(workdir).read("metrics.jsonl").splitlines()]
     assert [row["step"] for row in rows if "loss" in row] == [5, 10, 15, 20]
-    assert completed("train", data, workdir, cache=tmp_path / "three") == expected  # restored, nothing to do
 
 
 def test_a_killed_batch_job_leaves_the_same_objects(scheme: str, tmp_path: Path) -> None:
+    """As an uninterrupted job on a disk; only the times in the manifest differ."""
     lines = [{"prompt": "noise", "seed": seed} for seed in range(12)]
     (tmp_path / "prompts.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     RemoteFolder(f"{scheme}://{BUCKET}").upload(tmp_path, ["prompts.jsonl"])
     prompts = f"{scheme}://{BUCKET}/prompts.jsonl"
-    outs = [f"{scheme}://{BUCKET}/{name}" for name in ("expected", "resumed")]
-    assert completed("sample", prompts, outs[0], cache=tmp_path / "one") == "12\n"
-    killed = program("sample", prompts, outs[1], "kill", cache=tmp_path / "one")
-    assert killed.returncode == -signal.SIGKILL, killed.stderr[-3000:]
-    made = int(completed("sample", prompts, outs[1], cache=tmp_path / "two"))
-    assert 6 <= made < 12
-    assert completed("sample", prompts, outs[1], cache=tmp_path / "three") == "0\n"
-    expected, resumed = map(objects, outs)
-    assert expected.keys() == resumed.keys()
-    assert len(expected) == 13
+    out = f"{scheme}://{BUCKET}/clips"
+    run_killed("sample", prompts, out, cache=tmp_path / "killed")
+    assert 6 <= sample(prompts, out) < 12
+    assert sample(prompts, out) == 0
+    assert sample(prompts, str(tmp_path / "clips")) == 12
+    expected = {path.name: path.read_bytes() for path in (tmp_path / "clips").iterdir()}
+    remote = RemoteFolder(out)
+    resumed = {name: remote.read(name) for name in remote.sizes()}
     manifests = [_without_times(content.pop("manifest.jsonl")) for content in (expected, resumed)]
     assert manifests[0] == manifests[1]
-    assert expected == resumed
+    assert len(expected) == 12
+    assert resumed == expected
 
 
 def _without_times(manifest: bytes) -> list[dict[str, Any]]:

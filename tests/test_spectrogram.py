@@ -54,6 +54,20 @@ def test_pictures(seconds: float, channels: int) -> None:
     assert picture.format == "PNG"
 
 
+@pytest.mark.parametrize("width", [320, 800])
+def test_the_plot_is_where_the_page_expects_it(width: int) -> None:
+    """The page's playhead and regions are drawn over it; its labels fit beside it."""
+    noise = np.random.default_rng(0).uniform(-0.5, 0.5, 16_000).astype(np.float32)
+    picture = Image.open(io.BytesIO(spectrogram_png(noise, 8_000, width, 240))).convert("RGB")
+    row = np.asarray(picture, int)[120]
+    coloured = np.flatnonzero(np.ptp(row, axis=1) > 30)
+    assert coloured.min() == pytest.approx(spectrogram.LEFT, abs=2)
+    assert coloured.max() == pytest.approx(width - spectrogram.RIGHT, abs=2)
+    border = np.asarray(picture.convert("L"))
+    assert (border[:, 0] == 255).all()
+    assert (border[-1] == 255).all()
+
+
 def test_silence_is_dark_and_loud_noise_is_not() -> None:
     def brightness(clip: np.ndarray) -> float:
         picture = Image.open(io.BytesIO(spectrogram_png(clip, 8_000))).convert("L")

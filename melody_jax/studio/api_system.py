@@ -14,7 +14,7 @@ from melody_jax import __version__
 from melody_jax.studio.api_common import Studio
 from melody_jax.studio.api_requests import MAX_COUNT
 from melody_jax.studio.jobs import JobQueue
-from melody_jax.studio.machine import machine_memory, memory_bytes, parameter_count, real_time_factor
+from melody_jax.studio.machine import machine_memory, memory_bytes, parameter_count
 from melody_jax.studio.security import App, Message, Receive, Scope, Send
 
 
@@ -39,7 +39,7 @@ class SystemApi:
     def info(self) -> dict[str, Any]:
         """The release that plays, the memory and speed of this machine, the length of the queue, and the limits.
 
-        `real_time_factor` is seconds of music per second of work; null until it is measured.
+        `real_time_factor` is seconds of music per second of work, of the last take or of a warm-up; null before.
         """
         queue = self.studio.queue
         stats = queue.stats()
@@ -55,7 +55,7 @@ class SystemApi:
             "parameters": self.parameters,
             "memory_bytes": memory_bytes(),
             "machine_memory_bytes": machine_memory(),
-            "real_time_factor": real_time_factor(stats),
+            "real_time_factor": stats.real_time_factor,
             "warm": stats.warm,
             "queued": stats.queued,
             "running": stats.running,

@@ -112,6 +112,8 @@ class QueueStats:
     """Length of all takes, seconds."""
     work_seconds: float
     """Seconds that the takes took."""
+    real_time_factor: float | None
+    """Seconds of music per second of work, of the last take or, before the first one, of the last warm-up."""
 
 
 class Job:

@@ -75,6 +75,7 @@ class JobQueue:
         self._refused = 0
         self._music_seconds = 0.0
         self._work_seconds = 0.0
+        self._real_time_factor: float | None = None
         self._window_seconds: float | None = None
         self._job_seconds: float | None = None
         self._worker = threading.Thread(target=self._work, name="studio worker", daemon=True)
@@ -183,6 +184,7 @@ class JobQueue:
                 alive=self._worker.is_alive(),
                 music_seconds=round(self._music_seconds, 3),
                 work_seconds=round(self._work_seconds, 3),
+                real_time_factor=self._real_time_factor,
             )
 
     def close(self, timeout: float | None = None) -> None:
@@ -321,6 +323,7 @@ class JobQueue:
             self._job_seconds = seconds
             self._music_seconds += take.seconds
             self._work_seconds += seconds
+            self._real_time_factor = round(take.seconds / seconds, 3)
         return take.id
 
     def _warm_up(self) -> None:
@@ -332,9 +335,12 @@ class JobQueue:
                 raise _Interrupted
 
         request = self._warm_ups[0]
+        started = time.perf_counter()
         try:
             samples = np.concatenate(list(sound_blocks(self.system, request, progress)))
+            seconds = time.perf_counter() - started
             prompt_similarity(self.system, request, samples)
+            self._real_time_factor = round(len(samples) / self.system.sample_rate / seconds, 3)
         except _Interrupted:
             return
         except UserError as error:

@@ -8,8 +8,6 @@ from typing import Any
 
 import jax
 
-from melody_jax.studio.job import QueueStats
-
 PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 
 
@@ -30,8 +28,3 @@ def machine_memory() -> int:
 def parameter_count(params: Any) -> int:
     """Numbers in all arrays of networks."""
     return sum(leaf.size for leaf in jax.tree.leaves(params) if hasattr(leaf, "size"))
-
-
-def real_time_factor(stats: QueueStats) -> float | None:
-    """Seconds of music per second of work of all takes since the start; None before the first."""
-    return round(stats.music_seconds / stats.work_seconds, 3) if stats.work_seconds else None

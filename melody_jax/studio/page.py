@@ -71,6 +71,8 @@ def _theme() -> gr.themes.Base:
         primary_hue="teal", secondary_hue="teal", neutral_hue="slate", font=FONTS, font_mono=MONOSPACED_FONTS
     )
     return theme.set(
+        body_text_color_subdued="*neutral_600",
+        body_text_color_subdued_dark="*neutral_300",
         color_accent="*primary_700",
         slider_color="*primary_700",
         button_primary_background_fill="*primary_700",
@@ -101,7 +103,7 @@ def make_page(can: Features) -> gr.Blocks:
         with gr.Row(elem_id="desk"):
             with gr.Column(scale=2, min_width=320, elem_id="forms"):
                 shared = _Shared(can)
-                with gr.Tabs(elem_id="tabs"):
+                with gr.Tabs(elem_id="tabs", overflow_behavior="wrap"):
                     with gr.Tab("Make", id="make", render_children=True):
                         _make_tab(can, shared)
                     if can.continuation or can.melody or can.style:
@@ -217,7 +219,9 @@ def _prompt_box(label: str, info: str = "", elem_id: str | None = None) -> gr.Te
 
 def _length(can: Features, seconds: float = Request.seconds) -> gr.Slider:
     longest = can.longest_seconds
-    return gr.Slider(SHORTEST_SECONDS, longest, value=min(seconds, longest), step=0.5, label="Length, seconds")
+    return gr.Slider(
+        SHORTEST_SECONDS, longest, value=min(seconds, longest), step=0.5, label="Length, seconds"
+    )
 
 
 def _weight(label: str, render: bool = True) -> gr.Slider:
@@ -255,7 +259,9 @@ def _sound_tab(can: Features, shared: _Shared) -> None:
     if can.mend:
         _action("Mend the region", "mend", inputs)
     if can.continuation:
-        extension = gr.Slider(1, 60, value=EXTENSION_SECONDS, step=0.5, label="Seconds more", scale=3, render=False)
+        extension = gr.Slider(
+            1, 60, value=EXTENSION_SECONDS, step=0.5, label="Seconds more", scale=3, render=False
+        )
         _action("Continue", "continue", inputs, extension=extension)
     if can.variation:
         strength = gr.Slider(0.05, 0.95, value=0.5, step=0.05, label="Strength", scale=3, render=False)
@@ -280,7 +286,11 @@ def _story_tab(can: Features, shared: _Shared) -> None:
     seconds = _length(can, 3 * Request.seconds)
     _html(f'<div id="story" data-seconds="{seconds.value}"></div>')
     seconds.change(
-        None, seconds, None, js="seconds => { window.studio.setStoryLength(seconds); return []; }", queue=False
+        None,
+        seconds,
+        None,
+        js="seconds => { window.studio.setStoryLength(seconds); return []; }",
+        queue=False,
     )
     button = gr.Button("Make the story", variant="primary")
     _on_click(button, "story", {"seconds": seconds} | shared.inputs)

@@ -17,7 +17,6 @@ from melody_jax.studio.api_common import Studio
 from melody_jax.studio.command import warm_up_request
 from melody_jax.studio.job import QueueLimits
 from melody_jax.studio.jobs import JobQueue
-from melody_jax.studio.machine import real_time_factor
 from melody_jax.studio.making import default_warm_ups
 from melody_jax.studio.project import Project
 from melody_jax.studio.security import Policy
@@ -51,9 +50,11 @@ def serve(
     """
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
+    os.environ["GRADIO_TEMP_DIR"] = str(project.uploads_folder)  # it makes a folder there
     from melody_jax.studio.page import mount_page
 
-    warm_ups = default_warm_ups(system, warm_up_request(system))
+    first = warm_up_request(system)
+    warm_ups = [*default_warm_ups(system, first), first]  # again: the speed is measured without compiling
     with JobQueue(system, release, project, queue_limits, warm_ups) as queue:
         studio = Studio(
             queue=queue,
@@ -102,10 +103,10 @@ class StudioServer(uvicorn.Server):
     async def on_tick(self, counter: int) -> bool:
         """Prints the measured speed once it is known."""
         if self._states_speed:
-            speed = real_time_factor(self.queue.stats())
-            if speed is not None:
+            stats = self.queue.stats()
+            if stats.warm and stats.real_time_factor is not None:
                 self._states_speed = False
-                print(f"measured: {speed:.2f} s of music per second", flush=True)
+                print(f"warm: {stats.real_time_factor:.2f} s of music per second of work", flush=True)
         return await super().on_tick(counter)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:

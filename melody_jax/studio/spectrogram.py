@@ -30,6 +30,9 @@ BLOCK = 256
 TICKS = (50, 100, 200, 500, 1_000, 2_000, 5_000, 10_000, 20_000)
 """Labelled frequencies, Hz."""
 DPI = 96
+LABEL_POINTS = 8
+LEFT, RIGHT, TOP, BOTTOM = 56, 8, 8, 40
+"""Pixels around the plot. The page draws a playhead and regions over the picture (assets/sound.js)."""
 _DRAWING = threading.Lock()
 """The fonts of matplotlib are shared by all figures and not for several threads."""
 
@@ -95,15 +98,19 @@ def spectrogram_png(
     levels, edges, column_seconds = log_levels(samples, sample_rate)
     top = max(float(levels.max()), SILENT)
     with _DRAWING:
-        figure = Figure(figsize=(width / DPI, height / DPI), dpi=DPI, layout="constrained")
+        figure = Figure(figsize=(width / DPI, height / DPI), dpi=DPI)
         canvas = FigureCanvasAgg(figure)
-        axes = figure.add_subplot()
+        inner = ((width - LEFT - RIGHT) / width, (height - TOP - BOTTOM) / height)
+        axes = figure.add_axes((LEFT / width, BOTTOM / height, *inner))
         ticks = [hz for hz in TICKS if LOWEST <= hz <= sample_rate / 2]
         bottom, upper = np.log2(edges[[0, -1]])
         extent = (0.0, levels.shape[1] * column_seconds, float(bottom), float(upper))
         axes.imshow(levels, "magma", vmin=top - DEPTH, vmax=top, origin="lower", aspect="auto", extent=extent)
         axes.set_yticks(np.log2(ticks), [f"{hz:g}" for hz in ticks])
-        axes.set(xlabel="seconds", ylabel="Hz", xlim=(0, len(samples) / sample_rate))
+        axes.set(xlim=(0, len(samples) / sample_rate))
+        axes.set_xlabel("seconds", fontsize=LABEL_POINTS)
+        axes.set_ylabel("Hz", fontsize=LABEL_POINTS, labelpad=1)
+        axes.tick_params(labelsize=LABEL_POINTS)
         buffer = io.BytesIO()
         canvas.print_png(buffer)
     return buffer.getvalue()

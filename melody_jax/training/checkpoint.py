@@ -45,11 +45,12 @@ class Checkpoints:
     ) -> None:
         self._folder = remote_checkpoints.library_path(workdir, remote, "checkpoints")
         self._is_local = self._folder == workdir.absolute() / "checkpoints"
+        self._remote = None if remote is None else remote / "checkpoints"
         self._uploads: remote_checkpoints.CheckpointUploads | None = None
-        if remote is not None and self._is_local:
-            remote_checkpoints.check_scheme(remote)
+        if self._remote is not None and self._is_local:
+            remote_checkpoints.check_scheme(self._remote)
             self._uploads = remote_checkpoints.CheckpointUploads(
-                remote / "checkpoints", Path(self._folder), keep_last, keep_every
+                self._remote, Path(self._folder), keep_last, keep_every
             )
         shorten_library_messages()
         check_path(workdir)
@@ -74,8 +75,11 @@ class Checkpoints:
 
         Raises:
             OSError: the disk has too little space, or was full while the previous checkpoint was written.
+            UserError: the previous one could not be uploaded, or another training writes to the same bucket folder.
         """
         self._wait()
+        if self._remote is not None:
+            remote_checkpoints.check_sole_writer(self._remote, self.latest)
         needed = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
         free = shutil.disk_usage(self._folder).free if self._is_local else needed
         if free < needed:

@@ -41,6 +41,14 @@ def complete_steps(remote: RemoteFolder) -> list[int]:
     return sorted(int(part[0]) for part in parts if part[1:] == [MARKER] and part[0].isdecimal())
 
 
+def check_sole_writer(remote: RemoteFolder, latest: int | None) -> None:
+    """Raises `UserError` unless `latest` is the last complete checkpoint in a folder, as this process left it."""
+    if jax.process_index() == 0 and (complete_steps(remote) or [None])[-1] != latest:
+        raise UserError(
+            f"{remote.url}: another training writes checkpoints there; end it, or choose another --workdir"
+        )
+
+
 def download_latest(remote: RemoteFolder, folder: Path) -> int | None:
     """Copies the last complete checkpoint to a local folder, and returns its step; None if there is none."""
     steps = complete_steps(remote)
@@ -55,7 +63,7 @@ class CheckpointUploads:
     """Uploads complete checkpoints of a local folder in the background, and deletes those that need not stay.
 
     Raises:
-        UserError: by `wait`, if an upload failed or another training has written to the same folder.
+        UserError: by `wait`, if an upload failed.
     """
 
     def __init__(self, remote: RemoteFolder, folder: Path, keep_last: int, keep_every: int) -> None:
@@ -63,7 +71,7 @@ class CheckpointUploads:
         self._folder = folder
         self._keep_last = keep_last
         self._keep_every = keep_every
-        self._latest = download_latest(remote, folder)
+        download_latest(remote, folder)
         self._pool = ThreadPoolExecutor(1)
         self._upload: Future[None] | None = None
 
@@ -92,10 +100,6 @@ class CheckpointUploads:
     def _publish(self, step: int) -> None:
         sizes = self._remote.sizes()
         complete = complete_steps(self._remote)
-        if (complete[-1] if complete else None) != self._latest:
-            raise UserError(
-                f"{self._remote.url}: another training writes checkpoints there; choose another --workdir"
-            )
         unfinished = [name for name in sizes if name.split("/")[0] not in map(str, complete)]
         self._remote.delete(unfinished)  # of a killed process
         step_folder = self._folder / str(step)
@@ -104,14 +108,10 @@ class CheckpointUploads:
         marker = f"{step}/{MARKER}"
         self._remote.upload(self._folder, (name for name in names if name != marker))
         self._remote.upload(self._folder, [marker])
-        self._latest = step
         remaining = {*[*complete, step][-self._keep_last :]}
         if self._keep_every:
             remaining |= {other for other in complete if other % self._keep_every == 0}
         removed = [str(other) for other in complete if other not in remaining]
-        self._remote.delete(
-            f"{other}/{MARKER}" for other in removed
-        )  # first: half a checkpoint must not count
-        self._remote.delete(
-            name for name in sizes if name.split("/")[0] in removed and not name.endswith(MARKER)
-        )
+        markers = [f"{other}/{MARKER}" for other in removed]
+        self._remote.delete(markers)  # first: half a checkpoint must not count
+        self._remote.delete(name for name in sizes if name.split("/")[0] in removed)

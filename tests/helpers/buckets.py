@@ -1,9 +1,9 @@
 """Object stores on this machine, and programs that work in their buckets and can be killed there.
 
-    python -m helpers.buckets train DATA WORKDIR [kill]    prints a digest of the last state
-    python -m helpers.buckets sample PROMPTS OUT [kill]    makes clips of a system without networks
+    python -m helpers.buckets train DATA WORKDIR
+    python -m helpers.buckets sample PROMPTS OUT
 
-With "kill", the program sends itself SIGKILL in the middle of its work, once the bucket has something to resume from.
+The program sends itself SIGKILL in the middle of its work, once the bucket has something to resume from.
 """
 
 import contextlib
@@ -21,9 +21,9 @@ from typing import Any
 
 import jax
 import numpy as np
+
 from helpers.fake_system import FakeSystem
 from helpers.toy import toy_config
-
 from melody_jax import audio, mirror
 from melody_jax.config import DataConfig
 from melody_jax.data import records
@@ -133,8 +133,8 @@ class Batches(TrainingBatches):
         return {"x": crops[:, :8], "y": crops[:, 8:]}
 
 
-def train_toy(folder: str, workdir: str, kill: bool) -> None:
-    """Trains for 20 steps with a checkpoint every 5, and prints a digest of the state and the number of steps made."""
+def train_toy(folder: str, workdir: str, kill: bool = False) -> str:
+    """Trains for 20 steps with a checkpoint every 5; returns a digest of the state."""
 
     def end() -> None:
         if kill:
@@ -143,12 +143,11 @@ def train_toy(folder: str, workdir: str, kill: bool) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
 
     config = toy_config(workdir, steps=20, save_every=5, eval_every=0, keep_last=2)
-    batches = Batches(folder, end)
-    state: Any = train(config, batches, [], quiet=True)
+    state: Any = train(config, Batches(folder, end), [], quiet=True)
     digest = hashlib.sha256()
     for leaf in jax.tree.leaves((state.params, state.opt_state, state.ema)):
         digest.update(np.asarray(leaf).tobytes())
-    print(digest.hexdigest())
+    return digest.hexdigest()
 
 
 class KilledSystem(FakeSystem):
@@ -167,14 +166,14 @@ class KilledSystem(FakeSystem):
         return super().run(*args, **kwargs)
 
 
-def sample(prompts: str, out: str, kill: bool) -> None:
-    """Makes the missing clips in batches of two, and prints their number."""
-    mirror.SWEEP_SECONDS = 0.1
+def sample(prompts: str, out: str, kill: bool = False) -> int:
+    """Makes the missing clips in batches of two with a system without networks; returns their number."""
     job = BatchJobConfig(prompts=Path(prompts), out=Path(out), batch=2)
     system = KilledSystem(out) if kill else FakeSystem()
-    print(run_batch_job(system, job, read_prompt_file(job.prompts, {"seconds": 1.0})))
+    return run_batch_job(system, job, read_prompt_file(job.prompts, {"seconds": 1.0}))
 
 
 if __name__ == "__main__":
-    program = {"train": train_toy, "sample": sample}[sys.argv[1]]
-    program(sys.argv[2], sys.argv[3], "kill" in sys.argv)
+    mirror.SWEEP_SECONDS = 0.1
+    program: Any = {"train": train_toy, "sample": sample}[sys.argv[1]]
+    program(sys.argv[2], sys.argv[3], kill=True)

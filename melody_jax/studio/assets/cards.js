@@ -35,6 +35,11 @@ function settingText(name, value) {
   return String(value);
 }
 
+// A word as a shell reads it.
+function quoted(word) {
+  return /^[\w@%+=:,./-]+$/.test(word) ? word : `'${word.replaceAll("'", `'"'"'`)}'`;
+}
+
 function settingsTable(take) {
   const rows = Object.entries({ ...take.settings, seed: take.seed })
     .filter(([, value]) => !isEmpty(value))
@@ -43,7 +48,7 @@ function settingsTable(take) {
       element("dd", {}, settingText(name, value)),
     ]);
   rows.push(element("dt", {}, "model"), element("dd", {}, `${take.release}, ${take.system}, ${take.model_hash}`));
-  const command = take.command && (Array.isArray(take.command) ? take.command.join(" ") : take.command);
+  const command = take.command?.map(quoted).join(" ");
   return element(
     "details",
     { class: "settings" },
@@ -149,16 +154,16 @@ function removeButton(take, ondelete) {
   return control;
 }
 
-// The card of a take. `studio` submits requests and opens sounds, `ondelete` is called after its deletion; `heard` is the
-// stream of its job if it still plays.
-export function takeCard(take, studio, ondelete, heard = null) {
-  const audio = element("audio", { controls: true, preload: "none", src: urls.sound(take), "aria-label": `Play ${take.title}` });
+// The card of a take. `studio` submits requests and opens sounds; `features` are what the system can make; `ondelete` is
+// called after the take's deletion; `heard` is the stream of its job if it still plays.
+export function takeCard(take, studio, features, ondelete, heard = null) {
+  const audio = element("audio", { controls: true, preload: "metadata", src: urls.sound(take), "aria-label": `Play ${take.title}` });
   if (heard) takeOver(audio, heard);
   const again = againSettings(take);
   const submit = (settings) => studio.submit(settings);
   const variation = variationForm((strength) => submit(again.vary(strength)));
   const restyle = promptForm((prompt) => submit(again.restyle(prompt)));
-  const can = (feature) => studio.can(feature);
+  const can = (feature) => features.has(feature);
   const controls = [
     button("Another seed", () => submit(again.seed())),
     can("variation") ? opener("Variation …", variation) : null,
@@ -235,9 +240,7 @@ export function jobCard(first, onend) {
     node.dataset.state = job.state;
     state.textContent = stateText(job);
     listen.hidden = job.state !== "running";
-    if (job.state === "running" && job.windows_done) bar.value = job.windows_done / job.windows_total;
-    else if (job.state === "queued") bar.value = 0;
-    else bar.removeAttribute("value");
+    bar.value = job.windows_total ? job.windows_done / job.windows_total : 0;
     if (job.state === "failed" || job.state === "cancelled") {
       stream.pause();
       stream.removeAttribute("src");

@@ -9,26 +9,17 @@ import { Takes } from "./takes.js";
 
 const SEEDS = 2 ** 32;
 const WARMING_MS = 2000;
-const TEXTS = ["prompt", "second_prompt", "negative_prompt"];
-// Settings of the language model, which does not run where the tokens are kept, are never sent empty.
 
 class Studio {
   constructor() {
-    this.features = new Set();
-    present("facts").then((node) => {
-      this.features = new Set(node.dataset.features.split(" ").filter(Boolean));
-      this.footer = node;
-      this.showMachine();
-    });
-    Promise.all([present("takes"), present("facts")]).then(([root]) => { this.takes = new Takes(this, root); });
-    present("sound").then((root) => { this.source = new SourcePanel(this, root); });
-    present("story").then((root) => { this.story = new StoryPanel(root); });
-    present("compare").then((root) => { this.compare = new ComparePanel(root); });
+    const part = (id, make) => present(id).then(make);
+    this.features = part("facts", (node) => new Set(node.dataset.features.split(" ").filter(Boolean)));
+    this.takes = Promise.all([present("takes"), this.features]).then(([root, features]) => new Takes(this, root, features));
+    this.source = Promise.all([present("sound"), this.features]).then(([root, features]) => new SourcePanel(root, features));
+    this.story = part("story", (root) => new StoryPanel(root));
+    part("compare", (root) => new ComparePanel(root));
+    part("facts", () => this.showMachine());
     document.addEventListener("play", (event) => this.silenceOthers(event.target), true);
-  }
-
-  can(feature) {
-    return this.features.has(feature);
   }
 
   // One sound at a time.
@@ -38,13 +29,13 @@ class Studio {
     }
   }
 
-  // A setting form calls this with the names and values of its inputs.
+  // A form calls this with the names and values of its inputs.
   run(action, names, values) {
     attempt(async () => {
       const form = this.read(names, values);
       if (action === "makeFour" || action === "makeOne") await this.make(form, action === "makeFour" ? 4 : 1);
-      else if (action === "story") await this.send(this.story.settings(form));
-      else await this.send(this.source.settings(action, form));
+      else if (action === "story") await this.send((await this.story).settings(form));
+      else await this.send((await this.source).settings(action, form));
     });
   }
 
@@ -74,31 +65,35 @@ class Studio {
   async send(settings) {
     const jobs = await api.submit(settings);
     announce(jobs.length === 1 ? "One take is in the queue" : `${jobs.length} takes are in the queue`);
-    this.takes.add(jobs);
+    (await this.takes).add(jobs);
   }
 
+  // Opens a take as "your sound", whose tab gradio may draw only now.
   openTake(take) {
-    document.querySelectorAll('#tabs [role="tab"]').forEach((tab) => {
-      if (tab.textContent.trim() === "Your sound") tab.click();
+    return attempt(async () => {
+      document.querySelector('#tabs [role="tab"][data-tab-id="sound"]').click();
+      const source = await this.source;
+      source.openTake(take);
+      document.getElementById("tabs").scrollIntoView({ block: "nearest" });
+      source.begin.focus();
     });
-    this.source.openTake(take);
-    document.getElementById("sound").scrollIntoView({ block: "nearest" });
   }
 
   ready() {
     this.showMachine();
   }
 
-  removed() {
-    this.takes.show(this.takes.begins);
+  async removed() {
+    const takes = await this.takes;
+    takes.show(takes.begins);
   }
 
   drawSeed() {
     return String(Math.floor(Math.random() * SEEDS));
   }
 
-  setStoryLength(seconds) {
-    this.story?.setLength(seconds);
+  async setStoryLength(seconds) {
+    (await this.story).setLength(seconds);
   }
 
   // The footer: what plays here, and how fast.
@@ -120,7 +115,7 @@ class Studio {
       info.warm ? "ready" : "warming up",
       `melody_jax ${info.version}`,
     ];
-    this.footer.textContent = items.filter(Boolean).join(" · ");
+    document.getElementById("facts").textContent = items.filter(Boolean).join(" · ");
     if (!info.warm) setTimeout(() => this.showMachine(), WARMING_MS);
   }
 }

@@ -2,10 +2,7 @@
 
 import { element } from "./dom.js";
 
-// Pixels of a spectrogram beside its plot, as in spectrogram.py.
-const LEFT = 56;
-const RIGHT = 8;
-const SPECTROGRAM_HEIGHT = 200;
+const SPECTROGRAM_HEIGHT = 160;
 const NARROWEST = 240;
 const WIDEST = 1600;
 const WAVE_HEIGHT = 56;

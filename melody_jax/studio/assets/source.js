@@ -7,8 +7,8 @@ import { record, soundView } from "./sound.js";
 const STEP = 0.01;
 
 export class SourcePanel {
-  constructor(studio, root) {
-    this.studio = studio;
+  constructor(root, features) {
+    this.features = features;
     this.current = null; // {reference, title, seconds} of the sound
     this.begin = element("input", { type: "number", min: 0, step: STEP, value: 0, onchange: () => this.typed() });
     this.end = element("input", { type: "number", min: 0, step: STEP, value: 0, onchange: () => this.typed() });
@@ -118,7 +118,7 @@ export class SourcePanel {
       this.view,
       audio,
       ...source.notes.map((note) => element("p", { class: "note" }, note)),
-      ...(this.studio.can("mend") ? [region] : []),
+      ...(this.features.has("mend") ? [region] : []),
     );
     announce(`Opened: ${source.title}, ${digits(source.seconds)} seconds`);
   }

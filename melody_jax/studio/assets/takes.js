@@ -9,9 +9,10 @@ const POLL_MS = 500;
 const FINAL = ["done", "failed", "cancelled"];
 
 export class Takes {
-  // studio: see page.js; root: the section of the page.
-  constructor(studio, root) {
+  // studio: see page.js; root: the section of the page; features: what the system can make (features.py).
+  constructor(studio, root, features) {
     this.studio = studio;
+    this.features = features;
     this.jobs = new Map();
     this.begins = [null]; // `before` of the pages up to the one that is shown
     this.next = null;
@@ -61,7 +62,7 @@ export class Takes {
   }
 
   card(take, stream = null) {
-    const card = takeCard(take, this.studio, () => {
+    const card = takeCard(take, this.studio, this.features, () => {
       card.remove();
       this.studio.removed(take);
     }, stream);
@@ -124,7 +125,6 @@ export class Takes {
     const cards = [...this.list.children];
     if (cards.length <= PAGE_SIZE) return;
     cards.slice(PAGE_SIZE).forEach((card) => card.remove());
-    this.next = this.lastShown ?? this.next;
     this.refreshNext();
   }
 
