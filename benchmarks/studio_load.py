@@ -94,7 +94,7 @@ class Server:
         ]
         words += ["--project", str(self.project), "--queue.queued", str(QUEUED), "--queue.queued-per-client"]
         words += [str(QUEUED), "--clients.changes-per-minute", "1e6", "--clients.uploads-per-minute", "1e6"]
-        words += ["--clients.requests-per-second", "1e6"]
+        words += ["--clients.requests-per-second", "1e6", "--uploads.min-seconds", "0"]
         environment = os.environ | {"TMPDIR": str(self.folder / "temporary"), "PYTHONPATH": str(ROOT)}
         self.process = subprocess.Popen(
             [sys.executable, "-c", code, *words],
@@ -205,8 +205,8 @@ def run_load(server: Server, arguments: Arguments) -> Load:
                 lambda number: make_one(server, load, number, arguments.seconds), range(arguments.requests)
             )
         )
-    stats = server.json("GET", "/api/info")
-    server.check(len(load.done) == arguments.requests == stats["takes"], f"{len(load.done)} takes are done")
+    takes = server.json("GET", "/api/info")["takes"]
+    server.check(len(load.done) == arguments.requests == takes, f"{len(load.done)} takes are done")
     server.check(load.longest_queue <= QUEUED, f"{load.longest_queue} jobs waited")
     server.check(not load.without_retry, f"{load.without_retry} refusals without Retry-After")
     server.check(set(load.statuses) <= {202, 429}, f"statuses {load.statuses}")
@@ -216,7 +216,7 @@ def run_load(server: Server, arguments: Arguments) -> Load:
 
 def growth(load: Load) -> float:
     """Mean memory of the last hundred takes relative to that of the first hundred."""
-    count = min(HUNDRED, len(load.memory) // 2) or 1
+    count = min(HUNDRED, len(load.memory))
     return sum(load.memory[-count:]) / sum(load.memory[:count])
 
 
@@ -261,8 +261,7 @@ def damaged(project: Path) -> Iterator[str]:
         take = json.loads(path.read_text())
         if hashlib.sha256((project / "takes" / take["file"]).read_bytes()).hexdigest() != take["sha256"]:
             yield f"{take['file']} is damaged"
-    sounds = [path for path in (project / "takes").iterdir() if path.suffix != ".json"]
-    for path in sounds:
+    for path in (project / "takes").iterdir():
         if not path.with_suffix(".json").exists():
             yield f"{path} has no take"
 
@@ -284,7 +283,7 @@ def run_hostile(server: Server, arguments: Arguments) -> dict[str, Counter[int]]
     server.check(not server.children(), f"workers are left: {server.children()}")
     server.check(files_outside(server) == outside, f"written outside: {files_outside(server) - outside}")
     left = [path for path in (server.project / "uploads").rglob("*") if path.is_file()]
-    server.check(not left, f"left in the project: {left}")
+    server.check(not left, f"left: {left}")
     server.check(server.json("GET", "/healthz") == {"status": "ok"}, "the worker has ended")
     return statuses
 
@@ -353,6 +352,7 @@ def report(arguments: Arguments, load: Load, takes: int, statuses: dict[str, Cou
         f"{sum(n for s, n in counts.items() if 400 <= s < 500)} |"
         for name, counts in statuses.items()
     ]
+    taken, refused = (load.statuses[status] for status in (202, 429))
     first = sum(load.memory[:HUNDRED]) / len(load.memory[:HUNDRED]) / 1e6
     return f"""# The studio's server under load
 
@@ -360,8 +360,8 @@ def report(arguments: Arguments, load: Load, takes: int, statuses: dict[str, Cou
 networks take little time.
 
 - {arguments.requests:,} jobs by {arguments.clients} clients at a time: {len(load.done):,} takes, none lost.
-  {load.statuses[202]:,} requests were taken, {load.statuses[429]:,} were answered 429 with Retry-After. At most
-  {load.longest_queue} jobs waited, of {QUEUED}.
+  {taken:,} requests were taken, {refused:,} were answered 429 with Retry-After. At most {load.longest_queue}
+  jobs waited, of {QUEUED}.
 - Memory: {first:.0f} MB over the first {HUNDRED} takes, {100 * (growth(load) - 1):+.1f} % over the last.
 - {arguments.kills} times SIGKILL while takes were made: all {takes:,} takes that were done are still listed, each sound
   has the sha256 of its JSON, and no unfinished file is left.

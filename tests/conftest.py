@@ -43,6 +43,8 @@ SLOW = (
     "test_hosts.py::test_killed",
     "test_hosts.py::test_two_processes",
     "test_nfe.py::test_the_paper_s_count_is_what_musiclm_runs[30.0",
+    "test_object_store.py::test_a_corpus_composed",
+    "test_prepare.py::test_an_interrupted_run_continues_from_a_bucket",
     "test_prepare.py::test_killed_and_run_again",
     "test_prepare.py::test_the_result_does_not_depend_on_workers",
     "test_preview.py::",

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from helpers.buckets import BUCKET, CLIENTS, missing_package, sample, serving, train_toy, write_data
+from helpers.hosts import Run, assert_same_run, write_features
 
 from melody_jax import object_store
 from melody_jax.files import make_folder
@@ -87,6 +88,30 @@ def test_a_killed_batch_job_leaves_the_same_objects(scheme: str, tmp_path: Path)
     assert manifests[0] == manifests[1]
     assert len(expected) == 12
     assert resumed == expected
+
+
+def test_two_processes_write_checkpoints_to_gs_themselves(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed after the first checkpoint and resumed: what two undisturbed processes with a disk learn."""
+    if missing := missing_package("gs"):
+        pytest.skip(f"{missing} is not installed")
+    options = {"--steps": "12", "--save_every": "4", "--eval_every": "0"}
+    features = write_features(make_folder(tmp_path / "features"))
+    undisturbed = Run(features, tmp_path / "run", options)
+    undisturbed.train()
+    with serving("gs") as environment:
+        for name, value in environment.items():
+            monkeypatch.setenv(name, value)
+        remote = RemoteFolder(f"gs://{BUCKET}/two")
+        run = Run(features, Path(remote.url), options)
+        run.start()
+        run.until(lambda: 4 in complete_steps(remote / "checkpoints"))
+        run.kill((0, 1), patience=5)
+        run.train()
+        assert complete_steps(remote / "checkpoints") == [8, 12]
+        remote.download(remote.sizes(), tmp_path / "copy")
+    assert_same_run(undisturbed, Run(features, tmp_path / "copy", options))
 
 
 def _without_times(manifest: bytes) -> list[dict[str, Any]]:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
 from helpers.arrays import assert_same
@@ -17,7 +18,7 @@ from melody_jax.errors import UserError
 from melody_jax.files import claim_folder, make_folder
 from melody_jax.mirror import mirrored
 from melody_jax.object_store import RemoteFolder
-from melody_jax.training import remote_checkpoints
+from melody_jax.training import remote_checkpoints, run_folder
 from melody_jax.training.checkpoint import Checkpoints
 
 pytest.importorskip("fsspec", reason="the extra 'buckets' is not installed")
@@ -260,6 +261,23 @@ def test_a_run_in_a_bucket_resumes_bit_for_bit(bucket: Any, tmp_path: Path) -> N
 def test_checkpoints_at_multiples_stay(bucket: Any) -> None:
     run(toy_config(URL, steps=20, save_every=5, eval_every=0, keep_last=1, keep_every=10))
     assert remote_checkpoints.complete_steps(RemoteFolder(URL) / "checkpoints") == [10, 20]
+
+
+def test_a_run_is_copied_to_be_exported(bucket: Any) -> None:
+    state = run(toy_config(URL, steps=5, eval_every=0))
+    folder = run_folder.local_run(URL)
+    assert run_folder.read_run(folder)[0]["steps"] == 5
+    checkpoints = Checkpoints(folder)
+    assert_same(checkpoints.restore_ema(jax.eval_shape(lambda: state.ema)), state.ema)
+    checkpoints.close()
+    assert run_folder.local_run("runs/x") == Path("runs/x")
+
+
+def test_a_bundle_of_a_bad_step_is_uploaded(bucket: Any) -> None:
+    with pytest.raises(UserError, match="melody replay --bundle memory://tests/folder/nonfinite/12"):
+        run(toy_config(URL), ToyBatches(poison=12))
+    names = {name.split("/")[2] for name in RemoteFolder(URL).sizes() if name.startswith("nonfinite/12/")}
+    assert {"bundle.json", "batch.safetensors", "params"} <= names
 
 
 def test_an_unfinished_checkpoint_does_not_count(bucket: Any, tmp_path: Path) -> None:

@@ -19,10 +19,11 @@ import pytest
 from helpers.arrays import random_like
 from helpers.recordings import music, odd_files
 
-from melody_jax import audio, loudness, release
+from melody_jax import audio, loudness, object_store, release
 from melody_jax.audio_format import AudioFormat
 from melody_jax.config import DataConfig, load_config
 from melody_jax.data import audio_units, pipeline
+from melody_jax.data import prepare as prepare_module
 from melody_jax.data.cutting import cut_recording
 from melody_jax.data.feature_shape import FeatureShape
 from melody_jax.data.prepare import PrepareConfig, prepare
@@ -37,6 +38,7 @@ from melody_jax.models.conformer import ConformerConfig
 from melody_jax.models.mulan import TINY as TINY_MULAN
 from melody_jax.models.tokenizer import TokenizerConfig
 from melody_jax.models.vae import TINY as TINY_VAE
+from melody_jax.object_store import RemoteFolder
 
 pytest.importorskip("apache_beam", reason="melody prepare needs the extra beam")
 from melody_jax.data import beam_pipelines
@@ -429,3 +431,37 @@ def test_networks_and_features_of_the_other_kind_are_refused(code_features: Path
         data = DataConfig(folder=(str(folder),), window_tokens=stage.features.window_tokens)
         with pytest.raises(UserError, match=says):
             pipeline.TrainingBatches(data, "features", shape=stage.features)
+
+
+def test_an_interrupted_run_continues_from_a_bucket(
+    recordings: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The unfinished work is in the bucket, so that another machine goes on; recordings must be on a disk."""
+    pytest.importorskip("fsspec", reason="the extra 'buckets' is not installed")
+    out = "memory://prepare/shards"
+    remote = RemoteFolder(out)
+    settings: Any = {
+        "source": str(recordings),
+        "piece_seconds": 0.8,
+        "min_seconds": 0.5,
+        "shard_recordings": 2,
+    }
+    prepare(PrepareConfig(out=str(tmp_path / "local"), **settings))
+
+    def interrupt(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setenv(object_store.CACHE_VARIABLE, str(tmp_path / "one"))
+    with monkeypatch.context() as patch:
+        patch.setattr(prepare_module, "_finish", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            prepare(PrepareConfig(out=out, **settings))
+    assert ".work/done-00000.json" in remote.sizes()
+    monkeypatch.setenv(object_store.CACHE_VARIABLE, str(tmp_path / "two"))
+    prepare(PrepareConfig(out=out, **settings))
+    expected = {path.name: path.read_bytes() for path in (tmp_path / "local").iterdir()}
+    assert {name: remote.read(name) for name in remote.sizes()} == expected
+    with pytest.raises(UserError, match="recordings must be on a disk"):
+        prepare(PrepareConfig(source="memory://prepare/recordings", out=out))
+    with pytest.raises(UserError, match="workers of --beam share a folder"):
+        prepare(PrepareConfig(source=str(recordings), out=out, beam=BEAM))

@@ -454,7 +454,7 @@ class TestTiny:
                     page.get_by_role("button", name="Draw two takes").click()
                     page.get_by_label("Play B").wait_for()
                 severe[tab] = violations(page)
-            assert severe == dict.fromkeys(TABS, [])
+            assert severe == {tab: [] for tab in TABS}
 
     def test_a_phone_does_not_scroll_sideways(self, browser: Any, tiny: str, four: list[str]):
         with visit(browser, tiny, viewport={"width": 360, "height": 740}) as visited:

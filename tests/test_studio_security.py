@@ -1,6 +1,8 @@
 """What the studio lets in: hosts, origins, tokens, paths, sizes, rates; what the command refuses before it loads."""
 
 import asyncio
+import base64
+import hashlib
 import os
 import socket
 import sys
@@ -11,6 +13,8 @@ from typing import Any
 import pytest
 
 pytest.importorskip("fastapi")
+from fastapi import FastAPI
+from fastapi.responses import HTMLResponse
 from helpers.studio import ORIGIN, Server, noise, serve
 from starlette.testclient import TestClient
 
@@ -118,15 +122,16 @@ class TestPaths:
             "/login",
             "/file=/etc/passwd",
             "//localhost/",
+            "/assets/../config",
+            "/static/..%2f",
+            "/assets/a\n",
         ],
     )
     def test_what_reads_files_or_calls_is_closed(self, path: str):
         assert security.PAGE_PATHS.fullmatch(path) is None
         assert security.API_PATHS.fullmatch(path) is None
 
-    @pytest.mark.parametrize(
-        "path", ["/", "/config", "/theme.css", "/assets/a/b.js", "/gradio_api/startup-events"]
-    )
+    @pytest.mark.parametrize("path", ["/", "/config", "/theme.css", "/assets/a/b-1.js", "/studio/page.js"])
     def test_what_the_page_needs_is_open(self, path: str):
         assert security.PAGE_PATHS.fullmatch(path)
 
@@ -162,6 +167,25 @@ class TestHeaders:
 
     def test_two_requests_have_two_ids(self, server: Server):
         assert len({server.client.get("/healthz").headers["x-request-id"] for _ in range(2)}) == 2
+
+    def test_only_the_scripts_of_the_page_run(self, tmp_path: Path):
+        scripts = ["window.a = 1;", "\nb()\n"]
+        page = f"<script>{scripts[0]}</script><script type='x'>{scripts[1]}</script><script src='/a.js'></script>"
+
+        def add_page(app: FastAPI, _: Any) -> FastAPI:
+            app.add_api_route("/", lambda: HTMLResponse(page), methods=["GET"])
+            return app
+
+        with serve(tmp_path / "project", add_page=add_page) as running:
+            answer = running.client.get("/")
+        assert answer.text == page
+        policy = answer.headers["content-security-policy"]
+        (script_policy,) = [part for part in policy.split("; ") if part.startswith("script-src")]
+        hashes = [base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in scripts]
+        assert script_policy == " ".join(
+            ["script-src 'self' 'unsafe-eval'", *(f"'sha256-{value}'" for value in hashes)]
+        )
+        assert "frame-ancestors 'none'" in policy
 
 
 class TestToken:

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 from melody_jax import files, hub, release_folder
 from melody_jax.errors import UserError
 from melody_jax.options import check_fields, option
-from melody_jax.sampling.request import Request
 from melody_jax.studio import security
 from melody_jax.studio.client_limits import ClientLimits
 from melody_jax.studio.job import QueueLimits
@@ -169,16 +168,6 @@ def load_system(config: StudioConfig) -> tuple["System", Release]:
         options = {"networks": networks, "distilled": config.distilled}
     system = load(name, system=config.system, folder=config.folder, **options)
     return system, Release(name=name, system=config.system, distilled=config.distilled)
-
-
-def warm_up_request(system: "System") -> Request:
-    """What the page asks for at first: a clip of the default length, of a prompt if the system follows one."""
-    prompt = "calm piano"
-    try:
-        system.check(Request(prompt=prompt))
-    except UserError:
-        prompt = None
-    return Request(prompt=prompt)
 
 
 def describe(system: "System", release: Release) -> str:

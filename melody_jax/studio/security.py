@@ -52,20 +52,15 @@ BURST_SECONDS = 20.0
 SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
 API_PATHS = re.compile(r"/api/.*|/healthz|/metrics", re.DOTALL)
 PAGE_PATHS = re.compile(
-    r"/|/config|/theme\.css|/favicon\.ico|/manifest\.json|/pwa_icon(/\d+)?|/(assets|static|studio|svelte)/[^\0]*"
-    r"|/gradio_api/(info|startup-events|heartbeat/[A-Za-z0-9]+)"
+    r"/|/config|/theme\.css|/favicon\.ico|/manifest\.json|/(assets|static|studio|svelte)/(?!.*\.\.)[A-Za-z0-9_./-]+"
 )
 """Paths of gradio that the page needs; none of them reads a file that its client names."""
 OPEN_PATHS = ("/healthz",)
 """Paths without a token, for the probes of a cluster."""
 NOTHING = "default-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 API_POLICY = f"{NOTHING}; img-src 'self'; media-src 'self'"
-PAGE_POLICY = (
-    "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; style-src 'self' 'unsafe-inline'; "
-    "img-src 'self' data: blob:; media-src 'self' blob:; font-src 'self' data:; connect-src 'self'; "
-    "worker-src 'self' blob:; object-src 'none'; base-uri 'self'; form-action 'self'; frame-ancestors 'none'"
-)
-"""gradio writes its settings into inline scripts, and makes functions of the page's own from texts."""
+PAGE_POLICY = f"{NOTHING}; script-src 'self'; style-src 'self'; img-src 'self'; font-src 'self'"
+"""Of the files of the page; the page itself has its own (page_policy.py)."""
 HEADERS = {
     "x-content-type-options": "nosniff",
     "x-frame-options": "DENY",

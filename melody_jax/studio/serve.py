@@ -12,9 +12,10 @@ from typing import Any
 import uvicorn
 from fastapi import FastAPI
 
+from melody_jax.errors import UserError
+from melody_jax.sampling.request import Request
 from melody_jax.sampling.system import System
 from melody_jax.studio.api_common import Studio
-from melody_jax.studio.command import warm_up_request
 from melody_jax.studio.job import QueueLimits
 from melody_jax.studio.jobs import JobQueue
 from melody_jax.studio.making import default_warm_ups
@@ -64,6 +65,16 @@ def serve(
         )
         server = StudioServer(make_app(studio, policy, mount_page), queue, browser_address)
         server.run(sockets=[listener])
+
+
+def warm_up_request(system: System) -> Request:
+    """What the page asks for at first: a clip of the default length, of a prompt if the system follows one."""
+    prompt = "calm piano"
+    try:
+        system.check(Request(prompt=prompt))
+    except UserError:
+        prompt = None
+    return Request(prompt=prompt)
 
 
 class StudioServer(uvicorn.Server):

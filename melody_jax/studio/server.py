@@ -16,6 +16,7 @@ from melody_jax.studio.api_system import CountRequests, SystemApi
 from melody_jax.studio.api_takes import TakesApi
 from melody_jax.studio.api_uploads import UploadsApi
 from melody_jax.studio.jobs import JobQueue
+from melody_jax.studio.page_policy import PagePolicy
 from melody_jax.studio.security import Policy, Security
 
 API = "/api"
@@ -37,6 +38,7 @@ def make_app(
     add_error_handlers(app)
     if add_page is not None:
         app = add_page(app, studio.queue)
+        app.add_middleware(PagePolicy)
     app.add_middleware(Security, policy=policy)
     return app
 

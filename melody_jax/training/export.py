@@ -23,7 +23,7 @@ from melody_jax.training import checkpoint
 from melody_jax.training.card import model_card
 from melody_jax.training.lora import adapter_roles, init_adapters, merge
 from melody_jax.training.metric_log import read_rows
-from melody_jax.training.run_folder import read_run
+from melody_jax.training.run_folder import local_run, read_run
 from melody_jax.training.stage import Metrics
 
 STAGES = {
@@ -68,7 +68,7 @@ def export(config: ExportConfig) -> Path:
     for name in ("run", "out"):
         if not getattr(config, name):
             raise UserError(f"--{name} is missing; see melody export --help")
-    run = Path(config.run)
+    run = local_run(config.run)
     described, hashes, _ = read_run(run)
     stage: Any = stage_from_dict(described["stage"])
     check_release(config.out, release.needed(stage.name, hashes))

@@ -5,6 +5,7 @@
 
 import contextlib
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from melody_jax.errors import UserError
 from melody_jax.mirror import Mirror, mirrored
 from melody_jax.sharding import make_mesh
 from melody_jax.training.notes import print_note
+from melody_jax.training.remote_checkpoints import download_latest
 
 FREE_FIELDS = (
     "steps", "log_every", "eval_every", "eval_batches", "save_every", "save_minutes", "stop_minutes",
@@ -114,6 +116,18 @@ def open_workdir(workdir: str) -> Iterator[Mirror]:
         seconds=0,
     ) as mirror:
         yield mirror
+
+
+def local_run(path: str) -> Path:
+    """A run folder as it is, or a copy of one in a bucket with its last complete checkpoint."""
+    if not object_store.is_remote(path):
+        return Path(path)
+    remote = object_store.RemoteFolder(path)
+    folder = object_store.cache_folder("runs", remote.url)
+    shutil.rmtree(folder)
+    remote.download({name: size for name, size in remote.sizes().items() if name in RESTORED}, folder)
+    download_latest(remote / "checkpoints", folder / "checkpoints")
+    return folder
 
 
 def write_run(workdir: Path, config: TrainConfig, hashes: dict[str, str]) -> None:

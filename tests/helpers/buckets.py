@@ -35,21 +35,15 @@ from melody_jax.training import remote_checkpoints
 from melody_jax.training.loop import train
 
 BUCKET = "tests"
-SERVERS = {
-    "s3": ("moto", "import sys; from moto.server import main; main(['-p', sys.argv[1]])"),
-    "gs": (
-        "gcp_storage_emulator",
-        "import sys; from gcp_storage_emulator.server import create_server; "
-        "create_server('localhost', int(sys.argv[1]), in_memory=True, default_bucket='tests').run()",
-    ),
-}
-"""Scheme -> package of a server, and the program that starts it on a port."""
+TESTS = Path(__file__).parents[1]
+SERVERS = {"s3": "moto", "gs": "gcp_storage_emulator"}
+"""Scheme -> package of a server."""
 CLIENTS = {"s3": "s3fs", "gs": "gcsfs"}
 
 
 def missing_package(scheme: str) -> str:
     """The package without which there is no server or no client; empty if both are installed."""
-    packages = (SERVERS[scheme][0], CLIENTS[scheme])
+    packages = (SERVERS[scheme], CLIENTS[scheme])
     return next((package for package in packages if importlib.util.find_spec(package) is None), "")
 
 
@@ -60,8 +54,13 @@ def serving(scheme: str) -> Iterator[dict[str, str]]:
         probe.bind(("localhost", 0))
         port = probe.getsockname()[1]
     url = f"http://localhost:{port}"
-    command = [sys.executable, "-c", SERVERS[scheme][1], str(port)]
-    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    arguments = {
+        "s3": ["-c", "import sys; from moto.server import main; main(['-p', sys.argv[1]])", str(port)],
+        "gs": ["-m", "helpers.gcs_server", str(port), BUCKET],
+    }
+    server = subprocess.Popen(
+        [sys.executable, *arguments[scheme]], cwd=TESTS, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
     try:
         wait_until(lambda: _answers(port) or server.poll() is not None)
         assert server.poll() is None, "the server has ended"

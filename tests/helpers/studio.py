@@ -3,12 +3,13 @@
 import contextlib
 import io
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import soundfile
+from fastapi import FastAPI
 from starlette.testclient import TestClient
 
 from helpers.fake_system import RATE, FakeSystem
@@ -49,6 +50,7 @@ def serve(
     gate: threading.Semaphore | None = None,
     policy: Policy | None = None,
     limits: QueueLimits | None = None,
+    add_page: Callable[[FastAPI, JobQueue], FastAPI] | None = None,
 ) -> Iterator[Server]:
     """A studio of a project in `folder`; `gate` holds up its system."""
     with (
@@ -61,7 +63,7 @@ def serve(
             votes=VoteFile(project.votes_path),
         )
         try:
-            with TestClient(make_app(studio, policy or Policy()), base_url=ORIGIN) as client:
+            with TestClient(make_app(studio, policy or Policy(), add_page), base_url=ORIGIN) as client:
                 yield Server(queue, client)
         finally:
             if gate is not None:
