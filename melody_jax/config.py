@@ -77,7 +77,8 @@ class DataConfig:
     """Where batches come from. Fields that do not apply to a stage's kind of batch are ignored."""
 
     folder: tuple[str, ...] = ()
-    """Folders of shards to train on: audio shards, or feature shards for the LM and DPD."""
+    """Folders of shards to train on, on a disk or in a bucket (gs://, s3://): audio shards, or feature shards for the
+    LM and DPD."""
     validation_folder: tuple[str, ...] = ()
     """Folders of held-out shards; empty: the last `holdout` of the records of `folder`, which are then excluded
     from training."""
@@ -228,7 +229,8 @@ class TrainConfig:
     watch: WatchConfig = dataclasses.field(default_factory=WatchConfig)
     """Previews, profile, digests, utilisation."""
     workdir: str = option("runs/default", group="where to write")
-    """Folder of checkpoints, metrics.jsonl and config.json; training resumes if it holds a checkpoint."""
+    """Folder of checkpoints, metrics.jsonl and config.json, on a disk or in a bucket (gs://, s3://); training resumes
+    if it holds a checkpoint."""
     init_from: str = option("", group="initial weights")
     """Initial weights of a new run: a run folder (its EMA), a folder of released networks, the name of a packaged
     release ("mini"), or hf://owner/name on the Hugging Face Hub; empty: random initialisation."""

@@ -8,6 +8,7 @@ Credentials and endpoints are those of gcsfs and s3fs.
 import contextlib
 import hashlib
 import importlib
+import logging
 import os
 import re
 import secrets
@@ -55,7 +56,9 @@ class RemoteFolder:
             raise UserError(
                 f"{path}: not a folder of a bucket, such as gs://bucket/folder or s3://bucket/folder"
             )
-        importlib.import_module(LIBRARIES[match[1]])
+        library = LIBRARIES[match[1]]
+        importlib.import_module(library)
+        logging.getLogger(library).setLevel(logging.CRITICAL)  # it logs what it raises, with a trace
         import fsspec
 
         self.scheme = match[1]

@@ -103,11 +103,14 @@ def test_two_processes_write_checkpoints_to_gs_themselves(
     with serving("gs") as environment:
         for name, value in environment.items():
             monkeypatch.setenv(name, value)
+        data = RemoteFolder(f"gs://{BUCKET}/features")
+        data.upload(Path(features), [path.name for path in Path(features).iterdir()])
         remote = RemoteFolder(f"gs://{BUCKET}/two")
-        run = Run(features, Path(remote.url), options)
+        run = Run(data.url, Path(remote.url), options)
         run.start()
         run.until(lambda: 4 in complete_steps(remote / "checkpoints"))
         run.kill((0, 1), patience=5)
+        monkeypatch.setenv(object_store.CACHE_VARIABLE, str(tmp_path / "another"))
         run.train()
         assert complete_steps(remote / "checkpoints") == [8, 12]
         remote.download(remote.sizes(), tmp_path / "copy")

@@ -188,8 +188,8 @@ def test_a_missing_feature_shard_is_made_again(features: Path, networks: str, tm
 @pytest.mark.parametrize("name", ["source", "networks", "out"])
 def test_urls_are_refused(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    folders = {"source": "a", "networks": "b", "out": "c"} | {name: "gs://bucket/x"}
-    with pytest.raises(UserError, match="gs://bucket/x: a URL, buckets are not supported yet"):
+    folders = {"source": "a", "networks": "b", "out": "c"} | {name: "https://host/x"}
+    with pytest.raises(UserError, match="https://host/x: a URL; this must be on a disk"):
         prepare(PrepareConfig(**folders))
     assert not list(tmp_path.iterdir())
 

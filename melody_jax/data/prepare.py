@@ -49,7 +49,7 @@ def prepare(config: PrepareConfig) -> ShardManifest:
             "that all of them see"
         )
     with mirrored(config.out) as mirror:
-        out = str(mirror.folder) if config.out else ""
+        out = config.out if mirror.remote is None else str(mirror.folder)
         manifest = _prepare(_with_format(_with_absolute_paths(dataclasses.replace(config, out=out))))
     if mirror.remote is not None:
         print(f"{mirror}: uploaded", flush=True)

@@ -30,7 +30,7 @@ from melody_jax.studio.uploads import UploadDecoder
 from melody_jax.studio.votes import VoteFile
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-PATIENCE = 240.0
+PATIENCE = 60.0
 """Seconds after which a test gives up waiting."""
 COMMAND = "from melody_jax.cli import main; main()"
 FAKE_MICROPHONE = ("--use-fake-ui-for-media-stream", "--use-fake-device-for-media-stream")

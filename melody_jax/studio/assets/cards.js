@@ -111,7 +111,8 @@ function form(label, input, action, submit, shown = null) {
   const node = element(
     "form",
     { class: "again", hidden: true },
-    element("label", {}, element("span", {}, label, shown ? " " : "", shown), input),
+    element("label", {}, element("span", {}, label), input),
+    shown, // outside of the label, which would name it instead of the input
     element("button", { type: "submit", class: "button" }, action),
   );
   node.addEventListener("submit", (event) => {
