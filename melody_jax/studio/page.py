@@ -17,6 +17,7 @@ import gradio as gr
 from fastapi import FastAPI
 from fastapi.staticfiles import StaticFiles
 from gradio.components import Component
+from gradio.themes.base import Base as Theme
 
 from melody_jax.sampling.request import Request
 from melody_jax.studio.features import Features, features
@@ -65,9 +66,9 @@ def mount_page(app: FastAPI, queue: JobQueue) -> FastAPI:
     )
 
 
-def _theme() -> gr.themes.Base:
+def _theme() -> Theme:
     """Colours of sufficient contrast (WCAG AA), and the fonts of the machine: nothing is loaded from elsewhere."""
-    theme = gr.themes.Base(
+    theme = Theme(
         primary_hue="teal", secondary_hue="teal", neutral_hue="slate", font=FONTS, font_mono=MONOSPACED_FONTS
     )
     return theme.set(
