@@ -94,6 +94,22 @@ def test_a_sixth_system_is_one_file_and_one_line(folder: Path) -> None:
         systems.load("some", system="hum", folder=folder)
 
 
+@pytest.mark.parametrize(
+    "folder", sorted(release_folder.WEIGHTS.glob("*_ablation")), ids=lambda path: path.name
+)
+def test_the_packaged_networks_are_those_of_their_configs(folder: Path) -> None:
+    page = (ROOT / "docs" / "systems.md").read_text()
+    (exported,) = re.findall(rf"^\| `{folder.name}` \| (.*?) \|", page, re.M)
+    configs = dict(re.findall(r"`(\w+)`: `(\w+)`", exported))
+    networks = [path.stem for path in folder.glob("*.safetensors")]
+    assert networks
+    for network in networks:
+        _, model, needs = release.load_network(folder, network)
+        assert model == load_config(configs[network]).stage.model
+        for other, digest in needs.items():
+            assert digest == release.network_hash(folder, other), (network, other)
+
+
 def test_the_compared_releases_are_complete(tmp_path: Path) -> None:
     """The table of folders in docs/systems.md: each release has the networks of its system, its own or its bases'."""
     page = (ROOT / "docs" / "systems.md").read_text()

@@ -106,7 +106,7 @@ def spectrogram_png(
         bottom, upper = np.log2(edges[[0, -1]])
         extent = (0.0, levels.shape[1] * column_seconds, float(bottom), float(upper))
         axes.imshow(levels, "magma", vmin=top - DEPTH, vmax=top, origin="lower", aspect="auto", extent=extent)
-        axes.set_yticks(np.log2(ticks), [f"{hz:g}" for hz in ticks])
+        axes.set_yticks(np.log2(ticks), [f"{hz / 1000:g}k" if hz >= 1000 else f"{hz}" for hz in ticks])
         axes.set(xlim=(0, len(samples) / sample_rate))
         axes.set_xlabel("seconds", fontsize=LABEL_POINTS)
         axes.set_ylabel("Hz", fontsize=LABEL_POINTS, labelpad=1)
