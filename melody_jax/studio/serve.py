@@ -1,6 +1,7 @@
 """Runs the server of the studio with uvicorn until a signal ends it."""
 
 import asyncio
+import contextlib
 import os
 import signal
 import socket
@@ -117,7 +118,8 @@ class StudioServer(uvicorn.Server):
             stats = self.queue.stats()
             if stats.warm and stats.real_time_factor is not None:
                 self._states_speed = False
-                print(f"warm: {stats.real_time_factor:.2f} s of music per second of work", flush=True)
+                with contextlib.suppress(OSError):  # the terminal may be closed; the page goes on
+                    print(f"warm: {stats.real_time_factor:.2f} s of music per second of work", flush=True)
         return await super().on_tick(counter)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
