@@ -7,6 +7,7 @@ import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import urljoin
 
 import numpy as np
 import pytest
@@ -116,12 +117,18 @@ def card(page: Any, take_id: str) -> Any:
 
 def new_take(page: Any, action: Any) -> str:
     """The id of the take that an action makes."""
-    before = {node.get_attribute("data-take") for node in page.locator(".take").all()}
+    before = take_ids(page)
     action()
     page.locator(".job").first.wait_for()
     page.locator(".job").first.wait_for(state="detached")
-    (take_id,) = {node.get_attribute("data-take") for node in page.locator(".take").all()} - before
+    (take_id,) = take_ids(page) - before
+    card(page, take_id).wait_for()
     return take_id
+
+
+def take_ids(page: Any) -> set[str]:
+    """Those of the project: the page may not show them yet."""
+    return {take["id"] for take in page.request.get(urljoin(page.url, "/api/takes?limit=50")).json()["takes"]}
 
 
 def violations(page: Any) -> list[str]:
