@@ -83,8 +83,7 @@ def _rate(scores: list[float]) -> Any:
 
 def _sides(vote: Vote) -> tuple[Side, Side]:
     """What each clip of a vote stands for: the settings that differ, without the seed if others do."""
-    names = sorted(vote.differs)
-    names = [name for name in names if name != SEED]
+    names = sorted(vote.differs.keys() - {SEED})
     first, second = (
         tuple(
             (name, json.dumps(vote.differs[name][place], ensure_ascii=False, sort_keys=True))

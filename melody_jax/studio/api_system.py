@@ -11,10 +11,11 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from melody_jax import __version__
+from melody_jax.models.functional import count
 from melody_jax.studio.api_common import Studio
 from melody_jax.studio.api_requests import MAX_COUNT
 from melody_jax.studio.jobs import JobQueue
-from melody_jax.studio.machine import machine_memory, memory_bytes, parameter_count
+from melody_jax.studio.machine import machine_memory, memory_bytes
 from melody_jax.studio.security import App, Message, Receive, Scope, Send
 
 
@@ -32,7 +33,7 @@ class SystemApi:
             ["method", "route", "status"],
             registry=self.registry,
         )
-        self.parameters = parameter_count(studio.queue.system.params)
+        self.parameters = count(studio.queue.system.params)
         self.router = APIRouter(tags=["studio"])
         self.router.add_api_route("/info", self.info, methods=["GET"])
 

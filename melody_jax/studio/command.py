@@ -172,12 +172,13 @@ def load_system(config: StudioConfig) -> tuple["System", Release]:
 
 def describe(system: "System", release: Release) -> str:
     """One line on the release that plays, and the memory of this machine."""
-    from melody_jax.studio.machine import machine_memory, memory_bytes, parameter_count
+    from melody_jax.models.functional import count
+    from melody_jax.studio.machine import machine_memory, memory_bytes
 
     kind = f"{release.system}, distilled" if release.distilled else release.system
     return (
         f"{release.name} ({kind}): {system.audio_format}, windows of {system.window_seconds:g} s, "
-        f"{parameter_count(system.params) / 1e6:.1f} M parameters; {memory_bytes() / 1e9:.2f} GB of "
+        f"{count(system.params) / 1e6:.1f} M parameters; {memory_bytes() / 1e9:.2f} GB of "
         f"{machine_memory() / 1e9:.1f} GB memory are in use by the studio"
     )
 

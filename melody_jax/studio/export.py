@@ -118,8 +118,7 @@ def _texts(takes: list[Take]) -> dict[str, str]:
     """The prompt files, the commands and the README: name -> content."""
     groups: dict[tuple[Release, str], list[Take]] = {}
     for take in reversed(takes):  # the newest release has the first prompt file
-        release = Release(name=take.release, system=take.system, distilled=take.distilled)
-        groups.setdefault((release, Path(take.file).suffix), []).insert(0, take)
+        groups.setdefault((take.networks, Path(take.file).suffix), []).insert(0, take)
     texts = {}
     jobs = []
     for number, ((release, suffix), members) in enumerate(groups.items(), start=1):
@@ -177,7 +176,7 @@ def command_words(take: Take) -> list[str] | None:
     words += ["--regions", *regions] if regions else []
     for name, value in settings.items():
         words += _option_words(name, value)
-    words += _release_words(Release(name=take.release, system=take.system, distilled=take.distilled))
+    words += _release_words(take.networks)
     return None if any("\0" in word for word in words) else words
 
 

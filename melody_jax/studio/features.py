@@ -60,9 +60,9 @@ def features(system: System, distilled: bool = False) -> Features:
     def accepts(source_seconds: float | None = None, **settings: Any) -> bool:
         return _accepts(system, prompt, source_seconds, settings)
 
-    prompt = PROMPT if _accepts(system, PROMPT, None, {}) else None
-    has_source = 2 * system.window_seconds
+    prompt = usual_prompt(system)
     window = system.window_seconds
+    source_seconds = 2 * window
     blend = (Part(text=PROMPT), Part(text="drums", weight=0.5))
     style = (Part(text=PROMPT), Part(audio=_silence(system, window)))
     return Features(
@@ -78,11 +78,16 @@ def features(system: System, distilled: bool = False) -> Features:
         guidance_scales=tuple(scale for scale in GUIDANCE_SCALES if accepts(guidance_scale=scale)),
         longest_seconds=_longest(system, prompt),
         continuation=accepts(window, seconds=window + system.chunk_seconds),
-        mend=accepts(has_source, regions=((0.25 * window, 0.5 * window),)),
-        variation=accepts(has_source, strength=0.5),
-        restyle=accepts(has_source, keep_tokens=True),
+        mend=accepts(source_seconds, regions=((0.25 * window, 0.5 * window),)),
+        variation=accepts(source_seconds, strength=0.5),
+        restyle=accepts(source_seconds, keep_tokens=True),
         melody=accepts(melody=_silence(system, window)),
     )
+
+
+def usual_prompt(system: System) -> str | None:
+    """`PROMPT`, or None for a system that follows no prompts."""
+    return PROMPT if _accepts(system, PROMPT, None, {}) else None
 
 
 def _accepts(system: System, prompt: Any, source_seconds: float | None, settings: dict[str, Any]) -> bool:

@@ -1,12 +1,9 @@
-"""The memory of this machine and of this process, and the size of networks."""
+"""The memory of this machine and of this process."""
 
 import os
 import resource
 import sys
 from pathlib import Path
-from typing import Any
-
-import jax
 
 PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 
@@ -23,8 +20,3 @@ def memory_bytes() -> int:
 def machine_memory() -> int:
     """Memory of this machine, bytes."""
     return os.sysconf("SC_PHYS_PAGES") * PAGE_BYTES
-
-
-def parameter_count(params: Any) -> int:
-    """Numbers in all arrays of networks."""
-    return sum(leaf.size for leaf in jax.tree.leaves(params) if hasattr(leaf, "size"))

@@ -13,10 +13,10 @@ from typing import Any
 import uvicorn
 from fastapi import FastAPI
 
-from melody_jax.errors import UserError
 from melody_jax.sampling.request import Request
 from melody_jax.sampling.system import System
 from melody_jax.studio.api_common import Studio
+from melody_jax.studio.features import usual_prompt
 from melody_jax.studio.job import QueueLimits
 from melody_jax.studio.jobs import JobQueue
 from melody_jax.studio.making import default_warm_ups
@@ -55,7 +55,7 @@ def serve(
     os.environ["GRADIO_TEMP_DIR"] = str(project.uploads_folder)  # it makes a folder there
     from melody_jax.studio.page import mount_page
 
-    first = warm_up_request(system)
+    first = Request(prompt=usual_prompt(system))  # what the page asks for at first
     warm_ups = [*default_warm_ups(system, first), first]  # again: the speed is measured without compiling
     with JobQueue(system, release, project, queue_limits, warm_ups) as queue:
         studio = Studio(
@@ -66,16 +66,6 @@ def serve(
         )
         server = StudioServer(make_app(studio, policy, mount_page), queue, browser_address)
         server.run(sockets=[listener])
-
-
-def warm_up_request(system: System) -> Request:
-    """What the page asks for at first: a clip of the default length, of a prompt if the system follows one."""
-    prompt = "calm piano"
-    try:
-        system.check(Request(prompt=prompt))
-    except UserError:
-        prompt = None
-    return Request(prompt=prompt)
 
 
 class StudioServer(uvicorn.Server):

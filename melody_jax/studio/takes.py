@@ -74,6 +74,11 @@ class Take:
     """Size and hash of the sound file, which `melody sample` writes again with the same settings."""
     favourite: bool = False
 
+    @property
+    def networks(self) -> Release:
+        """The networks that made it."""
+        return Release(name=self.release, system=self.system, distilled=self.distilled)
+
 
 def parse_take(value: Any) -> Take:
     """A take from the value of its JSON file. Raises `UserError` for a field that is missing or of another type."""
