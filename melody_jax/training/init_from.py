@@ -75,7 +75,8 @@ def _find(source: str, name: str) -> Path:
     for folder in (Path(source), release_folder.WEIGHTS / source):
         if (folder / "config.json").is_file() or release_folder.has_network(folder, name):
             return folder
-    packaged = ", ".join(sorted(path.name for path in release_folder.WEIGHTS.iterdir() if path.is_dir()))
+    folders = sorted(path for path in release_folder.WEIGHTS.iterdir() if path.is_dir())
+    packaged = ", ".join(path.name for path in folders if release_folder.has_network(path, name))
     raise UserError(
         f"init_from {source}: it must be a run folder (with config.json), a release (with {name}.json) "
         f"or a packaged release ({packaged})"
