@@ -3,6 +3,7 @@
 import io
 import json
 import threading
+import time
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -205,6 +206,16 @@ class TestWhileItIsMade:
 
 
 class TestForms:
+    def test_a_click_as_soon_as_there_is_a_button_counts(self, browser: Any, studio: Studio):
+        """Also when what answers to it comes late."""
+        page = browser.new_page()
+        page.route("**/studio/page.js", lambda route: (time.sleep(2), route.continue_()))
+        page.goto(studio.url, wait_until="commit")
+        page.get_by_role("button", name="a calm solo piano piece").click()
+        page.get_by_role("button", name="Make one take").click()
+        page.locator(".job").wait_for()
+        page.close()
+
     def test_texts_are_never_html(self, browser: Any, studio: Studio):
         with visit(browser, studio.url) as visited:
             page = visited.page

@@ -40,6 +40,12 @@ FONTS = ("system-ui", "sans-serif")
 MONOSPACED_FONTS = ("ui-monospace", "monospace")
 ROOT = "/studio"
 """Where the scripts and the style are."""
+SHOW_FORMS = f"""async () => {{
+  await import("{ROOT}/page.js");
+  document.documentElement.dataset.ready = "";
+  return [];
+}}"""
+"""Shows the forms. gradio draws them before anything listens to their buttons: a click would be lost in silence."""
 
 
 def mount_page(app: FastAPI, queue: JobQueue) -> FastAPI:
@@ -121,6 +127,7 @@ def make_page(can: Features) -> gr.Blocks:
             with gr.Column(scale=3, min_width=320, elem_id="takes-column"):
                 _html('<section id="takes" aria-label="Takes"></section>')
         _html(_footer(can))
+        page.load(None, None, None, js=SHOW_FORMS, queue=False)
     return page
 
 

@@ -70,6 +70,7 @@ def visit(browser: Any, url: str, **options: Any) -> Iterator[Visit]:
     page.on("console", lambda message: _note(visited, message))
     page.goto(url)
     page.locator("#takes-header").wait_for()
+    page.locator("#make-four").wait_for()
     yield visited
     context.close()
 
