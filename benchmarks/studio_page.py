@@ -2,7 +2,7 @@
 
     python benchmarks/studio_page.py
 
-Runs `melody studio` twice with an empty cache of compiled programs and then with the one that the first runs have left.
+Runs `melody studio` twice: with an empty cache of compiled programs, then with the one that the first run has left.
 The first take is asked for as soon as the page can be used, others once the programs are warm.
 """
 
@@ -25,14 +25,16 @@ from playwright.sync_api import sync_playwright
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 HEAR = """
 window.firstSound = null;
+const note = () => { window.firstSound ??= performance.now(); };
+document.addEventListener("playing", note, true);
 const Plain = window.Audio;
 window.Audio = function (...words) {
   const sound = new Plain(...words);
-  sound.addEventListener("playing", () => { window.firstSound ??= performance.now(); });
+  sound.addEventListener("playing", note);
   return sound;
 };
 """
-"""Notes when a stream of the page begins to play."""
+"""Notes when a player or a stream of the page begins to play."""
 PATIENCE = 600.0
 
 

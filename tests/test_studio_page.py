@@ -161,6 +161,14 @@ class TestWhileItIsMade:
             page.locator(".take").wait_for()
             assert not page.locator(".job").count()
 
+    def test_a_take_that_is_made_at_once_plays(self, browser: Any, studio: Studio):
+        studio.gate.release(1000)
+        with visit(browser, studio.url) as visited:
+            visited.page.get_by_role("button", name="a calm solo piano piece").click()
+            visited.page.get_by_role("button", name="Make one take").click()
+            visited.page.locator(".take").wait_for()
+            visited.page.wait_for_function("!document.querySelector('.take audio').paused")
+
     def test_progress_is_shown_and_announced(self, browser: Any, studio: Studio):
         with visit(browser, studio.url) as visited:
             page = visited.page

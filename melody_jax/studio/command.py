@@ -87,9 +87,9 @@ def studio(config: StudioConfig) -> None:
         system, release = load_system(config)
         address = page_address(config.host, listener.getsockname()[1])
         print(describe(system, release), flush=True)
-        print(f"{address} serves the project {config.project}; Ctrl-C ends it", flush=True)
+        announcement = f"{address} serves the project {config.project}; Ctrl-C ends it"
         if policy.token is not None:
-            print(f"open {address}/?token=TOKEN once with the token in place of TOKEN", flush=True)
+            announcement += f"\nopen {address}/?token=TOKEN once with the token in place of TOKEN"
         serve(
             system=system,
             release=release,
@@ -99,6 +99,7 @@ def studio(config: StudioConfig) -> None:
             upload_limits=config.uploads,
             limits=described_limits(config),
             listener=listener,
+            announcement=announcement,
             browser_address=address if config.browser and policy.token is None and has_display() else "",
         )
 

@@ -44,34 +44,36 @@ def serve(
     upload_limits: UploadLimits,
     limits: dict[str, Any],
     listener: socket.socket,
+    announcement: str,
     browser_address: str = "",
 ) -> None:
     """Serves a project until SIGINT or SIGTERM.
 
-    limits: what /api/info says of the limits. browser_address: what the browser of this machine opens; empty: nothing.
+    limits: what /api/info says of the limits. announcement: is printed once the page answers. browser_address: what the
+    browser of this machine opens then; empty: nothing.
     """
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
     os.environ["GRADIO_TEMP_DIR"] = str(project.uploads_folder)  # it makes a folder there
-    from melody_jax.studio.page import mount_page
-
     first = Request(prompt=usual_prompt(system))  # what the page asks for at first
     warm_ups = [*default_warm_ups(system, first), first]  # again: the speed is measured without compiling
     with JobQueue(system, release, project, queue_limits, warm_ups) as queue:
+        from melody_jax.studio.page import mount_page  # gradio takes seconds, in which the queue warms up
+
         studio = Studio(
             queue=queue,
             decoder=UploadDecoder(system.audio_format, project.uploads_folder, upload_limits),
             votes=VoteFile(project.votes_path),
             limits=limits,
         )
-        server = StudioServer(make_app(studio, policy, mount_page), queue, browser_address)
+        server = StudioServer(make_app(studio, policy, mount_page), queue, announcement, browser_address)
         server.run(sockets=[listener])
 
 
 class StudioServer(uvicorn.Server):
     """A server that ends the jobs before it waits for its open answers."""
 
-    def __init__(self, app: FastAPI, queue: JobQueue, browser_address: str = "") -> None:
+    def __init__(self, app: FastAPI, queue: JobQueue, announcement: str, browser_address: str = "") -> None:
         super().__init__(
             uvicorn.Config(
                 app,
@@ -87,6 +89,7 @@ class StudioServer(uvicorn.Server):
             )
         )
         self.queue = queue
+        self.announcement = announcement
         self.browser_address = browser_address
         self._states_speed = True
 
@@ -97,8 +100,9 @@ class StudioServer(uvicorn.Server):
         self.should_exit = True
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Starts, then opens the browser."""
+        """Starts, then says so and opens the browser."""
         await super().startup(sockets)
+        self._say(self.announcement)
         if self.browser_address:
             threading.Thread(target=webbrowser.open, args=(self.browser_address,), daemon=True).start()
 
@@ -108,8 +112,7 @@ class StudioServer(uvicorn.Server):
             stats = self.queue.stats()
             if stats.warm and stats.real_time_factor is not None:
                 self._states_speed = False
-                with contextlib.suppress(OSError):  # the terminal may be closed; the page goes on
-                    print(f"warm: {stats.real_time_factor:.2f} s of music per second of work", flush=True)
+                self._say(f"warm: {stats.real_time_factor:.2f} s of music per second of work")
         return await super().on_tick(counter)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
@@ -117,6 +120,10 @@ class StudioServer(uvicorn.Server):
         await asyncio.to_thread(self.queue.close, 0.0)
         asyncio.get_running_loop().call_later(END_SECONDS, self._cancel_answers)
         await super().shutdown(sockets)
+
+    def _say(self, text: str) -> None:
+        with contextlib.suppress(OSError):  # the terminal may be closed; the page goes on
+            print(text, flush=True)
 
     def _cancel_answers(self) -> None:
         for task in self.server_state.tasks:

@@ -111,8 +111,11 @@ export class Takes {
       const take = await api.take(job.take_id);
       if (this.begins.length === 1 && !this.favourites.checked) {
         this.list.querySelector(".empty")?.remove();
-        this.list.prepend(this.card(take, entry.card.stream.paused ? null : entry.card.stream));
+        const card = this.card(take, entry.card.stream.paused ? null : entry.card.stream);
+        this.list.prepend(card);
         this.trim();
+        // The job was done before it was seen to run.
+        if (entry.playWhenRunning) await card.querySelector("audio").play();
       }
       announce(`Ready: ${take.title}, seed ${take.seed}`);
       this.studio.ready(take);
