@@ -85,11 +85,11 @@ def make_take(page: Any, seconds: int, seed: int) -> Times:
     clicked = page.evaluate("performance.now()")
     page.get_by_role("button", name="Make one take").click()
     page.wait_for_function("window.firstSound !== null", timeout=1000 * PATIENCE)
-    heard = page.evaluate("window.firstSound")
+    sound_time = page.evaluate("window.firstSound")
     page.wait_for_function(
         f"document.querySelectorAll('.take').length > {cards}", timeout=1000 * PATIENCE, polling=50
     )
-    return Times((heard - clicked) / 1000, (page.evaluate("performance.now()") - clicked) / 1000)
+    return Times((sound_time - clicked) / 1000, (page.evaluate("performance.now()") - clicked) / 1000)
 
 
 def visit(browser: Any, address: str, started: float) -> tuple[Any, float, float]:

@@ -10,7 +10,7 @@ import optax
 import pytest
 import soundfile
 from helpers.jitted import lm
-from helpers.musiclm import musiclm_networks
+from helpers.musiclm import following_networks, musiclm_networks, with_melody
 
 from melody_jax.cli import run
 from melody_jax.composer import compose, tune
@@ -38,13 +38,6 @@ def tone(pitch: float, seconds: float, harmonics: int = 5) -> np.ndarray:
         np.sin(2 * np.pi * 440 * 2 ** ((pitch - 69) / 12) * h * time) / h for h in range(1, harmonics + 1)
     ]
     return (0.2 * np.sum(parts, axis=0)).astype(np.float32)
-
-
-def with_melody(seed: int = 0) -> dict:
-    """Parameters whose melody embeddings are not zero."""
-    params = lm.init(LM, jax.random.key(seed))
-    assert not params["melody"].any()
-    return params | {"melody": 4 * jax.random.normal(jax.random.key(1), params["melody"].shape)}
 
 
 @pytest.mark.parametrize("pitch", [45, 60.3, 66, 83])
@@ -113,7 +106,7 @@ def test_some_melodies_are_dropped_and_some_end() -> None:
 
 
 def test_a_melody_changes_what_is_predicted_at_its_time() -> None:
-    params = with_melody()
+    params = with_melody(LM, 0)
     prefix = jnp.zeros((1, 12), jnp.int32)
     tokens = jnp.arange(8)[None]
     melody = jnp.full((1, 8), 4)
@@ -128,7 +121,7 @@ def test_a_melody_changes_what_is_predicted_at_its_time() -> None:
 @pytest.mark.parametrize("primer", [0, 3])
 def test_decoding_follows_the_melody_as_training_does(primer: int) -> None:
     """Greedy tokens are the best of the full forward pass, in any batch."""
-    params = with_melody()
+    params = with_melody(LM, 0)
     prefix = jnp.arange(24).reshape(2, 12) % 8
     melody = jnp.array([[0, 2, 4, 5, 7, 9, 11, SILENT], [NONE] * 8])
     keys = jax.random.split(jax.random.key(0), 2)
@@ -191,10 +184,7 @@ def test_a_melody_lasts_as_long_as_its_codes(part: str, span: int) -> None:
 @pytest.fixture(scope="module")
 def system() -> MusicLM:
     """A tiny MusicLM whose semantic and coarse model follow a melody."""
-    made = musiclm_networks() | {"lm": (with_melody(), LM)}
-    coarse = dataclasses.replace(made["coarse"][1], melody_span=2)
-    weights = lm.init(coarse, jax.random.key(3))
-    made["coarse"] = (weights | {"melody": jax.random.normal(jax.random.key(4), (14, coarse.width))}, coarse)
+    made = following_networks()
     params, configs = ({name: part[i] for name, part in made.items()} for i in (0, 1))
     return MusicLM(params, configs, {}, load_tokenizer(".", configs["mulan"].text.vocab_size))
 

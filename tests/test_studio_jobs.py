@@ -11,16 +11,17 @@ import pytest
 import soundfile
 from helpers.fake_system import RATE, FakeSystem, WholeSystem
 
-from melody_jax import cli
+from melody_jax import cli, load
 from melody_jax.errors import UserError
 from melody_jax.sampling.cascade import Melody
+from melody_jax.sampling.plan import NETWORKS
 from melody_jax.sampling.request import Request
 from melody_jax.studio.job import JobState, JobStatus, QueueFull, QueueLimits, UnknownJob
 from melody_jax.studio.jobs import JobQueue
 from melody_jax.studio.making import can_stream, default_warm_ups
 from melody_jax.studio.project import Project, UnknownTake, open_project
 from melody_jax.studio.sound_stream import SoundStream
-from melody_jax.studio.takes import Release
+from melody_jax.studio.takes import Release, kind_of
 
 PATIENCE = 60
 """Seconds after which a test gives up waiting."""
@@ -219,6 +220,15 @@ def test_bad_requests_are_refused_at_once(queue: JobQueue, tmp_path: Path) -> No
             call("0" * 32)
 
 
+def test_a_job_that_makes_too_much_music_is_refused(project: Project) -> None:
+    with JobQueue(FakeSystem(), RELEASE, project, QueueLimits(seconds=20)) as queue:
+        assert queue.submit(request(10, best_of=2), client="page")
+        with pytest.raises(UserError, match="seconds is 21; a job makes at most 20 s of music here"):
+            queue.submit(request(21), client="page")
+        with pytest.raises(UserError, match="seconds is 10 times 3 candidates; a job makes at most 20 s"):
+            queue.submit(request(10, best_of=3), client="page")
+
+
 def test_a_source_and_candidates_and_whole_systems_give_one_block(
     project: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -302,6 +312,19 @@ def test_warm_ups_of_a_release(melody: Melody) -> None:
     melody.check_inputs(longer)
     assert longer.seconds > melody.window_seconds
     assert not edits  # the tokenizer was not loaded
+
+
+def test_warm_ups_of_a_release_that_reads_sounds(releases: Path) -> None:
+    reading = load("tiny", folder=releases, networks=(*NETWORKS, "tokenizer"))
+    requests = default_warm_ups(reading, request(10))
+    assert [kind_of(entry) for entry in requests] == ["prompt"] * 2 + [
+        "continuation",
+        "mend",
+        "variation",
+        "restyle",
+    ]
+    for entry in requests:
+        reading.check_inputs(entry)
 
 
 def test_a_take_is_the_clip_of_the_command_line(

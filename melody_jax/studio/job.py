@@ -83,6 +83,8 @@ class QueueLimits:
     """Jobs that wait."""
     queued_per_client: int = option(8, least=1, most=10_000)
     """Jobs of one client that wait."""
+    seconds: float = option(600.0, least=1, most=1e6)
+    """Seconds of music that one job may make, those of all its candidates together."""
     finished: int = option(256, least=1, most=100_000)
     """Jobs that are remembered after their end."""
     finished_seconds: float = option(3600.0, above=0, most=1e9)
@@ -90,6 +92,15 @@ class QueueLimits:
 
     def __post_init__(self) -> None:
         check_fields(self)
+
+    def check(self, request: Request) -> None:
+        """Raises `UserError` for a request that makes too much music."""
+        seconds = request.seconds * request.best_of
+        if seconds > self.seconds:
+            candidates = f" times {request.best_of} candidates" if request.best_of > 1 else ""
+            raise UserError(
+                f"seconds is {request.seconds:g}{candidates}; a job makes at most {self.seconds:g} s of music here"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -101,7 +101,8 @@ class JobQueue:
         parent: the take that they come from. title: of the takes; empty: their prompts.
 
         Raises:
-            UserError: the system cannot make a request, a sound is not a source of the project, or the queue is closed.
+            UserError: the system cannot make a request, a request makes too much music, a sound is not a source of the
+                project, or the queue is closed.
             UnknownTake: there is no such parent.
             QueueFull: too many jobs wait already, of all clients or of this one.
         """
@@ -110,6 +111,7 @@ class JobQueue:
         jobs = []
         lengths: dict[Any, int] = {}
         for request in requests:
+            self.limits.check(request)
             self.project.check_sounds(request)
             self.system.check_inputs(request, lengths)
             words = [str(entry) for entry in self.system.unknown_words(request)]

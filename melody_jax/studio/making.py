@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float32
@@ -10,20 +11,31 @@ from melody_jax.sampling.progress import Progress
 from melody_jax.sampling.request import Request
 from melody_jax.sampling.system import System
 
+EXTENSION_SECONDS = 10.0
+"""By how much a sound is continued unless its author says otherwise, seconds."""
+
 
 def default_warm_ups(system: System, request: Request) -> list[Request]:
-    """Requests whose programs the first jobs need: a clip of `request`, its continuation beyond a window, a variation.
+    """Requests whose programs the first jobs need: a clip of `request`, one that is longer than a window, and what the
+    buttons of a take make from it.
 
     request: a prompt with the settings that a page starts with, without a source.
     """
-    longer = dataclasses.replace(request, seconds=system.window_seconds + system.chunk_seconds)
-    requests = [request, longer]
-    if "tokenizer" in system.params:
-        shape = (round(request.seconds * system.sample_rate), system.channels)
-        noise = np.random.default_rng(0).uniform(-0.1, 0.1, shape).astype(np.float32)
-        source = noise[:, 0] if system.channels == 1 else noise
-        requests.append(dataclasses.replace(request, source=source, strength=0.5, seconds=Request.seconds))
-    return requests
+    seconds = request.seconds
+    requests = [request, dataclasses.replace(request, seconds=system.window_seconds + system.chunk_seconds)]
+    if "tokenizer" not in system.params:
+        return requests
+    shape = (round(seconds * system.sample_rate), system.channels)
+    noise = np.random.default_rng(0).uniform(-0.1, 0.1, shape).astype(np.float32)
+    source = noise[:, 0] if system.channels == 1 else noise
+    edits: list[dict[str, Any]] = [
+        {"seconds": seconds + EXTENSION_SECONDS},
+        {"regions": ((0.25 * seconds, 0.5 * seconds),)},
+        {"strength": 0.5},
+        {"keep_tokens": True},
+    ]
+    edited = dataclasses.replace(request, source=source, seconds=Request.seconds)
+    return requests + [dataclasses.replace(edited, **edit) for edit in edits]
 
 
 def can_stream(system: System, request: Request) -> bool:

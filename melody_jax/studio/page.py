@@ -22,6 +22,7 @@ from gradio.themes.base import Base as Theme
 from melody_jax.sampling.request import Request
 from melody_jax.studio.features import Features, features
 from melody_jax.studio.jobs import JobQueue
+from melody_jax.studio.making import EXTENSION_SECONDS
 
 ASSETS = Path(__file__).parent / "assets"
 EXAMPLES = (
@@ -34,8 +35,6 @@ EXAMPLES = (
 )
 """Prompts to begin with; the packaged release knows their words."""
 SHORTEST_SECONDS = 1.0
-EXTENSION_SECONDS = 10.0
-"""By how much a sound is continued unless its author says otherwise, seconds."""
 FONTS = ("system-ui", "sans-serif")
 MONOSPACED_FONTS = ("ui-monospace", "monospace")
 ROOT = "/studio"

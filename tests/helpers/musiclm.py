@@ -30,6 +30,24 @@ def musiclm_networks() -> dict[str, tuple[Any, Any]]:
     return {"mulan": tiny["mulan"], "lm": tiny["lm"], **languages, "vae": (codec(), vae.TINY_CODES)}
 
 
+def following_networks() -> dict[str, tuple[Any, Any]]:
+    """As `musiclm_networks`; the semantic and the coarse model follow a melody."""
+    networks = musiclm_networks()
+    semantic = dataclasses.replace(lm_config.TINY, melody_span=1, layers=1)
+    coarse = dataclasses.replace(networks["coarse"][1], melody_span=2)
+    return networks | {
+        "lm": (with_melody(semantic, 0), semantic),
+        "coarse": (with_melody(coarse, 3), coarse),
+    }
+
+
+def with_melody(config: lm_config.LMConfig, seed: int) -> dict[str, Any]:
+    """Random parameters, also of the melody: a fresh network has zeros there."""
+    params = lm.init(config, jax.random.key(seed))
+    assert not params["melody"].any()
+    return params | {"melody": 4 * jax.random.normal(jax.random.key(seed + 1), params["melody"].shape)}
+
+
 def audiolm_networks() -> dict[str, tuple[Any, Any]]:
     """Parameters and config of each network; those of one layer compile fastest."""
     small = {"layers": 1, "prefix_levels": 0}

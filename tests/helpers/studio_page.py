@@ -110,9 +110,10 @@ def serve_page(folder: Path, gate: threading.Semaphore | None = None) -> Iterato
 
 
 @contextlib.contextmanager
-def run_studio(releases: Path, project: Path) -> Iterator[str]:
-    """`melody studio` with the release "tiny" in a process of its own: its address."""
-    command = [sys.executable, "-c", COMMAND, "studio", "--model", "tiny", "--folder", str(releases)]
+def run_studio(releases: Path, project: Path, model: str = "tiny", system: str = "melody") -> Iterator[str]:
+    """`melody studio` with a release in a process of its own: its address."""
+    command = [sys.executable, "-c", COMMAND, "studio", "--folder", str(releases)]
+    command += ["--model", model, "--system", system]
     command += ["--project", str(project), "--port", "0", "--no-browser"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=dict(os.environ))
     try:
