@@ -76,26 +76,6 @@ def hub_name(name: str | os.PathLike, folder: str | os.PathLike | None = None) -
     return HubName(match[1], match[2] or "")
 
 
-def local_name(name: str, folder: str | Path | None) -> tuple[str, str | Path | None]:
-    """`name` and `folder` of a release on this machine: as given, or those of the fetched snapshot.
-
-    Raises `UserError` as `fetch` does.
-    """
-    hub = hub_name(name, folder)
-    if hub is None:
-        return name, folder
-    snapshot = fetch(hub)
-    return snapshot.name, snapshot.parent
-
-
-def local_folder(path: str) -> str:
-    """The folder of released networks that `path` means: itself, or for hf://owner/name the fetched snapshot.
-
-    Raises `UserError` as `fetch` does.
-    """
-    return str(fetch(hub)) if path.startswith(SCHEME) and (hub := hub_name(path)) else path
-
-
 def pin(name: str, folder: str | Path | None = None) -> str:
     """`name` with the commit hash as its revision ("hf://owner/name@..."), if it means the hub; otherwise itself.
 
@@ -183,14 +163,17 @@ def endpoint() -> str:
     return (os.environ.get("HF_ENDPOINT") or constants.ENDPOINT).rstrip("/")
 
 
-def is_unreachable(error: Exception) -> bool:
-    """Whether an error of the library says that there is no network, or that the hub is out of order."""
+def unreachable_reason(error: Exception) -> str:
+    """Why there is no network or the hub is out of order, in one line; empty for an error that says neither."""
     import httpx2
     from huggingface_hub import errors
 
+    if isinstance(error, errors.OfflineModeIsEnabled):
+        return "HF_HUB_OFFLINE is set"
     if isinstance(error, errors.HfHubHTTPError):
-        return error.response.status_code == 429 or error.response.status_code >= 500
-    return isinstance(error, errors.OfflineModeIsEnabled | httpx2.TransportError)
+        status = error.response.status_code
+        return f"status {status}" if status == 429 or status >= 500 else ""
+    return _message(error) if isinstance(error, httpx2.TransportError) else ""
 
 
 def explain(error: Exception, place: str) -> UserError:
@@ -212,10 +195,10 @@ def explain(error: Exception, place: str) -> UserError:
         problem = f"{endpoint()} refuses access ({status}); {login}, with a token that has the permission"
     elif isinstance(error, errors.HFValidationError):
         problem = f"not a name of the hub; it must be owner/name ({first_line(error)})"
-    elif is_unreachable(error):
-        problem = f"{endpoint()} cannot be reached ({_reason(error)}); try again later"
+    elif reason := unreachable_reason(error):
+        problem = f"{endpoint()} cannot be reached ({reason}); try again later"
     else:
-        problem = f"failed on {endpoint()} ({_reason(error)})"
+        problem = f"failed on {endpoint()} ({_message(error)})"
     return UserError(f"{place}: {problem}")
 
 
@@ -226,21 +209,15 @@ def _cause(error: Exception) -> Exception:
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, errors.HfHubHTTPError) or (
-            isinstance(cause, Exception) and is_unreachable(cause)
+            isinstance(cause, Exception) and unreachable_reason(cause)
         ):
             return cause
         cause = cause.__cause__
     return error
 
 
-def _reason(error: Exception) -> str:
+def _message(error: Exception) -> str:
     """What the library says of an error, in one line."""
-    from huggingface_hub import errors
-
-    if isinstance(error, errors.OfflineModeIsEnabled):
-        return "HF_HUB_OFFLINE is set"
-    if isinstance(error, errors.HfHubHTTPError) and is_unreachable(error):
-        return f"status {error.response.status_code}"
     return " ".join(str(error).split())[:300] or type(error).__name__
 
 
@@ -249,7 +226,7 @@ def _newest_snapshot(library: Any, hub: HubName) -> Path:
     try:
         commit, names = _list_release(library, hub)
     except Exception as error:  # of the network, and of the library
-        if not is_unreachable(error):
+        if not unreachable_reason(error):
             raise explain(error, str(hub)) from error
         return _cached(library, hub, error)
     return _complete_commit(library, HubName(hub.repo, commit)) or _download(library, hub, commit, names)
@@ -322,18 +299,19 @@ def _cached(library: Any, hub: HubName, problem: Exception) -> Path:
     """
     from huggingface_hub import constants, errors
 
+    reason = unreachable_reason(problem)
     try:
         snapshot = _local_snapshot(library, hub)
     except errors.LocalEntryNotFoundError as error:
         state = "incomplete" if isinstance(error, errors.IncompleteSnapshotError) else "missing"
         raise UserError(
             f"{hub}: {state} in the cache {constants.HF_HUB_CACHE}, and {endpoint()} cannot be reached "
-            f"({_reason(problem)}); load it once with a network"
+            f"({reason}); load it once with a network"
         ) from error
     if not isinstance(problem, errors.OfflineModeIsEnabled):
         warnings.warn(
             InputWarning(
-                f"{endpoint()} cannot be reached ({_reason(problem)}); {hub} is commit {snapshot.name[:12]}, which is "
+                f"{endpoint()} cannot be reached ({reason}); {hub} is commit {snapshot.name[:12]}, which is "
                 "in the cache"
             ),
             stacklevel=2,

@@ -80,6 +80,11 @@ class RemoteFolder:
         }
         return {name: size for name, size in sizes.items() if name and not name.endswith("/")}
 
+    def has(self, name: str) -> bool:
+        """Whether there is an object of this name."""
+        with self._reported(name):
+            return self._store.isfile(self._path(name))
+
     def read(self, name: str, max_bytes: int = files.MAX_BYTES) -> bytes:
         """The content of an object of at most `max_bytes`."""
         with self._reported(name):

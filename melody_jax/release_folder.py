@@ -8,6 +8,7 @@ release. A missing network is taken from the first base that has it; bases of ba
 import os
 import re
 from pathlib import Path
+from typing import Any
 
 from melody_jax import files
 from melody_jax.errors import UserError
@@ -54,9 +55,13 @@ def base_names(folder: Path) -> list[str]:
     file = folder / BASES
     if not file.exists():
         return []
-    names = files.read_json(file, _MAX_BYTES)
+    return check_base_names(files.read_json(file, _MAX_BYTES), str(file))
+
+
+def check_base_names(names: Any, place: str) -> list[str]:
+    """The content of a `bases.json`, of which `place` is the path. Raises `UserError` unless it is a list of names."""
     if not isinstance(names, list) or not all(isinstance(n, str) and _NAME.fullmatch(n) for n in names):
-        raise UserError(f'{file}: must be a list of names of releases, such as ["mini"]')
+        raise UserError(f'{place}: must be a list of names of releases, such as ["mini"]')
     return names
 
 

@@ -102,3 +102,15 @@ def melody(releases: Path) -> Any:
     from melody_jax import load
 
     return load("tiny", folder=releases)
+
+
+@pytest.fixture
+def bucket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """The file system of memory://, empty."""
+    fsspec = pytest.importorskip("fsspec", reason="the extra 'buckets' is not installed")
+
+    monkeypatch.setenv("MELODY_BUCKET_CACHE", str(tmp_path / "cache"))
+    store = fsspec.filesystem("memory")
+    yield store
+    store.store.clear()
+    store.pseudo_dirs[:] = [""]

@@ -12,6 +12,7 @@ from melody_jax.data.records import ShardManifest, encode_json, shard_name, writ
 from melody_jax.errors import UserError
 from melody_jax.models.discriminators import TINY as TINY_DISCRIMINATOR
 from melody_jax.models.vae import TINY as TINY_VAE
+from melody_jax.object_store import RemoteFolder
 from melody_jax.training.checkpoint import Checkpoints
 from melody_jax.training.export import ExportConfig, export
 from melody_jax.training.run_folder import write_run
@@ -19,6 +20,7 @@ from melody_jax.training.stages.vae import VAEStage
 from melody_jax.training.state import create_state
 
 
+@pytest.mark.usefixtures("bucket")
 def test_export_releases_the_average(tmp_path: Path) -> None:
     music = tmp_path / "music"
     music.mkdir()
@@ -45,6 +47,9 @@ def test_export_releases_the_average(tmp_path: Path) -> None:
         '{"step": 2, "eval/loss": 1.5}\n{"step": 3, "loss": 1.0}\n[1]\n{"step": 4, "eval/lo'
     )
     export(ExportConfig(run=config.workdir, out=str(tmp_path / "release"), batches=3, licence="CC0"))
+    export(ExportConfig(run=config.workdir, out="memory://bucket/release", batches=3, licence="CC0"))
+    remote = RemoteFolder("memory://bucket/release")
+    assert remote.read("vae.safetensors") == (tmp_path / "release" / "vae.safetensors").read_bytes()
     card = (tmp_path / "release" / "vae.md").read_text()
     for words in (
         "# Model card: vae",

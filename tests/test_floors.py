@@ -45,7 +45,7 @@ FLOORS = (
     GROUND,
     ("config",),
     ("models",),
-    ("release", "release_check", "release_folder", "hub"),
+    ("release", "release_check", "release_folder", "release_source", "hub"),
     ("composer",),
     ("data",),
     ("convert",),

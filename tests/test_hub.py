@@ -17,7 +17,7 @@ from helpers.hub import HubStandIn
 from huggingface_hub import constants
 
 import melody_jax
-from melody_jax import cli, hub, release, release_folder
+from melody_jax import cli, hub, release, release_folder, release_source
 from melody_jax.errors import InputWarning, UserError
 from melody_jax.hub import HubName
 
@@ -344,9 +344,9 @@ def test_the_hub_s_own_rules_for_names(server: HubStandIn):
 
 
 def test_a_folder_option_takes_an_address(small: Path):
-    snapshot = hub.local_folder("hf://owner/small")
+    snapshot = release_source.local_folder("hf://owner/small")
     assert release.read_network(snapshot, "tempo")[1]
-    assert hub.local_folder("owner/small") == "owner/small"
+    assert release_source.local_folder("owner/small") == "owner/small"
 
 
 def test_a_base_that_is_not_here_is_named(server: HubStandIn, small: Path):

@@ -2,7 +2,6 @@
 
 import hashlib
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,19 +21,8 @@ from melody_jax.training import remote_checkpoints, run_folder
 from melody_jax.training.checkpoint import Checkpoints
 
 pytest.importorskip("fsspec", reason="the extra 'buckets' is not installed")
+pytestmark = pytest.mark.usefixtures("bucket")
 URL = "memory://tests/folder"
-
-
-@pytest.fixture(autouse=True)
-def bucket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """The file system of memory://, empty."""
-    import fsspec
-
-    monkeypatch.setenv(object_store.CACHE_VARIABLE, str(tmp_path / "cache"))
-    store = fsspec.filesystem("memory")
-    yield store
-    store.store.clear()
-    store.pseudo_dirs[:] = [""]
 
 
 def content(name: str) -> bytes:

@@ -18,7 +18,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from melody_jax import __version__, files, folders, hub, object_store, release, release_folder
+from melody_jax import __version__, files, folders, object_store, release, release_folder, release_source
 from melody_jax.audio_format import DEFAULT_FORMAT
 from melody_jax.data import audio_units, layouts, records
 from melody_jax.data.feature_shape import SETTING, check_audio_source, shape_of_networks, vae_format
@@ -93,7 +93,7 @@ def _with_absolute_paths(config: PrepareConfig) -> PrepareConfig:
     for name in ("source", "out"):
         if not getattr(config, name):
             raise UserError(f"--{name} is missing; see melody prepare --help")
-    config = dataclasses.replace(config, networks=hub.local_folder(config.networks))
+    config = dataclasses.replace(config, networks=release_source.local_folder(config.networks))
     given = {name: getattr(config, name) for name in ("source", "out", "networks") if getattr(config, name)}
     for folder in given.values():
         files.refuse_url(folder)

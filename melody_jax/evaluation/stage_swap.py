@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from melody_jax import hub
+from melody_jax import release_source
 from melody_jax.errors import UserError
 from melody_jax.evaluation.entry_stages import STAGES
 from melody_jax.evaluation.sound import Sound
@@ -40,7 +40,7 @@ def load_system(name: str, system: str, folder: str) -> System:
         raise UserError(
             f"system is {system!r}; it must be one of {', '.join(STAGES)}: others follow no prompts"
         )
-    name, root = hub.local_name(name, folder or None)
+    name, root = release_source.local_name(name, folder or None)
     if system == "melody":
         return load(name, folder=root, networks=(*NETWORKS, "tokenizer"))
     if system == "musiclm":

@@ -15,7 +15,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from tokenizers import Tokenizer
 
-from melody_jax import diffusion, hub, release, release_folder
+from melody_jax import diffusion, release, release_folder, release_source
 from melody_jax.errors import UserError
 from melody_jax.models.functional import Params
 from melody_jax.sampling import edges, edit, plan, windows
@@ -286,7 +286,7 @@ def load(
     Raises `UserError` if there is no such release, one of its files is missing or damaged, or its networks do
     not belong together (the hashes in each JSON name the networks that it was trained with).
     """
-    name, folder = hub.local_name(name, folder)
+    name, folder = release_source.local_name(name, folder)
     if "dpd" in networks:
         refuse_other_system(release_folder.root(folder) / name)
     if set(NETWORKS) <= set(networks) and _has_tempo_head(release_folder.root(folder) / name):

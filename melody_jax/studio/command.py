@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from melody_jax import files, hub, release_folder
+from melody_jax import files, hub, release_folder, release_source
 from melody_jax.errors import UserError
 from melody_jax.options import check_fields, option
 from melody_jax.studio import security
@@ -163,7 +163,7 @@ def load_system(config: StudioConfig) -> tuple["System", Release]:
     name = hub.pin(config.model, config.folder)
     options: dict[str, Any] = {}
     if config.system == "melody":
-        local, folder = hub.local_name(name, config.folder)
+        local, folder = release_source.local_name(name, config.folder)
         has_tokenizer = release_folder.has_network(release_folder.root(folder) / local, "tokenizer")
         networks = (*NETWORKS, "tokenizer") if has_tokenizer else NETWORKS
         options = {"networks": networks, "distilled": config.distilled}

@@ -7,7 +7,7 @@ import importlib
 from pathlib import Path
 from typing import Any
 
-from melody_jax import hub
+from melody_jax import release_source
 from melody_jax.errors import UserError
 
 SYSTEMS = {
@@ -35,5 +35,5 @@ def load(
         raise UserError(f"system {system!r}; it must be one of {', '.join(SYSTEMS)}")
     if system != "melody" and options:
         raise UserError(f"{next(iter(options))}: {system} has no such option of loading")
-    name, folder = hub.local_name(name, folder)
+    name, folder = release_source.local_name(name, folder)
     return importlib.import_module(SYSTEMS[system]).load(name, folder=folder, **options)

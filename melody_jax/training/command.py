@@ -13,7 +13,7 @@ from typing import Any
 
 import jax
 
-from melody_jax import hub
+from melody_jax import object_store, release_source
 from melody_jax.config import TrainConfig, load_config
 from melody_jax.data import pipeline
 from melody_jax.errors import UserError
@@ -22,7 +22,7 @@ from melody_jax.runtime import enable_compile_cache
 from melody_jax.sharding import check_batch, make_mesh, reader
 from melody_jax.text import read_tokenizer
 from melody_jax.training.hosts import joined
-from melody_jax.training.run_folder import check_path
+from melody_jax.training.run_folder import check_path, local_run
 
 
 def main(arguments: list[str]) -> None:
@@ -47,12 +47,21 @@ def main(arguments: list[str]) -> None:
 
 
 def with_local_releases(config: TrainConfig) -> TrainConfig:
-    """The config with the folders of the releases that it names on the hub. Raises `UserError` as `hub.fetch` does."""
-    data = replace(config.data, networks=hub.local_folder(config.data.networks))
+    """The config with local copies of the releases, and of the run to start from, that it names on the hub or in a
+    bucket. Raises `UserError` as `release_source.local_folder` and `local_run` do.
+    """
+    data = replace(config.data, networks=release_source.local_folder(config.data.networks))
     stage: Any = config.stage
     if getattr(stage, "networks", ""):
-        stage = replace(stage, networks=hub.local_folder(stage.networks))
-    return replace(config, data=data, stage=stage, init_from=hub.local_folder(config.init_from))
+        stage = replace(stage, networks=release_source.local_folder(stage.networks))
+    return replace(config, data=data, stage=stage, init_from=_local_start(config.init_from))
+
+
+def _local_start(init_from: str) -> str:
+    """The run folder or the release that a run starts from, on this machine."""
+    if object_store.is_remote(init_from) and object_store.RemoteFolder(init_from).has("config.json"):
+        return str(local_run(init_from))
+    return release_source.local_folder(init_from)
 
 
 def run(config: TrainConfig) -> None:

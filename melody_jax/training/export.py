@@ -15,6 +15,7 @@ from melody_jax.config import DataConfig, LoRAConfig
 from melody_jax.config_json import from_dict
 from melody_jax.data import pipeline
 from melody_jax.errors import UserError
+from melody_jax.mirror import Mirror, mirrored
 from melody_jax.models.functional import Params
 from melody_jax.options import option
 from melody_jax.roles import Roles
@@ -47,7 +48,7 @@ class ExportConfig:
     run: str = option("", group="what to release")
     """Run folder of `melody train`."""
     out: str = option("", group="where to write")
-    """Folder of the release; it may hold the networks that this one depends on."""
+    """Folder of the release, also in a bucket; it may hold the networks that this one depends on."""
     licence: str = "not stated"
     """Licence of the released weights, for the model card; the training data may require one."""
     batches: int = option(512, group="how to fit")
@@ -68,24 +69,32 @@ def export(config: ExportConfig) -> Path:
     for name in ("run", "out"):
         if not getattr(config, name):
             raise UserError(f"--{name} is missing; see melody export --help")
+    with mirrored(config.out) as mirror:
+        written = _export(config, mirror)
+    if mirror.remote is not None:
+        print(f"{mirror}: uploaded", flush=True)
+    return written
+
+
+def _export(config: ExportConfig, mirror: Mirror) -> Path:
+    """Writes the release to a local folder."""
     run = local_run(config.run)
+    out = str(mirror.folder)
     described, hashes, _ = read_run(run)
     stage: Any = stage_from_dict(described["stage"])
-    check_release(config.out, release.needed(stage.name, hashes))
+    check_release(mirror, release.needed(stage.name, hashes))
     data = from_dict(DataConfig, described["data"])
     shapes = jax.eval_shape(lambda: stage.init(jax.random.key(0)))
     mesh = make_mesh((1, 1, 1), jax.devices()[:1])
     if stage.name in release.DIFFERENCES:
         hashes |= _hash_of_base(
-            run, shapes["base"], stage.roles["base"], mesh, config.out, release.DIFFERENCES[stage.name]
+            run, shapes["base"], stage.roles["base"], mesh, mirror, release.DIFFERENCES[stage.name]
         )
     model = run_network(run, shapes["model"], stage.roles["model"], mesh)
     batches = pipeline.finishing_batches(data, stage.batch, config.batches, stage.audio_format)
     model, fitted = stage.finish(model, batches, jax.random.key(config.seed))
     recipe = {name: value for name, value in described.items() if name not in ("workdir", "mesh")}
-    return publish(
-        config.out, stage, model, fitted, data, recipe, config.licence, hashes, _last_evaluation(run)
-    )
+    return publish(out, stage, model, fitted, data, recipe, config.licence, hashes, _last_evaluation(run))
 
 
 def run_network(run: Path, shapes: Params, roles: Roles, mesh: Mesh) -> Params:
@@ -113,21 +122,23 @@ def run_network(run: Path, shapes: Params, roles: Roles, mesh: Mesh) -> Params:
     return jax.jit(lambda base, adapters: merge(base, adapters, lora), out_shardings=shardings)(base, average)
 
 
-def _hash_of_base(run: Path, shapes: Params, roles: Roles, mesh: Mesh, out: str, name: str) -> dict[str, str]:
+def _hash_of_base(
+    run: Path, shapes: Params, roles: Roles, mesh: Mesh, out: Mirror, name: str
+) -> dict[str, str]:
     """{name: sha256} of the released network in `out`. Raises `UserError` if it is not the run's base."""
     checkpoints = checkpoint.Checkpoints(run)
     try:
         base = checkpoints.restore_base(checkpoint.abstract_like(shapes, state_sharding(shapes, roles, mesh)))
     finally:
         checkpoints.close()
-    released = release.flatten(release.read_network(out, name)[0])
+    released = release.flatten(release.read_network(out.folder, name)[0])
     trained = release.flatten(base)
     same_paths = released.keys() == trained.keys()
     if not same_paths or not all(np.array_equal(released[path], trained[path]) for path in trained):
         raise UserError(
             f"{out} holds another {name} than the one this run started from; export to the folder of that one"
         )
-    return {name: release.network_hash(out, name)}
+    return {name: release.network_hash(out.folder, name)}
 
 
 def publish(
@@ -156,14 +167,15 @@ def publish(
     return file
 
 
-def check_release(out: str, hashes: dict[str, str]) -> None:
+def check_release(out: Mirror, hashes: dict[str, str]) -> None:
     """Refuses a release folder that holds other networks than `hashes` (network -> sha256) identifies.
 
     Raises:
         UserError: a network differs; the message names it.
     """
     for network, digest in hashes.items():
-        if release_folder.has_network(out, network) and release.network_hash(out, network) != digest:
+        folder = out.folder
+        if release_folder.has_network(folder, network) and release.network_hash(folder, network) != digest:
             raise UserError(
                 f"{out} holds another {network} than the one this run was trained on ({digest[:12]})"
             )

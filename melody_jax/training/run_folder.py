@@ -21,7 +21,7 @@ from melody_jax.errors import UserError
 from melody_jax.mirror import Mirror, mirrored
 from melody_jax.sharding import make_mesh
 from melody_jax.training.notes import print_note
-from melody_jax.training.remote_checkpoints import download_latest
+from melody_jax.training.remote_checkpoints import complete_steps, download_latest
 
 FREE_FIELDS = (
     "steps", "log_every", "eval_every", "eval_batches", "save_every", "save_minutes", "stop_minutes",
@@ -119,14 +119,27 @@ def open_workdir(workdir: str) -> Iterator[Mirror]:
 
 
 def local_run(path: str) -> Path:
-    """A run folder as it is, or a copy of one in a bucket with its last complete checkpoint."""
+    """A run folder as it is, or a copy of one in a bucket with its last complete checkpoint.
+
+    Processes of one machine share the copy. Raises `UserError` if there is no run, or the store cannot be read.
+    """
     if not object_store.is_remote(path):
         return Path(path)
     remote = object_store.RemoteFolder(path)
-    folder = object_store.cache_folder("runs", remote.url)
-    shutil.rmtree(folder)
-    remote.download({name: size for name, size in remote.sizes().items() if name in RESTORED}, folder)
-    download_latest(remote / "checkpoints", folder / "checkpoints")
+    home = object_store.cache_folder("runs", remote.url)
+    folder = home / "files"
+    with files.claim_folder(home, wait=True):
+        latest = complete_steps(remote / "checkpoints")[-1:]
+        copied = home / "copied.json"  # written last
+        if not copied.is_file() or files.read_json(copied) != latest:
+            copied.unlink(missing_ok=True)
+            shutil.rmtree(folder, ignore_errors=True)
+            sizes = remote.sizes()
+            if "config.json" not in sizes:
+                raise UserError(f"{remote.url}: not a run folder, it has no config.json")
+            remote.download({name: sizes[name] for name in RESTORED if name in sizes}, folder)
+            download_latest(remote / "checkpoints", folder / "checkpoints")
+            files.write_json(copied, latest)
     return folder
 
 
