@@ -33,7 +33,6 @@ SMALLER = (
     (r"localhost:9876", "localhost:{port}"),
 )
 """Pattern -> what stands in its place."""
-STUDIES = 'if [ "$1" = ablate ]; then export XLA_FLAGS=; fi'
 TINY_STUDY = """
 from melody_jax.ablation.study import Study
 from melody_jax.config import load_config
@@ -42,7 +41,7 @@ from melody_jax.options import replace_fields
 
 def study() -> Study:
     base = replace_fields(load_config("dpd_tiny"), {"steps": 4, "data.batch_size": 2})
-    arms = {"cross-attention": {}, "none": {"stage.model.cross_attention": False}}
+    arms = {"slow": {"optimizer.learning_rate": 1e-3}, "fast": {}}  # equal programs: equal noise with any compiler
     return Study(title="Tiny", question="Does it run?", base=base, arms=arms, metrics=("velocity_mse",), seeds=(0, 1))
 """
 
@@ -63,16 +62,12 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 def reader(folder: Path) -> Path:
-    """The folder, where `melody` and `python sample.py` are this checkout's now.
-
-    They compile as fast as the tests, except for studies: only a reader's compiler gives their arms the same noise to
-    the bit.
-    """
+    """The folder, where `melody` and `python sample.py` are this checkout's and compile as fast as the tests."""
     arguments = {"melody": ' -c "from melody_jax.cli import main; main()"', "python": ""}
     (folder / "bin").mkdir()
     for name, code in arguments.items():  # a link to the interpreter would lose its virtual environment
         command = folder / "bin" / name
-        command.write_text(f'#!/bin/sh\n{STUDIES}\nexec "{sys.executable}"{code} "$@"\n')
+        command.write_text(f'#!/bin/sh\nexec "{sys.executable}"{code} "$@"\n')
         command.chmod(command.stat().st_mode | stat.S_IXUSR)
     for name in ("sample.py", "train.py"):
         (folder / name).symlink_to(ROOT / name)
