@@ -130,6 +130,17 @@ def noise(shapes: Any) -> Any:
     return jax.tree.map(leaf, shapes)
 
 
+def random_batch(config: TrainConfig) -> dict[str, Any]:
+    """A training batch of noise; texts have their full length, and all clips a tempo of 120 bpm."""
+    batch = noise(example(config))
+    if "text_mask" in batch:
+        batch["text_mask"] = np.ones_like(batch["text_mask"])
+    if "facts" in batch:
+        labels = {name: np.asarray(value) for name, value in facts.labels({"tempo_bpm": 120.0}).items()}
+        batch["facts"] = {name: np.broadcast_to(x, batch["facts"][name].shape) for name, x in labels.items()}
+    return batch
+
+
 def device_mesh() -> Mesh:
     """A mesh of the first device."""
     return make_mesh((1, 1, 1), jax.local_devices()[:1])
@@ -152,11 +163,7 @@ def training_step(name: str, arguments: Arguments, items: int) -> tuple[Any, Cal
     state = sharded_init(
         lambda key: create_state(config, key), state_roles(config), jax.random.key(0), device_mesh()
     )
-    batch = noise(example(config))
-    if "facts" in batch:
-        labels = {name: np.asarray(value) for name, value in facts.labels({"tempo_bpm": 120.0}).items()}
-        batch["facts"] = {name: np.broadcast_to(x, batch["facts"][name].shape) for name, x in labels.items()}
-    batch = jax.device_put(batch, jax.local_devices()[0])
+    batch = jax.device_put(random_batch(config), jax.local_devices()[0])
 
     def bound(compiled: Any) -> Program:
         place = [state]

@@ -19,13 +19,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import tyro
+from device import random_batch
 
 from melody_jax.audio_format import SAMPLE_RATE, TOKEN_RATE
 from melody_jax.config import TrainConfig, load_config
 from melody_jax.models.functional import count
-from melody_jax.scale import programs
 
 ROOT = Path(__file__).parents[1]
 STEPS: dict[str, tuple[str, float, list[str]]] = {
@@ -62,25 +61,15 @@ def timed(function: Callable[..., Any], *arguments: Any) -> tuple[float, Any]:
     return time.perf_counter() - start, result
 
 
-def example(config: TrainConfig, seconds: float) -> dict[str, Any]:
+def one_item(config: TrainConfig, seconds: float) -> dict[str, Any]:
     """A training batch with one item of the given length."""
-    rng = np.random.default_rng(0)
     data = replace(
         config.data,
         batch_size=1,
         crop_samples=round(SAMPLE_RATE * seconds),
         window_tokens=round(TOKEN_RATE * seconds),
     )
-
-    def fill(shape: jax.ShapeDtypeStruct) -> np.ndarray:
-        if jnp.issubdtype(shape.dtype, jnp.integer):
-            return rng.integers(0, 2, shape.shape).astype(shape.dtype)
-        if len(shape.shape) == 1:
-            return np.full(shape.shape, 120.0, shape.dtype)  # a tempo
-        return rng.normal(0.0, 0.1, shape.shape).astype(shape.dtype)
-
-    batch = jax.tree.map(fill, programs.example(replace(config, data=data)))
-    return batch | ({"text_mask": np.ones_like(batch["text_mask"])} if "text_mask" in batch else {})
+    return random_batch(replace(config, data=data))
 
 
 def training_step(row: str) -> list[str]:
@@ -89,7 +78,7 @@ def training_step(row: str) -> list[str]:
     config = load_config(ROOT / "configs" / f"{name}.py", options)
     stage = config.stage
     params = jax.jit(stage.init)(jax.random.key(0))
-    batch = example(config, seconds)
+    batch = one_item(config, seconds)
     late_step = jnp.int32(10**6)  # the discriminators train from some step on
     step = jax.jit(stage.gradients).lower(params, batch, jax.random.key(1), late_step)
     compiling, step = timed(step.compile)

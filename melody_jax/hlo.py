@@ -56,25 +56,18 @@ def estimated_cycles(hlo: str) -> Cycles:
 
     It covers what a core computes and moves, not the communication between chips, and lets nothing overlap.
     """
-    bodies = _computations(hlo)
     products = 0
-    total = 0
+    others = 0
+    cost = 0
     for operation in operations(hlo):
-        cycles = re.search(r'"estimated_cycles":"(\d+)"', operation.line)
-        if operation.fused or cycles is None:
-            continue
-        total += operation.times * int(cycles[1])
-        if _has_product(operation.line, bodies):
-            products += operation.times * int(cycles[1])
-    return Cycles(products, total - products)
-
-
-def _has_product(line: str, bodies: dict[str, list[str]]) -> bool:
-    """Whether an operation is a product or fuses one."""
-    if re.search(r" (convolution|dot)\(", line):
-        return True
-    called = re.search(r"calls=%?([\w.-]+)", line)
-    return called is not None and any(_has_product(inner, bodies) for inner in bodies.get(called[1], ()))
+        if not operation.fused:  # those that are fused to it come next
+            others += cost
+            cycles = re.search(r'"estimated_cycles":"(\d+)"', operation.line)
+            cost = operation.times * int(cycles[1]) if cycles else 0
+        if re.search(r" (convolution|dot)\(", operation.line):
+            products += cost
+            cost = 0
+    return Cycles(products, others + cost)
 
 
 def _iterations(line: str, condition: list[str]) -> int:

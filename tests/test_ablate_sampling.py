@@ -13,7 +13,7 @@ from helpers.tiny import tiny_networks
 from melody_jax import release
 from melody_jax.ablation import clip_scores, results, sampling, system_sampling
 from melody_jax.ablation.ablate import ablate
-from melody_jax.ablation.runs import AblateConfig
+from melody_jax.ablation.runs import AblateConfig, row_count
 from melody_jax.ablation.study import Sampling
 from melody_jax.evaluation import clip_features, composed_prompts
 from melody_jax.evaluation.clip_features import is_same_tempo
@@ -80,7 +80,7 @@ def test_study(tmp_path: Path, melody: Any, monkeypatch: pytest.MonkeyPatch) -> 
 
     report = json.loads((tmp_path / "out" / "tiny.json").read_text())
     (pairing,) = report["pairing"]["uniform"]
-    assert sampling.row_count(Sampling(prompts=1)) == 1  # what the progress bar counts to
+    assert row_count(Sampling(prompts=1)) == 1  # what the progress bar counts to
     assert pairing == {"steps": 1, "equal": ["noise", "prefix", "tokens"], "different": []}
     assert report["costs"]["paper"]["nfe"] == 4
     right = {row["metric"]: row["value"] for row in report["comparisons"]}

@@ -12,12 +12,11 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from helpers import hub as stand_in
-from helpers.hub import HubStandIn
+from helpers.hub import HubStandIn, empty_hub, small_release
 from huggingface_hub import constants
 
 import melody_jax
-from melody_jax import cli, hub, release, release_folder, release_source
+from melody_jax import hub, release_folder
 from melody_jax.errors import InputWarning, UserError
 from melody_jax.hub import HubName
 
@@ -27,15 +26,7 @@ UNREACHABLE = "http://127.0.0.1:9"
 
 @pytest.fixture
 def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubStandIn]:
-    """An empty hub, and an empty cache."""
-    for name in ("HF_TOKEN", "HF_HUB_OFFLINE", "HUGGING_FACE_HUB_TOKEN"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.chdir(tmp_path)
-    with stand_in.running() as running:
-        monkeypatch.setenv("HF_ENDPOINT", running.url)
+    with empty_hub(tmp_path, monkeypatch) as running:
         yield running
 
 
@@ -48,10 +39,7 @@ def commit(server: HubStandIn, releases: Path) -> str:
 @pytest.fixture
 def small(server: HubStandIn, tmp_path: Path) -> Path:
     """A folder with a release of one network that the hub has, for tests that load nothing."""
-    folder = tmp_path / "small"
-    folder.mkdir()
-    for file in (release_folder.WEIGHTS / "mini").glob("tempo.*"):
-        shutil.copy(file, folder)
+    folder = small_release(tmp_path / "small")
     server.publish("owner/small", folder)
     return folder
 
@@ -309,46 +297,6 @@ def test_a_hub_that_disappears_in_the_middle(
     assert hub.fetch(HubName("owner/small", "")).name == second
 
 
-def test_names_without_a_slash_stay_here(server: HubStandIn, releases: Path):
-    with pytest.raises(UserError, match="no released model 'maxi'"):
-        melody_jax.load("maxi")
-    with pytest.raises(UserError, match=f"no released model '{REPO}' in {releases}"):
-        melody_jax.load(REPO, folder=releases)
-    assert not server.requests
-
-
-def test_a_folder_of_releases_may_have_folders(tmp_path: Path, releases: Path, server: HubStandIn):
-    (tmp_path / "owner").symlink_to(releases)
-    assert melody_jax.load(REPO, folder=tmp_path, networks=("vae",)).hashes
-    with pytest.raises(UserError, match=r"owner/tiny is a folder here, .*--folder owner .* hf://owner/tiny$"):
-        melody_jax.load(REPO)
-    assert not server.requests
-
-
-@pytest.mark.parametrize(
-    "name", ["./tiny", "../tiny", "/tiny", "a/b/c", "owner/", "/", "a/b@", "a/b@../c", "a b/c"]
-)
-def test_other_names_with_a_slash_are_not_the_hub_s(name: str):
-    assert hub.hub_name(name) is None
-
-
-@pytest.mark.parametrize("name", ["hf://owner", "hf://", "hf://a/b/c", "hf://a/b@..", "hf://a/b@c d"])
-def test_bad_addresses_are_refused(name: str):
-    with pytest.raises(UserError, match=r"is hf://owner/name or hf://owner/name@revision$"):
-        hub.hub_name(name, folder="releases")
-
-
-def test_the_hub_s_own_rules_for_names(server: HubStandIn):
-    with pytest.raises(UserError, match=r"^a--b/c: not a name of the hub; it must be owner/name"):
-        hub.fetch(HubName("a--b/c", ""))
-
-
-def test_a_folder_option_takes_an_address(small: Path):
-    snapshot = release_source.local_folder("hf://owner/small")
-    assert release.read_network(snapshot, "tempo")[1]
-    assert release_source.local_folder("owner/small") == "owner/small"
-
-
 def test_a_base_that_is_not_here_is_named(server: HubStandIn, small: Path):
     (small / "bases.json").write_text(json.dumps(["mini"]))
     server.publish("owner/small", small)
@@ -365,54 +313,3 @@ def test_without_the_extra_a_line_says_so(server: HubStandIn, monkeypatch: pytes
         UserError, match=r"^owner/tiny: huggingface_hub is not installed; the extra 'hub' provides it"
     ):
         melody_jax.load(REPO)
-
-
-def test_the_command_samples_from_the_hub(commit: str, tmp_path: Path):
-    out = tmp_path / "song.wav"
-    cli.run(
-        [
-            "sample",
-            "piano",
-            "--model",
-            f"{REPO}@{commit}",
-            "--seconds",
-            "1",
-            "--steps",
-            "1",
-            "--out",
-            str(out),
-        ]
-    )
-    assert out.stat().st_size > 44
-
-
-def test_an_exported_sampler_names_the_commit(small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    from melody_jax.sampling import export_sampler
-
-    def load(name: str, **_: object) -> None:
-        raise UserError(f"loaded {name}")
-
-    monkeypatch.setattr(export_sampler, "load", load)
-    commit = hub.fetch(HubName("owner/small", "")).name
-    config = export_sampler.SamplerExportConfig(model="owner/small", out=tmp_path / "exported")
-    with pytest.raises(UserError, match=f"^loaded hf://owner/small@{commit}$"):
-        export_sampler.export_sampler(config)
-
-
-def test_preparation_reads_a_release_from_the_hub(small: Path, tmp_path: Path):
-    from melody_jax.data import prepare
-    from melody_jax.data.prepare_config import PrepareConfig
-
-    given = PrepareConfig(source=str(tmp_path), out=str(tmp_path / "out"), networks="hf://owner/small")
-    config = prepare._with_absolute_paths(given)
-    assert config.networks == str(hub.fetch(HubName("owner/small", "")))
-
-
-def test_training_reads_a_release_from_the_hub(small: Path):
-    from melody_jax.config import load_config
-    from melody_jax.training.command import with_local_releases
-
-    options = ["--data.networks", "hf://owner/small", "--init-from", "hf://owner/small"]
-    config = with_local_releases(load_config("tempo_mini", options))
-    assert release.network_hash(config.data.networks, "tempo") == release.network_hash("mini", "tempo")
-    assert config.init_from == config.data.networks

@@ -10,8 +10,7 @@ import jax
 import numpy as np
 import pytest
 import yaml
-from helpers import hub as stand_in
-from helpers.hub import TOKEN, HubStandIn
+from helpers.hub import TOKEN, HubStandIn, empty_hub, small_release
 from huggingface_hub import constants
 
 import melody_jax
@@ -28,27 +27,16 @@ FACTS = [NetworkFacts("vae", 1_500_000, 2_000_000, {"mulan": "ab" * 32}, {"step"
 @pytest.fixture
 def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubStandIn]:
     """An empty hub, an empty cache, and a token. Files are uploaded as the stand-in can receive them."""
-    for name in ("HF_HUB_OFFLINE", "HUGGING_FACE_HUB_TOKEN"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
-    monkeypatch.setenv("HF_TOKEN", TOKEN)
-    monkeypatch.chdir(tmp_path)
-    with stand_in.running() as running:
-        monkeypatch.setenv("HF_ENDPOINT", running.url)
+    with empty_hub(tmp_path, monkeypatch) as running:
+        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+        monkeypatch.setenv("HF_TOKEN", TOKEN)
         yield running
 
 
 @pytest.fixture
 def small(tmp_path: Path) -> Path:
     """A folder with a release of one network."""
-    folder = tmp_path / "release" / "small"
-    folder.mkdir(parents=True)
-    for file in MINI.glob("tempo.*"):
-        shutil.copy(file, folder)
-    return folder
+    return small_release(tmp_path / "release" / "small")
 
 
 def push(folder: Path, *options: str) -> None:

@@ -30,7 +30,7 @@ from melody_jax.ablation.results import (
     read_folder,
     read_results,
 )
-from melody_jax.ablation.runs import AblateConfig, Run, measures_of, runner_of, runs_of
+from melody_jax.ablation.runs import AblateConfig, Run, measures_of, row_count, runner_of, runs_of
 from melody_jax.ablation.study import load_study
 from melody_jax.config import TrainConfig
 from melody_jax.config_json import difference, to_dict
@@ -198,7 +198,7 @@ def _show_progress(config: AblateConfig, runs: Sequence[Run], processes: Sequenc
     """One line with the steps of all runs and the number of measures taken, until the processes end."""
     from tqdm import tqdm
 
-    steps = sum(runner_of(run.config).row_count(run.config) for run in runs)
+    steps = sum(row_count(run.config) for run in runs)
     with tqdm(total=steps, unit="step", desc=config.name, disable=None) as bar:
         while any(process.is_alive() for process in processes):
             time.sleep(POLL_SECONDS)

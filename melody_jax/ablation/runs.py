@@ -1,6 +1,7 @@
 """The runs of a study: the settings of `melody ablate`, and the arms and seeds that they select."""
 
 import dataclasses
+import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
@@ -82,12 +83,21 @@ def runs_of(study: Study, config: AblateConfig) -> Iterator[Run]:
 
 
 def runner_of(base: Any) -> ModuleType:
-    """The module that runs a study's runs: it has `identity`, `row_count` and `run_arm`."""
+    """The module that runs a study's runs: it has `identity` and `run_arm`."""
     from melody_jax.ablation import sampling, system_sampling, training
 
     if isinstance(base, SystemSampling):
         return system_sampling
     return sampling if isinstance(base, Sampling) else training
+
+
+def row_count(base: Any) -> int:
+    """Number of rows that a run writes to metrics.jsonl: one per step of a training, or one per batch of clips."""
+    from melody_jax.ablation.clip_scores import BATCH, select_prompts
+
+    if isinstance(base, Sampling):
+        return math.ceil(len(select_prompts(base.prompts)) / BATCH)
+    return base.steps
 
 
 def _with_data(resolved: Any, config: AblateConfig) -> Any:

@@ -49,11 +49,6 @@ def identity(config: Sampling) -> dict[str, Any]:
     }
 
 
-def row_count(config: Sampling) -> int:
-    """Number of rows that the run writes to metrics.jsonl: one per batch of clips."""
-    return -(-len(select_prompts(config.prompts)) // BATCH)
-
-
 def run_arm(config: Sampling, folder: Path, measures: Iterable[str], minutes: float, quiet: bool) -> bool:
     """Samples and scores the clips; takes minutes and ignores the time limit. Always returns True."""
     write_config(folder, config)

@@ -26,6 +26,7 @@ from melody_jax.ablation.files import COST, save_arrays, write_config
 from melody_jax.ablation.measures import SAMPLED
 from melody_jax.ablation.study import SystemSampling
 from melody_jax.audio_format import DEFAULT_FORMAT
+from melody_jax.errors import UserError
 from melody_jax.flops import matmul_cost
 from melody_jax.models.functional import count
 from melody_jax.sampling.cascade import Melody
@@ -41,8 +42,6 @@ from melody_jax.training.digests import DIGEST, digest
 
 SHARED = ("mulan", "tokenizer", "tempo", "vae", "dmae")
 """Networks that generate nothing: they read prompts and recordings, and decode."""
-CONTINUED = ("melody", "musiclm", "audiolm")
-"""Systems whose clips may be longer than one window."""
 
 
 def identity(config: SystemSampling) -> dict[str, Any]:
@@ -52,11 +51,6 @@ def identity(config: SystemSampling) -> dict[str, Any]:
         "embedding": _embedding(config.embedding).hashes["mulan"],
         "prompts": hash_prompts(config.prompts),
     }
-
-
-def row_count(config: SystemSampling) -> int:
-    """Number of rows that the run writes to metrics.jsonl: one per batch of clips."""
-    return -(-len(select_prompts(config.prompts)) // BATCH)
 
 
 def run_arm(
@@ -130,7 +124,11 @@ def _cost(config: SystemSampling, seconds: float) -> dict[str, Any]:
 def _passes(config: SystemSampling, seconds: float) -> int:
     """Network passes for this many seconds; of a system whose clips are one window, for as many clips as needed."""
     system = _system(config)
-    clips = 1 if config.system in CONTINUED else math.ceil(seconds / system.window_seconds)
+    clips = 1
+    try:
+        system.check(_request(config, seconds))
+    except UserError:  # longer than its window
+        clips = math.ceil(seconds / system.window_seconds)
     return clips * system.count_passes(_request(config, seconds / clips)).total
 
 

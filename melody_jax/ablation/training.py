@@ -50,11 +50,6 @@ def identity(config: TrainConfig) -> dict[str, Any]:
     }
 
 
-def row_count(config: TrainConfig) -> int:
-    """Number of rows that the run writes to metrics.jsonl: one per step."""
-    return config.steps
-
-
 def run_arm(config: TrainConfig, folder: Path, measures: Iterable[str], minutes: float, quiet: bool) -> bool:
     """Trains, from the last checkpoint if there is one, and takes the measures.
 

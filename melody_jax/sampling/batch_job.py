@@ -85,30 +85,12 @@ def run_batch_job(system: System, config: BatchJobConfig, lines: list[PromptLine
     source_samples = _check_lines(system, config, lines)
     lines = share(lines, config)
     _warn_of_prompts(system, config, lines)
-    with mirrored_out(config) as mirror:
-        return _run(system, dataclasses.replace(config, out=mirror.folder), lines, source_samples, mirror)
-
-
-def mirrored_out(config: BatchJobConfig) -> AbstractContextManager[Mirror]:
-    """The folder of the clips or, in a bucket, a local copy of its manifests; clips are uploaded, then deleted here."""
-    return mirrored(
-        config.out,
-        fetches=lambda name: fnmatch.fnmatch(name, FILES),
-        discards=lambda name: name.endswith(tuple(audio.FORMATS)),
-        part=file_name(config.process, config.processes),
-    )
-
-
-def _run(
-    system: System,
-    config: BatchJobConfig,
-    lines: list[PromptLine],
-    source_samples: dict[Any, int],
-    mirror: Mirror,
-) -> int:
-    """Makes the missing clips of these lines in a local folder, and returns their number."""
-    with open_manifest(config.out, config.process, config.processes) as manifest:
-        missing = _missing_lines(lines, manifest, config, system.hash, mirror)
+    with (
+        mirrored_out(config) as mirror,
+        open_manifest(mirror, config.process, config.processes) as manifest,
+    ):
+        config = dataclasses.replace(config, out=mirror.folder)
+        missing = _missing_lines(lines, manifest, config, system.hash)
         _remove_partial_files(config, missing)
         devices = jax.local_devices()
         replicated = system
@@ -128,10 +110,20 @@ def _run(
         ) as progress:
             for batch, size in group_lines(system, missing, config.batch, parts):
                 has_source = batch[0].request.source is not None
-                _make_clips(system if has_source else replicated, batch, size, config, manifest, mirror)
+                _make_clips(system if has_source else replicated, batch, size, config, manifest)
                 progress.set_description(str(mirror), refresh=False)
                 progress.update(len(batch))
     return len(missing)
+
+
+def mirrored_out(config: BatchJobConfig) -> AbstractContextManager[Mirror]:
+    """The folder of the clips or, in a bucket, a local copy of its manifests; clips are uploaded, then deleted here."""
+    return mirrored(
+        config.out,
+        fetches=lambda name: fnmatch.fnmatch(name, FILES),
+        discards=lambda name: name.endswith(tuple(audio.FORMATS)),
+        part=file_name(config.process, config.processes),
+    )
 
 
 def _check_lines(system: System, config: BatchJobConfig, lines: list[PromptLine]) -> dict[Any, int]:
@@ -164,7 +156,7 @@ def _warn_of_first(entries: list[tuple[PromptLine, str]], kind: str, config: Bat
 
 
 def _missing_lines(
-    lines: list[PromptLine], manifest: ClipManifest, config: BatchJobConfig, model_hash: str, mirror: Mirror
+    lines: list[PromptLine], manifest: ClipManifest, config: BatchJobConfig, model_hash: str
 ) -> list[PromptLine]:
     """The lines whose clip is missing or not as it was written, or was made with other settings.
 
@@ -173,6 +165,7 @@ def _missing_lines(
     Raises `UserError` for a clip with other settings unless `config.replace`.
     """
     missing = []
+    mirror = manifest.mirror
     for line in lines:
         entry = manifest.entries.get(line.clip_id)
         if entry is not None and line.draws_seed and isinstance(entry.get("seed"), int):
@@ -245,12 +238,7 @@ def group_lines(
 
 
 def _make_clips(
-    system: System,
-    lines: list[PromptLine],
-    size: int,
-    config: BatchJobConfig,
-    manifest: ClipManifest,
-    mirror: Mirror,
+    system: System, lines: list[PromptLine], size: int, config: BatchJobConfig, manifest: ClipManifest
 ) -> None:
     """Makes and writes the clips as a batch of `size` requests, padded with copies of the last."""
     started = time.perf_counter()
@@ -271,7 +259,4 @@ def _make_clips(
             "seconds_taken": round(seconds_per_clip, 3),
             "made_at": round(time.time(), 3),
         }
-        previous = manifest.entries.get(line.clip_id)
         manifest.add(entry | line.settings)
-        if previous is not None and previous["file"] != path.name:
-            mirror.remove(previous["file"])

@@ -15,49 +15,58 @@ from typing import IO, Any
 
 from melody_jax import files, object_store
 from melody_jax.errors import UserError
+from melody_jax.mirror import Mirror
 
 FILES = "manifest*.jsonl"
 """The manifests of a job, one per process."""
 
 
 class ClipManifest:
-    """The clips that a job's processes have written into one folder: `entries` by id, and this process's
+    """The clips that a job's processes have written into one folder, `mirror`: `entries` by id, and this process's
     file.
 
     A line is added after its clip's file is complete and on the disk. An incomplete last line, left by a killed
     process, is removed.
     """
 
-    def __init__(self, file: IO[bytes], entries: dict[str, dict[str, Any]]) -> None:
+    def __init__(self, file: IO[bytes], entries: dict[str, dict[str, Any]], mirror: Mirror) -> None:
         self._file = file
         self.entries = entries
+        self.mirror = mirror
 
     def add(self, entry: dict[str, Any]) -> None:
-        """Writes and syncs a line {"id", "made_at", ...}. Raises `UserError` if it cannot be written."""
+        """Writes and syncs a line {"id", "file", "made_at", ...}, and removes a file that the clip had before.
+
+        Raises `UserError` if it cannot be written.
+        """
         try:
             self._file.write((json.dumps(entry, ensure_ascii=False) + "\n").encode())
             self._file.flush()
             os.fsync(self._file.fileno())
         except OSError as error:
             raise UserError(f"{self._file.name}: cannot be written ({error.strerror})") from error
+        previous = self.entries.get(entry["id"], entry)
         self.entries[entry["id"]] = entry
+        if previous["file"] != entry["file"]:
+            self.mirror.remove(previous["file"])
 
 
 @contextlib.contextmanager
-def open_manifest(folder: Path, process: int, processes: int) -> Iterator[ClipManifest]:
-    """The manifest of the job in `folder`, for process `process` of `processes`, its only writer.
+def open_manifest(mirror: Mirror, process: int, processes: int) -> Iterator[ClipManifest]:
+    """The manifest of the job in the folder of `mirror`, for process `process` of `processes`, its only writer.
 
     Raises:
         UserError: the folder cannot be written, a line in the middle is damaged, or another process has this
             manifest open, or one of a job with another number of processes.
     """
+    folder = mirror.folder
     path = folder / file_name(process, processes)
     files.make_folder(folder)
     busy = "another process is writing it; give each its own --process and the same --processes"
     with _locked(path, "a+b", busy) as file:
         _refuse_other_jobs(folder, processes)
         files.remove_torn_line(file)
-        yield ClipManifest(file, read_entries(folder))
+        yield ClipManifest(file, read_entries(folder), mirror)
 
 
 def file_name(process: int, processes: int) -> str:

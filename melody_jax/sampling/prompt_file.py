@@ -14,7 +14,7 @@ from typing import Any
 from melody_jax import files, object_store
 from melody_jax.errors import UserError
 from melody_jax.sampling import notation
-from melody_jax.sampling.request import LANGUAGE_MODEL_SETTINGS, SOUNDS, Request, make_requests
+from melody_jax.sampling.request import LANGUAGE_MODEL_SETTINGS, SOUNDS, Request, has_changes, make_requests
 from melody_jax.sampling.settings import DRAWN_SEED, draw_seed, shorten
 
 CLIP_ID = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]{0,99}")
@@ -130,8 +130,7 @@ def _unused_defaults(settings: dict[str, Any]) -> frozenset[str]:
         unused.append("control_scale")
     if settings.get("keep_tokens"):
         unused += LANGUAGE_MODEL_SETTINGS
-    changes = settings.get("regions") or settings.get("keep_tokens") or settings.get("strength", 1) != 1
-    if settings.get("source") is not None and changes:
+    if settings.get("source") is not None and has_changes(settings):
         unused.append("seconds")
     return frozenset(unused)
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 import difflib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -125,7 +125,7 @@ class Request(ClipSettings):
         times = [scene.start for scene in self.story]
         if times != sorted(times):
             raise UserError(f"the times of the story are {times}; they must rise")
-        if self.source is None and (self.regions or self.strength < 1 or self.keep_tokens):
+        if self.source is None and has_changes(vars(self)):
             raise UserError("regions, strength and keep_tokens need a source; there is none")
         for name in LANGUAGE_MODEL_SETTINGS if self.keep_tokens else ():
             if not self._is_default(name):
@@ -156,7 +156,7 @@ class Request(ClipSettings):
     @property
     def changes_source(self) -> bool:
         """Whether the source is changed rather than continued, so that the clip is as long as it."""
-        return self.source is not None and bool(self.regions or self.strength < 1 or self.keep_tokens)
+        return self.source is not None and has_changes(vars(self))
 
     @cached_property
     def scenes(self) -> tuple[tuple[float, PromptLike], ...]:
@@ -184,6 +184,11 @@ class Request(ClipSettings):
         """All prompts of the request, the negative one included."""
         negative = (self.negative_prompt,) if self.negative_prompt.strip() else ()
         return *(prompt for _, prompt in self.scenes), *negative
+
+
+def has_changes(settings: Mapping[str, Any]) -> bool:
+    """Whether settings, name -> value, change a source rather than continue it; they need not be checked."""
+    return bool(settings.get("regions") or settings.get("keep_tokens") or settings.get("strength", 1) != 1)
 
 
 def check_story(story: Sequence[Scene], seconds: float, sound: str) -> None:

@@ -18,7 +18,7 @@ from melody_jax.errors import UserError
 from melody_jax.options import option
 from melody_jax.sampling import notation
 from melody_jax.sampling.prompt_file import read_prompt_file
-from melody_jax.sampling.request import PromptLike, Request, make_requests
+from melody_jax.sampling.request import PromptLike, Request, has_changes, make_requests
 from melody_jax.sampling.settings import MAX_SECONDS, MODEL, WHAT, WHERE, ClipSettings, shared_settings
 from melody_jax.systems import SYSTEMS, load
 
@@ -125,8 +125,7 @@ def _refuse_unused(config: SampleConfig) -> None:
         if getattr(config, name) != getattr(SampleConfig, name) and getattr(config, partner) is None:
             options = (f"--{field.replace('_', '-')}" for field in (name, partner))
             raise UserError(" needs ".join(options))
-    changes_source = config.regions or config.strength < 1 or config.keep_tokens
-    if config.source is not None and changes_source and config.seconds is not None:
+    if config.source is not None and has_changes(vars(config)) and config.seconds is not None:
         raise UserError(
             f"--seconds is {config.seconds:g}; with --regions, --strength or --keep-tokens a clip is as long as its "
             "source, leave it out"

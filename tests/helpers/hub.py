@@ -5,6 +5,7 @@ import contextlib
 import hashlib
 import json
 import re
+import shutil
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -12,6 +13,11 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
+
+import pytest
+from huggingface_hub import constants
+
+from melody_jax import release_folder
 
 LARGE = 1000
 """Bytes from which on a file is stored as a large one, at another address."""
@@ -81,6 +87,28 @@ def running() -> Iterator[HubStandIn]:
         finally:
             server.shutdown()
             thread.join()
+
+
+@contextlib.contextmanager
+def empty_hub(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubStandIn]:
+    """A stand-in that the library uses, without a token and with an empty cache in `folder`, the working directory."""
+    for name in ("HF_TOKEN", "HF_HUB_OFFLINE", "HUGGING_FACE_HUB_TOKEN"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(folder / "cache"))
+    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(folder / "token"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.chdir(folder)
+    with running() as server:
+        monkeypatch.setenv("HF_ENDPOINT", server.url)
+        yield server
+
+
+def small_release(folder: Path) -> Path:
+    """Creates a folder with a release of one network."""
+    folder.mkdir(parents=True)
+    for file in (release_folder.WEIGHTS / "mini").glob("tempo.*"):
+        shutil.copy(file, folder)
+    return folder
 
 
 class _Failure(Exception):
