@@ -21,6 +21,7 @@ from melody_jax.models import vae
 from melody_jax.release import load_tokenizer
 from melody_jax.sampling.request import Scene, make_requests
 from melody_jax.systems import musiclm
+from melody_jax.systems.audiolm import AudioLM
 from melody_jax.systems.musiclm import MusicLM
 from melody_jax.systems.token_writing import Writing
 
@@ -59,6 +60,28 @@ def test_a_stream_is_the_clip(system: MusicLM, seconds: float) -> None:
     endless = itertools.islice(system.stream("piano", **SETTINGS), 3)
     opening = np.concatenate(list(endless))[:12_000]
     np.testing.assert_allclose(opening[:11_000], np.concatenate(parts)[:11_000], atol=1e-4)
+
+
+def test_each_model_has_its_published_temperature(system: MusicLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without one, the best token is taken, whatever the seed."""
+    assert MusicLM.temperatures == (1.0, 0.95, 0.4)
+    assert AudioLM.temperatures == (0.6, 0.8, 0.6)
+
+    def draw(*temperatures: float) -> list[np.ndarray]:
+        """The coarse and the fine codes of one prompt with two seeds."""
+        monkeypatch.setattr(MusicLM, "temperatures", temperatures)
+        requests = make_requests(["piano"] * 2, {"seconds": 0.6, "lm_guidance_scale": 1.0, "seed": [1, 2]})
+        encoded = system.prompt_encoder.encode_requests(requests)
+        rows = [(request, 0) for request in requests]
+        return np.split(np.asarray(system.codes(rows, encoded, 1, PLAIN).codes), [2], axis=2)
+
+    for temperatures, differs in [
+        ((0, 0, 0), (False, False)),
+        ((0, 0, 1), (False, True)),
+        ((0, 1, 0), (True, True)),
+    ]:
+        codes = draw(*temperatures)
+        assert tuple(bool((part[0] != part[1]).any()) for part in codes) == differs
 
 
 def test_a_scene_begins_with_the_window_after_it(system: MusicLM) -> None:

@@ -65,6 +65,9 @@ class AudioLM(TokenCascade):
     Raises `UserError` if the networks do not belong together.
     """
 
+    temperatures = (0.6, 0.8, 0.6)
+    """As published (arXiv 2209.03143)."""
+
     def __init__(self, params: dict[str, Params], configs: dict[str, Any], hashes: dict[str, str]) -> None:
         super().__init__(params, configs, hashes)
         for network in ("lm", "coarse"):

@@ -58,6 +58,9 @@ class MusicLM(TokenCascade):
     Raises `UserError` if the networks do not belong together.
     """
 
+    temperatures = (1.0, 0.95, 0.4)
+    """As published (arXiv 2301.11325)."""
+
     def __init__(
         self,
         params: dict[str, Params],

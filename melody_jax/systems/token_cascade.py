@@ -17,7 +17,7 @@ import math
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -66,6 +66,9 @@ class Written(NamedTuple):
 
 class TokenCascade(System):
     """The networks lm, coarse, fine and vae. Raises `UserError` if they do not belong together."""
+
+    temperatures: ClassVar[tuple[float, float, float]]
+    """Temperatures of the semantic, the coarse and the fine model where that of a request is 1."""
 
     def __init__(self, params: dict[str, Params], configs: dict[str, Any], hashes: dict[str, str]) -> None:
         self.params = params
@@ -259,7 +262,7 @@ class TokenCascade(System):
         length = min(semantic.shape[1], most)
         step = max(size // PRIMER_STEPS, 1)
         at_once = length if length == most else length // step * step
-        window = partial(write_tokens, writing=writing, number=number, controls=controls, melody=tune)
+        window = partial(self._write_tokens, writing=writing, number=number, controls=controls, melody=tune)
         old = semantic[:, semantic.shape[1] - length :]
         tokens = window(
             self.params["lm"], self.configs["lm"], size, SEMANTIC, controls.prefix_tokens, old, at_once
@@ -298,7 +301,7 @@ class TokenCascade(System):
         self, controls: Controls, writing: Writing, semantic: Int[Array, "B U"]
     ) -> Int[Array, "B L V"]:
         """The coarse codes of one window of semantic tokens."""
-        window = partial(write_tokens, writing=writing, number=0, controls=controls)
+        window = partial(self._write_tokens, writing=writing, number=0, controls=controls)
         none = jnp.zeros((len(semantic), 0, self.configs["coarse"].code_levels), jnp.int32)
         return self._coarse_window(window, controls, semantic, none)[0]
 
@@ -312,6 +315,10 @@ class TokenCascade(System):
             fine, _ = self._fine_window(number, writing, controls, coarse, fine)
             number += 1
         return jnp.concatenate([coarse, fine], axis=2)
+
+    @property
+    def _write_tokens(self) -> Callable[..., Generated]:
+        return partial(write_tokens, temperatures=self.temperatures)
 
     @property
     def _fine_frames(self) -> int:
@@ -339,7 +346,7 @@ class TokenCascade(System):
         start = fine.shape[1] - overlap
         first = max(0, min(start, count - size))
         old = fine[:, first:].reshape(batch, -1)
-        written = write_tokens(
+        written = self._write_tokens(
             self.params["fine"],
             config,
             min(size, count - first) * config.code_levels,

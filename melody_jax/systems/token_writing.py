@@ -38,13 +38,18 @@ def write_tokens(
     number: int,
     controls: Controls,
     melody: jax.Array | None = None,
+    temperatures: tuple[float, float, float] = (1.0, 1.0, 1.0),
 ) -> Generated:
     """Generates a sequence (B, length) from a prompt. It starts with the given tokens `begun`, of which the first
-    `at_once` are read in one pass. Each window (`number`) and each `use` has its own random key."""
+    `at_once` are read in one pass. Each window (`number`) and each `use` has its own random key.
+
+    temperatures: factors on the temperature of `controls`, by `use`.
+    """
     missing = length - begun.shape[1]
     # of one shape, so that any `begun` has the same program
     fixed = jnp.pad(begun, ((0, 0), (0, missing)), constant_values=-1)
     melody = melody if config.melody_span else None
+    controls = controls._replace(temperature=controls.temperature * temperatures[use])
     return _write_fixed(params, config, use, prompt, fixed, at_once, writing, number, controls, melody)
 
 
