@@ -1,14 +1,12 @@
-"""The studio's HTTP API: jobs, their events and sound, takes, uploads, votes, the export, and errors of one line."""
+"""The studio's HTTP API: jobs, their events and sound, uploads, the state of the server, and errors of one line."""
 
 import io
 import json
 import re
 import threading
 import time
-import zipfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -16,16 +14,11 @@ import soundfile
 
 pytest.importorskip("fastapi")
 from helpers.fake_system import RATE
-from helpers.studio import PATIENCE, Server, noise, serve
+from helpers.studio import PATIENCE, PLENTY, Server, error, noise, serve, submit
 from prometheus_client.parser import text_string_to_metric_families
 
-from melody_jax.sampling.request import Request
-from melody_jax.studio.api_requests import SETTINGS, body_schema
-from melody_jax.studio.client_limits import ClientLimits
 from melody_jax.studio.job import QueueLimits
-from melody_jax.studio.security import Policy
 
-PLENTY = Policy(clients=ClientLimits(changes_per_minute=1e6, uploads_per_minute=1e6, requests_per_second=1e6))
 UNKNOWN = "0" * 16
 
 
@@ -34,11 +27,6 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A studio that all tests of this file share."""
     with serve(tmp_path_factory.mktemp("studio") / "project", policy=PLENTY) as running:
         yield running
-
-
-@pytest.fixture(scope="module")
-def take(server: Server) -> str:
-    return server.make_take("bossa nova", seed=3)
 
 
 @pytest.fixture
@@ -52,19 +40,6 @@ def held(tmp_path: Path, gate: threading.Semaphore) -> Iterator[Server]:
     limits = QueueLimits(queued=4, queued_per_client=3)
     with serve(tmp_path / "project", gate, PLENTY, limits) as running:
         yield running
-
-
-def error(answer: Any) -> str:
-    """The one line of an error."""
-    body = answer.json()
-    assert body.keys() == {"error"}
-    assert body["error"].strip()
-    assert "\n" not in body["error"]
-    return body["error"]
-
-
-def submit(server: Server, **body: Any) -> Any:
-    return server.client.post("/api/jobs", json={"prompt": "bossa nova", "seconds": 2} | body)
 
 
 class TestJobs:
@@ -166,215 +141,6 @@ class TestJobs:
         assert server.client.get(f"/api/jobs/{job}").json()["error"] == "the prompt is refused"
 
 
-class TestSettings:
-    @pytest.mark.parametrize(
-        ("body", "hint"),
-        [
-            ({"promt": "a"}, "'prompt'"),
-            ({"guidance": 2}, "'guidance_scale'"),
-            ({"duration": 2}, "'seconds'"),
-            ({"counts": 2}, "'count'"),
-            ({"xyzzy": 2}, "the settings are"),
-            ({"prompt": "a", "count": 5}, "1 to 4"),
-            ({"prompt": "a", "count": True}, "1 to 4"),
-            ({"prompt": "a", "seconds": 1e9}, "600"),
-            ({"prompt": "a", "seconds": [1]}, "single value"),
-            ({"prompt": "a", "seed": "x"}, "whole number"),
-            ({"prompt": "a", "seed": 2**64}, "seed"),
-            ({"prompt": "a", "bpm": 120}, "no tempo"),
-            ({"prompt": "a", "source": "/etc/passwd"}, "ID"),
-            ({"prompt": "a", "source": {"file": "x.wav"}}, "ID"),
-            ({"prompt": "a", "source": {"take": 5}}, "ID"),
-            ({"prompt": [{"audio": "../a.wav"}]}, "ID"),
-            ({"prompt": "a", "story": [{"at": 1, "prompt": [{"audio": "a.wav"}]}]}, "ID"),
-            ({"prompt": "a", "story": 5}, "story"),
-            ({"prompt": "a", "regions": [[0, 1]]}, "source"),
-            ({"prompt": "a", "title": 5}, "title"),
-            ({"prompt": "a", "parent": 5}, "parent"),
-            ([], "object"),
-            ("a", "object"),
-        ],
-    )
-    def test_a_bad_body_is_422(self, server: Server, body: Any, hint: str):
-        answer = server.client.post("/api/jobs", json=body)
-        assert answer.status_code == 422
-        assert hint in error(answer)
-
-    @pytest.mark.parametrize(
-        "body",
-        [
-            {"prompt": "a", "source": {"take": UNKNOWN}},
-            {"prompt": "a", "source": {"upload": "../takes/a.flac"}},
-            {"prompt": "a", "source": {"upload": "0" * 64 + ".flac"}},
-            {"from_take": UNKNOWN},
-            {"prompt": "a", "parent": UNKNOWN},
-            {"prompt": "a", "parent": "../lock"},
-        ],
-    )
-    def test_what_there_is_not_is_404(self, server: Server, body: Any):
-        answer = server.client.post("/api/jobs", json=body)
-        assert answer.status_code == 404
-        error(answer)
-
-    @pytest.mark.parametrize("body", [b"{", b"\xff", b"", b"[" * 100_000, b'{"seed": ' + b"9" * 5000 + b"}"])
-    def test_what_is_not_json_is_422(self, server: Server, body: bytes):
-        answer = server.client.post("/api/jobs", content=body, headers={"content-type": "application/json"})
-        assert answer.status_code == 422
-        error(answer)
-
-    def test_another_content_type_is_415(self, server: Server):
-        answer = server.client.post("/api/jobs", content=b"{}", headers={"content-type": "text/plain"})
-        assert answer.status_code == 415
-        error(answer)
-
-    def test_a_variation_of_a_take(self, server: Server, take: str):
-        made = server.make_take("", source={"take": take}, strength=0.5, seconds=Request.seconds)
-        body = server.client.get(f"/api/takes/{made}").json()
-        assert (body["kind"], body["parent"]) == ("variation", take)
-
-    def test_changes_to_a_take(self, server: Server, take: str):
-        body = {"from_take": take, "seed": str(2**60 + 1), "source": {"take": take}, "strength": 0.25}
-        job = server.client.post("/api/jobs", json=body).json()["jobs"][0]
-        changed = server.client.get(f"/api/takes/{server.queue.wait(job['id'], PATIENCE).take_id}").json()
-        assert changed["settings"]["prompt"] == "bossa nova"
-        assert changed["settings"]["strength"] == 0.25
-        assert changed["seed"] == str(2**60 + 1)
-        assert changed["parent"] == take
-
-    def test_a_null_change_is_the_default(self, server: Server, take: str):
-        longer = server.make_take("drums", seconds=3, negative_prompt="noise")
-        body = {"from_take": longer, "seconds": None, "negative_prompt": None}
-        job = server.client.post("/api/jobs", json=body).json()["jobs"][0]
-        changed = server.client.get(f"/api/takes/{server.queue.wait(job['id'], PATIENCE).take_id}").json()
-        assert changed["settings"]["seconds"] == Request.seconds
-        assert changed["settings"]["negative_prompt"] == ""
-        assert changed["settings"]["seed"] == 1
-
-    def test_a_blend_with_the_sound_of_a_take(self, server: Server, take: str):
-        made = server.make_take([{"text": "piano"}, {"audio": {"take": take}, "weight": 0.5}])
-        parts = server.client.get(f"/api/takes/{made}").json()["settings"]["prompt"]
-        sha256 = server.queue.project.take(take).sha256
-        assert parts[1]["audio"] == {"file": f"{sha256}.flac", "sha256": sha256}
-
-    def test_the_schema_has_every_setting(self):
-        properties = body_schema()["properties"]
-        assert properties.keys() >= set(SETTINGS)
-        assert properties["strength"]["maximum"] == 1
-        assert all(properties[name]["description"] for name in SETTINGS)
-
-
-class TestTakes:
-    def test_pages_hold_all_takes(self, server: Server):
-        made = [server.make_take() for _ in range(3)]
-        ids = []
-        query = "?limit=2"
-        while query:
-            page = server.client.get(f"/api/takes{query}").json()
-            ids += [entry["id"] for entry in page["takes"]]
-            query = page["next"] and f"?limit=2&before={page['next']!r}"
-        assert ids == [entry.id for entry in reversed(server.queue.project.takes())]
-        assert set(made) <= set(ids)
-
-    @pytest.mark.parametrize("query", ["limit=0", "limit=101", "limit=a", "before=a", "favourites=maybe"])
-    def test_a_bad_page_is_422(self, server: Server, query: str):
-        answer = server.client.get(f"/api/takes?{query}")
-        assert answer.status_code == 422
-        assert query.partition("=")[0] in error(answer)
-
-    def test_a_favourite_with_a_title(self, server: Server):
-        made = server.make_take()
-        answer = server.client.patch(f"/api/takes/{made}", json={"favourite": True, "title": "mine\n<b>"})
-        assert answer.json()["favourite"] is True
-        assert answer.json()["title"] == "mine <b>"
-        favourites = server.client.get("/api/takes?favourites=true").json()["takes"]
-        assert [entry["id"] for entry in favourites] == [made]
-
-    @pytest.mark.parametrize("body", [{}, {"favourite": 1}, {"title": None}, {"seed": 5}, []])
-    def test_a_bad_change_is_422(self, server: Server, take: str, body: Any):
-        answer = server.client.patch(f"/api/takes/{take}", json=body)
-        assert answer.status_code == 422
-        error(answer)
-
-    def test_a_deleted_take_is_gone(self, server: Server):
-        made = server.make_take()
-        assert server.client.delete(f"/api/takes/{made}").status_code == 204
-        for place in ("", "/sound.flac", "/sound.ogg", "/spectrogram.png"):
-            assert server.client.get(f"/api/takes/{made}{place}").status_code == 404
-
-    def test_the_stored_file_and_its_ranges(self, server: Server, take: str):
-        stored = server.queue.project.path(take).read_bytes()
-        url = f"/api/takes/{take}/sound.flac"
-        answer = server.client.get(url)
-        assert answer.content == stored
-        assert answer.headers["content-type"] == "audio/flac"
-        part = server.client.get(url, headers={"range": "bytes=10-19"})
-        assert (part.status_code, part.content) == (206, stored[10:20])
-
-    @pytest.mark.parametrize("suffix", ["wav", "ogg", "mp3"])
-    def test_other_formats_and_their_ranges(self, server: Server, take: str, suffix: str):
-        url = f"/api/takes/{take}/sound.{suffix}"
-        data = server.client.get(url).content
-        samples, rate = soundfile.read(io.BytesIO(data))
-        assert rate == RATE
-        assert len(samples) >= 2 * RATE
-        for header, expected in (
-            ("bytes=0-9", data[:10]),
-            ("bytes=-5", data[-5:]),
-            (f"bytes={len(data) - 3}-", data[-3:]),
-        ):
-            part = server.client.get(url, headers={"range": header})
-            assert (part.status_code, part.content) == (206, expected)
-        outside = server.client.get(url, headers={"range": f"bytes={len(data)}-"})
-        assert outside.status_code == 416
-        assert outside.headers["content-range"] == f"bytes */{len(data)}"
-
-    def test_a_download_has_a_safe_name_and_tags(self, server: Server):
-        made = server.make_take(title='../../"Überfall"; rm -rf /')
-        answer = server.client.get(f"/api/takes/{made}/sound.flac?download=true")
-        assert answer.headers["content-disposition"] == f'attachment; filename="uberfall-rm-rf-{made}.flac"'
-        with soundfile.SoundFile(io.BytesIO(answer.content)) as sound:
-            assert sound.title == '../../"Überfall"; rm -rf /'
-            assert "seed 1" in sound.comment
-
-    def test_an_unknown_format_is_404(self, server: Server, take: str):
-        answer = server.client.get(f"/api/takes/{take}/sound.exe")
-        assert answer.status_code == 404
-        assert ".flac" in error(answer)
-
-    def test_a_spectrogram_is_a_picture_of_its_size(self, server: Server, take: str):
-        answer = server.client.get(f"/api/takes/{take}/spectrogram.png?width=320&height=200")
-        assert answer.content[:8] == b"\x89PNG\r\n\x1a\n"
-        assert [int.from_bytes(answer.content[i : i + 4]) for i in (16, 20)] == [320, 200]
-        assert server.client.get(f"/api/takes/{take}/spectrogram.png?width=9999").status_code == 422
-
-    def test_a_vote(self, server: Server, take: str):
-        other = server.make_take("drums")
-        answer = server.client.post("/api/votes", json={"a": take, "b": other, "choice": "b"})
-        assert answer.status_code == 201
-        lines = server.queue.project.votes_path.read_text().splitlines()
-        assert json.loads(lines[-1])["choice"] == "b"
-        for body, status in (
-            ({"a": take, "b": other, "choice": "c"}, 422),
-            ({"a": take, "b": UNKNOWN, "choice": "a"}, 404),
-            ({"a": take, "b": other}, 422),
-        ):
-            answer = server.client.post("/api/votes", json=body)
-            assert answer.status_code == status
-            error(answer)
-        assert server.queue.project.votes_path.read_text().splitlines() == lines
-
-    def test_the_export_has_the_clips(self, server: Server, take: str):
-        answer = server.client.get(f"/api/export.zip?takes={take}")
-        assert answer.headers["content-type"] == "application/zip"
-        with zipfile.ZipFile(io.BytesIO(answer.content)) as archive:
-            assert archive.read(f"clips/{take}.flac") == server.queue.project.path(take).read_bytes()
-            assert json.loads(archive.read("manifest.jsonl"))["id"] == take
-        assert server.client.get(f"/api/export.zip?takes={UNKNOWN}").status_code == 404
-        whole = server.client.get("/api/export.zip").content
-        with zipfile.ZipFile(io.BytesIO(whole)) as archive:
-            assert len(archive.namelist()) > len(server.queue.project)
-
-
 class TestUploads:
     @pytest.mark.parametrize("kind", ["raw", "form"])
     def test_an_upload_is_a_source(self, server: Server, kind: str):
@@ -440,7 +206,8 @@ class TestSystem:
             running.queue.close(PATIENCE)
             assert running.client.get("/healthz").status_code == 503
 
-    def test_metrics(self, server: Server, take: str):
+    def test_metrics(self, server: Server):
+        take = server.make_take()
         server.client.get(f"/api/takes/{take}")
         text = server.client.get("/metrics").text
         families = {family.name: family for family in text_string_to_metric_families(text)}

@@ -68,7 +68,8 @@ class TakesApi:
     ) -> dict[str, Any]:
         """A page of takes, newest first, and `next`, which is null on the last page."""
         takes = self.project.page(limit, before, favourites)
-        following = takes[-1].created if len(takes) == limit else None
+        is_last = not takes or not self.project.page(1, takes[-1].created, favourites)
+        following = None if is_last else takes[-1].created
         return {"takes": [take_json(take) for take in takes], "next": following}
 
     def take(self, take_id: str) -> dict[str, Any]:

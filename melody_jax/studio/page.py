@@ -11,7 +11,9 @@ Prompts and titles reach the page as text of the document, never as HTML.
 """
 
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import gradio as gr
 from fastapi import FastAPI
@@ -156,7 +158,7 @@ class _Shared:
                 label="Seed",
                 info="A whole number; empty: a new one each time",
                 placeholder="new each time",
-                max_length=16,
+                max_length=20,
                 scale=3,
                 render=False,
             )
@@ -210,10 +212,10 @@ class _Shared:
                     self.inputs[name].render()
 
 
-def _on_click(button: gr.Button, action: str, inputs: dict[str, Component]) -> None:
-    """Calls an action of the scripts with the values of inputs by their names."""
+def _on(event: Callable[..., Any], action: str, inputs: dict[str, Component]) -> None:
+    """Calls an action of the scripts at an event, with the values of inputs by their names."""
     names = json.dumps(list(inputs))
-    button.click(
+    event(
         None,
         list(inputs.values()),
         None,
@@ -222,15 +224,16 @@ def _on_click(button: gr.Button, action: str, inputs: dict[str, Component]) -> N
     )
 
 
-def _prompt_box(label: str, info: str = "", elem_id: str | None = None) -> gr.Textbox:
-    return gr.Textbox(label=label, info=info or None, lines=2, max_lines=4, max_length=1000, elem_id=elem_id)
-
-
-def _length(can: Features, seconds: float = Request.seconds) -> gr.Slider:
-    longest = can.longest_seconds
-    return gr.Slider(
-        SHORTEST_SECONDS, longest, value=min(seconds, longest), step=0.5, label="Length, seconds"
+def _prompt_box(label: str, info: str = "", lines: int = 2, elem_id: str | None = None) -> gr.Textbox:
+    """A box for a text; one of a single line at first submits it with Enter."""
+    return gr.Textbox(
+        label=label, info=info or None, lines=lines, max_lines=4, max_length=1000, elem_id=elem_id
     )
+
+
+def _length(can: Features, seconds: float = Request.seconds, label: str = "Length, seconds") -> gr.Slider:
+    longest = can.longest_seconds
+    return gr.Slider(SHORTEST_SECONDS, longest, value=min(seconds, longest), step=0.5, label=label)
 
 
 def _weight(label: str, render: bool = True) -> gr.Slider:
@@ -241,7 +244,9 @@ def _make_tab(can: Features, shared: _Shared) -> None:
     """A prompt, its examples, and four takes of it."""
     inputs: dict[str, Component] = {}
     if can.prompt:
-        prompt = _prompt_box("Prompt", "Describe the music in a few words", "prompt")
+        prompt = _prompt_box(
+            "Prompt", "Describe the music in a few words; Enter makes four takes", 1, "prompt"
+        )
         inputs["prompt"] = prompt
         with gr.Row(elem_id="examples"):
             for example in EXAMPLES:
@@ -255,8 +260,11 @@ def _make_tab(can: Features, shared: _Shared) -> None:
     with gr.Row():
         one = gr.Button("Make one take", scale=1, min_width=120)
         four = gr.Button("Make four takes", variant="primary", scale=2, min_width=160, elem_id="make-four")
-    _on_click(four, "makeFour", inputs | shared.inputs)
-    _on_click(one, "makeOne", inputs | shared.inputs)
+    inputs |= shared.inputs
+    _on(four.click, "makeFour", inputs)
+    _on(one.click, "makeOne", inputs)
+    if can.prompt:
+        _on(prompt.submit, "makeFour", inputs)
 
 
 def _sound_tab(can: Features, shared: _Shared) -> None:
@@ -275,6 +283,8 @@ def _sound_tab(can: Features, shared: _Shared) -> None:
     if can.variation:
         strength = gr.Slider(0.05, 0.95, value=0.5, step=0.05, label="Strength", scale=3, render=False)
         _action("Make a variation", "vary", inputs, strength=strength)
+    if can.style or can.melody:
+        inputs["seconds"] = _length(can, label="Length of new takes, seconds")
     if can.style:
         _action("Make four in its style", "style", inputs, weight=_weight("Weight", render=False))
     if can.melody:
@@ -287,7 +297,7 @@ def _action(label: str, action: str, inputs: dict[str, Component], **extra: Comp
         for component in extra.values():
             component.render()
         button = gr.Button(label, scale=2, min_width=150)
-    _on_click(button, action, inputs | extra)
+    _on(button.click, action, inputs | extra)
 
 
 def _story_tab(can: Features, shared: _Shared) -> None:
@@ -302,4 +312,4 @@ def _story_tab(can: Features, shared: _Shared) -> None:
         queue=False,
     )
     button = gr.Button("Make the story", variant="primary")
-    _on_click(button, "story", {"seconds": seconds} | shared.inputs)
+    _on(button.click, "story", {"seconds": seconds} | shared.inputs)

@@ -14,6 +14,7 @@ from starlette.testclient import TestClient
 
 from helpers.fake_system import RATE, FakeSystem
 from melody_jax.studio.api_common import Studio
+from melody_jax.studio.client_limits import ClientLimits
 from melody_jax.studio.job import QueueLimits
 from melody_jax.studio.jobs import JobQueue
 from melody_jax.studio.project import open_project
@@ -24,6 +25,8 @@ from melody_jax.studio.uploads import UploadDecoder
 from melody_jax.studio.votes import VoteFile
 
 ORIGIN = "http://localhost:7860"
+PLENTY = Policy(clients=ClientLimits(changes_per_minute=1e6, uploads_per_minute=1e6, requests_per_second=1e6))
+"""Limits that tests do not reach."""
 PATIENCE = 60.0
 """Seconds after which a test gives up waiting."""
 
@@ -76,3 +79,16 @@ def noise(seconds: float = 2.0, file_format: str = "WAV") -> bytes:
     wave = np.random.default_rng(0).uniform(-0.5, 0.5, round(seconds * RATE))
     soundfile.write(buffer, wave, RATE, format=file_format)
     return buffer.getvalue()
+
+
+def error(answer: Any) -> str:
+    """The one line of an error."""
+    body = answer.json()
+    assert body.keys() == {"error"}
+    assert body["error"].strip()
+    assert "\n" not in body["error"]
+    return body["error"]
+
+
+def submit(server: Server, **body: Any) -> Any:
+    return server.client.post("/api/jobs", json={"prompt": "bossa nova", "seconds": 2} | body)

@@ -1,7 +1,5 @@
 // The studio's JSON API, described at /api/docs.
 
-export const LARGEST_EXACT = Number.MAX_SAFE_INTEGER;
-
 async function call(method, path, body, type = "application/json") {
   const options = { method, headers: {} };
   if (body !== undefined) {
@@ -33,7 +31,6 @@ export const api = {
   submit: async (settings) => (await call("POST", "jobs", settings)).jobs,
   jobs: async () => (await call("GET", "jobs")).jobs,
   cancel: (id) => call("DELETE", `jobs/${part(id)}`),
-  take: (id) => call("GET", `takes/${part(id)}`),
   takes: (limit, before, favourites) => {
     const query = new URLSearchParams({ limit });
     if (before) query.set("before", before);

@@ -85,13 +85,16 @@ function againSettings(take) {
   };
 }
 
-// A button that opens a small form below the buttons.
+// A button that opens a small form below the buttons; submitting the form closes it.
 function opener(label, form) {
-  const control = button(label, () => {
-    form.hidden = !form.hidden;
-    control.setAttribute("aria-expanded", String(!form.hidden));
-    if (!form.hidden) form.querySelector("input").focus();
-  }, { "aria-expanded": "false" });
+  const show = (shown) => {
+    form.hidden = !shown;
+    control.setAttribute("aria-expanded", String(shown));
+    if (shown) form.querySelector("input").focus();
+    else control.focus();
+  };
+  const control = button(label, () => show(form.hidden), { "aria-expanded": "false" });
+  form.addEventListener("submit", () => show(false));
   return control;
 }
 
@@ -103,7 +106,7 @@ function variationForm(submit) {
 }
 
 function promptForm(submit) {
-  const input = element("input", { type: "text", required: true, maxlength: 1000 });
+  const input = element("input", { type: "text", title: "a few words", required: true, pattern: ".*\\S.*", maxlength: 1000 });
   return form("Other prompt, same tokens", input, "Make it", () => submit(input.value.trim()));
 }
 
@@ -118,7 +121,6 @@ function form(label, input, action, submit, shown = null) {
   node.addEventListener("submit", (event) => {
     event.preventDefault();
     submit();
-    node.hidden = true;
   });
   return node;
 }
@@ -147,19 +149,17 @@ function removeButton(take, ondelete) {
   const control = button("Delete", () => {
     if (!window.confirm(`Delete “${take.title}”, seed ${take.seed}, for good?`)) return;
     attempt(async () => {
-      await api.remove(take.id);
+      await api.remove(take.id).finally(ondelete);
       announce("The take is deleted");
-      ondelete();
     }, control);
   });
   return control;
 }
 
 // The card of a take. `studio` submits requests and opens sounds; `features` are what the system can make; `ondelete` is
-// called after the take's deletion; `heard` is the stream of its job if it still plays.
-export function takeCard(take, studio, features, ondelete, heard = null) {
+// called after the take's deletion, also if it was deleted already.
+export function takeCard(take, studio, features, ondelete) {
   const audio = element("audio", { controls: true, preload: "metadata", src: urls.sound(take), "aria-label": `Play ${take.title}` });
-  if (heard) takeOver(audio, heard);
   const again = againSettings(take);
   const submit = (settings) => studio.submit(settings);
   const variation = variationForm((strength) => submit(again.vary(strength)));
@@ -187,30 +187,32 @@ export function takeCard(take, studio, features, ondelete, heard = null) {
   );
 }
 
-// The player goes on where the stream of the job is.
-function takeOver(audio, stream) {
-  audio.preload = "auto";
-  audio.addEventListener("canplay", () => {
+// The player goes on where the stream of the job is, which pauses then, as there is one sound at a time.
+export function takeOver(audio, stream) {
+  const goOn = () => {
     if (stream.paused) return;
     audio.currentTime = stream.currentTime;
-    audio.addEventListener("seeked", async () => {
-      await audio.play();
-      stream.pause();
-    }, { once: true });
-  }, { once: true });
+    audio.addEventListener("seeked", () => { if (!stream.paused) audio.play(); }, { once: true });
+  };
+  audio.preload = "auto";
+  if (audio.readyState >= HTMLMediaElement.HAVE_FUTURE_DATA) goOn();
+  else audio.addEventListener("canplay", goOn, { once: true });
 }
 
 function stateText(job) {
   if (job.state === "queued") return job.position === 1 ? "Next in the queue" : `Place ${job.position} in the queue`;
   if (job.state === "cancelled") return "Cancelled";
-  if (job.state === "failed") return job.error;
+  if (job.state === "failed") return `Failed: ${job.error}`;
+  if (job.state === "done") return "Ready; its take is not on this page";
+  if (job.state === "unknown") return "The studio was started again, or this job ended long ago; if its take is missing, make it again";
   const total = job.windows_total ? `, ${job.windows_done} of ${job.windows_total} windows` : "";
   const left = job.seconds_left === null ? "" : `, about ${Math.ceil(job.seconds_left)} s left`;
   return `Being made${total}${left}`;
 }
 
-// The card of a job: `node`; `update(job)` shows its state, and `stream` plays while it is made.
-export function jobCard(first, onend) {
+// The card of a job: `node`; `update(job)` shows its state, and `stream` plays while it is made. `onplay` is called when
+// it does, `onend` with the job when it is cancelled, `onshow` when its take is to be shown.
+export function jobCard(first, { onplay, onend, onshow }) {
   const stream = new Audio();
   stream.preload = "none";
   const state = element("p", { class: "state" });
@@ -219,8 +221,9 @@ export function jobCard(first, onend) {
   const listen = button("Listen", () => (stream.paused ? play() : stream.pause()), { hidden: true });
   const play = () => attempt(async () => {
     if (!stream.src) stream.src = urls.stream(first.id);
-    await stream.play();
+    await stream.play().catch((error) => { if (error.name !== "AbortError") throw error; }); // paused before it began
   });
+  stream.addEventListener("play", () => onplay(stream));
   for (const name of ["play", "pause", "ended"]) {
     stream.addEventListener(name, () => { listen.textContent = stream.paused ? "Listen" : "Pause"; });
   }
@@ -237,17 +240,28 @@ export function jobCard(first, onend) {
     state,
     ...notes,
   );
+  const close = () => {
+    stream.pause();
+    node.remove();
+  };
+  const end = (isDone) => {
+    const hadFocus = document.activeElement === cancel;
+    const closing = button("Close", close, { "aria-label": `Close ${first.title}` });
+    bar.hidden = true;
+    cancel.replaceWith(...(isDone ? [button("Show", onshow)] : []), closing);
+    if (hadFocus) closing.focus();
+    if (isDone) return;
+    stream.pause();
+    stream.removeAttribute("src");
+    time.hidden = true;
+  };
   const update = (job) => {
+    const isNews = node.dataset.state !== job.state;
     node.dataset.state = job.state;
     state.textContent = stateText(job);
-    listen.hidden = job.state !== "running";
+    listen.hidden = job.state !== "running" && (job.state !== "done" || !stream.src);
     bar.value = job.windows_total ? job.windows_done / job.windows_total : 0;
-    if (job.state === "failed" || job.state === "cancelled") {
-      stream.pause();
-      stream.removeAttribute("src");
-      bar.hidden = true;
-      cancel.replaceWith(button("Close", () => node.remove()));
-    }
+    if (isNews && job.state !== "queued" && job.state !== "running") end(job.state === "done");
   };
   return { node, update, stream, play };
 }

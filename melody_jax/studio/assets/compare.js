@@ -1,4 +1,4 @@
-// Two takes, blind: which one is better? Votes are kept by the studio.
+// Two takes, blind: which one is better? The studio stores the votes.
 
 import { api, urls } from "./api.js";
 import { announce, attempt, button, element } from "./dom.js";
@@ -75,7 +75,7 @@ export class ComparePanel {
         next,
       );
       next.focus();
-      announce("Your vote is kept");
-    });
+      announce("Your vote is stored");
+    }, this.buttons);
   }
 }

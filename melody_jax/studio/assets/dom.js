@@ -69,8 +69,10 @@ export function clearAlert() {
   document.getElementById("alert")?.replaceChildren();
 }
 
-// Runs an action; an error of it is shown, and nothing else of it happens. The button waits meanwhile.
+// Runs an action; an error of it is shown, and nothing else of it happens. The button waits meanwhile: a second click
+// on it does nothing.
 export async function attempt(action, control = null) {
+  if (control?.getAttribute("aria-busy") === "true") return null;
   control?.setAttribute("aria-busy", "true");
   try {
     const result = await action();

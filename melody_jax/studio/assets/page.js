@@ -1,6 +1,6 @@
 // The page of the studio: connects gradio's forms with takes, sounds, story and comparison. See studio/page.py.
 
-import { api, LARGEST_EXACT } from "./api.js";
+import { api } from "./api.js";
 import { alertUser, announce, attempt, clearAlert, digits, present } from "./dom.js";
 import { ComparePanel } from "./compare.js";
 import { SourcePanel } from "./source.js";
@@ -9,6 +9,7 @@ import { Takes } from "./takes.js";
 
 const SEEDS = 2 ** 32;
 const WARMING_MS = 2000;
+const DOUBLE_CLICK_MS = 500;
 
 class Studio {
   constructor() {
@@ -19,14 +20,18 @@ class Studio {
     this.story = part("story", (root) => new StoryPanel(root));
     part("compare", (root) => new ComparePanel(root));
     part("facts", () => this.showMachine());
-    document.addEventListener("play", (event) => this.silenceOthers(event.target), true);
+    document.addEventListener("play", (event) => this.silenceOther(event.target), true);
+    for (const name of ["dragover", "drop"]) window.addEventListener(name, keepPage);
   }
 
-  // One sound at a time.
-  silenceOthers(playing) {
-    for (const audio of document.querySelectorAll("audio")) {
-      if (audio !== playing) audio.pause();
-    }
+  // One sound at a time: the one that played before `player` pauses.
+  silenceOther(player) {
+    if (this.player !== player) this.player?.pause();
+    this.player = player;
+  }
+
+  get isPlaying() {
+    return Boolean(this.player && !this.player.paused);
   }
 
   // A form calls this with the names and values of its inputs.
@@ -46,8 +51,8 @@ class Studio {
       const value = typeof values[i] === "string" ? values[i].trim() : values[i];
       if (value !== "" && value !== null && value !== undefined) form[name] = value;
     });
-    if (form.seed !== undefined && (!/^\d+$/.test(form.seed) || Number(form.seed) > LARGEST_EXACT)) {
-      throw new Error(`The seed is “${form.seed}”; it must be a whole number of at most 16 digits, or empty`);
+    if (form.seed !== undefined && !/^\d{1,20}$/.test(form.seed)) {
+      throw new Error(`The seed is “${form.seed}”; it must be a whole number of at most 20 digits, or empty`);
     }
     return form;
   }
@@ -62,7 +67,12 @@ class Studio {
     await attempt(() => this.send(settings));
   }
 
+  // Submits settings. The second click of a double click asks for nothing new.
   async send(settings) {
+    const text = JSON.stringify(settings);
+    const now = Date.now();
+    if (text === this.sent?.text && now - this.sent.time < DOUBLE_CLICK_MS) return;
+    this.sent = { text, time: now };
     const jobs = await api.submit(settings);
     announce(jobs.length === 1 ? "One take is in the queue" : `${jobs.length} takes are in the queue`);
     (await this.takes).add(jobs);
@@ -77,15 +87,6 @@ class Studio {
       document.getElementById("tabs").scrollIntoView({ block: "nearest" });
       source.begin.focus();
     });
-  }
-
-  ready() {
-    this.showMachine();
-  }
-
-  async removed() {
-    const takes = await this.takes;
-    takes.show(takes.begins);
   }
 
   drawSeed() {
@@ -118,6 +119,11 @@ class Studio {
     document.getElementById("facts").textContent = items.filter(Boolean).join(" · ");
     if (!info.warm) setTimeout(() => this.showMachine(), WARMING_MS);
   }
+}
+
+// A file that is dropped beside its place would open in place of the page.
+function keepPage(event) {
+  if (event.dataTransfer?.types.includes("Files")) event.preventDefault();
 }
 
 window.studio = new Studio();

@@ -23,36 +23,31 @@ export class SourcePanel {
       file,
       this.recordButton,
     );
-    for (const name of ["dragover", "dragenter"]) {
-      drop.addEventListener(name, (event) => {
-        event.preventDefault();
-        drop.classList.add("over");
-      });
-    }
-    drop.addEventListener("dragleave", () => drop.classList.remove("over"));
-    drop.addEventListener("drop", (event) => {
-      event.preventDefault();
-      drop.classList.remove("over");
-      this.take(event.dataTransfer.files[0]);
-    });
-    root.append(drop, this.desk);
+    for (const name of ["dragover", "dragenter"]) drop.addEventListener(name, () => drop.classList.add("over"));
+    for (const name of ["dragleave", "drop"]) drop.addEventListener(name, () => drop.classList.remove("over"));
+    drop.addEventListener("drop", (event) => this.take(event.dataTransfer.files[0])); // see keepPage of page.js
+    this.progress = element("p", { class: "state" });
+    root.append(drop, this.progress, this.desk);
   }
 
   // Uploads a file of the user.
   async take(file, control = null) {
     if (!file) return;
+    const text = `Reading ${file.name} …`;
+    announce(text);
+    this.progress.textContent = text;
     await attempt(async () => {
-      announce("The sound is being uploaded");
       const uploaded = await api.upload(file);
       this.open({
         reference: { upload: uploaded.upload },
-        title: file.name || "your recording",
+        title: file.name,
         seconds: uploaded.seconds,
         sound: urls.uploadedSound(uploaded.upload),
         spectrogram: urls.uploadedSpectrogram(uploaded.upload),
         notes: uploaded.notes,
       });
     }, control);
+    this.progress.textContent = "";
     if (control) control.value = "";
   }
 
@@ -91,15 +86,11 @@ export class SourcePanel {
     this.view = soundView({
       ...source,
       audio,
-      onregion: (begin, end) => {
-        this.begin.value = begin.toFixed(2);
-        this.end.value = end.toFixed(2);
-      },
+      onregion: this.features.has("mend") ? (begin, end) => this.setRegion(begin, end) : null,
     });
     this.begin.max = source.seconds;
     this.end.max = source.seconds;
-    this.begin.value = 0;
-    this.end.value = 0;
+    this.setRegion(0, 0);
     const region = element(
       "fieldset",
       { class: "region" },
@@ -107,8 +98,7 @@ export class SourcePanel {
       element("label", {}, "Begin, s ", this.begin),
       element("label", {}, "End, s ", this.end),
       button("Clear", () => {
-        this.begin.value = 0;
-        this.end.value = 0;
+        this.setRegion(0, 0);
         this.typed();
       }),
     );
@@ -123,8 +113,16 @@ export class SourcePanel {
     announce(`Opened: ${source.title}, ${digits(source.seconds)} seconds`);
   }
 
+  setRegion(begin, end) {
+    this.begin.value = digits(begin, 2);
+    this.end.value = digits(end, 2);
+  }
+
+  // Shows a region that was typed, without what is outside of the sound.
   typed() {
-    this.view?.setRegion(Number(this.begin.value), Number(this.end.value));
+    const [begin, end] = [this.begin, this.end].map((input) => Math.min(Math.max(0, Number(input.value)), this.current.seconds));
+    this.setRegion(begin, end);
+    this.view.setRegion(begin, end);
   }
 
   // The sound as the API names it. Throws unless there is one.

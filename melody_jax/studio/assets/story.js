@@ -67,10 +67,13 @@ export class StoryPanel {
     }));
   }
 
-  // The settings of the story. Throws if a scene has no prompt.
+  // The settings of the story. Throws if a scene has no prompt, or does not begin after the one before it.
   settings({ seconds, ...shared }) {
     const [first, ...later] = this.scenes();
     if (!first.prompt || later.some((scene) => !scene.prompt)) throw new Error("Every scene needs a prompt");
+    if (first.at < 0) throw new Error(`A scene begins at ${first.at} s; the first one begins at 0 s`);
+    const again = later.find((scene, i) => scene.at === [first, ...later][i].at);
+    if (again) throw new Error(`Two scenes begin at ${again.at} s; give one of them another time`);
     return { ...shared, seconds, prompt: first.prompt, story: later };
   }
 }
