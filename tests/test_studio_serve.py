@@ -36,11 +36,10 @@ def open_gate():
 
 threading.Thread(target=open_gate, daemon=True).start()
 listener = command.listen("127.0.0.1", 0)
-print(listener.getsockname()[1], flush=True)
 with open_project(Path(sys.argv[2])) as project:
     serve.serve(system=FakeSystem(gate), release=Release(name="fake"), project=project,
         policy=command.make_policy(config), queue_limits=config.queue, upload_limits=config.uploads, limits={},
-        listener=listener)
+        listener=listener, announcement=str(listener.getsockname()[1]))
 print("ended", flush=True)
 """
 
