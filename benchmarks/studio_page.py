@@ -55,6 +55,14 @@ class Times:
     take: float
 
 
+class Rows(dict[str, float]):
+    """Seconds by what took them; printed to stderr as they come."""
+
+    def __setitem__(self, name: str, seconds: float) -> None:
+        super().__setitem__(name, seconds)
+        print(f"{name}: {seconds:.1f} s", file=sys.stderr, flush=True)
+
+
 @contextmanager
 def studio(model: str, folder: Path, cache: Path) -> Iterator[tuple[str, float, Any]]:
     """A process of `melody studio`: its address, when it was started, and its output."""
@@ -75,6 +83,7 @@ def studio(model: str, folder: Path, cache: Path) -> Iterator[tuple[str, float, 
 
 def make_take(page: Any, seconds: int, seed: int) -> Times:
     """Asks for one take and waits for it."""
+    page.evaluate("document.querySelectorAll('audio').forEach((player) => player.pause())")  # else the new one waits
     page.evaluate("window.firstSound = null")
     page.locator("#prompt textarea").fill("calm piano")
     length = page.get_by_label("number input for Length, seconds").first
@@ -105,8 +114,8 @@ def visit(browser: Any, address: str, started: float) -> tuple[Any, float, float
 
 
 def measure(arguments: Arguments, browser: Any, folder: Path, cache: Path) -> dict[str, float]:
-    """The times of one process of the studio."""
-    rows = {}
+    """The times of one process of the studio; each is printed to stderr as soon as it is measured."""
+    rows = Rows()
     with studio(arguments.model, folder, cache) as (address, started, lines):
         page, rows["command to the answer of the server"], rows["command to the page"] = visit(
             browser, address, started
