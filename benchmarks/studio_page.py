@@ -35,6 +35,8 @@ window.Audio = function (...words) {
 };
 """
 """Notes when a player or a stream of the page begins to play."""
+SILENCE = "document.querySelectorAll('audio').forEach((player) => player.pause())"
+"""Ends what plays: a new take does not interrupt it."""
 PATIENCE = 600.0
 
 
@@ -83,7 +85,7 @@ def studio(model: str, folder: Path, cache: Path) -> Iterator[tuple[str, float, 
 
 def make_take(page: Any, seconds: int, seed: int) -> Times:
     """Asks for one take and waits for it."""
-    page.evaluate("document.querySelectorAll('audio').forEach((player) => player.pause())")  # else the new one waits
+    page.evaluate(SILENCE)
     page.evaluate("window.firstSound = null")
     page.locator("#prompt textarea").fill("calm piano")
     length = page.get_by_label("number input for Length, seconds").first

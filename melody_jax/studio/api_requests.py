@@ -15,7 +15,7 @@ from typing import Any
 from melody_jax.errors import UserError
 from melody_jax.options import descriptions
 from melody_jax.sampling import notation
-from melody_jax.sampling.request import SOUNDS, PromptLike, Request, make_requests
+from melody_jax.sampling.request import SOUNDS, PromptLike, Request, has_changes, make_requests
 from melody_jax.sampling.settings import DRAWN_SEED, draw_seed, shorten
 from melody_jax.studio.project import Project
 from melody_jax.studio.takes import TITLE_LENGTH
@@ -158,9 +158,7 @@ def _parent_of(source: Any) -> str | None:
 
 def _changes_source(settings: dict[str, Any]) -> bool:
     """Whether a clip of these settings is as long as its source."""
-    if settings.get("source") is None:
-        return False
-    return bool(settings.get("regions") or settings.get("keep_tokens") or settings.get("strength", 1) != 1)
+    return settings.get("source") is not None and has_changes(settings)
 
 
 def _seed(value: Any) -> Any:
