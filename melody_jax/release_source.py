@@ -72,12 +72,11 @@ def _sizes(parent: RemoteFolder, name: str) -> dict[str, int]:
 
 
 def _bases(parent: RemoteFolder, name: str) -> list[str]:
-    """Those of the bases of a release that are beside it; the others are packaged."""
+    """The bases of a release. Those that are not beside it are packaged."""
     file = f"{name}/{release_folder.BASES}"
     place = f"{parent.url}/{file}"
     text = parent.read(file, release.MAX_DESCRIPTION).decode("utf-8", "replace")
-    listed = release_folder.check_base_names(files.parse_json(text, place), place)
-    return [base for base in listed if (parent / base).sizes()]
+    return release_folder.check_base_names(files.parse_json(text, place), place)
 
 
 def _description(parent: RemoteFolder, file: str) -> bytes:

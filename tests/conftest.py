@@ -114,3 +114,29 @@ def bucket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     yield store
     store.store.clear()
     store.pseudo_dirs[:] = [""]
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """A headless Chromium."""
+    from helpers.studio_page import open_browser
+
+    with open_browser() as started:
+        yield started
+
+
+@pytest.fixture(scope="module")
+def gated(browser: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """The page of a studio without networks (`helpers.studio_page.GatedStudio`)."""
+    from helpers.studio_page import serve_gated
+
+    with serve_gated(tmp_path_factory.mktemp("gated") / "project") as started:
+        yield started
+
+
+@pytest.fixture
+def studio(gated: Any) -> Iterator[Any]:
+    """`gated` without takes."""
+    gated.clear()
+    yield gated
+    gated.finish()

@@ -2,7 +2,6 @@
 
 import json
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -12,35 +11,14 @@ from helpers.studio_page import (
     TABS,
     GatedStudio,
     make,
-    open_browser,
     open_tab,
     press_until,
-    serve_gated,
     visit,
     wait_until,
 )
 
 pytestmark = pytest.mark.slow
 MARKUP = '<img src="/x" onerror="window.hacked=1"><b>bold</b>'
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with open_browser() as started:
-        yield started
-
-
-@pytest.fixture(scope="module")
-def gated(browser: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[GatedStudio]:
-    with serve_gated(tmp_path_factory.mktemp("gated") / "project") as started:
-        yield started
-
-
-@pytest.fixture
-def studio(gated: GatedStudio) -> Iterator[GatedStudio]:
-    gated.clear()
-    yield gated
-    gated.finish()
 
 
 def test_a_click_as_soon_as_there_is_a_button_counts(browser: Any, studio: GatedStudio):

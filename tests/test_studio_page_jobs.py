@@ -1,7 +1,6 @@
 """The page of the studio in a headless Chromium while takes are made, by a system that tests hold up."""
 
 import contextlib
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -12,7 +11,6 @@ pytest.importorskip("gradio", reason="the extra 'studio' is not installed")
 from helpers.studio_page import (
     GatedStudio,
     make,
-    open_browser,
     running,
     serve_gated,
     set_length,
@@ -21,25 +19,6 @@ from helpers.studio_page import (
 )
 
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with open_browser() as started:
-        yield started
-
-
-@pytest.fixture(scope="module")
-def gated(browser: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[GatedStudio]:
-    with serve_gated(tmp_path_factory.mktemp("gated") / "project") as started:
-        yield started
-
-
-@pytest.fixture
-def studio(gated: GatedStudio) -> Iterator[GatedStudio]:
-    gated.clear()
-    yield gated
-    gated.finish()
 
 
 def test_the_sound_plays_before_the_clip_is_done(browser: Any, studio: GatedStudio):

@@ -1,14 +1,13 @@
 """ "Your sound" of the studio's page in a headless Chromium: recordings and files."""
 
 import base64
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
 pytest.importorskip("gradio", reason="the extra 'studio' is not installed")
 from helpers.studio import noise
-from helpers.studio_page import GatedStudio, open_browser, open_tab, serve_gated, visit
+from helpers.studio_page import GatedStudio, open_tab, visit
 
 pytestmark = pytest.mark.slow
 DROP = """([selector, sound]) => {
@@ -32,25 +31,6 @@ COUNT_STREAMS = """() => {
 REFUSE = (
     "() => { navigator.mediaDevices.getUserMedia = async () => { throw new Error('Permission denied'); }; }"
 )
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with open_browser() as started:
-        yield started
-
-
-@pytest.fixture(scope="module")
-def gated(browser: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[GatedStudio]:
-    with serve_gated(tmp_path_factory.mktemp("gated") / "project") as started:
-        yield started
-
-
-@pytest.fixture
-def studio(gated: GatedStudio) -> Iterator[GatedStudio]:
-    gated.clear()
-    yield gated
-    gated.finish()
 
 
 def test_a_recording(browser: Any, studio: GatedStudio):

@@ -1,34 +1,14 @@
 """The history of the studio's page in a headless Chromium: pages, favourites, deleted takes, several windows."""
 
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
 pytest.importorskip("gradio", reason="the extra 'studio' is not installed")
-from helpers.studio_page import GatedStudio, make, open_browser, serve_gated, set_length, visit, wait_until
+from helpers.studio_page import GatedStudio, make, set_length, visit, wait_until
 
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with open_browser() as started:
-        yield started
-
-
-@pytest.fixture(scope="module")
-def gated(browser: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[GatedStudio]:
-    with serve_gated(tmp_path_factory.mktemp("gated") / "project") as started:
-        yield started
-
-
-@pytest.fixture
-def studio(gated: GatedStudio) -> Iterator[GatedStudio]:
-    gated.clear()
-    yield gated
-    gated.finish()
 
 
 def test_pages_of_takes_and_favourites(browser: Any, studio: GatedStudio):

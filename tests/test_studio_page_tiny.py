@@ -15,7 +15,6 @@ from helpers.studio_page import (
     TABS,
     card,
     new_take,
-    open_browser,
     open_tab,
     run_studio,
     set_length,
@@ -29,12 +28,6 @@ from helpers.studio_page import (
 from melody_jax import cli
 
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with open_browser() as started:
-        yield started
 
 
 @pytest.fixture(scope="module")
